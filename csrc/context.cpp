@@ -1,0 +1,684 @@
+// Contexts: the memory of each sequence as a cache of its tokens, and everything that computes.
+
+#include "internal.hpp"
+
+#include "ggml-backend.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+
+namespace {
+
+ggml_type type_by_name(const char * name, const char * what) {
+    // The types that llama.cpp's command line offers for the cache; others compile nowhere or assert deep inside.
+    for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_1, GGML_TYPE_Q5_0,
+                                 GGML_TYPE_Q4_1, GGML_TYPE_Q4_0, GGML_TYPE_IQ4_NL}) {
+        if (name != nullptr && std::strcmp(name, ggml_type_name(type)) == 0) {
+            return type;
+        }
+    }
+    sllm::fail(SLLM_ERR_INVALID, "%s is \"%s\", not one of f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl", what,
+               name == nullptr ? "" : name);
+}
+
+bool on_abort_poll(void * user_data) {
+    auto & context = *static_cast<sllm_context *>(user_data);
+    if (context.reserving || context.cancel.load(std::memory_order_relaxed)) {
+        return true;
+    }
+    if (sllm::interrupted()) {
+        context.was_interrupted = true;
+        return true;
+    }
+    return false;
+}
+
+[[noreturn]] void fail_stopped(const sllm_context & context) {
+    if (context.was_interrupted) {
+        sllm::fail(SLLM_ERR_INTERRUPTED, "interrupted");
+    }
+    sllm::fail(SLLM_ERR_CANCELLED, "cancelled by another thread");
+}
+
+// Asking for more memory than the machine has would succeed (pages are handed out on first touch) and then end the process.
+void check_cache_fits(const sllm_model & model, const llama_context_params & p) {
+    const llama_model * m = model.model.get();
+    const double head = static_cast<double>(llama_model_n_embd(m)) / std::max(1, llama_model_n_head(m));
+    const double row = head * llama_model_n_head_kv(m) * llama_model_n_layer(m);
+    const auto bytes_of = [](ggml_type type) {
+        return static_cast<double>(ggml_type_size(type)) / static_cast<double>(ggml_blck_size(type));
+    };
+    const double need = row * (bytes_of(p.type_k) + bytes_of(p.type_v)) * p.n_ctx;
+    double have = 0;
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        size_t free = 0;
+        size_t total = 0;
+        ggml_backend_dev_memory(ggml_backend_dev_get(i), &free, &total);
+        have += static_cast<double>(total);
+    }
+    if (have > 0 && need > have) {
+        sllm::fail(SLLM_ERR_NO_MEMORY, "a KV cache of %u positions needs about %.1f GB, and all devices together have %.1f GB: lower n_ctx",
+                   p.n_ctx, need / 1e9, have / 1e9);
+    }
+}
+
+struct Row {
+    llama_seq_id seq_id;
+    size_t pos;
+    bool output;
+};
+
+// One llama_decode() of tokens that stand in their sequences already. On failure the cache is put back to where it was.
+void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
+    const size_t n = rows.size();
+    context.batch_token.resize(n);
+    context.batch_pos.resize(n);
+    context.batch_n_seq_id.assign(n, 1);
+    context.batch_seq.resize(n);
+    context.batch_seq_id.resize(n + 1);
+    context.batch_logits.resize(n);
+    for (size_t i = 0; i < n; ++i) {
+        context.batch_token[i] = context.sequences[static_cast<size_t>(rows[i].seq_id)].tokens[rows[i].pos];
+        context.batch_pos[i] = static_cast<llama_pos>(rows[i].pos);
+        context.batch_seq[i] = rows[i].seq_id;
+        context.batch_seq_id[i] = &context.batch_seq[i];
+        context.batch_logits[i] = rows[i].output ? 1 : 0;
+    }
+    context.batch_seq_id[n] = nullptr;
+    llama_batch batch{};
+    batch.n_tokens = static_cast<int32_t>(n);
+    batch.token = context.batch_token.data();
+    batch.pos = context.batch_pos.data();
+    batch.n_seq_id = context.batch_n_seq_id.data();
+    batch.seq_id = context.batch_seq_id.data();
+    batch.logits = context.batch_logits.data();
+
+    if (!context.reserving && on_abort_poll(&context)) { // backends other than the CPU do not ask while they compute
+        fail_stopped(context);
+    }
+    int32_t rc = 0;
+    try {
+        rc = llama_decode(context.context.get(), batch);
+    } catch (...) {
+        context.broken = true;
+        throw;
+    }
+    if (rc == 0) {
+        for (const Row & row : rows) {
+            sllm::Sequence & s = context.sequences[static_cast<size_t>(row.seq_id)];
+            s.n_cached = std::max(s.n_cached, row.pos + 1);
+        }
+        return;
+    }
+    for (const Row & row : rows) {
+        // llama.cpp may have kept some ubatches: what lies at or behind our count goes.
+        sllm::Sequence & s = context.sequences[static_cast<size_t>(row.seq_id)];
+        const size_t before = s.n_cached;
+        s.n_cached = before + 1; // uncache() looks at the cache itself only when there is something to drop
+        sllm::uncache(context, row.seq_id, before);
+    }
+    switch (rc) {
+    case 1: sllm::fail(SLLM_ERR_FULL, "the context has no room for %zu more tokens (n_ctx %u)", n, context.info.n_ctx);
+    case 2: fail_stopped(context);
+    default: {
+        const std::string lines = sllm::Guard::logged_errors();
+        sllm::fail(SLLM_ERR_COMPUTE, "llama_decode() returned %d: %s", rc, lines.empty() ? "it did not say why" : lines.c_str());
+    }
+    }
+}
+
+// llama.cpp grows its buffer of logits when a batch asks for more rows than any before, and frees the old one: a view
+// into it would dangle. So the largest batch is asked for now, and stopped at the first node of its graph; the buffer is reserved
+// before the graph runs.
+void reserve_outputs(sllm_context & context) {
+    const auto per_sequence = static_cast<size_t>(context.info.n_ctx_seq);
+    std::vector<Row> rows;
+    for (size_t i = 0; i < context.info.n_outputs_max && i / per_sequence < context.sequences.size(); ++i) {
+        context.sequences[i / per_sequence].tokens.push_back(0);
+        rows.push_back({static_cast<llama_seq_id>(i / per_sequence), i % per_sequence, true});
+    }
+    context.reserving = true;
+    try {
+        decode_rows(context, rows);
+    } catch (const sllm::Error & error) {
+        if (error.status != SLLM_ERR_CANCELLED) {
+            throw;
+        }
+    }
+    context.reserving = false;
+    llama_memory_clear(llama_get_memory(context.context.get()), false);
+    for (sllm::Sequence & s : context.sequences) {
+        s = sllm::Sequence{};
+    }
+}
+
+std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_context_params & params) {
+    const auto require = [](bool condition, const char * text) {
+        if (!condition) {
+            sllm::fail(SLLM_ERR_INVALID, "%s", text);
+        }
+    };
+    require(params.n_ctx >= 1, "n_ctx must be >= 1");
+    require(params.n_batch >= 1 && params.n_ubatch >= 1, "n_batch and n_ubatch must be >= 1");
+    require(params.n_seq_max >= 1 && params.n_seq_max <= llama_max_parallel_sequences(), "n_seq_max must be in 1..256");
+    require(params.n_batch >= params.n_seq_max, "n_batch must be at least n_seq_max");
+    require(params.n_ctx >= params.n_seq_max, "n_ctx must be at least n_seq_max");
+    require(params.n_outputs_max >= params.n_seq_max && params.n_outputs_max <= params.n_batch,
+            "n_outputs_max must be in n_seq_max..n_batch");
+    require(params.n_threads >= 1 && params.n_threads <= GGML_MAX_N_THREADS && params.n_threads_batch >= 1 &&
+                params.n_threads_batch <= GGML_MAX_N_THREADS,
+            "n_threads and n_threads_batch must be in 1..512");
+    require(params.flash_attn >= -1 && params.flash_attn <= 1, "flash_attn must be -1 (auto), 0 or 1");
+
+    auto context = std::make_unique<sllm_context>();
+    context->model = model;
+
+    llama_context_params p = llama_context_default_params();
+    p.n_ctx = params.n_ctx;
+    p.n_batch = params.n_batch;
+    p.n_ubatch = std::min(params.n_ubatch, params.n_batch);
+    p.n_seq_max = params.n_seq_max;
+    p.n_outputs_max = params.n_outputs_max;
+    p.n_threads = params.n_threads;
+    p.n_threads_batch = params.n_threads_batch;
+    p.flash_attn_type = static_cast<llama_flash_attn_type>(params.flash_attn);
+    p.type_k = type_by_name(params.type_k, "type_k");
+    p.type_v = type_by_name(params.type_v, "type_v");
+    p.offload_kqv = params.offload_kqv != 0;
+    p.kv_unified = params.kv_unified != 0;
+    p.swa_full = true; // a sliding-window cache of the smaller kind could not be rolled back
+    p.no_perf = true;
+    p.abort_callback = on_abort_poll;
+    p.abort_callback_data = context.get();
+    check_cache_fits(model, p);
+
+    context->context.reset(llama_init_from_model(model.model.get(), p));
+    if (context->context == nullptr) {
+        const std::string lines = sllm::Guard::logged_errors();
+        sllm::fail(SLLM_ERR_INVALID, "llama.cpp made no context: %s", lines.empty() ? "it did not say why" : lines.c_str());
+    }
+    llama_context * c = context->context.get();
+    if (llama_get_memory(c) == nullptr) {
+        sllm::fail(SLLM_ERR_UNSUPPORTED, "the model keeps no memory of its tokens, so it cannot generate");
+    }
+    context->info.n_ctx = llama_n_ctx(c);
+    context->info.n_ctx_seq = llama_n_ctx_seq(c);
+    context->info.n_batch = llama_n_batch(c);
+    context->info.n_ubatch = llama_n_ubatch(c);
+    context->info.n_seq_max = llama_n_seq_max(c);
+    context->info.n_outputs_max = std::min(params.n_outputs_max, context->info.n_batch);
+    context->info.n_vocab = model.n_vocab;
+    context->sequences.resize(context->info.n_seq_max);
+    reserve_outputs(*context);
+    return context;
+}
+
+// Bring llama.cpp's cache to exactly the committed tokens of one sequence.
+void settle(sllm_context & context, llama_seq_id seq_id) {
+    sllm::Sequence & s = sllm::sequence_at(context, seq_id);
+    sllm::uncache(context, seq_id, s.n_committed);
+    if (s.n_cached < s.n_committed) {
+        sllm::compute(context, {{seq_id, s.n_cached, s.n_committed, s.n_committed}}, nullptr);
+    }
+}
+
+} // namespace
+
+namespace sllm {
+
+Entry::Entry(sllm_context & c) : context(c) {
+    if (context.busy.exchange(true, std::memory_order_acquire)) {
+        fail(SLLM_ERR_BUSY, "another thread is inside this context; a context serves one thread at a time");
+    }
+    if (context.closed) {
+        context.busy.store(false, std::memory_order_release);
+        fail(SLLM_ERR_CLOSED, "the context is closed");
+    }
+    if (context.broken) {
+        context.busy.store(false, std::memory_order_release);
+        fail(SLLM_ERR_COMPUTE,
+             "an assertion of llama.cpp failed in this context before, so its state is unknown; close it and make a new one");
+    }
+    context.owner.store(std::this_thread::get_id(), std::memory_order_relaxed);
+    context.cancel.store(false, std::memory_order_relaxed);
+    context.was_interrupted = false;
+}
+
+Entry::~Entry() {
+    context.owner.store(std::thread::id{}, std::memory_order_relaxed);
+    context.busy.store(false, std::memory_order_release);
+}
+
+Sequence & sequence_at(sllm_context & context, int32_t seq_id) {
+    if (seq_id < 0 || static_cast<size_t>(seq_id) >= context.sequences.size()) {
+        fail(SLLM_ERR_INVALID, "sequence %d does not exist: this context has %zu (n_seq_max)", seq_id, context.sequences.size());
+    }
+    return context.sequences[static_cast<size_t>(seq_id)];
+}
+
+void check_sequences(const sllm_context & context, int32_t n_seqs, const int32_t * seq_ids) {
+    if (n_seqs < 1) {
+        fail(SLLM_ERR_INVALID, "no sequences given");
+    }
+    std::vector<bool> seen(context.sequences.size(), false);
+    for (int32_t i = 0; i < n_seqs; ++i) {
+        const int32_t id = seq_ids[i];
+        if (id < 0 || static_cast<size_t>(id) >= seen.size()) {
+            fail(SLLM_ERR_INVALID, "sequence %d does not exist: this context has %zu (n_seq_max)", id, seen.size());
+        }
+        if (seen[static_cast<size_t>(id)]) {
+            fail(SLLM_ERR_INVALID, "sequence %d is named twice", id);
+        }
+        seen[static_cast<size_t>(id)] = true;
+    }
+}
+
+void check_tokens(const sllm_context & context, const int32_t * tokens, size_t n_tokens) {
+    for (size_t i = 0; i < n_tokens; ++i) {
+        if (tokens[i] < 0 || tokens[i] >= context.info.n_vocab) {
+            fail(SLLM_ERR_INVALID, "token %d is not in the vocabulary of %d tokens", tokens[i], context.info.n_vocab);
+        }
+    }
+}
+
+size_t checked_position(sllm_context & context, int32_t seq_id, int32_t pos, size_t n_tokens) {
+    const Sequence & s = sequence_at(context, seq_id);
+    if (pos < -1) {
+        fail(SLLM_ERR_INVALID, "position %d of sequence %d is negative", pos, seq_id);
+    }
+    const size_t begin = pos < 0 ? s.n_committed : static_cast<size_t>(pos);
+    if (begin > s.n_committed) {
+        fail(SLLM_ERR_INVALID, "position %zu leaves a gap: sequence %d ends at %zu", begin, seq_id, s.n_committed);
+    }
+    if (begin + n_tokens > context.info.n_ctx_seq) {
+        fail(SLLM_ERR_FULL, "%zu tokens at position %zu do not fit: a sequence of this context holds %u", n_tokens, begin,
+             context.info.n_ctx_seq);
+    }
+    return begin;
+}
+
+void uncache(sllm_context & context, llama_seq_id seq_id, size_t length) {
+    Sequence & s = context.sequences[static_cast<size_t>(seq_id)];
+    if (s.n_cached > length) {
+        llama_memory_t memory = llama_get_memory(context.context.get());
+        if (length > 0 && llama_memory_seq_rm(memory, seq_id, static_cast<llama_pos>(length), -1)) {
+            s.n_cached = length;
+        } else {
+            llama_memory_seq_rm(memory, seq_id, -1, -1); // removing a whole sequence never fails
+            s.n_cached = 0;
+        }
+    }
+    s.tokens.resize(std::max(s.n_committed, s.n_cached));
+}
+
+size_t place_tokens(sllm_context & context, llama_seq_id seq_id, size_t pos, const int32_t * tokens, size_t n_tokens, size_t n_recompute) {
+    Sequence & s = context.sequences[static_cast<size_t>(seq_id)];
+    size_t keep = std::min(pos, s.n_cached);
+    if (keep == pos) {
+        const size_t limit = std::min(n_tokens - n_recompute, s.n_cached - pos);
+        size_t same = 0;
+        while (same < limit && s.tokens[pos + same] == tokens[same]) {
+            ++same;
+        }
+        keep += same;
+    }
+    s.n_committed = pos;
+    uncache(context, seq_id, keep);
+    s.tokens.resize(pos);
+    s.tokens.insert(s.tokens.end(), tokens, tokens + n_tokens);
+    if (s.start > static_cast<int64_t>(pos)) {
+        s.start = -1;
+    }
+    return s.n_cached;
+}
+
+void compute(sllm_context & context, const std::vector<Write> & writes, float * rows) {
+    const size_t n_batch = context.info.n_batch;
+    const auto n_vocab = static_cast<size_t>(context.info.n_vocab);
+    size_t total = 0;
+    size_t outputs = 0;
+    for (const Write & w : writes) {
+        total += w.end - w.begin;
+        outputs += w.end - std::min(w.first_output, w.end);
+    }
+    std::vector<Row> batch;
+    batch.reserve(std::min(total, n_batch));
+
+    if (rows != nullptr) { // any number of rows, copied out batch by batch
+        size_t in_batch = 0;
+        const auto flush = [&] {
+            if (batch.empty()) {
+                return;
+            }
+            decode_rows(context, batch);
+            if (in_batch > 0) {
+                std::memcpy(rows, llama_get_logits(context.context.get()), in_batch * n_vocab * sizeof(float));
+                rows += in_batch * n_vocab;
+            }
+            batch.clear();
+            in_batch = 0;
+        };
+        for (const Write & w : writes) {
+            for (size_t p = w.begin; p < w.end; ++p) {
+                const bool output = p >= w.first_output;
+                if (batch.size() == n_batch || (output && in_batch == context.info.n_outputs_max)) {
+                    flush();
+                }
+                batch.push_back({w.seq_id, p, output});
+                in_batch += output ? 1 : 0;
+            }
+        }
+        flush();
+        return;
+    }
+
+    // The rows that are wanted come last and together; what goes before them is split as needed.
+    const bool one_call = total <= n_batch;
+    if (!one_call) {
+        for (const Write & w : writes) {
+            for (size_t p = w.begin; p < std::min(w.first_output, w.end); ++p) {
+                if (batch.size() == n_batch) {
+                    decode_rows(context, batch);
+                    batch.clear();
+                }
+                batch.push_back({w.seq_id, p, false});
+            }
+        }
+        if (!batch.empty() && batch.size() + outputs > n_batch) {
+            decode_rows(context, batch);
+            batch.clear();
+        }
+    }
+    for (const Write & w : writes) {
+        for (size_t p = one_call ? w.begin : std::max(w.begin, w.first_output); p < w.end; ++p) {
+            batch.push_back({w.seq_id, p, p >= w.first_output});
+        }
+    }
+    if (!batch.empty()) {
+        decode_rows(context, batch);
+    }
+}
+
+} // namespace sllm
+
+extern "C" {
+
+int sllm_context_new(sllm_model * model, const struct sllm_context_params * params, sllm_context ** out) {
+    *out = nullptr;
+    return sllm::guarded([&] { *out = make_context(*model, *params).release(); });
+}
+
+int sllm_context_close(sllm_context * context) {
+    return sllm::guarded([&] {
+        if (context->owner.load(std::memory_order_relaxed) == std::this_thread::get_id()) {
+            sllm::fail(SLLM_ERR_BUSY, "this thread is inside the context; it cannot be closed from a callback");
+        }
+        while (context->busy.exchange(true, std::memory_order_acquire)) {
+            context->cancel.store(true, std::memory_order_relaxed);
+            std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+        context->closed = true;
+        context->sequences.clear();
+        if (context->references.load(std::memory_order_acquire) == 1) {
+            context->context.reset();
+        }
+        context->busy.store(false, std::memory_order_release);
+    });
+}
+
+void sllm_context_retain(sllm_context * context) { context->references.fetch_add(1, std::memory_order_relaxed); }
+
+void sllm_context_release(sllm_context * context) {
+    if (context->references.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+        sllm::guarded([&] { delete context; });
+    }
+}
+
+void sllm_context_get_info(const sllm_context * context, struct sllm_context_info * info) { *info = context->info; }
+
+int sllm_context_set_threads(sllm_context * context, int32_t n_threads, int32_t n_threads_batch) {
+    return sllm::guarded([&] {
+        const sllm::Entry entry(*context);
+        if (n_threads < 1 || n_threads > GGML_MAX_N_THREADS || n_threads_batch < 1 || n_threads_batch > GGML_MAX_N_THREADS) {
+            sllm::fail(SLLM_ERR_INVALID, "n_threads and n_threads_batch must be in 1..512");
+        }
+        llama_set_n_threads(context->context.get(), n_threads, n_threads_batch);
+    });
+}
+
+void sllm_context_cancel(sllm_context * context) { context->cancel.store(true, std::memory_order_relaxed); }
+
+int sllm_memory_length(sllm_context * context, int32_t seq_id, int32_t * length) {
+    return sllm::guarded([&] {
+        const sllm::Entry entry(*context);
+        *length = static_cast<int32_t>(sllm::sequence_at(*context, seq_id).n_committed);
+    });
+}
+
+int sllm_memory_tokens(sllm_context * context, int32_t seq_id, int32_t * tokens, int32_t capacity, int32_t * n_tokens) {
+    return sllm::guarded([&] {
+        const sllm::Entry entry(*context);
+        const sllm::Sequence & s = sllm::sequence_at(*context, seq_id);
+        *n_tokens = static_cast<int32_t>(s.n_committed);
+        const size_t n = std::min(s.n_committed, static_cast<size_t>(std::max(capacity, 0)));
+        std::copy_n(s.tokens.begin(), n, tokens);
+    });
+}
+
+int sllm_memory_truncate(sllm_context * context, int32_t seq_id, int32_t length) {
+    return sllm::guarded([&] {
+        const sllm::Entry entry(*context);
+        sllm::Sequence & s = sllm::sequence_at(*context, seq_id);
+        if (length < 0 || static_cast<size_t>(length) > s.n_committed) {
+            sllm::fail(SLLM_ERR_INVALID, "cannot truncate sequence %d to %d: its length is %zu", seq_id, length, s.n_committed);
+        }
+        s.n_committed = static_cast<size_t>(length);
+        sllm::uncache(*context, seq_id, s.n_committed);
+        if (s.start > length) {
+            s.start = -1;
+        }
+    });
+}
+
+int sllm_memory_copy(sllm_context * context, int32_t source, int32_t target) {
+    return sllm::guarded([&] {
+        const sllm::Entry entry(*context);
+        sllm::Sequence & from = sllm::sequence_at(*context, source);
+        sllm::Sequence & to = sllm::sequence_at(*context, target);
+        if (source == target) {
+            return;
+        }
+        sllm::uncache(*context, source, from.n_committed);
+        llama_memory_t memory = llama_get_memory(context->context.get());
+        llama_memory_seq_rm(memory, target, -1, -1);
+        to = sllm::Sequence{};
+        if (from.n_cached > 0) {
+            llama_memory_seq_cp(memory, source, target, -1, -1);
+        }
+        to.tokens = from.tokens;
+        to.n_committed = from.n_committed;
+        to.n_cached = from.n_cached;
+        to.start = from.start;
+    });
+}
+
+int sllm_memory_clear(sllm_context * context, int32_t seq_id) {
+    return sllm::guarded([&] {
+        const sllm::Entry entry(*context);
+        if (seq_id == -1) {
+            llama_memory_clear(llama_get_memory(context->context.get()), false);
+            for (sllm::Sequence & s : context->sequences) {
+                s = sllm::Sequence{};
+            }
+            return;
+        }
+        sllm::Sequence & s = sllm::sequence_at(*context, seq_id);
+        llama_memory_seq_rm(llama_get_memory(context->context.get()), seq_id, -1, -1);
+        s = sllm::Sequence{};
+    });
+}
+
+int sllm_decode(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens, const int32_t * lengths,
+                const int32_t * pos, int32_t logits, float * rows) {
+    return sllm::guarded([&] {
+        const sllm::Entry entry(*context);
+        sllm::check_sequences(*context, n_seqs, seq_ids);
+        size_t total = 0;
+        size_t n_rows = 0;
+        for (int32_t i = 0; i < n_seqs; ++i) {
+            if (lengths[i] < 0 || (lengths[i] == 0 && logits == SLLM_LOGITS_LAST)) {
+                sllm::fail(SLLM_ERR_INVALID, "sequence %d is given %d tokens", seq_ids[i], lengths[i]);
+            }
+            const auto n = static_cast<size_t>(lengths[i]);
+            sllm::checked_position(*context, seq_ids[i], pos == nullptr ? -1 : pos[i], n);
+            total += n;
+            n_rows += logits == SLLM_LOGITS_ALL ? n : logits == SLLM_LOGITS_LAST ? 1 : 0;
+        }
+        sllm::check_tokens(*context, tokens, total);
+        if (rows == nullptr && n_rows > context->info.n_outputs_max) {
+            sllm::fail(SLLM_ERR_INVALID, "%zu rows of logits were asked for, and the context keeps %u (n_outputs_max)", n_rows,
+                       context->info.n_outputs_max);
+        }
+        std::vector<sllm::Write> writes;
+        const int32_t * text = tokens;
+        for (int32_t i = 0; i < n_seqs; ++i) {
+            sllm::Sequence & s = sllm::sequence_at(*context, seq_ids[i]);
+            const auto n = static_cast<size_t>(lengths[i]);
+            const size_t at = sllm::checked_position(*context, seq_ids[i], pos == nullptr ? -1 : pos[i], n);
+            const size_t n_logits = logits == SLLM_LOGITS_ALL ? n : logits == SLLM_LOGITS_LAST ? 1 : 0;
+            const size_t begin = sllm::place_tokens(*context, seq_ids[i], at, text, n, n_logits);
+            s.start = -1; // what is decoded outright is prompt
+            writes.push_back({seq_ids[i], begin, at + n, at + n - n_logits});
+            text += n;
+        }
+        sllm::compute(*context, writes, rows);
+        for (const sllm::Write & w : writes) {
+            sllm::sequence_at(*context, w.seq_id).n_committed = w.end;
+        }
+        if (rows == nullptr && n_rows > 0) {
+            llama_synchronize(context->context.get());
+        }
+    });
+}
+
+const float * sllm_logits(sllm_context * context) { return llama_get_logits(context->context.get()); }
+
+int sllm_score(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens, const int32_t * lengths,
+               float * logprobs, int32_t * ranks) {
+    return sllm::guarded([&] {
+        const sllm::Entry entry(*context);
+        sllm::check_sequences(*context, n_seqs, seq_ids);
+        size_t total = 0;
+        for (int32_t i = 0; i < n_seqs; ++i) {
+            if (lengths[i] < 2) {
+                sllm::fail(SLLM_ERR_INVALID, "sequence %d has %d tokens, and scoring one takes the token before it too", seq_ids[i],
+                           lengths[i]);
+            }
+            sllm::checked_position(*context, seq_ids[i], -1, static_cast<size_t>(lengths[i]) - 1);
+            total += static_cast<size_t>(lengths[i]);
+        }
+        sllm::check_tokens(*context, tokens, total);
+
+        // Rows are used as soon as they are there, so that memory for them stays bounded: as many tokens of as many sequences
+        // as the context keeps rows for.
+        const auto n_vocab = static_cast<size_t>(context->info.n_vocab);
+        const size_t n_max = std::min(context->info.n_batch, context->info.n_outputs_max);
+        struct Part {
+            const int32_t * next; // the tokens that the rows predict
+            size_t n;
+        };
+        std::vector<sllm::Write> writes;
+        std::vector<Part> parts;
+        size_t in_batch = 0;
+        const auto flush = [&] {
+            if (writes.empty()) {
+                return;
+            }
+            sllm::compute(*context, writes, nullptr);
+            const float * row = llama_get_logits(context->context.get());
+            for (const Part & part : parts) {
+                for (size_t j = 0; j < part.n; ++j, row += n_vocab) {
+                    const llama_token token = part.next[j];
+                    *logprobs++ = static_cast<float>(sllm::log_prob(row, context->info.n_vocab, token));
+                    if (ranks != nullptr) {
+                        const float value = row[token];
+                        *ranks++ = static_cast<int32_t>(std::count_if(row, row + n_vocab, [&](float x) { return x > value; }));
+                    }
+                }
+            }
+            for (const sllm::Write & w : writes) {
+                sllm::sequence_at(*context, w.seq_id).n_committed = w.end;
+            }
+            writes.clear();
+            parts.clear();
+            in_batch = 0;
+        };
+        const int32_t * text = tokens;
+        for (int32_t i = 0; i < n_seqs; ++i) {
+            size_t left = static_cast<size_t>(lengths[i]) - 1;
+            const int32_t * at = text;
+            while (left > 0) {
+                if (in_batch == n_max || (!writes.empty() && writes.back().seq_id == seq_ids[i])) {
+                    flush();
+                }
+                const size_t n = std::min(left, n_max - in_batch);
+                sllm::Sequence & s = sllm::sequence_at(*context, seq_ids[i]);
+                const size_t pos = s.n_committed;
+                const size_t begin = sllm::place_tokens(*context, seq_ids[i], pos, at, n, n);
+                writes.push_back({seq_ids[i], begin, pos + n, pos});
+                parts.push_back({at + 1, n});
+                in_batch += n;
+                at += n;
+                left -= n;
+            }
+            text += lengths[i];
+        }
+        flush();
+    });
+}
+
+int sllm_state_size(sllm_context * context, int32_t seq_id, uint64_t * size) {
+    return sllm::guarded([&] {
+        const sllm::Entry entry(*context);
+        settle(*context, seq_id);
+        *size = llama_state_seq_get_size(context->context.get(), seq_id);
+    });
+}
+
+int sllm_state_get(sllm_context * context, int32_t seq_id, uint8_t * data, uint64_t capacity, uint64_t * size) {
+    return sllm::guarded([&] {
+        const sllm::Entry entry(*context);
+        settle(*context, seq_id);
+        *size = llama_state_seq_get_data(context->context.get(), data, capacity, seq_id);
+        if (*size == 0) {
+            sllm::fail(SLLM_ERR_COMPUTE, "llama.cpp could not save the state: %s", sllm::Guard::logged_errors().c_str());
+        }
+    });
+}
+
+int sllm_state_set(sllm_context * context, int32_t seq_id, const uint8_t * data, uint64_t size, const int32_t * tokens, int32_t n_tokens) {
+    return sllm::guarded([&] {
+        const sllm::Entry entry(*context);
+        sllm::Sequence & s = sllm::sequence_at(*context, seq_id);
+        if (n_tokens < 0 || static_cast<uint32_t>(n_tokens) > context->info.n_ctx_seq) {
+            sllm::fail(SLLM_ERR_FULL, "the saved state has %d tokens, and a sequence of this context holds %u", n_tokens,
+                       context->info.n_ctx_seq);
+        }
+        sllm::check_tokens(*context, tokens, static_cast<size_t>(n_tokens));
+        llama_memory_t memory = llama_get_memory(context->context.get());
+        llama_memory_seq_rm(memory, seq_id, -1, -1);
+        s = sllm::Sequence{};
+        const bool loaded = llama_state_seq_set_data(context->context.get(), data, size, seq_id) > 0;
+        if (!loaded || llama_memory_seq_pos_max(memory, seq_id) + 1 != n_tokens) {
+            llama_memory_seq_rm(memory, seq_id, -1, -1);
+            sllm::fail(SLLM_ERR_INVALID, "the saved state does not fit this context (another model, another type_k or type_v): %s",
+                       sllm::Guard::logged_errors().c_str());
+        }
+        s.tokens.assign(tokens, tokens + n_tokens);
+        s.n_committed = s.n_cached = s.tokens.size();
+    });
+}
+
+} // extern "C"

@@ -1,0 +1,214 @@
+// What the parts of csrc/ share: errors, the guard at the C boundary, and the structs behind the handles.
+#pragma once
+
+#include "sllm.h"
+
+#include "llama.h"
+
+#include <atomic>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace sllm {
+
+class Error : public std::exception {
+  public:
+    Error(int why, std::string what_happened) : status(why), text(std::move(what_happened)) {}
+    const char * what() const noexcept override { return text.c_str(); }
+
+    int status;
+    std::string text;
+};
+
+[[noreturn]] void fail(int status, const char * format, ...) __attribute__((format(printf, 2, 3)));
+
+void set_last_error(const std::string & text);
+int status_of_current_exception() noexcept;
+
+// While one lives, an assertion of llama.cpp on this thread throws Error instead of aborting, and error lines that llama.cpp logs
+// on this thread are kept for the message.
+class Guard {
+  public:
+    Guard();
+    ~Guard();
+    Guard(const Guard &) = delete;
+    Guard & operator=(const Guard &) = delete;
+
+    static std::string logged_errors();
+};
+
+// The C boundary: runs f, returns its status, lets no exception out.
+template <class F> int guarded(F && f) noexcept {
+    try {
+        Guard guard;
+        f();
+        return SLLM_OK;
+    } catch (...) {
+        return status_of_current_exception();
+    }
+}
+
+// Writes `text` the way the sllm.h text getters promise.
+int32_t copy_text(const std::string & text, char * buffer, int32_t size);
+
+// What the interrupt callback says, asked at most every 100 ms; false when there is none.
+bool interrupted();
+
+// Frees llama.cpp's objects where unique_ptr expects it.
+struct Free {
+    void operator()(llama_context * p) const { llama_free(p); }
+    void operator()(llama_sampler * p) const { llama_sampler_free(p); }
+};
+
+using SamplerPtr = std::unique_ptr<llama_sampler, Free>;
+
+struct Choice {
+    llama_token token;
+    float prob;
+};
+
+// What selection keeps for one sequence between calls, so that a grammar is not parsed from the start for every token.
+// Everything here can be rebuilt from the tokens of the sequence.
+class Selector {
+  public:
+    // Make ready to select the token behind `history`; generated text begins at `start`.
+    void begin(const sllm_sampling & sampling, const std::vector<llama_token> & history, int32_t start);
+    // The token behind everything accepted so far, at position `pos`; `want_prob` asks for Choice::prob, else 0.
+    Choice select(const float * logits, int32_t pos, bool want_prob);
+    void accept(llama_token token);
+    // A copy that may run ahead of the committed text.
+    Selector clone() const;
+
+  private:
+    bool filter_shortlist(const float * logits);
+    void filter_all(const float * logits);
+    Choice choose(int32_t pos, bool want_prob) const;
+
+    const sllm_sampling * sampling = nullptr;
+    uint64_t sampling_id = 0;
+    SamplerPtr filters;              // top-k, top-p, min-p
+    SamplerPtr penalties;            // null: off
+    SamplerPtr grammar;              // null: off
+    int32_t grammar_start = -1;      // where the text that the grammar has seen begins
+    std::vector<llama_token> parsed; // that text
+    std::vector<llama_token_data> candidates;
+    llama_token_data_array filtered{};
+};
+
+} // namespace sllm
+
+// Copied into everything that needs the model to stay: the last copy frees it, so handles may be freed in any order.
+struct sllm_model {
+    std::shared_ptr<llama_model> model;
+    const llama_vocab * vocab = nullptr;
+    int32_t n_vocab = 0;
+    bool can_rollback = true;
+};
+
+struct sllm_sampling {
+    uint64_t id = 0; // never used twice, unlike an address
+    sllm_model model;
+    double temperature = 0;
+    int32_t top_k = 0;
+    float top_p = 1;
+    float min_p = 0;
+    int32_t penalty_last_n = 0;
+    float penalty_repeat = 1;
+    float penalty_freq = 0;
+    float penalty_present = 0;
+    uint64_t seed = 0;
+    std::vector<llama_logit_bias> bias;
+    sllm::SamplerPtr grammar; // parsed, nothing accepted yet; null: no grammar
+
+    bool has_penalties() const { return penalty_last_n > 0 && (penalty_repeat != 1.0F || penalty_freq != 0.0F || penalty_present != 0.0F); }
+    bool has_filters() const { return top_k > 0 || top_p < 1.0F || min_p > 0.0F; }
+};
+
+namespace sllm {
+
+// The memory of one sequence: llama.cpp's cache holds the first `n_cached` of `tokens`, and the caller knows the first
+// `n_committed` of them.
+struct Sequence {
+    std::vector<llama_token> tokens;
+    size_t n_committed = 0;
+    size_t n_cached = 0;
+    int32_t start = -1; // position of the first generated token, once known
+    Selector selector;
+};
+
+// One row range of a write: tokens[begin, end) of a sequence, logits from `first_output` on.
+struct Write {
+    llama_seq_id seq_id;
+    size_t begin;
+    size_t end;
+    size_t first_output;
+};
+
+} // namespace sllm
+
+struct sllm_context {
+    sllm_model model; // before `context`, which is freed first
+    std::unique_ptr<llama_context, sllm::Free> context;
+    sllm_context_info info{};
+    std::vector<sllm::Sequence> sequences;
+
+    std::atomic<int32_t> references{1};
+    std::atomic<bool> busy{false};
+    std::atomic<bool> cancel{false};
+    std::atomic<std::thread::id> owner{}; // the thread inside
+    bool closed = false;
+    bool reserving = false; // abort at the first node: see sllm_context_new()
+    bool was_interrupted = false;
+    bool broken = false; // an assertion fired inside llama.cpp; its state is unknown
+
+    // Scratch of one llama_decode(), kept to avoid allocations.
+    std::vector<llama_token> batch_token;
+    std::vector<llama_pos> batch_pos;
+    std::vector<int32_t> batch_n_seq_id;
+    std::vector<llama_seq_id *> batch_seq_id;
+    std::vector<llama_seq_id> batch_seq;
+    std::vector<int8_t> batch_logits;
+};
+
+namespace sllm {
+
+// Enters a context for the length of a call: one thread at a time.
+class Entry {
+  public:
+    explicit Entry(sllm_context & context);
+    ~Entry();
+    Entry(const Entry &) = delete;
+    Entry & operator=(const Entry &) = delete;
+
+  private:
+    sllm_context & context;
+};
+
+Sequence & sequence_at(sllm_context & context, int32_t seq_id);
+// The sequences of a batched call: in range, no two alike.
+void check_sequences(const sllm_context & context, int32_t n_seqs, const int32_t * seq_ids);
+void check_tokens(const sllm_context & context, const int32_t * tokens, size_t n_tokens);
+
+// Where a write of `n_tokens` tokens at `pos` (-1: append) begins; refuses negative positions, gaps and what does not fit.
+size_t checked_position(sllm_context & context, int32_t seq_id, int32_t pos, size_t n_tokens);
+
+// Put `n_tokens` tokens at `pos` of a sequence: from there on it holds these and nothing else. What llama.cpp's cache already
+// holds of them stays cached, except that at least `n_recompute` tokens at the end will be computed. Returns the position to
+// write from.
+size_t place_tokens(sllm_context & context, llama_seq_id seq_id, size_t pos, const int32_t * tokens, size_t n_tokens, size_t n_recompute);
+
+// Compute writes in as few llama_decode() calls as n_batch allows; logits come only from the last call, which holds every output
+// row unless `rows` is given. Throws, with `n_cached` of every sequence true, on failure.
+void compute(sllm_context & context, const std::vector<Write> & writes, float * rows);
+
+// Drop what llama.cpp has cached at and behind `length`; may drop everything for models that cannot roll back.
+void uncache(sllm_context & context, llama_seq_id seq_id, size_t length);
+
+// log softmax(row)[token] and the number of tokens that are likelier.
+double log_prob(const float * row, int32_t n_vocab, llama_token token);
+
+} // namespace sllm

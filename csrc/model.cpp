@@ -1,0 +1,276 @@
+// Devices, models and vocabularies.
+
+#include "internal.hpp"
+
+#include "ggml-backend.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace {
+
+void copy_field(char * field, size_t size, const char * text) {
+    std::strncpy(field, text == nullptr ? "" : text, size - 1);
+    field[size - 1] = '\0';
+}
+
+struct Progress {
+    sllm_progress_callback callback;
+    void * user_data;
+    bool stopped;
+};
+
+bool on_progress(float progress, void * user_data) {
+    auto & state = *static_cast<Progress *>(user_data);
+    if (state.callback != nullptr && state.callback(progress, state.user_data) == 0) {
+        state.stopped = true;
+        return false;
+    }
+    return true;
+}
+
+llama_load_mode load_mode(bool use_mmap, bool use_mlock) {
+    if (use_mmap) {
+        return use_mlock ? LLAMA_LOAD_MODE_MMAP_MLOCK : LLAMA_LOAD_MODE_MMAP;
+    }
+    return use_mlock ? LLAMA_LOAD_MODE_MLOCK : LLAMA_LOAD_MODE_NONE;
+}
+
+llama_split_mode split_mode(int32_t mode) {
+    switch (mode) {
+    case 0: return LLAMA_SPLIT_MODE_NONE;
+    case 1: return LLAMA_SPLIT_MODE_LAYER;
+    case 2: return LLAMA_SPLIT_MODE_ROW;
+    default: sllm::fail(SLLM_ERR_INVALID, "split_mode is %d, not 0, 1 or 2", mode);
+    }
+}
+
+// llama.cpp's text getters return the length that snprintf() would, and -1 for "no such thing".
+template <class Get> int32_t get_text(char * text, int32_t size, Get && get) {
+    char unused[1];
+    if (text == nullptr || size < 1) {
+        return get(unused, sizeof unused);
+    }
+    return get(text, static_cast<size_t>(size));
+}
+
+std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
+    if (params.path == nullptr) {
+        sllm::fail(SLLM_ERR_INVALID, "no path given");
+    }
+    llama_model_params p = llama_model_default_params();
+
+    std::vector<ggml_backend_dev_t> devices;
+    if (params.devices != nullptr) {
+        for (int32_t i = 0; i < params.n_devices; ++i) {
+            if (params.devices[i] < 0 || params.devices[i] >= sllm_device_count()) {
+                sllm::fail(SLLM_ERR_INVALID, "there is no device %d", params.devices[i]);
+            }
+            devices.push_back(ggml_backend_dev_get(static_cast<size_t>(params.devices[i])));
+        }
+        devices.push_back(nullptr);
+        p.devices = devices.data();
+    }
+
+    std::vector<float> tensor_split(llama_max_devices(), 0.0F);
+    if (params.tensor_split != nullptr) {
+        if (params.n_tensor_split < 0 || static_cast<size_t>(params.n_tensor_split) > tensor_split.size()) {
+            sllm::fail(SLLM_ERR_INVALID, "tensor_split has %d proportions, and this build takes at most %zu", params.n_tensor_split,
+                       tensor_split.size());
+        }
+        float sum = 0;
+        for (int32_t i = 0; i < params.n_tensor_split; ++i) {
+            const float part = params.tensor_split[i];
+            if (!std::isfinite(part) || part < 0) {
+                sllm::fail(SLLM_ERR_INVALID, "tensor_split[%d] is %g, not a proportion >= 0", i, static_cast<double>(part));
+            }
+            tensor_split[static_cast<size_t>(i)] = part;
+            sum += part;
+        }
+        if (sum <= 0) {
+            sllm::fail(SLLM_ERR_INVALID, "tensor_split holds nothing but zeros");
+        }
+        p.tensor_split = tensor_split.data();
+    }
+
+    Progress progress{params.progress, params.progress_user_data, false};
+    p.n_gpu_layers = params.n_gpu_layers;
+    p.split_mode = split_mode(params.split_mode);
+    p.main_gpu = params.main_gpu;
+    p.load_mode = load_mode(params.use_mmap != 0, params.use_mlock != 0);
+    p.check_tensors = params.check_tensors != 0;
+    p.vocab_only = params.vocab_only != 0;
+    p.progress_callback = on_progress;
+    p.progress_callback_user_data = &progress;
+
+    auto model = std::make_unique<sllm_model>();
+    try {
+        model->model.reset(llama_model_load_from_file(params.path, p), [](llama_model * m) { llama_model_free(m); });
+    } catch (const sllm::Error & error) {
+        throw sllm::Error(SLLM_ERR_LOAD, error.text);
+    }
+    if (progress.stopped) {
+        sllm::fail(SLLM_ERR_INTERRUPTED, "the load was stopped by its progress callback");
+    }
+    if (model->model == nullptr) {
+        const std::string lines = sllm::Guard::logged_errors();
+        throw sllm::Error(SLLM_ERR_LOAD, lines.empty() ? "llama.cpp could not load it and did not say why" : lines);
+    }
+    if (llama_model_has_encoder(model->model.get()) || !llama_model_has_decoder(model->model.get())) {
+        sllm::fail(SLLM_ERR_UNSUPPORTED, "it has an encoder; sllm runs decoder-only models");
+    }
+    if (llama_model_is_diffusion(model->model.get())) {
+        sllm::fail(SLLM_ERR_UNSUPPORTED, "it is a diffusion model, which does not write token by token");
+    }
+    model->vocab = llama_model_get_vocab(model->model.get());
+    model->n_vocab = llama_vocab_n_tokens(model->vocab);
+    model->can_rollback = !llama_model_is_recurrent(model->model.get()) && !llama_model_is_hybrid(model->model.get());
+    return model;
+}
+
+void check_vocab(const sllm_model & model) {
+    if (llama_vocab_type(model.vocab) == LLAMA_VOCAB_TYPE_NONE) {
+        sllm::fail(SLLM_ERR_UNSUPPORTED, "the model file holds no vocabulary");
+    }
+}
+
+} // namespace
+
+extern "C" {
+
+int32_t sllm_device_count(void) {
+    try {
+        const sllm::Guard guard;
+        return static_cast<int32_t>(ggml_backend_dev_count());
+    } catch (...) {
+        return 0;
+    }
+}
+
+int sllm_device_get(int32_t index, struct sllm_device_info * info) {
+    return sllm::guarded([&] {
+        if (index < 0 || index >= sllm_device_count()) {
+            sllm::fail(SLLM_ERR_INVALID, "there is no device %d", index);
+        }
+        ggml_backend_dev_t device = ggml_backend_dev_get(static_cast<size_t>(index));
+        copy_field(info->name, sizeof info->name, ggml_backend_dev_name(device));
+        copy_field(info->description, sizeof info->description, ggml_backend_dev_description(device));
+        switch (ggml_backend_dev_type(device)) {
+        case GGML_BACKEND_DEVICE_TYPE_CPU: info->type = 0; break;
+        case GGML_BACKEND_DEVICE_TYPE_GPU: info->type = 1; break;
+        case GGML_BACKEND_DEVICE_TYPE_IGPU: info->type = 2; break;
+        case GGML_BACKEND_DEVICE_TYPE_ACCEL: info->type = 3; break;
+        default: info->type = 4; break;
+        }
+        size_t free = 0;
+        size_t total = 0;
+        ggml_backend_dev_memory(device, &free, &total);
+        info->memory_free = free;
+        info->memory_total = total;
+    });
+}
+
+int sllm_model_load(const struct sllm_model_params * params, sllm_model ** out) {
+    *out = nullptr;
+    return sllm::guarded([&] { *out = load(*params).release(); });
+}
+
+void sllm_model_free(sllm_model * model) {
+    sllm::guarded([&] { delete model; });
+}
+
+void sllm_model_get_info(const sllm_model * model, struct sllm_model_info * info) {
+    const llama_model * m = model->model.get();
+    *info = {};
+    info->n_layer = llama_model_n_layer(m);
+    info->n_embd = llama_model_n_embd(m);
+    info->n_head = llama_model_n_head(m);
+    info->n_head_kv = llama_model_n_head_kv(m);
+    info->n_ctx_train = llama_model_n_ctx_train(m);
+    info->n_swa = llama_model_n_swa(m);
+    info->n_vocab = model->n_vocab;
+    info->vocab_type = llama_vocab_type(model->vocab);
+    info->bos = llama_vocab_bos(model->vocab);
+    info->eos = llama_vocab_eos(model->vocab);
+    info->eot = llama_vocab_eot(model->vocab);
+    info->pad = llama_vocab_pad(model->vocab);
+    info->add_bos = llama_vocab_get_add_bos(model->vocab) ? 1 : 0;
+    info->add_eos = llama_vocab_get_add_eos(model->vocab) ? 1 : 0;
+    info->can_rollback = model->can_rollback ? 1 : 0;
+    info->size_bytes = llama_model_size(m);
+    info->n_params = llama_model_n_params(m);
+}
+
+int32_t sllm_model_desc(const sllm_model * model, char * text, int32_t size) {
+    return get_text(text, size, [&](char * t, size_t s) { return llama_model_desc(model->model.get(), t, s); });
+}
+
+int32_t sllm_model_meta_count(const sllm_model * model) { return llama_model_meta_count(model->model.get()); }
+
+int32_t sllm_model_meta_key(const sllm_model * model, int32_t index, char * text, int32_t size) {
+    return get_text(text, size, [&](char * t, size_t s) { return llama_model_meta_key_by_index(model->model.get(), index, t, s); });
+}
+
+int32_t sllm_model_meta_value(const sllm_model * model, int32_t index, char * text, int32_t size) {
+    return get_text(text, size, [&](char * t, size_t s) { return llama_model_meta_val_str_by_index(model->model.get(), index, t, s); });
+}
+
+int32_t sllm_model_chat_template(const sllm_model * model, const char * name, char * text, int32_t size) {
+    const char * found = llama_model_chat_template(model->model.get(), name);
+    return found == nullptr ? -1 : sllm::copy_text(found, text, size);
+}
+
+int sllm_tokenize(const sllm_model * model, const char * text, int32_t size, int32_t add_special, int32_t parse_special, int32_t * tokens,
+                  int32_t capacity, int32_t * n_tokens) {
+    return sllm::guarded([&] {
+        check_vocab(*model);
+        const int32_t n = llama_tokenize(model->vocab, text, size, tokens, capacity, add_special != 0, parse_special != 0);
+        if (n == std::numeric_limits<int32_t>::min()) {
+            sllm::fail(SLLM_ERR_INVALID, "the text makes more than 2^31 tokens");
+        }
+        *n_tokens = n < 0 ? -n : n;
+    });
+}
+
+int sllm_token_piece(const sllm_model * model, int32_t token, int32_t special, char * bytes, int32_t capacity, int32_t * n_bytes) {
+    return sllm::guarded([&] {
+        check_vocab(*model);
+        if (token < 0 || token >= model->n_vocab) {
+            sllm::fail(SLLM_ERR_INVALID, "token %d is not in the vocabulary of %d tokens", token, model->n_vocab);
+        }
+        const int32_t n = llama_token_to_piece(model->vocab, token, bytes, capacity, 0, special != 0);
+        *n_bytes = n < 0 ? -n : n;
+    });
+}
+
+int32_t sllm_token_attr(const sllm_model * model, int32_t token) {
+    if (token < 0 || token >= model->n_vocab || llama_vocab_type(model->vocab) == LLAMA_VOCAB_TYPE_NONE) {
+        return -1;
+    }
+    const int attr = llama_vocab_get_attr(model->vocab, token);
+    int32_t bits = 0;
+    bits |= (attr & LLAMA_TOKEN_ATTR_CONTROL) != 0 ? 1 : 0;
+    bits |= llama_vocab_is_eog(model->vocab, token) ? 2 : 0;
+    bits |= (attr & LLAMA_TOKEN_ATTR_BYTE) != 0 ? 4 : 0;
+    bits |= (attr & LLAMA_TOKEN_ATTR_USER_DEFINED) != 0 ? 8 : 0;
+    bits |= (attr & LLAMA_TOKEN_ATTR_UNUSED) != 0 ? 16 : 0;
+    bits |= (attr & LLAMA_TOKEN_ATTR_UNKNOWN) != 0 ? 32 : 0;
+    return bits;
+}
+
+int sllm_detokenize(const sllm_model * model, const int32_t * tokens, int32_t n_tokens, int32_t special, char * bytes, int32_t capacity,
+                    int32_t * n_bytes) {
+    return sllm::guarded([&] {
+        check_vocab(*model);
+        for (int32_t i = 0; i < n_tokens; ++i) {
+            if (tokens[i] < 0 || tokens[i] >= model->n_vocab) {
+                sllm::fail(SLLM_ERR_INVALID, "token %d is not in the vocabulary of %d tokens", tokens[i], model->n_vocab);
+            }
+        }
+        const int32_t n = llama_detokenize(model->vocab, tokens, n_tokens, bytes, capacity, false, special != 0);
+        *n_bytes = n < 0 ? -n : n;
+    });
+}
+
+} // extern "C"

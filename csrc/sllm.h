@@ -1,0 +1,300 @@
+/*
+ * sllm.h - the whole C ABI of sllm over llama.cpp.
+ *
+ * Rules that hold for every function here:
+ *
+ *  - Handles are opaque. A handle is freed once, by the function that its constructor names.
+ *  - A function that returns `int` returns a status of `enum sllm_status`. On anything but SLLM_OK,
+ *    sllm_last_error() holds one line of text for the calling thread, and every output is unspecified.
+ *  - Buffers belong to the caller and are only used during the call, unless a comment says otherwise.
+ *  - No C++ exception leaves a function. An assertion of llama.cpp that fires on the calling thread becomes
+ *    SLLM_ERR_INTERNAL instead of ending the process.
+ *  - No type, struct or constant of llama.cpp crosses this header, so that a change upstream is a compile error
+ *    in csrc/ and never a wrong memory layout in Python.
+ *  - Token ids, positions and sequence ids are int32_t. Arrays of sequences are "ragged": `lengths[i]` items for
+ *    sequence i, laid end to end in one flat array.
+ *
+ * Copyright (c) 2026 the sllm authors. MIT licence.
+ */
+#ifndef SLLM_H
+#define SLLM_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* cffi: begin */
+
+enum sllm_status {
+    SLLM_OK = 0,
+    SLLM_ERR_INVALID = 1,     /* an argument is wrong; nothing was done */
+    SLLM_ERR_LOAD = 2,        /* the file is missing, unreadable or not a model */
+    SLLM_ERR_UNSUPPORTED = 3, /* the model cannot do this */
+    SLLM_ERR_FULL = 4,        /* the tokens do not fit into the context; nothing was decoded */
+    SLLM_ERR_BUSY = 5,        /* another thread is inside this context */
+    SLLM_ERR_CANCELLED = 6,   /* sllm_context_cancel() was called meanwhile */
+    SLLM_ERR_INTERRUPTED = 7, /* the interrupt or progress callback asked to stop */
+    SLLM_ERR_COMPUTE = 8,     /* llama.cpp could not compute the batch */
+    SLLM_ERR_NO_MEMORY = 9,   /* an allocation failed */
+    SLLM_ERR_GRAMMAR = 10,    /* a grammar does not parse, or the tokens so far do not match it */
+    SLLM_ERR_INTERNAL = 11,   /* an assertion of llama.cpp or an unexpected exception */
+    SLLM_ERR_CLOSED = 12      /* sllm_context_close() was called before */
+};
+
+typedef struct sllm_model sllm_model;
+typedef struct sllm_context sllm_context;
+typedef struct sllm_sampling sllm_sampling;
+
+/* ---- status.cpp: errors, log, build ------------------------------------------------------------------- */
+
+/* The text of the last failure on this thread; valid until the next call on this thread. Never NULL. */
+const char * sllm_last_error(void);
+
+const char * sllm_version(void);
+const char * sllm_llama_cpp_commit(void);
+/* CPU features and backends that this build was compiled with (llama_print_system_info). */
+const char * sllm_system_info(void);
+
+/* Polled on the calling thread about every 100 ms during a decode. It returns 0 to go on, 1 to stop the decode with
+ * SLLM_ERR_INTERRUPTED, 2 to go on and never be asked again on this thread. */
+typedef int (*sllm_interrupt_callback)(void * user_data);
+void sllm_set_interrupt_callback(sllm_interrupt_callback callback, void * user_data);
+
+/* llama.cpp's log. Lines at `min_level` (1 debug, 2 info, 3 warning, 4 error) and above are kept, the newest 1000 of them, until
+ * sllm_log_next() takes them, oldest first: it returns the level and fills `text` (cut to `size` bytes, always
+ * terminated), or returns 0 when no line is left. */
+void sllm_log_set_level(int32_t min_level);
+int32_t sllm_log_next(char * text, int32_t size);
+
+/* ---- model.cpp: devices, models, vocabularies --------------------------------------------------------- */
+
+struct sllm_device_info {
+    char name[64];
+    char description[128];
+    int32_t type; /* 0 CPU, 1 GPU, 2 integrated GPU, 3 accelerator, 4 other */
+    uint64_t memory_free;
+    uint64_t memory_total;
+};
+
+int32_t sllm_device_count(void);
+int sllm_device_get(int32_t index, struct sllm_device_info * info);
+
+/* Returns 0 to cancel the load (SLLM_ERR_INTERRUPTED). `progress` runs from 0 to 1. */
+typedef int (*sllm_progress_callback)(float progress, void * user_data);
+
+struct sllm_model_params {
+    const char * path;
+    int32_t n_gpu_layers; /* negative: all */
+    int32_t split_mode;   /* 0 none, 1 layer, 2 row */
+    int32_t main_gpu;
+    int32_t use_mmap;
+    int32_t use_mlock;
+    int32_t check_tensors;
+    int32_t vocab_only;
+    const int32_t * devices; /* indices for sllm_device_get(); NULL: all */
+    int32_t n_devices;
+    const float * tensor_split; /* n_tensor_split proportions, or NULL */
+    int32_t n_tensor_split;
+    sllm_progress_callback progress; /* or NULL */
+    void * progress_user_data;
+};
+
+struct sllm_model_info {
+    int32_t n_layer;
+    int32_t n_embd;
+    int32_t n_head;
+    int32_t n_head_kv;
+    int32_t n_ctx_train;
+    int32_t n_swa;
+    int32_t n_vocab;
+    int32_t vocab_type; /* 0: the file has no vocabulary */
+    int32_t bos;        /* special tokens: -1 where there is none */
+    int32_t eos;
+    int32_t eot;
+    int32_t pad;
+    int32_t add_bos;
+    int32_t add_eos;
+    int32_t can_rollback; /* 0 for recurrent and hybrid models */
+    uint64_t size_bytes;
+    uint64_t n_params;
+};
+
+int sllm_model_load(const struct sllm_model_params * params, sllm_model ** out);
+void sllm_model_free(sllm_model * model);
+void sllm_model_get_info(const sllm_model * model, struct sllm_model_info * info);
+
+/* Texts: each writes at most `size` bytes including the terminator and returns the whole length without it, or -1 when there is
+ * no such thing. Call with size 0 to learn the length. */
+int32_t sllm_model_desc(const sllm_model * model, char * text, int32_t size);
+int32_t sllm_model_meta_count(const sllm_model * model);
+int32_t sllm_model_meta_key(const sllm_model * model, int32_t index, char * text, int32_t size);
+int32_t sllm_model_meta_value(const sllm_model * model, int32_t index, char * text, int32_t size);
+/* `name` NULL: the default template. */
+int32_t sllm_model_chat_template(const sllm_model * model, const char * name, char * text, int32_t size);
+
+/* Tokenise `size` bytes of UTF-8. Writes at most `capacity` tokens and stores the whole number in `n_tokens`
+ * (call again with a larger buffer if it is more). Any number of threads at once. */
+int sllm_tokenize(const sllm_model * model, const char * text, int32_t size, int32_t add_special, int32_t parse_special, int32_t * tokens,
+                  int32_t capacity, int32_t * n_tokens);
+/* The bytes of one token; control tokens give nothing unless `special`. Stores the whole length in `n_bytes`. */
+int sllm_token_piece(const sllm_model * model, int32_t token, int32_t special, char * bytes, int32_t capacity, int32_t * n_bytes);
+/* The bytes of many tokens as one text: the inverse of sllm_tokenize(). Stores the whole length in `n_bytes`. */
+int sllm_detokenize(const sllm_model * model, const int32_t * tokens, int32_t n_tokens, int32_t special, char * bytes, int32_t capacity,
+                    int32_t * n_bytes);
+/* Bits: 1 control, 2 end of generation, 4 byte, 8 user-defined, 16 unused, 32 unknown. -1: no such token. */
+int32_t sllm_token_attr(const sllm_model * model, int32_t token);
+
+/* ---- select.cpp: seeded selection --------------------------------------------------------------------- */
+
+struct sllm_sampling_params {
+    float temperature;      /* 0: argmax */
+    int32_t top_k;          /* 0: off */
+    float top_p;            /* 1: off */
+    float min_p;            /* 0: off */
+    int32_t penalty_last_n; /* 0: no penalties */
+    float penalty_repeat;   /* 1: off */
+    float penalty_freq;     /* 0: off */
+    float penalty_present;  /* 0: off */
+    uint64_t seed;
+    const int32_t * bias_tokens; /* n_bias of each, or NULL */
+    const float * bias_values;
+    int32_t n_bias;
+    const char * grammar; /* GBNF with a rule `root`, or NULL */
+};
+
+/* Selection, compiled for one vocabulary. The token at position `pos` is the argmax over the surviving candidates v of
+ * logit(v) / temperature + G(seed, pos, v), with G standard Gumbel noise from a counter-based hash (Gumbel-max
+ * trick), so it is a sample of the filtered softmax, and the same sample for everybody who has the same logits.
+ * Candidates survive llama.cpp's samplers in llama.cpp's order: logit bias, penalties, grammar, top-k, top-p, min-p.
+ * Immutable: any number of contexts and threads may use it. */
+int sllm_sampling_new(const sllm_model * model, const struct sllm_sampling_params * params, sllm_sampling ** out);
+void sllm_sampling_free(sllm_sampling * sampling);
+
+/* One selection from one row of n_vocab logits, for tests and for loops of one's own. `history` are the tokens at positions
+ * 0..pos-1, of which those from `start` on are generated text (what the grammar sees). `prob` (or NULL) receives the probability
+ * of the token under the filtered distribution. */
+int sllm_select(const sllm_sampling * sampling, const float * logits, int32_t n_vocab, int32_t pos, const int32_t * history, int32_t start,
+                int32_t * token, float * prob);
+
+/* The noise of the selection, G(seed, pos, token). */
+double sllm_gumbel(uint64_t seed, int32_t pos, int32_t token);
+
+/* ---- context.cpp: contexts and their memory ----------------------------------------------------------- */
+
+struct sllm_context_params {
+    uint32_t n_ctx;    /* positions in all; shared out over the sequences unless kv_unified */
+    uint32_t n_batch;  /* tokens per llama_decode() */
+    uint32_t n_ubatch; /* tokens per computed graph */
+    uint32_t n_seq_max;
+    uint32_t n_outputs_max;  /* rows of logits per llama_decode() */
+    int32_t n_threads;       /* for one token */
+    int32_t n_threads_batch; /* for more than one token */
+    int32_t flash_attn;      /* -1 auto, 0 off, 1 on */
+    const char * type_k;     /* ggml's name of a type: "f16", "q8_0", ... */
+    const char * type_v;
+    int32_t offload_kqv;
+    int32_t kv_unified;
+};
+
+/* The values in force, which llama.cpp may have rounded. */
+struct sllm_context_info {
+    uint32_t n_ctx;
+    uint32_t n_ctx_seq; /* positions that one sequence can hold */
+    uint32_t n_batch;
+    uint32_t n_ubatch;
+    uint32_t n_seq_max;
+    uint32_t n_outputs_max;
+    int32_t n_vocab;
+};
+
+/* The context starts with one reference, the caller's. sllm_context_release() drops one; the last frees it. Handles may be
+ * freed in any order. A view of the logits holds a reference of its own (sllm_context_retain). */
+int sllm_context_new(sllm_model * model, const struct sllm_context_params * params, sllm_context ** out);
+/* Cancel the call inside, wait for it, and free everything but the handle itself (and the logits, while views hold references);
+ * every later call
+ * returns SLLM_ERR_CLOSED. SLLM_ERR_BUSY: the call inside is this thread's own (a callback). */
+int sllm_context_close(sllm_context * context);
+void sllm_context_retain(sllm_context * context);
+void sllm_context_release(sllm_context * context);
+void sllm_context_get_info(const sllm_context * context, struct sllm_context_info * info);
+int sllm_context_set_threads(sllm_context * context, int32_t n_threads, int32_t n_threads_batch);
+
+/* Ends the call that is now inside the context on another thread, within one graph node on the CPU and one ubatch elsewhere. No
+ * call inside: nothing happens. The memory goes back to its committed length. */
+void sllm_context_cancel(sllm_context * context);
+
+/*
+ * The memory of a sequence is a cache of its tokens. It has a committed length, and behind it there may be tokens
+ * that were drafted. Writing at position p makes everything at or after p void; a write that repeats what is cached there
+ * computes nothing. For models that cannot roll back (recurrent, hybrid) a shorter length means that the tokens are
+ * computed again at the next write.
+ */
+int sllm_memory_length(sllm_context * context, int32_t seq_id, int32_t * length);
+int sllm_memory_tokens(sllm_context * context, int32_t seq_id, int32_t * tokens, int32_t capacity, int32_t * n_tokens);
+int sllm_memory_truncate(sllm_context * context, int32_t seq_id, int32_t length);
+/* The whole of `source` replaces `target`. */
+int sllm_memory_copy(sllm_context * context, int32_t source, int32_t target);
+int sllm_memory_clear(sllm_context * context, int32_t seq_id); /* -1: every sequence */
+
+/* What sllm_decode() computes logits for. */
+enum sllm_logits { SLLM_LOGITS_NONE = 0, SLLM_LOGITS_LAST = 1, SLLM_LOGITS_ALL = 2 };
+
+/* Decode tokens of several sequences. `pos[i]`, or -1 for "append", is where sequence i's tokens go; `pos` NULL appends all.
+ * Logits come in the order of the
+ * tokens: LAST gives one row a sequence, ALL one row a token. Up to n_outputs_max rows stay in the context and are
+ * read through sllm_logits() until the next call on the context; with `rows` not NULL (n_rows x n_vocab) they are copied there,
+ * and there may be any number of them. */
+int sllm_decode(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens, const int32_t * lengths,
+                const int32_t * pos, int32_t logits, float * rows);
+/* The rows of the last sllm_decode() without `rows`. The memory lives as long as the context. */
+const float * sllm_logits(sllm_context * context);
+
+/* Log-probabilities: for each sequence the tokens t0..tn are decoded at its length, and log p(t1|..t0), ... log p(tn|..) under
+ * the unfiltered
+ * softmax are stored in `logprobs`, with their ranks (0: the most likely) in `ranks` or NULL; both flat, sum(lengths[i] - 1)
+ * items. The committed length grows by n tokens; the last one needs no decoding. */
+int sllm_score(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens, const int32_t * lengths,
+               float * logprobs, int32_t * ranks);
+
+/* State of one sequence: its memory and its tokens. `capacity` is checked; sllm_state_get() stores the bytes written. */
+int sllm_state_size(sllm_context * context, int32_t seq_id, uint64_t * size);
+int sllm_state_get(sllm_context * context, int32_t seq_id, uint8_t * data, uint64_t capacity, uint64_t * size);
+int sllm_state_set(sllm_context * context, int32_t seq_id, const uint8_t * data, uint64_t size, const int32_t * tokens, int32_t n_tokens);
+
+/* ---- speculate.cpp: batched draft and verify ---------------------------------------------------------- */
+
+/*
+ * Common to both. For each of n_seqs distinct sequences, `tokens` are the committed tokens that its memory does
+ * not hold yet (at least one; the last one is what drafting or verifying starts behind), written at pos[i] (-1 or `pos` NULL: at
+ * the committed length). `samplings` are n_seqs handles, compiled for this context's model. `start[i]` (-1 or NULL:
+ * remembered from the sequence's first call since it was empty) is the position of the first generated token, which only a
+ * grammar asks for.
+ */
+
+/* Draft up to n_max[i] tokens for each sequence. A chain ends early before a token whose probability is below p_min[i], behind an
+ * end-of-generation token, where the context is full, and on sllm_context_cancel(). `draft` and `probs` are n_seqs x stride,
+ * `drafted` n_seqs; unused places hold -1 and 0. The committed length afterwards is that of the tokens passed in; the chain stays
+ * cached behind it. */
+int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens, const int32_t * lengths,
+               const int32_t * pos, sllm_sampling * const * samplings, const int32_t * start, const int32_t * n_max, const float * p_min,
+               int32_t stride, int32_t * draft, int32_t * drafted, float * probs);
+
+/* Verify n_drafted[i] <= stride drafted tokens (`draft` is n_seqs x stride) for each sequence: one pass decodes the last
+ * committed token and the chain, selects y1..y(k+1), and accepts while y_j equals the draft. `selected` is n_seqs x (stride + 1)
+ * and receives y1..y(a+1), then -1; `n_accepted` receives a. Selection ends behind an end-of-generation token. `logprobs` (or
+ * NULL), n_seqs x (stride + 1), receives the log-probability of each selected token under the unfiltered softmax. The committed
+ * length afterwards is that of the tokens passed in plus a. Drafted tokens that are no tokens of this vocabulary, or that do not
+ * fit into the context, are treated as rejected. */
+int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens, const int32_t * lengths,
+                const int32_t * pos, sllm_sampling * const * samplings, const int32_t * start, const int32_t * draft,
+                const int32_t * n_drafted, int32_t stride, int32_t * selected, int32_t * n_accepted, float * logprobs);
+
+/* cffi: end */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* SLLM_H */
