@@ -1,0 +1,72 @@
+"""Hybrid inference over llama.cpp: a language model partly here and partly on a bigger machine behind a slow
+link.
+
+Text from a big model, sped up by a small one, exactly the big one's own::
+
+    import sllm
+
+    with sllm.Model("big.gguf") as big, sllm.Model("small.gguf") as small:
+        for run in sllm.generate(big, "Once upon a time", draft=small, max_tokens=256):
+            print(run.text, end="", flush=True)
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sllm import hub
+from sllm._ffi import ffi as _ffi
+from sllm._ffi import lib as _lib
+from sllm.context import Context, Draft, Verdict
+from sllm.errors import (
+    AuthError,
+    BusyError,
+    CancelledError,
+    ClosedError,
+    ContextFullError,
+    InferenceError,
+    LeakError,
+    ModelLoadError,
+    RemoteError,
+    RPCError,
+    SllmError,
+    UnsupportedModelError,
+    VocabMismatchError,
+)
+from sllm.generation import Run, generate
+from sllm.model import Model, Vocab
+from sllm.sampling import SamplingParams
+from sllm.targets.base import Target
+from sllm.targets.local import LocalTarget
+
+__all__ = [
+    "AuthError",
+    "BusyError",
+    "CancelledError",
+    "ClosedError",
+    "Context",
+    "ContextFullError",
+    "Draft",
+    "InferenceError",
+    "LeakError",
+    "LocalTarget",
+    "Model",
+    "ModelLoadError",
+    "RPCError",
+    "RemoteError",
+    "Run",
+    "SamplingParams",
+    "SllmError",
+    "Target",
+    "UnsupportedModelError",
+    "Verdict",
+    "Vocab",
+    "VocabMismatchError",
+    "generate",
+    "hub",
+]
+
+__version__: str = _ffi.string(_lib.sllm_version()).decode()
+llama_cpp_commit: str = _ffi.string(_lib.sllm_llama_cpp_commit()).decode()
+
+logging.getLogger("sllm").addHandler(logging.NullHandler())

@@ -1,0 +1,664 @@
+"""Contexts: decoding, batched draft and verify, and the memory (KV cache) behind them."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sllm._ffi import Handle, check, ffi, float32_array, int32_array, lib, ragged_int32, take_log
+from sllm.errors import ContextFullError
+from sllm.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from sllm.model import Model
+
+__all__ = ["Context", "Draft", "Memory", "Verdict"]
+
+_LOGITS = {"none": lib.SLLM_LOGITS_NONE, "last": lib.SLLM_LOGITS_LAST, "all": lib.SLLM_LOGITS_ALL}
+_STATE_HEADER = struct.Struct(
+    "<8s32sII"
+)  # magic and version, vocabulary fingerprint, number of tokens, CRC-32 of the rest
+_STATE_MAGIC = b"sllmseq1"
+
+
+def available_cores() -> int:
+    """The processors that this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What :meth:`Context.draft` proposes for B sequences.
+
+    Attributes:
+        tokens: int32 (B, n_max), unused places -1.
+        lengths: int32 (B,), how many tokens each chain has.
+        probs: float32 (B, n_max), the draft's probability of each drafted token among the candidates that it
+            was selected from, at the
+            sampling temperature (at temperature 0: at temperature 1); unused places 0.
+
+    """
+
+    tokens: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int32]
+    probs: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What :meth:`Context.verify` selected for B sequences.
+
+    Attributes:
+        tokens: int32 (B, n_max + 1): the ``n_accepted[i] + 1`` tokens that row i commits, then -1.
+        n_accepted: int32 (B,): how many of them are accepted drafts; the one after them is the target's own.
+        logprobs: float32 like ``tokens``, log-probabilities under the unfiltered softmax at temperature 1, or
+            None when they were not asked for.
+
+    """
+
+    tokens: npt.NDArray[np.int32]
+    n_accepted: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float32] | None = None
+
+
+class Memory:
+    """What a :class:`Context` holds of each sequence (llama.cpp's memory, the KV cache).
+
+    Writing at position p makes everything at or after p void; a write that repeats what is there computes
+    nothing. So nothing
+    here has to be called to take tokens back: the next write says where it goes.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def length(self, seq_id: int = 0) -> int:
+        """The number of committed tokens, which is the position of the next one."""
+        out = ffi.new("int32_t *")
+        check(lib.sllm_memory_length(self._context._live, seq_id, out))
+        return int(out[0])
+
+    def tokens(self, seq_id: int = 0) -> npt.NDArray[np.int32]:
+        """The committed tokens, int32 (length,)."""
+        array = np.empty(self._context.n_ctx_seq, dtype=np.int32)
+        out = ffi.new("int32_t *")
+        check(
+            lib.sllm_memory_tokens(
+                self._context._live, seq_id, ffi.from_buffer("int32_t[]", array), len(array), out
+            )
+        )
+        return array[: out[0]].copy()
+
+    def truncate(self, seq_id: int, pos: int) -> None:
+        """Forget everything at or after ``pos``. Models that cannot roll back compute the rest again at the
+        next write.
+
+        Raises:
+            ValueError: ``pos`` is negative or beyond the length.
+
+        """
+        check(lib.sllm_memory_truncate(self._context._live, seq_id, pos))
+
+    def copy(self, source: int, target: int) -> None:
+        """Make sequence ``target`` an equal of ``source``; what it held is forgotten."""
+        check(lib.sllm_memory_copy(self._context._live, source, target))
+
+    def clear(self, seq_id: int | None = None) -> None:
+        """Forget one sequence, or all of them."""
+        check(lib.sllm_memory_clear(self._context._live, -1 if seq_id is None else _checked_seq(seq_id)))
+
+    def __repr__(self) -> str:
+        if self._context.closed:
+            return "<sllm.Memory, closed>"
+        lengths = [self.length(i) for i in range(self._context.n_seq_max)]
+        return f"<sllm.Memory, lengths {lengths}>"
+
+
+def _checked_seq(seq_id: int) -> int:
+    if seq_id < 0:
+        raise ValueError(f"seq_id is {seq_id}, expected >= 0")
+    return seq_id
+
+
+class Context(Handle):
+    """Memory and compute state for sequences of one model (``llama_context``); one thread at a time.
+
+    Made by :meth:`Model.context`. A call while another thread is inside raises BusyError; only :meth:`cancel`
+    may come from anywhere. Ctrl-C ends a call on the main thread within about 100 ms. After an error, a
+    cancel or a Ctrl-C the memory is at its committed length, and the next call goes on from there.
+
+    Args:
+        model: the model.
+        n_ctx: positions in all; None: what the model was trained for, at most 4096, for each sequence. They
+            are shared out evenly over the sequences, unless ``kv_unified``.
+        n_batch: how many tokens go to llama.cpp at once.
+        n_ubatch: how many tokens one computed graph has.
+        n_seq_max: the number of sequences; their ids are 0 <= seq_id < n_seq_max.
+        n_outputs_max: how many rows of logits one call may keep (``verify`` needs one more than the draft for
+            each sequence); None: at least 64, 17 a sequence.
+        n_threads, n_threads_batch: CPU threads for one token and for more; None: one for each core that this
+            process may use.
+        flash_attn: None: where the device has it.
+        type_k, type_v: ggml types of the KV cache, such as ``"f16"`` or ``"q8_0"``. With q8_0 here, q8_0 or
+            q4_0 weights and flash attention, results on the CPU do not depend on how tokens are grouped into
+            batches.
+        offload_kqv: keep the KV cache on the GPU that has the layer.
+        kv_unified: one pool of positions for all sequences. Ragged batches then take one pass instead of
+            several, but what other sequences do can change the last bits of the logits.
+
+    Raises:
+        ValueError: an argument out of range, or one that the model does not go with.
+        MemoryError: the KV cache does not fit into the machine.
+
+    Attributes:
+        model, n_ctx, n_ctx_seq, n_batch, n_ubatch, n_seq_max, n_outputs_max: the values in force;
+            ``n_ctx_seq`` is what one sequence holds.
+        memory: what is held of each sequence.
+
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int | None = None,
+        n_batch: int = 2048,
+        n_ubatch: int = 512,
+        n_seq_max: int = 1,
+        n_outputs_max: int | None = None,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        flash_attn: bool | None = None,
+        type_k: str = "f16",
+        type_v: str = "f16",
+        offload_kqv: bool = True,
+        kv_unified: bool = False,
+    ) -> None:
+        for name, value in [
+            ("n_ctx", n_ctx),
+            ("n_batch", n_batch),
+            ("n_ubatch", n_ubatch),
+            ("n_seq_max", n_seq_max),
+            ("n_outputs_max", n_outputs_max),
+        ]:
+            if value is not None and not 1 <= value < 2**31:
+                raise ValueError(f"{name} is {value}, expected 1 <= {name} < 2**31")
+        if n_ctx is None:
+            n_ctx = min(model.n_ctx_train or 4096, 4096) * n_seq_max
+        if n_outputs_max is None:
+            n_outputs_max = max(64, 17 * n_seq_max)
+        if n_threads is None:
+            n_threads = available_cores()
+        params = ffi.new("struct sllm_context_params *")
+        params.n_ctx = n_ctx
+        params.n_batch = n_batch
+        params.n_ubatch = n_ubatch
+        params.n_seq_max = n_seq_max
+        params.n_outputs_max = min(n_outputs_max, n_batch)
+        params.n_threads = n_threads
+        params.n_threads_batch = n_threads if n_threads_batch is None else n_threads_batch
+        params.flash_attn = -1 if flash_attn is None else int(flash_attn)
+        keep = [ffi.new("char[]", type_k.encode()), ffi.new("char[]", type_v.encode())]
+        params.type_k, params.type_v = keep
+        params.offload_kqv = offload_kqv
+        params.kv_unified = kv_unified
+
+        out = ffi.new("sllm_context **")
+        take_log()
+        try:
+            check(lib.sllm_context_new(model._live, params, out), model.path.name)
+        finally:
+            take_log()
+        super().__init__(out[0], lib.sllm_context_release)
+        self.model = model
+        self.n_threads: int = params.n_threads
+        self.n_threads_batch: int = params.n_threads_batch
+        info = ffi.new("struct sllm_context_info *")
+        lib.sllm_context_get_info(out[0], info)
+        self.n_ctx: int = info.n_ctx
+        self.n_ctx_seq: int = info.n_ctx_seq
+        self.n_batch: int = info.n_batch
+        self.n_ubatch: int = info.n_ubatch
+        self.n_seq_max: int = info.n_seq_max
+        self.n_outputs_max: int = info.n_outputs_max
+        self._n_vocab: int = info.n_vocab
+        self.memory = Memory(self)
+        self._scored: set[int] = set()  # sequences that hold nothing but what score() left there
+        model._contexts.add(self)
+
+    def decode(
+        self,
+        tokens: npt.ArrayLike | Sequence[npt.ArrayLike],
+        *,
+        seq_id: int | Sequence[int] = 0,
+        pos: int | Sequence[int] | None = None,
+        logits: str = "none",
+    ) -> npt.NDArray[np.float32] | None:
+        """Write tokens and compute them (``llama_decode``).
+
+        Args:
+            tokens: int32 (n,) for one sequence; for several, one such array for each.
+            seq_id: the sequence, or a list of them.
+            pos: where the tokens go, at most the sequence's length; None: at its end. Whatever was at or
+                after it is void.
+            logits: ``"none"``, ``"last"`` (the row after the last token of each sequence) or ``"all"``.
+
+        Returns:
+            None, or float32 logits, read-only: (n_vocab,) for one sequence and ``"last"``, else (rows,
+            n_vocab) in the order of the tokens. Up to ``n_outputs_max`` rows are a view of llama.cpp's own
+            buffer: it stays readable for as long as it lives, but the next call on this context overwrites
+                it. More rows are a copy.
+
+        Raises:
+            ValueError: a token, position or sequence out of range.
+            TypeError: a wrong dtype.
+            ContextFullError: no room; nothing was decoded.
+            CancelledError, BusyError, InferenceError, ClosedError.
+
+        """
+        pointer = self._live
+        if logits not in _LOGITS:
+            raise ValueError(f"logits is {logits!r}, expected 'none', 'last' or 'all'")
+        if isinstance(seq_id, int):
+            flat = int32_array(tokens, "tokens")  # type: ignore[arg-type]
+            lengths = np.array([len(flat)], dtype=np.int32)
+            seqs = int32_array([seq_id], "seq_id")
+        else:
+            seqs = int32_array(seq_id, "seq_id")
+            flat, lengths = ragged_int32(tokens, len(seqs), "tokens")  # type: ignore[arg-type]
+        n_rows = {"none": 0, "last": len(seqs), "all": len(flat)}[logits]
+        own = np.empty((n_rows, self._n_vocab), dtype=np.float32) if n_rows > self.n_outputs_max else None
+        check(
+            lib.sllm_decode(
+                pointer,
+                len(seqs),
+                ffi.from_buffer("int32_t[]", seqs),
+                ffi.from_buffer("int32_t[]", flat),
+                ffi.from_buffer("int32_t[]", lengths),
+                self._positions(pos, len(seqs)),
+                _LOGITS[logits],
+                ffi.NULL if own is None else ffi.from_buffer("float[]", own),
+            )
+        )
+        if n_rows == 0:
+            return None
+        rows = self._logits_view(pointer, n_rows) if own is None else own
+        rows.flags.writeable = False
+        return rows[0] if logits == "last" and isinstance(seq_id, int) else rows
+
+    def _logits_view(self, pointer: Any, n_rows: int) -> npt.NDArray[np.float32]:
+        """Rows of the last decode, on llama.cpp's memory, which they keep alive even past close()."""
+        lib.sllm_context_retain(pointer)
+        pid = self._pid
+
+        def release(_rows: object) -> None:
+            if os.getpid() == pid:
+                lib.sllm_context_release(pointer)
+
+        owner = ffi.gc(lib.sllm_logits(pointer), release)
+        view: npt.NDArray[np.float32] = np.frombuffer(
+            ffi.buffer(owner, n_rows * self._n_vocab * 4), dtype=np.float32
+        ).reshape(n_rows, self._n_vocab)
+        return view
+
+    def _positions(self, pos: int | npt.ArrayLike | None, n_seqs: int, name: str = "pos") -> Any:
+        if pos is None:
+            return ffi.NULL
+        array = int32_array([pos] if isinstance(pos, int) else pos, name)
+        if len(array) != n_seqs:
+            raise ValueError(f"{name} has {len(array)} items, expected one for each of {n_seqs} sequences")
+        if len(array) and array.min() < 0:
+            raise ValueError(f"{name} is negative: {array.min()}")
+        return ffi.from_buffer("int32_t[]", array)
+
+    def _samplings(
+        self, sampling: SamplingParams | Sequence[SamplingParams] | None, n_seqs: int
+    ) -> tuple[Any, Any]:
+        """A C array of compiled samplings, and what keeps them alive during the call."""
+        if sampling is None:
+            sampling = SamplingParams()
+        if isinstance(sampling, SamplingParams):
+            keep = [self.model.compiled(sampling)] * n_seqs
+        else:
+            keep = [self.model.compiled(one) for one in sampling]
+            if len(keep) != n_seqs:
+                raise ValueError(
+                    f"sampling has {len(keep)} items, expected one for each of {n_seqs} sequences"
+                )
+        return ffi.new("sllm_sampling *[]", keep), keep
+
+    def _last_tokens(
+        self, tokens: npt.ArrayLike | Sequence[npt.ArrayLike], n_seqs: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """The ``tokens`` argument of draft and verify: one token for each sequence, or an array for each."""
+        if isinstance(tokens, np.ndarray) or all(isinstance(t, (int, np.integer)) for t in tokens):  # type: ignore[union-attr]
+            flat = int32_array(tokens, "tokens")  # type: ignore[arg-type]
+            if len(flat) != n_seqs:
+                raise ValueError(f"tokens has {len(flat)} items, expected one for each of {n_seqs} sequences")
+            return flat, np.ones(n_seqs, dtype=np.int32)
+        return ragged_int32(tokens, n_seqs, "tokens")  # type: ignore[arg-type]
+
+    def draft(
+        self,
+        seq_ids: Sequence[int] | npt.NDArray[np.int32],
+        tokens: npt.ArrayLike | Sequence[npt.ArrayLike],
+        *,
+        n_max: int | Sequence[int] = 16,
+        p_min: float | Sequence[float] = 0.0,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        pos: int | Sequence[int] | None = None,
+        start: int | Sequence[int] | None = None,
+    ) -> Draft:
+        """Draft up to ``n_max`` tokens for each of B sequences, one batched pass a token.
+
+        Each token is selected from this model's logits with the same position-keyed noise as the target will
+        use, which makes them agree far more often than independent samples. The chain stays cached behind the
+        committed length, so drafting on from accepted tokens computes only what is new.
+
+        Args:
+            seq_ids: B distinct sequences.
+            tokens: (B,) the last committed token of each, not in memory yet; or B arrays of the committed
+                tokens that are not in memory yet.
+            n_max: how many tokens at most, one number or B.
+            p_min: a chain ends before a token less probable than this (see :attr:`Draft.probs`), one number
+                or B.
+            sampling: how to select, one or B; None: ``SamplingParams()``.
+            pos: where ``tokens`` go, at most the committed length; None: there.
+            start: the position of the first generated token, for grammars; None: remembered from the
+                sequence's first call since a decode.
+
+        Returns:
+            The chains. One ends early behind an end-of-generation token, at the end of the context, and after
+            :meth:`cancel`.
+
+        Raises:
+            ValueError, TypeError, ContextFullError, CancelledError (before anything was drafted), BusyError,
+            InferenceError, ClosedError.
+
+        """
+        pointer = self._live
+        seqs = int32_array(seq_ids, "seq_ids")
+        n_seqs = len(seqs)
+        flat, lengths = self._last_tokens(tokens, n_seqs)
+        samplings, _keep = self._samplings(sampling, n_seqs)
+        n_maxes = int32_array([n_max] * n_seqs if isinstance(n_max, int) else n_max, "n_max")
+        p_mins = float32_array([p_min] * n_seqs if isinstance(p_min, (int, float)) else p_min, "p_min")
+        for name, array in (("n_max", n_maxes), ("p_min", p_mins)):
+            if len(array) != n_seqs:
+                raise ValueError(
+                    f"{name} has {len(array)} items, expected one for each of {n_seqs} sequences"
+                )
+        stride = max(int(n_maxes.max(initial=0)), 0)
+        if stride > self.n_ctx_seq:
+            raise ValueError(
+                f"n_max is {stride}, and a sequence of this context holds {self.n_ctx_seq} tokens"
+            )
+        drafted = np.empty((n_seqs, stride), dtype=np.int32)
+        probs = np.empty((n_seqs, stride), dtype=np.float32)
+        n_drafted = np.empty(n_seqs, dtype=np.int32)
+        check(
+            lib.sllm_draft(
+                pointer,
+                n_seqs,
+                ffi.from_buffer("int32_t[]", seqs),
+                ffi.from_buffer("int32_t[]", flat),
+                ffi.from_buffer("int32_t[]", lengths),
+                self._positions(pos, n_seqs),
+                samplings,
+                self._positions(start, n_seqs, "start"),
+                ffi.from_buffer("int32_t[]", n_maxes),
+                ffi.from_buffer("float[]", p_mins),
+                stride,
+                ffi.from_buffer("int32_t[]", drafted),
+                ffi.from_buffer("int32_t[]", n_drafted),
+                ffi.from_buffer("float[]", probs),
+            )
+        )
+        return Draft(drafted, n_drafted, probs)
+
+    def verify(
+        self,
+        seq_ids: Sequence[int] | npt.NDArray[np.int32],
+        tokens: npt.ArrayLike | Sequence[npt.ArrayLike],
+        draft: Draft | Sequence[npt.ArrayLike] | None = None,
+        *,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        pos: int | Sequence[int] | None = None,
+        start: int | Sequence[int] | None = None,
+        logprobs: bool = False,
+    ) -> Verdict:
+        """Verify drafts of B sequences in one pass and commit what this model itself selects.
+
+        One batch decodes the last committed token and the chain ``h1..hk`` of each sequence; y1..y(k+1) are
+        selected, and accepted while ``y_i == h_i``; y1..y(a+1) are returned. The memory is then at exactly
+        the committed length: the tokens passed in and the ``a`` accepted ones. Without a draft this is plain
+            decoding of one token.
+
+        Args:
+            seq_ids: B distinct sequences.
+            tokens: as in :meth:`draft`.
+            draft: what to verify: a :class:`Draft`, or B token arrays of any lengths, or None. Ids that are
+                no tokens here, and what does not fit into the context, are treated as rejected.
+            sampling, pos, start: as in :meth:`draft`.
+            logprobs: also return the log-probability of every selected token.
+
+        Raises:
+            ValueError: also when the drafts together need more than ``n_outputs_max`` rows.
+            TypeError, ContextFullError, CancelledError, BusyError, InferenceError, ClosedError.
+
+        """
+        pointer = self._live
+        seqs = int32_array(seq_ids, "seq_ids")
+        n_seqs = len(seqs)
+        flat, lengths = self._last_tokens(tokens, n_seqs)
+        samplings, _keep = self._samplings(sampling, n_seqs)
+        hints, n_hints = self._hints(draft, n_seqs)
+        stride = hints.shape[1]
+        selected = np.empty((n_seqs, stride + 1), dtype=np.int32)
+        n_accepted = np.empty(n_seqs, dtype=np.int32)
+        scores = np.empty((n_seqs, stride + 1), dtype=np.float32) if logprobs else None
+        check(
+            lib.sllm_verify(
+                pointer,
+                n_seqs,
+                ffi.from_buffer("int32_t[]", seqs),
+                ffi.from_buffer("int32_t[]", flat),
+                ffi.from_buffer("int32_t[]", lengths),
+                self._positions(pos, n_seqs),
+                samplings,
+                self._positions(start, n_seqs, "start"),
+                ffi.from_buffer("int32_t[]", hints),
+                ffi.from_buffer("int32_t[]", n_hints),
+                stride,
+                ffi.from_buffer("int32_t[]", selected),
+                ffi.from_buffer("int32_t[]", n_accepted),
+                ffi.NULL if scores is None else ffi.from_buffer("float[]", scores),
+            )
+        )
+        return Verdict(selected, n_accepted, scores)
+
+    def _hints(
+        self, draft: Draft | Sequence[npt.ArrayLike] | None, n_seqs: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        if draft is None:
+            return np.empty((n_seqs, 0), dtype=np.int32), np.zeros(n_seqs, dtype=np.int32)
+        if isinstance(draft, Draft):
+            lengths = int32_array(draft.lengths, "draft.lengths")
+            tokens = draft.tokens
+            if tokens.dtype != np.int32 or tokens.ndim != 2 or not tokens.flags.c_contiguous:
+                raise TypeError("draft.tokens must be a contiguous int32 array of shape (B, n_max)")
+            if len(tokens) != n_seqs or len(lengths) != n_seqs:
+                raise ValueError(
+                    f"the draft has {len(tokens)} rows, expected one for each of {n_seqs} sequences"
+                )
+            return tokens, lengths
+        flat, lengths = ragged_int32(draft, n_seqs, "draft")
+        table = np.full((n_seqs, int(lengths.max(initial=0))), -1, dtype=np.int32)
+        table[np.arange(table.shape[1]) < lengths[:, None]] = flat
+        return table, lengths
+
+    def score(
+        self,
+        prefix: npt.ArrayLike,
+        continuations: Sequence[npt.ArrayLike],
+        *,
+        seq_ids: Sequence[int] | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """The log-probability of each whole continuation after ``prefix``, under the unfiltered softmax.
+
+        The prefix is computed once, and again not at all when the next call begins with the same tokens;
+        continuations run side by side in as few passes as there are sequences for them.
+
+        Args:
+            prefix: int32 (n,), at least one token.
+            continuations: int32 arrays of at least one token.
+            seq_ids: sequences to work in; their contents are lost. None: those that are empty, and the ones
+                the last call used.
+
+        Returns:
+            float64 (len(continuations),): the sums of the log-probabilities of their tokens.
+
+        Raises:
+            ValueError: something is empty, or no sequence is free.
+            ContextFullError: prefix and continuation do not fit.
+
+        """
+        head = int32_array(prefix, "prefix")
+        parts = [int32_array(c, f"continuations[{i}]") for i, c in enumerate(continuations)]
+        if len(head) == 0 or not parts or any(len(p) == 0 for p in parts):
+            raise ValueError("score needs a prefix and continuations of at least one token each")
+        longest = len(head) + max(len(p) for p in parts)
+        if longest - 1 > self.n_ctx_seq:
+            raise ContextFullError(
+                f"prefix and continuation have {longest} tokens,"
+                f" and a sequence of this context holds {self.n_ctx_seq}"
+            )
+        if seq_ids is None:
+            seq_ids = [i for i in range(self.n_seq_max) if self.memory.length(i) == 0 or i in self._scored]
+            if not seq_ids:
+                raise ValueError(
+                    "every sequence of this context is in use; name those that score may use in seq_ids"
+                )
+        first, *others = seq_ids
+        shared = head[:-1]
+        self._scored.clear()
+        if len(shared):
+            self.decode(shared, seq_id=first, pos=0)
+        else:
+            self.memory.truncate(first, 0)
+        totals = np.empty(len(parts), dtype=np.float64)
+        for begin in range(0, len(parts), len(seq_ids)):
+            group = parts[begin : begin + len(seq_ids)]
+            used = list(seq_ids[: len(group)])
+            for other in used[1:]:
+                self.memory.copy(first, other)
+            flat, lengths = ragged_int32(
+                [np.concatenate([head[-1:], part]) for part in group], len(group), "continuations"
+            )
+            out = np.empty(int(lengths.sum()) - len(group), dtype=np.float32)
+            check(
+                lib.sllm_score(
+                    self._live,
+                    len(group),
+                    ffi.from_buffer("int32_t[]", int32_array(used, "seq_ids")),
+                    ffi.from_buffer("int32_t[]", flat),
+                    ffi.from_buffer("int32_t[]", lengths),
+                    ffi.from_buffer("float[]", out),
+                    ffi.NULL,
+                )
+            )
+            ends = np.cumsum(lengths - 1)
+            totals[begin : begin + len(group)] = [
+                part.sum(dtype=np.float64) for part in np.split(out, ends[:-1])
+            ]
+            self.memory.truncate(first, len(shared))
+        for other in others:
+            self.memory.clear(other)
+        self._scored.update(seq_ids)
+        return totals
+
+    def save(self, seq_id: int = 0) -> bytes:
+        """The state of one sequence, to be given to :meth:`load` of a context of the same model and KV types.
+
+        The bytes hold the sequence's tokens in the clear.
+        """
+        pointer = self._live
+        size = ffi.new("uint64_t *")
+        check(lib.sllm_state_size(pointer, seq_id, size))
+        buffer = bytearray(size[0])
+        check(lib.sllm_state_get(pointer, seq_id, ffi.from_buffer("uint8_t[]", buffer), len(buffer), size))
+        tokens = self.memory.tokens(seq_id)
+        body = tokens.tobytes() + bytes(buffer[: size[0]])
+        header = _STATE_HEADER.pack(
+            _STATE_MAGIC, bytes.fromhex(self.model.vocab.fingerprint), len(tokens), zlib.crc32(body)
+        )
+        return header + body
+
+    def load(self, data: bytes, seq_id: int = 0) -> None:
+        """Put a saved state into a sequence; what it held is forgotten.
+
+        Raises:
+            ValueError: not such a state, damaged, or of another model or other KV types. The sequence is then
+                empty, or as it was.
+            ContextFullError: it does not fit.
+
+        """
+        if len(data) < _STATE_HEADER.size or data[:8] != _STATE_MAGIC:
+            raise ValueError("not a state saved by this version of sllm")
+        _magic, fingerprint, n_tokens, crc = _STATE_HEADER.unpack_from(data)
+        body = memoryview(data)[_STATE_HEADER.size :]
+        if len(body) < 4 * n_tokens or zlib.crc32(body) != crc:
+            raise ValueError("the saved state is damaged: its checksum does not match")
+        if fingerprint.hex() != self.model.vocab.fingerprint:
+            raise ValueError("the saved state belongs to a model with another vocabulary")
+        tokens = np.frombuffer(body[: 4 * n_tokens], dtype=np.int32)
+        state = bytes(body[4 * n_tokens :])
+        check(
+            lib.sllm_state_set(
+                self._live,
+                seq_id,
+                ffi.from_buffer("uint8_t[]", state),
+                len(state),
+                ffi.from_buffer("int32_t[]", tokens),
+                n_tokens,
+            )
+        )
+
+    def set_threads(self, n_threads: int, n_threads_batch: int | None = None) -> None:
+        """Change the number of CPU threads for one token and for more (``llama_set_n_threads``)."""
+        batch = n_threads if n_threads_batch is None else n_threads_batch
+        check(lib.sllm_context_set_threads(self._live, n_threads, batch))
+        self.n_threads, self.n_threads_batch = n_threads, batch
+
+    def cancel(self) -> None:
+        """End the call that another thread is now inside, if there is one; from any thread.
+
+        That call raises CancelledError, except that :meth:`draft` returns what it has.
+        """
+        lib.sllm_context_cancel(self._live)
+
+    def close(self) -> None:
+        """Free the context; a call that another thread is inside is cancelled first. More calls do
+        nothing.
+        """
+        pointer = self._pointer
+        if pointer is not None and self._pid == os.getpid():
+            check(lib.sllm_context_close(pointer))
+        super().close()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return f"<sllm.Context of {self.model.path.name!r}, closed>"
+        return f"<sllm.Context of {self.model.path.name!r}, {self.n_seq_max} x {self.n_ctx_seq} positions>"

@@ -1,0 +1,238 @@
+"""What proposes tokens: a small model, the text itself, or any callable. A draft is only a hint and never
+changes the text.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from sllm._ffi import int32_array
+from sllm.errors import CancelledError, ContextFullError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy.typing as npt
+    from typing_extensions import Self
+
+    from sllm.model import Model
+    from sllm.sampling import SamplingParams
+
+__all__ = ["CallableDrafter", "Drafter", "ModelDrafter", "NGramDrafter"]
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    """The interface of everything that drafts. One text at a time, one thread at a time but for
+    :meth:`cancel`.
+    """
+
+    computes: bool
+    """Whether drafting takes time worth measuring, and worth spending while the target computes."""
+
+    def open(self, tokens: Sequence[int], sampling: SamplingParams) -> None:
+        """A new text begins behind the prompt ``tokens``."""
+
+    def draft(self, text: Sequence[int], chain: Sequence[int], n_max: int, p_min: float) -> list[int]:
+        """At most ``n_max`` tokens to go on with behind the committed ``text`` (prompt included) and the
+        unconfirmed ``chain``.
+        """
+
+    def cancel(self) -> None:
+        """Let a draft that another thread is now making end early."""
+
+    def close(self) -> None:
+        """Free what the drafter holds."""
+
+
+class ModelDrafter:
+    """A small model as a drafter, with a context of its own.
+
+    It selects with the target's noise (same seed, same position), which makes the two agree as often as the
+    closeness of their distributions allows at that price.
+
+    Args:
+        model: the model; stays the caller's to close.
+        n_ctx, n_threads, flash_attn, type_k, type_v: as for :class:`~sllm.Context`.
+
+    """
+
+    computes = True
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int | None = None,
+        n_threads: int | None = None,
+        flash_attn: bool | None = None,
+        type_k: str = "f16",
+        type_v: str = "f16",
+    ) -> None:
+        self.model = model
+        self.context = model.context(
+            n_ctx=n_ctx, n_threads=n_threads, flash_attn=flash_attn, type_k=type_k, type_v=type_v
+        )
+        self._sampling: SamplingParams | None = None
+        self._start = 0
+        self._held: list[
+            int
+        ] = []  # what the context has as committed: text, and a chain that may have been wrong
+        self._agreed = 0  # so much of it is text for good
+        self.n_caught_up = 0  # tokens that the last draft had to compute before the first drafted one
+
+    def open(self, tokens: Sequence[int], sampling: SamplingParams) -> None:
+        """See :meth:`Drafter.open`; the prompt is computed with the first draft."""
+        self._sampling = sampling
+        self._start = len(tokens)
+        self._held = self.context.memory.tokens(0).tolist()
+        self._agreed = 0
+
+    def draft(self, text: Sequence[int], chain: Sequence[int], n_max: int, p_min: float) -> list[int]:
+        """See :meth:`Drafter.draft`. Nothing, where the context is full or a token is beyond this model's
+        vocabulary.
+        """
+        assert self._sampling is not None, "open() comes first"
+        base = self._agreed
+        wanted = [*text[base:], *chain]
+        held = self._held[base:]
+        same = 0
+        for mine, theirs in zip(held, wanted, strict=False):
+            if mine != theirs:
+                break
+            same += 1
+        same = min(
+            same, len(wanted) - 1
+        )  # the last token is computed in any case: its logits are where drafting starts
+        new = wanted[same:]
+        self.n_caught_up = len(new) - 1
+        if max(new) >= self.model.vocab.n_tokens:
+            return []
+        try:
+            draft = self.context.draft(
+                [0],
+                [np.array(new, dtype=np.int32)],
+                n_max=n_max,
+                p_min=p_min,
+                sampling=self._sampling,
+                pos=[base + same],
+                start=[self._start],
+            )
+        except (ContextFullError, CancelledError):
+            self._held = self.context.memory.tokens(0).tolist()
+            return []
+        self._held[base + same :] = new
+        self._agreed = max(len(text) - 1, 0)
+        tokens: list[int] = draft.tokens[0, : draft.lengths[0]].tolist()
+        return tokens
+
+    def cancel(self) -> None:
+        """See :meth:`Drafter.cancel`."""
+        if not self.context.closed:
+            self.context.cancel()
+
+    def close(self) -> None:
+        """Free the context. More calls do nothing."""
+        self.context.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<sllm.ModelDrafter of {self.model.path.name!r}{', closed' if self.context.closed else ''}>"
+
+
+class NGramDrafter:
+    """Drafts what followed the same last tokens earlier in the text ("prompt lookup decoding", Saxena 2023).
+
+    Costs next to nothing, and pays where an answer repeats its prompt: summaries, edits, code.
+
+    Args:
+        n_max: the longest run of last tokens to look for.
+        n_min: the shortest.
+
+    """
+
+    computes = False
+
+    def __init__(self, *, n_max: int = 4, n_min: int = 2) -> None:
+        if not 1 <= n_min <= n_max:
+            raise ValueError(f"n_min is {n_min} and n_max {n_max}, expected 1 <= n_min <= n_max")
+        self._sizes = range(n_max, n_min - 1, -1)
+        self._followers: dict[
+            tuple[int, ...], int
+        ] = {}  # run of tokens -> the position behind its last occurrence
+        self._indexed = 0
+
+    def open(self, tokens: Sequence[int], sampling: SamplingParams) -> None:  # noqa: ARG002
+        """See :meth:`Drafter.open`."""
+        self._followers.clear()
+        self._indexed = 0
+
+    def draft(self, text: Sequence[int], chain: Sequence[int], n_max: int, p_min: float) -> list[int]:  # noqa: ARG002
+        """See :meth:`Drafter.draft`."""
+        # The run that ends the text is indexed only when something follows it, or it would find itself.
+        for end in range(max(self._indexed, 1), len(text)):
+            for size in self._sizes:
+                if size <= end:
+                    self._followers[tuple(text[end - size : end])] = end
+        self._indexed = len(text)
+        last = [*text[-self._sizes[0] :], *chain][-self._sizes[0] :]
+        for size in self._sizes:
+            if size <= len(last):
+                behind = self._followers.get(tuple(last[-size:]))
+                if behind is not None:
+                    return list(text[behind : behind + n_max])
+        return []
+
+    def cancel(self) -> None:
+        """Nothing to do: a look-up takes microseconds."""
+
+    def close(self) -> None:
+        """Forget the text."""
+        self._followers.clear()
+
+    def __repr__(self) -> str:
+        return f"<sllm.NGramDrafter of {self._sizes[-1]}..{self._sizes[0]} tokens>"
+
+
+class CallableDrafter:
+    """Any callable as a drafter: ``propose(tokens, n_max)`` gets the text so far as int32 (n,) and returns
+    token ids.
+
+    Ids that are no tokens are treated as wrong guesses. What it raises is raised where the text is being
+    read.
+    """
+
+    computes = True
+
+    def __init__(self, propose: Callable[[npt.NDArray[np.int32], int], Any]) -> None:
+        self._propose = propose
+
+    def open(self, tokens: Sequence[int], sampling: SamplingParams) -> None:
+        """See :meth:`Drafter.open`."""
+
+    def draft(self, text: Sequence[int], chain: Sequence[int], n_max: int, p_min: float) -> list[int]:  # noqa: ARG002
+        """See :meth:`Drafter.draft`.
+
+        Raises:
+            TypeError: the callable returned something else than token ids.
+
+        """
+        proposed = self._propose(np.array([*text, *chain], dtype=np.int32), n_max)
+        tokens: list[int] = int32_array(() if proposed is None else proposed, "the draft").tolist()
+        return tokens[:n_max]
+
+    def cancel(self) -> None:
+        """Nothing to do: what the callable computes is its own business."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def __repr__(self) -> str:
+        return f"<sllm.CallableDrafter of {self._propose!r}>"

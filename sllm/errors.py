@@ -1,0 +1,76 @@
+"""The exceptions that sllm raises.
+
+Each one derives from :class:`SllmError` and from the builtin that a caller would catch for the same trouble,
+so ``except OSError`` around a model load and ``except ConnectionError`` around a remote call work without
+importing anything from here.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AuthError",
+    "BusyError",
+    "CancelledError",
+    "ClosedError",
+    "ContextFullError",
+    "InferenceError",
+    "LeakError",
+    "ModelLoadError",
+    "RPCError",
+    "RemoteError",
+    "SllmError",
+    "UnsupportedModelError",
+    "VocabMismatchError",
+]
+
+
+class SllmError(Exception):
+    """Base of every exception that sllm raises on its own account."""
+
+
+class ModelLoadError(SllmError, OSError):
+    """A model file is missing, unreadable or not a model; carries llama.cpp's own error lines."""
+
+
+class VocabMismatchError(SllmError, ValueError):
+    """Two models that must share a vocabulary do not; the message names the first token that differs."""
+
+
+class ContextFullError(SllmError, RuntimeError):
+    """The tokens do not fit into what is left of the context; nothing was decoded."""
+
+
+class InferenceError(SllmError, RuntimeError):
+    """llama.cpp could not compute a batch; the memory was put back to its committed length."""
+
+
+class CancelledError(SllmError, RuntimeError):
+    """``cancel()`` was called while a decode was under way; the memory is back at its committed length."""
+
+
+class BusyError(SllmError, RuntimeError):
+    """A second thread entered an object that serves one thread at a time."""
+
+
+class ClosedError(SllmError, ValueError):
+    """The object was used after ``close()``, or in a process forked after it was made."""
+
+
+class RemoteError(SllmError, ConnectionError):
+    """The remote side could not be reached, went away, or answered with an error."""
+
+
+class AuthError(RemoteError, PermissionError):
+    """The remote side refused the token, or its certificate does not have the pinned fingerprint."""
+
+
+class RPCError(RemoteError):
+    """A ggml RPC server could not be reached, speaks another protocol version, or went away."""
+
+
+class UnsupportedModelError(SllmError, NotImplementedError):
+    """The model's architecture cannot do what was asked of it."""
+
+
+class LeakError(SllmError, RuntimeError):
+    """Text about to leave the machine still holds something private; nothing was sent."""

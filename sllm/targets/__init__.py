@@ -1,0 +1,1 @@
+"""Sources of truth: what decides the text."""
