@@ -105,6 +105,9 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
         context.broken = true;
         throw;
     }
+    if (rc != -1) {
+        context.copies_pending = false;
+    }
     if (rc == 0) {
         for (const Row & row : rows) {
             sllm::Sequence & s = context.sequences[static_cast<size_t>(row.seq_id)];
@@ -129,6 +132,20 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
     }
 }
 
+// A llama_decode() that does everything but compute: it is stopped at the first node of its graph (on the CPU; elsewhere it runs).
+void decode_aborted(sllm_context & context, const std::vector<Row> & rows) {
+    context.reserving = true;
+    try {
+        decode_rows(context, rows);
+    } catch (const sllm::Error & error) {
+        context.reserving = false;
+        if (error.status != SLLM_ERR_CANCELLED) {
+            throw;
+        }
+    }
+    context.reserving = false;
+}
+
 // llama.cpp grows its buffer of logits when a batch asks for more rows than any before, and frees the old one: a view
 // into it would dangle. So the largest batch is asked for now, and stopped at the first node of its graph; the buffer is reserved
 // before the graph runs.
@@ -139,15 +156,7 @@ void reserve_outputs(sllm_context & context) {
         context.sequences[i / per_sequence].tokens.push_back(0);
         rows.push_back({static_cast<llama_seq_id>(i / per_sequence), i % per_sequence, true});
     }
-    context.reserving = true;
-    try {
-        decode_rows(context, rows);
-    } catch (const sllm::Error & error) {
-        if (error.status != SLLM_ERR_CANCELLED) {
-            throw;
-        }
-    }
-    context.reserving = false;
+    decode_aborted(context, rows);
     llama_memory_clear(llama_get_memory(context.context.get()), false);
     for (sllm::Sequence & s : context.sequences) {
         s = sllm::Sequence{};
@@ -205,6 +214,11 @@ std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_
     }
     context->info.n_ctx = llama_n_ctx(c);
     context->info.n_ctx_seq = llama_n_ctx_seq(c);
+    if (llama_model_rope_type(model.model.get()) == LLAMA_ROPE_TYPE_NONE && !llama_model_is_recurrent(model.model.get())) {
+        // Learned positions: there is no row for those beyond the training context, and llama.cpp aborts when it looks one up.
+        context->info.n_ctx_seq =
+            std::min(context->info.n_ctx_seq, static_cast<uint32_t>(std::max(1, llama_model_n_ctx_train(model.model.get()))));
+    }
     context->info.n_batch = llama_n_batch(c);
     context->info.n_ubatch = llama_n_ubatch(c);
     context->info.n_seq_max = llama_n_seq_max(c);
@@ -215,6 +229,30 @@ std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_
     return context;
 }
 
+// llama.cpp puts the copying of a sequence's memory off to its next decode, and would by then copy what was loaded meanwhile.
+void finish_copies(sllm_context & context) {
+    if (!context.copies_pending) {
+        return;
+    }
+    // Any sequence will do that has room for a token, an empty one before others: then there is nothing that could be lost.
+    size_t best = 0;
+    for (size_t i = 1; i < context.sequences.size(); ++i) {
+        if (context.sequences[i].n_cached < context.sequences[best].n_cached) {
+            best = i;
+        }
+    }
+    const auto seq_id = static_cast<llama_seq_id>(best);
+    sllm::Sequence & s = context.sequences[best];
+    if (s.n_cached == context.info.n_ctx_seq) {
+        sllm::uncache(context, seq_id, s.n_cached - 1); // computed again at the next write
+    }
+    const size_t before = s.n_cached;
+    s.tokens.resize(std::max(s.tokens.size(), before + 1));
+    decode_aborted(context, {{seq_id, before, false}});
+    sllm::uncache(context, seq_id, before);
+    context.copies_pending = false;
+}
+
 // Bring llama.cpp's cache to exactly the committed tokens of one sequence.
 void settle(sllm_context & context, llama_seq_id seq_id) {
     sllm::Sequence & s = sllm::sequence_at(context, seq_id);
@@ -222,6 +260,7 @@ void settle(sllm_context & context, llama_seq_id seq_id) {
     if (s.n_cached < s.n_committed) {
         sllm::compute(context, {{seq_id, s.n_cached, s.n_committed, s.n_committed}}, nullptr);
     }
+    finish_copies(context);
 }
 
 } // namespace
@@ -496,6 +535,7 @@ int sllm_memory_copy(sllm_context * context, int32_t source, int32_t target) {
         to = sllm::Sequence{};
         if (from.n_cached > 0) {
             llama_memory_seq_cp(memory, source, target, -1, -1);
+            context->copies_pending = true;
         }
         to.tokens = from.tokens;
         to.n_committed = from.n_committed;
@@ -521,7 +561,7 @@ int sllm_memory_clear(sllm_context * context, int32_t seq_id) {
 }
 
 int sllm_decode(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens, const int32_t * lengths,
-                const int32_t * pos, int32_t logits, float * rows) {
+                const int32_t * pos, int32_t logits, float * rows, const float ** view) {
     return sllm::guarded([&] {
         const sllm::Entry entry(*context);
         sllm::check_sequences(*context, n_seqs, seq_ids);
@@ -558,12 +598,11 @@ int sllm_decode(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids,
             sllm::sequence_at(*context, w.seq_id).n_committed = w.end;
         }
         if (rows == nullptr && n_rows > 0) {
-            llama_synchronize(context->context.get());
+            *view = llama_get_logits(context->context.get());
+            sllm_context_retain(context); // here, where no other thread can close the context in between
         }
     });
 }
-
-const float * sllm_logits(sllm_context * context) { return llama_get_logits(context->context.get()); }
 
 int sllm_score(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens, const int32_t * lengths,
                float * logprobs, int32_t * ranks) {
@@ -667,13 +706,15 @@ int sllm_state_set(sllm_context * context, int32_t seq_id, const uint8_t * data,
                        context->info.n_ctx_seq);
         }
         sllm::check_tokens(*context, tokens, static_cast<size_t>(n_tokens));
+        finish_copies(*context);
         llama_memory_t memory = llama_get_memory(context->context.get());
         llama_memory_seq_rm(memory, seq_id, -1, -1);
         s = sllm::Sequence{};
         const bool loaded = llama_state_seq_set_data(context->context.get(), data, size, seq_id) > 0;
         if (!loaded || llama_memory_seq_pos_max(memory, seq_id) + 1 != n_tokens) {
             llama_memory_seq_rm(memory, seq_id, -1, -1);
-            sllm::fail(SLLM_ERR_INVALID, "the saved state does not fit this context (another model, another type_k or type_v): %s",
+            sllm::fail(SLLM_ERR_INVALID,
+                       "the saved state does not fit this context (another model, type_k, type_v, n_seq_max or kv_unified): %s",
                        sllm::Guard::logged_errors().c_str());
         }
         s.tokens.assign(tokens, tokens + n_tokens);

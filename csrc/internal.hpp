@@ -161,7 +161,8 @@ struct sllm_context {
     std::atomic<bool> cancel{false};
     std::atomic<std::thread::id> owner{}; // the thread inside
     bool closed = false;
-    bool reserving = false; // abort at the first node: see sllm_context_new()
+    bool reserving = false;      // abort at the first node: see sllm_context_new()
+    bool copies_pending = false; // llama.cpp copies the memory of sequences at its next decode
     bool was_interrupted = false;
     bool broken = false; // an assertion fired inside llama.cpp; its state is unknown
 

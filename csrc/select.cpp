@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 
@@ -28,13 +29,13 @@ constexpr uint64_t mix(uint64_t x) {
 
 constexpr uint64_t golden = 0x9e3779b97f4a7c15ULL; // 2^64 / golden ratio, odd: the steps of a Weyl sequence
 
-// The counter-based hash behind G: 53 random bits for each (seed, pos, token).
+// The counter-based hash behind G: 52 random bits for each (seed, pos, token).
 constexpr uint64_t key_of(uint64_t seed, int32_t pos) { return mix(mix(seed + golden) + golden * (static_cast<uint32_t>(pos) + 1ULL)); }
-constexpr uint64_t bits_of(uint64_t key, int32_t token) { return mix(key + golden * (static_cast<uint32_t>(token) + 1ULL)) >> 11; }
+constexpr uint64_t bits_of(uint64_t key, int32_t token) { return mix(key + golden * (static_cast<uint32_t>(token) + 1ULL)) >> 12; }
 
-// -ln(-ln u) with u = (bits + 1/2) / 2^53, which is never 0 or 1.
+// -ln(-ln u) with u = (bits + 1/2) / 2^52, which a double holds exactly and is never 0 or 1.
 double gumbel_of(uint64_t bits) {
-    const double u = (static_cast<double>(bits) + 0.5) * 0x1p-53;
+    const double u = (static_cast<double>(bits) + 0.5) * 0x1p-52;
     return -std::log(-std::log(u));
 }
 
@@ -137,7 +138,7 @@ sllm::Choice gumbel_argmax(const float * logits, int32_t n, double temperature, 
         const double needed = best - static_cast<double>(block_top) / temperature;
         // The margin covers rounding in the two exponentials; a hash at the bound is decided by the exact score below.
         const double u = std::exp(-std::exp(-needed)) - 1e-15;
-        const uint64_t bound = u <= 0 ? 0 : static_cast<uint64_t>(u * 0x1p53);
+        const uint64_t bound = u <= 0 ? 0 : static_cast<uint64_t>(u * 0x1p52);
         for (int32_t v = begin; v < end; ++v) {
             const uint64_t bits = bits_of(key, v);
             if (bits < bound) {
@@ -227,6 +228,48 @@ void accept_in_grammar(llama_sampler * grammar, const llama_vocab * vocab, llama
     }
 }
 
+// Refuses grammars that llama.cpp's parser, which recurses without a limit and does not compare the bounds of {m,n}, would not
+// survive.
+void check_grammar(const char * text) {
+    constexpr int max_depth = 256;
+    constexpr int max_rules = 4096;
+    int depth = 0;
+    int rules = 0;
+    for (const char * p = text; *p != '\0'; ++p) {
+        if (*p == '#') { // a comment
+            while (p[1] != '\0' && p[1] != '\n') {
+                ++p;
+            }
+        } else if (*p == '"' || *p == '[') { // a literal or a character class
+            const char close = *p == '"' ? '"' : ']';
+            for (++p; *p != '\0' && *p != close; ++p) {
+                if (*p == '\\' && p[1] != '\0') {
+                    ++p;
+                }
+            }
+            if (*p == '\0') {
+                return; // unterminated: the parser says so
+            }
+        } else if (*p == '(') {
+            if (++depth > max_depth) {
+                sllm::fail(SLLM_ERR_GRAMMAR, "the grammar nests more than %d levels deep", max_depth);
+            }
+        } else if (*p == ')') {
+            --depth;
+        } else if (*p == ':' && p[1] == ':' && p[2] == '=') {
+            if (++rules > max_rules) {
+                sllm::fail(SLLM_ERR_GRAMMAR, "the grammar has more than %d rules", max_rules);
+            }
+        } else if (*p == '{') {
+            unsigned long long low = 0;
+            unsigned long long high = 0;
+            if (std::sscanf(p, "{%llu , %llu", &low, &high) == 2 && high < low) {
+                sllm::fail(SLLM_ERR_GRAMMAR, "the grammar repeats something at least %llu and at most %llu times", low, high);
+            }
+        }
+    }
+}
+
 std::unique_ptr<sllm_sampling> compile(const sllm_model & model, const sllm_sampling_params & p) {
     require(std::isfinite(p.temperature) && p.temperature >= 0, "temperature must be a finite number >= 0");
     require(p.top_k >= 0, "top_k must be >= 0 (0: off)");
@@ -269,6 +312,7 @@ std::unique_ptr<sllm_sampling> compile(const sllm_model & model, const sllm_samp
             sllm::fail(SLLM_ERR_UNSUPPORTED, "a grammar needs a vocabulary, and the model file holds none");
         }
         require(*p.grammar != '\0', "the grammar is empty");
+        check_grammar(p.grammar);
         s->grammar.reset(llama_sampler_init_grammar(model.vocab, p.grammar, "root"));
         if (s->grammar == nullptr) {
             const std::string lines = sllm::Guard::logged_errors();

@@ -241,15 +241,14 @@ int sllm_memory_clear(sllm_context * context, int32_t seq_id); /* -1: every sequ
 /* What sllm_decode() computes logits for. */
 enum sllm_logits { SLLM_LOGITS_NONE = 0, SLLM_LOGITS_LAST = 1, SLLM_LOGITS_ALL = 2 };
 
-/* Decode tokens of several sequences. `pos[i]`, or -1 for "append", is where sequence i's tokens go; `pos` NULL appends all.
- * Logits come in the order of the
- * tokens: LAST gives one row a sequence, ALL one row a token. Up to n_outputs_max rows stay in the context and are
- * read through sllm_logits() until the next call on the context; with `rows` not NULL (n_rows x n_vocab) they are copied there,
- * and there may be any number of them. */
+/* Decode tokens of several sequences. `pos[i]`, or -1 for "append", is where sequence i's tokens go; `pos` NULL appends all. Logits
+ * come in
+ * the order of the tokens: LAST gives one row a sequence, ALL one row a token. With `rows` (n_rows x n_vocab) they are copied there,
+ * and there may be any number of them. Without it up to n_outputs_max rows stay in the context, and `view` receives where, together
+ * with a reference to the context (sllm_context_release()), as long as which that memory lives; the next call on the context
+ * overwrites it. */
 int sllm_decode(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens, const int32_t * lengths,
-                const int32_t * pos, int32_t logits, float * rows);
-/* The rows of the last sllm_decode() without `rows`. The memory lives as long as the context. */
-const float * sllm_logits(sllm_context * context);
+                const int32_t * pos, int32_t logits, float * rows, const float ** view);
 
 /* Log-probabilities: for each sequence the tokens t0..tn are decoded at its length, and log p(t1|..t0), ... log p(tn|..) under
  * the unfiltered

@@ -15,7 +15,6 @@ import functools
 import json
 import logging
 import re
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -390,6 +389,8 @@ def _failure(error: Exception) -> str:
     """Why a template could not be rendered, in one line."""
     if isinstance(error, _RefusalError):
         return f"refuses these messages: {_told(error)}"
+    import traceback
+
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == "<template>"]
     what = "was stopped" if isinstance(error, _LimitError) else "failed"

@@ -120,10 +120,8 @@ class Memory:
         check(lib.sllm_memory_clear(self._context._live, -1 if seq_id is None else _checked_seq(seq_id)))
 
     def __repr__(self) -> str:
-        if self._context.closed:
-            return "<sllm.Memory, closed>"
-        lengths = [self.length(i) for i in range(self._context.n_seq_max)]
-        return f"<sllm.Memory, lengths {lengths}>"
+        state = "closed" if self._context.closed else f"{self._context.n_seq_max} sequences"
+        return f"<sllm.Memory, {state}>"
 
 
 def _checked_seq(seq_id: int) -> int:
@@ -279,6 +277,7 @@ class Context(Handle):
             seqs = int32_array(seq_id, "seq_id")
             flat, lengths = ragged_int32(tokens, len(seqs), "tokens")  # type: ignore[arg-type]
         n_rows = {"none": 0, "last": len(seqs), "all": len(flat)}[logits]
+        view = ffi.new("const float **")
         own = np.empty((n_rows, self._n_vocab), dtype=np.float32) if n_rows > self.n_outputs_max else None
         check(
             lib.sllm_decode(
@@ -290,24 +289,24 @@ class Context(Handle):
                 self._positions(pos, len(seqs)),
                 _LOGITS[logits],
                 ffi.NULL if own is None else ffi.from_buffer("float[]", own),
+                view,
             )
         )
         if n_rows == 0:
             return None
-        rows = self._logits_view(pointer, n_rows) if own is None else own
+        rows = self._logits_view(pointer, view[0], n_rows) if own is None else own
         rows.flags.writeable = False
         return rows[0] if logits == "last" and isinstance(seq_id, int) else rows
 
-    def _logits_view(self, pointer: Any, n_rows: int) -> npt.NDArray[np.float32]:
+    def _logits_view(self, pointer: Any, first: Any, n_rows: int) -> npt.NDArray[np.float32]:
         """Rows of the last decode, on llama.cpp's memory, which they keep alive even past close()."""
-        lib.sllm_context_retain(pointer)
         pid = self._pid
 
         def release(_rows: object) -> None:
             if os.getpid() == pid:
                 lib.sllm_context_release(pointer)
 
-        owner = ffi.gc(lib.sllm_logits(pointer), release)
+        owner = ffi.gc(first, release)
         view: npt.NDArray[np.float32] = np.frombuffer(
             ffi.buffer(owner, n_rows * self._n_vocab * 4), dtype=np.float32
         ).reshape(n_rows, self._n_vocab)
@@ -553,7 +552,7 @@ class Context(Handle):
                 )
         first, *others = seq_ids
         shared = head[:-1]
-        self._scored.clear()
+        self._scored = set(seq_ids)
         if len(shared):
             self.decode(shared, seq_id=first, pos=0)
         else:
@@ -586,11 +585,12 @@ class Context(Handle):
             self.memory.truncate(first, len(shared))
         for other in others:
             self.memory.clear(other)
-        self._scored.update(seq_ids)
         return totals
 
     def save(self, seq_id: int = 0) -> bytes:
-        """The state of one sequence, to be given to :meth:`load` of a context of the same model and KV types.
+        """The state of one sequence, to be given to :meth:`load` of a context of the same model and shape.
+
+        The shape is that of the memory: type_k, type_v, n_seq_max and kv_unified.
 
         The bytes hold the sequence's tokens in the clear.
         """
@@ -610,8 +610,8 @@ class Context(Handle):
         """Put a saved state into a sequence; what it held is forgotten.
 
         Raises:
-            ValueError: not such a state, damaged, or of another model or other KV types. The sequence is then
-                empty, or as it was.
+            ValueError: not such a state, damaged, of another model, or of a context of another shape. The
+                sequence is then empty, or as it was.
             ContextFullError: it does not fit.
 
         """

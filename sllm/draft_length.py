@@ -45,65 +45,80 @@ class DraftLength:
     """Chooses the length of the next draft from measured acceptance and costs.
 
     With acceptance a for each token, a pass that verifies k drafted tokens commits (1 - a^(k+1)) / (1 - a) of
-    them on average (2211.17192, equation 1). The length is the one with the most committed tokens per second,
-    out of what a pass of k + 1 rows and a drafted token were measured to take. Where no length beats plain
-    decoding nothing is drafted, but for a try now and then, which grow rarer as they fail.
+    them on average (2211.17192, equation 1). The length is the one with the most committed tokens per
+    second, out of what a pass of k + 1 rows and a pass of the draft were measured to take. Whether to draft
+    at
+    all is not left to that model: where the last rounds with a draft committed fewer tokens per second than
+    plain passes do, drafting pauses, and what follows a pause is a short try; pauses grow as tries fail.
     """
 
     LIMIT = 16
     """No draft is longer: beyond this a chain is too seldom accepted to its end."""
 
+    _SHORTEST_PAUSE = 32
+    _LONGEST_PAUSE = 512
+
     def __init__(self) -> None:
         self._pass = _Times()
-        self._draft_times: deque[float] = deque(maxlen=15)  # seconds per drafted token
+        self._draft_passes: deque[float] = deque(maxlen=15)  # seconds each
         self._accepted = 2.1  # a prior of .7, worth three tokens
         self._tried = 3.0
-        self._rounds = 0
-        self._pause = 0  # rounds without drafting that are left
-        self._next_pause = 32
-        self._plain_rounds_ago = 0
+        self._rounds: deque[tuple[int, float]] = deque(maxlen=12)  # with a draft: tokens committed, seconds
+        self._pause = 0  # plain rounds that are left
+        self._next_pause = self._SHORTEST_PAUSE
+        self._since_plain = 0
 
     @property
     def acceptance(self) -> float:
         """The running estimate of the share of drafted tokens that are accepted where they are reached."""
         return min(self._accepted / self._tried, 0.999)
 
-    def _rate(self, n: int) -> float:
-        """Expected committed tokens per second when drafting ``n``."""
+    def _expected_rate(self, n: int) -> float:
+        """Committed tokens per second to expect when drafting ``n``."""
         a = self.acceptance
-        seconds = self._pass.estimate(n + 1) + n * median(self._draft_times)
+        seconds = self._pass.estimate(n + 1) + n * median(self._draft_passes)
         return (1 - a ** (n + 1)) / (1 - a) / seconds
 
+    def _loses(self) -> bool:
+        """Whether the last rounds with a draft were slower than plain passes; the slowest of them does not
+        count.
+        """
+        if len(self._rounds) < 3:
+            return False
+        kept = sorted(self._rounds, key=lambda r: r[1])[:-1]
+        return sum(n for n, _ in kept) / sum(s for _, s in kept) < 1 / self._pass.estimate(1)
+
     def choose(self) -> tuple[int, float]:
-        """The length of the next draft (0: none), and the probability below which drafting should stop
+        """The length of the next draft (0: none), and the probability below which it should end
         (``p_min``).
         """
-        self._rounds += 1
-        self._plain_rounds_ago += 1
         if not self._pass.known(1):
             return 0, 0.0  # one plain pass says what not drafting costs
-        if len(self._draft_times) < 2:
-            return 4, 0.0
         if self._pause > 0:
             self._pause -= 1
             return 0, 0.0
-        if self._plain_rounds_ago > 128:
-            return 0, 0.0
-        plain = self._rate(0)
-        best = max(range(1, self.LIMIT + 1), key=self._rate)
-        if self._rate(best) < 1.02 * plain:
+        if self._loses():
+            self._rounds.clear()
             self._pause = self._next_pause
-            self._next_pause = min(2 * self._next_pause, 512)
-            return 3, 0.0
-        self._next_pause = 32
-        rate = self._rate(best)
+            self._next_pause = min(2 * self._next_pause, self._LONGEST_PAUSE)
+            return 0, 0.0
+        if len(self._rounds) == self._rounds.maxlen:
+            self._next_pause = self._SHORTEST_PAUSE
+        if self._since_plain > 128:
+            return 0, 0.0  # what not drafting costs grows with the text
+        if not self._draft_passes:
+            return 4, 0.0
+        best = max(range(1, self.LIMIT + 1), key=self._expected_rate)
+        # One more token pays while its chance of being accepted exceeds its cost, in tokens that the time
+        # would buy otherwise.
         row = (self._pass.estimate(best + 1) - self._pass.estimate(1)) / best
-        return best, min(max((median(self._draft_times) + row) * rate, 0.0), 0.8)
+        cost = (median(self._draft_passes) + row) * self._expected_rate(best)
+        return best, min(max(cost, 0.0), 0.8)
 
-    def observe_draft(self, n_tokens: int, seconds: float) -> None:
-        """``n_tokens`` were drafted in ``seconds``."""
-        if n_tokens > 0:
-            self._draft_times.append(seconds / n_tokens)
+    def observe_draft(self, n_passes: int, seconds: float) -> None:
+        """The draft took ``n_passes`` passes of its model in ``seconds``."""
+        if n_passes > 0:
+            self._draft_passes.append(seconds / n_passes)
 
     def observe_pass(self, n_verified: int, n_accepted: int, seconds: float) -> None:
         """The target verified ``n_verified`` drafted tokens in one pass, and accepted the first
@@ -111,9 +126,14 @@ class DraftLength:
         """
         self._pass.add(n_verified + 1, seconds)
         if n_verified == 0:
-            self._plain_rounds_ago = 0
+            self._since_plain = 0
             return
+        self._since_plain += 1
         tried = n_accepted + (n_accepted < n_verified)
         keep = 0.98**tried
         self._accepted = self._accepted * keep + n_accepted
         self._tried = self._tried * keep + tried
+
+    def observe_round(self, n_tokens: int, seconds: float) -> None:
+        """A round with a draft, also one that proposed nothing, committed ``n_tokens`` in ``seconds``."""
+        self._rounds.append((n_tokens, seconds))

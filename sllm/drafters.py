@@ -30,7 +30,10 @@ class Drafter(Protocol):
     """
 
     computes: bool
-    """Whether drafting takes time worth measuring, and worth spending while the target computes."""
+    """Whether drafting takes time worth measuring: if so, how much is drafted follows what it costs."""
+
+    n_caught_up: int
+    """How many committed tokens the last draft had to compute before its own."""
 
     def open(self, tokens: Sequence[int], sampling: SamplingParams) -> None:
         """A new text begins behind the prompt ``tokens``."""
@@ -81,7 +84,7 @@ class ModelDrafter:
             int
         ] = []  # what the context has as committed: text, and a chain that may have been wrong
         self._agreed = 0  # so much of it is text for good
-        self.n_caught_up = 0  # tokens that the last draft had to compute before the first drafted one
+        self.n_caught_up = 0
 
     def open(self, tokens: Sequence[int], sampling: SamplingParams) -> None:
         """See :meth:`Drafter.open`; the prompt is computed with the first draft."""
@@ -159,6 +162,7 @@ class NGramDrafter:
     """
 
     computes = False
+    n_caught_up = 0
 
     def __init__(self, *, n_max: int = 4, n_min: int = 2) -> None:
         if not 1 <= n_min <= n_max:
@@ -210,6 +214,7 @@ class CallableDrafter:
     """
 
     computes = True
+    n_caught_up = 0
 
     def __init__(self, propose: Callable[[npt.NDArray[np.int32], int], Any]) -> None:
         self._propose = propose

@@ -324,19 +324,22 @@ def _runs(
     """The hint loop: draft, hint, take what the target commits, keep what of the draft still holds."""
     length = DraftLength()
     chain: list[int] = []
+    stats.finish_reason = generation.finish_reason  # a prompt may leave no room for a text
     while generation.finish_reason is None:
         began = time.perf_counter()
         ahead = None
+        n_max = 0
         if drafter is not None:
             n_max, p_min = length.choose() if drafter.computes else (DraftLength.LIMIT, 0.0)
-            if len(chain) < n_max:
-                new = drafter.draft(text, chain, n_max - len(chain), p_min)
+            wanted = n_max - len(chain)
+            if wanted > 0:
+                new = drafter.draft(text, chain, wanted, p_min)
                 seconds = time.perf_counter() - began
                 stats.draft_seconds += seconds
                 if (
-                    getattr(drafter, "n_caught_up", 0) <= DraftLength.LIMIT
+                    drafter.n_caught_up <= DraftLength.LIMIT
                 ):  # a longer catch-up says nothing about the next draft
-                    length.observe_draft(len(new), seconds)
+                    length.observe_draft(len(new) + (len(new) < wanted), seconds)
                 chain += new
             del chain[n_max:]
             generation.hint(len(text), chain)
@@ -348,12 +351,15 @@ def _runs(
             if ahead is not None and drafter is not None:
                 drafter.cancel()
                 chain = chain + ahead.result()
+        seconds = time.perf_counter() - began
         length.observe_pass(commit.n_verified, commit.n_accepted, commit.seconds)
+        if n_max > 0:
+            length.observe_round(len(commit.tokens), seconds)
         stats.n_passes += 1
         stats.n_drafted += commit.n_verified
         stats.n_accepted += commit.n_accepted
         stats.target_seconds += commit.seconds
-        stats.seconds += time.perf_counter() - began
+        stats.seconds += seconds
 
         text.extend(commit.tokens)
         n_new = len(commit.tokens)

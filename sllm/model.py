@@ -223,8 +223,10 @@ class Vocab:
 
     @property
     def special_pieces(self) -> list[str]:
-        """The texts of all control tokens, as they stand in the output of chat templates."""
-        found = (self._piece(t, special=True) for t in range(self.n_tokens) if self._attr(t) & (1 | 2 | 8))
+        """The texts of all tokens that are parsed only with ``parse_special``, as chat templates write them."""
+        found = (
+            self._piece(t, special=True) for t in range(self.n_tokens) if self._attr(t) & (1 | 2 | 16 | 32)
+        )
         return [piece.decode("utf-8", "replace") for piece in found if piece]
 
     @property
@@ -421,15 +423,16 @@ class Model(Handle):
         parts = [
             self.vocab.encode(text, add_special=False, parse_special=special) for text, special in segments
         ]
-        if (
-            self.vocab.add_bos
-            and self.vocab.bos is not None
-            and not (len(parts[0]) and parts[0][0] == self.vocab.bos)
-        ):
-            parts.insert(
-                0, np.array([self.vocab.bos], dtype=np.int32)
-            )  # the template left it to the tokenizer
-        return np.concatenate(parts)
+        if not parts:
+            raise UnsupportedModelError(
+                f"the chat template of {self.path.name} makes nothing of these messages"
+            )
+        tokens = np.concatenate(parts)
+        if self.vocab.add_bos and self.vocab.bos is not None and tokens[:1].tolist() != [self.vocab.bos]:
+            return np.concatenate(
+                [np.array([self.vocab.bos], dtype=np.int32), tokens]
+            )  # the template left it out
+        return tokens
 
     def context(
         self,

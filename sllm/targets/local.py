@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sllm._ffi import int32_array
-from sllm.errors import BusyError, CancelledError, ClosedError
+from sllm.errors import BusyError, CancelledError, ClosedError, ContextFullError
 from sllm.targets.base import Commit
 
 if TYPE_CHECKING:
@@ -87,6 +87,10 @@ class LocalTarget:
         prompt = int32_array(tokens, "tokens")
         if len(prompt) == 0:
             raise ValueError("the prompt has no tokens")
+        if len(prompt) > self.context.n_ctx_seq:
+            raise ContextFullError(
+                f"the prompt has {len(prompt)} tokens, and the context holds {self.context.n_ctx_seq}"
+            )
         self.model.compiled(sampling)  # a bad grammar is told before the prompt is computed
         self.context.decode(prompt[:-1], pos=0)
         self._generation = LocalGeneration(self.context, prompt, sampling, max_tokens)
