@@ -25,7 +25,7 @@ ggml_type type_by_name(const char * name, const char * what) {
 
 bool on_abort_poll(void * user_data) {
     auto & context = *static_cast<sllm_context *>(user_data);
-    if (context.reserving || context.cancel.load(std::memory_order_relaxed)) {
+    if (context.reserving || context.cancel.load(std::memory_order_relaxed) || sllm::shutting_down()) {
         return true;
     }
     if (sllm::interrupted()) {
@@ -183,6 +183,7 @@ std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_
 
     auto context = std::make_unique<sllm_context>();
     context->model = model;
+    context->kv_unified = params.kv_unified != 0;
 
     llama_context_params p = llama_context_default_params();
     p.n_ctx = params.n_ctx;
@@ -271,7 +272,7 @@ Entry::Entry(sllm_context & c) : context(c) {
     if (context.busy.exchange(true, std::memory_order_acquire)) {
         fail(SLLM_ERR_BUSY, "another thread is inside this context; a context serves one thread at a time");
     }
-    if (context.closed) {
+    if (context.closed || shutting_down()) {
         context.busy.store(false, std::memory_order_release);
         fail(SLLM_ERR_CLOSED, "the context is closed");
     }
@@ -517,6 +518,18 @@ int sllm_memory_truncate(sllm_context * context, int32_t seq_id, int32_t length)
         sllm::uncache(*context, seq_id, s.n_committed);
         if (s.start > length) {
             s.start = -1;
+        }
+    });
+}
+
+int sllm_memory_forget(sllm_context * context, int32_t seq_id) {
+    return sllm::guarded([&] {
+        const sllm::Entry entry(*context);
+        sllm::Sequence & s = sllm::sequence_at(*context, seq_id);
+        s.n_committed = 0;
+        s.start = -1;
+        if (context->kv_unified) {
+            sllm::uncache(*context, seq_id, 0);
         }
     });
 }

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <cxxabi.h>
 #include <exception>
 #include <memory>
 #include <string>
@@ -41,12 +42,17 @@ class Guard {
     static std::string logged_errors();
 };
 
-// The C boundary: runs f, returns its status, lets no exception out.
-template <class F> int guarded(F && f) noexcept {
+// The C boundary: runs f, returns its status, lets no exception out. What passes is not an exception of C++: the unwinding by which
+// the C library ends a thread, as Python does with those that want its lock while it shuts down. It must not be caught.
+template <class F> int guarded(F && f) {
     try {
         Guard guard;
         f();
         return SLLM_OK;
+#ifdef __GLIBCXX__
+    } catch (abi::__forced_unwind &) {
+        throw;
+#endif
     } catch (...) {
         return status_of_current_exception();
     }
@@ -54,6 +60,9 @@ template <class F> int guarded(F && f) noexcept {
 
 // Writes `text` the way the sllm.h text getters promise.
 int32_t copy_text(const std::string & text, char * buffer, int32_t size);
+
+// Whether sllm_shutdown() was called: whoever computes should stop.
+bool shutting_down();
 
 // What the interrupt callback says, asked at most every 100 ms; false when there is none.
 bool interrupted();
@@ -161,6 +170,7 @@ struct sllm_context {
     std::atomic<bool> cancel{false};
     std::atomic<std::thread::id> owner{}; // the thread inside
     bool closed = false;
+    bool kv_unified = false;
     bool reserving = false;      // abort at the first node: see sllm_context_new()
     bool copies_pending = false; // llama.cpp copies the memory of sequences at its next decode
     bool was_interrupted = false;

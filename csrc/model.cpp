@@ -23,6 +23,10 @@ struct Progress {
 
 bool on_progress(float progress, void * user_data) {
     auto & state = *static_cast<Progress *>(user_data);
+    if (sllm::shutting_down()) {
+        state.stopped = true;
+        return false;
+    }
     if (state.callback != nullptr && state.callback(progress, state.user_data) == 0) {
         state.stopped = true;
         return false;

@@ -62,6 +62,10 @@ const char * sllm_system_info(void);
 typedef int (*sllm_interrupt_callback)(void * user_data);
 void sllm_set_interrupt_callback(sllm_interrupt_callback callback, void * user_data);
 
+/* For the end of the process: stops every computation and load, refuses new ones, and waits up to two seconds until no thread is
+ * inside. Static objects of llama.cpp are destroyed after that. */
+void sllm_shutdown(void);
+
 /* llama.cpp's log. Lines at `min_level` (1 debug, 2 info, 3 warning, 4 error) and above are kept, the newest 1000 of them, until
  * sllm_log_next() takes them, oldest first: it returns the level and fills `text` (cut to `size` bytes, always
  * terminated), or returns 0 when no line is left. */
@@ -234,6 +238,9 @@ void sllm_context_cancel(sllm_context * context);
 int sllm_memory_length(sllm_context * context, int32_t seq_id, int32_t * length);
 int sllm_memory_tokens(sllm_context * context, int32_t seq_id, int32_t * tokens, int32_t capacity, int32_t * n_tokens);
 int sllm_memory_truncate(sllm_context * context, int32_t seq_id, int32_t length);
+/* Like a clear, but the next write that repeats what the sequence held computes nothing (with kv_unified nothing is kept: others may
+ * need the room). */
+int sllm_memory_forget(sllm_context * context, int32_t seq_id);
 /* The whole of `source` replaces `target`. */
 int sllm_memory_copy(sllm_context * context, int32_t source, int32_t target);
 int sllm_memory_clear(sllm_context * context, int32_t seq_id); /* -1: every sequence */

@@ -12,11 +12,20 @@
 #include <mutex>
 #include <new>
 
+#ifndef _WIN32
+#include <pthread.h>
+#endif
+
 #ifndef SLLM_VERSION_STRING
 #define SLLM_VERSION_STRING "unknown"
 #endif
 #ifndef SLLM_LLAMA_CPP_COMMIT
 #define SLLM_LLAMA_CPP_COMMIT "unknown"
+#endif
+
+#ifndef _WIN32
+// OpenMP 5.0's; null in builds of ggml without OpenMP.
+extern "C" int omp_pause_resource_all(int kind) __attribute__((weak));
 #endif
 
 namespace {
@@ -82,11 +91,28 @@ void on_abort(const char * message) {
     std::fprintf(stderr, "%s\n", message);
 }
 
+std::atomic<int> threads_inside{0}; // with a Guard
+std::atomic<bool> stopping{false};
+
 std::atomic<sllm_interrupt_callback> interrupt_callback{nullptr};
 std::atomic<void *> interrupt_user_data{nullptr};
 
+#ifndef _WIN32
+// libgomp keeps a pool of threads for each thread that uses it. In a forked child the pool is still on record and its threads are
+// gone, so that the child's first parallel region would wait for ever: dissolve it before the fork. It comes back with the next
+// region.
+void before_fork() {
+    if (omp_pause_resource_all != nullptr) {
+        omp_pause_resource_all(2 /* omp_pause_hard */);
+    }
+}
+#endif
+
 struct InstallCallbacks {
     InstallCallbacks() {
+#ifndef _WIN32
+        pthread_atfork(before_fork, nullptr, nullptr);
+#endif
         llama_log_set(on_log, nullptr);
         ggml_set_abort_callback(on_abort);
         llama_backend_init();
@@ -129,11 +155,18 @@ int status_of_current_exception() noexcept {
 Guard::Guard() {
     static const InstallCallbacks installed;
     if (guard_depth++ == 0) {
+        threads_inside.fetch_add(1);
         error_lines.clear();
     }
 }
 
-Guard::~Guard() { --guard_depth; }
+Guard::~Guard() {
+    if (--guard_depth == 0) {
+        threads_inside.fetch_sub(1);
+    }
+}
+
+bool shutting_down() { return stopping.load(std::memory_order_relaxed); }
 
 std::string Guard::logged_errors() {
     // One line: what llama.cpp says is joined, so that the message of an exception stays one.
@@ -211,6 +244,14 @@ const char * sllm_system_info(void) {
 void sllm_set_interrupt_callback(sllm_interrupt_callback callback, void * user_data) {
     interrupt_user_data.store(user_data, std::memory_order_release);
     interrupt_callback.store(callback, std::memory_order_release);
+}
+
+void sllm_shutdown(void) {
+    stopping.store(true);
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+    while (threads_inside.load() > 0 && std::chrono::steady_clock::now() < deadline) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
 }
 
 void sllm_log_set_level(int32_t min_level) { log_min_level.store(min_level, std::memory_order_relaxed); }

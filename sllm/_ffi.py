@@ -6,6 +6,7 @@ check arrays before a pointer is taken. No other module imports ``sllm._core``.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import operator
 import os
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Handle",
     "check",
+    "checked_int",
     "ffi",
     "float32_array",
     "int32_array",
@@ -86,6 +88,9 @@ def _progress(progress: float, user_data: object) -> int:
 
 
 lib.sllm_set_interrupt_callback(lib.sllm_py_interrupted, ffi.NULL)
+atexit.register(
+    lib.sllm_shutdown
+)  # daemon threads may be inside the core, whose static objects exit() destroys
 
 
 def check(status: int, about: str = "") -> None:
@@ -126,6 +131,22 @@ def read_text(get: Callable[[Any, int], int]) -> str | None:
     get(buffer, size + 1)
     text: bytes = ffi.string(buffer)
     return text.decode("utf-8", "replace")
+
+
+def checked_int(value: int, name: str, low: int = -(2**31), high: int = 2**31 - 1) -> int:
+    """``value``, if it is an integer in ``low..high``.
+
+    Raises:
+        TypeError: no integer.
+        ValueError: out of range.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}, expected an integer") from None
+    if not low <= number <= high:
+        raise ValueError(f"{name} is {number}, expected {low} <= {name} <= {high}")
+    return number
 
 
 def int32_array(value: npt.ArrayLike, name: str) -> npt.NDArray[np.int32]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm._ffi import Handle, check, ffi, float32_array, int32_array, lib, ragged_int32, take_log
+from sllm._ffi import Handle, check, checked_int, ffi, float32_array, int32_array, lib, ragged_int32, take_log
 from sllm.errors import ContextFullError
 from sllm.sampling import SamplingParams
 
@@ -87,7 +87,7 @@ class Memory:
     def length(self, seq_id: int = 0) -> int:
         """The number of committed tokens, which is the position of the next one."""
         out = ffi.new("int32_t *")
-        check(lib.sllm_memory_length(self._context._live, seq_id, out))
+        check(lib.sllm_memory_length(self._context._live, checked_int(seq_id, "seq_id"), out))
         return int(out[0])
 
     def tokens(self, seq_id: int = 0) -> npt.NDArray[np.int32]:
@@ -96,7 +96,11 @@ class Memory:
         out = ffi.new("int32_t *")
         check(
             lib.sllm_memory_tokens(
-                self._context._live, seq_id, ffi.from_buffer("int32_t[]", array), len(array), out
+                self._context._live,
+                checked_int(seq_id, "seq_id"),
+                ffi.from_buffer("int32_t[]", array),
+                len(array),
+                out,
             )
         )
         return array[: out[0]].copy()
@@ -109,25 +113,31 @@ class Memory:
             ValueError: ``pos`` is negative or beyond the length.
 
         """
-        check(lib.sllm_memory_truncate(self._context._live, seq_id, pos))
+        check(
+            lib.sllm_memory_truncate(
+                self._context._live, checked_int(seq_id, "seq_id"), checked_int(pos, "pos")
+            )
+        )
 
     def copy(self, source: int, target: int) -> None:
         """Make sequence ``target`` an equal of ``source``; what it held is forgotten."""
-        check(lib.sllm_memory_copy(self._context._live, source, target))
+        check(
+            lib.sllm_memory_copy(
+                self._context._live, checked_int(source, "source"), checked_int(target, "target")
+            )
+        )
 
     def clear(self, seq_id: int | None = None) -> None:
         """Forget one sequence, or all of them."""
-        check(lib.sllm_memory_clear(self._context._live, -1 if seq_id is None else _checked_seq(seq_id)))
+        check(
+            lib.sllm_memory_clear(
+                self._context._live, -1 if seq_id is None else checked_int(seq_id, "seq_id", 0)
+            )
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self._context.closed else f"{self._context.n_seq_max} sequences"
         return f"<sllm.Memory, {state}>"
-
-
-def _checked_seq(seq_id: int) -> int:
-    if seq_id < 0:
-        raise ValueError(f"seq_id is {seq_id}, expected >= 0")
-    return seq_id
 
 
 class Context(Handle):
@@ -184,15 +194,7 @@ class Context(Handle):
         offload_kqv: bool = True,
         kv_unified: bool = False,
     ) -> None:
-        for name, value in [
-            ("n_ctx", n_ctx),
-            ("n_batch", n_batch),
-            ("n_ubatch", n_ubatch),
-            ("n_seq_max", n_seq_max),
-            ("n_outputs_max", n_outputs_max),
-        ]:
-            if value is not None and not 1 <= value < 2**31:
-                raise ValueError(f"{name} is {value}, expected 1 <= {name} < 2**31")
+        checked_int(n_seq_max, "n_seq_max", 1, 256)
         if n_ctx is None:
             n_ctx = min(model.n_ctx_train or 4096, 4096) * n_seq_max
         if n_outputs_max is None:
@@ -200,14 +202,19 @@ class Context(Handle):
         if n_threads is None:
             n_threads = available_cores()
         params = ffi.new("struct sllm_context_params *")
-        params.n_ctx = n_ctx
-        params.n_batch = n_batch
-        params.n_ubatch = n_ubatch
+        params.n_ctx = checked_int(n_ctx, "n_ctx", 1)
+        params.n_batch = checked_int(n_batch, "n_batch", 1)
+        params.n_ubatch = checked_int(n_ubatch, "n_ubatch", 1)
         params.n_seq_max = n_seq_max
-        params.n_outputs_max = min(n_outputs_max, n_batch)
-        params.n_threads = n_threads
-        params.n_threads_batch = n_threads if n_threads_batch is None else n_threads_batch
+        params.n_outputs_max = min(checked_int(n_outputs_max, "n_outputs_max", 1), n_batch)
+        params.n_threads = checked_int(n_threads, "n_threads", 1)
+        params.n_threads_batch = (
+            n_threads if n_threads_batch is None else checked_int(n_threads_batch, "n_threads_batch", 1)
+        )
         params.flash_attn = -1 if flash_attn is None else int(flash_attn)
+        for name, value in (("type_k", type_k), ("type_v", type_v)):
+            if not isinstance(value, str):
+                raise TypeError(f"{name} is {value!r}, expected the name of a ggml type")
         keep = [ffi.new("char[]", type_k.encode()), ffi.new("char[]", type_v.encode())]
         params.type_k, params.type_v = keep
         params.offload_kqv = offload_kqv
@@ -233,7 +240,6 @@ class Context(Handle):
         self.n_outputs_max: int = info.n_outputs_max
         self._n_vocab: int = info.n_vocab
         self.memory = Memory(self)
-        self._scored: set[int] = set()  # sequences that hold nothing but what score() left there
         model._contexts.add(self)
 
     def decode(
@@ -523,8 +529,8 @@ class Context(Handle):
         Args:
             prefix: int32 (n,), at least one token.
             continuations: int32 arrays of at least one token.
-            seq_ids: sequences to work in; their contents are lost. None: those that are empty, and the ones
-                the last call used.
+            seq_ids: sequences to work in; their contents are lost. None: those that are empty. All are empty
+                afterwards.
 
         Returns:
             float64 (len(continuations),): the sums of the log-probabilities of their tokens.
@@ -545,47 +551,52 @@ class Context(Handle):
                 f" and a sequence of this context holds {self.n_ctx_seq}"
             )
         if seq_ids is None:
-            seq_ids = [i for i in range(self.n_seq_max) if self.memory.length(i) == 0 or i in self._scored]
+            seq_ids = [i for i in range(self.n_seq_max) if self.memory.length(i) == 0]
             if not seq_ids:
                 raise ValueError(
                     "every sequence of this context is in use; name those that score may use in seq_ids"
                 )
-        first, *others = seq_ids
+        if not seq_ids:
+            raise ValueError("seq_ids is empty; score needs a sequence to work in")
+        first = seq_ids[0]
         shared = head[:-1]
-        self._scored = set(seq_ids)
-        if len(shared):
-            self.decode(shared, seq_id=first, pos=0)
-        else:
-            self.memory.truncate(first, 0)
         totals = np.empty(len(parts), dtype=np.float64)
-        for begin in range(0, len(parts), len(seq_ids)):
-            group = parts[begin : begin + len(seq_ids)]
-            used = list(seq_ids[: len(group)])
-            for other in used[1:]:
-                self.memory.copy(first, other)
-            flat, lengths = ragged_int32(
-                [np.concatenate([head[-1:], part]) for part in group], len(group), "continuations"
-            )
-            out = np.empty(int(lengths.sum()) - len(group), dtype=np.float32)
-            check(
-                lib.sllm_score(
-                    self._live,
-                    len(group),
-                    ffi.from_buffer("int32_t[]", int32_array(used, "seq_ids")),
-                    ffi.from_buffer("int32_t[]", flat),
-                    ffi.from_buffer("int32_t[]", lengths),
-                    ffi.from_buffer("float[]", out),
-                    ffi.NULL,
+        try:
+            self.decode(shared, seq_id=first, pos=0)
+            for begin in range(0, len(parts), len(seq_ids)):
+                group = parts[begin : begin + len(seq_ids)]
+                used = list(seq_ids[: len(group)])
+                for other in used[1:]:
+                    self.memory.copy(first, other)
+                totals[begin : begin + len(group)] = self._score(
+                    used, [np.concatenate([head[-1:], p]) for p in group]
                 )
-            )
-            ends = np.cumsum(lengths - 1)
-            totals[begin : begin + len(group)] = [
-                part.sum(dtype=np.float64) for part in np.split(out, ends[:-1])
-            ]
-            self.memory.truncate(first, len(shared))
-        for other in others:
-            self.memory.clear(other)
+                self.memory.truncate(first, len(shared))
+        finally:
+            if not self.closed:
+                check(lib.sllm_memory_forget(self._live, first))
+                for other in seq_ids[1:]:
+                    self.memory.clear(other)
         return totals
+
+    def _score(self, seq_ids: list[int], tokens: list[npt.NDArray[np.int32]]) -> list[float]:
+        """The log-probabilities of each array's tokens behind its first, summed; they stay in memory but for
+        the last.
+        """
+        flat, lengths = ragged_int32(tokens, len(tokens), "continuations")
+        out = np.empty(int(lengths.sum()) - len(tokens), dtype=np.float32)
+        check(
+            lib.sllm_score(
+                self._live,
+                len(tokens),
+                ffi.from_buffer("int32_t[]", int32_array(seq_ids, "seq_ids")),
+                ffi.from_buffer("int32_t[]", flat),
+                ffi.from_buffer("int32_t[]", lengths),
+                ffi.from_buffer("float[]", out),
+                ffi.NULL,
+            )
+        )
+        return [float(part.sum(dtype=np.float64)) for part in np.split(out, np.cumsum(lengths - 1)[:-1])]
 
     def save(self, seq_id: int = 0) -> bytes:
         """The state of one sequence, to be given to :meth:`load` of a context of the same model and shape.
@@ -595,6 +606,7 @@ class Context(Handle):
         The bytes hold the sequence's tokens in the clear.
         """
         pointer = self._live
+        checked_int(seq_id, "seq_id")
         size = ffi.new("uint64_t *")
         check(lib.sllm_state_size(pointer, seq_id, size))
         buffer = bytearray(size[0])
@@ -615,6 +627,7 @@ class Context(Handle):
             ContextFullError: it does not fit.
 
         """
+        checked_int(seq_id, "seq_id")
         if len(data) < _STATE_HEADER.size or data[:8] != _STATE_MAGIC:
             raise ValueError("not a state saved by this version of sllm")
         _magic, fingerprint, n_tokens, crc = _STATE_HEADER.unpack_from(data)
@@ -638,7 +651,8 @@ class Context(Handle):
 
     def set_threads(self, n_threads: int, n_threads_batch: int | None = None) -> None:
         """Change the number of CPU threads for one token and for more (``llama_set_n_threads``)."""
-        batch = n_threads if n_threads_batch is None else n_threads_batch
+        checked_int(n_threads, "n_threads", 1)
+        batch = n_threads if n_threads_batch is None else checked_int(n_threads_batch, "n_threads_batch", 1)
         check(lib.sllm_context_set_threads(self._live, n_threads, batch))
         self.n_threads, self.n_threads_batch = n_threads, batch
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sllm import chat_template, hub
-from sllm._ffi import Handle, check, ffi, int32_array, lib, read_text, take_log
+from sllm._ffi import Handle, check, checked_int, ffi, int32_array, lib, read_text, take_log
 from sllm.errors import ModelLoadError, UnsupportedModelError, VocabMismatchError
 from sllm.sampling import SamplingParams, compile_sampling
 
@@ -183,6 +183,7 @@ class Vocab:
         """
         found = self._pieces.get(token)
         if found is None:
+            checked_int(token, "token")
             found = self._pieces[token] = self._piece(token, special=False)
         return found
 
@@ -216,14 +217,15 @@ class Vocab:
         return bool(self._attr(token) & 1)
 
     def _attr(self, token: int) -> int:
-        bits: int = lib.sllm_token_attr(self._model._live, token)
+        bits: int = lib.sllm_token_attr(self._model._live, checked_int(token, "token"))
         if bits < 0:
             raise ValueError(f"token {token} is not in the vocabulary of {self.n_tokens} tokens")
         return bits
 
     @property
     def special_pieces(self) -> list[str]:
-        """The texts of all tokens that are parsed only with ``parse_special``, as chat templates write them."""
+        """The texts of all tokens that are parsed only with ``parse_special``, as chat templates write
+        them."""
         found = (
             self._piece(t, special=True) for t in range(self.n_tokens) if self._attr(t) & (1 | 2 | 16 | 32)
         )
@@ -295,7 +297,7 @@ class Model(Handle):
         path: the file.
         vocab: its vocabulary.
         metadata: its scalar GGUF metadata, read-only, all values as str.
-        n_layer, n_embd, n_head, n_head_kv, n_ctx_train: its hyperparameters.
+        n_layer, n_embd, n_head, n_head_kv, n_ctx_train: its hyperparameters; 0 where the file does not say.
         n_params: the number of its weights.
         size_bytes: the size of its tensors.
         offloaded: whether layers were sent to a GPU.
@@ -323,7 +325,7 @@ class Model(Handle):
         keep: list[Any] = [ffi.new("char[]", os.fsencode(self.path)), ffi.new_handle(progress)]
         params = ffi.new("struct sllm_model_params *")
         params.path = keep[0]
-        params.n_gpu_layers = -1 if n_gpu_layers is None else n_gpu_layers
+        params.n_gpu_layers = -1 if n_gpu_layers is None else checked_int(n_gpu_layers, "n_gpu_layers")
         params.split_mode = _SPLIT_MODES[split_mode]
         params.use_mmap = use_mmap
         params.use_mlock = use_mlock
@@ -352,7 +354,7 @@ class Model(Handle):
         self.n_embd: int = info.n_embd
         self.n_head: int = info.n_head
         self.n_head_kv: int = info.n_head_kv
-        self.n_ctx_train: int = info.n_ctx_train
+        self.n_ctx_train: int = max(info.n_ctx_train, 0)
         self.n_params: int = info.n_params
         self.size_bytes: int = info.size_bytes
         self.can_rollback = bool(info.can_rollback)
@@ -473,10 +475,10 @@ class Model(Handle):
         """``params`` for this vocabulary, as an owning ``sllm_sampling *``; the newest 64 are kept for the
         next call.
         """
+        if not isinstance(params, SamplingParams):
+            raise TypeError(f"sampling is {params!r}, expected SamplingParams")
         found = self._samplings.get(params)
         if found is None:
-            if not isinstance(params, SamplingParams):
-                raise TypeError(f"sampling is {params!r}, expected SamplingParams")
             found = self._samplings[params] = compile_sampling(self._live, params)
             while len(self._samplings) > 64:
                 self._samplings.popitem(last=False)

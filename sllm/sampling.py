@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sllm._ffi import check, ffi, lib
+from sllm._ffi import check, checked_int, ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -92,8 +92,7 @@ class SamplingParams:
         pairs = self.logit_bias.items() if isinstance(self.logit_bias, Mapping) else self.logit_bias
         biases: dict[int, float] = {}
         for token, bias in pairs:
-            if isinstance(token, bool) or not isinstance(token, int):
-                raise TypeError(f"logit_bias names token {token!r}, expected an integer")
+            checked_int(token, "the token of a logit_bias", 0)
             if math.isnan(bias) or bias == math.inf:
                 raise ValueError(f"logit_bias of token {token} is {bias!r}, expected a finite number or -inf")
             biases[token] = float(bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -158,7 +159,9 @@ class LocalGeneration:
         if pos < 0 or known < 0 or tokens[:known] != self._text[pos:]:
             return []
         room = min(self._end - len(self._text) - 1, self._context.n_outputs_max - 1)
-        return tokens[known : known + max(room, 0)]
+        n_tokens = self._context.model.vocab.n_tokens
+        valid = takewhile(lambda token: 0 <= token < n_tokens, tokens[known : known + max(room, 0)])
+        return list(valid)
 
     def __next__(self) -> Commit:
         if self.closed:
@@ -190,6 +193,8 @@ class LocalGeneration:
 
     def cancel(self) -> None:
         """See :meth:`~sllm.targets.base.Generation.cancel`."""
+        if self.closed:
+            return  # the context may be at work for another generation by now
         self._cancelled = True
         if not self._context.closed:
             self._context.cancel()

@@ -92,6 +92,11 @@ class Pin:
         """Where llama.cpp lies inside the archive."""
         return self.archive_name.removesuffix(".tar.gz") + "/vendor/llama.cpp/"
 
+    @property
+    def archive_head(self) -> str:
+        """Where the archive says which commit that is, as long as it is packed with git's own files."""
+        return self.archive_name.removesuffix(".tar.gz") + "/.git/modules/vendor/llama.cpp/HEAD"
+
 
 def _under(path: str, roots: Iterable[str]) -> bool:
     return any(path == root or path.startswith(root + "/") for root in roots)
@@ -192,36 +197,41 @@ def _check_archive(archive: Path, pin: Pin) -> None:
         )
 
 
-def _members(archive: Path, root: str) -> Iterator[tuple[str, str, bytes]]:
+def _members(archive: Path, pin: Pin) -> Iterator[tuple[str, str, bytes]]:
     """(path, group, content) of every file to keep; links and odd names cannot leave the folder."""
     with tarfile.open(archive, "r:gz") as tar:
         for member in tar:
-            if not member.isfile() or not member.name.startswith(root):
+            if not member.isfile():
                 continue
-            path = member.name.removeprefix(root)
+            if member.name == pin.archive_head:
+                path, group = "HEAD", "git"
+            elif member.name.startswith(pin.archive_root):
+                path = member.name.removeprefix(pin.archive_root)
+                group = group_of(path) or ""
+            else:
+                continue
             if ".." in PurePosixPath(path).parts or path.startswith("/"):
                 raise FetchError(f"{archive} holds a file outside its folder: {member.name}")
-            group = group_of(path)
             content = tar.extractfile(member) if group else None
-            if group and content:
+            if content:
                 yield path, group, content.read()
 
 
-def _check_tree(tree: Path, pin: Pin) -> None:
-    """Compare version and RPC protocol with the pin; the latter is what both ends of a network must share."""
-    top = (tree / "CMakeLists.txt").read_text(encoding="utf-8")
-    header = (tree / "ggml/include/ggml-rpc.h").read_text(encoding="utf-8")
+def _check_tree(tree: Path, head: str, pin: Pin) -> None:
+    """What the archive says of itself must be what the pin says."""
 
-    def numbers(text: str, pattern: str) -> str:
+    def numbers(file: str, pattern: str) -> str:
+        text = (tree / file).read_text(encoding="utf-8")
         found = [re.search(pattern.format(part), text) for part in ("MAJOR", "MINOR", "PATCH")]
         return ".".join(match.group(1) if match else "?" for match in found)
 
-    for name, found, expected in (
-        ("version", numbers(top, r"LLAMA_VERSION_{}\s+(\d+)"), pin.version),
-        ("rpc_protocol", numbers(header, r"RPC_PROTO_{}_VERSION\s+(\d+)"), pin.rpc_protocol),
-    ):
-        if found != expected:
-            raise FetchError(f"pin.json says {name} {expected}, the archive holds {found}: correct the pin")
+    version = numbers("CMakeLists.txt", r"LLAMA_VERSION_{}\s+(\d+)")
+    rpc_protocol = numbers("ggml/include/ggml-rpc.h", r"RPC_PROTO_{}_VERSION\s+(\d+)")
+    found = {"commit": head or pin.commit, "version": version, "rpc_protocol": rpc_protocol}
+    for name, value in found.items():
+        expected = getattr(pin, name)
+        if value != expected:
+            raise FetchError(f"pin.json says {name} {expected}, the archive holds {value}: correct the pin")
 
 
 def unpack(archive: Path, source: Path, pin: Pin) -> None:
@@ -231,14 +241,18 @@ def unpack(archive: Path, source: Path, pin: Pin) -> None:
     with tempfile.TemporaryDirectory(prefix=".source-", dir=source.parent) as scratch:
         tree, old = Path(scratch, "new"), Path(scratch, "old")
         files: dict[str, dict[str, str]] = {"core": {}, "peers": {}}
-        for path, group, content in _members(archive, pin.archive_root):
+        head = ""
+        for path, group, content in _members(archive, pin):
+            if group == "git":
+                head = content.decode(errors="replace").strip()
+                continue
             target = tree / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
             files[group][path] = hashlib.sha256(content).hexdigest()
         if not files["core"]:
             raise FetchError(f"{archive} holds no {pin.archive_root}: correct the pin")
-        _check_tree(tree, pin)
+        _check_tree(tree, head, pin)
         manifest = {"pin": asdict(pin), "files": files}
         (tree / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         if source.exists():

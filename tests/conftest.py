@@ -1,0 +1,50 @@
+"""Models, contexts and hypothesis settings for all tests."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from oracles import EXACT
+
+import sllm
+from sllm import embedded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# Reproducible by default; SLLM_HYPOTHESIS_PROFILE=explore looks further, and differently every time.
+_QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
+settings.register_profile(
+    "sllm", deadline=None, derandomize=True, database=None, suppress_health_check=_QUIET
+)
+settings.register_profile("explore", deadline=None, max_examples=1000, suppress_health_check=_QUIET)
+settings.load_profile(os.environ.get("SLLM_HYPOTHESIS_PROFILE", "sllm"))
+
+
+@pytest.fixture(scope="session")
+def target_model() -> Iterator[sllm.Model]:
+    """The embedded target."""
+    with sllm.Model(embedded.TARGET) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def draft_model() -> Iterator[sllm.Model]:
+    """The embedded draft: the same vocabulary at a fraction of the cost, so also the model for tests that need just any."""
+    with sllm.Model(embedded.DRAFT) as model:
+        yield model
+
+
+@pytest.fixture
+def make_context() -> Iterator[Callable[..., sllm.Context]]:
+    """Makes contexts, closed after the test. One thread, and the exactness conditions unless told otherwise."""
+    with ExitStack() as stack:
+
+        def make(model: sllm.Model, **options: Any) -> sllm.Context:
+            return stack.enter_context(model.context(**{"n_ctx": 512, **EXACT, **options}))
+
+        yield make
