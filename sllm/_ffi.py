@@ -191,11 +191,13 @@ def ragged_int32(
     rows: Iterable[npt.ArrayLike], n_rows: int, name: str
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """``n_rows`` token arrays of any lengths, laid end to end, and their lengths."""
-    arrays = [int32_array(row, f"{name}[{i}]") for i, row in enumerate(rows)]
+    arrays = [int32_array(row, name) for row in rows]
     if len(arrays) != n_rows:
         raise ValueError(f"{name} has {len(arrays)} rows, expected one for each of {n_rows} sequences")
     lengths = np.array([len(a) for a in arrays], dtype=np.int32)
-    flat = np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int32)
+    flat = (
+        arrays[0] if len(arrays) == 1 else np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int32)
+    )
     return flat, lengths
 
 

@@ -319,14 +319,15 @@ class Context(Handle):
         return view
 
     def _positions(self, pos: int | npt.ArrayLike | None, n_seqs: int, name: str = "pos") -> Any:
+        """A C array of ``n_seqs`` positions, or NULL for None."""
         if pos is None:
             return ffi.NULL
-        array = int32_array([pos] if isinstance(pos, int) else pos, name)
-        if len(array) != n_seqs:
-            raise ValueError(f"{name} has {len(array)} items, expected one for each of {n_seqs} sequences")
-        if len(array) and array.min() < 0:
-            raise ValueError(f"{name} is negative: {array.min()}")
-        return ffi.from_buffer("int32_t[]", array)
+        items = [pos] if isinstance(pos, int) else int32_array(pos, name).tolist()
+        if len(items) != n_seqs:
+            raise ValueError(f"{name} has {len(items)} items, expected one for each of {n_seqs} sequences")
+        for item in items:
+            checked_int(item, name, 0)
+        return ffi.new("int32_t[]", items)
 
     def _samplings(
         self, sampling: SamplingParams | Sequence[SamplingParams] | None, n_seqs: int
@@ -510,6 +511,8 @@ class Context(Handle):
                 )
             return tokens, lengths
         flat, lengths = ragged_int32(draft, n_seqs, "draft")
+        if n_seqs == 1:
+            return flat.reshape(1, len(flat)), lengths
         table = np.full((n_seqs, int(lengths.max(initial=0))), -1, dtype=np.int32)
         table[np.arange(table.shape[1]) < lengths[:, None]] = flat
         return table, lengths

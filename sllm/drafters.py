@@ -120,8 +120,8 @@ class ModelDrafter:
                 n_max=n_max,
                 p_min=p_min,
                 sampling=self._sampling,
-                pos=[base + same],
-                start=[self._start],
+                pos=base + same,
+                start=self._start,
             )
         except (ContextFullError, CancelledError):
             self._held = self.context.memory.tokens(0).tolist()

@@ -225,7 +225,8 @@ class Vocab:
     @property
     def special_pieces(self) -> list[str]:
         """The texts of all tokens that are parsed only with ``parse_special``, as chat templates write
-        them."""
+        them.
+        """
         found = (
             self._piece(t, special=True) for t in range(self.n_tokens) if self._attr(t) & (1 | 2 | 16 | 32)
         )
@@ -363,6 +364,7 @@ class Model(Handle):
         self._metadata: Mapping[str, str] | None = None
         self._special_pieces: list[str] | None = None
         self._samplings: OrderedDict[SamplingParams, Any] = OrderedDict()
+        self._last_sampling: tuple[SamplingParams | None, Any] = (None, None)
         self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
 
     @property
@@ -477,6 +479,8 @@ class Model(Handle):
         """
         if not isinstance(params, SamplingParams):
             raise TypeError(f"sampling is {params!r}, expected SamplingParams")
+        if params is self._last_sampling[0]:  # hashing takes longer than all the rest of a call
+            return self._last_sampling[1]
         found = self._samplings.get(params)
         if found is None:
             found = self._samplings[params] = compile_sampling(self._live, params)
@@ -484,6 +488,7 @@ class Model(Handle):
                 self._samplings.popitem(last=False)
         else:
             self._samplings.move_to_end(params)
+        self._last_sampling = (params, found)
         return found
 
     def close(self) -> None:
@@ -492,6 +497,7 @@ class Model(Handle):
             for context in list(self._contexts):
                 context.close()
             self._samplings.clear()
+            self._last_sampling = (None, None)
         super().close()
 
     def __repr__(self) -> str:

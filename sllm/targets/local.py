@@ -178,8 +178,8 @@ class LocalGeneration:
             np.array(self._text[-1:], dtype=np.int32),
             [np.array(chain, dtype=np.int32)] if chain else None,
             sampling=self._sampling,
-            pos=[pos - 1],
-            start=[self._start],
+            pos=pos - 1,
+            start=self._start,
         )
         seconds = time.perf_counter() - began
         n_accepted = int(verdict.n_accepted[0])
