@@ -5,6 +5,7 @@
 #include "ggml-backend.h"
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 
@@ -57,6 +58,25 @@ template <class Get> int32_t get_text(char * text, int32_t size, Get && get) {
         return get(unused, sizeof unused);
     }
     return get(text, static_cast<size_t>(size));
+}
+
+// llama.cpp takes any epsilon and asserts in a thread of ggml's, where nothing can be caught, that it is not negative or NaN.
+void check_epsilon(const llama_model & model) {
+    char text[128];
+    if (llama_model_meta_val_str(&model, "general.architecture", text, sizeof text) < 0) {
+        return;
+    }
+    const std::string architecture = text;
+    for (const char * name : {".attention.layer_norm_rms_epsilon", ".attention.layer_norm_epsilon"}) {
+        const std::string key = architecture + name;
+        if (llama_model_meta_val_str(&model, key.c_str(), text, sizeof text) < 0) {
+            continue;
+        }
+        const double epsilon = std::strtod(text, nullptr);
+        if (!std::isfinite(epsilon) || epsilon < 0) {
+            sllm::fail(SLLM_ERR_LOAD, "%s is %s, not a finite number >= 0; the file is damaged", key.c_str(), text);
+        }
+    }
 }
 
 std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
@@ -127,6 +147,7 @@ std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
     if (llama_model_is_diffusion(model->model.get())) {
         sllm::fail(SLLM_ERR_UNSUPPORTED, "it is a diffusion model, which does not write token by token");
     }
+    check_epsilon(*model->model);
     model->vocab = llama_model_get_vocab(model->model.get());
     model->n_vocab = llama_vocab_n_tokens(model->vocab);
     model->can_rollback = !llama_model_is_recurrent(model->model.get()) && !llama_model_is_hybrid(model->model.get());
