@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 
+from sllm import embedded as embedded  # sllm.embedded.TARGET, sllm.embedded.DRAFT
 from sllm import hub
 from sllm._ffi import ffi as _ffi
 from sllm._ffi import lib as _lib

@@ -29,8 +29,9 @@ class Drafter(Protocol):
     :meth:`cancel`.
     """
 
-    computes: bool
-    """Whether drafting takes time worth measuring: if so, how much is drafted follows what it costs."""
+    adaptive: bool
+    """Whether how much is drafted follows what it is measured to cost and to bring; else always as much as
+    possible."""
 
     n_caught_up: int
     """How many committed tokens the last draft had to compute before its own."""
@@ -62,7 +63,7 @@ class ModelDrafter:
 
     """
 
-    computes = True
+    adaptive = True
 
     def __init__(
         self,
@@ -161,7 +162,7 @@ class NGramDrafter:
 
     """
 
-    computes = False
+    adaptive = True
     n_caught_up = 0
 
     def __init__(self, *, n_max: int = 4, n_min: int = 2) -> None:
@@ -213,7 +214,7 @@ class CallableDrafter:
     read.
     """
 
-    computes = True
+    adaptive = True
     n_caught_up = 0
 
     def __init__(self, propose: Callable[[npt.NDArray[np.int32], int], Any]) -> None:

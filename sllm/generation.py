@@ -328,18 +328,16 @@ def _runs(
     while generation.finish_reason is None:
         began = time.perf_counter()
         ahead = None
-        n_max = 0
+        spent = 0.0  # on drafting
         if drafter is not None:
-            n_max, p_min = length.choose() if drafter.computes else (DraftLength.LIMIT, 0.0)
+            n_max, p_min = length.choose() if drafter.adaptive else (DraftLength.LIMIT, 0.0)
             wanted = n_max - len(chain)
             if wanted > 0:
                 new = drafter.draft(text, chain, wanted, p_min)
-                seconds = time.perf_counter() - began
-                stats.draft_seconds += seconds
-                if (
-                    drafter.n_caught_up <= DraftLength.LIMIT
-                ):  # a longer catch-up says nothing about the next draft
-                    length.observe_draft(len(new) + (len(new) < wanted), seconds)
+                spent = time.perf_counter() - began
+                stats.draft_seconds += spent
+                if drafter.n_caught_up <= DraftLength.LIMIT:  # a long one tells nothing
+                    length.observe_draft(len(new) + (len(new) < wanted), spent)
                 chain += new
             del chain[n_max:]
             generation.hint(len(text), chain)
@@ -353,7 +351,7 @@ def _runs(
                 chain = chain + ahead.result()
         seconds = time.perf_counter() - began
         length.observe_pass(commit.n_verified, commit.n_accepted, commit.seconds)
-        if n_max > 0:
+        if commit.n_verified > 0 or spent > 0.05 * commit.seconds:
             length.observe_round(len(commit.tokens), seconds)
         stats.n_passes += 1
         stats.n_drafted += commit.n_verified
