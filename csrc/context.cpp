@@ -108,6 +108,9 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
     if (rc != -1) {
         context.copies_pending = false;
     }
+    if (rc == 0 && context.was_interrupted) {
+        rc = 2; // asked to stop at the last node: the callback has an exception that must come out now
+    }
     if (rc == 0) {
         for (const Row & row : rows) {
             sllm::Sequence & s = context.sequences[static_cast<size_t>(row.seq_id)];

@@ -83,7 +83,7 @@ class DraftLength:
         """Whether the last rounds with a draft were slower than plain passes; the slowest of them does not
         count.
         """
-        if len(self._rounds) < 3:
+        if len(self._rounds) < 4:
             return False
         kept = sorted(self._rounds, key=lambda r: r[1])[:-1]
         return sum(n for n, _ in kept) / sum(s for _, s in kept) < 1 / self._pass.estimate(1)

@@ -329,6 +329,7 @@ def _runs(
         began = time.perf_counter()
         ahead = None
         spent = 0.0  # on drafting
+        settled = True  # a round in which the draft had to read a prompt tells nothing about the next
         if drafter is not None:
             n_max, p_min = length.choose() if drafter.adaptive else (DraftLength.LIMIT, 0.0)
             wanted = n_max - len(chain)
@@ -336,7 +337,8 @@ def _runs(
                 new = drafter.draft(text, chain, wanted, p_min)
                 spent = time.perf_counter() - began
                 stats.draft_seconds += spent
-                if drafter.n_caught_up <= DraftLength.LIMIT:  # a long one tells nothing
+                settled = drafter.n_caught_up <= DraftLength.LIMIT
+                if settled:
                     length.observe_draft(len(new) + (len(new) < wanted), spent)
                 chain += new
             del chain[n_max:]
@@ -351,7 +353,7 @@ def _runs(
                 chain = chain + ahead.result()
         seconds = time.perf_counter() - began
         length.observe_pass(commit.n_verified, commit.n_accepted, commit.seconds)
-        if commit.n_verified > 0 or spent > 0.05 * commit.seconds:
+        if settled and (commit.n_verified > 0 or spent > 0.05 * commit.seconds):
             length.observe_round(len(commit.tokens), seconds)
         stats.n_passes += 1
         stats.n_drafted += commit.n_verified
