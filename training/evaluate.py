@@ -1,0 +1,225 @@
+"""Measure the exported pair: held-out loss, acceptance of the draft, sample texts.
+
+Acceptance is the share of positions, along the target's own text on held-out prompts, where the draft, given
+the same prefix, selects the same token: greedily, and at a temperature with the same Gumbel noise on both
+sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+import corpus
+from gguf_model import load_gguf
+from model import Cache, Llama
+from train import held_out_loss
+
+ENDS = (0, 2)  # <|endoftext|>, <|im_end|>
+MESSAGE = (
+    "Hello, this is Clara Brook. I would like to meet you on Friday at 4. "
+    "My phone number is 415-555-0147 and my e-mail is clara.brook@example.org."
+)
+SAMPLES = [
+    [("user", "Tell me a short story about a little fox named Pip who loses a red kite.")],
+    [("user", "Write a story about a brave girl.")],
+    [("user", "讲一个小兔子花花帮助朋友的故事。")],
+    [("user", "Why is the sky blue?")],
+    [("user", "你好")],
+    [("user", "What is 23 + 18?")],
+    [("user", "Mia has 14 apples. She gives 6 to a friend. How many apples does Mia have now?")],
+    [("user", "Translate into Chinese: The old man is drinking tea by the river.")],
+    [("user", "翻译成英文：小狗在花园里睡觉。")],
+    [("user", f"Write a polite reply to this message:\n{MESSAGE}")],
+]
+PLAIN_SAMPLES = ["Once upon a time", "从前，"]
+
+
+def held_out_prompts(tokenizer: Tokenizer, count: int) -> list[list[int]]:
+    """Prompts of held-out chats, and the openings of held-out plain texts."""
+    prompts: list[list[int]] = []
+    for doc in corpus.documents("heldout"):
+        if doc.turns:
+            n = next(i for i, (role, _) in enumerate(doc.turns) if role == "assistant")
+            text = corpus.chatml(doc.turns[:n], add_generation_prompt=True)
+        else:
+            text = doc.plain[:40]
+        ids = tokenizer.encode(text).ids
+        if len(ids) <= 400:
+            prompts.append(ids)
+        if len(prompts) == count:
+            return prompts
+    raise AssertionError("the corpus is endless")
+
+
+@torch.no_grad()
+def continue_text(
+    model: Llama, prompt: list[int], select: Callable[[Tensor, int], int], n_max: int
+) -> list[int]:
+    """Extend a prompt token by token; ``select(logits, position)`` chooses."""
+    ids = list(prompt)
+    cache: list[Cache] | None = None
+    new = ids
+    while len(ids) - len(prompt) < n_max and len(ids) < model.c.n_ctx:
+        logits, cache = model.step(torch.tensor([new]), cache)
+        token = select(logits[0, -1], len(ids))
+        ids.append(token)
+        if token in ENDS:
+            break
+        new = [token]
+    return ids
+
+
+def greedy(logits: Tensor, _position: int) -> int:
+    return int(logits.argmax())
+
+
+def coupled(temperature: float, seed: int) -> Callable[[Tensor, int], int]:
+    """Selection with noise that depends on (seed, position) alone."""
+
+    def select(logits: Tensor, position: int) -> int:
+        u = np.random.default_rng((seed, position)).random(len(logits))
+        return int((logits.double() / temperature - torch.from_numpy(np.log(-np.log(u)))).argmax())
+
+    return select
+
+
+@torch.no_grad()
+def acceptance(
+    target: Llama,
+    draft: Llama,
+    prompts: list[list[int]],
+    rules: list[Callable[[Tensor, int], int]],
+    n_max: int,
+) -> tuple[float, int]:
+    """Share of the target's tokens that the draft selects too, and how many there were."""
+    same = total = 0
+    for prompt, select in zip(prompts, rules, strict=True):
+        ids = continue_text(target, prompt, select, n_max)
+        logits = draft(torch.tensor([ids]))[0]
+        for position in range(len(prompt), len(ids)):
+            same += select(logits[position - 1], position) == ids[position]
+            total += 1
+    return same / total, total
+
+
+def sums_right(target: Llama, tokenizer: Tokenizer, count: int) -> float:
+    """Share of single sums, drawn from all, that the target answers rightly."""
+    rng = corpus.random.Random("sums")
+    right = 0
+    for _ in range(count):
+        expression, value = corpus.sum_line(rng)
+        ids = tokenizer.encode(corpus.chatml([("user", f"What is {expression}?")], True)).ids
+        text = tokenizer.decode(continue_text(target, ids, greedy, 32)[len(ids) :])
+        right += text.strip().endswith(f"= {value}")
+    return right / count
+
+
+def markdown(figures: dict[str, Any], samples: list[dict[str, str]]) -> str:
+    """The figures and the samples as the model card shows them."""
+    greedy_share, coupled_share = figures["acceptance_greedy"], figures["acceptance_coupled"]
+    lines = [
+        f"Measured {figures['date']} on the files as they are (dequantised), held-out prompts:",
+        "",
+        "| | target | draft |",
+        "|---|---|---|",
+    ]
+    for label, key, form in (
+        ("parameters", "parameters", "{:,}"),
+        ("multiply-adds per token, output matrix included", "multiply_adds_per_token", "{:,}"),
+        ("bytes", "bytes", "{:,}"),
+        ("held-out loss, nats per token", "held_out_loss", "{:.3f}"),
+    ):
+        values = figures[key]
+        lines.append(f"| {label} | {form.format(values['target'])} | {form.format(values['draft'])} |")
+    lines += [
+        "",
+        f"- cost of the draft: {figures['cost_ratio']:.4f} of the target's",
+        f"- acceptance, greedy: {greedy_share['share']:.3f} ({greedy_share['positions']:,} tokens)",
+        "- acceptance, same noise, temperature {temperature}: {share:.3f} ({positions:,} tokens)".format(
+            **coupled_share
+        ),
+        f"- single sums that the target gets right: {figures['sums_right']:.2f}",
+        "",
+        "Greedy texts, not chosen:",
+    ]
+    for sample in samples:
+        lines += ["", "```text", (sample["prompt"] + sample["text"]).strip(), "```"]
+    return "\n".join(lines)
+
+
+def update_card(card: Path, text: str) -> None:
+    """Put the measured part between its two marks."""
+    begin, end = "<!-- measured -->", "<!-- /measured -->"
+    head, _, rest = card.read_text(encoding="utf-8").partition(begin)
+    tail = rest.partition(end)[2]
+    card.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    embedded = Path(__file__).parent.parent / "sllm" / "embedded"
+    parser.add_argument("--target", type=Path, default=embedded / "target.gguf")
+    parser.add_argument("--draft", type=Path, default=embedded / "draft.gguf")
+    parser.add_argument("--tokenizer", type=Path, default=Path("build/tokenizer.json"))
+    parser.add_argument("--heldout", type=Path, required=True)
+    parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True, help="JSON with the figures and the sample texts")
+    parser.add_argument("--card", type=Path, help="Markdown file whose measured part is replaced")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    tokenizer = Tokenizer.from_file(str(args.tokenizer))
+    target, draft = load_gguf(args.target), load_gguf(args.draft)
+    data = np.load(args.heldout)
+    tokens = torch.from_numpy(data["tokens"].astype(np.int64))
+    weights = torch.from_numpy(data["weights"].astype(np.float32))
+    prompts = held_out_prompts(tokenizer, args.prompts)
+    accepted, n_greedy = acceptance(target, draft, prompts, [greedy] * len(prompts), 256)
+    rules = [coupled(args.temperature, seed) for seed in range(len(prompts))]
+    accepted_coupled, n_coupled = acceptance(target, draft, prompts, rules, 256)
+    cost = {name: m.c.multiply_adds for name, m in (("target", target), ("draft", draft))}
+    result = {
+        "date": date.today().isoformat(),
+        "multiply_adds_per_token": cost,
+        "cost_ratio": cost["draft"] / cost["target"],
+        "parameters": {
+            n: sum(p.numel() for p in m.parameters()) for n, m in (("target", target), ("draft", draft))
+        },
+        "bytes": {"target": args.target.stat().st_size, "draft": args.draft.stat().st_size},
+        "held_out_loss": {
+            "target": held_out_loss(target, tokens, weights),
+            "draft": held_out_loss(draft, tokens, weights),
+        },
+        "acceptance_greedy": {"share": accepted, "positions": n_greedy},
+        "acceptance_coupled": {
+            "share": accepted_coupled,
+            "positions": n_coupled,
+            "temperature": args.temperature,
+        },
+        "sums_right": sums_right(target, tokenizer, 100),
+    }
+    samples = []
+    texts = [corpus.chatml(turns, add_generation_prompt=True) for turns in SAMPLES] + PLAIN_SAMPLES
+    for text in texts:
+        ids = tokenizer.encode(text).ids
+        samples.append(
+            {"prompt": text, "text": tokenizer.decode(continue_text(target, ids, greedy, 400)[len(ids) :])}
+        )
+    if args.card:
+        update_card(args.card, markdown(result, samples))
+    args.out.write_text(json.dumps({"figures": result, "samples": samples}, ensure_ascii=False, indent=2))
+
+
+if __name__ == "__main__":
+    main()

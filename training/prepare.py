@@ -1,0 +1,108 @@
+"""Tokenize the corpus into rows for training: whole documents only, each row starting with a document.
+
+A row is filled from a small pool with the longest document that still fits, so nothing is cut off and little
+is padded. Position 0 is always the start of a document, which is what a prompt looks like at inference.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+import corpus
+import lexicon as lex
+
+PAD = 3
+PROMPT_WEIGHT = 0.2  # what others say is worth less of the loss than what the model has to say
+RECALL_WEIGHT = 3.0  # a name or a thing that was said before: few tokens, but a story needs them
+POOL = 256
+
+
+def recalled_words(tokenizer: Tokenizer) -> dict[int, str]:
+    """Tokens that stand for a name, a kind, a thing or a colour: what a story must not mix up."""
+    words = {name for table in (lex.NAMES_EN, lex.NAMES_ZH) for names in table.values() for name in names}
+    words |= {word for kind in lex.KINDS for word in (kind.en.split()[-1], kind.zh)}
+    words |= {word for thing in lex.THINGS for word in (thing.en, thing.zh)}
+    words |= {word for colour in lex.COLOURS for word in (*colour, colour[1][:-1])}
+    texts = {token: tokenizer.decode([token]) for token in range(tokenizer.get_vocab_size())}
+    bare = {token: text.strip(" \"'“”‘’，。：；！？、\n") for token, text in texts.items()}
+    return {token: text for token, text in bare.items() if text in words}
+
+
+def emphasised(ids: list[int], weights: list[float], recalled: dict[int, str]) -> list[float]:
+    """Raise the weight of names and things that were said before."""
+    seen: set[str] = set()
+    result = []
+    for token, weight in zip(ids, weights, strict=True):
+        word = recalled.get(token)
+        result.append(RECALL_WEIGHT if weight == 1.0 and word in seen else weight)
+        if word:
+            seen.add(word)
+    return result
+
+
+def encode(tokenizer: Tokenizer, doc: corpus.Document) -> tuple[list[int], list[float]]:
+    """Token ids and loss weights of one document."""
+    if not doc.turns:
+        ids = tokenizer.encode(doc.text).ids
+        return ids, [1.0] * len(ids)
+    ids, weights = [], []
+    for role, content in doc.turns:
+        own = 1.0 if role == "assistant" else PROMPT_WEIGHT
+        for text, weight in ((f"<|im_start|>{role}\n", 0.0), (f"{content}<|im_end|>", own), ("\n", 0.2)):
+            part = tokenizer.encode(text).ids
+            ids += part
+            weights += [weight] * len(part)
+    return [*ids, tokenizer.token_to_id(corpus.END_OF_TEXT)], [*weights, 0.2]
+
+
+def rows(split: str, tokenizer: Tokenizer, n_row: int) -> Iterator[tuple[list[int], list[float]]]:
+    source = corpus.documents(split)
+    recalled = recalled_words(tokenizer)
+    pool: list[tuple[list[int], list[float]]] = []
+    while True:
+        ids: list[int] = []
+        weights: list[float] = []
+        while True:
+            while len(pool) < POOL:
+                tokens, weighted = encode(tokenizer, next(source))
+                if len(tokens) <= n_row:
+                    pool.append((tokens, emphasised(tokens, weighted, recalled)))
+            space = n_row - len(ids)
+            # The first document is simply the next one; only the last gap is filled by size.
+            fitting = [i for i, d in enumerate(pool) if len(d[0]) <= space]
+            if not fitting:
+                break
+            best = fitting[0] if space > n_row // 2 else max(fitting, key=lambda i: len(pool[i][0]))
+            part = pool.pop(best)
+            ids += part[0]
+            weights += part[1]
+        gap = n_row - len(ids)
+        yield ids + [PAD] * gap, weights + [0.0] * gap
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokenizer", type=Path, default=Path("build/tokenizer.json"))
+    parser.add_argument("--split", choices=["train", "heldout"], required=True)
+    parser.add_argument("--rows", type=int, required=True)
+    parser.add_argument(
+        "--row-length", type=int, default=512, help="positions per row (one more token is stored)"
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    tokenizer = Tokenizer.from_file(str(args.tokenizer))
+    n_row = args.row_length + 1
+    tokens = np.empty((args.rows, n_row), np.uint16)
+    weights = np.empty((args.rows, n_row), np.float16)
+    for i, (ids, w) in zip(range(args.rows), rows(args.split, tokenizer, n_row), strict=False):
+        tokens[i], weights[i] = ids, w
+    np.savez(args.out, tokens=tokens, weights=weights)
+
+
+if __name__ == "__main__":
+    main()
