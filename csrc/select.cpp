@@ -9,7 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 
@@ -228,6 +228,20 @@ void accept_in_grammar(llama_sampler * grammar, const llama_vocab * vocab, llama
     }
 }
 
+// Behind spaces, line ends and comments, as llama.cpp's grammar parser skips them.
+const char * skip_space(const char * p) {
+    while (*p == ' ' || *p == '\t' || *p == '\r' || *p == '\n' || *p == '#') {
+        if (*p == '#') {
+            while (*p != '\0' && *p != '\n') {
+                ++p;
+            }
+        } else {
+            ++p;
+        }
+    }
+    return p;
+}
+
 // Refuses grammars that llama.cpp's parser, which recurses without a limit and does not compare the bounds of {m,n}, would not
 // survive.
 void check_grammar(const char * text) {
@@ -261,10 +275,16 @@ void check_grammar(const char * text) {
                 sllm::fail(SLLM_ERR_GRAMMAR, "the grammar has more than %d rules", max_rules);
             }
         } else if (*p == '{') {
-            unsigned long long low = 0;
-            unsigned long long high = 0;
-            if (std::sscanf(p, "{%llu , %llu", &low, &high) == 2 && high < low) {
-                sllm::fail(SLLM_ERR_GRAMMAR, "the grammar repeats something at least %llu and at most %llu times", low, high);
+            const char * at = p + 1;
+            char * end = nullptr;
+            const unsigned long long low = std::strtoull(skip_space(at), &end, 10);
+            at = skip_space(end);
+            if (*at == ',') {
+                at = skip_space(at + 1);
+                const unsigned long long high = std::strtoull(at, &end, 10);
+                if (end != at && high < low) {
+                    sllm::fail(SLLM_ERR_GRAMMAR, "the grammar repeats something at least %llu and at most %llu times", low, high);
+                }
             }
         }
     }
@@ -448,6 +468,23 @@ void Selector::filter_all(const float * logits) {
     const auto gone = [](const llama_token_data & c) { return !(c.logit > minus_infinity); };
     candidates.erase(std::remove_if(candidates.begin(), candidates.end(), gone), candidates.end());
     filtered = {candidates.data(), candidates.size(), -1, false};
+
+    // llama.cpp's top-p sorts logits into buckets by an integer, which biases and penalties can make overflow: shift such logits down. Neither
+    // their order nor their softmax changes.
+    constexpr float limit = 1e6F;
+    float top = minus_infinity;
+    for (const llama_token_data & c : candidates) {
+        top = std::max(top, c.logit);
+    }
+    if (top > limit) {
+        for (llama_token_data & c : candidates) {
+            c.logit = std::max(c.logit - top, -limit);
+        }
+    } else {
+        for (llama_token_data & c : candidates) {
+            c.logit = std::max(c.logit, top - 2 * limit);
+        }
+    }
 }
 
 // Gumbel-max, or argmax at temperature 0, over what the filters left.

@@ -133,7 +133,7 @@ def read_text(get: Callable[[Any, int], int]) -> str | None:
     return text.decode("utf-8", "replace")
 
 
-def checked_int(value: int, name: str, low: int = -(2**31), high: int = 2**31 - 1) -> int:
+def checked_int(value: Any, name: str, low: int = -(2**31), high: int = 2**31 - 1) -> int:
     """``value``, if it is an integer in ``low..high``.
 
     Raises:

@@ -215,6 +215,8 @@ class Context(Handle):
         for name, value in (("type_k", type_k), ("type_v", type_v)):
             if not isinstance(value, str):
                 raise TypeError(f"{name} is {value!r}, expected the name of a ggml type")
+            if "\0" in value:
+                raise ValueError(f"{name} is {value!r}, expected the name of a ggml type")
         keep = [ffi.new("char[]", type_k.encode()), ffi.new("char[]", type_v.encode())]
         params.type_k, params.type_v = keep
         params.offload_kqv = offload_kqv
@@ -275,7 +277,7 @@ class Context(Handle):
         pointer = self._live
         if logits not in _LOGITS:
             raise ValueError(f"logits is {logits!r}, expected 'none', 'last' or 'all'")
-        if isinstance(seq_id, int):
+        if isinstance(seq_id, (int, np.integer)):
             flat = int32_array(tokens, "tokens")  # type: ignore[arg-type]
             lengths = np.array([len(flat)], dtype=np.int32)
             seqs = int32_array([seq_id], "seq_id")
@@ -302,7 +304,7 @@ class Context(Handle):
             return None
         rows = self._logits_view(pointer, view[0], n_rows) if own is None else own
         rows.flags.writeable = False
-        return rows[0] if logits == "last" and isinstance(seq_id, int) else rows
+        return rows[0] if logits == "last" and isinstance(seq_id, (int, np.integer)) else rows
 
     def _logits_view(self, pointer: Any, first: Any, n_rows: int) -> npt.NDArray[np.float32]:
         """Rows of the last decode, on llama.cpp's memory, which they keep alive even past close()."""
@@ -322,7 +324,7 @@ class Context(Handle):
         """A C array of ``n_seqs`` positions, or NULL for None."""
         if pos is None:
             return ffi.NULL
-        items = [pos] if isinstance(pos, int) else int32_array(pos, name).tolist()
+        items = [pos] if isinstance(pos, (int, np.integer)) else int32_array(pos, name).tolist()
         if len(items) != n_seqs:
             raise ValueError(f"{name} has {len(items)} items, expected one for each of {n_seqs} sequences")
         for item in items:
@@ -399,8 +401,10 @@ class Context(Handle):
         n_seqs = len(seqs)
         flat, lengths = self._last_tokens(tokens, n_seqs)
         samplings, _keep = self._samplings(sampling, n_seqs)
-        n_maxes = int32_array([n_max] * n_seqs if isinstance(n_max, int) else n_max, "n_max")
-        p_mins = float32_array([p_min] * n_seqs if isinstance(p_min, (int, float)) else p_min, "p_min")
+        n_maxes = int32_array([n_max] * n_seqs if isinstance(n_max, (int, np.integer)) else n_max, "n_max")
+        p_mins = float32_array(
+            [p_min] * n_seqs if isinstance(p_min, (int, float, np.number)) else p_min, "p_min"
+        )
         for name, array in (("n_max", n_maxes), ("p_min", p_mins)):
             if len(array) != n_seqs:
                 raise ValueError(
@@ -561,7 +565,7 @@ class Context(Handle):
                 )
         if not seq_ids:
             raise ValueError("seq_ids is empty; score needs a sequence to work in")
-        first = seq_ids[0]
+        first = checked_int(seq_ids[0], "seq_ids[0]", 0, self.n_seq_max - 1)
         shared = head[:-1]
         totals = np.empty(len(parts), dtype=np.float64)
         try:

@@ -37,7 +37,8 @@ class SamplingParams:
         penalty_present: is subtracted once from the logit of every token seen; 0: off.
         logit_bias: token id -> what is added to its logit; ``-math.inf`` rules it out. Any mapping or pairs;
             kept as a tuple of pairs, sorted.
-        grammar: a GBNF grammar with a rule ``root`` that the generated text must match, or None.
+        grammar: a GBNF grammar with a rule ``root`` that the generated text must match, or None. llama.cpp
+            takes exponential time for some ambiguous grammars, so take none from strangers.
         seed: of the noise, 0 <= seed < 2**64.
 
     Raises:
@@ -93,8 +94,8 @@ class SamplingParams:
         biases: dict[int, float] = {}
         for token, bias in pairs:
             checked_int(token, "the token of a logit_bias", 0)
-            if math.isnan(bias) or bias == math.inf:
-                raise ValueError(f"logit_bias of token {token} is {bias!r}, expected a finite number or -inf")
+            if not (-1e6 <= bias <= 1e6 or bias == -math.inf):
+                raise ValueError(f"logit_bias of token {token} is {bias!r}, expected -1e6 to 1e6, or -inf")
             biases[token] = float(bias)
         object.__setattr__(self, "logit_bias", tuple(sorted(biases.items())))
 

@@ -93,6 +93,7 @@ class LocalTarget:
                 f"the prompt has {len(prompt)} tokens, and the context holds {self.context.n_ctx_seq}"
             )
         self.model.compiled(sampling)  # a bad grammar is told before the prompt is computed
+        self.model.vocab.is_eog(int(prompt[-1]))  # the one token that is computed later has to be one, too
         self.context.decode(prompt[:-1], pos=0)
         self._generation = LocalGeneration(self.context, prompt, sampling, max_tokens)
         return self._generation
