@@ -30,8 +30,8 @@ _STATE_HEADER = struct.Struct(
 _STATE_MAGIC = b"sllmseq1"
 
 
-# Threads wait for each other at every operation of a graph: measured on two cores, a second one brings nothing to 0.8 MB of
-# weights, and a quarter to 5.8 MB.
+# Threads wait for each other at every operation of a graph: measured on two cores, a second one brings
+# nothing to 0.8 MB of weights, and a quarter to 5.8 MB.
 _BYTES_PER_THREAD = 2_500_000
 
 

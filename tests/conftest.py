@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from oracles import EXACT
 
 import sllm
@@ -16,12 +16,19 @@ from sllm import embedded
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# Reproducible by default; SLLM_HYPOTHESIS_PROFILE=explore looks further, and differently every time.
+# Reproducible by default, and without shrinking, which could outlast the time limit of a test.
+# SLLM_HYPOTHESIS_PROFILE=explore takes other examples every time and shrinks failures; SLLM_TEST_EFFORT=10
+# takes ten times as many.
 _QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
 settings.register_profile(
-    "sllm", deadline=None, derandomize=True, database=None, suppress_health_check=_QUIET
+    "sllm",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=_QUIET,
 )
-settings.register_profile("explore", deadline=None, max_examples=1000, suppress_health_check=_QUIET)
+settings.register_profile("explore", deadline=None, suppress_health_check=_QUIET)
 settings.load_profile(os.environ.get("SLLM_HYPOTHESIS_PROFILE", "sllm"))
 
 
@@ -34,14 +41,14 @@ def target_model() -> Iterator[sllm.Model]:
 
 @pytest.fixture(scope="session")
 def draft_model() -> Iterator[sllm.Model]:
-    """The embedded draft: the same vocabulary at a fraction of the cost, so also the model for tests that need just any."""
+    """The embedded draft: the same vocabulary, cheap, so also the model for tests that need just any."""
     with sllm.Model(embedded.DRAFT) as model:
         yield model
 
 
 @pytest.fixture
 def make_context() -> Iterator[Callable[..., sllm.Context]]:
-    """Makes contexts, closed after the test. One thread, and the exactness conditions unless told otherwise."""
+    """Makes contexts with the exactness conditions, unless told otherwise; they are closed after the test."""
     with ExitStack() as stack:
 
         def make(model: sllm.Model, **options: Any) -> sllm.Context:

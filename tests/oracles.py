@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+from hypothesis import settings
 
 from sllm._ffi import check, ffi, lib
 from sllm.sampling import SamplingParams
@@ -24,14 +26,22 @@ if TYPE_CHECKING:
     Tokens: TypeAlias = npt.NDArray[np.int32]
     Floats: TypeAlias = npt.NDArray[np.float32]
 
-# With q8_0 weights and these, results on the CPU do not depend on how tokens are grouped into batches, to the last bit.
+# With q8_0 weights and these, results on the CPU are the same to the last bit however tokens are grouped.
 EXACT: dict[str, Any] = {"flash_attn": True, "type_k": "q8_0", "type_v": "q8_0", "n_threads": 1}
+
+EFFORT = int(os.environ.get("SLLM_TEST_EFFORT", "1"))
+
+
+def examples(n: int) -> settings:
+    """So many examples of a property; SLLM_TEST_EFFORT multiplies them."""
+    return settings(max_examples=n * EFFORT)
+
 
 PLAIN = SamplingParams(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
 GREEDY = dataclasses.replace(PLAIN, temperature=0.0)
 
 
-# ---- selection ----------------------------------------------------------------------------------------------
+# ---- selection ---------------------------------------------------------------------------------------------
 
 
 def select(
@@ -75,14 +85,19 @@ class Filtered:
     ids: npt.NDArray[np.int64]
     logits: npt.NDArray[np.float32]
     clear_cut: bool
-    """Whether neither rounding could have moved a boundary of top-p or min-p, nor ties that of top-k or top-p: which of
-    equal candidates llama.cpp keeps there is its own affair."""
+    """Whether neither rounding could have moved a boundary of top-p or min-p, nor ties that of top-k or top-p
+    (which of equal candidates llama.cpp keeps there is its own affair)."""
 
     def probs(self, temperature: float) -> npt.NDArray[np.float64]:
         """Softmax of the candidates; at temperature 0, that at temperature 1."""
         scaled = self.logits.astype(np.float64) / (float(np.float32(temperature)) or 1.0)
         weights = np.exp(scaled - scaled.max())
         return np.asarray(weights / weights.sum())
+
+
+def biases_of(params: SamplingParams) -> dict[int, float]:
+    """The logit biases, which the class keeps as pairs."""
+    return dict(params.logit_bias)
 
 
 def filter_logits(
@@ -93,8 +108,8 @@ def filter_logits(
 ) -> Filtered:
     """Logit bias, penalties, grammar (``allowed``), top-k, top-p, min-p, as llama.cpp does them."""
     x = np.array(logits, dtype=np.float32)
-    for token, bias in params.logit_bias:  # type: ignore[union-attr]
-        x[token] += np.float32(bias)  # type: ignore[call-overload]
+    for token, bias in biases_of(params).items():
+        x[token] += np.float32(bias)
     if params.penalty_last_n > 0:
         seen, counts = np.unique(
             np.asarray(history, dtype=np.int64)[-params.penalty_last_n :], return_counts=True
@@ -149,10 +164,10 @@ def choose(
 def without_end(model: Model, params: SamplingParams) -> SamplingParams:
     """``params`` for texts that never end by themselves, whatever the weights."""
     ends = {t: -math.inf for t in range(model.vocab.n_tokens) if model.vocab.is_eog(t)}
-    return dataclasses.replace(params, logit_bias={**dict(params.logit_bias), **ends})  # type: ignore[arg-type]
+    return dataclasses.replace(params, logit_bias={**biases_of(params), **ends})
 
 
-# ---- texts --------------------------------------------------------------------------------------------------
+# ---- texts -------------------------------------------------------------------------------------------------
 
 
 def make_prompt(model: Model, size: int, seed: int) -> Tokens:
@@ -171,7 +186,7 @@ def make_prompt(model: Model, size: int, seed: int) -> Tokens:
 def one_by_one(
     model: Model, prompt: Sequence[int] | Tokens, sampling: SamplingParams, n_tokens: int, n_ctx: int = 512
 ) -> list[int]:
-    """The text itself: one sequence in a context of its own, a token at a time. Ends behind an end-of-generation token."""
+    """The text itself, one token at a time in a context of its own, up to an end-of-generation token."""
     text = [int(t) for t in prompt]
     with model.context(n_ctx=n_ctx, **EXACT) as context:
         if len(text) > 1:
@@ -185,8 +200,8 @@ def one_by_one(
 
 
 def fresh_logits(model: Model, text: Sequence[int] | Tokens) -> Floats:
-    """Logits behind every token of a text, from a context that has seen nothing else; float32 (len(text), n_vocab)."""
-    with model.context(n_ctx=512, **EXACT) as context:
+    """Logits behind every token of a text, from a context that has seen nothing else."""
+    with model.context(n_ctx=len(text), **EXACT) as context:
         rows = context.decode(np.array(text, dtype=np.int32), logits="all")
         assert rows is not None
         return rows.copy()
@@ -206,13 +221,13 @@ def tokens_of(context: Context, seq_id: int = 0) -> list[int]:
     return tokens
 
 
-# ---- statistics ---------------------------------------------------------------------------------------------
+# ---- statistics --------------------------------------------------------------------------------------------
 
 
 def chi_square_p(observed: npt.ArrayLike, probs: npt.ArrayLike) -> float:
     """The p-value of counts against probabilities; neighbours are pooled until every bin expects ten.
 
-    An outcome of probability zero that was observed gives 0. The tail of the chi-square distribution is Wilson and
+    An outcome of probability zero that was observed gives 0. The tail of the distribution is Wilson and
     Hilferty's cube-root approximation, good to a few per cent of the exponent where it matters here.
     """
     counts = np.asarray(observed, dtype=np.float64)
@@ -247,7 +262,7 @@ def kolmogorov_smirnov_p(sample: npt.ArrayLike, cdf: Callable[[Any], Any]) -> fl
     return min(1.0, 2 * math.exp(-2 * n * distance**2))
 
 
-# ---- model files --------------------------------------------------------------------------------------------
+# ---- model files -------------------------------------------------------------------------------------------
 
 _SCALARS = {
     0: "<B",
@@ -330,14 +345,14 @@ class GGUF:
 
     def write(self, path: Path) -> Path:
         """Write the file and return its path."""
-        out = bytearray(
-            struct.pack("<4sIQQ", b"GGUF", self._version, len(self.tensors), len(self.metadata))
-        )
+        out = bytearray(struct.pack("<4sIQQ", b"GGUF", self._version, len(self.tensors), len(self.metadata)))
         for name, (kind, value) in self.metadata.items():
             out += self._packed(_STRING, name) + struct.pack("<I", kind) + self._packed(kind, value)
         offset = 0
         for name, (shape, kind, data) in self.tensors.items():
-            out += self._packed(_STRING, name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+            out += self._packed(_STRING, name) + struct.pack(
+                f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset
+            )
             offset = self._aligned(offset + len(data))
         for _, _, data in self.tensors.values():
             out += bytes(self._aligned(len(out)) - len(out)) + data
@@ -356,7 +371,11 @@ class GGUF:
                 (width, rows), kind, data = self.tensors[name]
                 assert rows == n_before
                 row = len(data) // rows
-                self.tensors[name] = ([width, n_tokens], kind, (data + bytes(row * n_tokens))[: row * n_tokens])
+                self.tensors[name] = (
+                    [width, n_tokens],
+                    kind,
+                    (data + bytes(row * n_tokens))[: row * n_tokens],
+                )
         for name in list(self.metadata):
             if name.endswith(b".vocab_size"):
                 self.metadata[name] = (self.metadata[name][0], n_tokens)

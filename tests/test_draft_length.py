@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from oracles import examples
 
 from sllm.draft_length import DraftLength
 
@@ -66,7 +68,7 @@ class World:
         return done / seconds, chosen
 
 
-def test_the_first_pass_is_plain_and_the_next_try_a_draft():
+def test_the_first_pass_is_plain_and_the_next_try_a_draft() -> None:
     length = DraftLength()
     assert length.choose() == (0, 0.0)
     length.observe_pass(0, 0, 1.0)
@@ -86,7 +88,7 @@ def test_the_first_pass_is_plain_and_the_next_try_a_draft():
     ],
 )
 @pytest.mark.parametrize("noise", [0.0, 0.2])
-def test_it_comes_close_to_the_best_fixed_length(world: World, noise: float):
+def test_it_comes_close_to_the_best_fixed_length(world: World, noise: float) -> None:
     world.noise = noise
     best = max(world.rate(n) for n in range(DraftLength.LIMIT + 1))
     delays = math.exp(noise**2 / 2) * 1.19 if noise else 1.0  # what noise costs every strategy
@@ -106,7 +108,7 @@ def test_it_comes_close_to_the_best_fixed_length(world: World, noise: float):
         World(acceptance=0.8, draft=0.05, row=1.0),  # a pass of two rows costs as much as two passes
     ],
 )
-def test_where_drafting_loses_it_is_never_noticeably_slower_than_none(world: World):
+def test_where_drafting_loses_it_is_never_noticeably_slower_than_none(world: World) -> None:
     rate, chosen = world.run(DraftLength(), 4000)
 
     assert rate > 0.97 * world.rate(0)
@@ -115,7 +117,7 @@ def test_where_drafting_loses_it_is_never_noticeably_slower_than_none(world: Wor
     assert sum(n > 0 for n in late) < 0.01 * len(late)  # tries grow rarer
 
 
-def test_it_begins_to_draft_when_that_begins_to_pay():
+def test_it_begins_to_draft_when_that_begins_to_pay() -> None:
     length = DraftLength()
     World(acceptance=0.0).run(length, 1500)
     _, chosen = World(acceptance=0.95, seed=2).run(length, 6000)
@@ -124,7 +126,7 @@ def test_it_begins_to_draft_when_that_begins_to_pay():
     assert sum(chosen[-50:]) > 150
 
 
-def test_it_stops_when_drafting_no_longer_pays():
+def test_it_stops_when_drafting_no_longer_pays() -> None:
     length = DraftLength()
     World(acceptance=0.95).run(length, 1500)
     _, chosen = World(acceptance=0.0, seed=2).run(length, 1500)
@@ -132,15 +134,15 @@ def test_it_stops_when_drafting_no_longer_pays():
     assert sum(n > 0 for n in chosen[-300:]) < 15
 
 
-def test_plain_passes_are_measured_again_now_and_then():
+def test_plain_passes_are_measured_again_now_and_then() -> None:
     _, chosen = World(acceptance=0.95).run(DraftLength(), 6000)
 
     zeros = [i for i, n in enumerate(chosen) if n == 0]
     assert len(zeros) >= len(chosen) // 200
-    assert max(b - a for a, b in zip(zeros, zeros[1:], strict=False)) < 200
+    assert max(b - a for a, b in pairwise(zeros)) < 200
 
 
-def test_acceptance_follows_what_is_seen():
+def test_acceptance_follows_what_is_seen() -> None:
     length = DraftLength()
     for _ in range(400):
         length.observe_pass(4, 4, 1.0)
@@ -150,7 +152,7 @@ def test_acceptance_follows_what_is_seen():
     assert length.acceptance < 0.1
 
 
-@settings(max_examples=40)
+@examples(40)
 @given(
     st.lists(
         st.tuples(
@@ -159,7 +161,7 @@ def test_acceptance_follows_what_is_seen():
         max_size=100,
     )
 )
-def test_no_measurement_breaks_it(rounds: list[tuple[int, int, float, int, float]]):
+def test_no_measurement_breaks_it(rounds: list[tuple[int, int, float, int, float]]) -> None:
     """Clocks may say zero, and passes may be of any length: what was chosen is a wish."""
     length = DraftLength()
     for verified, accepted, seconds, drafted, draft_seconds in rounds:

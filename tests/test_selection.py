@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from oracles import (
     EXACT,
@@ -17,6 +17,7 @@ from oracles import (
     PLAIN,
     chi_square_p,
     choose,
+    examples,
     filter_logits,
     gumbel,
     kolmogorov_smirnov_p,
@@ -41,9 +42,18 @@ if TYPE_CHECKING:
 # A correct selection fails one such test in a million; seeds are fixed, so it either does or does not.
 P_VALUE = 1e-6
 
-# ---- the distribution ---------------------------------------------------------------------------------------
+# ---- the distribution --------------------------------------------------------------------------------------
 
-HISTORY = [7, 7, 7, 11, 12, 13, 13, 900]  # repeated without end, so that every position looks back on the same tokens
+HISTORY = [
+    7,
+    7,
+    7,
+    11,
+    12,
+    13,
+    13,
+    900,
+]  # repeated without end, so that every position looks back on the same tokens
 
 SETTINGS = {
     "temperature 1": PLAIN,
@@ -102,7 +112,7 @@ def row(draft_model: Model) -> npt.NDArray[np.float32]:
 @pytest.mark.parametrize("name", SETTINGS)
 def test_selected_tokens_follow_the_filtered_softmax(
     draft_model: Model, row: npt.NDArray[np.float32], name: str
-):
+) -> None:
     params = SETTINGS[name]
     left = filter_logits(row, params, HISTORY)
     assert left.clear_cut
@@ -127,7 +137,7 @@ def test_selected_tokens_follow_the_filtered_softmax(
 )
 def test_the_test_of_the_distribution_sees_a_wrong_one(
     draft_model: Model, row: npt.NDArray[np.float32], name: str, wrong: SamplingParams
-):
+) -> None:
     left = filter_logits(row, wrong, HISTORY)
     probs = np.zeros(len(row))
     probs[left.ids] = left.probs(wrong.temperature)
@@ -137,7 +147,7 @@ def test_the_test_of_the_distribution_sees_a_wrong_one(
 
 def test_verified_tokens_follow_the_softmax_of_decoded_logits(
     draft_model: Model, make_context: Callable[..., Context]
-):
+) -> None:
     n_seqs = 16
     context = make_context(draft_model, n_ctx=64 * n_seqs, n_seq_max=n_seqs)
     prompt = make_prompt(draft_model, 6, seed=3)
@@ -149,7 +159,7 @@ def test_verified_tokens_follow_the_softmax_of_decoded_logits(
     counts = np.zeros(len(probs), dtype=np.int64)
     for first_seed in range(0, 6000, n_seqs):
         verdict = context.verify(
-            range(n_seqs),  # type: ignore[arg-type]
+            range(n_seqs),
             [prompt[-1:]] * n_seqs,
             sampling=[replace(PLAIN, seed=first_seed + i) for i in range(n_seqs)],
             pos=[5] * n_seqs,
@@ -159,7 +169,7 @@ def test_verified_tokens_follow_the_softmax_of_decoded_logits(
     assert chi_square_p(counts, probs) > P_VALUE
 
 
-# ---- the exact value ----------------------------------------------------------------------------------------
+# ---- the exact value ---------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -190,11 +200,11 @@ filterless = st.builds(
 )
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(data=st.data(), params=filterless, pos=st.integers(0, 3000))
 def test_choice_without_filters_is_gumbel_max_exactly(
     draft_model: Model, data: st.DataObject, params: SamplingParams, pos: int
-):
+) -> None:
     row = data.draw(rows(draft_model.vocab.n_tokens))
 
     token, prob = select(draft_model, params, row, pos)
@@ -204,7 +214,7 @@ def test_choice_without_filters_is_gumbel_max_exactly(
     assert prob == pytest.approx(wanted_prob, rel=1e-4, abs=1e-6)
 
 
-@settings(max_examples=150)
+@examples(150)
 @given(
     data=st.data(),
     temperature=st.sampled_from([0.0, 0.3, 0.7, 1.0, 1.3]),
@@ -227,7 +237,7 @@ def test_choice_with_filters_is_gumbel_max_over_the_survivors(
     last_n: int,
     bias: dict[int, float],
     seed: int,
-):
+) -> None:
     params = SamplingParams(
         temperature=temperature,
         top_k=top_k,
@@ -251,7 +261,7 @@ def test_choice_with_filters_is_gumbel_max_over_the_survivors(
 
 
 @pytest.mark.parametrize("params", [GREEDY, replace(GREEDY, logit_bias={0: 0.0}), replace(GREEDY, top_k=3)])
-def test_ties_at_temperature_zero_go_to_the_smallest_id(draft_model: Model, params: SamplingParams):
+def test_ties_at_temperature_zero_go_to_the_smallest_id(draft_model: Model, params: SamplingParams) -> None:
     row = np.zeros(draft_model.vocab.n_tokens, dtype=np.float32)
     row[[2559, 1000, 37, 1001]] = 4
 
@@ -261,7 +271,9 @@ def test_ties_at_temperature_zero_go_to_the_smallest_id(draft_model: Model, para
 @pytest.mark.parametrize(
     ("temperature", "prob"), [(0.0, np.exp(2) / (np.exp(2) + 2559)), (1.0, np.exp(2) / (np.exp(2) + 2559))]
 )
-def test_probability_is_that_among_all_candidates(draft_model: Model, temperature: float, prob: float):
+def test_probability_is_that_among_all_candidates(
+    draft_model: Model, temperature: float, prob: float
+) -> None:
     assert draft_model.vocab.n_tokens == 2560
     row = np.zeros(2560, dtype=np.float32)
     row[100] = 2
@@ -286,14 +298,16 @@ def test_probability_is_that_among_all_candidates(draft_model: Model, temperatur
     ],
 )
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
-def test_a_row_with_no_candidate_is_an_error(draft_model: Model, params: SamplingParams, value: float):
+def test_a_row_with_no_candidate_is_an_error(
+    draft_model: Model, params: SamplingParams, value: float
+) -> None:
     row = np.full(draft_model.vocab.n_tokens, value, dtype=np.float32)
 
     with pytest.raises(InferenceError, match="no token can be selected"):
         select(draft_model, params, row, 0)
 
 
-def test_ruling_out_every_token_is_an_error(draft_model: Model):
+def test_ruling_out_every_token_is_an_error(draft_model: Model) -> None:
     row = np.full(draft_model.vocab.n_tokens, -np.inf, dtype=np.float32)
     row[5] = 1
 
@@ -304,19 +318,19 @@ def test_ruling_out_every_token_is_an_error(draft_model: Model):
 @pytest.mark.parametrize(
     "params", [PLAIN, GREEDY, replace(PLAIN, top_k=5), replace(PLAIN, logit_bias={0: 1.0})]
 )
-def test_nan_never_wins(draft_model: Model, params: SamplingParams):
+def test_nan_never_wins(draft_model: Model, params: SamplingParams) -> None:
     row = np.full(draft_model.vocab.n_tokens, np.nan, dtype=np.float32)
     row[1234] = -50
 
     assert select(draft_model, params, row, 7) == (1234, 1.0)
 
 
-def test_a_row_of_another_length_is_refused(draft_model: Model):
+def test_a_row_of_another_length_is_refused(draft_model: Model) -> None:
     with pytest.raises(ValueError, match="the row has 10 logits"):
         select(draft_model, PLAIN, np.zeros(10), 0)
 
 
-# ---- the noise ----------------------------------------------------------------------------------------------
+# ---- the noise ---------------------------------------------------------------------------------------------
 
 
 def mix(x: int) -> int:
@@ -357,15 +371,15 @@ def seed_for(wanted: int, pos: int, token: int) -> int:
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
 @example(0, 0, 0)
 @example(2**64 - 1, 2**31 - 1, 2**31 - 1)
-def test_noise_is_the_published_hash(seed: int, pos: int, token: int):
-    """Machines that share a text must agree on it, and so must versions: a change here changes every sampled text."""
+def test_noise_is_the_published_hash(seed: int, pos: int, token: int) -> None:
+    """Machines that share a text must agree on it, and so must versions."""
     u = ((hash_of(seed, pos, token) >> 12) + 0.5) / 2**52
 
     assert lib.sllm_gumbel(seed, pos, token) == pytest.approx(-math.log(-math.log(u)), rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.parametrize("wanted", [2**64 - 1, 2**64 - 2**11, 0, 1])
-def test_noise_is_finite_at_the_ends_of_the_hash(draft_model: Model, wanted: int):
+def test_noise_is_finite_at_the_ends_of_the_hash(draft_model: Model, wanted: int) -> None:
     seed = seed_for(wanted, 5, 7)
     assert hash_of(seed, 5, 7) == wanted
 
@@ -383,7 +397,7 @@ def draws(n_seeds: int, n_pos: int, n_tokens: int) -> npt.NDArray[np.float64]:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 50_000), (1, 50_000, 1), (50_000, 1, 1), (40, 40, 40)])
-def test_noise_has_the_gumbel_distribution(shape: tuple[int, int, int]):
+def test_noise_has_the_gumbel_distribution(shape: tuple[int, int, int]) -> None:
     sample = draws(*shape).ravel()
     n = len(sample)
 
@@ -394,11 +408,13 @@ def test_noise_has_the_gumbel_distribution(shape: tuple[int, int, int]):
     assert kolmogorov_smirnov_p(sample, lambda x: np.exp(-np.exp(-x / 1.05))) < P_VALUE  # the test can fail
 
 
-def test_noise_is_independent_across_seeds_positions_and_tokens():
+def test_noise_is_independent_across_seeds_positions_and_tokens() -> None:
     box = draws(48, 48, 48)
     u = np.exp(-np.exp(-box))  # uniform
     assert len(np.unique(u)) == u.size
-    assert chi_square_p(np.bincount((u.ravel() * 64).astype(int), minlength=64), np.full(64, 1 / 64)) > P_VALUE
+    assert (
+        chi_square_p(np.bincount((u.ravel() * 64).astype(int), minlength=64), np.full(64, 1 / 64)) > P_VALUE
+    )
 
     a = u[:-2, :-2, :-2]
     neighbours = [
@@ -406,18 +422,18 @@ def test_noise_is_independent_across_seeds_positions_and_tokens():
     ] + [(0, 1, -1), (1, -1, 0), (1, 0, -1)]
     for shift in neighbours:
         b = np.roll(u, [-s for s in shift], (0, 1, 2))[:-2, :-2, :-2]
-        joint = np.bincount(
-            (np.floor(a * 8) * 8 + np.floor(b * 8)).astype(int).ravel(), minlength=64
-        )
+        joint = np.bincount((np.floor(a * 8) * 8 + np.floor(b * 8)).astype(int).ravel(), minlength=64)
         assert chi_square_p(joint, np.full(64, 1 / 64)) > P_VALUE, shift
-    swapped = np.bincount((np.floor(u * 8) * 8 + np.floor(u.swapaxes(1, 2) * 8)).astype(int).ravel(), minlength=64)
+    swapped = np.bincount(
+        (np.floor(u * 8) * 8 + np.floor(u.swapaxes(1, 2) * 8)).astype(int).ravel(), minlength=64
+    )
     off_diagonal = u.size - 48 * 48
     expected = (np.full(64, off_diagonal / 64) + np.where(np.arange(64) % 9 == 0, 48 * 48 / 8, 0)) / u.size
     # pairs come twice, (a, b) and (b, a): half of them are independent
     assert chi_square_p(swapped / 2, expected) > P_VALUE
 
 
-def test_noise_belongs_to_the_position_and_not_to_the_order_of_draws(draft_model: Model):
+def test_noise_belongs_to_the_position_and_not_to_the_order_of_draws(draft_model: Model) -> None:
     rng = np.random.default_rng(8)
     table = rng.normal(size=(20, draft_model.vocab.n_tokens)).astype(np.float32)
     forwards = [select(draft_model, PLAIN, table[i], i) for i in range(20)]
@@ -426,13 +442,16 @@ def test_noise_belongs_to_the_position_and_not_to_the_order_of_draws(draft_model
     assert forwards == backwards[::-1]
 
 
-# ---- grammars -----------------------------------------------------------------------------------------------
+# ---- grammars ----------------------------------------------------------------------------------------------
 
 GRAMMARS = {
     "words": ('root ::= "yes" | "no" | "maybe later"', r"yes|no|maybe later"),
     "digits": ("root ::= [0-9]{1,6}", r"[0-9]{1,6}"),
     "json": (
-        'root ::= "{" pair ("," pair)* "}"\npair ::= "\\"" [a-z]{1,5} "\\":" value\nvalue ::= [0-9]{1,3} | "true" | "[]"',
+        (
+            'root ::= "{" pair ("," pair)* "}"\npair ::= "\\"" [a-z]{1,5} "\\":" value\n'
+            'value ::= [0-9]{1,3} | "true" | "[]"'
+        ),
         r'\{"[a-z]{1,5}":([0-9]{1,3}|true|\[\])(,"[a-z]{1,5}":([0-9]{1,3}|true|\[\]))*\}',
     ),
     "chinese": ('root ::= ("你" | "好" | "吗"){2,4} "。"', r"[你好吗]{2,4}。"),
@@ -451,7 +470,7 @@ _SETTINGS = {
 
 @pytest.mark.parametrize("how", _SETTINGS)
 @pytest.mark.parametrize("name", GRAMMARS)
-def test_text_matches_its_grammar(draft_model: Model, name: str, how: str):
+def test_text_matches_its_grammar(draft_model: Model, name: str, how: str) -> None:
     grammar, pattern = GRAMMARS[name]
     vocab = draft_model.vocab
     for seed in range(4):
@@ -473,7 +492,7 @@ def test_text_matches_its_grammar(draft_model: Model, name: str, how: str):
             assert re.fullmatch(pattern, shown)
 
 
-def test_the_end_comes_only_where_the_grammar_allows_it(draft_model: Model):
+def test_the_end_comes_only_where_the_grammar_allows_it(draft_model: Model) -> None:
     vocab = draft_model.vocab
     grammar = 'root ::= "yes" | "yes!"'
     row = np.zeros(vocab.n_tokens)
@@ -494,7 +513,7 @@ def test_the_end_comes_only_where_the_grammar_allows_it(draft_model: Model):
 @pytest.mark.parametrize(
     "grammar", ["root ::= [a-z ]*", "root ::= [0-9]+", 'root ::= "yes" | "no"', "root ::= [^\\n]*"]
 )
-def test_grammar_on_a_shortlist_is_grammar_on_all_candidates(draft_model: Model, grammar: str):
+def test_grammar_on_a_shortlist_is_grammar_on_all_candidates(draft_model: Model, grammar: str) -> None:
     """Few survivors of a short list, many, and none: the same as filtering the whole vocabulary first."""
     n_vocab = draft_model.vocab.n_tokens
     alone = replace(GREEDY, grammar=grammar)
@@ -519,7 +538,7 @@ def test_grammar_on_a_shortlist_is_grammar_on_all_candidates(draft_model: Model,
             assert prob == pytest.approx(wanted_prob, rel=1e-3)
 
 
-def test_text_before_start_is_no_business_of_the_grammar(draft_model: Model):
+def test_text_before_start_is_no_business_of_the_grammar(draft_model: Model) -> None:
     vocab = draft_model.vocab
     params = replace(PLAIN, grammar='root ::= "yes"')
     row = np.zeros(vocab.n_tokens)
@@ -537,7 +556,7 @@ def test_text_before_start_is_no_business_of_the_grammar(draft_model: Model):
         select(draft_model, params, row, len(prompt) + 1, [*prompt, vocab.eos or 0], start=len(prompt))
 
 
-def test_penalties_look_back_across_the_start_of_the_text(draft_model: Model):
+def test_penalties_look_back_across_the_start_of_the_text(draft_model: Model) -> None:
     """`start` is for grammars alone: a token of the prompt counts as seen."""
     row = np.zeros(draft_model.vocab.n_tokens)
     row[[10, 20]] = [9, 8]
@@ -547,7 +566,7 @@ def test_penalties_look_back_across_the_start_of_the_text(draft_model: Model):
     assert select(draft_model, params, row, 5, [10, 1, 2, 3, 4], start=4)[0] == 10  # too long ago
 
 
-@settings(max_examples=15)
+@examples(15)
 @given(
     seed=st.integers(0, 2**32),
     temperature=st.sampled_from([0.0, 0.7, 1.3]),
@@ -557,7 +576,7 @@ def test_penalties_look_back_across_the_start_of_the_text(draft_model: Model):
 )
 def test_a_grammar_goes_on_behind_rejected_drafts(
     draft_model: Model, seed: int, temperature: float, top_k: int, name: str, data: st.DataObject
-):
+) -> None:
     """The parser's state follows the committed text, however much of each draft was right."""
     params = replace(PLAIN, temperature=temperature, top_k=top_k, seed=seed, grammar=GRAMMARS[name][0])
     prompt = make_prompt(draft_model, 5, seed=seed)

@@ -1,4 +1,4 @@
-"""draft and verify: whatever is drafted, the text is the target's own, and memory holds exactly what is committed."""
+"""draft and verify: whatever is drafted, the text is the target's own, and memory holds what is committed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,20 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from oracles import EXACT, GGUF, GREEDY, PLAIN, fresh_logits, log_softmax, make_prompt, one_by_one, select, tokens_of, without_end
+from oracles import (
+    EXACT,
+    GGUF,
+    GREEDY,
+    PLAIN,
+    examples,
+    fresh_logits,
+    log_softmax,
+    make_prompt,
+    one_by_one,
+    select,
+    tokens_of,
+    without_end,
+)
 
 import sllm
 from sllm import embedded
@@ -59,7 +72,7 @@ def as_rows(*rows: Any) -> Any:
 # ---- the text ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(data=st.data())
 def test_text_with_drafts_is_the_text_without(
     target_model: Model, draft_model: Model, data: st.DataObject
@@ -76,15 +89,16 @@ def test_text_with_drafts_is_the_text_without(
     texts: list[list[int]] = [p.tolist() for p in prompts]
     n_batch = data.draw(st.sampled_from([2048, 48]))
     with (
-        target_model.context(n_ctx=n_seqs * 256, n_seq_max=n_seqs, n_batch=n_batch, n_outputs_max=48, **EXACT) as target,
+        target_model.context(
+            n_ctx=n_seqs * 256, n_seq_max=n_seqs, n_batch=n_batch, n_outputs_max=48, **EXACT
+        ) as target,
         draft_model.context(n_ctx=n_seqs * 256, n_seq_max=n_seqs, n_batch=n_batch, **EXACT) as drafter,
     ):
         while True:
             going = [
                 i
                 for i in range(n_seqs)
-                if len(texts[i]) < len(prompts[i]) + n_tokens
-                and not target_model.vocab.is_eog(texts[i][-1])
+                if len(texts[i]) < len(prompts[i]) + n_tokens and not target_model.vocab.is_eog(texts[i][-1])
             ]
             if not going:
                 break
@@ -128,12 +142,12 @@ def test_text_with_drafts_is_the_text_without(
         assert len(text) - len(prompt) >= len(own)
 
 
-@settings(max_examples=30)
+@examples(30)
 @given(data=st.data(), params=samplings, seed=st.integers(0, 999))
 def test_no_draft_whatever_it_holds_changes_the_text(
     draft_model: Model, data: st.DataObject, params: SamplingParams, seed: int
 ) -> None:
-    """Garbage, ids that are no tokens, a right beginning, ends in the middle, far too much, and several tokens to catch up on."""
+    """Garbage, ids that are no tokens, a right beginning, an end in the middle, far too much, catch-ups."""
     n_tokens, n_vocab = 20, draft_model.vocab.n_tokens
     prompt = make_prompt(draft_model, 4, seed=seed)
     wanted = one_by_one(draft_model, prompt, params, n_tokens)
@@ -157,7 +171,7 @@ def test_no_draft_whatever_it_holds_changes_the_text(
 
 
 def test_selection_ends_behind_an_end_of_generation(draft_model: Model, make_context: MakeContext) -> None:
-    """An end that was drafted, and is right, ends the verdict; what was drafted behind it is not looked at."""
+    """An end that was drafted, and is right, ends the verdict; what is drafted behind it is not looked at."""
     eos = draft_model.vocab.eos
     assert eos is not None
     prompt = make_prompt(draft_model, 5, seed=1)
@@ -173,7 +187,9 @@ def test_selection_ends_behind_an_end_of_generation(draft_model: Model, make_con
     assert draft.tokens[0].tolist() == [eos, -1, -1, -1, -1, -1]
 
 
-def test_drafts_reach_the_end_of_the_context_and_no_further(draft_model: Model, make_context: MakeContext) -> None:
+def test_drafts_reach_the_end_of_the_context_and_no_further(
+    draft_model: Model, make_context: MakeContext
+) -> None:
     context = make_context(draft_model, n_ctx=256)
     size = context.n_ctx_seq
     prompt = make_prompt(draft_model, size - 3, seed=5)
@@ -212,8 +228,13 @@ def test_logprobs_are_those_of_the_plain_softmax(target_model: Model, make_conte
 # ---- drafting ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25)
-@given(params=samplings, n_max=st.integers(0, 9), p_min=st.sampled_from([0.0, 0.02, 0.2, 1.0]), seed=st.integers(0, 99))
+@examples(25)
+@given(
+    params=samplings,
+    n_max=st.integers(0, 9),
+    p_min=st.sampled_from([0.0, 0.02, 0.2, 1.0]),
+    seed=st.integers(0, 99),
+)
 def test_a_draft_is_what_its_model_would_write(
     draft_model: Model, params: SamplingParams, n_max: int, p_min: float, seed: int
 ) -> None:
@@ -241,7 +262,7 @@ def test_a_draft_is_what_its_model_would_write(
     assert (draft.probs[0, draft.lengths[0] :] == 0).all()
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(data=st.data(), params=samplings)
 def test_drafting_on_from_a_cached_chain_is_drafting_afresh(
     draft_model: Model, data: st.DataObject, params: SamplingParams
@@ -368,7 +389,7 @@ def test_more_rows_than_n_outputs_max_are_refused_and_nothing_is_lost(
     context = make_context(draft_model, n_ctx=512, n_seq_max=2, n_outputs_max=8)
     context.decode([[1, 3], [4]], seq_id=[0, 1])
 
-    with pytest.raises(ValueError, match="9 rows of logits are needed .* the context keeps 8"):
+    with pytest.raises(ValueError, match=r"9 rows of logits are needed .* the context keeps 8"):
         context.verify([0, 1], [5, 6], as_rows([7] * 4, [7] * 3), sampling=GREEDY)
     assert [tokens_of(context, i) for i in (0, 1)] == [[1, 3], [4]]
     context.verify([0, 1], [5, 6], as_rows([7] * 3, [7] * 3), sampling=GREEDY)
@@ -384,7 +405,9 @@ def test_a_grammar_that_gets_stuck_is_an_error_that_loses_nothing(
     vocab = draft_model.vocab
     second = [t for t in range(vocab.n_tokens) if vocab.piece(t)[:1] == b"7"]
     stuck = replace(
-        GREEDY, grammar='root ::= "a" "7"', logit_bias=dict.fromkeys([*second, *vocab.encode("a7")[:0]], -math.inf)
+        GREEDY,
+        grammar='root ::= "a" "7"',
+        logit_bias=dict.fromkeys([*second, *vocab.encode("a7")[:0]], -math.inf),
     )
     a = int(vocab.encode("a")[0])
     prompt = make_prompt(draft_model, 6, seed=2)
@@ -408,6 +431,82 @@ def test_a_grammar_that_gets_stuck_is_an_error_that_loses_nothing(
     assert first.tokens.tolist() == [[a]]
     with pytest.raises(ValueError, match="does not match the grammar"):
         context.verify([0], as_rows([int(vocab.encode("b")[0])]), sampling=stuck, start=[len(prompt)])
+
+
+@examples(20)
+@given(data=st.data(), temperature=st.sampled_from([0.7, 1.3]), seed=st.integers(0, 99))
+def test_a_grammar_and_penalties_follow_a_text_that_is_taken_back(
+    draft_model: Model, data: st.DataObject, temperature: float, seed: int
+) -> None:
+    """To a shorter text, to another one of the same length, and by drafting as well as by verifying."""
+    params = replace(
+        PLAIN, temperature=temperature, seed=seed, grammar=GRAMMAR, penalty_last_n=4, penalty_present=1.0
+    )
+    prompt: list[int] = make_prompt(draft_model, 4, seed=seed).tolist()
+    branches = [one_by_one(draft_model, prompt, replace(params, seed=s), 8) for s in range(3)]
+    with draft_model.context(n_ctx=256, **EXACT) as context:
+        for _ in range(6):
+            branch = data.draw(st.sampled_from(branches))
+            text = prompt + branch[: data.draw(st.integers(0, len(branch) - 1))]
+            held = tokens_of(context)
+            same = next((i for i, (x, y) in enumerate(zip(held, text, strict=False)) if x != y), len(held))
+            back = min(same, len(text) - 1, data.draw(st.integers(0, len(text))))
+            row = fresh_logits(draft_model, text)[-1]
+            wanted, _ = select(draft_model, params, row, len(text), text, start=len(prompt))
+            if data.draw(st.booleans(), label="draft"):
+                draft = context.draft(
+                    [0], as_rows(text[back:]), n_max=3, sampling=params, pos=[back], start=[len(prompt)]
+                )
+                assert draft.tokens[0, 0] == wanted
+            else:
+                verdict = context.verify(
+                    [0],
+                    as_rows(text[back:]),
+                    as_rows([wanted]),
+                    sampling=params,
+                    pos=[back],
+                    start=[len(prompt)],
+                )
+                assert verdict.tokens[0, 0] == wanted
+
+
+@pytest.mark.parametrize("how", ["decode", "write at 0", "truncate", "clear", "shorter write"])
+def test_where_text_begins_is_remembered_until_the_prompt_changes(
+    draft_model: Model, make_context: MakeContext, how: str
+) -> None:
+    """Without ``start``, text begins behind the first call's tokens; a grammar shows where that is."""
+    params = replace(GREEDY, grammar='root ::= "yes" "yes" "yes"')
+    yes = b"yesyesyes"
+    context = make_context(draft_model, n_ctx=512, n_seq_max=2)
+    context.decode([5, 6])
+
+    def go_on(tokens: list[int], seq: int = 0, **where: Any) -> tuple[list[int], bytes]:
+        verdict = context.verify([seq], as_rows(tokens), sampling=params, **where)
+        new: list[int] = verdict.tokens[0].tolist()
+        return new, b"".join(draft_model.vocab.piece(t) for t in new)
+
+    last, shown = go_on([7])
+    last, more = go_on(last)
+    shown += more
+    assert yes.startswith(shown)
+    assert shown
+    context.memory.copy(0, 1)
+    _, copied = go_on(last, seq=1)
+    assert yes.startswith(shown + copied)
+    prompt = make_prompt(draft_model, 9, seed=4).tolist()
+    if how == "decode":  # what is decoded is prompt
+        context.decode(prompt[:-1])
+        _, again = go_on(prompt[-1:])
+    elif how == "shorter write":
+        _, again = go_on([9], pos=[1])
+    else:
+        if how == "truncate":
+            context.memory.truncate(0, 0)
+        elif how == "clear":
+            context.memory.clear(0)
+        _, again = go_on(prompt, pos=[0])
+    assert again
+    assert yes.startswith(again)
 
 
 @pytest.mark.parametrize("what", ["decode", "verify", "draft", "score"])
@@ -493,11 +592,11 @@ def test_a_cancelled_draft_is_a_shorter_draft(target_model: Model, make_context:
     assert draft.tokens[0].tolist() == own[:40]
 
 
-# ---- everything in any order --------------------------------------------------------------------------------
+# ---- everything in any order -------------------------------------------------------------------------------
 
 
 class ContextMachine(RuleBasedStateMachine):
-    """One context with several sequences against lists of tokens, and a fresh context as the oracle for what comes next."""
+    """One context with several sequences, against lists of tokens, and fresh contexts for what comes next."""
 
     N_SEQS = 3
     MODEL: sllm.Model
@@ -525,7 +624,9 @@ class ContextMachine(RuleBasedStateMachine):
     plain_samplings = samplings.map(lambda s: replace(s, grammar=None))
 
     def _place(self, data: st.DataObject, seq: int) -> int:
-        return int(data.draw(st.integers(0, len(self.texts[seq])) | st.just(len(self.texts[seq])), label="pos"))
+        return int(
+            data.draw(st.integers(0, len(self.texts[seq])) | st.just(len(self.texts[seq])), label="pos")
+        )
 
     @rule(data=st.data(), seqs=st.lists(seq, min_size=1, max_size=N_SEQS, unique=True))
     def decode(self, data: st.DataObject, seqs: list[int]) -> None:
@@ -639,7 +740,7 @@ class ContextMachine(RuleBasedStateMachine):
         assert score == pytest.approx(
             sum(rows[len(prefix) - 1 + i, t] for i, t in enumerate(part)), rel=1e-6, abs=1e-4
         )
-        self.texts[s] = tokens_of(self.context, s)  # its contents are lost; what is there instead is its own affair
+        self.texts[s] = []
 
     @invariant()
     def memory_holds_what_was_committed(self) -> None:
@@ -650,12 +751,10 @@ class ContextMachine(RuleBasedStateMachine):
 
 def test_any_order_of_calls(draft_model: Model) -> None:
     ContextMachine.MODEL = draft_model
-    run_state_machine_as_test(
-        ContextMachine, settings=settings(settings.default, max_examples=30, stateful_step_count=25)
-    )
+    run_state_machine_as_test(ContextMachine, settings=settings(examples(30), stateful_step_count=25))
 
 
-# ---- vocabularies of different sizes ------------------------------------------------------------------------
+# ---- vocabularies of different sizes -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_tokens", [2400, 2624])
