@@ -179,6 +179,7 @@ std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_
     require(params.n_ctx >= params.n_seq_max, "n_ctx must be at least n_seq_max");
     require(params.n_outputs_max >= params.n_seq_max && params.n_outputs_max <= params.n_batch,
             "n_outputs_max must be in n_seq_max..n_batch");
+    require(params.n_outputs_max <= 32768, "n_outputs_max must be at most 32768; logits of more rows are copied, not kept");
     require(params.n_threads >= 1 && params.n_threads <= GGML_MAX_N_THREADS && params.n_threads_batch >= 1 &&
                 params.n_threads_batch <= GGML_MAX_N_THREADS,
             "n_threads and n_threads_batch must be in 1..512");

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -241,11 +242,32 @@ def test_a_model_goes_on_after_a_cancel(draft_model: Model) -> None:
     assert "closed" in repr(drafter)
 
 
+def test_a_model_knows_what_a_cancelled_draft_has_cost_it(draft_model: Model) -> None:
+    """One chain, then another one that is cancelled half way, then the first again."""
+    params = replace(without_end(draft_model, PLAIN), seed=3)
+    text = make_prompt(draft_model, 10, seed=3).tolist()
+    chain, other = (make_prompt(draft_model, 900, seed=s).tolist() for s in (4, 5))
+    own = one_by_one(draft_model, text + chain, params, 4, n_ctx=1024)
+    n_cancelled = 0
+    with ModelDrafter(draft_model, n_ctx=1024, **EXACT) as drafter:
+        drafter.open(text, params)
+        for attempt in range(300):
+            assert drafter.draft(text, chain, 4, 0.0) == own
+            timer = threading.Timer(0.001 * (attempt % 20), drafter.cancel)
+            timer.start()
+            n_cancelled += drafter.draft(text, other, 4, 0.0) == []
+            timer.join()
+            if n_cancelled == 3:
+                break
+        assert n_cancelled == 3
+        assert drafter.draft(text, chain, 4, 0.0) == own
+
+
 def test_logit_biases_for_tokens_that_the_draft_does_not_have(tmp_path: Path, target_model: Model) -> None:
     """The target has them, so the parameters are right, and a draft with a shorter vocabulary must cope."""
     file = GGUF(embedded.DRAFT)
     file.resize_vocab(2500)
-    params = replace(without_end(target_model, GREEDY), logit_bias={2550: -5.0, 0: -1e9, 2: -1e9})
+    params = replace(without_end(target_model, GREEDY), logit_bias={2550: -5.0, 0: -math.inf, 2: -math.inf})
     with (
         sllm.Model(file.write(tmp_path / "short.gguf")) as short,
         sllm.LocalTarget(target_model, n_ctx=256, **EXACT) as target,
