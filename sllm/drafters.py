@@ -4,6 +4,7 @@ changes the text.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -89,7 +90,12 @@ class ModelDrafter:
 
     def open(self, tokens: Sequence[int], sampling: SamplingParams) -> None:
         """See :meth:`Drafter.open`; the prompt is computed with the first draft."""
-        self._sampling = sampling
+        # A padded vocabulary may be shorter than the target's; a bias for what this model lacks is none of
+        # its business.
+        known = [(t, b) for t, b in sampling.logit_bias if t < self.model.vocab.n_tokens]  # type: ignore[misc]
+        self._sampling = (
+            sampling if len(known) == len(tuple(sampling.logit_bias)) else replace(sampling, logit_bias=known)
+        )
         self._start = len(tokens)
         self._held = self.context.memory.tokens(0).tolist()
         self._agreed = 0

@@ -535,7 +535,7 @@ def test_where_text_begins_is_remembered_until_the_prompt_changes(
 def test_cancelling_from_another_thread_loses_nothing(
     draft_model: Model, make_context: MakeContext, what: str
 ) -> None:
-    """Nor does it leave anything: what was computed by then is not in the way of what is written there next."""
+    """Nor does it leave anything: what was computed by then is not in the way of the next write."""
     context = make_context(draft_model, n_ctx=1024, n_ubatch=8)
     prompt = make_prompt(draft_model, 8, seed=6).tolist()
     long = make_prompt(draft_model, 900, seed=7)
