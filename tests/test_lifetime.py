@@ -37,6 +37,7 @@ PREAMBLE = """
 import gc, os, signal, sys, threading, time, warnings
 import sllm
 from sllm.embedded import DRAFT, TARGET
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit "ignore"
 """
 
 
