@@ -1,0 +1,1 @@
+"""What sllm is measured with: the models, the peers and the suites (see README.md)."""

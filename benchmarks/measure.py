@@ -1,0 +1,141 @@
+"""How two ways are compared on a machine that is never quite still, and the one form of all figures."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+import sllm
+
+Tokens = npt.NDArray[np.int32]
+
+# The type of the KV cache everywhere: with it, flash attention and q8_0 or q4_0 weights, a text is the same
+# to the last bit however its tokens are grouped into batches.
+TYPE_KV = "q8_0"
+
+GREEDY = sllm.SamplingParams(temperature=0.0)
+SAMPLED = sllm.SamplingParams(seed=1)  # llama.cpp's default samplers
+
+
+class Benchmark(Protocol):
+    """What is used of pytest-benchmark's fixture."""
+
+    extra_info: dict[str, Any]
+    name: str
+
+    def pedantic(
+        self,
+        target: Callable[..., Any],
+        *,
+        setup: Callable[[], None],
+        rounds: int,
+        iterations: int,
+        warmup_rounds: int,
+    ) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One timed text, or several as one."""
+
+    n_tokens: int
+    seconds: float
+    texts: tuple[tuple[int, ...], ...] = ()
+    n_passes: int = 0
+    n_drafted: int = 0
+    n_accepted: int = 0
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.n_tokens / self.seconds
+
+
+@dataclass
+class Figures:
+    """Medians of a comparison; ``ratio`` is that of neighbours in time, so a slow minute hits both."""
+
+    tokens_per_s: float
+    peer: str
+    peer_tokens_per_s: float
+    ratio: float
+    acceptance: float | None = None
+    passes_per_token: float | None = None
+    aim: str | None = None
+    aim_met: bool | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def info(self) -> dict[str, Any]:
+        """``extra_info``: the same keys in every benchmark, then what only this one has."""
+        own = {name: value for name, value in vars(self).items() if name != "more"}
+        return {**own, **self.more}
+
+
+def generated(
+    target: sllm.LocalTarget,
+    prompts: Sequence[Tokens],
+    *,
+    draft: Any = None,
+    sampling: sllm.SamplingParams = GREEDY,
+    max_tokens: int,
+) -> Sample:
+    """The wall time of ``generate()`` from call to last token, texts and all, over all prompts together."""
+    texts = []
+    n_passes = n_drafted = n_accepted = 0
+    began = time.perf_counter()
+    for prompt in prompts:
+        stream = sllm.generate(target, prompt, draft=draft, sampling=sampling, max_tokens=max_tokens)
+        texts.append(tuple(token for run in stream for token in run.tokens))
+        n_passes += stream.stats.n_passes
+        n_drafted += stream.stats.n_drafted
+        n_accepted += stream.stats.n_accepted
+    seconds = time.perf_counter() - began
+    return Sample(sum(map(len, texts)), seconds, tuple(texts), n_passes, n_drafted, n_accepted)
+
+
+def compare(
+    benchmark: Benchmark, ours: Callable[[], Sample], peer: Callable[[], Sample], name: str, *, rounds: int
+) -> tuple[Figures, list[Sample], list[Sample]]:
+    """Let the two take turns, ``rounds`` times after one turn unmeasured; pytest-benchmark times ours."""
+    our_samples: list[Sample] = []
+    peer_samples: list[Sample] = []
+    peer()
+    ours()
+    benchmark.pedantic(
+        lambda: our_samples.append(ours()),
+        setup=lambda: peer_samples.append(peer()),
+        rounds=rounds,
+        iterations=1,
+        warmup_rounds=0,
+    )
+    if not peer_samples:  # --benchmark-disable runs no setup
+        peer_samples.append(peer())
+    figures = Figures(
+        tokens_per_s=statistics.median(sample.tokens_per_s for sample in our_samples),
+        peer=name,
+        peer_tokens_per_s=statistics.median(sample.tokens_per_s for sample in peer_samples),
+        ratio=statistics.median(
+            a.tokens_per_s / b.tokens_per_s for a, b in zip(our_samples, peer_samples, strict=False)
+        ),
+    )
+    drafted = sum(sample.n_drafted for sample in our_samples)
+    passes = sum(sample.n_passes for sample in our_samples)
+    if passes:
+        figures.passes_per_token = passes / sum(sample.n_tokens for sample in our_samples)
+    if drafted:
+        figures.acceptance = sum(sample.n_accepted for sample in our_samples) / drafted
+    return figures, our_samples, peer_samples
+
+
+@contextmanager
+def local_target(model: sllm.Model, *, n_threads: int, n_ctx: int = 1024) -> Iterator[sllm.LocalTarget]:
+    with sllm.LocalTarget(
+        model, n_ctx=n_ctx, n_threads=n_threads, flash_attn=True, type_k=TYPE_KV, type_v=TYPE_KV
+    ) as target:
+        yield target
