@@ -394,6 +394,37 @@ def test_copies_that_follow_each_other_at_once(
     np.testing.assert_array_equal(out, np.concatenate([of_a, of_a, of_b]))
 
 
+def test_sequences_that_share_one_pool_keep_apart(
+    target_model: Model, make_context: MakeContext, text: Tokens, rows: Floats
+) -> None:
+    """With kv_unified a copy shares cells with its source; what happens to one must not happen to the other.
+    Only the last bits may depend on other sequences here.
+    """
+    context = make_context(target_model, n_ctx=256, n_seq_max=3, kv_unified=True)
+    assert context.n_ctx_seq == context.n_ctx
+    context.decode(text[:30])
+    context.memory.copy(0, 1)
+    context.memory.copy(1, 2)
+    context.memory.truncate(0, 10)
+    other = make_prompt(target_model, 5, seed=9)
+    context.decode(other, seq_id=0)
+    state = context.save(1)
+    context.memory.clear(2)
+
+    out = decode(context, text[30:32], seq_id=1, logits="all")
+    np.testing.assert_allclose(out, rows[30:32], atol=0.05)
+    out = decode(context, text[:2], seq_id=0, logits="all")
+    wanted = fresh_logits(target_model, [*text[:10], *other, *text[:2]])[-2:]
+    np.testing.assert_allclose(out, wanted, atol=0.05)
+    context.load(state, seq_id=2)
+    assert [tokens_of(context, i)[:10] for i in range(3)] == [text[:10].tolist()] * 3
+    np.testing.assert_allclose(decode(context, text[30:31], seq_id=2, logits="last"), rows[30], atol=0.05)
+    with pytest.raises(sllm.ContextFullError):  # each may have it all, but not all of them
+        context.decode([np.resize(text, 80)] * 3, seq_id=[0, 1, 2])
+    assert [context.memory.length(i) for i in range(3)] == [17, 32, 31]
+    np.testing.assert_allclose(decode(context, text[31:32], seq_id=2, logits="last"), rows[31], atol=0.05)
+
+
 # ---- states ------------------------------------------------------------------------------------------------
 
 
