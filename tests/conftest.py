@@ -32,6 +32,12 @@ settings.register_profile("explore", deadline=None, suppress_health_check=_QUIET
 settings.load_profile(os.environ.get("SLLM_HYPOTHESIS_PROFILE", "sllm"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def away_from_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let child interpreters find the installed package: the checkout's has no compiled core."""
+    os.chdir(tmp_path_factory.mktemp("cwd"))
+
+
 @pytest.fixture(scope="session")
 def target_model() -> Iterator[sllm.Model]:
     """The embedded target."""
