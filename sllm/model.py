@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import weakref
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -371,6 +372,7 @@ class Model(Handle):
         self._metadata: Mapping[str, str] | None = None
         self._special_pieces: list[str] | None = None
         self._samplings: OrderedDict[SamplingParams, Any] = OrderedDict()
+        self._samplings_lock = threading.Lock()
         self._last_sampling: tuple[SamplingParams | None, Any] = (None, None)
         self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
 
@@ -488,13 +490,13 @@ class Model(Handle):
             raise TypeError(f"sampling is {params!r}, expected SamplingParams")
         if params is self._last_sampling[0]:  # hashing takes longer than all the rest of a call
             return self._last_sampling[1]
-        found = self._samplings.get(params)
-        if found is None:
-            found = self._samplings[params] = compile_sampling(self._live, params)
+        with self._samplings_lock:
+            found = self._samplings.pop(params, None)
+            if found is None:
+                found = compile_sampling(self._live, params)
+            self._samplings[params] = found
             while len(self._samplings) > 64:
                 self._samplings.popitem(last=False)
-        else:
-            self._samplings.move_to_end(params)
         self._last_sampling = (params, found)
         return found
 
