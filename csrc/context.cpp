@@ -172,6 +172,7 @@ std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_
             sllm::fail(SLLM_ERR_INVALID, "%s", text);
         }
     };
+    require(!model.vocab_only, "the model was loaded without its weights (vocab_only)");
     require(params.n_ctx >= 1, "n_ctx must be >= 1");
     require(params.n_batch >= 1 && params.n_ubatch >= 1, "n_batch and n_ubatch must be >= 1");
     require(params.n_seq_max >= 1 && params.n_seq_max <= llama_max_parallel_sequences(), "n_seq_max must be in 1..256");

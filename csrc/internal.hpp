@@ -115,6 +115,7 @@ struct sllm_model {
     std::shared_ptr<llama_model> model;
     const llama_vocab * vocab = nullptr;
     int32_t n_vocab = 0;
+    bool vocab_only = false;
     bool can_rollback = true;
 };
 

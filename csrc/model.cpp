@@ -150,6 +150,7 @@ std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
     check_epsilon(*model->model);
     model->vocab = llama_model_get_vocab(model->model.get());
     model->n_vocab = llama_vocab_n_tokens(model->vocab);
+    model->vocab_only = params.vocab_only != 0;
     model->can_rollback = !llama_model_is_recurrent(model->model.get()) && !llama_model_is_hybrid(model->model.get());
     return model;
 }
@@ -210,8 +211,10 @@ void sllm_model_get_info(const sllm_model * model, struct sllm_model_info * info
     *info = {};
     info->n_layer = llama_model_n_layer(m);
     info->n_embd = llama_model_n_embd(m);
-    info->n_head = llama_model_n_head(m);
-    info->n_head_kv = llama_model_n_head_kv(m);
+    if (info->n_layer > 0) { // none is known of a vocabulary alone, and llama.cpp would assert
+        info->n_head = llama_model_n_head(m);
+        info->n_head_kv = llama_model_n_head_kv(m);
+    }
     info->n_ctx_train = llama_model_n_ctx_train(m);
     info->n_swa = llama_model_n_swa(m);
     info->n_vocab = model->n_vocab;

@@ -39,6 +39,8 @@ from sllm.model import Model, Vocab
 from sllm.sampling import SamplingParams
 from sllm.targets.base import Target
 from sllm.targets.local import LocalTarget
+from sllm.targets.remote import RemoteTarget, connect
+from sllm.worker import Worker
 
 __all__ = [
     "AuthError",
@@ -55,6 +57,7 @@ __all__ = [
     "ModelLoadError",
     "RPCError",
     "RemoteError",
+    "RemoteTarget",
     "Run",
     "SamplingParams",
     "SllmError",
@@ -63,6 +66,8 @@ __all__ = [
     "Verdict",
     "Vocab",
     "VocabMismatchError",
+    "Worker",
+    "connect",
     "generate",
     "hub",
 ]

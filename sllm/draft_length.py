@@ -2,40 +2,47 @@
 
 from __future__ import annotations
 
+from bisect import bisect, insort
 from collections import deque
 from statistics import median
 
-__all__ = ["DraftLength"]
+__all__ = ["DraftLength", "PassTimes"]
 
 
-class _Times:
-    """Running medians of a cost that depends on a count; a median, because one descheduled pass would spoil a
-    mean.
+class PassTimes:
+    """Running medians of what a pass takes by its number of rows; a median, because one descheduled pass
+    would spoil a mean.
     """
 
     def __init__(self) -> None:
         self._seen: dict[int, deque[float]] = {}
         self._medians: dict[int, float] = {}
+        self._counts: list[int] = []
 
     def add(self, count: int, seconds: float) -> None:
-        times = self._seen.setdefault(count, deque(maxlen=9))
+        """A pass of ``count`` rows took ``seconds``."""
+        times = self._seen.get(count)
+        if times is None:
+            times = self._seen[count] = deque(maxlen=9)
+            insort(self._counts, count)
         times.append(seconds)
         self._medians[count] = median(times)
 
     def known(self, count: int) -> bool:
+        """Whether a pass of ``count`` rows was seen."""
         return count in self._medians
 
     def estimate(self, count: int) -> float:
-        """The time of ``count``, between and beyond what was seen on a line through the two nearest
+        """The time of ``count`` rows, between and beyond what was seen on a line through the two nearest
         counts.
         """
         if count in self._medians:
             return self._medians[count]
-        counts = sorted(self._medians)
+        counts = self._counts
         if len(counts) == 1:
             # Nothing is known of the slope: that of a pass that is bound by reading the weights, nearly flat.
             return self._medians[counts[0]] * (1 + 0.05 * (count - counts[0]))
-        above = next((i for i, c in enumerate(counts) if c > count), len(counts) - 1)
+        above = min(bisect(counts, count), len(counts) - 1)
         low, high = counts[max(above - 1, 0)], counts[max(above, 1)]
         slope = max(0.0, (self._medians[high] - self._medians[low]) / (high - low))
         return max(self._medians[low] + slope * (count - low), 1e-9)
@@ -59,7 +66,7 @@ class DraftLength:
     _LONGEST_PAUSE = 512
 
     def __init__(self) -> None:
-        self._pass = _Times()
+        self._pass = PassTimes()
         self._draft_passes: deque[float] = deque(maxlen=15)  # seconds each
         self._accepted = 2.1  # a prior of .7, worth three tokens
         self._tried = 3.0

@@ -87,6 +87,7 @@ class ModelDrafter:
         ] = []  # what the context has as committed: text, and a chain that may have been wrong
         self._agreed = 0  # so much of it is text for good
         self.n_caught_up = 0
+        self.probs: list[float] = []  # the model's confidence in each token of the last draft
 
     def open(self, tokens: Sequence[int], sampling: SamplingParams) -> None:
         """See :meth:`Drafter.open`; the prompt is computed with the first draft."""
@@ -136,6 +137,7 @@ class ModelDrafter:
         self._held[base + same :] = new
         self._agreed = max(len(text) - 1, 0)
         tokens: list[int] = draft.tokens[0, : draft.lengths[0]].tolist()
+        self.probs = draft.probs[0, : len(tokens)].tolist()
         return tokens
 
     def cancel(self) -> None:

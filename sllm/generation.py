@@ -5,22 +5,25 @@ from __future__ import annotations
 import codecs
 import logging
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, overload
 
 from sllm._ffi import int32_array
 from sllm.context import available_cores
+from sllm.draft_ahead import DraftAhead
 from sllm.draft_length import DraftLength
 from sllm.drafters import CallableDrafter, Drafter, ModelDrafter, NGramDrafter
 from sllm.model import Model
 from sllm.sampling import SamplingParams
-from sllm.targets.base import Commit, Generation, Target
+from sllm.targets.base import Commit, Generation, PipelinedGeneration, RemoteStats, Target
 from sllm.targets.local import LocalTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
 
     import numpy as np
     import numpy.typing as npt
@@ -45,7 +48,9 @@ class Run:
             become a stop string, comes with a later run; joined, the texts are the text.
         n_accepted: how many of the tokens had been drafted.
         source: ``"draft"`` (drafted and accepted), ``"target"`` (the target's own) or ``"local"`` (the draft
-            alone, unverified).
+            alone, unverified, while the link to a remote target is lost).
+        withdrawn: the ``"local"`` runs before this one that no longer count: this run stands where they
+            began.
 
     """
 
@@ -54,6 +59,7 @@ class Run:
     text: str
     n_accepted: int
     source: str
+    withdrawn: tuple[Run, ...] = ()
 
 
 @dataclass
@@ -68,8 +74,14 @@ class GenerationStats:
         n_accepted: of these, accepted ones.
         prompt_seconds: until the prompt was computed.
         target_seconds: in passes of the target.
-        draft_seconds: spent waiting for the draft.
-        seconds: from the end of the prompt to the last commit, the reader's own time left out.
+        draft_seconds: spent waiting for the draft; with a remote target, which nobody waits for: the draft's
+            time at work.
+        wasted_seconds: of the draft's time, what went into tokens that were rejected, or void behind rejected
+            ones (remote targets).
+        seconds: from the end of the prompt to the last commit, the reader's own time left out (with a remote
+            target it counts: the text goes on meanwhile).
+        n_local: unverified tokens that were shown while the link was lost.
+        remote: what the link to a remote target has cost; None for others.
         finish_reason: ``"eog"``, ``"length"``, ``"context"``, ``"stop"`` (a stop string), or None as long as
             it goes on.
 
@@ -83,7 +95,10 @@ class GenerationStats:
     prompt_seconds: float = 0.0
     target_seconds: float = 0.0
     draft_seconds: float = 0.0
+    wasted_seconds: float = 0.0
     seconds: float = 0.0
+    n_local: int = 0
+    remote: RemoteStats | None = None
     finish_reason: str | None = None
 
     @property
@@ -113,6 +128,12 @@ class _Text:
     )
     held: str = ""
     stopped: bool = False
+
+    def copy(self) -> _Text:
+        """The same state, to go on with on trial."""
+        twin = _Text(self.vocab, self.stop, held=self.held, stopped=self.stopped)
+        twin.decoder.setstate(self.decoder.getstate())
+        return twin
 
     def feed(self, token: int) -> str:
         """The text that is certain with this token."""
@@ -160,8 +181,12 @@ class TextStream:
             raise
 
     def text(self) -> str:
-        """The rest of the text, generated to its end."""
-        return "".join(run.text for run in self)
+        """The rest of the text, generated to its end, without what was withdrawn on the way."""
+        parts: list[str] = []
+        for run in self:
+            del parts[max(0, len(parts) - len(run.withdrawn)) :]
+            parts.append(run.text)
+        return "".join(parts)
 
     def close(self) -> None:
         """Stop generating. More calls do nothing."""
@@ -199,7 +224,7 @@ def generate(
 
     Args:
         target: what decides the text. A :class:`~sllm.Model` gets a :class:`~sllm.LocalTarget` for this one
-            text.
+            text; ``connect(uri).target()`` is a model on another machine.
         prompt: text, or token ids such as :meth:`Model.chat <sllm.Model.chat>` makes. Control tokens in text
             are not parsed.
         draft: a small :class:`~sllm.Model` with the same vocabulary, ``"ngram"`` (prompt lookup), a callable
@@ -216,6 +241,8 @@ def generate(
         ValueError, TypeError: an argument out of range or of another type.
         VocabMismatchError: target and draft do not share a vocabulary.
         ContextFullError: the prompt does not fit.
+        BusyError: the target has no place for another text. A remote target's refusals and its loss
+            (RemoteError) are raised where the text is being read.
 
     """
     if sampling is None:
@@ -252,9 +279,15 @@ def generate(
             drafter.open(tokens.tolist(), sampling)
         stats.prompt_seconds = time.perf_counter() - began
         executor = None
-        if drafter is not None and _can_overlap(target, drafter):
+        pipelined = generation if isinstance(generation, PipelinedGeneration) else None
+        if drafter is not None and (pipelined is not None or _can_overlap(target, drafter)):
             executor = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="sllm-draft"))
-        runs = _runs(generation, drafter, executor, tokens.tolist(), _Text(vocab, stops), stats)
+            stack.callback(drafter.cancel)  # or the executor would wait for it
+        text, shown = tokens.tolist(), _Text(vocab, stops)
+        if pipelined is not None:
+            runs = _PipelinedRuns(pipelined, drafter, executor, text, shown, stats).runs()
+        else:
+            runs = _runs(generation, drafter, executor, text, shown, stats)
         return TextStream(runs, stats, stack.pop_all())
 
 
@@ -367,6 +400,216 @@ def _runs(
         yield from _split(commit, generation, shown, stats)
         if shown.stopped:
             return
+
+
+class _Prefix(Sequence[int]):
+    """The first items of a list that only ever grows, to be read by another thread without a copy."""
+
+    def __init__(self, items: list[int], length: int) -> None:
+        self._items = items
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(self._length)
+            return self._items[start:stop:step]
+        return self._items[range(self._length)[index]]
+
+
+class _PipelinedRuns:
+    """The hint loop for a target that is a round trip away: nobody waits for anybody.
+
+    Commits come when they come. Meanwhile the draft goes on along its own chain, on a thread of its own, and
+    the whole chain is sent whenever it has grown. A commit that disagrees makes the chain void, and drafting
+    starts again from the truth.
+    """
+
+    def __init__(
+        self,
+        generation: PipelinedGeneration,
+        drafter: Drafter | None,
+        executor: ThreadPoolExecutor | None,
+        text: list[int],
+        shown: _Text,
+        stats: GenerationStats,
+    ) -> None:
+        self._generation = generation
+        self._drafter = drafter
+        self._executor = executor
+        self._text = text
+        self._shown = shown
+        self._stats = stats
+        self._ahead = DraftAhead(run_ahead=generation.run_ahead)
+        self._chain: list[int] = []  # drafted behind the text, unconfirmed
+        self._probs: list[float] = []  # what the draft says of them
+        self._draft: Future[tuple[list[int], list[float], float]] | None = None  # on its way
+        self._draft_pos = 0  # and where its tokens go
+        self._draft_void = False  # a commit has disagreed with what it goes on from
+        self._exhausted = drafter is None  # the draft has nothing to say behind this chain
+        self._hinted: tuple[int, int] | None = None  # end of the text and of the chain as last sent
+        self._hinted_at = self._news_at = time.perf_counter()
+        self._local: list[Run] = []  # shown while the link is lost
+        self._local_shown: _Text | None = None
+        stats.remote = generation.remote
+
+    def runs(self) -> Iterator[Run]:
+        """The text, run by run."""
+        generation, stats = self._generation, self._stats
+        began = time.perf_counter()
+        stats.finish_reason = generation.finish_reason
+        while generation.finish_reason is None:
+            commit = generation.poll(0.0)
+            if commit is None:
+                self._take_draft()
+                self._draft_more()
+                yield from self._show_local()
+                commit = generation.poll(self._send_hint())
+            if commit is None:
+                continue
+            self._news_at = time.perf_counter()
+            if stats.n_passes == 0:
+                opened = generation.opened_at or self._news_at
+                stats.prompt_seconds += opened - began
+                began = opened
+            stats.seconds = self._news_at - began
+            self._apply(commit)
+            withdrawn, self._local, self._local_shown = tuple(self._local), [], None
+            for run in _split(commit, generation, self._shown, stats):
+                yield replace(run, withdrawn=withdrawn) if withdrawn else run
+                withdrawn = ()
+            if self._shown.stopped:
+                return
+
+    # -- the draft
+
+    def _draft_more(self) -> None:
+        drafter, executor = self._drafter, self._executor
+        if self._draft is not None or self._exhausted or drafter is None or executor is None:
+            return
+        if not self._goes_alone() and not self._ahead.worth_more(
+            self._probs, time.perf_counter() - self._news_at
+        ):
+            return
+        text, chain, n = _Prefix(self._text, len(self._text)), list(self._chain), self._ahead.step
+
+        def draft() -> tuple[list[int], list[float], float]:
+            began = time.perf_counter()
+            tokens = drafter.draft(text, chain, n, 0.0)
+            seconds = time.perf_counter() - began
+            settled = drafter.n_caught_up <= DraftLength.LIMIT  # else it was mostly the reading of a prompt
+            probs = list(getattr(drafter, "probs", ()))[: len(tokens)]
+            return tokens, probs, seconds if settled else 0.0
+
+        self._draft = executor.submit(draft)
+        self._draft_pos = len(text) + len(chain)
+        self._draft_void = False
+        self._draft.add_done_callback(lambda _: self._generation.wake())
+
+    def _take_draft(self) -> None:
+        """What the draft has made, if it has, behind the chain."""
+        if self._draft is None or not self._draft.done():
+            return
+        tokens, probs, seconds = self._draft.result()
+        self._draft = None
+        self._stats.draft_seconds += seconds
+        if seconds:
+            self._ahead.observe_draft(max(len(tokens), 1), seconds)
+        probs = probs or [self._ahead.acceptance] * len(tokens)
+        passed = len(self._text) - self._draft_pos  # tokens that were committed meanwhile
+        if (
+            not self._draft_void
+            and passed > 0
+            and tokens[:passed] != self._text[self._draft_pos :][: len(tokens)]
+        ):
+            self._draft_void = True
+        if self._draft_void:
+            self._stats.wasted_seconds += seconds
+            return
+        if not tokens:
+            self._exhausted = True
+            return
+        self._chain += tokens[max(passed, 0) :]
+        self._probs += probs[max(passed, 0) :]
+        if self._shown.vocab.is_eog(tokens[-1]):
+            self._exhausted = True
+
+    def _apply(self, commit: Commit) -> None:
+        """Add a commit to the text, and keep of the chain what still holds."""
+        stats, ahead = self._stats, self._ahead
+        tokens = list(commit.tokens)
+        n = len(tokens)
+        n_right = ahead.observe_truth(self._chain, self._probs, tokens)
+        ahead.observe_pass(commit.seconds)
+        ahead.observe_round_trip(self._generation.remote.round_trip)
+        stats.n_passes += 1
+        stats.n_drafted += commit.n_verified
+        stats.n_accepted += commit.n_accepted
+        stats.target_seconds += commit.seconds
+        self._text.extend(tokens)
+        if n_right < min(n, len(self._chain)):
+            stats.wasted_seconds += (len(self._chain) - n_right) * ahead.draft_seconds
+            self._chain, self._probs = [], []
+            self._draft_void = True
+            self._hinted = None
+            self._exhausted = self._drafter is None
+        else:
+            if n >= len(self._chain):
+                self._exhausted = self._drafter is None
+            del self._chain[:n], self._probs[:n]
+
+    # -- the hints
+
+    def _send_hint(self) -> float | None:
+        """Send the chain if it is time to; returns how long to wait at most for news, None: any time."""
+        state = (len(self._text), len(self._text) + len(self._chain))
+        if state == self._hinted or self._generation.lost:
+            return None
+        now = time.perf_counter()
+        if self._chain:
+            grown = self._hinted is None or state[1] > self._hinted[1]
+            wait = self._hinted_at + self._ahead.interval - now
+            if grown and (wait <= 0 or self._draft is None):
+                self._hint(state, now)
+            elif grown:
+                return wait
+            elif not self._generation.run_ahead and self._draft is None:
+                return None  # the worker has all of this chain
+        elif not self._generation.run_ahead and self._draft is None:
+            self._hint(state, now)  # nothing to say, but the target waits to be asked
+        return None
+
+    def _hint(self, state: tuple[int, int], now: float) -> None:
+        self._generation.hint(len(self._text), self._chain)
+        self._hinted, self._hinted_at = state, now
+
+    # -- without a link
+
+    def _goes_alone(self) -> bool:
+        return self._generation.lost and self._generation.on_loss == "local"
+
+    def _show_local(self) -> Iterator[Run]:
+        """What the draft says alone while the link is lost."""
+        if not self._goes_alone() or self._drafter is None:
+            return
+        if self._local_shown is None:
+            self._local_shown = self._shown.copy()
+        n_shown = sum(len(run.tokens) for run in self._local)
+        for i in range(n_shown, len(self._chain)):
+            if self._local_shown.stopped:
+                self._exhausted = True
+                return
+            text = self._local_shown.feed(self._chain[i])
+            run = Run(len(self._text) + i, (self._chain[i],), text, 0, "local")
+            self._local.append(run)
+            self._stats.n_local += 1
+            yield run
 
 
 def _split(commit: Commit, generation: Generation, shown: _Text, stats: GenerationStats) -> Iterator[Run]:

@@ -295,6 +295,7 @@ class Model(Handle):
         use_mlock: keep the weights from being swapped out.
         check_tensors: look for NaN and infinities in the weights; slow.
         progress: called with 0.0 .. 1.0 while loading. What it raises stops the load and is raised here.
+        vocab_only: load the vocabulary and the metadata and no weights; there are no contexts then.
 
     Raises:
         ModelLoadError: the file is missing, unreadable or not a model llama.cpp can run; has llama.cpp's own
@@ -326,6 +327,7 @@ class Model(Handle):
         use_mlock: bool = False,
         check_tensors: bool = False,
         progress: Callable[[float], Any] | None = None,
+        vocab_only: bool = False,
     ) -> None:
         if split_mode not in _SPLIT_MODES:
             raise ValueError(f"split_mode is {split_mode!r}, expected one of {', '.join(_SPLIT_MODES)}")
@@ -339,6 +341,7 @@ class Model(Handle):
         params.use_mmap = use_mmap
         params.use_mlock = use_mlock
         params.check_tensors = check_tensors
+        params.vocab_only = vocab_only
         if devices is not None:
             chosen = _device_indices(devices)
             keep.append(ffi.new("int32_t[]", chosen))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sllm.model import Vocab
     from sllm.sampling import SamplingParams
 
-__all__ = ["Commit", "Generation", "Target"]
+__all__ = ["Commit", "Generation", "PipelinedGeneration", "RemoteStats", "Target"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,41 @@ class Commit:
     n_accepted: int
     n_verified: int
     seconds: float
+
+
+@dataclass
+class RemoteStats:
+    """What a generation has cost on the link to a remote target. Times are seconds, bytes those of messages
+    (framing and TLS come on top, see :data:`sllm.wire.protocol.FRAMING`).
+
+    Attributes:
+        round_trip: a running estimate; 0 before the first hint has come back.
+        bytes_up, bytes_down: sent and received.
+        n_hints: hints sent.
+        n_reconnects: how often the link was lost and found again.
+        lost_seconds: without a link.
+        n_own_draft: accepted tokens that the remote side had drafted by itself.
+        n_reused: tokens of the prompt that the remote side had in memory.
+        prompt_seconds: what the rest of the prompt took to compute.
+        queued_seconds: how long the text waited for a place.
+
+    """
+
+    round_trip: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    n_hints: int = 0
+    n_reconnects: int = 0
+    lost_seconds: float = 0.0
+    n_own_draft: int = 0
+    n_reused: int = 0
+    prompt_seconds: float = 0.0
+    queued_seconds: float = 0.0
+
+    def observe_round_trip(self, seconds: float) -> None:
+        """A message went there and back in ``seconds``: TCP's smoothing (RFC 6298)."""
+        seconds = max(seconds, 0.0)
+        self.round_trip = seconds if self.round_trip == 0.0 else 0.875 * self.round_trip + 0.125 * seconds
 
 
 class Generation(Protocol):
@@ -61,6 +96,41 @@ class Generation(Protocol):
 
     def close(self) -> None:
         """Let go of what the generation holds."""
+
+
+@runtime_checkable
+class PipelinedGeneration(Generation, Protocol):
+    """A generation whose commits come by themselves, some time after what caused them: the target is far
+    away.
+
+    Hints travel while earlier ones are being verified, and nobody waits for an answer.
+    """
+
+    run_ahead: bool
+    """Whether the target goes on without hints; else every pass has to be hinted at or asked for (an empty
+    hint).
+    """
+
+    on_loss: str
+    """``"wait"``, ``"raise"`` or ``"local"``: what to do when the link is lost."""
+
+    remote: RemoteStats
+
+    opened_at: float | None
+    """When the prompt had been computed (``time.perf_counter()``); None before."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether there is no link to the target at the moment."""
+
+    def poll(self, timeout: float | None = 0.0) -> Commit | None:
+        """The next commit if there is one within ``timeout`` seconds (None: any time).
+
+        None comes also when :meth:`wake` was called, when the link is lost or found, and at the end.
+        """
+
+    def wake(self) -> None:
+        """Let a blocked :meth:`poll` return; from any thread."""
 
 
 @runtime_checkable

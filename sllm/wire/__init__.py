@@ -1,1 +1,1 @@
-"""What both ends of the link share."""
+"""What both ends of the link share: the protocol, credentials, and an emulated link."""

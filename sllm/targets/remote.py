@@ -1,0 +1,907 @@
+"""A worker on another machine as the source of truth: the client of the remote protocol."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import secrets
+import tempfile
+import threading
+import time
+import warnings
+import zlib
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sllm._ffi import int32_array
+from sllm.errors import (
+    BusyError,
+    CancelledError,
+    ClosedError,
+    ContextFullError,
+    RemoteError,
+    VocabMismatchError,
+)
+from sllm.model import Model
+from sllm.sampling import SamplingParams
+from sllm.targets.base import Commit, RemoteStats
+from sllm.wire import auth
+from sllm.wire.protocol import CHANNEL_OPTIONS, PROTOCOL, failure, method, padded, pb, to_sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import grpc
+    import numpy.typing as npt
+    from typing_extensions import Self
+
+    from sllm.model import Vocab
+
+__all__ = ["Ping", "Remote", "RemoteGeneration", "RemoteTarget", "WorkerInfo", "connect"]
+
+log = logging.getLogger("sllm.remote")
+
+_MAX_VOCABULARY = 1 << 28
+"""Bytes of a vocabulary, far above the largest; a worker must not make its clients run out of memory."""
+
+_ON_LOSS = ("wait", "raise", "local")
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """What a worker offers.
+
+    Attributes:
+        software: the worker's own words.
+        features: names from ``sllm.proto``.
+        model_name: the file's name.
+        model_id: equal where the weights are (:func:`sllm.gguf.model_id`).
+        vocab_fingerprint: equal where the vocabulary is (:attr:`sllm.Vocab.fingerprint`).
+        n_vocab, n_params, size_bytes: of the model.
+        n_ctx: positions of one text.
+        max_prompt, max_hint: tokens that the worker takes.
+        sessions: texts at once.
+
+    """
+
+    software: str
+    features: tuple[str, ...]
+    model_name: str
+    model_id: str
+    vocab_fingerprint: str
+    n_vocab: int
+    n_ctx: int
+    max_prompt: int
+    max_hint: int
+    sessions: int
+    n_params: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Ping:
+    """What the link can do: round trip in seconds (median), bandwidths in Mbit/s, None where not measured."""
+
+    round_trip: float
+    mbit_s_up: float | None
+    mbit_s_down: float | None
+
+
+def connect(
+    uri: str | Sequence[str],
+    *,
+    timeout: float = 10.0,
+    on_loss: str = "wait",
+    deadline: float = 60.0,
+    keepalive: float = 10.0,
+) -> Remote:
+    """Connect to a worker.
+
+    Args:
+        uri: the line that the worker printed, ``sllm://TOKEN@HOST:PORT#sha256=FINGERPRINT``; several: the
+            addresses of workers with the same weights, tried in turn. Without a fingerprint the certificate
+            must be valid for the host.
+        timeout: seconds for connecting.
+        on_loss: what a text does when the link is lost: ``"wait"`` (reconnect and go on, for ``deadline``
+            seconds), ``"raise"``, or ``"local"`` (meanwhile the draft alone goes on; these runs are withdrawn
+            when the link is back).
+        deadline: seconds without a link after which a text is given up.
+        keepalive: seconds of silence after which the other side is asked whether it is still there; as many
+            later the link counts as lost.
+
+    Raises:
+        ValueError: no such address.
+        AuthError: the worker refuses the token, or has another certificate.
+        RemoteError: nobody there, no worker, or one of another version.
+
+    """
+    uris = [uri] if isinstance(uri, str) else list(uri)
+    if not uris:
+        raise ValueError("connect() needs the address of a worker")
+    if on_loss not in _ON_LOSS:
+        raise ValueError(f"on_loss is {on_loss!r}, expected one of {', '.join(_ON_LOSS)}")
+    for name, value in (("timeout", timeout), ("deadline", deadline), ("keepalive", keepalive)):
+        if not (isinstance(value, (int, float)) and value > 0):
+            raise ValueError(f"{name} is {value!r}, expected a number of seconds > 0")
+    return Remote([auth.Address.parse(one) for one in uris], timeout, on_loss, deadline, keepalive)
+
+
+class Remote:
+    """A connection to a worker, made by :func:`connect`. Any number of threads and texts may use it.
+
+    Attributes:
+        address: where the worker is (the token is not shown).
+        info: what it offers.
+
+    """
+
+    def __init__(
+        self, addresses: list[auth.Address], timeout: float, on_loss: str, deadline: float, keepalive: float
+    ) -> None:
+        self.address = addresses[0]
+        self.timeout, self.on_loss, self.deadline = timeout, on_loss, deadline
+        self._addresses = addresses
+        self._keepalive = keepalive
+        self._pid = os.getpid()
+        self._lock = threading.Lock()  # over the vocabulary and what is closed
+        self._renewing = threading.Lock()
+        self._round_trip = 0.0  # what the last text has measured
+        self._certificates: dict[str, bytes] = {}  # fingerprint -> PEM
+        self._channel: grpc.Channel | None = None
+        self._model: Model | None = None
+        self._generations: set[RemoteGeneration] = set()
+        self._calls: set[grpc.Future[Any]] = set()
+        self._closed = False
+        self.info: WorkerInfo
+        until = time.monotonic() + timeout
+        for i, address in enumerate(addresses):
+            try:
+                self._channel = self._open_channel(address, max(until - time.monotonic(), 0.1))
+                self.info = self._ask(self._channel, address, max(until - time.monotonic(), 0.1))
+            except BaseException as error:  # noqa: PERF203
+                if self._channel is not None:
+                    self._channel.close()
+                    self._channel = None
+                self._closed = True
+                if i == len(addresses) - 1 or not isinstance(error, RemoteError):
+                    raise
+            else:
+                self.address = address
+                self._closed = False
+                return
+
+    # ---- the channel
+
+    def _open_channel(self, address: auth.Address, timeout: float) -> grpc.Channel:
+        """A channel; nothing but the certificate has crossed the link yet.
+
+        Raises:
+            AuthError, RemoteError.
+
+        """
+        import grpc
+
+        milliseconds = int(self._keepalive * 1000)
+        options: list[tuple[str, Any]] = [
+            *CHANNEL_OPTIONS,
+            ("grpc.use_local_subchannel_pool", 1),  # a new channel means a new connection
+            ("grpc.enable_retries", 0),  # what has to be done again, we do
+            ("grpc.keepalive_time_ms", milliseconds),
+            ("grpc.keepalive_timeout_ms", milliseconds),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.max_receive_message_length", 1 << 22),
+        ]
+        if address.insecure:
+            return grpc.insecure_channel(address.endpoint, options)
+        if address.fingerprint is None:
+            return grpc.secure_channel(address.endpoint, grpc.ssl_channel_credentials(), options)
+        pem = self._certificates.get(address.fingerprint)
+        if pem is None:
+            pem = self._certificates[address.fingerprint] = auth.fetch_certificate(address, timeout)
+        credentials, name = auth.client_credentials(pem)
+        options.append(("grpc.ssl_target_name_override", name))
+        return grpc.secure_channel(address.endpoint, credentials, options)
+
+    def _ask(self, channel: grpc.Channel, address: auth.Address, timeout: float) -> WorkerInfo:
+        reply: pb.InfoReply = self._call(
+            channel, address, "Info", padded(pb.InfoRequest(protocol=PROTOCOL)), pb.InfoReply, timeout
+        )
+        if reply.protocol != PROTOCOL:
+            raise RemoteError(
+                f"{address.endpoint} speaks version {reply.protocol} of the protocol, expected {PROTOCOL}:"
+                " install the same version of sllm on both sides"
+            )
+        return WorkerInfo(
+            reply.software,
+            tuple(reply.features),
+            reply.model_name,
+            reply.model_id,
+            reply.vocab_fingerprint,
+            reply.n_vocab,
+            reply.n_ctx,
+            reply.max_prompt,
+            reply.max_hint,
+            reply.sessions,
+            reply.n_params,
+            reply.size_bytes,
+        )
+
+    def _call(
+        self,
+        channel: grpc.Channel,
+        address: auth.Address,
+        name: str,
+        request: Any,
+        reply: Any,
+        timeout: float,
+    ) -> Any:
+        """One unary call.
+
+        Raises:
+            RemoteError: or one of its subclasses, or what the worker refused with.
+
+        """
+        import grpc
+
+        stub = channel.unary_unary(method(name), type(request).SerializeToString, reply.FromString)
+        try:
+            call = stub.future(request, timeout=timeout, metadata=auth.bearer(address.token))
+            self._calls.add(call)  # close() cancels it
+            try:
+                return call.result()
+            finally:
+                self._calls.discard(call)
+        except grpc.FutureCancelledError:
+            raise ClosedError("the connection is closed") from None
+        except grpc.RpcError as error:
+            raise failure(error, address.endpoint) or RemoteError(
+                f"{address.endpoint}: {error.details() or 'no answer'} ({error.code().name.lower()})"
+            ) from None
+        except ValueError as error:  # the channel was closed meanwhile
+            raise ClosedError("the connection is closed") from error
+
+    def _live(self) -> grpc.Channel:
+        if self._pid != os.getpid():
+            raise ClosedError(f"the connection belongs to process {self._pid}; connect again in its fork")
+        channel = self._channel
+        if self._closed or channel is None:
+            raise ClosedError("the connection is closed")
+        return channel
+
+    def _renew(self, failed: grpc.Channel, timeout: float) -> grpc.Channel:
+        """A channel in place of one that failed; the first of several texts to ask makes it for all.
+
+        Raises:
+            RemoteError: not yet. AuthError: not any more.
+
+        """
+        with self._renewing:
+            channel = self._live()
+            if channel is not failed:
+                return channel
+            trouble: RemoteError | None = None
+            n = len(self._addresses)
+            at = self._addresses.index(self.address)
+            for address in (self._addresses[(at + i) % n] for i in range(n)):
+                new = None
+                try:
+                    new = self._open_channel(address, timeout)
+                    info = self._ask(new, address, timeout)
+                    if info.model_id != self.info.model_id:
+                        raise RemoteError(f"{address.endpoint} now has another model, {info.model_name}")
+                except RemoteError as error:
+                    if new is not None:
+                        new.close()
+                    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                        self._certificates.clear()  # looked at again, and told apart, the next time
+                    trouble = error
+                    continue
+                with self._lock:
+                    if self._closed:
+                        new.close()
+                        raise ClosedError("the connection is closed")
+                    failed.close()
+                    self._channel, self.address, self.info = new, address, info
+                return new
+            assert trouble is not None
+            raise trouble
+
+    # ---- for callers
+
+    @property
+    def vocab(self) -> Vocab:
+        """The worker's vocabulary, fetched once and kept in the user's cache folder by its fingerprint.
+
+        Raises:
+            RemoteError: it could not be fetched, or is not what the worker said.
+
+        """
+        return self.vocabulary_model().vocab
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+    ) -> npt.NDArray[np.int32]:
+        """The prompt of a conversation by the worker's chat template; see :meth:`sllm.Model.chat`."""
+        return self.vocabulary_model().chat(messages, add_generation_prompt=add_generation_prompt)
+
+    def vocabulary_model(self) -> Model:
+        """The worker's model without its weights: vocabulary, metadata and chat template. Closed with the
+        connection.
+        """
+        with self._lock:
+            channel = self._live()
+            if self._model is None:
+                self._model = self._load_vocabulary(channel)
+            return self._model
+
+    def _load_vocabulary(self, channel: grpc.Channel) -> Model:
+        path = _cache_folder() / f"{self.info.vocab_fingerprint}.gguf"
+        if path.exists():
+            with suppress(OSError, VocabMismatchError):
+                return self._checked_vocabulary(path)
+            path.unlink(missing_ok=True)
+        data = self._fetch_vocabulary(channel)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            part = Path(file.name)
+            file.write(data)
+        try:
+            model = self._checked_vocabulary(part)
+            os.replace(part, path)
+            model.path = path
+            return model
+        except VocabMismatchError as error:
+            raise RemoteError(str(error)) from None
+        except OSError as error:
+            raise RemoteError(
+                f"{self.address.endpoint} sent a vocabulary that does not load: {error}"
+            ) from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _checked_vocabulary(self, path: Path) -> Model:
+        model = Model(path, vocab_only=True)
+        found = model.vocab.fingerprint
+        if found != self.info.vocab_fingerprint:
+            model.close()
+            raise VocabMismatchError(
+                f"{self.address.endpoint} sent a vocabulary with the fingerprint {found},"
+                f" expected {self.info.vocab_fingerprint}"
+            )
+        return model
+
+    def _fetch_vocabulary(self, channel: grpc.Channel) -> bytes:
+        import grpc
+
+        call = channel.unary_stream(
+            method("Vocabulary"), pb.VocabularyRequest.SerializeToString, pb.Piece.FromString
+        )
+        inflate = zlib.decompressobj()
+        data = bytearray()
+        try:
+            for piece in call(padded(pb.VocabularyRequest()), metadata=auth.bearer(self.address.token)):
+                data += inflate.decompress(piece.data, _MAX_VOCABULARY - len(data))
+                if inflate.unconsumed_tail:
+                    raise RemoteError(f"{self.address.endpoint} sends a vocabulary without an end")
+        except grpc.RpcError as error:
+            raise failure(error, self.address.endpoint) or RemoteError(
+                f"{self.address.endpoint}: the vocabulary did not arrive: {error.details()}"
+            ) from None
+        except zlib.error as error:
+            raise RemoteError(f"{self.address.endpoint} sent a damaged vocabulary: {error}") from error
+        return bytes(data)
+
+    def target(self, *, run_ahead: bool = True, on_loss: str | None = None) -> RemoteTarget:
+        """The worker as a :class:`~sllm.Target`.
+
+        Args:
+            run_ahead: the worker goes on by itself and streams; False: it computes only what is hinted, or
+                asked for one by one: fewer passes, cheaper, and slower.
+            on_loss: as for :func:`connect`; None: what was said there.
+
+        """
+        self._live()
+        return RemoteTarget(self, run_ahead=run_ahead, on_loss=on_loss)
+
+    def ping(self, *, n: int = 5, bandwidth: bool = False) -> Ping:
+        """Measure the link: ``n`` round trips, and with ``bandwidth`` 256 KiB to 1 MiB each way.
+
+        Raises:
+            RemoteError: the worker does not answer.
+
+        """
+        channel, address = self._live(), self.address
+
+        def echo(up: int, down: int) -> float:
+            began = time.perf_counter()
+            request = pb.EchoRequest(reply_bytes=down, padding=bytes(up))
+            self._call(channel, address, "Echo", request, pb.EchoReply, self.timeout + 30)
+            return time.perf_counter() - began
+
+        times = sorted(echo(16, 16) for _ in range(max(n, 1)))
+        round_trip = times[len(times) // 2]
+        if not bandwidth:
+            return Ping(round_trip, None, None)
+        # The first megabyte opens TCP's window; what counts is the time beyond the round trip.
+        n_up, n_down = 1 << 18, 1 << 20
+        up = min(echo(n_up // 2, 16), echo(n_up // 2, 16))
+        down = min(echo(16, n_down // 2), echo(16, n_down))
+        return Ping(
+            round_trip,
+            n_up // 2 * 8e-6 / max(up - round_trip, 1e-6),
+            n_down * 8e-6 / max(down - round_trip, 1e-6),
+        )
+
+    def status(self) -> pb.StatusReply:
+        """The worker's running figures: the message ``StatusReply`` of ``sllm.proto``.
+
+        Raises:
+            RemoteError: the worker does not answer.
+
+        """
+        reply: pb.StatusReply = self._call(
+            self._live(), self.address, "Status", padded(pb.StatusRequest()), pb.StatusReply, self.timeout
+        )
+        return reply
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Cancel the texts that are on their way and hang up. More calls do nothing."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            self._closed = True
+        generations = list(self._generations)
+        for generation in generations:
+            generation._hang_up()
+        for call in list(self._calls):
+            call.cancel()
+        for generation in generations:
+            generation._thread.join()
+        with self._lock:
+            if self._channel is not None:
+                self._channel.close()
+                self._channel = None
+            if self._model is not None:
+                self._model.close()
+                self._model = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_channel", None) is not None and self._pid == os.getpid():
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<sllm.Remote {self.address.endpoint}{', closed' if self._closed else ''}>"
+
+
+def _cache_folder() -> Path:
+    """Where vocabularies are kept: ``$SLLM_CACHE``, or ``sllm`` in the user's cache folder."""
+    own = os.environ.get("SLLM_CACHE")
+    base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sllm"
+    return base / "vocabularies"
+
+
+class RemoteTarget:
+    """A worker as a target, made by :meth:`Remote.target`. Several texts at once are fine; the worker says
+    how many.
+    """
+
+    def __init__(self, remote: Remote, *, run_ahead: bool = True, on_loss: str | None = None) -> None:
+        if on_loss is None:
+            on_loss = remote.on_loss
+        if on_loss not in _ON_LOSS:
+            raise ValueError(f"on_loss is {on_loss!r}, expected one of {', '.join(_ON_LOSS)}")
+        self.remote = remote
+        self.run_ahead = run_ahead
+        self.on_loss = on_loss
+
+    @property
+    def vocab(self) -> Vocab:
+        """The worker's vocabulary; see :attr:`Remote.vocab`."""
+        return self.remote.vocab
+
+    def open(
+        self, tokens: npt.NDArray[np.int32], sampling: SamplingParams, max_tokens: int | None
+    ) -> RemoteGeneration:
+        """Send the prompt and return the generation behind it, without waiting for the worker.
+
+        What the worker refuses is raised by the first commit: BusyError (no place), ValueError (a bad
+            grammar), RemoteError.
+
+        Raises:
+            ContextFullError: the prompt is longer than the worker takes.
+            ValueError: no tokens, or one that is none.
+
+        """
+        prompt = int32_array(tokens, "tokens")
+        info = self.remote.info
+        if len(prompt) == 0:
+            raise ValueError("the prompt has no tokens")
+        if len(prompt) > info.max_prompt:
+            raise ContextFullError(
+                f"the prompt has {len(prompt)} tokens, and the worker takes {info.max_prompt}"
+            )
+        if int(prompt.min()) < 0 or int(prompt.max()) >= info.n_vocab:
+            raise ValueError(f"the prompt holds ids that are not in the vocabulary of {info.n_vocab} tokens")
+        return RemoteGeneration(self, prompt, sampling, max_tokens)
+
+    def close(self) -> None:
+        """Nothing to free: texts and connection close by themselves."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<sllm.RemoteTarget {self.remote.address.endpoint}>"
+
+
+class _Outbox:
+    """What goes up during one call: Open, then always the newest hint alone. grpc iterates over it on a
+    thread of its own.
+    """
+
+    def __init__(self, first: pb.Up, stats: RemoteStats) -> None:
+        self._first: pb.Up | None = first
+        self._stats = stats
+        self._hint: pb.Up | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        self.sent: dict[int, float] = {}  # hint id -> when it was taken; the newest few
+
+    def put(self, hint: pb.Up) -> None:
+        """Replace the hint that was not sent yet."""
+        with self._changed:
+            self._hint = hint
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the iteration."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+
+    def __iter__(self) -> Iterator[pb.Up]:
+        return self
+
+    def __next__(self) -> pb.Up:
+        with self._changed:
+            while self._first is None and self._hint is None and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                raise StopIteration
+            message, self._first = self._first, None
+            if message is None:
+                message, self._hint = self._hint, None
+                assert message is not None
+                self.sent[message.hint.id] = time.perf_counter()
+                while len(self.sent) > 256:
+                    del self.sent[next(iter(self.sent))]
+                self._stats.n_hints += 1
+            self._stats.bytes_up += message.ByteSize()
+            return message
+
+
+class RemoteGeneration:
+    """A text of a :class:`RemoteTarget`; see :class:`~sllm.targets.base.PipelinedGeneration`.
+
+    A thread of its own keeps the stream to the worker: it takes commits as they come, and when the link is
+        lost it connects again
+    and goes on behind the last token that arrived. (A position and a seed decide every token, so nothing is
+    lost or said twice.)
+    """
+
+    def __init__(
+        self,
+        target: RemoteTarget,
+        prompt: npt.NDArray[np.int32],
+        sampling: SamplingParams,
+        max_tokens: int | None,
+    ) -> None:
+        remote = target.remote
+        self._remote = remote
+        self._vocab = remote.vocab
+        self._sampling = to_sampling(sampling)
+        self._text: list[int] = prompt.tolist()  # the stream's thread alone
+        self._start = len(prompt)
+        self._text_id = secrets.randbits(64) or 1
+        self.run_ahead = target.run_ahead
+        self.on_loss = target.on_loss
+        self._asked_end = None if max_tokens is None else self._start + max_tokens
+        n_ctx = remote.info.n_ctx
+        self._end = n_ctx if self._asked_end is None else min(self._asked_end, n_ctx)
+        self.remote = RemoteStats(round_trip=remote._round_trip)
+        self.opened_at: float | None = None
+        self.finish_reason: str | None = None
+        self._taken = self._start  # the caller has taken the text up to here
+        self._commits: deque[Commit] = deque()
+        self._error: Exception | None = None
+        self._lost_since: float | None = None
+        self._hint_id = 0
+        self._hint: tuple[int, list[int]] | None = None
+        self._outbox: _Outbox | None = None
+        self._call: Any = None
+        self._woken = self._ended = self._cancelled = False
+        self._changed = threading.Condition()
+        self._gone = threading.Event()
+        if self._start >= self._end:
+            self.finish_reason = "length" if self._end == self._asked_end else "context"
+            self._ended = True
+        self._thread = threading.Thread(target=self._run, name="sllm-remote", daemon=True)
+        if not self._ended:
+            remote._generations.add(self)
+            self._thread.start()
+
+    # ---- for the caller
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._ended and self.finish_reason is None
+
+    @property
+    def lost(self) -> bool:
+        """Whether there is no link at the moment."""
+        return self._lost_since is not None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Commit:
+        while True:
+            commit = self.poll(None)
+            if commit is not None:
+                return commit
+            if self.finish_reason is not None:
+                raise StopIteration
+
+    def poll(self, timeout: float | None = 0.0) -> Commit | None:
+        """See :meth:`~sllm.targets.base.PipelinedGeneration.poll`."""
+        with self._changed:
+            if not self._commits and timeout != 0.0:
+                lost = self.lost
+                self._changed.wait_for(
+                    lambda: self._commits or self._error or self._ended or self._woken or self.lost != lost,
+                    timeout,
+                )
+            self._woken = False
+            if self._commits:
+                commit = self._commits.popleft()
+                self._taken = commit.pos + len(commit.tokens)
+                if self._vocab.is_eog(commit.tokens[-1]):
+                    self.finish_reason = "eog"
+                elif self._taken >= self._end:
+                    self.finish_reason = "length" if self._end == self._asked_end else "context"
+                return commit
+            if self._cancelled:
+                raise CancelledError("the generation was cancelled")
+            if self._error is not None:
+                raise self._error
+            if self._ended and self.finish_reason is None:
+                raise ClosedError("the generation is closed")
+            return None
+
+    def wake(self) -> None:
+        """Let a blocked :meth:`poll` return; from any thread."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
+    def hint(self, pos: int, tokens: Sequence[int]) -> None:
+        """See :meth:`~sllm.targets.base.Generation.hint`."""
+        chain = list(tokens[: self._remote.info.max_hint])
+        with self._changed:
+            self._hint = (pos, chain)
+            self._hint_id += 1
+            if self._outbox is not None:
+                self._outbox.put(self._hint_message())
+
+    def _hint_message(self) -> pb.Up:
+        assert self._hint is not None
+        pos, tokens = self._hint
+        n_vocab = self._remote.info.n_vocab
+        good = next((i for i, t in enumerate(tokens) if not 0 <= t < n_vocab), len(tokens))
+        return padded(pb.Up(hint=pb.Hint(pos=pos, tokens=tokens[:good], id=self._hint_id)))
+
+    def cancel(self) -> None:
+        """See :meth:`~sllm.targets.base.Generation.cancel`."""
+        with self._changed:
+            if self._ended:
+                return
+            self._cancelled = True
+        self._hang_up()
+
+    def close(self) -> None:
+        """End the stream and its thread. More calls do nothing."""
+        self._hang_up()
+        if self._thread.is_alive():
+            self._thread.join(
+                0.5
+            )  # in the middle of connecting again it may take longer; Remote.close() waits for it
+
+    def _hang_up(self) -> None:
+        with self._changed:
+            self._ended = True
+            self._gone.set()
+            call, outbox = self._call, self._outbox
+            self._changed.notify_all()
+        if outbox is not None:
+            outbox.close()
+        if call is not None:
+            call.cancel()
+
+    # ---- the stream's thread
+
+    def _run(self) -> None:
+        try:
+            self._stream()
+        except Exception as error:  # noqa: BLE001 - whatever ends the thread must reach the caller
+            self._fail(error)
+        finally:
+            self._remote._generations.discard(self)
+
+    def _fail(self, error: Exception) -> None:
+        with self._changed:
+            if self._error is None and not self._ended:
+                self._error = error
+            self._changed.notify_all()
+
+    def _stream(self) -> None:
+        remote = self._remote
+        channel = remote._live()
+        pause = 0.05
+        while not self._ended:
+            n_before = len(self._text)
+            trouble = self._attempt(channel)
+            if self._ended or trouble is _DONE:
+                return
+            if isinstance(trouble, Exception) and not (isinstance(trouble, BusyError) and self.lost):
+                self._fail(trouble)
+                return
+            now = time.monotonic()
+            if len(self._text) > n_before:
+                pause = 0.05
+            if self._lost_since is None:
+                with self._changed:
+                    self._lost_since = now
+                    self._changed.notify_all()
+                log.info("the link to %s is lost: %s", remote.address.endpoint, trouble)
+            if self.on_loss == "raise":
+                self._fail(RemoteError(f"the link to {remote.address.endpoint} was lost: {trouble}"))
+                return
+            while True:
+                left = self._lost_since + remote.deadline - time.monotonic()
+                if left <= 0:
+                    self._fail(
+                        RemoteError(
+                            f"{remote.address.endpoint} was out of reach for {remote.deadline:g} seconds:"
+                            f" {trouble}"
+                        )
+                    )
+                    return
+                # Jittered, so that the clients of a worker that returns do not all come at once.
+                if self._gone.wait(min(pause * random.uniform(0.5, 1.0), left)):
+                    return
+                pause = min(2 * pause, 2.0)
+                try:
+                    channel = remote._renew(channel, max(0.2, min(left, remote.timeout, 5.0)))
+                    break
+                except (ClosedError, PermissionError):
+                    raise
+                except RemoteError as error:
+                    if "another model" in str(error):
+                        raise
+                    trouble = str(error)
+
+    def _attempt(self, channel: grpc.Channel) -> Exception | str | object:
+        """One call. Returns _DONE, an exception to raise to the caller, or why the link was lost."""
+        import grpc
+
+        address = self._remote.address
+        opening = pb.Open(
+            tokens=self._text,
+            start=self._start,
+            sampling=self._sampling,
+            max_tokens=0 if self._asked_end is None else self._asked_end - len(self._text),
+            run_ahead=self.run_ahead,
+            model_id=self._remote.info.model_id,
+            text_id=self._text_id,
+        )
+        outbox = _Outbox(padded(pb.Up(open=opening)), self.remote)
+        stream = channel.stream_stream(method("Generate"), pb.Up.SerializeToString, pb.Down.FromString)
+        try:
+            call = stream(outbox, metadata=auth.bearer(address.token), wait_for_ready=False)
+        except ValueError:  # closed: another text of this connection has renewed it, or close() was called
+            return "the channel was closed"
+        with self._changed:
+            self._call, self._outbox = call, outbox
+            if self._hint is not None:
+                outbox.put(self._hint_message())
+            ended = self._ended
+        if ended:
+            call.cancel()  # type: ignore[no-untyped-call]
+        try:
+            for message in call:
+                self.remote.bytes_down += message.ByteSize()
+                kind = message.WhichOneof("kind")
+                if self._lost_since is not None and kind in ("opened", "commit"):
+                    with self._changed:
+                        self.remote.lost_seconds += time.monotonic() - self._lost_since
+                        self.remote.n_reconnects += 1
+                        self._lost_since = None
+                        self._changed.notify_all()
+                if kind == "commit":
+                    self._take(message.commit, outbox)
+                elif kind == "opened" and self.opened_at is None:
+                    self.opened_at = time.perf_counter()
+                    self.remote.prompt_seconds = message.opened.prompt_us * 1e-6
+                    self.remote.queued_seconds = message.opened.queued_us * 1e-6
+                    self.remote.n_reused = message.opened.n_reused
+                elif kind == "done":
+                    return self._end_of(message.done.reason)
+        except grpc.RpcError as error:
+            if self._ended:
+                return _DONE
+            return failure(error, address.endpoint) or error.details() or error.code().name.lower()
+        finally:
+            outbox.close()
+            with self._changed:
+                self._call = self._outbox = None
+        return "the worker ended the stream"
+
+    def _take(self, message: pb.Commit, outbox: _Outbox) -> None:
+        known = len(self._text)
+        n_vocab = self._remote.info.n_vocab
+        if message.pos != known or not message.tokens or max(message.tokens) >= n_vocab:
+            raise RemoteError(
+                f"{self._remote.address.endpoint} committed {len(message.tokens)} tokens at {message.pos},"
+                f" expected valid ones at {known}"
+            )
+        tokens = tuple(message.tokens)
+        sent = outbox.sent.get(message.hint_id)
+        if sent is not None:
+            self.remote.observe_round_trip(time.perf_counter() - sent - message.hint_age_us * 1e-6)
+            self._remote._round_trip = self.remote.round_trip
+        if message.own_draft:
+            self.remote.n_own_draft += message.n_accepted
+        commit = Commit(
+            message.pos,
+            tokens,
+            min(message.n_accepted, len(tokens)),
+            message.n_verified,
+            message.pass_us * 1e-6,
+        )
+        with self._changed:
+            self._text.extend(tokens)
+            self._commits.append(commit)
+            self._changed.notify_all()
+
+    def _end_of(self, reason: str) -> Exception | str | object:
+        if reason in ("eog", "length", "context"):
+            return _DONE
+        if reason == "closing":
+            return "the worker is ending"
+        return RemoteError(f"{self._remote.address.endpoint} ended the text: {reason}")
+
+
+_DONE = object()
+"""A stream that came to its end."""

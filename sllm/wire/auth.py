@@ -1,0 +1,363 @@
+"""Who may talk to whom: addresses, tokens, certificates and their fingerprints.
+
+A worker's address is one line, ``sllm://TOKEN@HOST:PORT#sha256=FINGERPRINT``. The fingerprint (SHA-256 of the
+certificate in DER form) says which worker it is, so the certificate's host names and issuer do not matter and
+a plain TCP tunnel may lie between. The token says who may use it. Both are secrets in the sense that the line
+as a whole is one: no ``repr``, log or error message of this package shows a token.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+import hashlib
+import hmac
+import ipaddress
+import os
+import secrets
+import socket
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote, urlsplit
+
+from sllm.errors import AuthError, RemoteError
+
+if TYPE_CHECKING:
+    import grpc
+
+__all__ = [
+    "DEFAULT_PORT",
+    "Address",
+    "bearer",
+    "client_credentials",
+    "fetch_certificate",
+    "fingerprint",
+    "is_loopback",
+    "load_or_make_certificate",
+    "load_or_make_token",
+    "same_token",
+    "split_host_port",
+    "state_folder",
+]
+
+DEFAULT_PORT = 50051
+
+_SERVER_NAME = "sllm-worker"
+_MIN_TOKEN = 16
+"""Characters; ``secrets.token_urlsafe(24)`` makes 32."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a worker is and how to know it.
+
+    Attributes:
+        host, port: where.
+        token: None where the worker wants none.
+        fingerprint: SHA-256 of the worker's certificate, hex; None: the certificate must be valid for the
+            host by the system's authorities.
+        insecure: no TLS; loopback only.
+
+    """
+
+    host: str
+    port: int
+    token: str | None = field(default=None, repr=False)
+    fingerprint: str | None = None
+    insecure: bool = False
+
+    @classmethod
+    def parse(cls, uri: str) -> Address:
+        """Read ``sllm://[TOKEN@]HOST[:PORT][#sha256=FINGERPRINT | #insecure]``.
+
+        Raises:
+            ValueError: not such an address; the message does not repeat it.
+
+        """
+        if not isinstance(uri, str):
+            raise TypeError(f"the address of a worker is {type(uri).__name__}, expected str")
+        form = "expected sllm://TOKEN@HOST:PORT#sha256=FINGERPRINT, the line that the worker printed"
+        try:
+            parts = urlsplit(uri.strip())
+            port = parts.port
+        except ValueError as error:
+            raise ValueError(f"the address of the worker has no valid host and port; {form}") from error
+        if parts.scheme != "sllm":
+            raise ValueError(f"the address of the worker does not begin with sllm://; {form}")
+        if not parts.hostname:
+            raise ValueError(f"the address of the worker names no host; {form}")
+        if parts.path not in ("", "/") or parts.query:
+            raise ValueError(f"the address of the worker goes on behind its port; {form}")
+        if parts.password is not None:
+            raise ValueError(f"the address of the worker has a ':' before its '@'; {form}")
+        token = unquote(parts.username) if parts.username else None
+        found: str | None = None
+        insecure = False
+        if parts.fragment == "insecure":
+            insecure = True
+        elif parts.fragment:
+            name, _, digest = parts.fragment.partition("=")
+            digest = digest.replace(":", "").lower()
+            if name != "sha256" or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+                raise ValueError(f"the address of the worker has no valid fingerprint behind its '#'; {form}")
+            found = digest
+        if insecure and not is_loopback(parts.hostname):
+            raise ValueError(f"#insecure is for loopback alone, and the address names {parts.hostname}")
+        return cls(parts.hostname, DEFAULT_PORT if port is None else port, token, found, insecure)
+
+    @property
+    def endpoint(self) -> str:
+        """``HOST:PORT``, for messages."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def uri(self) -> str:
+        """The whole line, token included: for the one who is to use it, and for nobody else."""
+        token = f"{quote(self.token, safe='')}@" if self.token else ""
+        end = "#insecure" if self.insecure else f"#sha256={self.fingerprint}" if self.fingerprint else ""
+        return f"sllm://{token}{self.endpoint}{end}"
+
+
+def split_host_port(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int]:
+    """``HOST:PORT``, ``[IPV6]:PORT``, ``HOST`` or ``:PORT`` (every interface) as (host, port).
+
+    Raises:
+        ValueError: not such a pair.
+
+    """
+    try:
+        parts = urlsplit(f"//{text}")
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit("//"), None
+    if parts.path or parts.query or parts.fragment or "@" in text or (not parts.hostname and port is None):
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return parts.hostname or "0.0.0.0", default_port if port is None else port
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is this machine and nothing but: a loopback address, or ``localhost``."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+# ---- tokens
+
+
+def bearer(token: str | None) -> tuple[tuple[str, str], ...]:
+    """The metadata that carries a token."""
+    return () if token is None else (("authorization", f"Bearer {token}"),)
+
+
+def same_token(header: str | bytes | None, token: str) -> bool:
+    """Whether an ``authorization`` header carries this token; takes as long for every wrong one."""
+    given = header.encode("utf-8", "replace") if isinstance(header, str) else header or b""
+    # Hashed first: compare_digest tells lengths apart.
+    return hmac.compare_digest(
+        hashlib.sha256(given).digest(), hashlib.sha256(f"Bearer {token}".encode()).digest()
+    )
+
+
+def checked_token(token: str) -> str:
+    """``token``, if it may be used as one.
+
+    Raises:
+        ValueError: too short, or not of visible ASCII characters; does not repeat it.
+
+    """
+    if len(token) < _MIN_TOKEN:
+        raise ValueError(f"the token has {len(token)} characters, expected {_MIN_TOKEN} or more")
+    if not all("!" <= c <= "~" for c in token):
+        raise ValueError("the token has spaces, control or non-ASCII characters")
+    return token
+
+
+def state_folder() -> Path:
+    """Where a worker keeps its certificate and token: ``$SLLM_STATE``, or ``sllm`` in the user's state
+    folder.
+    """
+    own = os.environ.get("SLLM_STATE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "sllm"
+
+
+def load_or_make_token(path: Path) -> str:
+    """The token in a file; a new one is made and written, readable by its owner alone, where there is none.
+
+    Raises:
+        OSError: the file cannot be read or written.
+        ValueError: what it holds is no token.
+
+    """
+    try:
+        return _read_token(path)
+    except FileNotFoundError:
+        token = secrets.token_urlsafe(24)
+        if not _write_private(path, token.encode() + b"\n"):
+            return _read_token(path)  # another worker was quicker
+        return token
+
+
+def _read_token(path: Path) -> str:
+    try:
+        return checked_token(path.read_text(encoding="utf-8").strip())
+    except ValueError as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise ValueError(f"{path} holds no token: {reason}") from None
+
+
+def _write_private(path: Path, data: bytes) -> bool:
+    """Write a file that only its owner can read, whole or not at all; False where there is one already."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        try:
+            os.link(draft, path)  # unlike rename, it does not replace what is there
+        except FileExistsError:
+            return False
+        return True
+    finally:
+        draft.unlink()
+
+
+# ---- certificates
+
+
+def fingerprint(certificate_pem: bytes) -> str:
+    """SHA-256 of the first certificate of a PEM file, hex.
+
+    Raises:
+        ValueError: no certificate in it.
+
+    """
+    begin, end = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
+    body = certificate_pem.partition(begin)[2].partition(end)[0]
+    try:
+        der = base64.b64decode(body, validate=False)
+    except binascii.Error:
+        der = b""
+    if not der:
+        raise ValueError("there is no certificate in PEM form")
+    return hashlib.sha256(der).hexdigest()
+
+
+def load_or_make_certificate(folder: Path) -> tuple[bytes, bytes]:
+    """The certificate and key of a worker (PEM), made on the first call and kept in ``folder``, readable by
+    its owner alone.
+
+    Self-signed and valid for ten years: whoever pins its fingerprint asks no authority.
+
+    Raises:
+        OSError: the folder cannot be read or written.
+        ValueError: what lies there is no certificate with its key.
+
+    """
+    path = folder / "worker.pem"
+    try:
+        both = path.read_bytes()
+    except FileNotFoundError:
+        both = _make_certificate()
+        if not _write_private(path, both):
+            both = path.read_bytes()
+    key, mark, certificate = both.partition(b"-----BEGIN CERTIFICATE-----")
+    if not mark or b"PRIVATE KEY-----" not in key:
+        raise ValueError(
+            f"{path} does not hold a key and its certificate; move it away and a new one is made"
+        )
+    return mark + certificate, key
+
+
+def _make_certificate() -> bytes:
+    """A new key and its self-signed certificate, PEM, in this order."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _SERVER_NAME)])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))  # clocks differ
+        .not_valid_after(now + datetime.timedelta(days=3650))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(_SERVER_NAME)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return private + certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def fetch_certificate(address: Address, timeout: float) -> bytes:
+    """The certificate (PEM) that the worker shows, if it has the pinned fingerprint.
+
+    gRPC offers no check of one's own, so the certificate is fetched first, compared, and then is the only one
+    that the real connection trusts.
+
+    Raises:
+        AuthError: another certificate.
+        RemoteError: nobody answers there, or not in TLS.
+
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((address.host, address.port), timeout=timeout) as plain,
+            context.wrap_socket(plain) as secure,
+        ):
+            der = secure.getpeercert(binary_form=True) or b""
+    except ssl.SSLError as error:
+        raise RemoteError(
+            f"{address.endpoint} does not speak TLS as a worker does: {error.reason or error}"
+        ) from error
+    except OSError as error:
+        raise RemoteError(f"{address.endpoint} cannot be reached: {error.strerror or error}") from error
+    found = hashlib.sha256(der).hexdigest()
+    if address.fingerprint is not None and found != address.fingerprint:
+        raise AuthError(
+            f"{address.endpoint} has a certificate with the fingerprint {found},"
+            f" expected {address.fingerprint}: this is another worker, or somebody in between"
+        )
+    return ssl.DER_cert_to_PEM_cert(der).encode()
+
+
+def client_credentials(certificate_pem: bytes) -> tuple[grpc.ChannelCredentials, str]:
+    """Credentials that trust this one certificate, and the name in it that TLS is to expect."""
+    import grpc
+    from cryptography import x509
+
+    certificate = x509.load_pem_x509_certificate(certificate_pem)
+    name = ""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        found = [
+            *names.get_values_for_type(x509.DNSName),
+            *map(str, names.get_values_for_type(x509.IPAddress)),
+        ]
+        name = found[0].replace("*", "any") if found else ""
+    except x509.ExtensionNotFound:
+        pass
+    if not name:
+        common = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        name = str(common[0].value) if common else _SERVER_NAME
+    return grpc.ssl_channel_credentials(root_certificates=certificate_pem), name

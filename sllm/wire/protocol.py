@@ -1,0 +1,178 @@
+"""The protocol of ``sllm.proto`` in Python: its version, its methods, sizes of messages, and what crosses as
+what.
+
+The messages are in ``sllm_pb2``, which is generated (CONTRIBUTING.md says how). Importing this module imports
+protobuf but not grpc.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from sllm.errors import (
+    AuthError,
+    BusyError,
+    ClosedError,
+    ContextFullError,
+    InferenceError,
+    RemoteError,
+    UnsupportedModelError,
+)
+from sllm.sampling import SamplingParams
+from sllm.wire import sllm_pb2 as pb
+
+if TYPE_CHECKING:
+    import grpc
+    from google.protobuf.message import Message
+
+__all__ = [
+    "CHANNEL_OPTIONS",
+    "FEATURES",
+    "FRAMING",
+    "PROTOCOL",
+    "SERVICE",
+    "abort",
+    "failure",
+    "from_sampling",
+    "method",
+    "padded",
+    "pb",
+    "size_limit",
+    "to_sampling",
+]
+
+PROTOCOL = 1
+SERVICE = "sllm.v1.Worker"
+FEATURES = ("generate", "hints", "run-ahead", "vocabulary", "status", "echo")
+"""What every worker of this version offers; ``"grammar"`` and ``"worker-draft"`` depend on its options."""
+
+FRAMING = 5 + 9 + 22
+"""Bytes around a message on the wire: gRPC's prefix, one HTTP/2 frame header, one TLS 1.3 record."""
+
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    (
+        "grpc.http2.bdp_probe",
+        0,
+    ),  # a ping with every piece of data, for windows that these messages never fill
+    ("grpc.enable_http_proxy", 0),
+)
+"""For both ends."""
+
+_SMALLEST = 64
+
+_M = TypeVar("_M", bound="Message")
+
+
+def method(name: str) -> str:
+    """The path of a method of the service."""
+    return f"/{SERVICE}/{name}"
+
+
+def padded(message: _M) -> _M:
+    """``message``, its padding filled so that it takes 64 bytes, or the next power of two."""
+    bare = message.ByteSize()
+    size = _SMALLEST
+    while True:
+        for n_length in range(1, 5):  # bytes that the padding's length takes
+            n = size - bare - 1 - n_length
+            if n >= 1 and _varint_size(n) == n_length:  # an empty field is not sent
+                message.padding = bytes(n)  # type: ignore[attr-defined]
+                return message
+        size *= 2
+
+
+def _varint_size(number: int) -> int:
+    return max(1, (number.bit_length() + 6) // 7)
+
+
+def size_limit(n_ctx: int) -> int:
+    """The largest message that a worker with ``n_ctx`` positions takes: a prompt, a grammar, many biases, and
+    padding.
+    """
+    return 2 * (5 * n_ctx + (1 << 17))
+
+
+# What a worker refuses with, as gRPC's status codes, and what a client raises for it. UNAVAILABLE is a lost
+# link, not a refusal.
+_REFUSALS: list[tuple[type[Exception], str]] = [
+    (AuthError, "UNAUTHENTICATED"),
+    (BusyError, "RESOURCE_EXHAUSTED"),
+    (ContextFullError, "OUT_OF_RANGE"),
+    (UnsupportedModelError, "UNIMPLEMENTED"),
+    (RemoteError, "FAILED_PRECONDITION"),
+    (ClosedError, "UNAVAILABLE"),
+    (InferenceError, "ABORTED"),
+    (TypeError, "INVALID_ARGUMENT"),
+    (ValueError, "INVALID_ARGUMENT"),
+]
+
+
+def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
+    """End a call with the status that stands for ``error``; only errors meant for clients are told."""
+    import grpc
+
+    for kind, code in _REFUSALS:
+        if isinstance(error, kind):
+            context.abort(grpc.StatusCode[code], str(error))
+    context.abort(grpc.StatusCode.INTERNAL, f"the worker failed ({type(error).__name__}); its log tells more")
+    raise AssertionError("abort() raises")
+
+
+def failure(error: grpc.RpcError, endpoint: str) -> Exception | None:
+    """The exception that a failed call stands for, or None for a lost link, where trying again may help."""
+    code, details = error.code().name, error.details() or ""
+    if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "UNKNOWN", "DATA_LOSS"):
+        return None
+    if code == "INTERNAL" and "RST_STREAM" in details:
+        return None
+    if code == "INVALID_ARGUMENT":
+        return ValueError(details)
+    for kind, name in _REFUSALS:
+        if name == code:
+            return kind(details if kind is ContextFullError else f"{endpoint}: {details}")
+    return RemoteError(f"{endpoint}: {details} ({code.lower()})")
+
+
+def to_sampling(sampling: SamplingParams) -> pb.Sampling:
+    """Sampling parameters for the wire."""
+    pairs: tuple[tuple[int, float], ...] = tuple(sampling.logit_bias)  # type: ignore[arg-type]
+    return pb.Sampling(
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        penalty_last_n=sampling.penalty_last_n,
+        penalty_repeat=sampling.penalty_repeat,
+        penalty_freq=sampling.penalty_freq,
+        penalty_present=sampling.penalty_present,
+        bias_tokens=[token for token, _ in pairs],
+        bias_values=[bias for _, bias in pairs],
+        grammar=sampling.grammar or "",
+        seed=sampling.seed,
+    )
+
+
+def from_sampling(message: pb.Sampling) -> SamplingParams:
+    """Sampling parameters from the wire.
+
+    Raises:
+        ValueError: a value out of its range.
+
+    """
+    if len(message.bias_tokens) != len(message.bias_values):
+        raise ValueError(
+            f"logit_bias has {len(message.bias_tokens)} tokens and {len(message.bias_values)} values"
+        )
+    return SamplingParams(
+        temperature=message.temperature,
+        top_k=message.top_k,
+        top_p=message.top_p,
+        min_p=message.min_p,
+        penalty_last_n=message.penalty_last_n,
+        penalty_repeat=message.penalty_repeat,
+        penalty_freq=message.penalty_freq,
+        penalty_present=message.penalty_present,
+        logit_bias=list(zip(message.bias_tokens, message.bias_values, strict=True)),
+        grammar=message.grammar or None,
+        seed=message.seed,
+    )

@@ -1,0 +1,772 @@
+"""Scheduling: all sessions of a worker share one context, and each pass serves every one of them (continuous
+batching).
+
+A pass decodes the next position of every session that may go on, together with the hinted tokens that are
+worth checking. Prompts are computed in chunks between passes, so that a long one does not stall the others. A
+sequence keeps its memory
+after its session has ended, until another one needs the room: who comes back after a lost connection, or with
+    the next turn of
+a conversation, pays only for what is new.
+
+Nothing here knows of the network: :mod:`sllm.worker.service` does.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sllm.draft_length import DraftLength, PassTimes
+from sllm.errors import BusyError, CancelledError, ClosedError, ContextFullError, SllmError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from sllm.context import Context, Verdict
+    from sllm.sampling import SamplingParams
+
+__all__ = [
+    "Committed",
+    "Finished",
+    "Limits",
+    "Opened",
+    "Scheduler",
+    "SchedulerStats",
+    "Session",
+    "rows_to_check",
+]
+
+log = logging.getLogger("sllm.worker")
+
+_HINT_ROWS = 16
+"""Hinted tokens of one session that one pass checks at most: beyond this a chain is too seldom right to its
+end.
+"""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a worker lets its clients use.
+
+    Attributes:
+        sessions: texts at once.
+        queue: texts that wait for a place; one more is refused.
+        max_prompt: tokens; None: what the context holds.
+        max_hint: tokens of one hint.
+        hints_per_s: hints of one session per second, over a few seconds.
+        max_grammar: bytes of a grammar; 0: none are taken.
+        idle_seconds: a session that nothing is heard of, or whose client reads nothing, ends after this.
+        keep_seconds: how long the memory of an ended session is kept for the case that it goes on.
+        backlog: passes that a session may be ahead of what its client has been sent.
+        prefill: prompt tokens computed between two passes, all sessions together.
+
+    """
+
+    sessions: int = 4
+    queue: int = 16
+    max_prompt: int | None = None
+    max_hint: int = 256
+    hints_per_s: int = 1000
+    max_grammar: int = 1 << 16
+    idle_seconds: float = 120.0
+    keep_seconds: float = 600.0
+    backlog: int = 64
+    prefill: int = 256
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The prompt is computed; times are seconds."""
+
+    n_reused: int
+    prompt_seconds: float
+    queued_seconds: float
+
+
+@dataclass(frozen=True)
+class Committed:
+    """Tokens that one pass committed; see :class:`sllm.targets.base.Commit`."""
+
+    pos: int
+    tokens: tuple[int, ...]
+    n_accepted: int
+    n_verified: int
+    own_draft: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of a text. ``error`` is what went wrong, if something did."""
+
+    reason: str
+    error: Exception | None = None
+
+
+@dataclass
+class SchedulerStats:
+    """Running figures of a worker; times are seconds."""
+
+    sessions_total: int = 0
+    refused: int = 0
+    passes: int = 0
+    tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    rows: int = 0
+    batch_sizes: list[int] = field(default_factory=list)
+    busy_seconds: float = 0.0
+
+    def count_pass(self, n_rows: int, seconds: float) -> None:
+        """One pass of ``n_rows`` rows."""
+        self.passes += 1
+        self.rows += n_rows
+        self.busy_seconds += seconds
+        bucket = (n_rows - 1).bit_length()
+        self.batch_sizes += [0] * (bucket + 1 - len(self.batch_sizes))
+        self.batch_sizes[bucket] += 1
+
+
+class Session:
+    """One text on a worker. Its client's side may be used from any thread: :meth:`hint`, :meth:`cancel`,
+    :meth:`events`.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        tokens: npt.NDArray[np.int32],
+        start: int,
+        sampling: SamplingParams,
+        end: int,
+        asked_end: int | None,
+        run_ahead: bool,
+        text_id: int,
+    ) -> None:
+        self._scheduler = scheduler
+        self.text_id = text_id
+        self.sampling = sampling
+        self.start = start
+        self.end = end
+        self.asked_end = asked_end
+        self.run_ahead = run_ahead
+        self.text: list[int] = tokens.tolist()
+        self.n_prompt = len(self.text)
+        self.n_computed = 0  # of the prompt
+        self.slot: _Slot | None = None
+        self.created = self.heard = time.monotonic()
+        self.queued_seconds = self.prompt_seconds = 0.0
+        self.n_reused = 0
+        self.n_passes = self.n_drafted = self.n_accepted = 0
+        # The newest hint: position, tokens, id, when it came. A session is ready for one more pass per id
+        # where it does not run ahead.
+        self.hinted: tuple[int, list[int], int, float] = (0, [], 0, self.created)
+        self.answered = 0
+        self.acceptance = _Acceptance()
+        self.length = DraftLength()  # of the worker's own drafts
+        self.finished = False
+        self._events: deque[Opened | Committed | Finished] = deque()
+        self._arrived = threading.Condition()
+
+    # -- the client's side
+
+    def hint(self, pos: int, tokens: list[int], hint_id: int) -> None:
+        """What probably comes at ``pos``; replaces every earlier hint."""
+        now = time.monotonic()
+        self.hinted = (pos, tokens, hint_id, now)
+        self.heard = now
+        self._scheduler.wake()
+
+    def cancel(self) -> None:
+        """End the session; its memory is kept for a while."""
+        self._scheduler.end(self, Finished("cancelled"))
+
+    def events(self) -> Iterator[Opened | Committed | Finished]:
+        """What happens to the session, until :class:`Finished`; blocks."""
+        while True:
+            with self._arrived:
+                while not self._events:
+                    self._arrived.wait()
+                event = self._events.popleft()
+                blocked = len(self._events) == self._scheduler.limits.backlog - 1
+            self.heard = time.monotonic()
+            if blocked:
+                self._scheduler.wake()
+            yield event
+            if isinstance(event, Finished):
+                return
+
+    # -- the scheduler's side
+
+    def tell(self, event: Opened | Committed | Finished) -> None:
+        """Hand an event to the client's side."""
+        with self._arrived:
+            self._events.append(event)
+            self._arrived.notify()
+
+    @property
+    def backlog(self) -> int:
+        """Events that the client's side has not taken."""
+        return len(self._events)
+
+    def candidate(self) -> tuple[list[int], bool]:
+        """What the newest hint says behind the committed text, and whether a pass was asked for.
+
+        A hint that disagrees with the text is none; its sender will see the commit that it disagrees with.
+        """
+        pos, tokens, hint_id, _ = self.hinted
+        known = len(self.text) - pos
+        if known < 0 or known > len(tokens) or tokens[:known] != self.text[pos:]:
+            return [], False
+        room = self.end - len(self.text) - 1
+        n_vocab = self._scheduler.n_vocab
+        chain: list[int] = []
+        for token in tokens[known : known + max(0, min(room, _HINT_ROWS))]:
+            if not 0 <= token < n_vocab:
+                break
+            chain.append(token)
+        return chain, known < len(tokens) or hint_id > self.answered
+
+
+class _Acceptance:
+    """The running share of hinted tokens that turn out right, where the ones before them did."""
+
+    def __init__(self) -> None:
+        self._right = 2.1  # a prior of .7, worth three tokens
+        self._tried = 3.0
+
+    @property
+    def share(self) -> float:
+        return min(self._right / self._tried, 0.999)
+
+    def observe(self, guesses: Sequence[int], truth: Sequence[int]) -> None:
+        """Compare, also what was not checked in the pass: the truth at its place is known now."""
+        for guess, token in zip(guesses, truth, strict=False):
+            self._right = self._right * 0.98 + (guess == token)
+            self._tried = self._tried * 0.98 + 1
+            if guess != token:
+                break
+
+
+@dataclass
+class _Slot:
+    """A sequence of the context, and who has it."""
+
+    seq_id: int
+    session: Session | None = None
+    held: list[int] = field(default_factory=list)  # tokens in memory, once no session has it
+    freed: float = 0.0
+    draft_length: int = 0  # committed tokens that the draft's context has
+
+
+def rows_to_check(times: PassTimes, lengths: Sequence[int], acceptances: Sequence[float]) -> list[int]:
+    """How many hinted tokens of each session the next pass should check.
+
+    Args:
+        times: what passes take by their number of rows.
+        lengths: the hinted tokens that each session has.
+        acceptances: for each session the chance of a hinted token to be right where the ones before it are.
+
+    Returns:
+        For each session a number up to its length: the ones with the most committed tokens per second, all
+            sessions together. A
+        row at depth j of a chain is worth acceptance^j tokens; rows are taken in the order of their worth.
+
+    """
+    worth = sorted(
+        (
+            (a**j, i)
+            for i, (n, a) in enumerate(zip(lengths, acceptances, strict=True))
+            for j in range(1, n + 1)
+        ),
+        key=lambda row: -row[0],
+    )
+    n_rows = len(lengths)
+    counts = [0] * n_rows
+    if not worth or not times.known(n_rows):
+        return counts
+    tokens = float(n_rows)
+    best, best_n = tokens / times.estimate(n_rows), 0
+    for n, (value, _) in enumerate(worth, 1):
+        tokens += value
+        rate = tokens / times.estimate(n_rows + n)
+        if rate > best:
+            best, best_n = rate, n
+    for _, i in worth[:best_n]:
+        counts[i] += 1
+    return counts
+
+
+class Scheduler:
+    """Runs the sessions of a worker on one context, on a thread of its own.
+
+    Args:
+        context: a sequence for each session; the scheduler's alone while it runs, and still the caller's to
+            close.
+        limits: what sessions may use.
+        draft: a context of a smaller model with as many sequences: the worker drafts by itself where a
+            session has no usable hint (co-located speculation).
+        pass_seconds: no pass takes less; a stand-in for a larger model, for tests and benchmarks.
+
+    """
+
+    def __init__(
+        self, context: Context, limits: Limits, *, draft: Context | None = None, pass_seconds: float = 0.0
+    ) -> None:
+        self.limits = limits
+        self.n_vocab = context.model.vocab.n_tokens
+        self.stats = SchedulerStats()
+        self.failed = False
+        self._context = context
+        self._draft = draft
+        self._pass_seconds = pass_seconds
+        self._times = PassTimes()
+        self._slots = [_Slot(i) for i in range(limits.sessions)]
+        self._queue: deque[Session] = deque()
+        self._ending: deque[tuple[Session, Finished]] = deque()
+        self._turn = 0  # which prompt the next chunk begins with
+        self._draining = self._closing = False
+        self._wake = threading.Condition()
+        self._news = False
+        self._thread = threading.Thread(target=self._run, name="sllm-scheduler", daemon=True)
+        self._thread.start()
+
+    # ---- from any thread
+
+    def submit(
+        self,
+        tokens: npt.NDArray[np.int32],
+        start: int,
+        sampling: SamplingParams,
+        max_tokens: int | None,
+        *,
+        run_ahead: bool,
+        text_id: int = 0,
+    ) -> Session:
+        """A new session behind ``tokens``, int32 (n,), of which those from ``start`` on are generated text.
+
+        It ends a session with the same ``text_id`` (0: none), whose client has lost it.
+
+        Raises:
+            BusyError: no place and no room to wait for one.
+            ContextFullError: the prompt is too long.
+            ValueError: bad tokens, a bad position or a grammar that does not parse.
+            ClosedError: the worker is ending.
+
+        """
+        n_ctx = self._context.n_ctx_seq
+        longest = min(n_ctx, self.limits.max_prompt or n_ctx)
+        if len(tokens) == 0:
+            raise ValueError("the prompt has no tokens")
+        if len(tokens) > longest:
+            raise ContextFullError(f"the prompt has {len(tokens)} tokens, and the worker takes {longest}")
+        if int(tokens.min()) < 0 or int(tokens.max()) >= self.n_vocab:
+            raise ValueError(f"the prompt holds ids that are not in the vocabulary of {self.n_vocab} tokens")
+        if not 0 <= start <= len(tokens):
+            raise ValueError(f"the text begins at {start}, and there are {len(tokens)} tokens")
+        if sampling.grammar is not None and len(sampling.grammar.encode()) > self.limits.max_grammar:
+            raise ValueError(
+                f"the grammar is longer than the {self.limits.max_grammar} bytes that this worker takes"
+                if self.limits.max_grammar
+                else "this worker takes no grammars"
+            )
+        self._context.model.compiled(sampling)  # a bad grammar is told now
+        asked_end = None if max_tokens is None else len(tokens) + max_tokens
+        end = n_ctx if asked_end is None else min(asked_end, n_ctx)
+        session = Session(self, tokens, start, sampling, end, asked_end, run_ahead, text_id)
+        with self._wake:
+            lost = [s for s in [*self.running(), *self._queue] if text_id and s.text_id == text_id]
+            self._ending.extend((one, Finished("cancelled")) for one in lost)
+            if self._draining or self._closing or self.failed:
+                raise ClosedError("the worker is ending; go on elsewhere")
+            n_free = sum(s.session is None for s in self._slots) + len(lost)
+            if len(self._queue) >= self.limits.queue + n_free:
+                self.stats.refused += 1
+                raise BusyError(
+                    f"the worker serves {self.limits.sessions} texts at once,"
+                    f" {len(self._queue)} more are waiting; try again later"
+                )
+            self.stats.sessions_total += 1
+            self._queue.append(session)
+            self._news = True
+            self._wake.notify()
+        return session
+
+    def wake(self) -> None:
+        """There may be something to do."""
+        with self._wake:
+            self._news = True
+            self._wake.notify()
+
+    def end(self, session: Session, event: Finished) -> None:
+        """End a session at the next opportunity."""
+        with self._wake:
+            self._ending.append((session, event))
+            self._news = True
+            self._wake.notify()
+
+    def running(self) -> list[Session]:
+        """The sessions that have a place."""
+        return [s.session for s in self._slots if s.session is not None]
+
+    @property
+    def n_queued(self) -> int:
+        """How many sessions wait for a place."""
+        return len(self._queue)
+
+    def drain(self, seconds: float) -> bool:
+        """Take no more sessions, let the running ones end for ``seconds`` at most; whether they all did."""
+        with self._wake:
+            self._draining = True
+            self._news = True
+            self._wake.notify()
+        until = time.monotonic() + seconds
+        while self.running() and time.monotonic() < until:
+            time.sleep(0.01)
+        return not self.running()
+
+    def close(self) -> None:
+        """End every session and the thread. More calls do nothing."""
+        with self._wake:
+            self._closing = True
+            self._news = True
+            self._wake.notify()
+        if self._thread.is_alive() and not self._context.closed:
+            self._context.cancel()
+            if self._draft is not None:
+                self._draft.cancel()
+        self._thread.join()
+
+    # ---- on the scheduler's thread
+
+    def _run(self) -> None:
+        n_failures = 0
+        while True:
+            with self._wake:
+                if not self._news:
+                    self._wake.wait(timeout=self._patience())
+                self._news = False
+                if self._closing:
+                    break
+            try:
+                while not self._closing and self._step():
+                    pass
+                n_failures = 0
+            except CancelledError:
+                continue  # close() has cancelled what was being computed
+            except Exception as error:  # a pass that fails must not take the worker with it
+                n_failures += 1
+                log.exception("a pass failed")
+                for session in self.running():
+                    self._finish(session, Finished("failed", error))
+                if n_failures == 3:
+                    self.failed = True
+                    log.error("three passes in a row have failed; the worker takes no more texts")
+                    break
+        for session in [*self.running(), *self._queue]:
+            self._finish(session, Finished("closing"))
+        self._queue.clear()
+
+    def _patience(self) -> float | None:
+        """How long to sleep at most: until something has to be given up or forgotten."""
+        if self.running():
+            return min(1.0, max(self.limits.idle_seconds / 4, 0.01))
+        return min(self.limits.keep_seconds, 60.0) if any(s.held for s in self._slots) else None
+
+    def _step(self) -> bool:
+        """One chunk of the prompts and one pass; False where there is nothing to do."""
+        self._end_sessions()
+        self._admit()
+        prompts = [
+            s for s in self._slots if s.session is not None and s.session.n_computed < len(s.session.text) - 1
+        ]
+        if prompts:
+            self._compute_prompts(prompts)
+        jobs: list[tuple[_Slot, list[int]]] = []
+        for slot in self._slots:
+            session = slot.session
+            if session is None or session.n_computed < len(session.text) - 1:
+                continue
+            if session.backlog >= self.limits.backlog:
+                continue
+            chain, asked = session.candidate()
+            if session.run_ahead or asked:
+                jobs.append((slot, chain))
+        if jobs:
+            self._pass(jobs)
+        return bool(prompts or jobs)
+
+    def _end_sessions(self) -> None:
+        with self._wake:
+            ending = list(self._ending)
+            self._ending.clear()
+        for session, event in ending:
+            self._finish(session, event)
+        now = time.monotonic()
+        for session in self.running():
+            if now - session.heard > self.limits.idle_seconds and (
+                not session.run_ahead or session.backlog >= self.limits.backlog
+            ):
+                self._finish(session, Finished("idle"))
+        for slot in self._slots:
+            if slot.session is None and slot.held and now - slot.freed > self.limits.keep_seconds:
+                slot.held = []
+                slot.draft_length = 0
+                self._context.memory.clear(slot.seq_id)
+                if self._draft is not None:
+                    self._draft.memory.clear(slot.seq_id)
+
+    def _finish(self, session: Session, event: Finished) -> None:
+        if session.finished:
+            return
+        session.finished = True
+        with self._wake:
+            if session in self._queue:
+                self._queue.remove(session)
+        slot = session.slot
+        if slot is not None:
+            slot.session = None
+            slot.held = self._context.memory.tokens(slot.seq_id).tolist() if not self._context.closed else []
+            slot.freed = time.monotonic()
+        session.tell(event)
+
+    # -- places and prompts
+
+    def _admit(self) -> None:
+        while True:
+            with self._wake:
+                if self._draining:
+                    waiting = list(self._queue)
+                    self._queue.clear()
+                else:
+                    waiting = []
+                free = [s for s in self._slots if s.session is None]
+                session = self._queue.popleft() if self._queue and free else None
+            for one in waiting:
+                self._finish(one, Finished("closing"))
+            if session is None:
+                return
+            slot, n_same = self._place(session, free)
+            slot.session, slot.held = session, []
+            session.slot = slot
+            session.n_computed = session.n_reused = n_same
+            self.stats.prompt_tokens += session.n_prompt
+            self.stats.reused_tokens += n_same
+            session.queued_seconds = time.monotonic() - session.created
+            if n_same == session.n_prompt - 1:
+                self._opened(session)
+
+    def _place(self, session: Session, free: list[_Slot]) -> tuple[_Slot, int]:
+        """A sequence for a session, and how much of the prompt it holds: the longest common prefix, else the
+        one longest unused.
+        """
+        prompt = session.text[:-1]
+        same = {s.seq_id: _common_prefix(s.held, prompt) for s in free}
+        best = max(free, key=lambda s: (same[s.seq_id], -s.freed))
+        n_same = same[best.seq_id]
+        oldest = min(free, key=lambda s: (bool(s.held), s.freed))
+        if best is oldest or n_same == 0:
+            slot = best if n_same else oldest
+        elif 2 * n_same >= len(best.held):
+            slot = best
+        else:  # most of what it holds would be lost to the one who may come back for it
+            self._context.memory.copy(best.seq_id, oldest.seq_id)
+            slot = oldest
+            slot.draft_length = 0
+        slot.draft_length = min(slot.draft_length, n_same)
+        return slot, n_same
+
+    def _compute_prompts(self, slots: list[_Slot]) -> None:
+        """One chunk: a fair share of the budget to each prompt."""
+        first = self._turn % len(slots)
+        self._turn += 1
+        budget = self.limits.prefill
+        chunks: list[tuple[_Slot, Session, npt.NDArray[np.int32]]] = []
+        order = slots[first:] + slots[:first]
+        for i, slot in enumerate(order):
+            session = slot.session
+            assert session is not None
+            share = max(1, budget // (len(order) - i))
+            part = session.text[session.n_computed : len(session.text) - 1][:share]
+            budget -= len(part)
+            chunks.append((slot, session, np.array(part, dtype=np.int32)))
+            if budget <= 0:
+                break
+        began = time.perf_counter()
+        seq_ids = [slot.seq_id for slot, _, _ in chunks]
+        arrays = [chunk for _, _, chunk in chunks]
+        self._context.decode(arrays, seq_id=seq_ids, pos=[s.n_computed for _, s, _ in chunks])
+        if self._draft is not None:
+            behind = [(slot, chunk) for slot, s, chunk in chunks if slot.draft_length == s.n_computed]
+            if behind:
+                self._draft.decode(
+                    [c for _, c in behind],
+                    seq_id=[s.seq_id for s, _ in behind],
+                    pos=[s.draft_length for s, _ in behind],
+                )
+                for slot, chunk in behind:
+                    slot.draft_length += len(chunk)
+        seconds = time.perf_counter() - began
+        self.stats.busy_seconds += seconds
+        for _, session, chunk in chunks:
+            session.n_computed += len(chunk)
+            session.prompt_seconds += seconds
+            if session.n_computed == len(session.text) - 1:
+                self._opened(session)
+
+    def _opened(self, session: Session) -> None:
+        session.tell(Opened(session.n_reused, session.prompt_seconds, session.queued_seconds))
+        if len(session.text) >= session.end:
+            self._finish(session, Finished("length" if session.end == session.asked_end else "context"))
+
+    # -- passes
+
+    def _pass(self, jobs: list[tuple[_Slot, list[int]]]) -> None:
+        began = time.perf_counter()
+        sessions = [slot.session for slot, _ in jobs if slot.session is not None]
+        hinted = [chain for _, chain in jobs]
+        ids = [session.hinted[2] for session in sessions]
+        counts = rows_to_check(
+            self._times, [len(c) for c in hinted], [session.acceptance.share for session in sessions]
+        )
+        chains = [chain[:n] for chain, n in zip(hinted, counts, strict=True)]
+        own: set[int] = set()
+        draft_seconds = 0.0
+        if self._draft is not None:
+            own, draft_seconds = self._draft_for([slot for slot, _ in jobs], sessions, hinted, chains)
+        verdicts = self._verify(jobs, sessions, chains)
+        seconds = time.perf_counter() - began
+        if seconds < self._pass_seconds:
+            time.sleep(self._pass_seconds - seconds)
+            seconds = time.perf_counter() - began
+        n_rows = len(jobs) + sum(map(len, chains))
+        self._times.add(n_rows, seconds - draft_seconds)
+        self.stats.count_pass(n_rows, seconds)
+        vocab = self._context.model.vocab
+        for i, (session, verdict) in enumerate(zip(sessions, verdicts, strict=True)):
+            if isinstance(verdict, Exception):
+                self._finish(session, Finished("failed", verdict))
+                continue
+            tokens, n_accepted = verdict
+            pos = len(session.text)
+            session.acceptance.observe(hinted[i], tokens)
+            if self._draft is not None:
+                session.length.observe_pass(len(chains[i]), n_accepted, seconds - draft_seconds)
+                if i in own:
+                    session.length.observe_round(len(tokens), seconds)
+            session.text.extend(tokens)
+            session.answered = ids[i]
+            session.n_computed = len(session.text) - 1
+            session.n_passes += 1
+            session.n_drafted += len(chains[i])
+            session.n_accepted += n_accepted
+            self.stats.tokens += len(tokens)
+            self.stats.drafted += len(chains[i])
+            self.stats.accepted += n_accepted
+            session.tell(Committed(pos, tuple(tokens), n_accepted, len(chains[i]), i in own, seconds))
+            if vocab.is_eog(tokens[-1]):
+                self._finish(session, Finished("eog"))
+            elif len(session.text) >= session.end:
+                self._finish(session, Finished("length" if session.end == session.asked_end else "context"))
+
+    def _verify(
+        self, jobs: list[tuple[_Slot, list[int]]], sessions: list[Session], chains: list[list[int]]
+    ) -> list[tuple[list[int], int] | Exception]:
+        """What each session's pass committed, and how much of it was accepted; or why it could not be
+        computed.
+        """
+
+        def verify(which: Sequence[int]) -> Verdict:
+            return self._context.verify(
+                [jobs[i][0].seq_id for i in which],
+                np.array([sessions[i].text[-1] for i in which], dtype=np.int32),
+                [np.array(chains[i], dtype=np.int32) for i in which]
+                if any(chains[i] for i in which)
+                else None,
+                sampling=[sessions[i].sampling for i in which],
+                pos=[len(sessions[i].text) - 1 for i in which],
+                start=[sessions[i].start for i in which],
+            )
+
+        def unpack(verdict: Verdict, row: int) -> tuple[list[int], int]:
+            n = int(verdict.n_accepted[row])
+            return verdict.tokens[row, : n + 1].tolist(), n
+
+        try:
+            verdict = verify(range(len(jobs)))
+        except CancelledError:
+            raise
+        except (SllmError, ValueError) as error:
+            if len(jobs) == 1:
+                return [error]
+        else:
+            return [unpack(verdict, i) for i in range(len(jobs))]
+        # One session's trouble (a grammar that is stuck) is not the others': once more, one by one.
+        results: list[tuple[list[int], int] | Exception] = []
+        for i in range(len(jobs)):
+            try:
+                results.append(unpack(verify([i]), 0))
+            except CancelledError:  # noqa: PERF203
+                raise
+            except (SllmError, ValueError) as error:
+                results.append(error)
+        return results
+
+    def _draft_for(
+        self, slots: list[_Slot], sessions: list[Session], hinted: list[list[int]], chains: list[list[int]]
+    ) -> tuple[set[int], float]:
+        """Draft for the sessions whose client has nothing to say; which they are, and the seconds that it
+        took.
+        """
+        assert self._draft is not None
+        wanted: dict[int, tuple[int, float]] = {}
+        for i, session in enumerate(sessions):
+            room = min(session.end - len(session.text) - 1, self._draft.n_ctx_seq - len(session.text))
+            n_max, p_min = session.length.choose() if not hinted[i] else (0, 0.0)
+            if min(n_max, room) > 0:
+                wanted[i] = (min(n_max, room), p_min)
+        if not wanted:
+            return set(), 0.0
+        which = list(wanted)
+        began = time.perf_counter()
+        try:
+            draft = self._draft.draft(
+                [slots[i].seq_id for i in which],
+                [np.array(sessions[i].text[slots[i].draft_length :], dtype=np.int32) for i in which],
+                n_max=[wanted[i][0] for i in which],
+                p_min=[wanted[i][1] for i in which],
+                sampling=[sessions[i].sampling for i in which],
+                pos=[slots[i].draft_length for i in which],
+                start=[sessions[i].start for i in which],
+            )
+        except CancelledError:
+            raise
+        except (SllmError, ValueError) as error:
+            # A bias or a token that the draft's vocabulary lacks, say: the text goes on without its drafts.
+            log.warning("the worker's own draft failed and is not used any more: %s", error)
+            self._draft = None
+            return set(), 0.0
+        seconds = time.perf_counter() - began
+        for row, i in enumerate(which):
+            slots[i].draft_length = len(sessions[i].text)
+            chains[i][:] = draft.tokens[row, : draft.lengths[row]].tolist()
+            sessions[i].length.observe_draft(max(len(chains[i]), 1), seconds)
+        return set(which), seconds
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    n = min(len(a), len(b))
+    if n == 0:
+        return 0
+    differ = np.nonzero(np.array(a[:n]) != np.array(b[:n]))[0]
+    return int(differ[0]) if len(differ) else n

@@ -1,0 +1,321 @@
+"""The worker's side of the wire: who may call, what they said, and what they are told."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import numpy as np
+
+from sllm import gguf
+from sllm.errors import RemoteError, UnsupportedModelError
+from sllm.wire import auth
+from sllm.wire.protocol import (
+    FEATURES,
+    PROTOCOL,
+    SERVICE,
+    abort,
+    from_sampling,
+    padded,
+    pb,
+)
+from sllm.worker.scheduler import Committed, Opened, Scheduler, Session
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sllm.model import Model
+
+__all__ = ["Authentication", "Service"]
+
+log = logging.getLogger("sllm.worker")
+
+_PIECE_BYTES = 1 << 18
+_MAX_ECHO = 1 << 20
+
+
+class Authentication(grpc.ServerInterceptor):  # type: ignore[type-arg]
+    """Lets nobody call anything but the health service without the token."""
+
+    def __init__(self, token: str | None) -> None:
+        self._token = token
+
+        def refuse(_request: Any, context: grpc.ServicerContext) -> None:
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
+
+        self._refusal = grpc.stream_stream_rpc_method_handler(refuse)
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Any],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """See :class:`grpc.ServerInterceptor`."""
+        if self._token is not None and not handler_call_details.method.startswith("/grpc.health."):
+            headers = dict(handler_call_details.invocation_metadata or ())
+            if not auth.same_token(headers.get("authorization"), self._token):
+                return self._refusal
+        return continuation(handler_call_details)
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """What does not change while a worker runs, and takes a while to compute."""
+
+    model_name: str
+    model_id: str
+    vocab_fingerprint: str
+    vocabulary: bytes
+
+    @classmethod
+    def of(cls, model: Model) -> _Identity:
+        path: Path = model.path
+        return cls(
+            path.name,
+            gguf.model_id(path),
+            model.vocab.fingerprint,
+            zlib.compress(gguf.vocabulary_only(path), level=6),
+        )
+
+
+class _Rate:
+    """A token bucket: ``per_second`` on the average, four seconds' worth at once."""
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._left = 4 * per_second
+        self._last = time.monotonic()
+
+    def take(self) -> bool:
+        """Take one; False where there is none left."""
+        now = time.monotonic()
+        self._left = min(4 * self._per_second, self._left + (now - self._last) * self._per_second) - 1
+        self._last = now
+        if self._left < 0:
+            self._left = 0.0
+            return False
+        return True
+
+
+class Service:
+    """The methods of ``sllm.proto`` over a :class:`Scheduler`."""
+
+    def __init__(
+        self, model: Model, scheduler: Scheduler, n_ctx: int, *, own_draft: bool, software: str
+    ) -> None:
+        self._model = model
+        self._scheduler = scheduler
+        self._n_ctx = n_ctx
+        self._software = software
+        self._identity = _Identity.of(model)
+        self._features = list(FEATURES)
+        if scheduler.limits.max_grammar:
+            self._features.append("grammar")
+        if own_draft:
+            self._features.append("worker-draft")
+        self._started = time.monotonic()
+
+    def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """For :meth:`grpc.Server.add_generic_rpc_handlers`."""
+
+        def unary(run: Callable[..., Any], request: Any) -> grpc.RpcMethodHandler[Any, Any]:
+            return grpc.unary_unary_rpc_method_handler(run, request.FromString, _serialize)
+
+        return grpc.method_handlers_generic_handler(
+            SERVICE,
+            {
+                "Info": unary(self._info, pb.InfoRequest),
+                "Status": unary(self._status, pb.StatusRequest),
+                "Echo": unary(self._echo, pb.EchoRequest),
+                "Vocabulary": grpc.unary_stream_rpc_method_handler(
+                    self._vocabulary, pb.VocabularyRequest.FromString, _serialize
+                ),
+                "Generate": grpc.stream_stream_rpc_method_handler(
+                    self._generate, pb.Up.FromString, _serialize
+                ),
+            },
+        )
+
+    def _info(self, request: pb.InfoRequest, context: grpc.ServicerContext) -> pb.InfoReply:
+        if request.protocol != PROTOCOL:
+            abort(
+                context,
+                RemoteError(
+                    f"the client speaks version {request.protocol} of the protocol and the worker {PROTOCOL};"
+                    " install the same version of sllm on both"
+                ),
+            )
+        limits = self._scheduler.limits
+        return pb.InfoReply(
+            protocol=PROTOCOL,
+            features=self._features,
+            software=self._software,
+            model_name=self._identity.model_name,
+            model_id=self._identity.model_id,
+            vocab_fingerprint=self._identity.vocab_fingerprint,
+            n_vocab=self._model.vocab.n_tokens,
+            n_ctx=self._n_ctx,
+            sessions=limits.sessions,
+            n_params=self._model.n_params,
+            size_bytes=self._model.size_bytes,
+            max_prompt=min(limits.max_prompt or self._n_ctx, self._n_ctx),
+            max_hint=limits.max_hint,
+        )
+
+    def _vocabulary(
+        self, _request: pb.VocabularyRequest, _context: grpc.ServicerContext
+    ) -> Iterator[pb.Piece]:
+        data = self._identity.vocabulary
+        for begin in range(0, len(data), _PIECE_BYTES):
+            yield pb.Piece(data=data[begin : begin + _PIECE_BYTES])
+
+    def _echo(self, request: pb.EchoRequest, context: grpc.ServicerContext) -> pb.EchoReply:
+        if request.reply_bytes > _MAX_ECHO:
+            abort(context, ValueError(f"reply_bytes is {request.reply_bytes}, expected at most {_MAX_ECHO}"))
+        return pb.EchoReply(padding=bytes(request.reply_bytes))
+
+    def _status(self, _request: pb.StatusRequest, _context: grpc.ServicerContext) -> pb.StatusReply:
+        stats, now = self._scheduler.stats, time.monotonic()
+        running = self._scheduler.running()
+        return pb.StatusReply(
+            uptime_s=now - self._started,
+            sessions=len(running),
+            queued=self._scheduler.n_queued,
+            sessions_total=stats.sessions_total,
+            refused=stats.refused,
+            passes=stats.passes,
+            tokens=stats.tokens,
+            drafted=stats.drafted,
+            accepted=stats.accepted,
+            prompt_tokens=stats.prompt_tokens,
+            reused_tokens=stats.reused_tokens,
+            rows=stats.rows,
+            batch_sizes=list(stats.batch_sizes),
+            busy_s=stats.busy_seconds,
+            running=[
+                pb.SessionStatus(
+                    n_prompt=s.n_prompt,
+                    n_tokens=len(s.text) - s.n_prompt,
+                    n_passes=s.n_passes,
+                    n_drafted=s.n_drafted,
+                    n_accepted=s.n_accepted,
+                    seconds=now - s.created,
+                )
+                for s in running
+            ],
+        )
+
+    # ---- one text
+
+    def _generate(self, requests: Iterator[pb.Up], context: grpc.ServicerContext) -> Iterator[pb.Down]:
+        first = next(requests, None)
+        if first is None or first.WhichOneof("kind") != "open":
+            abort(context, ValueError("a text begins with Open"))
+        try:
+            session = self._open(first.open)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
+            abort(context, error)
+        trouble: list[Exception] = []
+        if not context.add_callback(session.cancel):
+            session.cancel()  # the client is gone already
+        reader = threading.Thread(
+            target=self._read, args=(requests, session, trouble), name="sllm-session", daemon=True
+        )
+        reader.start()
+        for event in session.events():
+            if isinstance(event, Opened):
+                yield pb.Down(
+                    opened=pb.Opened(
+                        n_reused=event.n_reused,
+                        prompt_us=_microseconds(event.prompt_seconds),
+                        queued_us=_microseconds(event.queued_seconds),
+                    )
+                )
+            elif isinstance(event, Committed):
+                _, _, hint_id, arrived = session.hinted
+                yield pb.Down(
+                    commit=pb.Commit(
+                        pos=event.pos,
+                        tokens=event.tokens,
+                        n_accepted=event.n_accepted,
+                        n_verified=event.n_verified,
+                        own_draft=event.own_draft,
+                        pass_us=_microseconds(event.seconds),
+                        hint_id=hint_id,
+                        hint_age_us=_microseconds(time.monotonic() - arrived) if hint_id else 0,
+                    )
+                )
+            else:
+                failed = trouble[0] if trouble else event.error
+                if failed is not None:
+                    abort(context, failed)
+                yield pb.Down(done=pb.Done(reason=event.reason))
+
+    def _open(self, message: pb.Open) -> Session:
+        unknown = [name for name in message.require if name not in self._features]
+        if unknown:
+            raise UnsupportedModelError(f"the worker does not offer {', '.join(map(repr, unknown))}")
+        if message.model_id and message.model_id != self._identity.model_id:
+            raise RemoteError(f"the worker now has another model, {self._identity.model_name}")
+        tokens = np.array(message.tokens, dtype=np.int64)
+        if len(tokens) and int(tokens.max()) >= self._scheduler.n_vocab:
+            raise ValueError(
+                f"the prompt holds ids that are not in the vocabulary of {self._scheduler.n_vocab} tokens"
+            )
+        return self._scheduler.submit(
+            tokens.astype(np.int32),
+            message.start,
+            from_sampling(message.sampling),
+            message.max_tokens or None,
+            run_ahead=message.run_ahead,
+            text_id=message.text_id,
+        )
+
+    def _read(self, requests: Iterator[pb.Up], session: Session, trouble: list[Exception]) -> None:
+        """Take what the client says during its text, on a thread of its own, until the call ends."""
+        limits = self._scheduler.limits
+        rate = _Rate(limits.hints_per_s)
+        try:
+            for message in requests:
+                kind = message.WhichOneof("kind")
+                if kind == "cancel":
+                    session.cancel()
+                    return
+                if kind != "hint":
+                    trouble.append(ValueError("behind Open only Hint and Cancel may come"))
+                elif len(message.hint.tokens) > limits.max_hint:
+                    n = len(message.hint.tokens)
+                    trouble.append(
+                        ValueError(f"a hint has {n} tokens, and the worker takes {limits.max_hint}")
+                    )
+                elif not rate.take():
+                    trouble.append(
+                        ValueError(f"the worker takes {limits.hints_per_s} hints per second and got more")
+                    )
+                else:
+                    hint = message.hint
+                    # Ids beyond int32 are no tokens and end the chain where they stand; see
+                    # Session.candidate().
+                    session.hint(hint.pos, list(hint.tokens), hint.id)
+                    continue
+                session.cancel()
+                return
+        except Exception as error:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
+            log.debug("a client went away: %s", type(error).__name__)
+
+
+def _serialize(message: Any) -> bytes:
+    data: bytes = (
+        message if isinstance(message, (pb.Piece, pb.EchoReply)) else padded(message)
+    ).SerializeToString()
+    return data
+
+
+def _microseconds(seconds: float) -> int:
+    return min(int(seconds * 1e6), 2**32 - 1)
