@@ -101,10 +101,15 @@ def receive_all(sock: socket.socket) -> tuple[bytes, bool]:
         data += chunk
 
 
-def send_until_it_fails(sock: socket.socket, data: bytes) -> None:
-    """The link resets what is cut, which a sender may notice on the way."""
-    with contextlib.suppress(ConnectionError):
+def send_until_it_fails(sock: socket.socket, data: bytes) -> bool:
+    """Whether the sender has noticed a reset on the way. A socket says so only once: its reader will see an
+    end.
+    """
+    try:
         sock.sendall(data)
+    except ConnectionError:
+        return True
+    return False
 
 
 def send_until_it_blocks(sock: socket.socket) -> int:
@@ -223,8 +228,9 @@ def test_what_a_cut_connection_has_carried_is_a_beginning_of_what_was_sent(
         client, server = far_end.connect(link)
         at_client, at_server = pool.submit(receive_all, client), pool.submit(receive_all, server)
         cut = up + down >= limit
+        noticed = []
         for sock, data in ((client, data_up), (server, data_down)):
-            send_until_it_fails(sock, data)
+            noticed.append(send_until_it_fails(sock, data))
             if not cut:
                 sock.shutdown(socket.SHUT_WR)
         got_down, client_reset = at_client.result()
@@ -232,7 +238,7 @@ def test_what_a_cut_connection_has_carried_is_a_beginning_of_what_was_sent(
 
         assert data_up.startswith(got_up)
         assert data_down.startswith(got_down)
-        assert client_reset == server_reset == cut
+        assert [noticed[0] or client_reset, noticed[1] or server_reset] == [cut, cut]
         assert len(got_up) + len(got_down) == min(limit, up + down)
         assert link.stats.cuts == cut
         assert link.stats.bytes_up == len(got_up)
@@ -386,8 +392,7 @@ def test_a_target_that_refuses_resets_the_client(far_end: FarEnd) -> None:
     far_end.listener.close()
     with Link(far_end.address, delay=0.005) as link:
         client = far_end.dial(link)
-        send_until_it_fails(client, b"anybody there?")
-        assert is_reset(client)
+        assert send_until_it_fails(client, b"anybody there?") or is_reset(client)
         assert link.stats == LinkStats(connections=1)
 
 
@@ -408,8 +413,7 @@ def test_each_connection_is_cut_at_the_byte(far_end: FarEnd, n_bytes: int) -> No
             client, server = far_end.connect(link)
             sending = pool.submit(send_until_it_fails, client, data)
             assert receive_all(server) == (data[:n_bytes], True)
-            sending.result()
-            assert is_reset(client)
+            assert sending.result() or is_reset(client)
             assert link.stats == LinkStats(bytes_up=n * n_bytes, connections=n, cuts=n)
 
 

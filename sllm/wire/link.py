@@ -292,9 +292,9 @@ class Link:
         self._target = target
 
     def _control(self, change: Callable[[_Proxy], None]) -> None:
-        if self._closed:
-            raise ClosedError("the link is closed")
         with self._proxy.lock:
+            if self._closed:  # said before the thread is told to end, so it is there as long as this is not
+                raise ClosedError("the link is closed")
             change(self._proxy)
         self._proxy.wake()
 
