@@ -12,7 +12,9 @@ Text from a big model, sped up by a small one, exactly the big one's own::
 
 from __future__ import annotations
 
+import importlib
 import logging
+from typing import TYPE_CHECKING, Any
 
 from sllm import embedded as embedded  # sllm.embedded.TARGET, sllm.embedded.DRAFT
 from sllm import hub
@@ -39,8 +41,10 @@ from sllm.model import Model, Vocab
 from sllm.sampling import SamplingParams
 from sllm.targets.base import Target
 from sllm.targets.local import LocalTarget
-from sllm.targets.remote import RemoteTarget, connect
-from sllm.worker import Worker
+
+if TYPE_CHECKING:
+    from sllm.targets.remote import RemoteTarget, connect
+    from sllm.worker import Worker
 
 __all__ = [
     "AuthError",
@@ -76,3 +80,17 @@ __version__: str = _ffi.string(_lib.sllm_version()).decode()
 llama_cpp_commit: str = _ffi.string(_lib.sllm_llama_cpp_commit()).decode()
 
 logging.getLogger("sllm").addHandler(logging.NullHandler())
+
+# What needs protobuf and grpc is imported when it is first used.
+_LAZY = {"RemoteTarget": "sllm.targets.remote", "Worker": "sllm.worker", "connect": "sllm.targets.remote"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
