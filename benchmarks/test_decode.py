@@ -250,25 +250,21 @@ class CoreVerify:
         from sllm._ffi import ffi, lib  # not public: only to tell apart where the time of a public call goes
 
         self.function = lib.sllm_verify
-        self.tokens = ffi.new("int32_t[1]")
-        self.pos = ffi.new("int32_t[1]")
-        self.draft = ffi.new("int32_t[]", max(n_drafted, 1))
+        header = [0, -1, -1, 1, n_drafted]  # see sllm.h
+        self.jobs = ffi.new("int32_t[]", [*header, 0, *[0] * n_drafted])
         self.selected = ffi.new("int32_t[]", n_drafted + 1)
-        self.n_drafted = n_drafted
         sampling = context.model.compiled(GREEDY)
         self.keep = [sampling, ffi.new("sllm_sampling *[]", [sampling])]
-        zero, one = ffi.new("int32_t[1]", [0]), ffi.new("int32_t[1]", [1])
         self.arguments = (
-            *(context._live, 1, zero, self.tokens, one, self.pos, self.keep[1], ffi.NULL, self.draft),
-            *(ffi.new("int32_t[1]", [n_drafted]), n_drafted, self.selected, ffi.new("int32_t[1]"), ffi.NULL),
+            *(context._live, 1, self.jobs, len(self.jobs), self.keep[1], n_drafted),
+            *(self.selected, ffi.new("int32_t[1]"), ffi.NULL),
         )
 
     def __call__(self, pos: int, last: Tokens, draft: Tokens) -> float:
         """Seconds of the call."""
-        self.tokens[0] = int(last[0])
-        self.pos[0] = pos
-        for i in range(self.n_drafted):
-            self.draft[i] = int(draft[i])
+        self.jobs[1] = pos
+        for i, token in enumerate([*last, *draft]):
+            self.jobs[5 + i] = int(token)
         began = time.thread_time()
         status = self.function(*self.arguments)
         seconds = time.thread_time() - began

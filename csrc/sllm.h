@@ -272,30 +272,33 @@ int sllm_state_set(sllm_context * context, int32_t seq_id, const uint8_t * data,
 /* ---- speculate.cpp: batched draft and verify ---------------------------------------------------------- */
 
 /*
- * Common to both. For each of n_seqs distinct sequences, `tokens` are the committed tokens that its memory does
- * not hold yet (at least one; the last one is what drafting or verifying starts behind), written at pos[i] (-1 or `pos` NULL: at
- * the committed length). `samplings` are n_seqs handles, compiled for this context's model. `start[i]` (-1 or NULL:
- * remembered from the sequence's first call since it was empty) is the position of the first generated token, which only a
- * grammar asks for.
+ * Common to both. `jobs` says what is asked for each of n_seqs distinct sequences, one behind the other, `n_items` numbers in
+ * all: a header of SLLM_JOB_HEADER numbers and what it announces,
+ *
+ *     seq_id, pos, start, n_tokens, n_more, tokens[n_tokens], then for sllm_verify() draft[n_more]
+ *
+ * `tokens` are the committed tokens that the memory does not hold yet (at least one; the last one is what drafting or
+ * verifying starts behind), written at `pos` (-1: at the committed length). `start` (-1: remembered from the sequence's first
+ * call since it was empty) is the position of the first generated token, which only a grammar asks for. `samplings` are n_seqs
+ * handles, compiled for this context's model.
  */
+enum sllm_job { SLLM_JOB_HEADER = 5 };
 
-/* Draft up to n_max[i] tokens for each sequence. A chain ends early before a token whose probability is below p_min[i], behind an
- * end-of-generation token, where the context is full, and on sllm_context_cancel(). `draft` and `probs` are n_seqs x stride,
- * `drafted` n_seqs; unused places hold -1 and 0. The committed length afterwards is that of the tokens passed in; the chain stays
- * cached behind it. */
-int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens, const int32_t * lengths,
-               const int32_t * pos, sllm_sampling * const * samplings, const int32_t * start, const int32_t * n_max, const float * p_min,
-               int32_t stride, int32_t * draft, int32_t * drafted, float * probs);
+/* Draft up to n_more <= stride tokens for each sequence. A chain ends early before a token whose probability is below p_min[i],
+ * behind an end-of-generation token, where the context is full or no token can be selected, and on sllm_context_cancel(). `draft` and
+ * `probs` are n_seqs x stride, `drafted` n_seqs; unused places hold -1 and 0. The committed length afterwards is that of the tokens
+ * passed in; the chain stays cached behind it. */
+int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * jobs, int32_t n_items, sllm_sampling * const * samplings,
+               const float * p_min, int32_t stride, int32_t * draft, int32_t * drafted, float * probs);
 
-/* Verify n_drafted[i] <= stride drafted tokens (`draft` is n_seqs x stride) for each sequence: one pass decodes the last
- * committed token and the chain, selects y1..y(k+1), and accepts while y_j equals the draft. `selected` is n_seqs x (stride + 1)
- * and receives y1..y(a+1), then -1; `n_accepted` receives a. Selection ends behind an end-of-generation token. `logprobs` (or
- * NULL), n_seqs x (stride + 1), receives the log-probability of each selected token under the unfiltered softmax. The committed
- * length afterwards is that of the tokens passed in plus a. Drafted tokens that are no tokens of this vocabulary, or that do not
- * fit into the context, are treated as rejected. */
-int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens, const int32_t * lengths,
-                const int32_t * pos, sllm_sampling * const * samplings, const int32_t * start, const int32_t * draft,
-                const int32_t * n_drafted, int32_t stride, int32_t * selected, int32_t * n_accepted, float * logprobs);
+/* Verify the n_more <= stride drafted tokens of each sequence: one pass decodes the last committed token and the chain, selects
+ * y1..y(k+1), and accepts while y_j equals the draft. `selected` is n_seqs x (stride + 1) and receives y1..y(a+1), then -1;
+ * `n_accepted` receives a. Selection ends behind an end-of-generation token, and before a position where no token can be selected: that
+ * is an error only where it is a sequence's first. `logprobs` (or NULL), n_seqs x (stride + 1), receives the log-probability of each
+ * selected token under the unfiltered softmax. The committed length afterwards is that of the tokens passed in plus a.
+ * Drafted tokens that are no tokens of this vocabulary, or that do not fit into the context, are treated as rejected. */
+int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * jobs, int32_t n_items, sllm_sampling * const * samplings,
+                int32_t stride, int32_t * selected, int32_t * n_accepted, float * logprobs);
 
 /* cffi: end */
 

@@ -10,34 +10,55 @@
 
 namespace {
 
-// What draft and verify take for each sequence, checked.
+// What draft and verify are asked for one sequence, checked.
 struct Job {
     llama_seq_id seq_id;
-    const int32_t * tokens;
+    const int32_t * tokens; // the committed ones, and behind them those to verify
     size_t n_tokens;
+    size_t n_more;
     size_t pos;
-    const sllm_sampling * sampling;
     int32_t start;
+    const sllm_sampling * sampling;
 };
 
-std::vector<Job> check_jobs(sllm_context & context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens,
-                            const int32_t * lengths, const int32_t * pos, sllm_sampling * const * samplings, const int32_t * start) {
-    sllm::check_sequences(context, n_seqs, seq_ids);
+// Reads `jobs` as sllm.h describes it; `with_draft`: every job ends with the tokens to verify.
+std::vector<Job> read_jobs(sllm_context & context, int32_t n_seqs, const int32_t * items, int32_t n_items,
+                           sllm_sampling * const * samplings, int32_t stride, bool with_draft) {
     std::vector<Job> jobs;
-    const int32_t * text = tokens;
-    for (int32_t i = 0; i < n_seqs; ++i) {
-        if (lengths[i] < 1) {
-            sllm::fail(SLLM_ERR_INVALID, "sequence %d is given no token to go on from", seq_ids[i]);
+    std::vector<int32_t> seq_ids;
+    const auto n_jobs = static_cast<size_t>(std::max(n_seqs, 0));
+    jobs.reserve(n_jobs);
+    seq_ids.reserve(n_jobs);
+    const int32_t * const end = items + std::max(n_items, 0);
+    for (size_t i = 0; i < n_jobs; ++i) {
+        if (end - items < SLLM_JOB_HEADER) {
+            sllm::fail(SLLM_ERR_INVALID, "the jobs end before sequence %zu of %zu", i, n_jobs);
+        }
+        const int32_t seq_id = items[0];
+        const int32_t pos = items[1];
+        const int32_t start = items[2];
+        const int32_t n_tokens = items[3];
+        const int32_t n_more = items[4];
+        items += SLLM_JOB_HEADER;
+        if (n_tokens < 1) {
+            sllm::fail(SLLM_ERR_INVALID, "sequence %d is given no token to go on from", seq_id);
+        }
+        if (n_more < 0 || n_more > stride) {
+            sllm::fail(SLLM_ERR_INVALID, "%s is %d, not in 0..%d", with_draft ? "the length of a draft" : "n_max", n_more, stride);
+        }
+        if (end - items < int64_t{n_tokens} + (with_draft ? n_more : 0)) {
+            sllm::fail(SLLM_ERR_INVALID, "the jobs end inside sequence %zu of %zu", i, n_jobs);
         }
         if (samplings[i]->model.vocab != context.model.vocab) {
-            sllm::fail(SLLM_ERR_INVALID, "the sampling of sequence %d was made for another model", seq_ids[i]);
+            sllm::fail(SLLM_ERR_INVALID, "the sampling of sequence %d was made for another model", seq_id);
         }
-        const auto n = static_cast<size_t>(lengths[i]);
-        const size_t at = sllm::checked_position(context, seq_ids[i], pos == nullptr ? -1 : pos[i], n);
-        sllm::check_tokens(context, text, n);
-        jobs.push_back({seq_ids[i], text, n, at, samplings[i], start == nullptr ? -1 : start[i]});
-        text += n;
+        jobs.push_back({seq_id, items, static_cast<size_t>(n_tokens), static_cast<size_t>(n_more), 0, start, samplings[i]});
+        seq_ids.push_back(seq_id);
+        jobs.back().pos = sllm::checked_position(context, seq_id, pos, jobs.back().n_tokens);
+        sllm::check_tokens(context, items, jobs.back().n_tokens);
+        items += n_tokens + (with_draft ? n_more : 0);
     }
+    sllm::check_sequences(context, n_seqs, seq_ids.data());
     return jobs;
 }
 
@@ -65,16 +86,12 @@ bool needs_history(const sllm_sampling & sampling) { return sampling.grammar != 
 
 extern "C" {
 
-int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens, const int32_t * lengths,
-               const int32_t * pos, sllm_sampling * const * samplings, const int32_t * start, const int32_t * n_max, const float * p_min,
-               int32_t stride, int32_t * draft, int32_t * drafted, float * probs) {
+int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * items, int32_t n_items, sllm_sampling * const * samplings,
+               const float * p_min, int32_t stride, int32_t * draft, int32_t * drafted, float * probs) {
     return sllm::guarded([&] {
         const sllm::Entry entry(*context);
-        const std::vector<Job> jobs = check_jobs(*context, n_seqs, seq_ids, tokens, lengths, pos, samplings, start);
-        for (int32_t i = 0; i < n_seqs; ++i) {
-            if (n_max[i] < 0 || n_max[i] > stride) {
-                sllm::fail(SLLM_ERR_INVALID, "n_max is %d, not in 0..%d", n_max[i], stride);
-            }
+        const std::vector<Job> jobs = read_jobs(*context, n_seqs, items, n_items, samplings, stride, false);
+        for (size_t i = 0; i < jobs.size(); ++i) {
             if (!(p_min[i] >= 0 && p_min[i] <= 1)) {
                 sllm::fail(SLLM_ERR_INVALID, "p_min is %g, not in [0, 1]", static_cast<double>(p_min[i]));
             }
@@ -88,11 +105,11 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, 
         std::vector<size_t> active; // the jobs behind the rows of the next pass
         for (size_t i = 0; i < jobs.size(); ++i) {
             const Job & job = jobs[i];
-            const size_t n_logits = n_max[i] > 0 ? 1 : 0;
+            const size_t n_logits = job.n_more > 0 ? 1 : 0;
             const size_t begin = sllm::place_tokens(*context, job.seq_id, job.pos, job.tokens, job.n_tokens, n_logits);
             const size_t end = job.pos + job.n_tokens;
             writes.push_back({job.seq_id, begin, end, end - n_logits});
-            if (n_max[i] > 0) {
+            if (job.n_more > 0) {
                 active.push_back(i);
             }
         }
@@ -121,8 +138,18 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, 
                 sllm::Selector & selector = needs_history(*job.sampling) ? ahead[i] : s.selector;
                 const auto n = static_cast<size_t>(drafted[i]);
                 const size_t at = job.pos + job.n_tokens + n; // the position being selected
-                const sllm::Choice choice = selector.select(row, static_cast<int32_t>(at), true);
+                const float * logits = row;
                 row += context->info.n_vocab;
+                sllm::Choice choice{};
+                try {
+                    if (n > 0) {
+                        selector.accept(draft[i * width + n - 1]);
+                    }
+                    choice = selector.select(logits, static_cast<int32_t>(at), true);
+                } catch (const std::exception &) {
+                    selector = sllm::Selector{}; // it may have stopped half way
+                    continue;                    // a shorter draft will do; what is wrong is the target's to say
+                }
                 if (choice.prob < p_min[i]) {
                     continue;
                 }
@@ -130,10 +157,9 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, 
                 probs[i * width + n] = choice.prob;
                 ++drafted[i];
                 const bool ends = llama_vocab_is_eog(context->model.vocab, choice.token);
-                if (ends || drafted[i] == n_max[i] || at >= context->info.n_ctx_seq) {
+                if (ends || n + 1 == job.n_more || at >= context->info.n_ctx_seq) {
                     continue;
                 }
-                selector.accept(choice.token);
                 s.tokens.push_back(choice.token);
                 writes.push_back({job.seq_id, at, at + 1, at});
                 still.push_back(i);
@@ -157,30 +183,20 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, 
     });
 }
 
-int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens, const int32_t * lengths,
-                const int32_t * pos, sllm_sampling * const * samplings, const int32_t * start, const int32_t * draft,
-                const int32_t * n_drafted, int32_t stride, int32_t * selected, int32_t * n_accepted, float * logprobs) {
+int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * items, int32_t n_items, sllm_sampling * const * samplings,
+                int32_t stride, int32_t * selected, int32_t * n_accepted, float * logprobs) {
     return sllm::guarded([&] {
         const sllm::Entry entry(*context);
-        const std::vector<Job> jobs = check_jobs(*context, n_seqs, seq_ids, tokens, lengths, pos, samplings, start);
-        const auto width = static_cast<size_t>(stride);
-        std::vector<std::vector<int32_t>> chains(jobs.size()); // the job's tokens and the drafted ones that can be verified
+        std::vector<Job> jobs = read_jobs(*context, n_seqs, items, n_items, samplings, stride, true);
+        const auto width = static_cast<size_t>(stride) + 1;
         size_t n_rows = 0;
-        for (size_t i = 0; i < jobs.size(); ++i) {
-            if (n_drafted[i] < 0 || n_drafted[i] > stride) {
-                sllm::fail(SLLM_ERR_INVALID, "a draft has %d tokens, not 0..%d", n_drafted[i], stride);
-            }
-            chains[i].assign(jobs[i].tokens, jobs[i].tokens + jobs[i].n_tokens);
-            const size_t room = context->info.n_ctx_seq - (jobs[i].pos + jobs[i].n_tokens);
-            const size_t usable = context->model.can_rollback ? std::min(static_cast<size_t>(n_drafted[i]), room) : 0;
-            for (size_t j = 0; j < usable; ++j) {
-                const int32_t token = draft[i * width + j];
-                if (token < 0 || token >= context->info.n_vocab) {
-                    break;
-                }
-                chains[i].push_back(token);
-            }
-            n_rows += 1 + chains[i].size() - jobs[i].n_tokens;
+        for (Job & job : jobs) { // from here on `n_more` are the drafted tokens that can be verified
+            const size_t room = context->info.n_ctx_seq - (job.pos + job.n_tokens);
+            const size_t limit = context->model.can_rollback ? std::min(job.n_more, room) : 0;
+            const int32_t * const hints = job.tokens + job.n_tokens;
+            const auto is_token = [&](int32_t token) { return token >= 0 && token < context->info.n_vocab; };
+            job.n_more = static_cast<size_t>(std::find_if_not(hints, hints + limit, is_token) - hints);
+            n_rows += 1 + job.n_more;
         }
         if (n_rows > context->info.n_outputs_max) {
             sllm::fail(
@@ -190,12 +206,12 @@ int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids,
         }
 
         std::vector<sllm::Write> writes;
-        for (size_t i = 0; i < jobs.size(); ++i) {
-            const Job & job = jobs[i];
-            const size_t n_logits = 1 + chains[i].size() - job.n_tokens;
-            const size_t begin = sllm::place_tokens(*context, job.seq_id, job.pos, chains[i].data(), chains[i].size(), n_logits);
-            const size_t end = job.pos + chains[i].size();
-            writes.push_back({job.seq_id, begin, end, end - n_logits});
+        writes.reserve(jobs.size());
+        for (const Job & job : jobs) {
+            const size_t n_written = job.n_tokens + job.n_more;
+            const size_t begin = sllm::place_tokens(*context, job.seq_id, job.pos, job.tokens, n_written, 1 + job.n_more);
+            const size_t end = job.pos + n_written;
+            writes.push_back({job.seq_id, begin, end, end - 1 - job.n_more});
         }
         const auto give_up = [&] { // back to where the caller's tokens began
             for (const Job & job : jobs) {
@@ -212,32 +228,43 @@ int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids,
                     s.selector.begin(*job.sampling, {}, -1);
                 }
             }
-            std::fill_n(selected, (width + 1) * jobs.size(), -1);
+            std::fill_n(selected, width * jobs.size(), -1);
             if (logprobs != nullptr) {
-                std::fill_n(logprobs, (width + 1) * jobs.size(), 0.0F);
+                std::fill_n(logprobs, width * jobs.size(), 0.0F);
             }
             const float * row = llama_get_logits(context->context.get());
             for (size_t i = 0; i < jobs.size(); ++i) {
                 const Job & job = jobs[i];
+                const int32_t * const hints = job.tokens + job.n_tokens;
                 sllm::Selector & selector = sllm::sequence_at(*context, job.seq_id).selector;
-                const size_t k = chains[i].size() - job.n_tokens;
                 size_t accepted = 0;
-                for (size_t j = 0; j <= k; ++j) {
+                for (size_t j = 0; j <= job.n_more; ++j) {
                     const float * logits = row + j * static_cast<size_t>(context->info.n_vocab);
                     const size_t at = job.pos + job.n_tokens + j;
-                    const llama_token token = selector.select(logits, static_cast<int32_t>(at), false).token;
-                    selected[i * (width + 1) + j] = token;
+                    llama_token token = -1;
+                    try {
+                        if (j > 0) {
+                            selector.accept(hints[j - 1]);
+                        }
+                        token = selector.select(logits, static_cast<int32_t>(at), false).token;
+                    } catch (const std::exception &) {
+                        selector = sllm::Selector{}; // it may have stopped half way
+                        if (j == 0) {
+                            throw;
+                        }
+                        break; // without a draft the tokens before this one would have come: the next call will raise
+                    }
+                    selected[i * width + j] = token;
                     if (logprobs != nullptr) {
-                        logprobs[i * (width + 1) + j] = static_cast<float>(sllm::log_prob(logits, context->info.n_vocab, token));
+                        logprobs[i * width + j] = static_cast<float>(sllm::log_prob(logits, context->info.n_vocab, token));
                     }
                     accepted = j;
-                    if (j == k || token != chains[i][job.n_tokens + j] || llama_vocab_is_eog(context->model.vocab, token)) {
+                    if (j == job.n_more || token != hints[j] || llama_vocab_is_eog(context->model.vocab, token)) {
                         break;
                     }
-                    selector.accept(token);
                 }
                 n_accepted[i] = static_cast<int32_t>(accepted);
-                row += (k + 1) * static_cast<size_t>(context->info.n_vocab);
+                row += (job.n_more + 1) * static_cast<size_t>(context->info.n_vocab);
             }
         } catch (...) {
             give_up();

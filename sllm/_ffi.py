@@ -41,6 +41,7 @@ __all__ = [
     "ffi",
     "float32_array",
     "int32_array",
+    "int_list",
     "lib",
     "ragged_int32",
     "read_text",
@@ -149,6 +150,9 @@ def checked_int(value: Any, name: str, low: int = -(2**31), high: int = 2**31 - 
     return number
 
 
+_INT32 = np.dtype(np.int32)
+
+
 def int32_array(value: npt.ArrayLike, name: str) -> npt.NDArray[np.int32]:
     """``value`` as a one-dimensional contiguous int32 array, without a copy if it is one.
 
@@ -158,7 +162,7 @@ def int32_array(value: npt.ArrayLike, name: str) -> npt.NDArray[np.int32]:
 
     """
     if isinstance(value, np.ndarray):
-        if value.dtype != np.int32:
+        if value.dtype != _INT32:
             raise TypeError(f"{name} has dtype {value.dtype}, expected int32")
         if value.ndim != 1:
             raise ValueError(f"{name} has shape {value.shape}, expected one dimension")
@@ -175,6 +179,24 @@ def int32_array(value: npt.ArrayLike, name: str) -> npt.NDArray[np.int32]:
         return np.array(items, dtype=np.int32)
     except OverflowError:
         raise ValueError(f"{name} holds a value that does not fit into int32") from None
+
+
+def int_list(value: npt.ArrayLike, name: str) -> list[int]:
+    """``value`` as a list of integers, which may be ``value`` itself: for the few numbers of a call, where
+    making an array of them takes longer than all that is done with it.
+
+    Checked as by :func:`int32_array`, except that integers of a list may be beyond int32: cffi raises
+    OverflowError when they are passed to C.
+    """
+    given: object = value
+    if type(given) is list:
+        for item in given:
+            if type(item) is not int:
+                break
+        else:
+            return given
+    items: list[int] = int32_array(value, name).tolist()
+    return items
 
 
 def float32_array(value: npt.ArrayLike, name: str) -> npt.NDArray[np.float32]:
@@ -199,6 +221,20 @@ def ragged_int32(
         arrays[0] if len(arrays) == 1 else np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int32)
     )
     return flat, lengths
+
+
+_current_pid = (
+    os.getpid()
+)  # kept, since every call asks for it and a system call takes longer than the rest of that
+
+
+def _after_fork() -> None:
+    global _current_pid
+    _current_pid = os.getpid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class Handle:
@@ -234,7 +270,7 @@ class Handle:
         pointer = self._pointer
         if pointer is None:
             raise ClosedError(f"{type(self).__name__} is closed")
-        if self._pid != os.getpid():
+        if self._pid != _current_pid:
             raise ClosedError(
                 f"{type(self).__name__} belongs to process {self._pid}"
                 f" and was used in its fork {os.getpid()}; make a new one there"

@@ -10,12 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm._ffi import Handle, check, checked_int, ffi, float32_array, int32_array, lib, ragged_int32, take_log
+from sllm._ffi import (
+    Handle,
+    check,
+    checked_int,
+    ffi,
+    float32_array,
+    int32_array,
+    int_list,
+    lib,
+    ragged_int32,
+    take_log,
+)
 from sllm.errors import ContextFullError
 from sllm.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
@@ -28,6 +39,16 @@ _STATE_HEADER = struct.Struct(
     "<8s32sII"
 )  # magic and version, vocabulary fingerprint, number of tokens, CRC-32 of the rest
 _STATE_MAGIC = b"sllmseq1"
+
+
+# Looked up once: verify() and draft() are called for every few tokens, and what they touch is cold in the
+# caches after every pass of the model.
+_INTS = ffi.typeof("int32_t[]")
+_FLOATS = ffi.typeof("float[]")
+_INT32 = np.dtype(np.int32)
+_FLOAT32 = np.dtype(np.float32)
+_NULL = ffi.NULL
+_from_buffer = ffi.from_buffer
 
 
 # Threads wait for each other at every operation of a graph: measured on two cores, a second one brings
@@ -78,6 +99,96 @@ class Verdict:
     logprobs: npt.NDArray[np.float32] | None = None
 
 
+def _last_tokens(tokens: npt.ArrayLike | Sequence[npt.ArrayLike], n_seqs: int) -> list[list[int]]:
+    """The ``tokens`` argument of draft and verify: one token for each sequence, or an array for each."""
+    if not isinstance(tokens, np.ndarray):
+        for token in tokens:  # type: ignore[union-attr]
+            if not isinstance(token, (int, np.integer)):
+                return _rows(tokens, n_seqs, "tokens")  # type: ignore[arg-type]
+    flat = int_list(tokens, "tokens")  # type: ignore[arg-type]
+    if len(flat) != n_seqs:
+        raise ValueError(f"tokens has {len(flat)} items, expected one for each of {n_seqs} sequences")
+    return [[token] for token in flat]
+
+
+def _rows(rows: Iterable[npt.ArrayLike], n_seqs: int, name: str) -> list[list[int]]:
+    lists = [int_list(row, name) for row in rows]
+    if len(lists) != n_seqs:
+        raise ValueError(f"{name} has {len(lists)} rows, expected one for each of {n_seqs} sequences")
+    return lists
+
+
+def _hints(draft: Draft | Sequence[npt.ArrayLike], n_seqs: int) -> tuple[list[list[int]], int]:
+    """The ``draft`` argument of verify: a chain for each sequence, and how long the longest may be."""
+    if not isinstance(draft, Draft):
+        rows = _rows(draft, n_seqs, "draft")
+        return rows, max([len(row) for row in rows], default=0)
+    lengths = int_list(draft.lengths, "draft.lengths")
+    tokens = draft.tokens
+    if tokens.dtype != _INT32 or tokens.ndim != 2 or not tokens.flags.c_contiguous:
+        raise TypeError("draft.tokens must be a contiguous int32 array of shape (B, n_max)")
+    if len(tokens) != n_seqs or len(lengths) != n_seqs:
+        raise ValueError(f"the draft has {len(tokens)} rows, expected one for each of {n_seqs} sequences")
+    for length in lengths:
+        checked_int(length, "a length of the draft", 0, tokens.shape[1])
+    return [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)], tokens.shape[1]
+
+
+def _positions(pos: int | npt.ArrayLike | None, n_seqs: int, name: str) -> list[int]:
+    """``n_seqs`` positions as sllm.h takes them."""
+    if pos is None:
+        return [-1] * n_seqs
+    items = [int(pos)] if isinstance(pos, (int, np.integer)) else int_list(pos, name)
+    if len(items) != n_seqs:
+        raise ValueError(f"{name} has {len(items)} items, expected one for each of {n_seqs} sequences")
+    for item in items:
+        if item < 0:
+            raise ValueError(f"{name} is {item}, expected 0 <= {name}")
+    return items
+
+
+def _n_maxes(n_max: int | Sequence[int], n_seqs: int) -> list[int]:
+    items = [int(n_max)] * n_seqs if isinstance(n_max, (int, np.integer)) else int_list(n_max, "n_max")
+    if len(items) != n_seqs:
+        raise ValueError(f"n_max has {len(items)} items, expected one for each of {n_seqs} sequences")
+    return items
+
+
+def _p_mins(p_min: float | Sequence[float], n_seqs: int) -> list[float]:
+    array = float32_array([p_min] * n_seqs if isinstance(p_min, (int, float, np.number)) else p_min, "p_min")
+    if len(array) != n_seqs:
+        raise ValueError(f"p_min has {len(array)} items, expected one for each of {n_seqs} sequences")
+    items: list[float] = array.tolist()
+    return items
+
+
+def _jobs(
+    seq_ids: list[int],
+    pos: int | Sequence[int] | None,
+    start: int | Sequence[int] | None,
+    tokens: list[list[int]],
+    n_more: list[int],
+    hints: list[list[int]] | None = None,
+) -> list[int]:
+    """What sllm.h calls jobs: all the numbers of a call, as one list that cffi lays out for C."""
+    n_seqs = len(seq_ids)
+    begins = _positions(pos, n_seqs, "pos")
+    starts = _positions(start, n_seqs, "start")
+    jobs: list[int] = []
+    for i in range(n_seqs):
+        row = tokens[i]
+        jobs += (seq_ids[i], begins[i], starts[i], len(row), n_more[i])
+        jobs += row
+        if hints is not None:
+            jobs += hints[i]
+    return jobs
+
+
+def _does_not_fit(jobs: list[int]) -> ValueError:
+    number = next(item for item in jobs if not -(2**31) <= item < 2**31)
+    return ValueError(f"{number} among the sequences, tokens and positions does not fit into int32")
+
+
 class Memory:
     """What a :class:`Context` holds of each sequence (llama.cpp's memory, the KV cache).
 
@@ -103,7 +214,7 @@ class Memory:
             lib.sllm_memory_tokens(
                 self._context._live,
                 checked_int(seq_id, "seq_id"),
-                ffi.from_buffer("int32_t[]", array),
+                _from_buffer(_INTS, array),
                 len(array),
                 out,
             )
@@ -296,12 +407,14 @@ class Context(Handle):
             lib.sllm_decode(
                 pointer,
                 len(seqs),
-                ffi.from_buffer("int32_t[]", seqs),
-                ffi.from_buffer("int32_t[]", flat),
-                ffi.from_buffer("int32_t[]", lengths),
-                self._positions(pos, len(seqs)),
+                _from_buffer(_INTS, seqs),
+                _from_buffer(_INTS, flat),
+                _from_buffer(_INTS, lengths),
+                _NULL
+                if pos is None
+                else _from_buffer(_INTS, int32_array(_positions(pos, len(seqs), "pos"), "pos")),
                 _LOGITS[logits],
-                ffi.NULL if own is None else ffi.from_buffer("float[]", own),
+                _NULL if own is None else _from_buffer(_FLOATS, own),
                 view,
             )
         )
@@ -325,43 +438,20 @@ class Context(Handle):
         ).reshape(n_rows, self._n_vocab)
         return view
 
-    def _positions(self, pos: int | npt.ArrayLike | None, n_seqs: int, name: str = "pos") -> Any:
-        """A C array of ``n_seqs`` positions, or NULL for None."""
-        if pos is None:
-            return ffi.NULL
-        items = [pos] if isinstance(pos, (int, np.integer)) else int32_array(pos, name).tolist()
-        if len(items) != n_seqs:
-            raise ValueError(f"{name} has {len(items)} items, expected one for each of {n_seqs} sequences")
-        for item in items:
-            checked_int(item, name, 0)
-        return ffi.new("int32_t[]", items)
-
     def _samplings(
         self, sampling: SamplingParams | Sequence[SamplingParams] | None, n_seqs: int
-    ) -> tuple[Any, Any]:
-        """A C array of compiled samplings, and what keeps them alive during the call."""
+    ) -> list[Any]:
+        """A compiled sampling for each sequence; the list keeps them alive during the call."""
         if sampling is None:
             sampling = SamplingParams()
         if isinstance(sampling, SamplingParams):
-            keep = [self.model.compiled(sampling)] * n_seqs
-        else:
-            keep = [self.model.compiled(one) for one in sampling]
-            if len(keep) != n_seqs:
-                raise ValueError(
-                    f"sampling has {len(keep)} items, expected one for each of {n_seqs} sequences"
-                )
-        return ffi.new("sllm_sampling *[]", keep), keep
-
-    def _last_tokens(
-        self, tokens: npt.ArrayLike | Sequence[npt.ArrayLike], n_seqs: int
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """The ``tokens`` argument of draft and verify: one token for each sequence, or an array for each."""
-        if isinstance(tokens, np.ndarray) or all(isinstance(t, (int, np.integer)) for t in tokens):  # type: ignore[union-attr]
-            flat = int32_array(tokens, "tokens")  # type: ignore[arg-type]
-            if len(flat) != n_seqs:
-                raise ValueError(f"tokens has {len(flat)} items, expected one for each of {n_seqs} sequences")
-            return flat, np.ones(n_seqs, dtype=np.int32)
-        return ragged_int32(tokens, n_seqs, "tokens")  # type: ignore[arg-type]
+            return [self.model.compiled(sampling)] * n_seqs
+        compiled = [self.model.compiled(one) for one in sampling]
+        if len(compiled) != n_seqs:
+            raise ValueError(
+                f"sampling has {len(compiled)} items, expected one for each of {n_seqs} sequences"
+            )
+        return compiled
 
     def draft(
         self,
@@ -402,46 +492,39 @@ class Context(Handle):
 
         """
         pointer = self._live
-        seqs = int32_array(seq_ids, "seq_ids")
+        seqs = int_list(seq_ids, "seq_ids")
         n_seqs = len(seqs)
-        flat, lengths = self._last_tokens(tokens, n_seqs)
-        samplings, _keep = self._samplings(sampling, n_seqs)
-        n_maxes = int32_array([n_max] * n_seqs if isinstance(n_max, (int, np.integer)) else n_max, "n_max")
-        p_mins = float32_array(
-            [p_min] * n_seqs if isinstance(p_min, (int, float, np.number)) else p_min, "p_min"
-        )
-        for name, array in (("n_max", n_maxes), ("p_min", p_mins)):
-            if len(array) != n_seqs:
-                raise ValueError(
-                    f"{name} has {len(array)} items, expected one for each of {n_seqs} sequences"
-                )
-        stride = max(int(n_maxes.max(initial=0)), 0)
+        rows = _last_tokens(tokens, n_seqs)
+        samplings = self._samplings(sampling, n_seqs)
+        n_maxes = [n_max] * n_seqs if type(n_max) is int else _n_maxes(n_max, n_seqs)
+        p_mins = [p_min] * n_seqs if type(p_min) is float else _p_mins(p_min, n_seqs)
+        stride = max(n_maxes, default=0)
         if stride > self.n_ctx_seq:
             raise ValueError(
                 f"n_max is {stride}, and a sequence of this context holds {self.n_ctx_seq} tokens"
             )
-        drafted = np.empty((n_seqs, stride), dtype=np.int32)
-        probs = np.empty((n_seqs, stride), dtype=np.float32)
-        n_drafted = np.empty(n_seqs, dtype=np.int32)
-        check(
-            lib.sllm_draft(
+        jobs = _jobs(seqs, pos, start, rows, n_maxes)
+        drafted = np.empty((n_seqs, max(stride, 0)), _INT32)
+        lengths = np.empty(n_seqs, _INT32)
+        probs = np.empty((n_seqs, max(stride, 0)), _FLOAT32)
+        try:
+            status = lib.sllm_draft(
                 pointer,
                 n_seqs,
-                ffi.from_buffer("int32_t[]", seqs),
-                ffi.from_buffer("int32_t[]", flat),
-                ffi.from_buffer("int32_t[]", lengths),
-                self._positions(pos, n_seqs),
+                jobs,
+                len(jobs),
                 samplings,
-                self._positions(start, n_seqs, "start"),
-                ffi.from_buffer("int32_t[]", n_maxes),
-                ffi.from_buffer("float[]", p_mins),
-                stride,
-                ffi.from_buffer("int32_t[]", drafted),
-                ffi.from_buffer("int32_t[]", n_drafted),
-                ffi.from_buffer("float[]", probs),
+                p_mins,
+                max(stride, 0),
+                _from_buffer(_INTS, drafted),
+                _from_buffer(_INTS, lengths),
+                _from_buffer(_FLOATS, probs),
             )
-        )
-        return Draft(drafted, n_drafted, probs)
+        except OverflowError:
+            raise _does_not_fit(jobs) from None
+        if status:
+            check(status)
+        return Draft(drafted, lengths, probs)
 
     def verify(
         self,
@@ -475,56 +558,36 @@ class Context(Handle):
 
         """
         pointer = self._live
-        seqs = int32_array(seq_ids, "seq_ids")
+        seqs = int_list(seq_ids, "seq_ids")
         n_seqs = len(seqs)
-        flat, lengths = self._last_tokens(tokens, n_seqs)
-        samplings, _keep = self._samplings(sampling, n_seqs)
-        hints, n_hints = self._hints(draft, n_seqs)
-        stride = hints.shape[1]
-        selected = np.empty((n_seqs, stride + 1), dtype=np.int32)
-        n_accepted = np.empty(n_seqs, dtype=np.int32)
-        scores = np.empty((n_seqs, stride + 1), dtype=np.float32) if logprobs else None
-        check(
-            lib.sllm_verify(
+        rows = _last_tokens(tokens, n_seqs)
+        samplings = self._samplings(sampling, n_seqs)
+        if draft is None:
+            jobs = _jobs(seqs, pos, start, rows, [0] * n_seqs)
+            stride = 0
+        else:
+            hints, stride = _hints(draft, n_seqs)
+            jobs = _jobs(seqs, pos, start, rows, [len(hint) for hint in hints], hints)
+        selected = np.empty((n_seqs, stride + 1), _INT32)
+        n_accepted = np.empty(n_seqs, _INT32)
+        scores = np.empty((n_seqs, stride + 1), _FLOAT32) if logprobs else None
+        try:
+            status = lib.sllm_verify(
                 pointer,
                 n_seqs,
-                ffi.from_buffer("int32_t[]", seqs),
-                ffi.from_buffer("int32_t[]", flat),
-                ffi.from_buffer("int32_t[]", lengths),
-                self._positions(pos, n_seqs),
+                jobs,
+                len(jobs),
                 samplings,
-                self._positions(start, n_seqs, "start"),
-                ffi.from_buffer("int32_t[]", hints),
-                ffi.from_buffer("int32_t[]", n_hints),
                 stride,
-                ffi.from_buffer("int32_t[]", selected),
-                ffi.from_buffer("int32_t[]", n_accepted),
-                ffi.NULL if scores is None else ffi.from_buffer("float[]", scores),
+                _from_buffer(_INTS, selected),
+                _from_buffer(_INTS, n_accepted),
+                _NULL if scores is None else _from_buffer(_FLOATS, scores),
             )
-        )
+        except OverflowError:
+            raise _does_not_fit(jobs) from None
+        if status:
+            check(status)
         return Verdict(selected, n_accepted, scores)
-
-    def _hints(
-        self, draft: Draft | Sequence[npt.ArrayLike] | None, n_seqs: int
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        if draft is None:
-            return np.empty((n_seqs, 0), dtype=np.int32), np.zeros(n_seqs, dtype=np.int32)
-        if isinstance(draft, Draft):
-            lengths = int32_array(draft.lengths, "draft.lengths")
-            tokens = draft.tokens
-            if tokens.dtype != np.int32 or tokens.ndim != 2 or not tokens.flags.c_contiguous:
-                raise TypeError("draft.tokens must be a contiguous int32 array of shape (B, n_max)")
-            if len(tokens) != n_seqs or len(lengths) != n_seqs:
-                raise ValueError(
-                    f"the draft has {len(tokens)} rows, expected one for each of {n_seqs} sequences"
-                )
-            return tokens, lengths
-        flat, lengths = ragged_int32(draft, n_seqs, "draft")
-        if n_seqs == 1:
-            return flat.reshape(1, len(flat)), lengths
-        table = np.full((n_seqs, int(lengths.max(initial=0))), -1, dtype=np.int32)
-        table[np.arange(table.shape[1]) < lengths[:, None]] = flat
-        return table, lengths
 
     def score(
         self,
@@ -601,11 +664,11 @@ class Context(Handle):
             lib.sllm_score(
                 self._live,
                 len(tokens),
-                ffi.from_buffer("int32_t[]", int32_array(seq_ids, "seq_ids")),
-                ffi.from_buffer("int32_t[]", flat),
-                ffi.from_buffer("int32_t[]", lengths),
-                ffi.from_buffer("float[]", out),
-                ffi.NULL,
+                _from_buffer(_INTS, int32_array(seq_ids, "seq_ids")),
+                _from_buffer(_INTS, flat),
+                _from_buffer(_INTS, lengths),
+                _from_buffer(_FLOATS, out),
+                _NULL,
             )
         )
         return [float(part.sum(dtype=np.float64)) for part in np.split(out, np.cumsum(lengths - 1)[:-1])]
@@ -656,7 +719,7 @@ class Context(Handle):
                 seq_id,
                 ffi.from_buffer("uint8_t[]", state),
                 len(state),
-                ffi.from_buffer("int32_t[]", tokens),
+                _from_buffer(_INTS, tokens),
                 n_tokens,
             )
         )

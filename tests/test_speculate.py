@@ -420,39 +420,106 @@ def test_more_rows_than_n_outputs_max_are_refused_and_nothing_is_lost(
     context.verify([0], as_rows([5]), as_rows([-1] * 30), sampling=GREEDY)
 
 
-def test_a_grammar_that_gets_stuck_is_an_error_that_loses_nothing(
+def stuck_behind(model: Model, text: str) -> SamplingParams:
+    """A grammar that asks for ``text`` and then for a 7, and biases that rule out whatever begins one."""
+    vocab = model.vocab
+    sevens = [t for t in range(vocab.n_tokens) if vocab.piece(t)[:1] == b"7"]
+    return replace(GREEDY, grammar=f'root ::= "{text}" "7"', logit_bias=dict.fromkeys(sevens, -math.inf))
+
+
+def until_stuck(context: Context, prompt: list[int], params: SamplingParams, chain: list[int]) -> list[int]:
+    """The text up to where no token can be selected, ``chain`` being offered whole as a draft all along."""
+    text = prompt.copy()
+
+    def go_on() -> None:
+        while True:
+            hints = chain[len(text) - len(prompt) :]
+            verdict = context.verify(
+                [0],
+                [text[-1]],
+                as_rows(hints) if hints else None,
+                sampling=params,
+                pos=len(text) - 1,
+                start=len(prompt),
+            )
+            new = verdict.tokens[0, : verdict.n_accepted[0] + 1].tolist()
+            assert verdict.tokens[0, len(new) :].tolist() == [-1] * (len(hints) + 1 - len(new))
+            text.extend(new)
+            assert tokens_of(context) == text[:-1]
+
+    with pytest.raises(sllm.InferenceError, match="no token can be selected"):
+        go_on()
+    assert tokens_of(context) == text[:-1]
+    return text[len(prompt) :]
+
+
+@pytest.mark.parametrize("letters", ["a", "ab", "abc"])
+def test_a_draft_into_a_dead_end_gives_what_no_draft_gives(
+    draft_model: Model, make_context: MakeContext, letters: str
+) -> None:
+    """The tokens before the dead end first, and only then the error."""
+    stuck = stuck_behind(draft_model, letters)
+    prompt: list[int] = make_prompt(draft_model, 6, seed=2).tolist()
+    wrong = int(draft_model.vocab.encode("!")[0])
+    context = make_context(draft_model)
+    context.decode(prompt[:-1])
+    wanted = until_stuck(context, prompt, stuck, [])
+    assert draft_model.vocab.decode(wanted) == letters
+    for n in range(len(wanted) + 1):  # chains that end before the dead end, at it, and run past it
+        for behind in ([], [wrong], [wrong] * 4):
+            assert until_stuck(context, prompt, stuck, [*wanted[:n], *behind]) == wanted
+    # the draft itself stops there, too
+    draft = context.draft([0], [prompt[-1]], n_max=8, sampling=stuck, pos=len(prompt) - 1, start=len(prompt))
+    assert draft.tokens[0, : draft.lengths[0]].tolist() == wanted
+    assert until_stuck(context, prompt, stuck, wanted) == wanted
+    again = without_end(draft_model, GREEDY)  # and what had stopped half way serves others
+    assert context.verify([0], [prompt[-1]], sampling=again, pos=len(prompt) - 1).tokens[
+        0
+    ].tolist() == one_by_one(draft_model, prompt, again, 1)
+
+
+def test_generate_says_as_much_with_a_draft_as_without(draft_model: Model, target_model: Model) -> None:
+    stuck = stuck_behind(target_model, "abc")
+    texts = []
+    for draft in (None, draft_model, "ngram", lambda text, n_max: [5] * n_max):
+        text: list[int] = []
+        with pytest.raises(sllm.InferenceError, match="no token can be selected"):
+            for run in sllm.generate(target_model, "Once", draft=draft, sampling=stuck, max_tokens=16):
+                text += run.tokens
+        texts.append(target_model.vocab.decode(text))
+    assert texts == ["abc"] * 4
+
+
+def test_a_grammar_that_gets_stuck_at_once_is_an_error_that_loses_nothing(
     draft_model: Model, make_context: MakeContext
 ) -> None:
-    """The tokens that the grammar asks for second are ruled out by a bias."""
+    """One sequence of a batch, which then commits none of them."""
     vocab = draft_model.vocab
-    second = [t for t in range(vocab.n_tokens) if vocab.piece(t)[:1] == b"7"]
-    stuck = replace(
-        GREEDY,
-        grammar='root ::= "a" "7"',
-        logit_bias=dict.fromkeys([*second, *vocab.encode("a7")[:0]], -math.inf),
-    )
-    a = int(vocab.encode("a")[0])
+    stuck = stuck_behind(draft_model, "")
     prompt = make_prompt(draft_model, 6, seed=2)
     context = make_context(draft_model, n_ctx=512, n_seq_max=2)
     context.decode([prompt[:-1], prompt[:-1]], seq_id=[0, 1])
 
     with pytest.raises(sllm.InferenceError, match="no token can be selected"):
-        context.verify([0, 1], [prompt[-1:]] * 2, as_rows([5], [a]), sampling=[GREEDY, stuck])
+        context.verify([0, 1], [prompt[-1:]] * 2, as_rows([5], [6]), sampling=[GREEDY, stuck])
     assert [tokens_of(context, i) for i in (0, 1)] == [prompt[:-1].tolist()] * 2
-    with pytest.raises(sllm.InferenceError, match="no token can be selected"):
-        context.draft([0, 1], [prompt[-1:]] * 2, n_max=4, sampling=[GREEDY, stuck])
-    for seq in (0, 1):  # the draft's own tokens are in, or they are not; nothing else is
-        assert tokens_of(context, seq) in (prompt.tolist(), prompt[:-1].tolist())
-        context.memory.truncate(seq, len(prompt) - 1)
     endless = without_end(draft_model, GREEDY)
     wanted = one_by_one(draft_model, prompt, endless, 3)
-    verdict = context.verify([1, 0], [prompt[-1:]] * 2, as_rows(wanted[:2], [1]), sampling=endless)
+    draft = context.draft([0, 1], [prompt[-1:]] * 2, n_max=3, sampling=[endless, stuck])
+    assert draft.lengths.tolist() == [3, 0]  # a draft is only a hint
+    assert draft.tokens.tolist() == [wanted, [-1] * 3]
+    verdict = context.verify(
+        [1, 0], [prompt[-1:]] * 2, as_rows(wanted[:2], [1]), sampling=endless, pos=[len(prompt) - 1] * 2
+    )
     assert verdict.tokens[0].tolist() == wanted
     assert verdict.tokens[1, 0] == wanted[0]
-    first = context.verify([0], prompt[-1:], sampling=stuck, pos=[len(prompt) - 1])
-    assert first.tokens.tolist() == [[a]]
     with pytest.raises(ValueError, match="does not match the grammar"):
-        context.verify([0], as_rows([int(vocab.encode("b")[0])]), sampling=stuck, start=[len(prompt)])
+        context.verify(
+            [0],
+            as_rows([int(vocab.encode("b")[0])]),
+            sampling=stuck_behind(draft_model, "a"),
+            start=[len(prompt)],
+        )
 
 
 @examples(20)
