@@ -106,7 +106,17 @@ double sum_exp(const float * logits, int32_t n, float top) {
 }
 
 int32_t first_equal(const float * logits, int32_t n, float value) {
-    return static_cast<int32_t>(std::find(logits, logits + n, value) - logits);
+    int32_t begin = 0;
+    for (; begin + block <= n; begin += block) { // a search that may end at any element is no vector code
+        bool any = false;
+        for (int32_t j = 0; j < block; ++j) {
+            any |= logits[begin + j] == value;
+        }
+        if (any) {
+            break;
+        }
+    }
+    return static_cast<int32_t>(std::find(logits + begin, logits + n, value) - logits);
 }
 
 sllm::Choice greedy(const float * logits, int32_t n, bool want_prob) {

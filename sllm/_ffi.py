@@ -195,7 +195,8 @@ def int_list(value: npt.ArrayLike, name: str) -> list[int]:
                 break
         else:
             return given
-    items: list[int] = int32_array(value, name).tolist()
+    array = int32_array(value, name)
+    items: list[int] = array.tolist()
     return items
 
 

@@ -64,7 +64,7 @@ def available_cores() -> int:
         return os.cpu_count() or 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Draft:
     """What :meth:`Context.draft` proposes for B sequences.
 
@@ -81,8 +81,20 @@ class Draft:
     lengths: npt.NDArray[np.int32]
     probs: npt.NDArray[np.float32]
 
+    def __init__(
+        self,
+        tokens: npt.NDArray[np.int32],
+        lengths: npt.NDArray[np.int32],
+        probs: npt.NDArray[np.float32],
+    ) -> None:
+        # what dataclass writes for a frozen class takes twice as long
+        fields = self.__dict__
+        fields["tokens"] = tokens
+        fields["lengths"] = lengths
+        fields["probs"] = probs
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, init=False)
 class Verdict:
     """What :meth:`Context.verify` selected for B sequences.
 
@@ -98,6 +110,18 @@ class Verdict:
     n_accepted: npt.NDArray[np.int32]
     logprobs: npt.NDArray[np.float32] | None = None
 
+    def __init__(
+        self,
+        tokens: npt.NDArray[np.int32],
+        n_accepted: npt.NDArray[np.int32],
+        logprobs: npt.NDArray[np.float32] | None = None,
+    ) -> None:
+        # what dataclass writes for a frozen class takes twice as long
+        fields = self.__dict__
+        fields["tokens"] = tokens
+        fields["n_accepted"] = n_accepted
+        fields["logprobs"] = logprobs
+
 
 def _last_tokens(tokens: npt.ArrayLike | Sequence[npt.ArrayLike], n_seqs: int) -> list[list[int]]:
     """The ``tokens`` argument of draft and verify: one token for each sequence, or an array for each."""
@@ -108,10 +132,12 @@ def _last_tokens(tokens: npt.ArrayLike | Sequence[npt.ArrayLike], n_seqs: int) -
     flat = int_list(tokens, "tokens")  # type: ignore[arg-type]
     if len(flat) != n_seqs:
         raise ValueError(f"tokens has {len(flat)} items, expected one for each of {n_seqs} sequences")
-    return [[token] for token in flat]
+    return [flat] if n_seqs == 1 else [[token] for token in flat]
 
 
 def _rows(rows: Iterable[npt.ArrayLike], n_seqs: int, name: str) -> list[list[int]]:
+    if type(rows) is list and len(rows) == n_seqs == 1:
+        return [int_list(rows[0], name)]
     lists = [int_list(row, name) for row in rows]
     if len(lists) != n_seqs:
         raise ValueError(f"{name} has {len(lists)} rows, expected one for each of {n_seqs} sequences")
@@ -122,7 +148,7 @@ def _hints(draft: Draft | Sequence[npt.ArrayLike], n_seqs: int) -> tuple[list[li
     """The ``draft`` argument of verify: a chain for each sequence, and how long the longest may be."""
     if not isinstance(draft, Draft):
         rows = _rows(draft, n_seqs, "draft")
-        return rows, max([len(row) for row in rows], default=0)
+        return rows, len(rows[0]) if n_seqs == 1 else max(map(len, rows), default=0)
     lengths = int_list(draft.lengths, "draft.lengths")
     tokens = draft.tokens
     if tokens.dtype != _INT32 or tokens.ndim != 2 or not tokens.flags.c_contiguous:
@@ -167,20 +193,22 @@ def _jobs(
     pos: int | Sequence[int] | None,
     start: int | Sequence[int] | None,
     tokens: list[list[int]],
-    n_more: list[int],
-    hints: list[list[int]] | None = None,
+    n_more: list[int] | None,
+    hints: list[list[int]] | None,
 ) -> list[int]:
-    """What sllm.h calls jobs: all the numbers of a call, as one list that cffi lays out for C."""
+    """What sllm.h calls jobs: all the numbers of a call, as one list that cffi lays out for C.
+
+    Either ``n_more`` says how many tokens to draft, or ``hints`` what to verify, or neither.
+    """
+    jobs: list[int] = []
     n_seqs = len(seq_ids)
     begins = _positions(pos, n_seqs, "pos")
     starts = _positions(start, n_seqs, "start")
-    jobs: list[int] = []
     for i in range(n_seqs):
         row = tokens[i]
-        jobs += (seq_ids[i], begins[i], starts[i], len(row), n_more[i])
-        jobs += row
-        if hints is not None:
-            jobs += hints[i]
+        hint = hints[i] if hints is not None else ()
+        more = len(hint) if n_more is None else n_more[i]
+        jobs += (seq_ids[i], begins[i], starts[i], len(row), more, *row, *hint)
     return jobs
 
 
@@ -503,7 +531,7 @@ class Context(Handle):
             raise ValueError(
                 f"n_max is {stride}, and a sequence of this context holds {self.n_ctx_seq} tokens"
             )
-        jobs = _jobs(seqs, pos, start, rows, n_maxes)
+        jobs = _jobs(seqs, pos, start, rows, n_maxes, None)
         drafted = np.empty((n_seqs, max(stride, 0)), _INT32)
         lengths = np.empty(n_seqs, _INT32)
         probs = np.empty((n_seqs, max(stride, 0)), _FLOAT32)
@@ -562,12 +590,8 @@ class Context(Handle):
         n_seqs = len(seqs)
         rows = _last_tokens(tokens, n_seqs)
         samplings = self._samplings(sampling, n_seqs)
-        if draft is None:
-            jobs = _jobs(seqs, pos, start, rows, [0] * n_seqs)
-            stride = 0
-        else:
-            hints, stride = _hints(draft, n_seqs)
-            jobs = _jobs(seqs, pos, start, rows, [len(hint) for hint in hints], hints)
+        hints, stride = (None, 0) if draft is None else _hints(draft, n_seqs)
+        jobs = _jobs(seqs, pos, start, rows, None, hints)
         selected = np.empty((n_seqs, stride + 1), _INT32)
         n_accepted = np.empty(n_seqs, _INT32)
         scores = np.empty((n_seqs, stride + 1), _FLOAT32) if logprobs else None
