@@ -42,11 +42,11 @@ def native_peers() -> Path:
 
 @pytest.fixture(scope="session")
 def llama_cpp_python() -> str:
-    """The interpreter that has llama-cpp-python."""
-    interpreter = peers.llama_cpp_python_interpreter()
-    if interpreter is None:
-        pytest.skip("llama-cpp-python is not installed here, nor named by SLLM_BENCH_LLAMA_CPP_PYTHON")
-    return interpreter
+    """The interpreter that has llama-cpp-python; skips with the reason where none has."""
+    try:
+        return peers.llama_cpp_python_interpreter()
+    except peers.PeerError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

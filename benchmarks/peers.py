@@ -241,21 +241,30 @@ class PythonRun:
     version: str
 
 
-def llama_cpp_python_interpreter() -> str | None:
-    """The interpreter that has ``llama_cpp``, or None."""
-    interpreter = os.environ.get("SLLM_BENCH_LLAMA_CPP_PYTHON") or sys.executable
-    command = [
-        interpreter,
-        "-c",
-        "import importlib.util, sys; sys.exit(importlib.util.find_spec('llama_cpp') is None)",
-    ]
+def llama_cpp_python_interpreter() -> str:
+    """The interpreter that has ``llama_cpp``.
+
+    Raises:
+        PeerError: it is not there, or it is and cannot be imported, for want of a dependency say.
+    """
+    named = os.environ.get("SLLM_BENCH_LLAMA_CPP_PYTHON")
+    interpreter = named or sys.executable
     try:
-        found = subprocess.run(command, capture_output=True, check=False).returncode == 0
+        # not only looked for: a package without its dependencies is there, and of no use
+        result = subprocess.run(
+            [interpreter, "-c", "import llama_cpp"], capture_output=True, text=True, check=False
+        )
     except OSError as error:
         raise PeerError(
             f"$SLLM_BENCH_LLAMA_CPP_PYTHON is {interpreter}, which does not run: {error.strerror}"
         ) from error
-    return interpreter if found else None
+    if result.returncode == 0:
+        return interpreter
+    reason = (result.stderr.strip() or f"status {result.returncode}").splitlines()[-1]
+    if "No module named 'llama_cpp'" in reason:
+        where = f"by {named}" if named else "here, nor named by SLLM_BENCH_LLAMA_CPP_PYTHON"
+        raise PeerError(f"llama-cpp-python is not installed {where} (see benchmarks/README.md)")
+    raise PeerError(f"llama-cpp-python cannot be imported by {interpreter}: {reason}")
 
 
 def llama_cpp_python(
@@ -360,13 +369,13 @@ class Reference:
 def main() -> int:
     try:
         print(build())
-        print(
-            llama_cpp_python_interpreter()
-            or "llama-cpp-python is not installed here (see benchmarks/README.md)"
-        )
     except PeerError as error:
         print(error, file=sys.stderr)
         return 1
+    try:
+        print(llama_cpp_python_interpreter())
+    except PeerError as error:  # takes part where it is there
+        print(error)
     return 0
 
 
