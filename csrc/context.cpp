@@ -8,6 +8,8 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <fstream>
+#include <sstream>
 
 namespace {
 
@@ -35,11 +37,36 @@ bool on_abort_poll(void * user_data) {
     return false;
 }
 
+// What llama.cpp logged says more than the little that it returns.
+int status_of_lines(const std::string & lines, int otherwise) {
+    for (const char * words : {"failed to allocate", "could not reserve space", "bad_alloc"}) {
+        if (lines.find(words) != std::string::npos) {
+            return SLLM_ERR_NO_MEMORY;
+        }
+    }
+    return otherwise;
+}
+
 [[noreturn]] void fail_stopped(const sllm_context & context) {
     if (context.was_interrupted) {
         sllm::fail(SLLM_ERR_INTERRUPTED, "interrupted");
     }
     sllm::fail(SLLM_ERR_CANCELLED, "cancelled by another thread");
+}
+
+// What the system could give without swapping, or `total` where it does not say; ggml calls all of the memory free.
+double available_memory(size_t total) {
+#ifdef __linux__
+    std::ifstream file("/proc/meminfo");
+    std::string name;
+    double kilobytes = 0;
+    for (std::string line; std::getline(file, line);) {
+        if (std::istringstream(line) >> name >> kilobytes && name == "MemAvailable:") {
+            return std::min(kilobytes * 1024, static_cast<double>(total));
+        }
+    }
+#endif
+    return static_cast<double>(total);
 }
 
 // Asking for more memory than the machine has would succeed (pages are handed out on first touch) and then end the process.
@@ -55,12 +82,15 @@ void check_cache_fits(const sllm_model & model, const llama_context_params & p) 
     for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
         size_t free = 0;
         size_t total = 0;
-        ggml_backend_dev_memory(ggml_backend_dev_get(i), &free, &total);
-        have += static_cast<double>(total);
+        ggml_backend_dev_t device = ggml_backend_dev_get(i);
+        ggml_backend_dev_memory(device, &free, &total);
+        const bool is_cpu = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
+        have += is_cpu ? available_memory(total) : static_cast<double>(free);
     }
     if (have > 0 && need > have) {
-        sllm::fail(SLLM_ERR_NO_MEMORY, "a KV cache of %u positions needs about %.1f GB, and all devices together have %.1f GB: lower n_ctx",
-                   p.n_ctx, need / 1e9, have / 1e9);
+        sllm::fail(SLLM_ERR_NO_MEMORY,
+                   "a KV cache of %u positions needs about %.1f GB, and all devices together have %.1f GB free: lower n_ctx", p.n_ctx,
+                   need / 1e9, have / 1e9);
     }
 }
 
@@ -130,7 +160,8 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
     case 2: fail_stopped(context);
     default: {
         const std::string lines = sllm::Guard::logged_errors();
-        sllm::fail(SLLM_ERR_COMPUTE, "llama_decode() returned %d: %s", rc, lines.empty() ? "it did not say why" : lines.c_str());
+        sllm::fail(status_of_lines(lines, SLLM_ERR_COMPUTE), "llama_decode() returned %d: %s", rc,
+                   lines.empty() ? "it did not say why" : lines.c_str());
     }
     }
 }
@@ -212,7 +243,8 @@ std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_
     context->context.reset(llama_init_from_model(model.model.get(), p));
     if (context->context == nullptr) {
         const std::string lines = sllm::Guard::logged_errors();
-        sllm::fail(SLLM_ERR_INVALID, "llama.cpp made no context: %s", lines.empty() ? "it did not say why" : lines.c_str());
+        sllm::fail(status_of_lines(lines, SLLM_ERR_INVALID), "llama.cpp made no context: %s",
+                   lines.empty() ? "it did not say why" : lines.c_str());
     }
     llama_context * c = context->context.get();
     if (llama_get_memory(c) == nullptr) {

@@ -6,6 +6,8 @@ import inspect
 import logging
 import pickle
 import re
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +153,46 @@ def test_long_input_makes_no_long_message(context: sllm.Context, tmp_path: Path)
     with pytest.raises(ValueError, match="grammar") as caught:
         context.verify([0], [5], sampling=sampling)
     assert len(str(caught.value)) < 5000
+
+
+SMALL_MACHINE = """
+import resource, sllm
+from sllm import embedded
+with sllm.Model(embedded.DRAFT) as model:
+    with open("/proc/self/statm") as statm:
+        used = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**27, resource.RLIM_INFINITY))
+    for n_ctx in (2**20, 2**25):  # what llama.cpp says of itself, and what the C++ library throws under it
+        try:
+            model.context(n_ctx=n_ctx, n_threads=1)
+        except MemoryError as error:
+            print("MemoryError:", error)
+    with model.context(n_ctx=256, n_threads=1) as context:
+        context.decode([5])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the size of the process is read from /proc")
+def test_a_cache_that_cannot_be_allocated_is_a_memory_error() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", SMALL_MACHINE], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    first, second = result.stdout.splitlines()
+    assert first.startswith("MemoryError: draft.gguf: ") and "failed to allocate" in first
+    assert second.startswith("MemoryError: draft.gguf: ") and "alloc" in second
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is free is read from /proc")
+def test_a_cache_beyond_what_is_free_is_refused_before_it_is_touched(draft_model: sllm.Model) -> None:
+    """Linux would hand the pages out all the same, and end the process when they are written to."""
+    with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123
+        (free,) = (int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
+    two_rows = 2 * int(draft_model.metadata["llama.attention.head_count_kv"]) * 2 * draft_model.n_layer
+    head = draft_model.n_embd // int(draft_model.metadata["llama.attention.head_count"])
+    n_ctx = int(1.5 * free / (two_rows * head))
+    text = message_of(MemoryError, lambda: draft_model.context(n_ctx=min(n_ctx, 2**31 - 1), n_threads=1))
+    assert "GB free" in text and str(min(n_ctx, 2**31 - 1)) in text
 
 
 # ---- one error does not hide another ----------------------------------------------------------------------
