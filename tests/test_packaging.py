@@ -355,6 +355,7 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.packaging
+@pytest.mark.timeout(3600)
 def test_the_sdist_holds_the_core_of_llama_cpp_and_no_more(sdist: Path) -> None:
     with tarfile.open(sdist) as tar:
         names = {name.partition("/")[2] for name in tar.getnames()}
