@@ -124,7 +124,7 @@ class ModelDrafter:
         try:
             draft = self.context.draft(
                 [0],
-                [np.array(new, dtype=np.int32)],
+                [new],
                 n_max=n_max,
                 p_min=p_min,
                 sampling=self._sampling,

@@ -176,8 +176,8 @@ class LocalGeneration:
         began = time.perf_counter()
         verdict = self._context.verify(
             [0],
-            np.array(self._text[-1:], dtype=np.int32),
-            [np.array(chain, dtype=np.int32)] if chain else None,
+            self._text[-1:],
+            [chain] if chain else None,
             sampling=self._sampling,
             pos=pos - 1,
             start=self._start,
