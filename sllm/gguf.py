@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
@@ -144,18 +145,30 @@ def model_id(path: Path) -> str:
     KiB, evenly spread.
 
     Reading all of a large file would take minutes; two files that differ in no sample are taken for the same.
+    Of a model in several files, each one counts.
 
     Raises:
         ModelLoadError, OSError: as :func:`read_header`.
 
     """
-    header = read_header(path)
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        digest = hashlib.sha256(file.read(header.size) + size.to_bytes(8, "little"))
-        body = max(size - header.size - _SAMPLE_BYTES, 0)
-        for i in range(_SAMPLES):
-            file.seek(header.size + body * i // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE_BYTES))
+    digest = hashlib.sha256()
+    for part in _parts(path):
+        header = read_header(part)
+        with part.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            digest.update(file.read(header.size) + size.to_bytes(8, "little"))
+            body = max(size - header.size - _SAMPLE_BYTES, 0)
+            for i in range(_SAMPLES):
+                file.seek(header.size + body * i // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def _parts(path: Path) -> list[Path]:
+    """All files of a model: more than one where llama.cpp's gguf-split has split it."""
+    found = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", path.name, re.DOTALL)
+    count = read_header(path).pairs.get("split.count", b"")[-2:]  # a uint16
+    if found is None or int.from_bytes(count, "little") != int(found[2]):
+        return [path]
+    return [path.with_name(f"{found[1]}-{i:05d}-of-{found[2]}.gguf") for i in range(1, int(found[2]) + 1)]

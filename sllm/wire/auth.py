@@ -83,8 +83,8 @@ class Address:
         try:
             parts = urlsplit(uri.strip())
             port = parts.port
-        except ValueError as error:
-            raise ValueError(f"the address of the worker has no valid host and port; {form}") from error
+        except ValueError:  # from None: the message of urllib shows parts of the address
+            raise ValueError(f"the address of the worker has no valid host and port; {form}") from None
         if parts.scheme != "sllm":
             raise ValueError(f"the address of the worker does not begin with sllm://; {form}")
         if not parts.hostname:
@@ -94,6 +94,8 @@ class Address:
         if parts.password is not None:
             raise ValueError(f"the address of the worker has a ':' before its '@'; {form}")
         token = unquote(parts.username) if parts.username else None
+        if token is not None and not _is_visible(token):
+            raise ValueError(f"the token in the address of the worker is not of visible ASCII; {form}")
         found: str | None = None
         insecure = False
         if parts.fragment == "insecure":
@@ -174,9 +176,13 @@ def checked_token(token: str) -> str:
     """
     if len(token) < _MIN_TOKEN:
         raise ValueError(f"the token has {len(token)} characters, expected {_MIN_TOKEN} or more")
-    if not all("!" <= c <= "~" for c in token):
+    if not _is_visible(token):
         raise ValueError("the token has spaces, control or non-ASCII characters")
     return token
+
+
+def _is_visible(token: str) -> bool:
+    return all("!" <= c <= "~" for c in token)
 
 
 def state_folder() -> Path:
@@ -271,11 +277,23 @@ def load_or_make_certificate(folder: Path) -> tuple[bytes, bytes]:
         if not _write_private(path, both):
             both = path.read_bytes()
     key, mark, certificate = both.partition(b"-----BEGIN CERTIFICATE-----")
-    if not mark or b"PRIVATE KEY-----" not in key:
+    if not _belong_together(mark + certificate, key):
         raise ValueError(
             f"{path} does not hold a key and its certificate; move it away and a new one is made"
         )
     return mark + certificate, key
+
+
+def _belong_together(certificate: bytes, key: bytes) -> bool:
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+
+    try:
+        public = x509.load_pem_x509_certificate(certificate).public_key()
+        return serialization.load_pem_private_key(key, None).public_key() == public
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
 
 
 def _make_certificate() -> bytes:
@@ -332,6 +350,8 @@ def fetch_certificate(address: Address, timeout: float) -> bytes:
         ) from error
     except OSError as error:
         raise RemoteError(f"{address.endpoint} cannot be reached: {error.strerror or error}") from error
+    except UnicodeError:  # a host name that no name can be
+        raise RemoteError(f"{address.endpoint} cannot be reached: there is no such host name") from None
     found = hashlib.sha256(der).hexdigest()
     if address.fingerprint is not None and found != address.fingerprint:
         raise AuthError(

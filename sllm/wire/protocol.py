@@ -7,6 +7,7 @@ protobuf but not grpc.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from sllm.errors import (
@@ -22,6 +23,8 @@ from sllm.sampling import SamplingParams
 from sllm.wire import sllm_pb2 as pb
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import grpc
     from google.protobuf.message import Message
 
@@ -35,11 +38,14 @@ __all__ = [
     "failure",
     "from_sampling",
     "method",
+    "not_offered",
     "padded",
     "pb",
     "size_limit",
     "to_sampling",
 ]
+
+log = logging.getLogger("sllm.wire")
 
 PROTOCOL = 1
 SERVICE = "sllm.v1.Worker"
@@ -60,6 +66,13 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
 
 _SMALLEST = 64
 
+_MAX_DETAILS = 400
+"""Characters of an error's text on the wire: it travels in a header block, whose size clients limit, and it
+may repeat what it is about (a grammar, say).
+"""
+
+_NOT_OFFERED = "the worker does not offer"
+
 _M = TypeVar("_M", bound="Message")
 
 
@@ -70,6 +83,7 @@ def method(name: str) -> str:
 
 def padded(message: _M) -> _M:
     """``message``, its padding filled so that it takes 64 bytes, or the next power of two."""
+    message.ClearField("padding")
     bare = message.ByteSize()
     size = _SMALLEST
     while True:
@@ -113,7 +127,11 @@ def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
 
     for kind, code in _REFUSALS:
         if isinstance(error, kind):
-            context.abort(grpc.StatusCode[code], str(error))
+            text = str(error)
+            if len(text) > _MAX_DETAILS:
+                text = f"{text[:_MAX_DETAILS]} ..."
+            context.abort(grpc.StatusCode[code], text)
+    log.error("a call failed", exc_info=error)
     context.abort(grpc.StatusCode.INTERNAL, f"the worker failed ({type(error).__name__}); its log tells more")
     raise AssertionError("abort() raises")
 
@@ -127,14 +145,23 @@ def failure(error: grpc.RpcError, endpoint: str) -> Exception | None:
         return None
     if code == "INVALID_ARGUMENT":
         return ValueError(details)
+    if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
+        return ValueError(f"{endpoint}: the message is too large for this link: {details}")
+    if code == "UNIMPLEMENTED" and not details.startswith(_NOT_OFFERED):
+        return RemoteError(f"{endpoint} is no worker of sllm: {details or 'it does not know the call'}")
     for kind, name in _REFUSALS:
         if name == code:
             return kind(details if kind is ContextFullError else f"{endpoint}: {details}")
     return RemoteError(f"{endpoint}: {details} ({code.lower()})")
 
 
+def not_offered(features: Iterable[str]) -> UnsupportedModelError:
+    """What a worker refuses with where a client wants more than it offers."""
+    return UnsupportedModelError(f"{_NOT_OFFERED} {', '.join(map(repr, features))}")
+
+
 def to_sampling(sampling: SamplingParams) -> pb.Sampling:
-    """Sampling parameters for the wire."""
+    """Sampling parameters for the wire, which has them as float32, as selection does."""
     pairs: tuple[tuple[int, float], ...] = tuple(sampling.logit_bias)  # type: ignore[arg-type]
     return pb.Sampling(
         temperature=sampling.temperature,

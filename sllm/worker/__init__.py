@@ -8,6 +8,7 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ class Worker:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         folder = Path(state) if state is not None else auth.state_folder()
-        credentials = None
+        credentials = found = None
         if not insecure:
             token = (
                 auth.checked_token(token) if token is not None else auth.load_or_make_token(folder / "token")
@@ -108,6 +109,7 @@ class Worker:
             else:
                 chain, key = (Path(p).read_bytes() for p in certificate)
             credentials = (chain, key)
+            found = auth.fingerprint(chain)
         with ExitStack() as stack:
             big = model if isinstance(model, Model) else stack.enter_context(Model(model))
             n_ctx = min(big.n_ctx_train or 4096, 4096) if n_ctx is None else n_ctx
@@ -144,7 +146,7 @@ class Worker:
             public_host or ("127.0.0.1" if host in ("0.0.0.0", "::", "") else host),
             bound,
             token,
-            auth.fingerprint(credentials[0]) if credentials else None,
+            found,
             insecure,
         )
         log.info("serving %s on %s", big.path.name, self.address.endpoint)
@@ -161,7 +163,7 @@ class Worker:
         stack: ExitStack,
     ) -> None:
         import grpc
-        from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+        from grpc_health.v1 import health, health_pb2_grpc
 
         import sllm
         from sllm.worker.service import Authentication, Service
@@ -171,11 +173,13 @@ class Worker:
             model, self._scheduler, n_ctx, own_draft=own_draft, software=f"sllm {sllm.__version__}"
         )
         n_calls = limits.sessions + limits.queue + 8
+        self._health = health.HealthServicer()
+        self._set_health(serving=True)
         executor = stack.enter_context(ThreadPoolExecutor(n_calls, thread_name_prefix="sllm-worker"))
         self._server = grpc.server(
             executor,
             handlers=[service.handlers()],
-            interceptors=[Authentication(token)],
+            interceptors=[Authentication(token, self._health_reply)],
             maximum_concurrent_rpcs=n_calls,
             options=[
                 *CHANNEL_OPTIONS,
@@ -191,9 +195,8 @@ class Worker:
                 ("grpc.keepalive_timeout_ms", 10_000),
             ],
         )
-        self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        self._scheduler.on_failure = partial(self._set_health, serving=False)
         endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             if credentials is None:
@@ -214,6 +217,17 @@ class Worker:
             )
         self._server.start()
         stack.callback(self._stop)
+
+    def _set_health(self, *, serving: bool) -> None:
+        from grpc_health.v1 import health_pb2
+
+        reply = health_pb2.HealthCheckResponse
+        status = reply.SERVING if serving else reply.NOT_SERVING
+        self._health.set("", status)
+        self._health_bytes: bytes = reply(status=status).SerializeToString()
+
+    def _health_reply(self) -> bytes:
+        return self._health_bytes
 
     def _stop(self) -> None:
         self._server.stop(grace=0.5).wait()
@@ -241,11 +255,9 @@ class Worker:
         """Take no more texts and let the running ones end for ``seconds``; whether they all did.
 
         Those that go on after it are handed back when the worker closes: their clients go on elsewhere, or
-            wait for it to return.
+        wait for it to return.
         """
-        from grpc_health.v1 import health_pb2
-
-        self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._set_health(serving=False)
         return self._scheduler.drain(seconds)
 
     def close(self) -> None:

@@ -3,10 +3,8 @@ batching).
 
 A pass decodes the next position of every session that may go on, together with the hinted tokens that are
 worth checking. Prompts are computed in chunks between passes, so that a long one does not stall the others. A
-sequence keeps its memory
-after its session has ended, until another one needs the room: who comes back after a lost connection, or with
-    the next turn of
-a conversation, pays only for what is new.
+sequence keeps its memory after its session has ended, until another one needs the room: who comes back after
+a lost connection, or with the next turn of a conversation, pays only for what is new.
 
 Nothing here knows of the network: :mod:`sllm.worker.service` does.
 """
@@ -26,11 +24,11 @@ from sllm.draft_length import DraftLength, PassTimes
 from sllm.errors import BusyError, CancelledError, ClosedError, ContextFullError, SllmError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy.typing as npt
 
-    from sllm.context import Context, Verdict
+    from sllm.context import Context
     from sllm.sampling import SamplingParams
 
 __all__ = [
@@ -80,6 +78,16 @@ class Limits:
     keep_seconds: float = 600.0
     backlog: int = 64
     prefill: int = 256
+
+    def __post_init__(self) -> None:
+        least = {"sessions": 1, "queue": 0, "max_hint": 0, "hints_per_s": 1, "max_grammar": 0}
+        least |= {"idle_seconds": 0, "keep_seconds": 0, "backlog": 1, "prefill": 1}
+        if self.max_prompt is not None:
+            least["max_prompt"] = 1
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not value >= low:  # NaN is not, either
+                raise ValueError(f"limits.{name} is {value!r}, expected {low} or more")
 
 
 @dataclass(frozen=True)
@@ -174,6 +182,9 @@ class Session:
         self.answered = 0
         self.acceptance = _Acceptance()
         self.length = DraftLength()  # of the worker's own drafts
+        self.can_draft = True  # False: the worker's own draft could not
+        self.on_idle: Callable[[], None] | None = None
+        """Called on the scheduler's thread when the session has ended because nothing was heard of it."""
         self.finished = False
         self._events: deque[Opened | Committed | Finished] = deque()
         self._arrived = threading.Condition()
@@ -219,23 +230,24 @@ class Session:
         """Events that the client's side has not taken."""
         return len(self._events)
 
-    def candidate(self) -> tuple[list[int], bool]:
-        """What the newest hint says behind the committed text, and whether a pass was asked for.
+    def candidate(self) -> tuple[list[int], bool, int]:
+        """What the newest hint says behind the committed text, whether a pass was asked for, and the hint's
+        id.
 
         A hint that disagrees with the text is none; its sender will see the commit that it disagrees with.
         """
         pos, tokens, hint_id, _ = self.hinted
         known = len(self.text) - pos
         if known < 0 or known > len(tokens) or tokens[:known] != self.text[pos:]:
-            return [], False
-        room = self.end - len(self.text) - 1
+            return [], False, hint_id
+        room = self.end - len(self.text) - 1 if self._scheduler.can_verify else 0
         n_vocab = self._scheduler.n_vocab
         chain: list[int] = []
         for token in tokens[known : known + max(0, min(room, _HINT_ROWS))]:
             if not 0 <= token < n_vocab:
                 break
             chain.append(token)
-        return chain, known < len(tokens) or hint_id > self.answered
+        return chain, known < len(tokens) or hint_id > self.answered, hint_id
 
 
 class _Acceptance:
@@ -259,6 +271,17 @@ class _Acceptance:
 
 
 @dataclass
+class _Job:
+    """One session's part of a pass."""
+
+    slot: _Slot
+    session: Session
+    hinted: list[int]
+    hint_id: int
+    chain: list[int] = field(default_factory=list)  # what is checked
+
+
+@dataclass
 class _Slot:
     """A sequence of the context, and who has it."""
 
@@ -279,8 +302,8 @@ def rows_to_check(times: PassTimes, lengths: Sequence[int], acceptances: Sequenc
 
     Returns:
         For each session a number up to its length: the ones with the most committed tokens per second, all
-            sessions together. A
-        row at depth j of a chain is worth acceptance^j tokens; rows are taken in the order of their worth.
+        sessions together. A row at depth j of a chain is worth acceptance^j tokens; rows are taken in the
+        order of their worth.
 
     """
     worth = sorted(
@@ -327,6 +350,9 @@ class Scheduler:
         self.n_vocab = context.model.vocab.n_tokens
         self.stats = SchedulerStats()
         self.failed = False
+        self.on_failure: Callable[[], None] | None = None
+        """Called on the scheduler's thread once ``failed`` is set."""
+        self.can_verify = context.model.can_rollback
         self._context = context
         self._draft = draft
         self._pass_seconds = pass_seconds
@@ -431,9 +457,13 @@ class Scheduler:
             self._news = True
             self._wake.notify()
         until = time.monotonic() + seconds
-        while self.running() and time.monotonic() < until:
+        while self._at_work() and time.monotonic() < until:
             time.sleep(0.01)
-        return not self.running()
+        return not self._at_work()
+
+    def _at_work(self) -> bool:
+        with self._wake:
+            return bool(self._queue or self.running())
 
     def close(self) -> None:
         """End every session and the thread. More calls do nothing."""
@@ -451,7 +481,7 @@ class Scheduler:
 
     def _run(self) -> None:
         n_failures = 0
-        while True:
+        while n_failures < 3:
             with self._wake:
                 if not self._news:
                     self._wake.wait(timeout=self._patience())
@@ -460,22 +490,25 @@ class Scheduler:
                     break
             try:
                 while not self._closing and self._step():
-                    pass
-                n_failures = 0
+                    n_failures = 0
             except CancelledError:
-                continue  # close() has cancelled what was being computed
+                self._news = True  # close() has cancelled what was being computed
             except Exception as error:  # a pass that fails must not take the worker with it
                 n_failures += 1
                 log.exception("a pass failed")
                 for session in self.running():
                     self._finish(session, Finished("failed", error))
-                if n_failures == 3:
-                    self.failed = True
-                    log.error("three passes in a row have failed; the worker takes no more texts")
-                    break
-        for session in [*self.running(), *self._queue]:
+                self._news = True  # for those who wait for a place
+        with self._wake:
+            self.failed = not self._closing
+            self._closing = True  # nobody comes in any more
+            left = [*self.running(), *self._queue]
+        if self.failed:
+            log.error("three passes in a row have failed; the worker takes no more texts")
+        for session in left:
             self._finish(session, Finished("closing"))
-        self._queue.clear()
+        if self.failed and self.on_failure is not None:
+            self.on_failure()
 
     def _patience(self) -> float | None:
         """How long to sleep at most: until something has to be given up or forgotten."""
@@ -492,16 +525,16 @@ class Scheduler:
         ]
         if prompts:
             self._compute_prompts(prompts)
-        jobs: list[tuple[_Slot, list[int]]] = []
+        jobs: list[_Job] = []
         for slot in self._slots:
             session = slot.session
             if session is None or session.n_computed < len(session.text) - 1:
                 continue
             if session.backlog >= self.limits.backlog:
                 continue
-            chain, asked = session.candidate()
+            hinted, asked, hint_id = session.candidate()
             if session.run_ahead or asked:
-                jobs.append((slot, chain))
+                jobs.append(_Job(slot, session, hinted, hint_id))
         if jobs:
             self._pass(jobs)
         return bool(prompts or jobs)
@@ -514,10 +547,13 @@ class Scheduler:
             self._finish(session, event)
         now = time.monotonic()
         for session in self.running():
+            computed = session.n_computed == len(session.text) - 1
             if now - session.heard > self.limits.idle_seconds and (
-                not session.run_ahead or session.backlog >= self.limits.backlog
+                session.backlog >= self.limits.backlog or (computed and not session.run_ahead)
             ):
                 self._finish(session, Finished("idle"))
+                if session.on_idle is not None:
+                    session.on_idle()
         for slot in self._slots:
             if slot.session is None and slot.held and now - slot.freed > self.limits.keep_seconds:
                 slot.held = []
@@ -536,8 +572,11 @@ class Scheduler:
         slot = session.slot
         if slot is not None:
             slot.session = None
-            slot.held = self._context.memory.tokens(slot.seq_id).tolist() if not self._context.closed else []
             slot.freed = time.monotonic()
+            try:
+                slot.held = self._context.memory.tokens(slot.seq_id).tolist()
+            except SllmError:  # closed under our hands; the client has to be told all the same
+                slot.held = []
         session.tell(event)
 
     # -- places and prompts
@@ -551,14 +590,17 @@ class Scheduler:
                 else:
                     waiting = []
                 free = [s for s in self._slots if s.session is None]
-                session = self._queue.popleft() if self._queue and free else None
+                session = self._queue[0] if self._queue and free else None
             for one in waiting:
                 self._finish(one, Finished("closing"))
             if session is None:
                 return
             slot, n_same = self._place(session, free)
-            slot.session, slot.held = session, []
+            with self._wake:  # for others it is always in one place of both
+                self._queue.remove(session)
+                slot.session, slot.held = session, []
             session.slot = slot
+            session.heard = time.monotonic()
             session.n_computed = session.n_reused = n_same
             self.stats.prompt_tokens += session.n_prompt
             self.stats.reused_tokens += n_same
@@ -583,6 +625,9 @@ class Scheduler:
             self._context.memory.copy(best.seq_id, oldest.seq_id)
             slot = oldest
             slot.draft_length = 0
+            if self._draft is not None and best.draft_length > 0:
+                self._draft.memory.copy(best.seq_id, oldest.seq_id)
+                slot.draft_length = best.draft_length
         slot.draft_length = min(slot.draft_length, n_same)
         return slot, n_same
 
@@ -606,16 +651,15 @@ class Scheduler:
         seq_ids = [slot.seq_id for slot, _, _ in chunks]
         arrays = [chunk for _, _, chunk in chunks]
         self._context.decode(arrays, seq_id=seq_ids, pos=[s.n_computed for _, s, _ in chunks])
-        if self._draft is not None:
-            behind = [(slot, chunk) for slot, s, chunk in chunks if slot.draft_length == s.n_computed]
-            if behind:
-                self._draft.decode(
-                    [c for _, c in behind],
-                    seq_id=[s.seq_id for s, _ in behind],
-                    pos=[s.draft_length for s, _ in behind],
-                )
-                for slot, chunk in behind:
+        for slot, session, chunk in chunks:
+            if self._draft is not None and session.can_draft and slot.draft_length == session.n_computed:
+                try:
+                    self._draft.decode([chunk], seq_id=[slot.seq_id], pos=[slot.draft_length])
                     slot.draft_length += len(chunk)
+                except CancelledError:
+                    raise
+                except (SllmError, ValueError) as error:
+                    self._cannot_draft(session, error)
         seconds = time.perf_counter() - began
         self.stats.busy_seconds += seconds
         for _, session, chunk in chunks:
@@ -625,143 +669,161 @@ class Scheduler:
                 self._opened(session)
 
     def _opened(self, session: Session) -> None:
+        session.heard = time.monotonic()
         session.tell(Opened(session.n_reused, session.prompt_seconds, session.queued_seconds))
         if len(session.text) >= session.end:
             self._finish(session, Finished("length" if session.end == session.asked_end else "context"))
 
     # -- passes
 
-    def _pass(self, jobs: list[tuple[_Slot, list[int]]]) -> None:
+    def _pass(self, jobs: list[_Job]) -> None:
         began = time.perf_counter()
-        sessions = [slot.session for slot, _ in jobs if slot.session is not None]
-        hinted = [chain for _, chain in jobs]
-        ids = [session.hinted[2] for session in sessions]
         counts = rows_to_check(
-            self._times, [len(c) for c in hinted], [session.acceptance.share for session in sessions]
+            self._times, [len(job.hinted) for job in jobs], [job.session.acceptance.share for job in jobs]
         )
-        chains = [chain[:n] for chain, n in zip(hinted, counts, strict=True)]
-        own: set[int] = set()
+        for job, n in zip(jobs, counts, strict=True):
+            job.chain = job.hinted[:n]
+        own: list[_Job] = []
         draft_seconds = 0.0
-        if self._draft is not None:
-            own, draft_seconds = self._draft_for([slot for slot, _ in jobs], sessions, hinted, chains)
-        verdicts = self._verify(jobs, sessions, chains)
+        if self._draft is not None and self.can_verify:
+            own, draft_seconds = self._draft_for(self._draft, jobs)
+        self._fit(jobs)
+        verdicts = self._verify(jobs)
         seconds = time.perf_counter() - began
         if seconds < self._pass_seconds:
             time.sleep(self._pass_seconds - seconds)
             seconds = time.perf_counter() - began
-        n_rows = len(jobs) + sum(map(len, chains))
+        n_rows = len(jobs) + sum(len(job.chain) for job in jobs)
         self._times.add(n_rows, seconds - draft_seconds)
         self.stats.count_pass(n_rows, seconds)
         vocab = self._context.model.vocab
-        for i, (session, verdict) in enumerate(zip(sessions, verdicts, strict=True)):
+        for job, verdict in zip(jobs, verdicts, strict=True):
+            session, n_checked = job.session, len(job.chain)
             if isinstance(verdict, Exception):
                 self._finish(session, Finished("failed", verdict))
                 continue
             tokens, n_accepted = verdict
             pos = len(session.text)
-            session.acceptance.observe(hinted[i], tokens)
+            session.acceptance.observe(job.hinted, tokens)
             if self._draft is not None:
-                session.length.observe_pass(len(chains[i]), n_accepted, seconds - draft_seconds)
-                if i in own:
+                session.length.observe_pass(n_checked, n_accepted, seconds - draft_seconds)
+                if job in own:
                     session.length.observe_round(len(tokens), seconds)
             session.text.extend(tokens)
-            session.answered = ids[i]
+            session.answered = job.hint_id
             session.n_computed = len(session.text) - 1
             session.n_passes += 1
-            session.n_drafted += len(chains[i])
+            session.n_drafted += n_checked
             session.n_accepted += n_accepted
             self.stats.tokens += len(tokens)
-            self.stats.drafted += len(chains[i])
+            self.stats.drafted += n_checked
             self.stats.accepted += n_accepted
-            session.tell(Committed(pos, tuple(tokens), n_accepted, len(chains[i]), i in own, seconds))
+            session.tell(Committed(pos, tuple(tokens), n_accepted, n_checked, job in own, seconds))
             if vocab.is_eog(tokens[-1]):
                 self._finish(session, Finished("eog"))
             elif len(session.text) >= session.end:
                 self._finish(session, Finished("length" if session.end == session.asked_end else "context"))
 
-    def _verify(
-        self, jobs: list[tuple[_Slot, list[int]]], sessions: list[Session], chains: list[list[int]]
-    ) -> list[tuple[list[int], int] | Exception]:
+    def _fit(self, jobs: list[_Job]) -> None:
+        """Shorten the longest chains until the rows fit into what the context can select from at once."""
+        excess = len(jobs) + sum(len(job.chain) for job in jobs) - self._context.n_outputs_max
+        while excess > 0:
+            longest = max(jobs, key=lambda job: len(job.chain))
+            if not longest.chain:
+                return
+            longest.chain.pop()
+            excess -= 1
+
+    def _verify(self, jobs: list[_Job]) -> list[tuple[list[int], int] | Exception]:
         """What each session's pass committed, and how much of it was accepted; or why it could not be
         computed.
         """
 
-        def verify(which: Sequence[int]) -> Verdict:
-            return self._context.verify(
-                [jobs[i][0].seq_id for i in which],
-                np.array([sessions[i].text[-1] for i in which], dtype=np.int32),
-                [np.array(chains[i], dtype=np.int32) for i in which]
-                if any(chains[i] for i in which)
+        def verify(which: list[_Job]) -> list[tuple[list[int], int]]:
+            verdict = self._context.verify(
+                [job.slot.seq_id for job in which],
+                np.array([job.session.text[-1] for job in which], dtype=np.int32),
+                [np.array(job.chain, dtype=np.int32) for job in which]
+                if any(job.chain for job in which)
                 else None,
-                sampling=[sessions[i].sampling for i in which],
-                pos=[len(sessions[i].text) - 1 for i in which],
-                start=[sessions[i].start for i in which],
+                sampling=[job.session.sampling for job in which],
+                pos=[len(job.session.text) - 1 for job in which],
+                start=[job.session.start for job in which],
             )
+            return [
+                (tokens[: n + 1].tolist(), int(n))
+                for tokens, n in zip(verdict.tokens, verdict.n_accepted, strict=True)
+            ]
 
-        def unpack(verdict: Verdict, row: int) -> tuple[list[int], int]:
-            n = int(verdict.n_accepted[row])
-            return verdict.tokens[row, : n + 1].tolist(), n
-
-        try:
-            verdict = verify(range(len(jobs)))
-        except CancelledError:
-            raise
-        except (SllmError, ValueError) as error:
-            if len(jobs) == 1:
-                return [error]
-        else:
-            return [unpack(verdict, i) for i in range(len(jobs))]
-        # One session's trouble (a grammar that is stuck) is not the others': once more, one by one.
+        n_at_once = self._context.n_outputs_max
         results: list[tuple[list[int], int] | Exception] = []
-        for i in range(len(jobs)):
+        for first in range(0, len(jobs), n_at_once):
+            part = jobs[first : first + n_at_once]
             try:
-                results.append(unpack(verify([i]), 0))
-            except CancelledError:  # noqa: PERF203
+                results += verify(part)
+            except CancelledError:
                 raise
             except (SllmError, ValueError) as error:
-                results.append(error)
+                if len(part) == 1:
+                    results.append(error)
+                else:  # one session's trouble (a grammar that is stuck) is not the others': one by one
+                    results += [self._verify([job])[0] for job in part]
         return results
 
-    def _draft_for(
-        self, slots: list[_Slot], sessions: list[Session], hinted: list[list[int]], chains: list[list[int]]
-    ) -> tuple[set[int], float]:
+    def _cannot_draft(self, session: Session, error: Exception) -> None:
+        # A token or a bias that the draft's vocabulary lacks, a text that its context does not hold: the text
+        # goes on without its drafts.
+        session.can_draft = False
+        log.info("the worker cannot draft for a text (%s)", type(error).__name__)
+
+    def _draft_for(self, drafter: Context, jobs: list[_Job]) -> tuple[list[_Job], float]:
         """Draft for the sessions whose client has nothing to say; which they are, and the seconds that it
         took.
         """
-        assert self._draft is not None
-        wanted: dict[int, tuple[int, float]] = {}
-        for i, session in enumerate(sessions):
-            room = min(session.end - len(session.text) - 1, self._draft.n_ctx_seq - len(session.text))
-            n_max, p_min = session.length.choose() if not hinted[i] else (0, 0.0)
-            if min(n_max, room) > 0:
-                wanted[i] = (min(n_max, room), p_min)
+        wanted: list[tuple[_Job, int, float]] = []
+        for job in jobs:
+            session = job.session
+            room = min(session.end, drafter.n_ctx_seq) - len(session.text) - 1
+            if session.can_draft and not job.hinted and room > 0:
+                n_max, p_min = session.length.choose()
+                if n_max > 0:
+                    wanted.append((job, min(n_max, room), p_min))
         if not wanted:
-            return set(), 0.0
-        which = list(wanted)
-        began = time.perf_counter()
-        try:
-            draft = self._draft.draft(
-                [slots[i].seq_id for i in which],
-                [np.array(sessions[i].text[slots[i].draft_length :], dtype=np.int32) for i in which],
-                n_max=[wanted[i][0] for i in which],
-                p_min=[wanted[i][1] for i in which],
-                sampling=[sessions[i].sampling for i in which],
-                pos=[slots[i].draft_length for i in which],
-                start=[sessions[i].start for i in which],
+            return [], 0.0
+
+        def draft(which: list[tuple[_Job, int, float]]) -> list[_Job]:
+            drafts = drafter.draft(
+                [job.slot.seq_id for job, _, _ in which],
+                [np.array(job.session.text[job.slot.draft_length :], dtype=np.int32) for job, _, _ in which],
+                n_max=[n_max for _, n_max, _ in which],
+                p_min=[p_min for _, _, p_min in which],
+                sampling=[job.session.sampling for job, _, _ in which],
+                pos=[job.slot.draft_length for job, _, _ in which],
+                start=[job.session.start for job, _, _ in which],
             )
+            for row, (job, _, _) in enumerate(which):
+                job.slot.draft_length = len(job.session.text)
+                job.chain = drafts.tokens[row, : drafts.lengths[row]].tolist()
+            return [job for job, _, _ in which]
+
+        began = time.perf_counter()
+        own: list[_Job] = []
+        try:
+            own = draft(wanted)
         except CancelledError:
             raise
-        except (SllmError, ValueError) as error:
-            # A bias or a token that the draft's vocabulary lacks, say: the text goes on without its drafts.
-            log.warning("the worker's own draft failed and is not used any more: %s", error)
-            self._draft = None
-            return set(), 0.0
+        except (SllmError, ValueError):
+            for one in wanted:
+                try:
+                    own += draft([one])
+                except CancelledError:  # noqa: PERF203
+                    raise
+                except (SllmError, ValueError) as error:
+                    self._cannot_draft(one[0].session, error)
         seconds = time.perf_counter() - began
-        for row, i in enumerate(which):
-            slots[i].draft_length = len(sessions[i].text)
-            chains[i][:] = draft.tokens[row, : draft.lengths[row]].tolist()
-            sessions[i].length.observe_draft(max(len(chains[i]), 1), seconds)
-        return set(which), seconds
+        for job in own:
+            job.session.length.observe_draft(max(len(job.chain), 1), seconds)
+        return own, seconds
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

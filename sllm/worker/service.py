@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import threading
 import time
 import zlib
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from sllm import gguf
-from sllm.errors import RemoteError, UnsupportedModelError
+from sllm.errors import RemoteError
 from sllm.wire import auth
 from sllm.wire.protocol import (
     FEATURES,
@@ -22,6 +24,7 @@ from sllm.wire.protocol import (
     SERVICE,
     abort,
     from_sampling,
+    not_offered,
     padded,
     pb,
 )
@@ -41,15 +44,30 @@ _MAX_ECHO = 1 << 20
 
 
 class Authentication(grpc.ServerInterceptor):  # type: ignore[type-arg]
-    """Lets nobody call anything but the health service without the token."""
+    """Lets nobody without the token ask for anything but the worker's health.
 
-    def __init__(self, token: str | None) -> None:
+    Those are answered at once, whatever they send or fail to send: no call of theirs holds a thread, and none
+    counts among the calls at once for longer than that. So there is no watching for them, only checking, and
+    the answer is that of the worker as a whole.
+
+    Args:
+        token: what to ask for; None: nothing.
+        health: the answer to a check, serialized.
+
+    """
+
+    def __init__(self, token: str | None, health: Callable[[], bytes]) -> None:
         self._token = token
 
-        def refuse(_request: Any, context: grpc.ServicerContext) -> None:
+        def refuse(_requests: Any, context: grpc.ServicerContext) -> None:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
 
+        def check(_requests: Any, _context: grpc.ServicerContext) -> Iterator[bytes]:
+            yield health()
+
+        # Handlers of streams do not wait for a first message.
         self._refusal = grpc.stream_stream_rpc_method_handler(refuse)
+        self._check = grpc.stream_stream_rpc_method_handler(check)
 
     def intercept_service(
         self,
@@ -57,9 +75,11 @@ class Authentication(grpc.ServerInterceptor):  # type: ignore[type-arg]
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """See :class:`grpc.ServerInterceptor`."""
-        if self._token is not None and not handler_call_details.method.startswith("/grpc.health."):
+        if self._token is not None:
             headers = dict(handler_call_details.invocation_metadata or ())
             if not auth.same_token(headers.get("authorization"), self._token):
+                if handler_call_details.method == "/grpc.health.v1.Health/Check":
+                    return self._check
                 return self._refusal
         return continuation(handler_call_details)
 
@@ -125,7 +145,12 @@ class Service:
         """For :meth:`grpc.Server.add_generic_rpc_handlers`."""
 
         def unary(run: Callable[..., Any], request: Any) -> grpc.RpcMethodHandler[Any, Any]:
-            return grpc.unary_unary_rpc_method_handler(run, request.FromString, _serialize)
+            def checked(message: Any, context: grpc.ServicerContext) -> Any:
+                if isinstance(message, ValueError):
+                    abort(context, message)
+                return run(message, context)
+
+            return grpc.unary_unary_rpc_method_handler(checked, _parser(request), _serialize)
 
         return grpc.method_handlers_generic_handler(
             SERVICE,
@@ -136,9 +161,7 @@ class Service:
                 "Vocabulary": grpc.unary_stream_rpc_method_handler(
                     self._vocabulary, pb.VocabularyRequest.FromString, _serialize
                 ),
-                "Generate": grpc.stream_stream_rpc_method_handler(
-                    self._generate, pb.Up.FromString, _serialize
-                ),
+                "Generate": grpc.stream_stream_rpc_method_handler(self._generate, _parser(pb.Up), _serialize),
             },
         )
 
@@ -213,21 +236,23 @@ class Service:
 
     # ---- one text
 
-    def _generate(self, requests: Iterator[pb.Up], context: grpc.ServicerContext) -> Iterator[pb.Down]:
-        first = next(requests, None)
-        if first is None or first.WhichOneof("kind") != "open":
-            abort(context, ValueError("a text begins with Open"))
-        try:
-            session = self._open(first.open)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
-            abort(context, error)
+    def _generate(
+        self, requests: Iterator[pb.Up | ValueError], context: grpc.ServicerContext
+    ) -> Iterator[pb.Down]:
         trouble: list[Exception] = []
-        if not context.add_callback(session.cancel):
-            session.cancel()  # the client is gone already
+        opening: queue.SimpleQueue[Session | Exception] = queue.SimpleQueue()
+        # Daemonic: it ends with the call at the latest.
         reader = threading.Thread(
-            target=self._read, args=(requests, session, trouble), name="sllm-session", daemon=True
+            target=self._read, args=(requests, context, opening, trouble), name="sllm-session", daemon=True
         )
         reader.start()
+        limits = self._scheduler.limits
+        try:
+            session = opening.get(timeout=limits.idle_seconds)
+        except queue.Empty:
+            session = ValueError(f"a text begins with Open, and none came in {limits.idle_seconds:g} seconds")
+        if isinstance(session, Exception):
+            abort(context, session)
         for event in session.events():
             if isinstance(event, Opened):
                 yield pb.Down(
@@ -260,7 +285,7 @@ class Service:
     def _open(self, message: pb.Open) -> Session:
         unknown = [name for name in message.require if name not in self._features]
         if unknown:
-            raise UnsupportedModelError(f"the worker does not offer {', '.join(map(repr, unknown))}")
+            raise not_offered(unknown)
         if message.model_id and message.model_id != self._identity.model_id:
             raise RemoteError(f"the worker now has another model, {self._identity.model_name}")
         tokens = np.array(message.tokens, dtype=np.int64)
@@ -277,37 +302,79 @@ class Service:
             text_id=message.text_id,
         )
 
-    def _read(self, requests: Iterator[pb.Up], session: Session, trouble: list[Exception]) -> None:
-        """Take what the client says during its text, on a thread of its own, until the call ends."""
-        limits = self._scheduler.limits
-        rate = _Rate(limits.hints_per_s)
+    def _read(
+        self,
+        requests: Iterator[pb.Up | ValueError],
+        context: grpc.ServicerContext,
+        opening: queue.SimpleQueue[Session | Exception],
+        trouble: list[Exception],
+    ) -> None:
+        """Take what the client says, on a thread of its own, until the call ends."""
+        try:
+            session = self._begin(next(requests, None), context)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
+            opening.put(error)
+            return
+        opening.put(session)
+        rate = _Rate(self._scheduler.limits.hints_per_s)
         try:
             for message in requests:
-                kind = message.WhichOneof("kind")
-                if kind == "cancel":
+                if isinstance(message, pb.Up) and message.WhichOneof("kind") == "cancel":
                     session.cancel()
                     return
-                if kind != "hint":
-                    trouble.append(ValueError("behind Open only Hint and Cancel may come"))
-                elif len(message.hint.tokens) > limits.max_hint:
-                    n = len(message.hint.tokens)
-                    trouble.append(
-                        ValueError(f"a hint has {n} tokens, and the worker takes {limits.max_hint}")
-                    )
-                elif not rate.take():
-                    trouble.append(
-                        ValueError(f"the worker takes {limits.hints_per_s} hints per second and got more")
-                    )
-                else:
-                    hint = message.hint
-                    # Ids beyond int32 are no tokens and end the chain where they stand; see
-                    # Session.candidate().
-                    session.hint(hint.pos, list(hint.tokens), hint.id)
-                    continue
-                session.cancel()
-                return
+                hint = self._checked_hint(message, rate)
+                # Ids beyond int32 are no tokens and end the chain where they stand; see Session.candidate().
+                session.hint(hint.pos, list(hint.tokens), hint.id)
+        except ValueError as error:
+            trouble.append(error)
+            session.cancel()
         except Exception as error:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
             log.debug("a client went away: %s", type(error).__name__)
+
+    def _begin(self, first: pb.Up | ValueError | None, context: grpc.ServicerContext) -> Session:
+        if isinstance(first, ValueError):
+            raise first
+        if first is None or first.WhichOneof("kind") != "open":
+            raise ValueError("a text begins with Open")
+        session = self._open(first.open)
+
+        def idle() -> None:
+            if session.backlog >= self._scheduler.limits.backlog:
+                # It does not read, so it cannot be told, and its call would hold a thread.
+                context.cancel()  # type: ignore[no-untyped-call]
+
+        session.on_idle = idle
+        if not context.add_callback(session.cancel):
+            session.cancel()  # the client is gone already
+        return session
+
+    def _checked_hint(self, message: pb.Up | ValueError, rate: _Rate) -> pb.Hint:
+        limits = self._scheduler.limits
+        if isinstance(message, ValueError):
+            raise message
+        if message.WhichOneof("kind") != "hint":
+            raise ValueError("behind Open only Hint and Cancel may come")
+        if len(message.hint.tokens) > limits.max_hint:
+            raise ValueError(
+                f"a hint has {len(message.hint.tokens)} tokens, and the worker takes {limits.max_hint}"
+            )
+        if not rate.take():
+            raise ValueError(f"the worker takes {limits.hints_per_s} hints per second and got more")
+        return message.hint
+
+
+def _parser(kind: Any) -> Callable[[bytes], Any]:
+    """Reads a message; for bytes that are none it returns the error, which the client then gets as a status
+    (grpc would log a traceback and call it an internal error).
+    """
+
+    def parse(data: bytes) -> Any:
+        try:
+            return kind.FromString(data)
+        except DecodeError:
+            return ValueError(f"not a {kind.DESCRIPTOR.name} message of version {PROTOCOL} of the protocol")
+
+    return parse
 
 
 def _serialize(message: Any) -> bytes:
