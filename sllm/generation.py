@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import codecs
 import logging
+import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, overload
@@ -285,7 +286,9 @@ def generate(
             stack.callback(drafter.cancel)  # or the executor would wait for it
         text, shown = tokens.tolist(), _Text(vocab, stops)
         if pipelined is not None:
-            runs = _PipelinedRuns(pipelined, drafter, executor, text, shown, stats).runs()
+            pipeline = _PipelinedRuns(pipelined, drafter, executor, text, shown, stats, began)
+            stack.callback(pipeline.stop)
+            runs = pipeline.runs()
         else:
             runs = _runs(generation, drafter, executor, text, shown, stats)
         return TextStream(runs, stats, stack.pop_all())
@@ -439,7 +442,11 @@ class _PipelinedRuns:
         text: list[int],
         shown: _Text,
         stats: GenerationStats,
+        began: float,
     ) -> None:
+        self._began = began
+        self._pid = os.getpid()
+        self._stopped = False
         self._generation = generation
         self._drafter = drafter
         self._executor = executor
@@ -462,7 +469,7 @@ class _PipelinedRuns:
     def runs(self) -> Iterator[Run]:
         """The text, run by run."""
         generation, stats = self._generation, self._stats
-        began = time.perf_counter()
+        began = self._began
         stats.finish_reason = generation.finish_reason
         while generation.finish_reason is None:
             commit = generation.poll(0.0)
@@ -476,7 +483,7 @@ class _PipelinedRuns:
             self._news_at = time.perf_counter()
             if stats.n_passes == 0:
                 opened = generation.opened_at or self._news_at
-                stats.prompt_seconds += opened - began
+                stats.prompt_seconds = opened - began
                 began = opened
             stats.seconds = self._news_at - began
             self._apply(commit)
@@ -486,12 +493,32 @@ class _PipelinedRuns:
                 withdrawn = ()
             if self._shown.stopped:
                 return
+        if stats.finish_reason is None:  # it ended behind a commit that did not look like the last
+            stats.finish_reason = generation.finish_reason
+            rest = self._shown.finish()
+            if rest:
+                yield Run(len(self._text), (), rest, 0, "target")
+
+    def stop(self) -> None:
+        """Let a draft that is being made end."""
+        self._stopped = True
+        if self._pid != os.getpid() or self._drafter is None or self._executor is None:
+            return  # after a fork the thread is the parent's
+        try:
+            idle = self._executor.submit(lambda: None)
+        except RuntimeError:  # the interpreter is ending and has waited for the draft already
+            return
+        while not idle.done():
+            self._drafter.cancel()  # again and again: what is cancelled before it begins is not cancelled
+            wait([idle], timeout=0.02)
 
     # -- the draft
 
     def _draft_more(self) -> None:
         drafter, executor = self._drafter, self._executor
         if self._draft is not None or self._exhausted or drafter is None or executor is None:
+            return
+        if self._stopped or len(self._text) + len(self._chain) >= self._generation.end:
             return
         if not self._goes_alone() and not self._ahead.worth_more(
             self._probs, time.perf_counter() - self._news_at
@@ -501,6 +528,8 @@ class _PipelinedRuns:
 
         def draft() -> tuple[list[int], list[float], float]:
             began = time.perf_counter()
+            if self._stopped:
+                return [], [], 0.0
             tokens = drafter.draft(text, chain, n, 0.0)
             seconds = time.perf_counter() - began
             settled = drafter.n_caught_up <= DraftLength.LIMIT  # else it was mostly the reading of a prompt
@@ -521,7 +550,9 @@ class _PipelinedRuns:
         self._stats.draft_seconds += seconds
         if seconds:
             self._ahead.observe_draft(max(len(tokens), 1), seconds)
-        probs = probs or [self._ahead.acceptance] * len(tokens)
+        n_drafted, tokens = len(tokens), self._usable(tokens)
+        if len(probs) < len(tokens):
+            probs = [self._ahead.acceptance] * len(tokens)
         passed = len(self._text) - self._draft_pos  # tokens that were committed meanwhile
         if (
             not self._draft_void
@@ -536,9 +567,21 @@ class _PipelinedRuns:
             self._exhausted = True
             return
         self._chain += tokens[max(passed, 0) :]
-        self._probs += probs[max(passed, 0) :]
-        if self._shown.vocab.is_eog(tokens[-1]):
+        self._probs += probs[max(passed, 0) : len(tokens)]
+        if len(tokens) < n_drafted or self._shown.vocab.is_eog(tokens[-1]):
             self._exhausted = True
+
+    def _usable(self, tokens: list[int]) -> list[int]:
+        """What of a draft can be text: up to the first id that is no token, and to the end of the text."""
+        vocab, room = self._shown.vocab, max(self._generation.end - self._draft_pos, 0)
+        usable: list[int] = []
+        for token in tokens[:room]:
+            if not 0 <= token < vocab.n_tokens:
+                break
+            usable.append(token)
+            if vocab.is_eog(token):
+                break
+        return usable
 
     def _apply(self, commit: Commit) -> None:
         """Add a commit to the text, and keep of the chain what still holds."""
@@ -568,7 +611,7 @@ class _PipelinedRuns:
 
     def _send_hint(self) -> float | None:
         """Send the chain if it is time to; returns how long to wait at most for news, None: any time."""
-        state = (len(self._text), len(self._text) + len(self._chain))
+        state = (len(self._text), len(self._text) + min(len(self._chain), self._generation.max_hint))
         if state == self._hinted or self._generation.lost:
             return None
         now = time.perf_counter()

@@ -116,6 +116,14 @@ class PipelinedGeneration(Generation, Protocol):
 
     remote: RemoteStats
 
+    @property
+    def end(self) -> int:
+        """The position where the text ends at the latest."""
+
+    @property
+    def max_hint(self) -> int:
+        """So many tokens of a hint are sent at most."""
+
     opened_at: float | None
     """When the prompt had been computed (``time.perf_counter()``); None before."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import secrets
 import tempfile
 import threading
@@ -12,7 +13,7 @@ import time
 import warnings
 import zlib
 from collections import deque
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,13 @@ import numpy as np
 
 from sllm._ffi import int32_array
 from sllm.errors import (
+    AuthError,
     BusyError,
     CancelledError,
     ClosedError,
     ContextFullError,
     RemoteError,
-    VocabMismatchError,
+    SllmError,
 )
 from sllm.model import Model
 from sllm.sampling import SamplingParams
@@ -50,7 +52,17 @@ log = logging.getLogger("sllm.remote")
 _MAX_VOCABULARY = 1 << 28
 """Bytes of a vocabulary, far above the largest; a worker must not make its clients run out of memory."""
 
+_VOCABULARY_SECONDS = 120.0
+"""What a vocabulary may take on a slow link."""
+
 _ON_LOSS = ("wait", "raise", "local")
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
+"""Seconds between attempts to connect again."""
+
+
+class _OtherModelError(RemoteError):
+    """The worker has come back with other weights: the text cannot go on."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +130,7 @@ def connect(
     Raises:
         ValueError: no such address.
         AuthError: the worker refuses the token, or has another certificate.
+        BusyError: it takes no more calls at the moment.
         RemoteError: nobody there, no worker, or one of another version.
 
     """
@@ -127,7 +140,7 @@ def connect(
     if on_loss not in _ON_LOSS:
         raise ValueError(f"on_loss is {on_loss!r}, expected one of {', '.join(_ON_LOSS)}")
     for name, value in (("timeout", timeout), ("deadline", deadline), ("keepalive", keepalive)):
-        if not (isinstance(value, (int, float)) and value > 0):
+        if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 < value < 1e6):
             raise ValueError(f"{name} is {value!r}, expected a number of seconds > 0")
     return Remote([auth.Address.parse(one) for one in uris], timeout, on_loss, deadline, keepalive)
 
@@ -149,8 +162,10 @@ class Remote:
         self._addresses = addresses
         self._keepalive = keepalive
         self._pid = os.getpid()
-        self._lock = threading.Lock()  # over the vocabulary and what is closed
+        self._lock = threading.Lock()  # over the channel and what is closed
+        self._loading = threading.Lock()  # over the vocabulary
         self._renewing = threading.Lock()
+        self._trouble: tuple[float, Exception] | None = None  # when and why renewing has failed
         self._round_trip = 0.0  # what the last text has measured
         self._certificates: dict[str, bytes] = {}  # fingerprint -> PEM
         self._channel: grpc.Channel | None = None
@@ -160,20 +175,17 @@ class Remote:
         self._closed = False
         self.info: WorkerInfo
         until = time.monotonic() + timeout
+        n = len(addresses)
         for i, address in enumerate(addresses):
+            left = max(until - time.monotonic(), 0.1) / (n - i)  # the others want time, too
             try:
-                self._channel = self._open_channel(address, max(until - time.monotonic(), 0.1))
-                self.info = self._ask(self._channel, address, max(until - time.monotonic(), 0.1))
-            except BaseException as error:  # noqa: PERF203
-                if self._channel is not None:
-                    self._channel.close()
-                    self._channel = None
-                self._closed = True
-                if i == len(addresses) - 1 or not isinstance(error, RemoteError):
+                self._channel, self.info = self._reach(address, left)
+            except BaseException as error:
+                if i == n - 1 or not isinstance(error, (RemoteError, BusyError)):
+                    self._closed = True
                     raise
             else:
                 self.address = address
-                self._closed = False
                 return
 
     # ---- the channel
@@ -208,15 +220,38 @@ class Remote:
         options.append(("grpc.ssl_target_name_override", name))
         return grpc.secure_channel(address.endpoint, credentials, options)
 
+    def _reach(self, address: auth.Address, timeout: float) -> tuple[grpc.Channel, WorkerInfo]:
+        """A channel to a worker that answers.
+
+        Raises:
+            AuthError, BusyError, RemoteError.
+
+        """
+        until = time.monotonic() + timeout
+        channel = self._open_channel(address, timeout)
+        try:
+            return channel, self._ask(channel, address, max(until - time.monotonic(), 0.1))
+        except BaseException:
+            channel.close()
+            raise
+
     def _ask(self, channel: grpc.Channel, address: auth.Address, timeout: float) -> WorkerInfo:
-        reply: pb.InfoReply = self._call(
-            channel, address, "Info", padded(pb.InfoRequest(protocol=PROTOCOL)), pb.InfoReply, timeout
-        )
+        try:
+            reply: pb.InfoReply = self._call(
+                channel, address, "Info", padded(pb.InfoRequest(protocol=PROTOCOL)), pb.InfoReply, timeout
+            )
+        except (RemoteError, BusyError, ClosedError):
+            raise
+        except (SllmError, ValueError) as error:  # it speaks gRPC, but not with us
+            raise RemoteError(f"{address.endpoint} is no worker: {error}") from error
         if reply.protocol != PROTOCOL:
             raise RemoteError(
                 f"{address.endpoint} speaks version {reply.protocol} of the protocol, expected {PROTOCOL}:"
                 " install the same version of sllm on both sides"
             )
+        # It names a file in the cache folder.
+        if not re.fullmatch("[0-9a-f]{64}", reply.vocab_fingerprint):
+            raise RemoteError(f"{address.endpoint} has no valid fingerprint of its vocabulary")
         return WorkerInfo(
             reply.software,
             tuple(reply.features),
@@ -252,19 +287,29 @@ class Remote:
         stub = channel.unary_unary(method(name), type(request).SerializeToString, reply.FromString)
         try:
             call = stub.future(request, timeout=timeout, metadata=auth.bearer(address.token))
-            self._calls.add(call)  # close() cancels it
-            try:
+            with self._cancellable(call):
                 return call.result()
-            finally:
-                self._calls.discard(call)
         except grpc.FutureCancelledError:
             raise ClosedError("the connection is closed") from None
         except grpc.RpcError as error:
+            if self._closed:
+                raise ClosedError("the connection is closed") from None
             raise failure(error, address.endpoint) or RemoteError(
                 f"{address.endpoint}: {error.details() or 'no answer'} ({error.code().name.lower()})"
             ) from None
         except ValueError as error:  # the channel was closed meanwhile
             raise ClosedError("the connection is closed") from error
+
+    @contextmanager
+    def _cancellable(self, call: Any) -> Iterator[None]:
+        """Let :meth:`close` cancel a call meanwhile."""
+        self._calls.add(call)
+        try:
+            if self._closed:  # just now: close() may have missed this one
+                call.cancel()
+            yield
+        finally:
+            self._calls.discard(call)
 
     def _live(self) -> grpc.Channel:
         if self._pid != os.getpid():
@@ -274,43 +319,57 @@ class Remote:
             raise ClosedError("the connection is closed")
         return channel
 
-    def _renew(self, failed: grpc.Channel, timeout: float) -> grpc.Channel:
+    def _renew(self, failed: grpc.Channel, timeout: float, *, elsewhere: bool = False) -> grpc.Channel:
         """A channel in place of one that failed; the first of several texts to ask makes it for all.
 
+        ``elsewhere``: where there are several addresses, the one in use is not the first to be tried.
+
         Raises:
-            RemoteError: not yet. AuthError: not any more.
+            BusyError, RemoteError: not yet. AuthError, _OtherModelError: not any more.
 
         """
+        asked = time.monotonic()
         with self._renewing:
             channel = self._live()
             if channel is not failed:
                 return channel
-            trouble: RemoteError | None = None
+            if self._trouble is not None and self._trouble[0] > asked:  # another text has just tried
+                raise self._trouble[1]
+            troubles: list[Exception] = []
             n = len(self._addresses)
-            at = self._addresses.index(self.address)
+            at = self._addresses.index(self.address) + elsewhere
             for address in (self._addresses[(at + i) % n] for i in range(n)):
-                new = None
                 try:
-                    new = self._open_channel(address, timeout)
-                    info = self._ask(new, address, timeout)
-                    if info.model_id != self.info.model_id:
-                        raise RemoteError(f"{address.endpoint} now has another model, {info.model_name}")
-                except RemoteError as error:
-                    if new is not None:
-                        new.close()
+                    new, info = self._reach(address, timeout)
+                except (RemoteError, BusyError) as error:
                     if "CERTIFICATE_VERIFY_FAILED" in str(error):
                         self._certificates.clear()  # looked at again, and told apart, the next time
-                    trouble = error
+                    troubles.append(error)
+                    continue
+                if info.model_id != self.info.model_id:
+                    new.close()
+                    troubles.append(
+                        _OtherModelError(f"{address.endpoint} now has another model, {info.model_name}")
+                    )
                     continue
                 with self._lock:
                     if self._closed:
                         new.close()
                         raise ClosedError("the connection is closed")
-                    failed.close()
                     self._channel, self.address, self.info = new, address, info
+                self._retire(failed)
                 return new
-            assert trouble is not None
+            # One that may yet come back is a reason to go on trying.
+            trouble = next(
+                (t for t in troubles if not isinstance(t, (AuthError, _OtherModelError))), troubles[-1]
+            )
+            self._trouble = time.monotonic(), trouble
             raise trouble
+
+    def _retire(self, channel: grpc.Channel) -> None:
+        """Close a channel that was replaced, once no text is on it: a worker that drains lets them end."""
+        if channel is not self._channel and not any(g._channel is channel for g in list(self._generations)):
+            channel.close()
 
     # ---- for callers
 
@@ -334,7 +393,7 @@ class Remote:
         """The worker's model without its weights: vocabulary, metadata and chat template. Closed with the
         connection.
         """
-        with self._lock:
+        with self._loading:
             channel = self._live()
             if self._model is None:
                 self._model = self._load_vocabulary(channel)
@@ -342,38 +401,48 @@ class Remote:
 
     def _load_vocabulary(self, channel: grpc.Channel) -> Model:
         path = _cache_folder() / f"{self.info.vocab_fingerprint}.gguf"
-        if path.exists():
-            with suppress(OSError, VocabMismatchError):
-                return self._checked_vocabulary(path)
-            path.unlink(missing_ok=True)
+        with suppress(OSError, SllmError, ValueError):
+            return self._checked_vocabulary(path)
         data = self._fetch_vocabulary(channel)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            part = Path(file.name)
-            file.write(data)
-        try:
-            model = self._checked_vocabulary(part)
-            os.replace(part, path)
+        with ExitStack() as stack:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                part = self._written(data, path.parent, stack)
+            except OSError as error:
+                log.warning("%s cannot be written, so the vocabulary is not kept: %s", path.parent, error)
+                part = self._written(data, None, stack)
+            try:
+                model = self._checked_vocabulary(part)
+            except (OSError, SllmError, ValueError) as error:
+                raise RemoteError(
+                    f"{self.address.endpoint} sent a vocabulary that does not load or is not its own: {error}"
+                ) from error
+            with suppress(OSError):
+                if part.parent == path.parent:
+                    os.replace(part, path)
             model.path = path
             return model
-        except VocabMismatchError as error:
-            raise RemoteError(str(error)) from None
-        except OSError as error:
-            raise RemoteError(
-                f"{self.address.endpoint} sent a vocabulary that does not load: {error}"
-            ) from error
-        finally:
-            part.unlink(missing_ok=True)
+
+    def _written(self, data: bytes, folder: Path | None, stack: ExitStack) -> Path:
+        """A file with ``data``, deleted with ``stack``."""
+        descriptor, name = tempfile.mkstemp(dir=folder, suffix=".part")
+        stack.callback(Path(name).unlink, missing_ok=True)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        return Path(name)
 
     def _checked_vocabulary(self, path: Path) -> Model:
         model = Model(path, vocab_only=True)
-        found = model.vocab.fingerprint
-        if found != self.info.vocab_fingerprint:
+        try:
+            found, n_vocab = model.vocab.fingerprint, model.vocab.n_tokens
+            if (found, n_vocab) != (self.info.vocab_fingerprint, self.info.n_vocab):
+                raise RemoteError(
+                    f"a vocabulary of {n_vocab} tokens with the fingerprint {found},"
+                    f" expected {self.info.n_vocab} and {self.info.vocab_fingerprint}"
+                )
+        except BaseException:
             model.close()
-            raise VocabMismatchError(
-                f"{self.address.endpoint} sent a vocabulary with the fingerprint {found},"
-                f" expected {self.info.vocab_fingerprint}"
-            )
+            raise
         return model
 
     def _fetch_vocabulary(self, channel: grpc.Channel) -> bytes:
@@ -385,14 +454,28 @@ class Remote:
         inflate = zlib.decompressobj()
         data = bytearray()
         try:
-            for piece in call(padded(pb.VocabularyRequest()), metadata=auth.bearer(self.address.token)):
-                data += inflate.decompress(piece.data, _MAX_VOCABULARY - len(data))
-                if inflate.unconsumed_tail:
-                    raise RemoteError(f"{self.address.endpoint} sends a vocabulary without an end")
+            pieces = call(
+                padded(pb.VocabularyRequest()),
+                metadata=auth.bearer(self.address.token),
+                timeout=self.timeout + _VOCABULARY_SECONDS,
+            )
+            with self._cancellable(pieces):
+                try:
+                    for piece in pieces:
+                        # With nothing left zlib would take 0 for "no limit".
+                        data += inflate.decompress(piece.data, max(_MAX_VOCABULARY - len(data), 1))
+                        if inflate.unconsumed_tail or len(data) > _MAX_VOCABULARY:
+                            raise RemoteError(f"{self.address.endpoint} sends a vocabulary without an end")
+                finally:
+                    pieces.cancel()  # type: ignore[no-untyped-call]
         except grpc.RpcError as error:
+            if self._closed:
+                raise ClosedError("the connection is closed") from None
             raise failure(error, self.address.endpoint) or RemoteError(
                 f"{self.address.endpoint}: the vocabulary did not arrive: {error.details()}"
             ) from None
+        except ValueError as error:  # the channel was closed meanwhile
+            raise ClosedError("the connection is closed") from error
         except zlib.error as error:
             raise RemoteError(f"{self.address.endpoint} sent a damaged vocabulary: {error}") from error
         return bytes(data)
@@ -467,8 +550,9 @@ class Remote:
         for call in list(self._calls):
             call.cancel()
         for generation in generations:
-            generation._thread.join()
-        with self._lock:
+            if generation._thread is not threading.current_thread():
+                generation._thread.join()
+        with self._loading, self._lock:
             if self._channel is not None:
                 self._channel.close()
                 self._channel = None
@@ -604,10 +688,9 @@ class _Outbox:
 class RemoteGeneration:
     """A text of a :class:`RemoteTarget`; see :class:`~sllm.targets.base.PipelinedGeneration`.
 
-    A thread of its own keeps the stream to the worker: it takes commits as they come, and when the link is
-        lost it connects again
-    and goes on behind the last token that arrived. (A position and a seed decide every token, so nothing is
-    lost or said twice.)
+    A thread of its own keeps the stream to the worker: it takes commits as they come, whether or not they are
+    being read (a text is bounded), and when the link is lost it connects again and goes on behind the last
+    token that arrived. (A position and a seed decide every token, so nothing is lost or said twice.)
     """
 
     def __init__(
@@ -627,24 +710,26 @@ class RemoteGeneration:
         self.run_ahead = target.run_ahead
         self.on_loss = target.on_loss
         self._asked_end = None if max_tokens is None else self._start + max_tokens
-        n_ctx = remote.info.n_ctx
-        self._end = n_ctx if self._asked_end is None else min(self._asked_end, n_ctx)
+        self.closed = False
         self.remote = RemoteStats(round_trip=remote._round_trip)
         self.opened_at: float | None = None
         self.finish_reason: str | None = None
-        self._taken = self._start  # the caller has taken the text up to here
         self._commits: deque[Commit] = deque()
         self._error: Exception | None = None
         self._lost_since: float | None = None
+        self._n_opened = 0  # how many calls the worker has answered
+        self._spent = 0.0  # seconds without a link, since the last commit and up to the last loss
         self._hint_id = 0
+        self._heard_hint_id = 0  # the newest one that the worker had when it committed
         self._hint: tuple[int, list[int]] | None = None
         self._outbox: _Outbox | None = None
         self._call: Any = None
-        self._woken = self._ended = self._cancelled = False
+        self._channel: grpc.Channel | None = None  # while the call is on
+        self._woken = self._done = self._ended = self._cancelled = False
         self._changed = threading.Condition()
         self._gone = threading.Event()
-        if self._start >= self._end:
-            self.finish_reason = "length" if self._end == self._asked_end else "context"
+        if self._start >= self.end:
+            self._finish()
             self._ended = True
         self._thread = threading.Thread(target=self._run, name="sllm-remote", daemon=True)
         if not self._ended:
@@ -654,9 +739,15 @@ class RemoteGeneration:
     # ---- for the caller
 
     @property
-    def closed(self) -> bool:
-        """Whether :meth:`close` was called."""
-        return self._ended and self.finish_reason is None
+    def end(self) -> int:
+        """See :class:`~sllm.targets.base.PipelinedGeneration`."""
+        n_ctx = max(self._remote.info.n_ctx, len(self._text))  # of the worker that has the text now
+        return n_ctx if self._asked_end is None else min(self._asked_end, n_ctx)
+
+    @property
+    def max_hint(self) -> int:
+        """See :class:`~sllm.targets.base.PipelinedGeneration`."""
+        return self._remote.info.max_hint
 
     @property
     def lost(self) -> bool:
@@ -676,29 +767,38 @@ class RemoteGeneration:
 
     def poll(self, timeout: float | None = 0.0) -> Commit | None:
         """See :meth:`~sllm.targets.base.PipelinedGeneration.poll`."""
+        self._check_process()
         with self._changed:
-            if not self._commits and timeout != 0.0:
-                lost = self.lost
+            if self.finish_reason is not None:
+                return None
+            if timeout != 0.0:
                 self._changed.wait_for(
-                    lambda: self._commits or self._error or self._ended or self._woken or self.lost != lost,
-                    timeout,
+                    lambda: self._commits or self._error or self._done or self._ended or self._woken, timeout
                 )
             self._woken = False
             if self._commits:
                 commit = self._commits.popleft()
-                self._taken = commit.pos + len(commit.tokens)
                 if self._vocab.is_eog(commit.tokens[-1]):
                     self.finish_reason = "eog"
-                elif self._taken >= self._end:
-                    self.finish_reason = "length" if self._end == self._asked_end else "context"
+                elif commit.pos + len(commit.tokens) >= self.end:
+                    self._finish()
                 return commit
             if self._cancelled:
                 raise CancelledError("the generation was cancelled")
             if self._error is not None:
                 raise self._error
-            if self._ended and self.finish_reason is None:
+            if self._ended:
                 raise ClosedError("the generation is closed")
+            if self._done:
+                self.finish_reason = "context"  # of a worker with less than the one that was asked
             return None
+
+    def _finish(self) -> None:
+        self.finish_reason = "length" if self.end == self._asked_end else "context"
+
+    def _check_process(self) -> None:
+        if self._remote._pid != os.getpid():
+            raise ClosedError(f"the generation belongs to process {self._remote._pid}")
 
     def wake(self) -> None:
         """Let a blocked :meth:`poll` return; from any thread."""
@@ -708,22 +808,25 @@ class RemoteGeneration:
 
     def hint(self, pos: int, tokens: Sequence[int]) -> None:
         """See :meth:`~sllm.targets.base.Generation.hint`."""
-        chain = list(tokens[: self._remote.info.max_hint])
+        self._check_process()
         with self._changed:
-            self._hint = (pos, chain)
+            self._hint = (pos, list(tokens))
             self._hint_id += 1
             if self._outbox is not None:
                 self._outbox.put(self._hint_message())
+            self._changed.notify_all()
 
     def _hint_message(self) -> pb.Up:
         assert self._hint is not None
         pos, tokens = self._hint
+        tokens = tokens[: self.max_hint]
         n_vocab = self._remote.info.n_vocab
         good = next((i for i, t in enumerate(tokens) if not 0 <= t < n_vocab), len(tokens))
         return padded(pb.Up(hint=pb.Hint(pos=pos, tokens=tokens[:good], id=self._hint_id)))
 
     def cancel(self) -> None:
         """See :meth:`~sllm.targets.base.Generation.cancel`."""
+        self._check_process()
         with self._changed:
             if self._ended:
                 return
@@ -732,11 +835,13 @@ class RemoteGeneration:
 
     def close(self) -> None:
         """End the stream and its thread. More calls do nothing."""
+        self.closed = True
+        if self._remote._pid != os.getpid():
+            return  # it is the parent's
         self._hang_up()
-        if self._thread.is_alive():
-            self._thread.join(
-                0.5
-            )  # in the middle of connecting again it may take longer; Remote.close() waits for it
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            # In the middle of connecting again it may take longer; Remote.close() waits for it.
+            self._thread.join(0.5)
 
     def _hang_up(self) -> None:
         with self._changed:
@@ -768,28 +873,36 @@ class RemoteGeneration:
     def _stream(self) -> None:
         remote = self._remote
         channel = remote._live()
-        pause = 0.05
-        while not self._ended:
-            n_before = len(self._text)
+        pause = _FIRST_PAUSE
+        while not self._gone.is_set():
+            n_before, n_opened = len(self._text), self._n_opened
             trouble = self._attempt(channel)
-            if self._ended or trouble is _DONE:
+            if self._gone.is_set():
                 return
-            if isinstance(trouble, Exception) and not (isinstance(trouble, BusyError) and self.lost):
+            if trouble is _DONE or self._complete():
+                with self._changed:
+                    self._done = True
+                    self._changed.notify_all()
+                return
+            if trouble is _MOVED:
+                channel = remote._live()
+                continue
+            if trouble is _IDLE:
+                self._wait_for_hint()
+                continue
+            busy = isinstance(trouble, BusyError) and self.lost
+            if isinstance(trouble, Exception) and not busy:
                 self._fail(trouble)
                 return
-            now = time.monotonic()
             if len(self._text) > n_before:
-                pause = 0.05
-            if self._lost_since is None:
-                with self._changed:
-                    self._lost_since = now
-                    self._changed.notify_all()
-                log.info("the link to %s is lost: %s", remote.address.endpoint, trouble)
+                pause = _FIRST_PAUSE
+            self._lose(trouble)
             if self.on_loss == "raise":
                 self._fail(RemoteError(f"the link to {remote.address.endpoint} was lost: {trouble}"))
                 return
             while True:
-                left = self._lost_since + remote.deadline - time.monotonic()
+                assert self._lost_since is not None
+                left = remote.deadline - self._spent - (time.monotonic() - self._lost_since)
                 if left <= 0:
                     self._fail(
                         RemoteError(
@@ -801,19 +914,54 @@ class RemoteGeneration:
                 # Jittered, so that the clients of a worker that returns do not all come at once.
                 if self._gone.wait(min(pause * random.uniform(0.5, 1.0), left)):
                     return
-                pause = min(2 * pause, 2.0)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                if busy:
+                    break  # the link is there, and others may be using it
                 try:
-                    channel = remote._renew(channel, max(0.2, min(left, remote.timeout, 5.0)))
+                    channel = remote._renew(
+                        channel,
+                        max(0.2, min(left, remote.timeout, 5.0)),
+                        elsewhere=self._n_opened == n_opened,  # for whatever reason, not there
+                    )
                     break
-                except (ClosedError, PermissionError):
+                except (ClosedError, AuthError, _OtherModelError):
                     raise
-                except RemoteError as error:
-                    if "another model" in str(error):
-                        raise
+                except (RemoteError, BusyError) as error:
                     trouble = str(error)
 
+    def _lose(self, trouble: object) -> None:
+        if self._lost_since is None:
+            with self._changed:
+                self._lost_since = time.monotonic()
+                self._woken = True
+                self._changed.notify_all()
+            log.info("the link to %s is lost: %s", self._remote.address.endpoint, trouble)
+
+    def _found(self) -> None:
+        if self._lost_since is not None:
+            with self._changed:
+                seconds = time.monotonic() - self._lost_since
+                self._spent += seconds
+                self.remote.lost_seconds += seconds
+                self.remote.n_reconnects += 1
+                self._lost_since = None
+                self._woken = True
+                self._changed.notify_all()
+
+    def _complete(self) -> bool:
+        """Whether all of the text has arrived."""
+        text = self._text
+        return len(text) > self._start and (len(text) >= self.end or self._vocab.is_eog(text[-1]))
+
+    def _wait_for_hint(self) -> None:
+        """The worker has given up a text that nobody asked to go on with; it goes on when somebody does."""
+        if self._gone.wait(_FIRST_PAUSE) or self.run_ahead:
+            return
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or self._hint_id > self._heard_hint_id)
+
     def _attempt(self, channel: grpc.Channel) -> Exception | str | object:
-        """One call. Returns _DONE, an exception to raise to the caller, or why the link was lost."""
+        """One call. Returns _DONE, _IDLE, _MOVED, an exception for the caller, or why the link was lost."""
         import grpc
 
         address = self._remote.address
@@ -831,9 +979,9 @@ class RemoteGeneration:
         try:
             call = stream(outbox, metadata=auth.bearer(address.token), wait_for_ready=False)
         except ValueError:  # closed: another text of this connection has renewed it, or close() was called
-            return "the channel was closed"
+            return "the channel was closed" if channel is self._remote._channel else _MOVED
         with self._changed:
-            self._call, self._outbox = call, outbox
+            self._call, self._outbox, self._channel = call, outbox, channel
             if self._hint is not None:
                 outbox.put(self._hint_message())
             ended = self._ended
@@ -843,15 +991,14 @@ class RemoteGeneration:
             for message in call:
                 self.remote.bytes_down += message.ByteSize()
                 kind = message.WhichOneof("kind")
-                if self._lost_since is not None and kind in ("opened", "commit"):
-                    with self._changed:
-                        self.remote.lost_seconds += time.monotonic() - self._lost_since
-                        self.remote.n_reconnects += 1
-                        self._lost_since = None
-                        self._changed.notify_all()
                 if kind == "commit":
+                    self._found()
                     self._take(message.commit, outbox)
-                elif kind == "opened" and self.opened_at is None:
+                elif kind == "opened":
+                    self._found()
+                    self._n_opened += 1
+                    if self.opened_at is not None:
+                        continue
                     self.opened_at = time.perf_counter()
                     self.remote.prompt_seconds = message.opened.prompt_us * 1e-6
                     self.remote.queued_seconds = message.opened.queued_us * 1e-6
@@ -864,17 +1011,19 @@ class RemoteGeneration:
             return failure(error, address.endpoint) or error.details() or error.code().name.lower()
         finally:
             outbox.close()
+            call.cancel()  # type: ignore[no-untyped-call]
             with self._changed:
-                self._call = self._outbox = None
+                self._call = self._outbox = self._channel = None
+            self._remote._retire(channel)
         return "the worker ended the stream"
 
     def _take(self, message: pb.Commit, outbox: _Outbox) -> None:
-        known = len(self._text)
+        known, room = len(self._text), self.end - len(self._text)
         n_vocab = self._remote.info.n_vocab
-        if message.pos != known or not message.tokens or max(message.tokens) >= n_vocab:
+        if message.pos != known or not 1 <= len(message.tokens) <= room or max(message.tokens) >= n_vocab:
             raise RemoteError(
                 f"{self._remote.address.endpoint} committed {len(message.tokens)} tokens at {message.pos},"
-                f" expected valid ones at {known}"
+                f" expected 1 to {room} valid ones at {known}"
             )
         tokens = tuple(message.tokens)
         sent = outbox.sent.get(message.hint_id)
@@ -886,22 +1035,32 @@ class RemoteGeneration:
         commit = Commit(
             message.pos,
             tokens,
-            min(message.n_accepted, len(tokens)),
+            min(message.n_accepted, len(tokens) - 1),  # the last one is always the target's own
             message.n_verified,
             message.pass_us * 1e-6,
         )
         with self._changed:
+            self._heard_hint_id = message.hint_id
+            self._spent = 0.0
             self._text.extend(tokens)
             self._commits.append(commit)
             self._changed.notify_all()
 
     def _end_of(self, reason: str) -> Exception | str | object:
-        if reason in ("eog", "length", "context"):
+        if reason == "context" or (reason in ("eog", "length") and self._complete()):
             return _DONE
         if reason == "closing":
             return "the worker is ending"
+        if reason == "idle":
+            return _IDLE
         return RemoteError(f"{self._remote.address.endpoint} ended the text: {reason}")
 
 
 _DONE = object()
 """A stream that came to its end."""
+
+_MOVED = object()
+"""No stream, because the connection has another channel by now."""
+
+_IDLE = object()
+"""A stream that the worker has ended because nobody asked for more."""
