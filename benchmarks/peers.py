@@ -262,7 +262,7 @@ def llama_cpp_python_interpreter() -> str:
         return interpreter
     reason = (result.stderr.strip() or f"status {result.returncode}").splitlines()[-1]
     if "No module named 'llama_cpp'" in reason:
-        where = f"by {named}" if named else "here, nor named by SLLM_BENCH_LLAMA_CPP_PYTHON"
+        where = f"for {named}" if named else "here, nor named by SLLM_BENCH_LLAMA_CPP_PYTHON"
         raise PeerError(f"llama-cpp-python is not installed {where} (see benchmarks/README.md)")
     raise PeerError(f"llama-cpp-python cannot be imported by {interpreter}: {reason}")
 
