@@ -41,7 +41,8 @@ class PassTimes:
         counts = self._counts
         if len(counts) == 1:
             # Nothing is known of the slope: that of a pass that is bound by reading the weights, nearly flat.
-            return self._medians[counts[0]] * (1 + 0.05 * (count - counts[0]))
+            only, more = self._medians[counts[0]], 0.05 * (count - counts[0])
+            return only * (1 + more) if more >= 0 else only / (1 - more)
         above = min(bisect(counts, count), len(counts) - 1)
         low, high = counts[max(above - 1, 0)], counts[max(above, 1)]
         slope = max(0.0, (self._medians[high] - self._medians[low]) / (high - low))

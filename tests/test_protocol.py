@@ -114,7 +114,7 @@ def test_sampling_parameters_select_the_same_behind_the_wire(
     data = to_sampling(params).SerializeToString()
     crossed = from_sampling(pb.Sampling.FromString(data))
     noise = np.random.default_rng(rng)
-    history = noise.integers(0, draft_model.vocab.n_tokens, 20)
+    history = noise.integers(0, draft_model.vocab.n_tokens, 20).tolist()
     for scale in (0.1, 5.0):
         logits = noise.normal(0, scale, draft_model.vocab.n_tokens).astype(np.float32)
         wanted, _ = select(draft_model, params, logits, 20, history, 20)

@@ -32,6 +32,8 @@ __all__ = [
     "DEFAULT_PORT",
     "Address",
     "bearer",
+    "belong_together",
+    "checked_token",
     "client_credentials",
     "fetch_certificate",
     "fingerprint",
@@ -277,14 +279,15 @@ def load_or_make_certificate(folder: Path) -> tuple[bytes, bytes]:
         if not _write_private(path, both):
             both = path.read_bytes()
     key, mark, certificate = both.partition(b"-----BEGIN CERTIFICATE-----")
-    if not _belong_together(mark + certificate, key):
+    if not belong_together(mark + certificate, key):
         raise ValueError(
             f"{path} does not hold a key and its certificate; move it away and a new one is made"
         )
     return mark + certificate, key
 
 
-def _belong_together(certificate: bytes, key: bytes) -> bool:
+def belong_together(certificate: bytes, key: bytes) -> bool:
+    """Whether this is a certificate, or a chain of them, and the key of the first one (PEM)."""
     from cryptography import x509
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization

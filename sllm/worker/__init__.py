@@ -94,6 +94,8 @@ class Worker:
             )
         if insecure and (token is not None or certificate is not None):
             raise ValueError("insecure means neither a token nor a certificate; leave it out to use yours")
+        if not 0 <= port <= 65535:
+            raise ValueError(f"port is {port}, expected 0 to 65535")
         limits = limits or Limits()
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -108,6 +110,11 @@ class Worker:
                 chain, key = auth.load_or_make_certificate(folder)
             else:
                 chain, key = (Path(p).read_bytes() for p in certificate)
+                if not auth.belong_together(chain, key):
+                    raise ValueError(
+                        f"{certificate[0]} and {certificate[1]} are no certificate (PEM) and its key"
+                        " (without a password)"
+                    )
             credentials = (chain, key)
             found = auth.fingerprint(chain)
         with ExitStack() as stack:
@@ -163,23 +170,25 @@ class Worker:
         stack: ExitStack,
     ) -> None:
         import grpc
-        from grpc_health.v1 import health, health_pb2_grpc
+        from grpc_health.v1 import health_pb2_grpc
 
         import sllm
-        from sllm.worker.service import Authentication, Service
+        from sllm.worker.service import Authentication, Health, Service
 
         limits = self._scheduler.limits
         service = Service(
             model, self._scheduler, n_ctx, own_draft=own_draft, software=f"sllm {sllm.__version__}"
         )
         n_calls = limits.sessions + limits.queue + 8
-        self._health = health.HealthServicer()
-        self._set_health(serving=True)
+        # Nothing that the server or the scheduler holds leads back to this object, or it could never be
+        # found forgotten.
+        self._health = Health()
+        self._scheduler.on_failure = partial(self._health.set, serving=False)
         executor = stack.enter_context(ThreadPoolExecutor(n_calls, thread_name_prefix="sllm-worker"))
         self._server = grpc.server(
             executor,
             handlers=[service.handlers()],
-            interceptors=[Authentication(token, self._health_reply)],
+            interceptors=[Authentication(token, self._health)],
             maximum_concurrent_rpcs=n_calls,
             options=[
                 *CHANNEL_OPTIONS,
@@ -195,8 +204,7 @@ class Worker:
                 ("grpc.keepalive_timeout_ms", 10_000),
             ],
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self._scheduler.on_failure = partial(self._set_health, serving=False)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._server)
         endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             if credentials is None:
@@ -211,23 +219,9 @@ class Worker:
                 f"cannot listen on {endpoint}: is the port in use, and the host this machine?"
             ) from error
         if self._port == 0:
-            raise OSError(
-                f"cannot listen on {endpoint}:"
-                " the certificate and its key do not belong together, or are damaged"
-            )
+            raise OSError(f"cannot listen on {endpoint}")
         self._server.start()
         stack.callback(self._stop)
-
-    def _set_health(self, *, serving: bool) -> None:
-        from grpc_health.v1 import health_pb2
-
-        reply = health_pb2.HealthCheckResponse
-        status = reply.SERVING if serving else reply.NOT_SERVING
-        self._health.set("", status)
-        self._health_bytes: bytes = reply(status=status).SerializeToString()
-
-    def _health_reply(self) -> bytes:
-        return self._health_bytes
 
     def _stop(self) -> None:
         self._server.stop(grace=0.5).wait()
@@ -257,7 +251,7 @@ class Worker:
         Those that go on after it are handed back when the worker closes: their clients go on elsewhere, or
         wait for it to return.
         """
-        self._set_health(serving=False)
+        self._health.set(serving=False)
         return self._scheduler.drain(seconds)
 
     def close(self) -> None:

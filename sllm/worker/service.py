@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2
 
 from sllm import gguf
 from sllm.errors import RemoteError
@@ -35,12 +36,34 @@ if TYPE_CHECKING:
 
     from sllm.model import Model
 
-__all__ = ["Authentication", "Service"]
+__all__ = ["Authentication", "Health", "Service"]
 
 log = logging.getLogger("sllm.worker")
 
 _PIECE_BYTES = 1 << 18
 _MAX_ECHO = 1 << 20
+
+
+class Health:
+    """grpc.health.v1, for the worker as a whole.
+
+    Attributes:
+        servicer: for the server.
+        reply: the answer to a check, serialized.
+
+    """
+
+    def __init__(self) -> None:
+        self.servicer = health.HealthServicer()
+        self.reply = b""
+        self.set(serving=True)
+
+    def set(self, *, serving: bool) -> None:
+        """Whether the worker takes texts."""
+        reply = health_pb2.HealthCheckResponse
+        status = reply.SERVING if serving else reply.NOT_SERVING
+        self.servicer.set("", status)
+        self.reply = reply(status=status).SerializeToString()
 
 
 class Authentication(grpc.ServerInterceptor):  # type: ignore[type-arg]
@@ -52,18 +75,18 @@ class Authentication(grpc.ServerInterceptor):  # type: ignore[type-arg]
 
     Args:
         token: what to ask for; None: nothing.
-        health: the answer to a check, serialized.
+        health: what to answer checks with.
 
     """
 
-    def __init__(self, token: str | None, health: Callable[[], bytes]) -> None:
+    def __init__(self, token: str | None, health: Health) -> None:
         self._token = token
 
         def refuse(_requests: Any, context: grpc.ServicerContext) -> None:
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
 
         def check(_requests: Any, _context: grpc.ServicerContext) -> Iterator[bytes]:
-            yield health()
+            yield health.reply
 
         # Handlers of streams do not wait for a first message.
         self._refusal = grpc.stream_stream_rpc_method_handler(refuse)
@@ -159,7 +182,7 @@ class Service:
                 "Status": unary(self._status, pb.StatusRequest),
                 "Echo": unary(self._echo, pb.EchoRequest),
                 "Vocabulary": grpc.unary_stream_rpc_method_handler(
-                    self._vocabulary, pb.VocabularyRequest.FromString, _serialize
+                    self._vocabulary, _parser(pb.VocabularyRequest), _serialize
                 ),
                 "Generate": grpc.stream_stream_rpc_method_handler(self._generate, _parser(pb.Up), _serialize),
             },
@@ -192,8 +215,10 @@ class Service:
         )
 
     def _vocabulary(
-        self, _request: pb.VocabularyRequest, _context: grpc.ServicerContext
+        self, request: pb.VocabularyRequest | ValueError, context: grpc.ServicerContext
     ) -> Iterator[pb.Piece]:
+        if isinstance(request, ValueError):
+            abort(context, request)
         data = self._identity.vocabulary
         for begin in range(0, len(data), _PIECE_BYTES):
             yield pb.Piece(data=data[begin : begin + _PIECE_BYTES])
