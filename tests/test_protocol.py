@@ -23,6 +23,7 @@ import sllm
 from sllm.sampling import SamplingParams
 from sllm.wire import protocol
 from sllm.wire.protocol import abort, failure, from_sampling, not_offered, padded, pb, to_sampling
+from sllm.worker import Limits
 
 if TYPE_CHECKING:
     from sllm.model import Model
@@ -81,7 +82,7 @@ def test_the_largest_prompt_fits_under_the_limit_of_a_message() -> None:
             tokens=[2**31 - 1] * n_ctx,
             start=n_ctx,
             model_id="f" * 64,
-            sampling=pb.Sampling(grammar="x" * sllm.worker.Limits().max_grammar),
+            sampling=pb.Sampling(grammar="x" * Limits().max_grammar),
         )
         assert padded(pb.Up(open=opening)).ByteSize() <= protocol.size_limit(n_ctx)
 

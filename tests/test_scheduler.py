@@ -338,71 +338,76 @@ def test_a_prompt_that_the_drafts_context_does_not_hold(target_model: Model, dra
 def test_equal_sessions_advance_together(target_model: Model) -> None:
     """A pass serves all: nobody is ever more than one commit ahead of another."""
     sampling = without_end(target_model, GREEDY)
-    prompts = [make_prompt(target_model, 8, seed=i).tolist() for i in range(4)]
+    order: list[int] = []
+
+    def noting(i: int, tell: Callable[[Any], None]) -> Callable[[Any], None]:
+        def note(event: Any) -> None:
+            if isinstance(event, Committed):
+                order.append(i)
+            tell(event)
+
+        return note
+
     with running(target_model) as scheduler:
-        readers = []
-        order: list[int] = []
-        together = threading.Lock()
-        for i, prompt in enumerate(prompts):
-            session = submit(scheduler, prompt, sampling, 40)
-            tell = session.tell
-
-            def note(event: Any, i: int = i, tell: Any = tell) -> None:
-                if isinstance(event, Committed):
-                    with together:
-                        order.append(i)
-                tell(event)
-
-            session.tell = note  # type: ignore[method-assign]
-            readers.append(Reader(session))
-        for reader in readers:
-            reader.join()
-        assert [order.count(i) for i in range(4)] == [40] * 4
-        # From where all four have begun to where the first one ends.
-        begun = max(order.index(i) for i in range(4))
-        counts = [0] * 4
-        for i in order[begun + 1 : len(order) - 4 * 8]:
-            counts[i] += 1
-            assert max(counts) - min(counts) <= 1
-        assert scheduler.stats.passes < 4 * 40
+        sessions = []
+        with scheduler._wake:  # they begin at once
+            for i in range(4):
+                sessions.append(submit(scheduler, make_prompt(target_model, 8, seed=i), sampling, 40))
+                sessions[i].tell = noting(i, sessions[i].tell)  # type: ignore[assignment, method-assign]
+        for session in sessions:
+            assert text_of(session)[1] == Finished("length")
+        assert len(order) == 4 * 40
+        for at in range(0, len(order), 4):
+            assert sorted(order[at : at + 4]) == [0, 1, 2, 3]
+        assert scheduler.stats.passes == 40
+        assert scheduler.stats.rows == 160
+        assert scheduler.stats.batch_sizes == [0, 0, 40]
 
 
 def test_a_long_prompt_does_not_stall_the_others(target_model: Model) -> None:
+    """Between two of its chunks there is a pass for those who are at work."""
     sampling = without_end(target_model, GREEDY)
     limits = Limits(sessions=2, prefill=4)
-    long = make_prompt(target_model, 200, seed=7).tolist()
-    with running(target_model, limits) as scheduler:
-        first = Reader(submit(scheduler, [5, 6], sampling, 200))
+    long = make_prompt(target_model, 120, seed=7).tolist()
+    with running(target_model, limits, pass_seconds=0.002) as scheduler:
+        first = Reader(submit(scheduler, [5, 6], sampling, 250))
         wait_until(lambda: len(first.text) > 0)
-        second = submit(scheduler, long, sampling, 2)
-        wait_until(lambda: second.n_computed > 0)
-        committed, computed = len(first.session.text), second.n_computed
-        opened = Reader(second)
-        opened.join()
-        # Fifty chunks, and a pass behind each of them.
-        n_chunks = (len(long) - 1 - computed) // limits.prefill
-        assert n_chunks > 20
-        assert len(first.session.text) - committed >= n_chunks - 2 or first.join().reason == "length"
-        assert opened.text == one_by_one(target_model, long, sampling, 2)
+        with scheduler._wake:
+            before = scheduler.stats.passes
+            second = submit(scheduler, long, sampling, 2)
+        counts: list[int] = []
+        reader = Reader(second, lambda *_: counts.append(scheduler.stats.passes))
+        assert reader.join() == Finished("length")
+        assert reader.text == one_by_one(target_model, long, sampling, 2)
+        assert before < 150, "the other text must not have been over by then"
+        assert counts[0] - before >= (len(long) - 1) // limits.prefill - 1
         first.session.cancel()
         first.join()
 
 
 def test_prompts_share_the_budget(target_model: Model) -> None:
-    limits = Limits(sessions=3, prefill=9)
-    prompts = [make_prompt(target_model, 150, seed=i).tolist() for i in range(3)]
-    with running(target_model, limits, pass_seconds=0.001) as scheduler:
-        sessions = [submit(scheduler, prompt, GREEDY, 1) for prompt in prompts]
+    limits = Limits(sessions=4, prefill=9)
+    with running(target_model, limits, pass_seconds=0.002) as scheduler:
+        busy = Reader(submit(scheduler, [5], endless(target_model), None))
+        with scheduler._wake:
+            sessions = [
+                submit(scheduler, make_prompt(target_model, 150, seed=i), GREEDY, 1) for i in range(3)
+            ]
         readers = [Reader(session) for session in sessions]
-        while not all(session.finished for session in sessions):
-            with_place = [s for s in sessions if s.slot is not None and not s.finished]
-            if len(with_place) == 3:
-                progress = [s.n_computed for s in with_place]
-                # Whoever came first had the whole budget until the others were there.
-                assert max(progress) - min(progress) <= 100
-            time.sleep(0.001)
+        seen = []
+        while not any(session.finished for session in sessions):
+            with scheduler._wake:  # it stops where it looks for news, between two steps
+                progress: list[int] = []
+                while progress != [s.n_computed for s in sessions]:
+                    progress = [s.n_computed for s in sessions]
+                    time.sleep(0.01)
+            seen.append(progress)
+            assert max(progress) - min(progress) <= 3
+        assert seen
         for reader in readers:
             reader.join()
+        busy.session.cancel()
+        busy.join()
 
 
 # ---- memory that is kept -----------------------------------------------------------------------------------

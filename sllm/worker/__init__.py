@@ -98,7 +98,7 @@ class Worker:
             raise ValueError(f"port is {port}, expected 0 to 65535")
         limits = limits or Limits()
         self._closed = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call close() in the middle of it
         self._pid = os.getpid()
         folder = Path(state) if state is not None else auth.state_folder()
         credentials = found = None
