@@ -14,6 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import EXACT, GGUF, GREEDY, PLAIN, examples, make_prompt, one_by_one, tokens_of, without_end
+from test_robustness import gguf as gguf_of
+from test_robustness import mamba
 
 import sllm
 from sllm import embedded
@@ -920,3 +922,30 @@ def test_acceptance_is_learned_from_what_was_not_checked_too() -> None:
             acceptance.observe([1, 2, 3, 4], truth)
         assert low <= acceptance.share <= high
         assert acceptance.share < 1
+
+
+# ---- models that cannot take tokens back -------------------------------------------------------------------
+
+
+def test_a_recurrent_model_is_served_without_its_hints(tmp_path: Path) -> None:
+    path = tmp_path / "mamba.gguf"
+    path.write_bytes(gguf_of(*mamba()))
+    with sllm.Model(path) as model:
+        sampling = without_end(model, replace(PLAIN, seed=3))
+        prompt = make_prompt(model, 10, seed=1).tolist()
+        texts = []
+        for hinting in (False, True):
+
+            def hint(session: Session, text: list[int], hinting: bool = hinting) -> None:
+                if hinting:
+                    session.hint(session.n_prompt + len(text), [5, 6, 7], len(text) + 1)
+
+            with running(model, Limits(sessions=1), type_k="f16", type_v="f16", flash_attn=None) as scheduler:
+                assert not scheduler.can_verify
+                reader = Reader(submit(scheduler, prompt, sampling, 20), hint)
+                assert reader.join() == Finished("length")
+                texts.append(reader.text)
+                assert scheduler.stats.drafted == 0
+                rest = text_of(submit(scheduler, prompt + texts[0][:5], sampling, 15, start=10))
+                assert rest[1] == Finished("length")
+        assert texts[0] == texts[1]
