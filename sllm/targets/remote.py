@@ -493,7 +493,7 @@ class Remote:
         return RemoteTarget(self, run_ahead=run_ahead, on_loss=on_loss)
 
     def ping(self, *, n: int = 5, bandwidth: bool = False) -> Ping:
-        """Measure the link: ``n`` round trips, and with ``bandwidth`` 256 KiB to 1 MiB each way.
+        """Measure the link: ``n`` round trips, and with ``bandwidth`` also 256 KiB up and 1 MiB down.
 
         Raises:
             RemoteError: the worker does not answer.
@@ -511,13 +511,13 @@ class Remote:
         round_trip = times[len(times) // 2]
         if not bandwidth:
             return Ping(round_trip, None, None)
-        # The first megabyte opens TCP's window; what counts is the time beyond the round trip.
-        n_up, n_down = 1 << 18, 1 << 20
-        up = min(echo(n_up // 2, 16), echo(n_up // 2, 16))
-        down = min(echo(16, n_down // 2), echo(16, n_down))
+        # Each way twice, because the first opens TCP's window; what counts is the time beyond the round trip.
+        n_up, n_down = 1 << 17, 1 << 19
+        up = min(echo(n_up, 16), echo(n_up, 16))
+        down = min(echo(16, n_down), echo(16, n_down))
         return Ping(
             round_trip,
-            n_up // 2 * 8e-6 / max(up - round_trip, 1e-6),
+            n_up * 8e-6 / max(up - round_trip, 1e-6),
             n_down * 8e-6 / max(down - round_trip, 1e-6),
         )
 
@@ -935,7 +935,8 @@ class RemoteGeneration:
                 self._lost_since = time.monotonic()
                 self._woken = True
                 self._changed.notify_all()
-            log.info("the link to %s is lost: %s", self._remote.address.endpoint, trouble)
+            if self.on_loss != "raise":
+                log.warning("the link to %s is lost: %s", self._remote.address.endpoint, trouble)
 
     def _found(self) -> None:
         if self._lost_since is not None:

@@ -241,6 +241,11 @@ class Worker:
         """Whether :meth:`close` was called."""
         return self._closed.is_set()
 
+    @property
+    def failed(self) -> bool:
+        """Whether the worker cannot go on: several passes in a row have failed."""
+        return self._scheduler.failed
+
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the worker is closed, ``timeout`` seconds at most; whether it is."""
         return self._closed.wait(timeout)
