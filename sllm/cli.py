@@ -1,4 +1,4 @@
-"""The command line: ``sllm demo``, ``sllm run``, ``sllm devices``, ``sllm inspect``.
+"""The command line: ``sllm demo``, ``run``, ``worker``, ``status``, ``ping``, ``devices``, ``inspect``.
 
 Text goes to stdout as it comes; everything about it goes to stderr. An error is one line there and exit
 status 2, Ctrl-C is exit status 130 within a second, and a reader that goes away (``sllm run ... | head -1``)
@@ -8,10 +8,9 @@ ends the program without a word.
 from __future__ import annotations
 
 import argparse
-import errno
-import io
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -19,14 +18,28 @@ import tempfile
 import threading
 import traceback
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import sllm
-from sllm import embedded
+from sllm import cli_remote, demo, embedded
+from sllm.cli_remote import EXACT, VARIABLE
+from sllm.console import (
+    DIM,
+    CommandError,
+    Output,
+    WriteError,
+    count,
+    hide_tokens,
+    one_line,
+    parameters,
+    size,
+    table,
+)
 from sllm.drafters import ModelDrafter
 from sllm.model import devices
+from sllm.wire.auth import DEFAULT_PORT
+from sllm.worker import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,132 +47,37 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from sllm.generation import GenerationStats, Run, TextStream
+    from sllm.generation import GenerationStats, Run
+    from sllm.targets.base import RemoteStats, Target
 
 __all__ = ["main"]
 
 _FAILED = 2
-_DIFFERS = 1
 _INTERRUPTED = 128 + signal.SIGINT
 _READER_GONE = 128 + signal.SIGPIPE
 
 _GRACE_SECONDS = 0.7
 """How long a Ctrl-C may take to end the program in good order."""
 
-_EXACT: dict[str, Any] = {"flash_attn": True, "type_k": "q8_0", "type_v": "q8_0"}
-"""With these a q8_0 model's text does not depend on the draft to the last bit (see LocalTarget)."""
-
-_DEMO_PROMPT = "Tell me a short story about a little fox called Oscar who makes a wish."
-
-_GREEN, _RESET = "\x1b[32m", "\x1b[0m"
-
-# What a model or a file says must not drive the terminal that shows it.
-_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
-
-
-class _CommandError(sllm.SllmError):
-    """What was asked on the command line cannot be done."""
-
-
-class _WriteError(Exception):
-    """Stdout does not take any more."""
-
-    def __init__(self, error: OSError) -> None:
-        super().__init__(error)
-        self.reader_gone = error.errno == errno.EPIPE
-        self.reason = error.strerror or str(error)
-
-
-class _Output:
-    """The one place that writes: the answer to stdout, at once, and notes of one line to stderr."""
-
-    def __init__(self) -> None:
-        # Where a descriptor was closed by the caller (`>&-`), Python has None.
-        self._out: TextIO | None = sys.stdout
-        self._err: TextIO | None = sys.stderr
-        if isinstance(self._out, io.TextIOWrapper):
-            self._out.reconfigure(errors="replace")  # a terminal that cannot show a character shows "?"
-        self.terminal = self._out is not None and self._out.isatty()
-        self.colour = self.terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        self._line_open = False
-
-    def text(self, text: str, *, style: str = "") -> None:
-        """Write to stdout; ``style`` is a terminal's escape sequence, used only where colours are wanted.
-
-        Raises _WriteError where stdout is closed, full, or its reader is gone.
-        """
-        if not text or self._out is None:
-            return
-        if self.terminal:
-            text = text.translate(_CONTROLS)
-        self._line_open = not text.endswith("\n")
-        if style and self.colour:
-            text = f"{style}{text}{_RESET}"
-        try:
-            self._out.write(text)
-            self._out.flush()
-        except OSError as error:
-            self.give_up()
-            raise _WriteError(error) from error
-
-    def line(self, text: str = "") -> None:
-        """Write a line to stdout."""
-        self.text(f"{text}\n")
-
-    def end_line(self) -> None:
-        """End the line that is open on stdout, if one is."""
-        if self._line_open:
-            self.line()
-
-    def note(self, text: str) -> None:
-        """Write to stderr; nobody can be told when that fails."""
-        if self._err is not None:
-            with suppress(OSError, ValueError):
-                self._err.write(f"{text}\n")
-                self._err.flush()
-
-    def flush(self) -> None:
-        """Let go what others left in stdout's buffer; raises as :meth:`text` does."""
-        try:
-            if self._out is not None:
-                self._out.flush()
-        except OSError as error:
-            self.give_up()
-            raise _WriteError(error) from error
-
-    def give_up(self) -> None:
-        """Write to nowhere from now on, or the interpreter would try once more at its end, and complain."""
-        out, self._out = self._out, None
-        with suppress(OSError, ValueError):
-            if out is not None:
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, out.fileno())
-                os.close(nowhere)
-
 
 class _Notes(logging.Handler):
     """Shows the library's warnings as notes; llama.cpp's own only to who debugs."""
 
-    def __init__(self, out: _Output, *, debug: bool) -> None:
+    def __init__(self, out: Output, *, debug: bool) -> None:
         super().__init__(logging.INFO if debug else logging.WARNING)
         self._out = out
         self._debug = debug
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._debug or not record.name.startswith("sllm.llama_cpp"):
-            self._out.note(f"sllm: {record.levelname.lower()}: {_one_line(record.getMessage())}")
+            self._out.note(f"sllm: {record.levelname.lower()}: {one_line(record.getMessage())}")
 
 
 class _Parser(argparse.ArgumentParser):
     """argparse, with errors of one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(_FAILED, f"sllm: {_one_line(message)} (see {self.prog} --help)\n")
-
-
-def _one_line(text: object) -> str:
-    """Text as one line that shows what it is made of."""
-    return " ".join(str(text).split()).translate(_CONTROLS)
+        self.exit(_FAILED, f"sllm: {one_line(message)} (see {self.prog} --help)\n")
 
 
 def _whole(low: int) -> Callable[[str], int]:
@@ -178,6 +96,33 @@ def _whole(low: int) -> Callable[[str], int]:
     return convert
 
 
+def _number(*, above_zero: bool) -> Callable[[str], float]:
+    """A type for argparse: seconds and the like, finite, 0 or more."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        if not math.isfinite(value) or value < 0 or (above_zero and value == 0):
+            raise argparse.ArgumentTypeError(
+                f"{text} is out of range, expected {'more than 0' if above_zero else '0 or more'}"
+            )
+        return value
+
+    return convert
+
+
+_SHOWN = "(default: %(default)s)"
+_MODEL = "a GGUF file or hf://owner/repo/file.gguf"
+_THREADS = "CPU threads of each of the models (default: all cores)"
+_URI = f"the sllm:// line that the worker printed; @FILE: a file with it; left out: what ${VARIABLE} holds"
+_SECRET = (
+    "A worker's sllm:// line is a secret, and the machine's other users can see command lines:"
+    f" @FILE and the environment variable {VARIABLE} keep it to yourself."
+)
+
+
 def _parser() -> _Parser:
     parser = _Parser(
         prog="sllm",
@@ -191,35 +136,88 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     def command(
-        name: str, run: Callable[[argparse.Namespace, _Output], int], help_text: str
+        name: str, run: Callable[[argparse.Namespace, Output], int], help_text: str, epilog: str | None = None
     ) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
+        added = commands.add_parser(
+            name, help=help_text, description=help_text, epilog=epilog, allow_abbrev=False
+        )
         added.set_defaults(run=run)
         return added
 
-    demo = command("demo", _demo, "Show speculative decoding on the models that come with the package.")
-    demo.add_argument("prompt", metavar="PROMPT", nargs="?", default=_DEMO_PROMPT, help="what to answer")
-    demo.add_argument("-n", "--max-tokens", metavar="N", type=_whole(1), default=300, help="at most N tokens")
-    shown = "(default: %(default)s)"
-    demo.add_argument("--temperature", metavar="T", type=float, default=0.4, help=shown)
-    demo.add_argument("--seed", metavar="N", type=int, default=1, help=shown)
-    threads = "CPU threads of each of the models (default: all cores)"
-    demo.add_argument("--threads", metavar="N", type=_whole(1), help=threads)
+    _add_demo(
+        command("demo", demo.demo, "Show it all on this machine: a worker, a slow link, a draft, a table.")
+    )
+    _add_run(command("run", _run, "Write the text behind a prompt.", _SECRET))
+    _add_worker(
+        command(
+            "worker",
+            cli_remote.worker,
+            "Serve a model to clients over the network.",
+            "The one line on stdout, sllm://TOKEN@HOST:PORT#sha256=FINGERPRINT, is what a client needs, and a"
+            " secret. SIGTERM and Ctrl-C let running texts end for a while and hand the others back: their"
+            " clients go on elsewhere, or when the worker is back.",
+        )
+    )
+    status = command("status", cli_remote.status, "Show what a worker is doing.", _SECRET)
+    status.add_argument("--json", action="store_true", help="as a JSON object")
+    ping = command("ping", cli_remote.ping, "Measure the link to a worker and show what it offers.", _SECRET)
+    for one in (status, ping):
+        one.add_argument("uri", metavar="URI", nargs="?", help=_URI)
+        one.add_argument(
+            "--timeout", metavar="SECONDS", type=_number(above_zero=True), default=10.0, help=_SHOWN
+        )
+    command("devices", _devices, "List the devices that models can run on.")
+    inspect = command("inspect", _inspect, "Say what is in a model file.")
+    inspect.add_argument("model", metavar="GGUF", help=_MODEL)
+    inspect.add_argument("--json", action="store_true", help="as a JSON object")
+    return parser
 
-    default = sllm.SamplingParams()
-    run = command("run", _run, "Write the text behind a prompt.")
-    run.add_argument("prompt", metavar="PROMPT", nargs="?", help="the prompt; '-', or none and a pipe: stdin")
-    model = "a GGUF file or hf://owner/repo/file.gguf"
-    run.add_argument("--target", metavar="GGUF", help=f"{model} (default: the package's own small model)")
-    run.add_argument(
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("prompt", metavar="PROMPT", nargs="?", default=demo.PROMPT, help="what to answer")
+    add("-n", "--max-tokens", metavar="N", type=_whole(1), default=96, help="at most N tokens (default: 96)")
+    add("--temperature", metavar="T", type=float, default=0.4, help=_SHOWN)
+    add("--seed", metavar="N", type=int, default=1, help=_SHOWN)
+    add(
+        "--rtt",
+        metavar="MS",
+        type=_number(above_zero=False),
+        default=50.0,
+        help="the link's round trip in milliseconds (default: 50)",
+    )
+    add(
+        "--unpaced",
+        action="store_true",
+        help="let the models be as quick as they are; else each pass of the target takes"
+        f" {demo.PASS_SECONDS * 1e3:.0f} ms and each drafted token {demo.DRAFT_SECONDS * 1e3:.0f} ms,"
+        " as those of large models do",
+    )
+    add(
+        "--threads",
+        metavar="N",
+        type=_whole(1),
+        help=_THREADS,
+    )
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("prompt", metavar="PROMPT", nargs="?", help="the prompt; '-', or none and a pipe: stdin")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--target", metavar="GGUF", help=f"{_MODEL} (default: the package's own small model)")
+    where.add_argument("--remote", metavar="URI", nargs="?", const="", help=f"a worker: {_URI}")
+    add(
         "--draft",
         metavar="GGUF|ngram|none",
-        help=f"{model}, prompt lookup, or nothing (default: the package's own for its own target, else none)",
+        help=f"{_MODEL}, prompt lookup, or nothing (default: the package's own if the target has its"
+        " vocabulary, else none)",
     )
-    run.add_argument("--chat", action="store_true", help="PROMPT is a message, for the chat template")
-    run.add_argument("-n", "--max-tokens", metavar="N", type=_whole(1), help="at most N tokens")
-    run.add_argument("--stop", metavar="S", action="append", default=[], help="end before S; may be repeated")
-    sampling = run.add_argument_group("sampling")
+    add("--chat", action="store_true", help="PROMPT is a message, for the chat template")
+    add("-n", "--max-tokens", metavar="N", type=_whole(1), help="at most N tokens")
+    add("--stop", metavar="S", action="append", default=[], help="end before S; may be repeated")
+    default = sllm.SamplingParams()
+    sampling = parser.add_argument_group("sampling")
     for option, metavar, kind, value in [
         ("--temperature", "T", float, default.temperature),
         ("--top-k", "K", int, default.top_k),
@@ -227,31 +225,135 @@ def _parser() -> _Parser:
         ("--min-p", "P", float, default.min_p),
         ("--seed", "N", int, default.seed),
     ]:
-        sampling.add_argument(option, metavar=metavar, type=kind, default=value, help=shown)
+        sampling.add_argument(option, metavar=metavar, type=kind, default=value, help=_SHOWN)
     sampling.add_argument("--grammar-file", metavar="FILE", help="a GBNF grammar that the text must match")
-    machine = run.add_argument_group("machine")
-    machine.add_argument("--n-ctx", metavar="N", type=_whole(1), help="positions of the context")
-    machine.add_argument("--threads", metavar="N", type=_whole(1), help=threads)
+    link = parser.add_argument_group("link (with --remote)")
+    link.add_argument(
+        "--no-run-ahead",
+        action="store_true",
+        help="let the worker compute only what is asked for: fewer passes, cheaper, and slower",
+    )
+    link.add_argument(
+        "--on-loss",
+        choices=("wait", "raise", "local"),
+        help="when the link is lost: connect again and go on; give up; or meanwhile show what the draft"
+        " says alone, on a terminal, until the worker takes over again (default: wait)",
+    )
+    link.add_argument(
+        "--deadline",
+        metavar="SECONDS",
+        type=_number(above_zero=True),
+        help="give the text up after so long without a link (default: 60)",
+    )
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--n-ctx",
+        metavar="N",
+        type=_whole(1),
+        help="positions of the context (with --remote: the draft's)",
+    )
+    machine.add_argument(
+        "--threads",
+        metavar="N",
+        type=_whole(1),
+        help=_THREADS,
+    )
     machine.add_argument(
         "--n-gpu-layers",
         metavar="N",
         type=_whole(0),
         help="layers of the target on GPUs; 0: nothing, the draft neither (default: all)",
     )
-    run.add_argument("--stats", action="store_true", help="say on stderr what it took")
+    add("--stats", action="store_true", help="say on stderr what it took")
 
-    command("devices", _devices, "List the devices that models can run on.")
 
-    inspect = command("inspect", _inspect, "Say what is in a model file.")
-    inspect.add_argument("model", metavar="GGUF", help=model)
-    inspect.add_argument("--json", action="store_true", help="as a JSON object")
-    return parser
+def _add_worker(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="GGUF", nargs="?", help=f"{_MODEL} (default: the package's own small model)")
+    add("--draft", metavar="GGUF", help=f"{_MODEL}: the worker drafts, too, where a client has no hint")
+    network = parser.add_argument_group("network")
+    network.add_argument(
+        "--listen",
+        metavar="HOST:PORT",
+        default=f"127.0.0.1:{DEFAULT_PORT}",
+        help="0.0.0.0:PORT: every interface; port 0: any that is free (default: %(default)s)",
+    )
+    network.add_argument(
+        "--public",
+        metavar="HOST[:PORT]",
+        help="where clients find the worker, for the printed line (a tunnel's end; default: --listen, or this"
+        " machine's name)",
+    )
+    network.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="what clients must know; made where there is none (default: one kept in --state)",
+    )
+    network.add_argument("--cert", metavar="FILE", help="a certificate chain, PEM (default: one of our own)")
+    network.add_argument("--key", metavar="FILE", help="its key, PEM")
+    network.add_argument(
+        "--state",
+        metavar="DIR",
+        help="where token and certificate are kept (default: $SLLM_STATE, or sllm in your state folder)",
+    )
+    network.add_argument("--insecure", action="store_true", help="no TLS, no token; loopback only")
+    limits = parser.add_argument_group("limits")
+    sessions, queue = Limits.sessions, Limits.queue
+    limits.add_argument(
+        "--sessions", metavar="N", type=_whole(1), default=sessions, help=f"texts at once {_SHOWN}"
+    )
+    limits.add_argument(
+        "--queue", metavar="N", type=_whole(0), default=queue, help=f"texts that may wait {_SHOWN}"
+    )
+    limits.add_argument(
+        "--n-ctx",
+        metavar="N",
+        type=_whole(1),
+        help="positions of a text (default: the model's, up to 4096)",
+    )
+    limits.add_argument("--max-prompt", metavar="N", type=_whole(1), help="tokens (default: --n-ctx)")
+    limits.add_argument("--no-grammars", action="store_true", help="take none from clients")
+    limits.add_argument(
+        "--drain",
+        metavar="SECONDS",
+        type=_number(above_zero=False),
+        default=10.0,
+        help="how long texts may go on after SIGTERM or Ctrl-C (default: 10)",
+    )
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--threads",
+        metavar="N",
+        type=_whole(1),
+        help=_THREADS,
+    )
+    machine.add_argument(
+        "--n-gpu-layers",
+        metavar="N",
+        type=_whole(0),
+        help="layers of the model on GPUs; 0: nothing, the draft neither (default: all)",
+    )
+    machine.add_argument(
+        "--exact",
+        action="store_true",
+        help="flash attention and a q8_0 KV cache: half the memory, and on a CPU with q8_0 or q4_0 weights a"
+        " text is to the last bit what it is without drafts and neighbours",
+    )
+    # For the demo and benchmarks: a stand-in for a larger model, and a worker that ends with its parent.
+    add(
+        "--pass-seconds",
+        type=_number(above_zero=False),
+        default=0.0,
+        metavar="SECONDS",
+        help=argparse.SUPPRESS,
+    )
+    add("--until-eof", action="store_true", help=argparse.SUPPRESS)
 
 
 # ---- sllm run
 
 
-def _run(args: argparse.Namespace, out: _Output) -> int:
+def _run(args: argparse.Namespace, out: Output) -> int:
     sampling = sllm.SamplingParams(
         temperature=args.temperature,
         top_k=args.top_k,
@@ -261,28 +363,19 @@ def _run(args: argparse.Namespace, out: _Output) -> int:
         grammar=None if args.grammar_file is None else _read_grammar(args.grammar_file),
     )
     if "" in args.stop:
-        raise _CommandError("--stop is empty")
+        raise CommandError("--stop is empty")
+    uris = None if args.remote is None else cli_remote.addresses(args.remote)
     text = _read_prompt(args.prompt)
     with ExitStack() as stack:
-        model = stack.enter_context(
-            sllm.Model(
-                embedded.TARGET if args.target is None else args.target, n_gpu_layers=args.n_gpu_layers
-            )
-        )
-        if sampling.grammar is not None:
-            _check_grammar(model, sampling, args.grammar_file)
-        draft = _open_draft(args, stack)
+        if uris is None:
+            model, target, draft = _open_local(args, sampling, stack)
+        else:
+            model, target, draft = _open_remote(uris, args, sampling, stack)
         prompt = _as_message(model, text) if args.chat else text
-        target: sllm.Model | sllm.LocalTarget = model
-        ours = args.target is None
-        if ours or args.n_ctx is not None or args.threads is not None:
-            settings = _EXACT if ours else {}
-            target = stack.enter_context(
-                sllm.LocalTarget(model, n_ctx=args.n_ctx, n_threads=args.threads, **settings)
-            )
-        # Otherwise generate() makes the context to the text's measure, and shares out the cores.
         drafter: sllm.Model | ModelDrafter | str | None = draft
-        if isinstance(draft, sllm.Model) and args.threads is not None:
+        if isinstance(draft, sllm.Model) and (
+            args.threads is not None or isinstance(target, sllm.RemoteTarget)
+        ):
             n_ctx = min(n for n in (args.n_ctx, draft.n_ctx_train, 4096) if n)
             drafter = stack.enter_context(ModelDrafter(draft, n_ctx=n_ctx, n_threads=args.threads))
         stream = stack.enter_context(
@@ -290,8 +383,9 @@ def _run(args: argparse.Namespace, out: _Output) -> int:
                 target, prompt, draft=drafter, sampling=sampling, max_tokens=args.max_tokens, stop=args.stop
             )
         )
+        answer = _Answer(out)
         for run in stream:
-            out.text(run.text)
+            answer.show(run)
         out.end_line()
         if args.stats:
             for line in _summary(stream.stats):
@@ -299,11 +393,54 @@ def _run(args: argparse.Namespace, out: _Output) -> int:
     return 0
 
 
-def _open_draft(args: argparse.Namespace, stack: ExitStack) -> sllm.Model | str | None:
+_Opened = tuple[sllm.Model, "sllm.Model | Target", "sllm.Model | str | None"]
+
+
+def _open_local(args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack) -> _Opened:
+    """A model of this machine: the model, the target, and what is to draft."""
+    for option in ("no_run_ahead", "on_loss", "deadline"):
+        if getattr(args, option):
+            raise CommandError(f"--{option.replace('_', '-')} is for --remote alone")
+    ours = args.target is None
+    name = embedded.TARGET if ours else args.target
+    model = stack.enter_context(sllm.Model(name, n_gpu_layers=args.n_gpu_layers))
+    if sampling.grammar is not None:
+        _check_grammar(model, sampling, args.grammar_file)
+    draft = _open_draft(args, embedded.DRAFT if ours else None, stack)
+    if not ours and args.n_ctx is None and args.threads is None:
+        # generate() makes the context to the text's measure, and shares out the cores.
+        return model, model, draft
+    settings = EXACT if ours else {}
+    target = sllm.LocalTarget(model, n_ctx=args.n_ctx, n_threads=args.threads, **settings)
+    return model, stack.enter_context(target), draft
+
+
+def _open_remote(
+    uris: list[str], args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack
+) -> _Opened:
+    """A model of a worker: its vocabulary, the target, and what is to draft."""
+    cli_remote.quiet_grpc()
+    on_loss, deadline = args.on_loss or "wait", args.deadline or 60.0
+    remote = stack.enter_context(sllm.connect(uris, on_loss=on_loss, deadline=deadline))
+    model = remote.vocabulary_model()
+    if sampling.grammar is not None:
+        _check_grammar(model, sampling, args.grammar_file)
+    default = None
+    if args.draft is None:
+        with sllm.Model(embedded.DRAFT, vocab_only=True) as ours:
+            if ours.vocab.fingerprint == remote.info.vocab_fingerprint:
+                default = embedded.DRAFT
+    draft = _open_draft(args, default, stack)
+    if on_loss == "local" and draft is None:
+        raise CommandError(
+            "--on-loss local lets the draft go on alone, and there is none: name it by --draft"
+        )
+    return model, remote.target(run_ahead=not args.no_run_ahead), draft
+
+
+def _open_draft(args: argparse.Namespace, default: Path | None, stack: ExitStack) -> sllm.Model | str | None:
     """What ``--draft`` names."""
-    name: str | os.PathLike[str] | None = args.draft
-    if name is None and args.target is None:
-        name = embedded.DRAFT
+    name: str | os.PathLike[str] | None = default if args.draft is None else args.draft
     if name is None or name == "none":
         return None
     if name == "ngram":
@@ -311,7 +448,39 @@ def _open_draft(args: argparse.Namespace, stack: ExitStack) -> sllm.Model | str 
     try:
         return stack.enter_context(sllm.Model(name, n_gpu_layers=0 if args.n_gpu_layers == 0 else None))
     except sllm.ModelLoadError as error:
-        raise _CommandError(f"--draft: {error} (or ngram, or none)") from error
+        raise CommandError(f"--draft: {error} (or ngram, or none)") from error
+
+
+class _Answer:
+    """Shows a text run by run. What the draft says alone without a link may have to be taken back: it is for
+    terminals, where it can be told apart.
+    """
+
+    def __init__(self, out: Output) -> None:
+        self._out = out
+        self._line = ""  # what is certain of the last line
+        self._unverified = 0  # tokens shown
+
+    def show(self, run: Run) -> None:
+        """Show one run."""
+        out = self._out
+        if run.source == "local":
+            if out.terminal:
+                if not self._unverified and not out.colour:
+                    out.text("[")
+                out.text(run.text, style=DIM)
+                self._unverified += len(run.tokens)
+            return
+        if self._unverified:
+            if not out.colour:
+                out.text("]")
+            out.end_line()
+            n = count(self._unverified, "token")
+            out.note(f"sllm: the link is back; withdrawn: the last {n}, which the draft wrote alone")
+            out.text(self._line)
+            self._unverified = 0
+        out.text(run.text)
+        self._line = (self._line + run.text).rpartition("\n")[2]
 
 
 def _read_prompt(argument: str | None) -> str:
@@ -319,18 +488,18 @@ def _read_prompt(argument: str | None) -> str:
     if argument is not None and argument != "-":
         return argument
     if sys.stdin is None or (argument is None and sys.stdin.isatty()):
-        raise _CommandError("there is no prompt: name one, or pipe it into stdin (see sllm run --help)")
+        raise CommandError("there is no prompt: name one, or pipe it into stdin (see sllm run --help)")
     try:
         return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
-        raise _CommandError(f"stdin is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise CommandError(f"stdin is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def _read_grammar(name: str) -> str:
     try:
         return Path(name).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise _CommandError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise CommandError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def _check_grammar(model: sllm.Model, sampling: sllm.SamplingParams, name: str) -> None:
@@ -344,7 +513,7 @@ def _check_grammar(model: sllm.Model, sampling: sllm.SamplingParams, name: str) 
             told.seek(0)
             lines = told.read().decode("utf-8", "replace").splitlines()
             reason = lines[0].removeprefix("parse: ") if lines else error
-            raise _CommandError(f"{name}: {reason}") from None
+            raise CommandError(f"{name}: {reason}") from None
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
@@ -358,167 +527,65 @@ def _as_message(model: sllm.Model, text: str) -> npt.NDArray[np.int32]:
 def _summary(stats: GenerationStats) -> list[str]:
     """The figures of a text, for people."""
     lines = [
-        f"prompt: {_count(stats.n_prompt, 'token')}, {stats.prompt_seconds:.2f} s",
-        f"text: {_count(stats.n_tokens, 'token')}, {stats.seconds:.2f} s, {stats.tokens_per_s:.1f} tokens/s",
+        f"prompt: {count(stats.n_prompt, 'token')}, {stats.prompt_seconds:.2f} s",
+        f"text: {count(stats.n_tokens, 'token')}, {stats.seconds:.2f} s, {stats.tokens_per_s:.1f} tokens/s",
         f"passes of the target: {stats.n_passes}, {stats.passes_per_token:.2f} per token",
     ]
     if stats.n_drafted:
         accepted = f"{stats.n_accepted} of {stats.n_drafted} accepted ({stats.acceptance:.2f})"
         lines.append(f"draft: {accepted}, {stats.draft_seconds:.2f} s")
+    if stats.remote is not None:
+        lines += _link_summary(stats, stats.remote)
+    full = "--n-ctx" if stats.remote is None else "the worker's"
     reasons = {
         "eog": "the model ended the text",
         "length": "--max-tokens",
-        "context": "the context is full (--n-ctx)",
+        "context": f"the context is full ({full})",
         "stop": "--stop",
     }
     return [*lines, f"ended by: {reasons.get(stats.finish_reason or '', stats.finish_reason)}"]
 
 
-# ---- sllm demo
-
-
-class _EagerDrafter(ModelDrafter):
-    """Drafts at every turn, so that there is something to see; generate() by itself drafts where it pays."""
-
-    adaptive = False
-
-    def draft(self, text: Sequence[int], chain: Sequence[int], n_max: int, p_min: float) -> list[int]:
-        """A few likely tokens, whatever was asked for."""
-        return super().draft(text, chain, min(n_max, 4), max(p_min, 0.3))
-
-
-@dataclass(frozen=True)
-class _Told:
-    """One way through the demo's text."""
-
-    how: str
-    tokens: tuple[int, ...]
-    text: str
-    stats: GenerationStats
-
-
-def _demo(args: argparse.Namespace, out: _Output) -> int:
-    sampling = sllm.SamplingParams(temperature=args.temperature, seed=args.seed)
-    with sllm.Model(embedded.TARGET) as target, sllm.Model(embedded.DRAFT) as draft:
-        prompt = _as_message(target, args.prompt)
-        out.line(f"target: {_model_line(target)}")
-        out.line(f"draft:  {_model_line(draft)}")
-        out.text("green" if out.colour else "[in brackets]", style=_GREEN)
-        out.line(": drafted, and accepted by the target; everything else is the target's own\n")
-        out.line(f"> {args.prompt}\n")
-
-        def show(run: Run) -> None:
-            drafted = run.source == "draft"
-            text = _bracketed(run.text) if drafted and not out.colour else run.text
-            out.text(text, style=_GREEN if drafted else "")
-
-        with _EagerDrafter(draft, n_threads=args.threads) as eager:
-            always = _tell("always drafting", target, eager, prompt, sampling, args, show)
-        out.end_line()
-        out.line()
-        with ModelDrafter(draft, n_threads=args.threads) as drafter:
-            adaptive = _tell("drafting where it pays", target, drafter, prompt, sampling, args)
-        alone = _tell("target alone", target, None, prompt, sampling, args)
-    for line in _comparison(always, adaptive, alone):
-        out.line(line)
-    for other in (always, adaptive):
-        difference = _difference(other, alone)
-        if difference is not None:
-            out.note(f"sllm: {difference}")
-            return _DIFFERS
-    n_tokens = _count(len(alone.tokens), "token")
-    out.line(f"All three texts are the same, the target's own: {n_tokens}, compared one by one.")
-    return 0
-
-
-def _tell(
-    how: str,
-    model: sllm.Model,
-    drafter: ModelDrafter | None,
-    prompt: npt.NDArray[np.int32],
-    sampling: sllm.SamplingParams,
-    args: argparse.Namespace,
-    show: Callable[[Run], None] = lambda _run: None,
-) -> _Told:
-    """Generate the demo's text in a context of its own, which nothing else has touched."""
-    tokens: list[int] = []
-    text: list[str] = []
-    with sllm.LocalTarget(model, n_threads=args.threads, **_EXACT) as target:
-
-        def generate(max_tokens: int) -> TextStream:
-            return sllm.generate(target, prompt, draft=drafter, sampling=sampling, max_tokens=max_tokens)
-
-        # Untimed: what computes first in a context pays for pages and graphs that the rest finds ready.
-        generate(min(args.max_tokens, 8)).text()
-        with generate(args.max_tokens) as stream:
-            for run in stream:
-                tokens.extend(run.tokens)
-                text.append(run.text)
-                show(run)
-    return _Told(how, tuple(tokens), "".join(text), stream.stats)
-
-
-def _bracketed(text: str) -> str:
-    """Mark drafted text where there are no colours; space around it stays outside, so that it reads well."""
-    inside = text.strip()
-    if not inside:
-        return text
-    before, _, behind = text.partition(inside)
-    return f"{before}[{inside}]{behind}"
-
-
-def _model_line(model: sllm.Model) -> str:
-    weights = f"{_parameters(model)} parameters, {_size(model.size_bytes)}"
-    return f"{model.path.name}, {model.n_layer} layers, {weights}"
-
-
-def _comparison(always: _Told, adaptive: _Told, alone: _Told) -> list[str]:
-    """The demo's table, and in words what it does and does not show."""
-    told = (always, adaptive, alone)
-    rows = [
-        ("", *(one.how for one in told)),
-        ("tokens/s", *(f"{one.stats.tokens_per_s:.1f}" for one in told)),
-        ("acceptance", *(f"{one.stats.acceptance:.2f}" if one.stats.n_drafted else "-" for one in told)),
-        ("passes per token", *(f"{one.stats.passes_per_token:.2f}" for one in told)),
+def _link_summary(stats: GenerationStats, remote: RemoteStats) -> list[str]:
+    """What a worker and the way to it had to do with it."""
+    up, down = size(remote.bytes_up), size(remote.bytes_down)
+    per_token = (remote.bytes_up + remote.bytes_down) / max(stats.n_tokens, 1)
+    round_trip = f"{remote.round_trip * 1e3:.1f} ms round trip, " if remote.round_trip else ""
+    here = max(min(stats.n_accepted, stats.n_tokens) - remote.n_own_draft, 0)
+    sources = [f"{here} drafted here", f"{stats.n_tokens - here - remote.n_own_draft} the target's own"]
+    if remote.n_own_draft:
+        sources.insert(1, f"{remote.n_own_draft} drafted by the worker")
+    carried = (
+        f"{up} of messages up, {down} down, {per_token:.0f} bytes per token, {count(remote.n_hints, 'hint')}"
+    )
+    lines = [
+        f"tokens: {', '.join(sources)}",
+        f"link: {round_trip}{carried}",
+        f"lost to rejections: {stats.wasted_seconds:.2f} s of the draft's time",
     ]
-    lines = _table(rows, right=(1, 2, 3))
-    if alone.stats.tokens_per_s:
-        ratios = [one.stats.tokens_per_s / alone.stats.tokens_per_s for one in (always, adaptive)]
-        lines.append(
-            f"In this run {ratios[0]:.2f} times as fast by always drafting, and {ratios[1]:.2f} by drafting"
-            " where it pays, the default."
-        )
-        if max(ratios) < 1.25:
-            lines.append(
-                "A target this small is quick by itself: a draft saves passes, but a pass takes little time."
-            )
+    if remote.n_reconnects or stats.n_local:
+        lost = f"{count(remote.n_reconnects, 'time')}, {remote.lost_seconds:.2f} s"
+        local = f"; {count(stats.n_local, 'token')} by the draft alone, withdrawn" if stats.n_local else ""
+        lines.append(f"link lost: {lost}{local}")
+    if remote.queued_seconds >= 0.1:
+        lines.append(f"waited for a place: {remote.queued_seconds:.2f} s")
     return lines
-
-
-def _difference(drafted: _Told, alone: _Told) -> str | None:
-    """Where two texts differ, in words, or None where they do not."""
-    if drafted.tokens == alone.tokens and drafted.text == alone.text:
-        return None
-    pairs = enumerate(zip(drafted.tokens, alone.tokens, strict=False))
-    shorter = min(len(drafted.tokens), len(alone.tokens))
-    at = next((index for index, (one, other) in pairs if one != other), shorter)
-    return f"the text by {drafted.how!r} is NOT the target's own: it differs from token {at} of the answer on"
 
 
 # ---- sllm devices, sllm inspect
 
 
-def _devices(args: argparse.Namespace, out: _Output) -> int:  # noqa: ARG001
+def _devices(args: argparse.Namespace, out: Output) -> int:  # noqa: ARG001
     rows = [("", "name", "type", "free", "total", "description")]
     for device in devices():
-        free, total = (_size(n) if n else "-" for n in (device.memory_free, device.memory_total))
+        free, total = (size(n) if n else "-" for n in (device.memory_free, device.memory_total))
         rows.append((str(device.index), device.name, device.type, free, total, device.description))
-    for line in _table(rows, right=(0, 3, 4)):
+    for line in table(rows, right=(0, 3, 4)):
         out.line(line)
     return 0
 
 
-def _inspect(args: argparse.Namespace, out: _Output) -> int:
+def _inspect(args: argparse.Namespace, out: Output) -> int:
     with sllm.Model(args.model, n_gpu_layers=0) as model:
         found: dict[str, Any] = {
             "file": str(model.path),
@@ -542,11 +609,11 @@ def _inspect(args: argparse.Namespace, out: _Output) -> int:
             out.line(json.dumps(found, indent=2))
             return 0
         rows = [
-            ("file", f"{found['file']} ({_size(found['file_bytes'])})"),
+            ("file", f"{found['file']} ({size(found['file_bytes'])})"),
             ("architecture", found["architecture"]),
             ("description", found["description"]),
             ("name", found["name"] or "-"),
-            ("parameters", f"{_parameters(model)} in {_size(model.size_bytes)}"),
+            ("parameters", f"{parameters(model.n_params)} in {size(model.size_bytes)}"),
             ("layers", str(model.n_layer)),
             ("width", str(model.n_embd)),
             ("heads", f"{model.n_head}, {model.n_head_kv} of keys and values"),
@@ -556,7 +623,7 @@ def _inspect(args: argparse.Namespace, out: _Output) -> int:
             ("chat template", "yes" if found["chat_template"] else "no"),
             ("speculation", "yes" if model.can_rollback else "no: it cannot take back single tokens"),
         ]
-    for line in _table([(name, _one_line(value)) for name, value in rows]):
+    for line in table([(name, one_line(value)) for name, value in rows]):
         out.line(line)
     return 0
 
@@ -571,43 +638,11 @@ def _fingerprint(model: sllm.Model) -> str | None:
 # ---- what they share
 
 
-def _table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Rows in columns, two spaces apart; the columns in ``right`` are aligned there."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
-
-
-def _size(n_bytes: int) -> str:
-    """Bytes for people: 5.8 MB."""
-    return _scaled(n_bytes, [("B", 1), ("kB", 10**3), ("MB", 10**6), ("GB", 10**9), ("TB", 10**12)])
-
-
-def _parameters(model: sllm.Model) -> str:
-    """The number of weights for people: 7.6 B."""
-    return _scaled(model.n_params, [("", 1), ("k", 10**3), ("M", 10**6), ("B", 10**9), ("T", 10**12)])
-
-
-def _scaled(number: int, units: Sequence[tuple[str, int]]) -> str:
-    unit, factor = next(((u, f) for u, f in reversed(units) if number >= f), units[0])
-    return f"{number / factor:.1f} {unit}" if factor > 1 else f"{number} {unit}".rstrip()
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 def _reason(error: Exception) -> str:
     """An exception as one line that needs no knowledge of Python."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return _one_line(f"{os.fsdecode(error.filename)}: {error.strerror}")
-    text = _one_line(error)
+        return one_line(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    text = one_line(error)
     if isinstance(error, MemoryError):
         return f"out of memory{': ' if text else ''}{text}"
     if text and isinstance(error, (sllm.SllmError, OSError, ValueError, TypeError)):
@@ -649,7 +684,7 @@ def _interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def _shown_log(out: _Output, *, debug: bool) -> Iterator[None]:
+def _shown_log(out: Output, *, debug: bool) -> Iterator[None]:
     logger = logging.getLogger("sllm")
     level = logger.level
     handler = _Notes(out, debug=debug)
@@ -666,7 +701,7 @@ def _shown_log(out: _Output, *, debug: bool) -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (None: the process's own) and return the exit status."""
     debug = bool(os.environ.get("SLLM_DEBUG"))
-    out = _Output()
+    out = Output()
     try:
         with _interrupts(), _shown_log(out, debug=debug):
             try:
@@ -678,15 +713,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             return status
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # one is enough: nothing but the way out is left
-        with suppress(_WriteError):
+        with suppress(WriteError):
             if out.terminal:
                 out.end_line()
         return _INTERRUPTED
-    except _WriteError as error:
+    except WriteError as error:
         if error.reader_gone:
             return _READER_GONE
         out.note(f"sllm: cannot write to stdout: {error.reason}")
         return _FAILED
     except Exception as error:  # noqa: BLE001 - the last resort: a person gets a line, not a traceback
-        out.note(traceback.format_exc().rstrip() if debug else f"sllm: {_reason(error)}")
+        with suppress(WriteError):
+            if out.terminal:
+                out.end_line()
+        told = hide_tokens(traceback.format_exc().rstrip()) if debug else f"sllm: {_reason(error)}"
+        out.note(told)
         return _FAILED

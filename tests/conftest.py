@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from oracles import EXACT
+from processes import ENDLESS, ONE, environment, one_line
 
 import sllm
-from sllm import embedded
+from sllm import cli, embedded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import pathlib
+    from collections.abc import Callable, Iterator, Sequence
 
 # Reproducible by default, and without shrinking, which could outlast the time limit of a test.
 # SLLM_HYPOTHESIS_PROFILE=explore takes other examples every time and shrinks failures; SLLM_TEST_EFFORT=10
@@ -61,3 +66,74 @@ def make_context() -> Iterator[Callable[..., sllm.Context]]:
             return stack.enter_context(model.context(**{"n_ctx": 512, **EXACT, **options}))
 
         yield make
+
+
+@pytest.fixture
+def command(tmp_path: pathlib.Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs ``sllm`` with arguments to its end, in an empty folder."""
+
+    def run(*args: str, typed: str | bytes = "", **more: str) -> subprocess.CompletedProcess[str]:
+        ended = subprocess.run(
+            [sys.executable, "-m", "sllm", *args],
+            input=typed if isinstance(typed, bytes) else typed.encode(),
+            capture_output=True,
+            timeout=240,
+            cwd=tmp_path,
+            env=environment(**more),
+            check=False,
+        )
+        return subprocess.CompletedProcess(
+            ended.args, ended.returncode, ended.stdout.decode(), ended.stderr.decode()
+        )
+
+    return run
+
+
+@pytest.fixture
+def start(tmp_path: pathlib.Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts ``sllm``; whatever still runs at the end of the test is ended."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run(*args: str, program: Sequence[str] = ("-m", "sllm"), **more: Any) -> subprocess.Popen[bytes]:
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        env = environment(**more.pop("env", {}))
+        process = subprocess.Popen(
+            [sys.executable, *program, *args], cwd=tmp_path, env=env, **{**pipes, **more}
+        )
+        started.append(process)
+        return process
+
+    # A handler of our own becomes the default one in a child; a Ctrl-C that is ignored (as it is in the
+    # background of a shell script) would stay ignored there.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield run
+    finally:
+        signal.signal(signal.SIGINT, before)
+        for process in started:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+
+
+@pytest.fixture
+def refused(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs ``sllm`` in this process, expects a refusal and returns its one line."""
+
+    def run(*args: str) -> str:
+        assert cli.main(args) == 2
+        shown = capfd.readouterr()
+        assert shown.out == ""
+        return one_line(shown.err)
+
+    return run
+
+
+@pytest.fixture
+def endless(tmp_path: pathlib.Path) -> tuple[str, ...]:
+    """Arguments of a text that only its context ends."""
+    grammar = tmp_path / "endless.gbnf"
+    grammar.write_text(ENDLESS, encoding="utf-8")
+    return ("run", *ONE, "--draft", "none", "--n-ctx", "16384", "--grammar-file", str(grammar), "Once")

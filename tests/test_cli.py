@@ -19,106 +19,18 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from processes import ONE, interrupt, one_line
 
 import sllm
-from sllm import cli, embedded
-from sllm.generation import GenerationStats
+from sllm import cli, console, embedded
 from sllm.model import devices
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
 
-ONE = ("--threads", "1")  # threads that wait by spinning starve each other where tests share the cores
 GREETING = ("run", "--chat", *ONE, "Tell me a short story about a lost kite.")
-PATIENCE = 10.0  # seconds; what a person gets is one, but not on a machine that does three other things
-
-# Neither ends of its own accord: a word for ever, and a prompt of minutes.
-ENDLESS = 'root ::= "again " root\n'
+# Takes minutes to compute.
 LONG_PROMPT = "word and other words. " * 4_000
-
-
-def environment(**more: str) -> dict[str, str]:
-    """The environment of a process whose warnings are errors, whose output is UTF-8 and in colour."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "SLLM_DEBUG", "PYTHONUNBUFFERED")}
-    return {**kept, "PYTHONWARNINGS": "error", "PYTHONIOENCODING": "utf-8", "TERM": "xterm", **more}
-
-
-@pytest.fixture
-def command(tmp_path: pathlib.Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs ``sllm`` with arguments to its end, in an empty folder."""
-
-    def run(*args: str, typed: str | bytes = "", **more: str) -> subprocess.CompletedProcess[str]:
-        ended = subprocess.run(
-            [sys.executable, "-m", "sllm", *args],
-            input=typed if isinstance(typed, bytes) else typed.encode(),
-            capture_output=True,
-            timeout=240,
-            cwd=tmp_path,
-            env=environment(**more),
-            check=False,
-        )
-        return subprocess.CompletedProcess(
-            ended.args, ended.returncode, ended.stdout.decode(), ended.stderr.decode()
-        )
-
-    return run
-
-
-@pytest.fixture
-def start(tmp_path: pathlib.Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Starts ``sllm``; whatever still runs at the end of the test is ended."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def run(*args: str, program: Sequence[str] = ("-m", "sllm"), **more: Any) -> subprocess.Popen[bytes]:
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        env = environment(**more.pop("env", {}))
-        process = subprocess.Popen(
-            [sys.executable, *program, *args], cwd=tmp_path, env=env, **{**pipes, **more}
-        )
-        started.append(process)
-        return process
-
-    # A handler of our own becomes the default one in a child; a Ctrl-C that is ignored (as it is in the
-    # background of a shell script) would stay ignored there.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield run
-    finally:
-        signal.signal(signal.SIGINT, before)
-        for process in started:
-            process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout, process.stderr):
-                if stream is not None:
-                    stream.close()
-
-
-@pytest.fixture
-def refused(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs ``sllm`` in this process, expects a refusal and returns its one line."""
-
-    def run(*args: str) -> str:
-        assert cli.main(args) == 2
-        shown = capfd.readouterr()
-        assert shown.out == ""
-        return one_line(shown.err)
-
-    return run
-
-
-def one_line(stderr: str) -> str:
-    assert stderr.startswith("sllm: ")
-    assert stderr.count("\n") == 1
-    assert stderr.endswith("\n")
-    return stderr.removeprefix("sllm: ").removesuffix("\n")
-
-
-@pytest.fixture
-def endless(tmp_path: pathlib.Path) -> tuple[str, ...]:
-    """Arguments of a text that only its context ends."""
-    grammar = tmp_path / "endless.gbnf"
-    grammar.write_text(ENDLESS, encoding="utf-8")
-    return ("run", *ONE, "--draft", "none", "--n-ctx", "16384", "--grammar-file", str(grammar), "Once")
 
 
 # ---- sllm run
@@ -328,17 +240,6 @@ def test_one_refusal_for_real(command: Callable[..., Any]) -> None:
 # ---- ends
 
 
-def interrupt(process: subprocess.Popen[bytes]) -> tuple[str, str]:
-    """Send Ctrl-C; the process ends soon, with 130, and says nothing about it."""
-    began = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
-    assert time.monotonic() - began < PATIENCE
-    assert process.returncode == 130
-    assert b"Traceback" not in stderr
-    return stdout.decode(), stderr.decode()
-
-
 def test_ctrl_c_while_it_writes(start: Callable[..., Any], endless: tuple[str, ...]) -> None:
     process = start(*endless, stdin=subprocess.DEVNULL)
     assert process.stdout.read(1) == b"a"
@@ -368,13 +269,6 @@ def test_ctrl_c_while_it_reads(start: Callable[..., Any]) -> None:
     process = start("run", *ONE)
     process.stdin.write(b"Once " * 200_000)  # returns when most of it was read: a pipe holds far less
     process.stdin.flush()
-    _, stderr = interrupt(process)
-    assert stderr == ""
-
-
-def test_ctrl_c_in_the_demo(start: Callable[..., Any]) -> None:
-    process = start("demo", *ONE)
-    assert process.stdout.read(1) == b"t"
     _, stderr = interrupt(process)
     assert stderr == ""
 
@@ -419,102 +313,6 @@ def test_full_disk(start: Callable[..., Any]) -> None:
     assert one_line(stderr.decode()) == f"cannot write to stdout: {os.strerror(errno.ENOSPC)}"
 
 
-# ---- sllm demo
-
-FIGURE = r" +(\d+\.\d\d?|-)"
-
-
-def parts(shown: str) -> tuple[str, str, str, str, str]:
-    """The demo's output: what runs, the question, the answer, the figures, the verdict."""
-    head, question, rest = shown.split("\n\n", 2)
-    answer, _, table = rest.rpartition("\n\n")
-    figures, verdict = table.removesuffix("\n").rsplit("\n", 1)
-    return head, question, answer, figures, verdict
-
-
-def test_demo(command: Callable[..., Any]) -> None:
-    args = ("-n", "48", "--seed", "3", *ONE, "Tell me a short story about a lost kite.")
-    ended = command("demo", *args)
-    assert (ended.returncode, ended.stderr) == (0, "")
-    head, question, text, figures, verdict = parts(ended.stdout)
-    assert "[in brackets]: drafted" in head
-    assert question == "> Tell me a short story about a lost kite."
-    rows = figures.splitlines()
-    assert re.fullmatch(r" +always drafting +drafting where it pays +target alone", rows[0])
-    assert re.fullmatch(rf"tokens/s{FIGURE}{FIGURE}{FIGURE}", rows[1])
-    assert re.fullmatch(rf"acceptance{FIGURE}{FIGURE} +-", rows[2])
-    assert re.fullmatch(rf"passes per token{FIGURE}{FIGURE} +1\.00", rows[3])
-    assert re.match(r"In this run \d+\.\d\d times as fast by always drafting, and \d+\.\d\d by ", rows[4])
-    assert re.fullmatch(
-        r"All three texts are the same, the target's own: \d+ tokens?, compared one by one\.", verdict
-    )
-    assert "[" in text  # something was drafted and accepted
-
-    # ... and what it showed is what `run` writes.
-    alone = command("run", "--chat", "--draft", "none", "--temperature", "0.4", *args)
-    assert re.sub(r"[][]", "", text) == alone.stdout.rstrip("\n")
-
-
-@pytest.mark.parametrize("more", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_colours(start: Callable[..., Any], more: dict[str, str]) -> None:
-    controller, terminal = pty.openpty()
-    process = start("demo", "-n", "8", *ONE, stdout=terminal, env=more)
-    os.close(terminal)
-    shown = b""
-    try:
-        while block := os.read(controller, 4096):
-            shown += block
-    except OSError:  # how Linux tells the end of a terminal
-        pass
-    finally:
-        os.close(controller)
-    assert process.wait(timeout=60) == 0
-    if more:
-        assert b"\x1b" not in shown
-        assert b"[in brackets]: drafted" in shown
-    else:
-        assert b"\x1b[32mgreen\x1b[0m: drafted" in shown
-        assert shown.count(b"\x1b[32m") == shown.count(b"\x1b[0m")
-
-
-def told(*tokens: int, text: str = "fox") -> cli._Told:
-    return cli._Told("drafting", tokens, text, GenerationStats())
-
-
-def test_demo_says_when_the_texts_differ(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    answers = [told(1, 2, 4), told(1, 2, 3), told(1, 2, 4)]
-    monkeypatch.setattr(cli, "_tell", lambda *_args: answers.pop(0))
-    assert cli.main(["demo"]) == 1
-    shown = capfd.readouterr()
-    assert "the same" not in shown.out
-    assert one_line(shown.err) == (
-        "the text by 'drafting' is NOT the target's own: it differs from token 2 of the answer on"
-    )
-
-
-def test_difference() -> None:
-    assert cli._difference(told(1, 2), told(1, 2)) is None
-    assert "from token 1 " in (cli._difference(told(1), told(1, 2)) or "")
-    assert "from token 2 " in (cli._difference(told(1, 2, text="fox"), told(1, 2, text="ox")) or "")
-
-
-@pytest.mark.parametrize(
-    ("text", "marked"),
-    [
-        (" upon a time", " [upon a time]"),
-        ("end.\n\n", "[end.]\n\n"),
-        (" ", " "),
-        ("", ""),
-        ("\n\nTwo  words ", "\n\n[Two  words] "),
-        ("狐狸", "[狐狸]"),
-    ],
-)
-def test_brackets(text: str, marked: str) -> None:
-    assert cli._bracketed(text) == marked
-
-
 # ---- sllm devices, sllm inspect, sllm --version
 
 
@@ -556,7 +354,7 @@ def test_version_and_help(command: Callable[..., Any]) -> None:
     assert ended.stdout == f"sllm {sllm.__version__} (llama.cpp {sllm.llama_cpp_commit})\n"
     ended = command("--help")
     assert (ended.returncode, ended.stderr) == (0, "")
-    for name in ("demo", "run", "devices", "inspect"):
+    for name in ("demo", "run", "worker", "status", "ping", "devices", "inspect"):
         assert re.search(rf"^ +{name} ", ended.stdout, re.MULTILINE)
 
 
@@ -574,7 +372,7 @@ def test_installed_command() -> None:
 
 
 def test_table() -> None:
-    assert cli._table([("", "left", "right"), ("a", "b", "c")], right=(2,)) == [
+    assert console.table([("", "left", "right"), ("a", "b", "c")], right=(2,)) == [
         "   left  right",
         "a  b         c",
     ]
@@ -585,7 +383,7 @@ def test_table() -> None:
     [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (5_823_936, "5.8 MB"), (25 * 10**9, "25.0 GB")],
 )
 def test_size(n_bytes: int, text: str) -> None:
-    assert cli._size(n_bytes) == text
+    assert console.size(n_bytes) == text
 
 
 def test_whole() -> None:
@@ -641,7 +439,7 @@ def test_nothing_is_left_behind(refused: Callable[..., str]) -> None:
 
 
 def test_log(capfd: pytest.CaptureFixture[str]) -> None:
-    out = cli._Output()
+    out = console.Output()
     with cli._shown_log(out, debug=False):
         logging.getLogger("sllm").warning("%s cannot\ntake back tokens", "m.gguf")
         logging.getLogger("sllm.llama_cpp").warning("chatter")
@@ -650,7 +448,7 @@ def test_log(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_controls_reach_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
-    out = cli._Output()
+    out = console.Output()
     out.text("a\x1b[2J\tb\n")
     out.terminal = out.colour = True
     out.text("a\x1b[2J\tb\x9b\n")

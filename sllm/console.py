@@ -1,0 +1,162 @@
+"""What the commands write, and how: text to stdout, notes to stderr, figures for people."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, TextIO
+
+import sllm
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "DIM",
+    "GREEN",
+    "CommandError",
+    "Output",
+    "WriteError",
+    "count",
+    "hide_tokens",
+    "one_line",
+    "parameters",
+    "size",
+    "table",
+]
+
+GREEN, DIM = "\x1b[32m", "\x1b[2m"
+_RESET = "\x1b[0m"
+
+# A line is seen by others than the one who typed it: in a log, in a report of a bug.
+_TOKEN = re.compile(r"(?<=sllm://)[^@\s]*(?=@)")
+
+# What a model or a file says must not drive the terminal that shows it.
+_CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
+
+
+class CommandError(sllm.SllmError):
+    """What was asked on the command line cannot be done."""
+
+
+class WriteError(Exception):
+    """Stdout does not take any more."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error)
+        self.reader_gone = error.errno == errno.EPIPE
+        self.reason = error.strerror or str(error)
+
+
+class Output:
+    """The one place that writes: the answer to stdout, at once, and notes of one line to stderr."""
+
+    def __init__(self) -> None:
+        # Where a descriptor was closed by the caller (`>&-`), Python has None.
+        self._out: TextIO | None = sys.stdout
+        self._err: TextIO | None = sys.stderr
+        if isinstance(self._out, io.TextIOWrapper):
+            self._out.reconfigure(errors="replace")  # a terminal that cannot show a character shows "?"
+        self.terminal = self._out is not None and self._out.isatty()
+        self.colour = self.terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self._line_open = False
+
+    def text(self, text: str, *, style: str = "") -> None:
+        """Write to stdout; ``style`` is a terminal's escape sequence, used only where colours are wanted.
+
+        Raises WriteError where stdout is closed, full, or its reader is gone.
+        """
+        if not text or self._out is None:
+            return
+        if self.terminal:
+            text = text.translate(_CONTROLS)
+        self._line_open = not text.endswith("\n")
+        if style and self.colour:
+            text = f"{style}{text}{_RESET}"
+        try:
+            self._out.write(text)
+            self._out.flush()
+        except OSError as error:
+            self.give_up()
+            raise WriteError(error) from error
+
+    def line(self, text: str = "") -> None:
+        """Write a line to stdout."""
+        self.text(f"{text}\n")
+
+    def end_line(self) -> None:
+        """End the line that is open on stdout, if one is."""
+        if self._line_open:
+            self.line()
+
+    def note(self, text: str) -> None:
+        """Write to stderr; nobody can be told when that fails."""
+        if self._err is not None:
+            with suppress(OSError, ValueError):
+                self._err.write(f"{text}\n")
+                self._err.flush()
+
+    def flush(self) -> None:
+        """Let go what others left in stdout's buffer; raises as :meth:`text` does."""
+        try:
+            if self._out is not None:
+                self._out.flush()
+        except OSError as error:
+            self.give_up()
+            raise WriteError(error) from error
+
+    def give_up(self) -> None:
+        """Write to nowhere from now on, or the interpreter would try once more at its end, and complain."""
+        out, self._out = self._out, None
+        with suppress(OSError, ValueError):
+            if out is not None:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, out.fileno())
+                os.close(nowhere)
+
+
+def hide_tokens(text: str) -> str:
+    """``text`` without the tokens of the workers' addresses in it."""
+    return _TOKEN.sub("...", text)
+
+
+def one_line(text: object) -> str:
+    """Text as one line that shows what it is made of, but for a worker's token."""
+    return " ".join(hide_tokens(str(text)).split()).translate(_CONTROLS)
+
+
+def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Rows in columns, two spaces apart; the columns in ``right`` are aligned there."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def size(n_bytes: int) -> str:
+    """Bytes for people: 5.8 MB."""
+    return _scaled(n_bytes, [("B", 1), ("kB", 10**3), ("MB", 10**6), ("GB", 10**9), ("TB", 10**12)])
+
+
+def parameters(n_params: int) -> str:
+    """The number of weights for people: 7.6 B."""
+    return _scaled(n_params, [("", 1), ("k", 10**3), ("M", 10**6), ("B", 10**9), ("T", 10**12)])
+
+
+def _scaled(number: int, units: Sequence[tuple[str, int]]) -> str:
+    unit, factor = next(((u, f) for u, f in reversed(units) if number >= f), units[0])
+    return f"{number / factor:.1f} {unit}" if factor > 1 else f"{number} {unit}".rstrip()
+
+
+def count(number: int, what: str, plural: str = "") -> str:
+    """So many of something: 1 token, 2 tokens."""
+    return f"{number} {what if number == 1 else plural or f'{what}s'}"

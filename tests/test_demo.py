@@ -1,0 +1,238 @@
+"""``sllm demo`` as a user meets it, and what it leaves behind: nothing."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import pty
+import re
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from processes import ONE, PATIENCE, first_byte, interrupt, one_line
+
+from sllm import cli, console, demo
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+
+FIGURES = r" +(\d+\.\d) +(\d+\.\d\d) +(\d+\.\d\d) +(\d+)"
+
+
+def test_demo(command: Callable[..., Any]) -> None:
+    args = ("-n", "32", "--seed", "3", *ONE, "Tell me a short story about a lost kite.")
+    ended = command("demo", "--rtt", "20", *args)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    head, question, rest = ended.stdout.split("\n\n", 2)
+    answer, table = rest.rsplit("\n\n", 1)
+    assert "behind a link of 20 ms round trip\n" in head
+    assert (
+        "pace:   that of large models: each pass of the target takes 30 ms and each drafted token 10 ms"
+        in head
+    )
+    assert "[in brackets]: drafted here" in head
+    assert question == "> Tell me a short story about a lost kite."
+    heading, streaming, wait, hints, ahead, *_, verdict = table.splitlines()
+    assert heading.split() == ["tokens/s", "x", "streaming", "passes/token", "bytes/token"]
+    found = []
+    for how, line in [
+        ("cloud streaming", streaming),
+        ("draft, then wait", wait),
+        ("hints", hints),
+        (r"hints \+ run-ahead", ahead),
+    ]:
+        figures = re.fullmatch(f"{how}{FIGURES}", line)
+        assert figures is not None
+        found.append([float(one) for one in figures.groups()])
+    assert found[0][1:3] == [1.0, 1.0]
+    assert found[0][0] < 100  # it is paced: a pass takes a millisecond or two
+    assert found[1][2] < 1.0  # passes per token; those of hints depend on when they come
+    assert all(figures[2] <= 1.0 for figures in found)
+    assert re.fullmatch(
+        r"All 4 texts are the same, the target's own: \d+ tokens?, compared one by one\.", verdict
+    )
+
+    # ... and what it showed is what `run` writes.
+    alone = command("run", "--chat", "--draft", "none", "--temperature", "0.4", *args)
+    assert re.sub(r"[][]", "", answer) == alone.stdout.rstrip("\n")
+
+
+@pytest.mark.parametrize("more", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_colours(start: Callable[..., Any], more: dict[str, str]) -> None:
+    controller, terminal = pty.openpty()
+    process = start("demo", "-n", "8", "--unpaced", "--rtt", "0", *ONE, stdout=terminal, env=more)
+    os.close(terminal)
+    shown = b""
+    try:
+        while block := os.read(controller, 4096):
+            shown += block
+    except OSError:  # how Linux tells the end of a terminal
+        pass
+    finally:
+        os.close(controller)
+    assert process.wait(timeout=60) == 0
+    assert b"pace:" not in shown
+    if more:
+        assert b"\x1b" not in shown
+        assert b"[in brackets]: drafted" in shown
+    else:
+        assert b"\x1b[32mgreen\x1b[0m: drafted" in shown
+        assert shown.count(b"\x1b[32m") == shown.count(b"\x1b[0m")
+
+
+# ---- its end
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(path.parent.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        status = pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_for(true: Callable[[], Any]) -> Any:
+    until = time.monotonic() + 60
+    while not (value := true()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return value
+
+
+def read_until(process: subprocess.Popen[bytes], words: bytes) -> None:
+    assert process.stdout is not None
+    seen = b""
+    while words not in seen:
+        block = os.read(process.stdout.fileno(), 4096)
+        assert block
+        seen += block
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="there is no /proc")
+@pytest.mark.parametrize("when", [b"draft:", b"\n\n> ", b"\n\n> Tell me"])
+def test_ctrl_c_leaves_nothing(start: Callable[..., Any], tmp_path: pathlib.Path, when: bytes) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    process = start("demo", *ONE, "-n", "1000", env={"TMPDIR": str(temporary)})
+    assert first_byte(process) == b"t"
+    read_until(process, when)
+    (worker,) = wait_for(lambda: children(process.pid))
+    if when.endswith(b"me"):
+        read_until(process, b"\n\n")  # the answer is on its way
+    _, stderr = interrupt(process)
+    assert stderr == ""
+    wait_for(lambda: not alive(worker))
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="there is no /proc")
+def test_worker_ends_with_a_killed_demo(start: Callable[..., Any]) -> None:
+    process = start("demo", *ONE, "-n", "1000")
+    read_until(process, b"\n\n> ")
+    (worker,) = children(process.pid)
+    process.kill()
+    wait_for(lambda: not alive(worker))
+
+
+def test_reader_that_goes_away(start: Callable[..., Any]) -> None:
+    process = start("demo", *ONE, "-n", "1000")
+    read_until(process, b"\n\n> ")
+    process.stdout.close()
+    began = time.monotonic()
+    assert process.wait(timeout=60) == 128 + signal.SIGPIPE
+    assert time.monotonic() - began < PATIENCE
+    assert process.stderr.read() == b""
+
+
+def test_worker_that_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    broken = tmp_path / "python"
+    for script, reason in [
+        ("exit 3", "exit status 3"),
+        ("echo 'sllm: no luck today' >&2; exit 2", "no luck today"),
+    ]:
+        broken.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        broken.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(broken))
+        assert cli.main(["demo", *ONE]) == 2
+        assert one_line(capfd.readouterr().err) == f"the demo's worker did not start: {reason}"
+
+
+# ---- its verdict
+
+
+def told(*tokens: int, how: str = "drafting") -> demo._Told:
+    return demo._Told(how, tokens)
+
+
+def test_demo_says_when_the_texts_differ(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "_alone", lambda *_args: told(1, 2, 3))
+    assert cli.main(["demo", "--unpaced", "--rtt", "0", "-n", "3", *ONE]) == 1
+    shown = capfd.readouterr()
+    assert "the same" not in shown.out
+    assert one_line(shown.err) == (
+        "the text by 'cloud streaming' is NOT the target's own: it differs from token 0 of the answer on"
+    )
+
+
+def test_difference() -> None:
+    assert demo._difference(told(1, 2), told(1, 2)) is None
+    assert "from token 1 " in (demo._difference(told(1), told(1, 2)) or "")
+    assert "from token 1 " in (demo._difference(told(1, 3), told(1, 2)) or "")
+    assert "by 'drafting' is NOT" in (demo._difference(told(1, 2, 3), told(1, 2)) or "")
+
+
+def test_comparison() -> None:
+    streaming = demo._Told("cloud streaming", (1,) * 30, 30, 1.0, 3000)
+    slow, quick = (demo._Told("hints", (1,) * 30, 10, seconds, 6000) for seconds in (1.0, 0.5))
+    assert [line.split() for line in demo._comparison([streaming, quick])][1:] == [
+        ["cloud", "streaming", "30.0", "1.00", "1.00", "100"],
+        ["hints", "60.0", "2.00", "0.33", "200"],
+    ]
+    assert demo._comparison([streaming, slow])[-1].startswith("Hints bring little in this run")
+    # A text of no time at all divides by nothing.
+    assert demo._comparison([demo._Told("cloud streaming", ())])[1].split()[2:] == ["0.0", "-", "0.00", "0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "marked"),
+    [
+        (" upon a time", " [upon a time]"),
+        ("end.\n\n", "[end.]\n\n"),
+        (" ", " "),
+        ("", ""),
+        ("\n\nTwo  words ", "\n\n[Two  words] "),
+        ("狐狸", "[狐狸]"),
+    ],
+)
+def test_brackets(text: str, marked: str) -> None:
+    assert demo._bracketed(text) == marked
+
+
+def test_prompt_reaches_no_terminal_raw(capfd: pytest.CaptureFixture[str]) -> None:
+    args = argparse.Namespace(
+        prompt="a\x1b[2J\nb", temperature=0.0, seed=1, max_tokens=2, rtt=0.0, unpaced=True, threads=1
+    )
+    assert demo.demo(args, console.Output()) == 0
+    assert "\n\n> a\ufffd[2J b\n\n" in capfd.readouterr().out
