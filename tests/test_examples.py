@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+import re
+import signal
+import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from sllm import embedded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +56,14 @@ def run(name: str, folder: pathlib.Path, typed: str = "") -> str:
 
 
 def test_all_are_known() -> None:
-    assert SCRIPTS == ["chat.py", "draft_verify.py", "prompt_lookup.py", "speculative.py"]
+    assert SCRIPTS == [
+        "chat.py",
+        "draft_verify.py",
+        "prompt_lookup.py",
+        "remote.py",
+        "speculative.py",
+        "worker.py",
+    ]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -87,3 +100,91 @@ def test_prompt_lookup(tmp_path: pathlib.Path) -> None:
     ]
     texts = {line.partition(": ")[2] for line in lines}
     assert len(texts) == 1  # whatever drafts, the text is the target's
+
+
+def test_remote(tmp_path: pathlib.Path) -> None:
+    first, told, second, told_again = run("remote.py", tmp_path).replace("\n\n", "\n").splitlines()
+    assert first == second
+    assert re.fullmatch(r"-- no draft: \d+ tokens/s, \d+ passes, \d+ bytes", told)
+    assert re.fullmatch(r"-- with draft: \d+ tokens/s, \d+ passes, \d+ bytes", told_again)
+
+
+def test_worker(tmp_path: pathlib.Path) -> None:
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # where it is ignored, children ignore it
+    try:
+        worker = subprocess.Popen(
+            [sys.executable, str(EXAMPLES / "worker.py")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONWARNINGS": "error", "SLLM_STATE": str(tmp_path / "state")},
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with worker:
+        try:
+            assert worker.stdout is not None
+            assert re.fullmatch(
+                r"sllm://[\w-]+@127\.0\.0\.1:\d+#sha256=[0-9a-f]{64}\n", worker.stdout.readline()
+            )
+            worker.send_signal(signal.SIGINT)
+            assert worker.communicate(timeout=60) == ("", "")
+        finally:
+            worker.kill()
+    assert worker.returncode == 0
+
+
+# ---- the notebook
+
+
+@pytest.fixture(scope="module")
+def notebook() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((EXAMPLES / "colab_worker.ipynb").read_text(encoding="utf-8"))
+    return found
+
+
+def code(notebook: dict[str, Any]) -> list[str]:
+    """Its code cells, without what is for IPython."""
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    return [re.sub(r"^[%!].*$", "", cell, flags=re.MULTILINE) for cell in cells]
+
+
+def test_notebook_is_valid(notebook: dict[str, Any]) -> None:
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 4)
+    assert set(notebook) == {"cells", "metadata", "nbformat", "nbformat_minor"}
+    for cell in notebook["cells"]:
+        extra = {"code": {"execution_count", "outputs"}, "markdown": set()}[cell["cell_type"]]
+        assert set(cell) == {"cell_type", "metadata", "source"} | extra
+        assert all(line.endswith("\n") for line in cell["source"][:-1])
+        # As it is before anybody has run it: no line of somebody's worker in it.
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+    for text in code(notebook):
+        compile(text, "cell", "exec")
+
+
+def test_notebook_serves(notebook: dict[str, Any], tmp_path: pathlib.Path) -> None:
+    if not pathlib.Path(sys.executable).with_name("sllm").exists():
+        pytest.skip("the package is not installed beside this interpreter")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    script = "\n".join(code(notebook))
+    script = re.sub(r"^MODEL = .*$", f"MODEL = {str(embedded.DRAFT)!r}", script, flags=re.MULTILINE)
+    script = re.sub(r"^PORT = .*$", f"PORT = {port}", script, flags=re.MULTILINE)
+    folder = pathlib.Path(sys.executable).parent
+    ended = subprocess.run(
+        [sys.executable, "-c", f"{script}\nprint(worker.returncode)"],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=240,
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"},
+        check=False,
+    )
+    assert ended.stderr == ""
+    *_, line, status = ended.stdout.splitlines()
+    assert re.fullmatch(r"sllm://[\w-]{32}@bore\.pub:12345#sha256=[0-9a-f]{64}", line)
+    assert status == "0"
