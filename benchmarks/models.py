@@ -1,7 +1,7 @@
 """The models that the benchmarks run, made once and kept in a cache folder outside the repository.
 
 ``random_qwen2()`` has the shape, the types and the vocabulary of a 0.5B model and random weights: what a pass
-costs depends on nothing else.
+costs depends on nothing else. ``tiny_qwen2()`` has the vocabulary and hardly a model under it.
 
 ``inflated()`` has the text of the embedded target and the cost of a big model. Layers are added whose
 ``attn_output`` and ``ffn_down`` are zero, so that each adds exactly nothing to the residual stream, while
@@ -95,7 +95,7 @@ def _zeros(rows: int, columns: int, kind: Type) -> Bytes:
     return np.zeros(gguf.quant_shape_to_byte_shape((rows, columns), kind), dtype=np.uint8)
 
 
-# --- the 0.5B shape ---
+# --- random weights with a real vocabulary ---
 
 
 def random_qwen2(folder: Path | None = None) -> Path:
@@ -105,12 +105,27 @@ def random_qwen2(folder: Path | None = None) -> Path:
     do not fit 896 columns, and Q8_0 takes its place. The vocabulary is the real one, 151,936 tokens.
     """
     path = (folder or cache_dir()) / f"qwen2-0.5b-random-q4_0-r{RECIPE}.gguf"
-    if path.exists():
-        return path
+    if not path.exists():
+        shape = {"n_layer": 24, "n_embd": 896, "n_ff": 4864, "n_head": 14, "n_head_kv": 2}
+        _write_qwen2(path, "random weights in the shape of Qwen2-0.5B", kind=Type.Q4_0, **shape)
+    return path
+
+
+def tiny_qwen2(folder: Path | None = None) -> Path:
+    """Next to no layers under the same vocabulary, Q8_0: what it costs over a network is what crosses it."""
+    path = (folder or cache_dir()) / f"qwen2-tiny-random-q8_0-r{RECIPE}.gguf"
+    if not path.exists():
+        shape = {"n_layer": 4, "n_embd": 128, "n_ff": 512, "n_head": 4, "n_head_kv": 2}
+        _write_qwen2(path, "random weights in a tiny shape of qwen2", kind=Type.Q8_0, **shape)
+    return path
+
+
+def _write_qwen2(
+    path: Path, name: str, *, n_layer: int, n_embd: int, n_ff: int, n_head: int, n_head_kv: int, kind: Type
+) -> None:
     if not QWEN2_VOCAB.exists():
         raise FileNotFoundError(f"{QWEN2_VOCAB} is missing; run: python vendor/llama.cpp/fetch.py --peers")
 
-    n_layer, n_embd, n_ff, n_head, n_head_kv = 24, 896, 4864, 14, 2
     n_kv = n_embd // n_head * n_head_kv
     vocab = gguf.GGUFReader(QWEN2_VOCAB)
     n_vocab = len(vocab.fields["tokenizer.ggml.tokens"].data)
@@ -118,8 +133,10 @@ def random_qwen2(folder: Path | None = None) -> Path:
 
     with _writer(path, "qwen2") as writer:
         _copy_metadata(vocab, writer, ("tokenizer.",), skip=set())
-        writer.add_name("random weights in the shape of Qwen2-0.5B")
-        writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
+        writer.add_name(name)
+        writer.add_file_type(
+            gguf.LlamaFileType.MOSTLY_Q4_0 if kind == Type.Q4_0 else gguf.LlamaFileType.MOSTLY_Q8_0
+        )
         writer.add_block_count(n_layer)
         writer.add_context_length(32768)
         writer.add_embedding_length(n_embd)
@@ -137,9 +154,9 @@ def random_qwen2(folder: Path | None = None) -> Path:
         writer.add_tensor("token_embd.weight", embedding, raw_dtype=Type.Q8_0)
         writer.add_tensor("output_norm.weight", np.ones(n_embd, dtype=np.float32))
         for i in range(n_layer):
-            for name in ("attn_norm", "ffn_norm"):
-                writer.add_tensor(f"blk.{i}.{name}.weight", np.ones(n_embd, dtype=np.float32))
-            for name, n_out, n_in in (
+            for part in ("attn_norm", "ffn_norm"):
+                writer.add_tensor(f"blk.{i}.{part}.weight", np.ones(n_embd, dtype=np.float32))
+            for part, n_out, n_in in (
                 ("attn_q", n_embd, n_embd),
                 ("attn_k", n_kv, n_embd),
                 ("attn_v", n_kv, n_embd),
@@ -148,11 +165,10 @@ def random_qwen2(folder: Path | None = None) -> Path:
                 ("ffn_up", n_ff, n_embd),
                 ("ffn_down", n_embd, n_ff),
             ):
-                weights = _quantised(_normal(rng, (n_out, n_in), n_in**-0.5), Type.Q4_0)
-                writer.add_tensor(f"blk.{i}.{name}.weight", weights, raw_dtype=Type.Q4_0)
-            for name, n_out in (("attn_q", n_embd), ("attn_k", n_kv), ("attn_v", n_kv)):
-                writer.add_tensor(f"blk.{i}.{name}.bias", _normal(rng, (n_out,), 0.02))
-    return path
+                weights = _quantised(_normal(rng, (n_out, n_in), n_in**-0.5), kind)
+                writer.add_tensor(f"blk.{i}.{part}.weight", weights, raw_dtype=kind)
+            for part, n_out in (("attn_q", n_embd), ("attn_k", n_kv), ("attn_v", n_kv)):
+                writer.add_tensor(f"blk.{i}.{part}.bias", _normal(rng, (n_out,), 0.02))
 
 
 # --- the inflated target ---
@@ -257,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             path.unlink()
         return 0
     target = inflated(options.target, options.cache, n_added=options.layers, n_ff=options.n_ff)
-    for path in (target, random_qwen2(options.cache)):
+    for path in (target, random_qwen2(options.cache), tiny_qwen2(options.cache)):
         print(f"{path}  {path.stat().st_size / 1e6:.0f} MB")
     return 0
 

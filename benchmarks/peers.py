@@ -1,9 +1,9 @@
 """The programs that sllm is measured against, and how each is run.
 
-``llama-bench``, ``llama-speculative-simple`` and ``reference`` (bare ``llama_decode()`` for the benchmark's
-own process) are built from the pinned sources into ``build/peers`` when they are first needed.
-``llama-cpp-python`` takes part where it is installed: in this environment, or in the one whose interpreter
-``$SLLM_BENCH_LLAMA_CPP_PYTHON`` names.
+``llama-bench``, ``llama-speculative-simple``, ``ggml-rpc-server`` and ``reference`` (bare ``llama_decode()``
+for the benchmark's own process) are built from the pinned sources into ``build/peers`` when they are first
+needed. ``llama-cpp-python`` takes part where it is installed: in this environment, or in the one whose
+interpreter ``$SLLM_BENCH_LLAMA_CPP_PYTHON`` names.
 
 Run ``python -m benchmarks.peers`` to build them beforehand.
 """
@@ -17,9 +17,12 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,11 +126,17 @@ def llama_bench(
     n_threads: int,
     type_kv: str = "f16",
     repetitions: int = 1,
+    rpc: str | None = None,
 ) -> list[float]:
-    """Tokens/s of each repetition: ``n_gen`` passes of one token, or one of ``n_prompt``; no selection."""
+    """Tokens/s of each repetition: ``n_gen`` passes of one token, or one of ``n_prompt``; no selection.
+
+    ``rpc`` is the endpoint of a server that gets all layers.
+    """
     command: list[str | Path] = [build() / "llama-bench", "-m", model, "-n", str(n_gen), "-p", str(n_prompt)]
     command += ["-t", str(n_threads), "-fa", "1", "-ctk", type_kv, "-ctv", type_kv]
     command += ["-r", str(repetitions), "-o", "json"]
+    if rpc is not None:
+        command += ["--rpc", rpc, "-ngl", "99"]
     output = _run(command).stdout
     try:
         (test,) = json.loads(output)
@@ -169,8 +178,12 @@ def llama_speculative_simple(
     n_max: int,
     type_kv: str = "q8_0",
     n_ctx: int = 1024,
+    rpc: str | None = None,
 ) -> SpeculativeRun:
-    """Greedy speculation with a draft model that llama.cpp's own example runs, ``n_max`` tokens a draft."""
+    """Greedy speculation with a draft model that llama.cpp's own example runs, ``n_max`` tokens a draft.
+
+    ``rpc`` is the endpoint of a server that gets the whole target; the draft stays here.
+    """
     command: list[str | Path] = [
         build() / "llama-speculative-simple",
         "-m",
@@ -184,6 +197,8 @@ def llama_speculative_simple(
     command += ["-t", str(n_threads), "-td", str(n_threads), "-c", str(n_ctx), "-fa", "on"]
     command += ["-ctk", type_kv, "-ctv", type_kv, "-ctkd", type_kv, "-ctvd", type_kv]
     command += ["--temp", "0", "--top-k", "1", "--color", "off"]
+    if rpc is not None:
+        command += ["--rpc", rpc, "-ngl", "99", "-devd", "none", "-ngld", "0"]
     for _ in range(
         5
     ):  # its log thread is not waited for: now and then the last lines, or all of them, are lost
@@ -207,6 +222,41 @@ def llama_speculative_simple(
         n_drafted=int(number(r"n_drafted\s*=\s*(\d+)")),
         n_accepted=int(number(r"n_accept\s*=\s*(\d+)")),
     )
+
+
+# --- rpc-server ---
+
+
+@contextmanager
+def rpc_server(cache: Path, *, n_threads: int) -> Iterator[int]:
+    """llama.cpp's RPC server with this machine's CPU; its port.
+
+    It keeps the weights that it was sent in ``cache``, so that they cross a slow link once.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [build() / "ggml-rpc-server", "-H", "127.0.0.1", "-p", str(port), "-t", str(n_threads), "-c"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "LLAMA_CACHE": str(cache)},
+    )
+    try:
+        until = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > until:
+                    raise PeerError("ggml-rpc-server does not listen") from None
+                time.sleep(0.05)
+        yield port
+    finally:
+        server.kill()
+        server.wait()
 
 
 # --- llama-cpp-python ---

@@ -8,6 +8,8 @@ A client drafts, a worker behind the link has the target, and both follow the ru
 - The worker checks the usable part of the newest hint in its next pass. What it commits it sends at once.
   With run-ahead it passes on also without a hint; else it waits for one.
 
+How far the client drafts is a rule of a fixed depth, or the runtime's own code (``depth="runtime"``).
+
 Beside them stand cloud streaming (the worker alone) and drafting a few tokens, then waiting for their
 verification. `python -m benchmarks.simulate` prints the table of all four.
 """
@@ -21,7 +23,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
+
+from sllm.draft_ahead import DraftAhead
+from sllm.draft_length import PassTimes
+from sllm.worker.scheduler import _HINT_ROWS, _Acceptance, rows_to_check
 
 Mode = Literal["stream", "wait", "hints", "run-ahead"]
 
@@ -43,6 +49,20 @@ class Unconfirmed:
 
 
 DepthRule = Callable[[Unconfirmed], bool]
+
+
+class Ahead(Protocol):
+    """What of ``sllm.draft_ahead.DraftAhead`` a client goes by."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def interval(self) -> float: ...
+    def observe_draft(self, n_tokens: int, seconds: float) -> None: ...
+    def observe_pass(self, seconds: float) -> None: ...
+    def observe_round_trip(self, seconds: float) -> None: ...
+    def observe_truth(self, chain: Sequence[int], probs: Sequence[float], truth: Sequence[int]) -> int: ...
+    def worth_more(self, probs: Sequence[float], waited: float = 0.0) -> bool: ...
 
 
 def at_most(n_tokens: int) -> DepthRule:
@@ -92,7 +112,7 @@ def simulate(
     draft_seconds: float,
     row_seconds: float = 0.0,
     n_max: int = N_MAX,
-    depth: DepthRule | None = None,
+    depth: DepthRule | Literal["runtime"] | None = None,
     n_tokens: int = 4000,
     seed: int = 0,
 ) -> Simulated:
@@ -104,12 +124,16 @@ def simulate(
         outcomes: whether the draft, behind the text itself, has the token of each position right, as recorded
             from a real pair; their number is the length of the text.
         probabilities: the draft's own estimates of that, for the depth rule; else the share of the outcomes.
+            Behind a wrong token they stand in for those that nobody has recorded.
         rtt: a round trip; half of it each way.
         target_seconds: a pass of the target, whose weights are read once.
         row_seconds: what each drafted token adds to it.
         draft_seconds: a drafted token.
         n_max: the most tokens to check in a pass; with "wait" also the length of a draft.
-        depth: whether the client drafts on; by default until 48 tokens are unconfirmed.
+        depth: whether the client drafts on; by default until 48 tokens are unconfirmed. "runtime": client and
+            worker decide by the runtime's own code. That is ``DraftAhead`` for how far to draft and how often
+            to send a hint, and ``rows_to_check`` for how much of a hint a pass checks; and a draft that has
+            become void is waited for before the next begins, as the runtime's thread cannot be called back.
         n_tokens, seed: of a text that is drawn.
 
     """
@@ -178,11 +202,21 @@ def _wait(world: _World) -> Simulated:
     )
 
 
-def _converse(world: _World, mode: Mode, depth: DepthRule) -> Simulated:
+def _converse(world: _World, mode: Mode, depth: DepthRule | Literal["runtime"]) -> Simulated:
     """Client and worker, each at its own pace."""
     events = _Events()
-    worker = _Worker(world, events, run_ahead=mode != "hints")
-    client = _Client(world, events, at_most(0) if mode == "stream" else depth)
+    run_ahead = mode != "hints"
+    ahead: Ahead
+    rows: _ByCost | None = None
+    if mode == "stream":
+        ahead = _ByDepth(world, at_most(0))
+    elif depth == "runtime":
+        ahead, rows = DraftAhead(run_ahead=run_ahead), _ByCost(world)
+        ahead.observe_round_trip(world.rtt)  # the texts before this one have told
+    else:
+        ahead = _ByDepth(world, depth)
+    worker = _Worker(world, events, run_ahead=run_ahead, rows=rows)
+    client = _Client(world, events, ahead, asks=rows is not None and not run_ahead, recalls=rows is None)
     worker.client, client.worker = client, worker
     events.at(world.rtt / 2, worker.begin)
     client.consider()
@@ -196,6 +230,44 @@ def _converse(world: _World, mode: Mode, depth: DepthRule) -> Simulated:
         n_drafted=client.n_drafted,
         n_accepted=worker.n_accepted,
     )
+
+
+class _ByDepth:
+    """A rule for the depth in the place of ``DraftAhead``: one token at a time, each sent at once."""
+
+    step = 1
+    interval = 0.0
+
+    def __init__(self, world: _World, depth: DepthRule) -> None:
+        self._times = (world.rtt, world.target_seconds, world.draft_seconds)
+        self._depth = depth
+
+    def observe_draft(self, n_tokens: int, seconds: float) -> None: ...
+    def observe_pass(self, seconds: float) -> None: ...
+    def observe_round_trip(self, seconds: float) -> None: ...
+
+    def observe_truth(self, chain: Sequence[int], _probs: Sequence[float], truth: Sequence[int]) -> int:
+        return _n_right([token == true for token, true in zip(chain, truth, strict=False)])
+
+    def worth_more(self, probs: Sequence[float], _waited: float = 0.0) -> bool:
+        return self._depth(Unconfirmed(len(probs), math.prod(probs), *self._times))
+
+
+class _ByCost:
+    """How many hinted tokens the runtime's worker checks in a pass; it has served other texts before."""
+
+    def __init__(self, world: _World) -> None:
+        self._times = PassTimes()
+        for n in range(_HINT_ROWS + 1):
+            self._times.add(n + 1, world.pass_seconds(n))
+        self._acceptance = _Acceptance()
+
+    def choose(self, n_hinted: int) -> int:
+        (n,) = rows_to_check(self._times, [min(n_hinted, _HINT_ROWS)], [self._acceptance.share])
+        return n
+
+    def observe(self, hinted: Sequence[bool], n_committed: int) -> None:
+        self._acceptance.observe(hinted[:_HINT_ROWS], [True] * n_committed)
 
 
 class _Events:
@@ -226,12 +298,14 @@ class _Worker:
 
     client: _Client
 
-    def __init__(self, world: _World, events: _Events, *, run_ahead: bool) -> None:
+    def __init__(self, world: _World, events: _Events, *, run_ahead: bool, rows: _ByCost | None) -> None:
         self._world = world
         self._events = events
         self._run_ahead = run_ahead
+        self._rows = rows
         self._committed = 0
         self._hint: tuple[int, list[bool]] = (0, [])
+        self._asked = False  # for a pass, by a hint that none has answered
         self._busy = False
         self._begun = False
         self.n_passes = 0
@@ -244,80 +318,146 @@ class _Worker:
 
     def hear(self, start: int, chain: list[bool]) -> None:
         """A hint: the chain behind the ``start`` tokens that its sender knew to be committed."""
-        if all(chain[: self._committed - start]):
+        behind = self._committed - start
+        if all(chain[:behind]):
             self._hint = (start, chain)  # it replaces all earlier ones
+            self._asked = self._rows is not None and behind <= len(chain)
         self._pass()
 
     def _candidates(self) -> list[bool]:
-        """What of the hint is to be checked next; nothing, where it contradicts what is committed."""
+        """What of the hint could be checked next; nothing, where it contradicts what is committed."""
         start, chain = self._hint
         behind = self._committed - start
-        return chain[behind : behind + self._world.n_max] if all(chain[:behind]) else []
+        if not all(chain[:behind]):
+            self._asked = False
+            return []
+        return chain[behind:]
 
     def _pass(self) -> None:
         if self._busy or not self._begun or self._committed == len(self._world.outcomes):
             return
-        candidates = self._candidates()
-        if candidates or self._run_ahead:
-            self._busy = True
-            self.n_passes += 1
-            self._events.at(self._world.pass_seconds(len(candidates)), lambda: self._commit(candidates))
+        hinted = self._candidates()
+        if not (hinted or self._asked or self._run_ahead):
+            return
+        if self._rows is None:
+            n = self._world.n_max
+        else:  # the last token of a text is the target's own in any case
+            hinted = hinted[: len(self._world.outcomes) - self._committed - 1]
+            n = self._rows.choose(len(hinted))
+        self._asked = False
+        self._busy = True
+        self.n_passes += 1
+        checked = hinted[:n]
+        seconds = self._world.pass_seconds(len(checked))
+        self._events.at(seconds, lambda: self._commit(hinted, checked, seconds))
 
-    def _commit(self, candidates: list[bool]) -> None:
+    def _commit(self, hinted: list[bool], checked: list[bool], seconds: float) -> None:
         self._busy = False
-        right = _n_right(candidates)
+        right = _n_right(checked)
         self.n_accepted += right
+        if self._rows is not None:
+            self._rows.observe(hinted, right + 1)
         self._committed = committed = min(self._committed + right + 1, len(self._world.outcomes))
-        self._events.at(self._world.rtt / 2, lambda: self.client.learn(committed))
+        self._events.at(self._world.rtt / 2, lambda: self.client.learn(committed, seconds))
         self._pass()
 
 
 class _Client:
-    """Has the draft."""
+    """Has the draft; as ``generate()`` does it for a target that is far away."""
 
     worker: _Worker
 
-    def __init__(self, world: _World, events: _Events, depth: DepthRule) -> None:
+    def __init__(self, world: _World, events: _Events, ahead: Ahead, *, asks: bool, recalls: bool) -> None:
         self._world = world
         self._events = events
-        self._depth = depth
+        self._ahead = ahead
+        self._asks = asks  # for a pass, where it has nothing to say and the worker would wait
+        self._recalls = recalls  # a draft that has become void, in the middle
         self._chain: list[bool] = []  # behind what is known
-        self._drafting: object = None  # a mark of the draft that is being made
+        self._probs: list[float] = []
+        self._draft: tuple[int, list[bool], list[float]] | None = None  # being made: where, and what
+        self._draft_void = False
+        self._hinted: tuple[int, int] | None = None  # end of the text and of the chain as last sent
+        self._hinted_at = -math.inf
+        self._news_at = 0.0
+        self._looks = False  # again, when the next hint may be sent
         self.known = 0
         self.n_hints = 0
         self.n_drafted = 0
 
     def consider(self) -> None:
-        """Draft on, unless a draft is being made, the text is full, or the depth rule is against it."""
-        world, end = self._world, self.known + len(self._chain)
-        if self._drafting is None and end < len(world.outcomes):
-            probability = math.prod(world.probabilities[self.known : end])
-            times = (world.rtt, world.target_seconds, world.draft_seconds)
-            if self._depth(Unconfirmed(len(self._chain), probability, *times)):
-                self._drafting = draft = object()
-                self._events.at(world.draft_seconds, lambda: self._drafted(draft))
+        """Draft on, unless a draft is being made, the text is full, or the rule is against it; and send what
+        has not been sent.
+        """
+        end = self.known + len(self._chain)
+        waited = self._events.now - self._news_at
+        if (
+            self._draft is None
+            and end < len(self._world.outcomes)
+            and self._ahead.worth_more(self._probs, waited)
+        ):
+            to = min(end + self._ahead.step, len(self._world.outcomes))
+            right = all(self._chain)
+            tokens = [right := right and self._world.outcomes[pos] for pos in range(end, to)]
+            self._draft = draft = (end, tokens, list(self._world.probabilities[end:to]))
+            self._draft_void = False
+            self._events.at(len(tokens) * self._world.draft_seconds, lambda: self._drafted(draft))
+        self._send_hint()
 
-    def _drafted(self, draft: object) -> None:
-        if draft is not self._drafting:
-            return  # it was dropped meanwhile
-        self._drafting = None
-        self.n_drafted += 1
-        pos = self.known + len(self._chain)
-        self._chain.append(all(self._chain) and self._world.outcomes[pos])
+    def _drafted(self, draft: tuple[int, list[bool], list[float]]) -> None:
+        if draft is not self._draft:
+            return  # it was called back meanwhile
+        self._draft = None
+        pos, tokens, probs = draft
+        self.n_drafted += len(tokens)
+        self._ahead.observe_draft(len(tokens), len(tokens) * self._world.draft_seconds)
+        passed = max(self.known - pos, 0)  # tokens that were committed meanwhile
+        if not self._draft_void and all(tokens[:passed]):
+            self._chain += tokens[passed:]
+            self._probs += probs[passed:]
+        self.consider()
+
+    def learn(self, committed: int, seconds: float) -> None:
+        """The worker has committed so many tokens in all, the last of them in a pass of ``seconds``."""
+        n_new = committed - self.known
+        self._news_at = self._events.now
+        n_right = self._ahead.observe_truth(self._chain, self._probs, [True] * n_new)
+        self._ahead.observe_pass(seconds)
+        self._ahead.observe_round_trip(self._world.rtt)
+        if n_right < min(n_new, len(self._chain)):
+            self._chain, self._probs, self._hinted = [], [], None
+            self._draft_void = True
+            if self._recalls:
+                self._draft = None
+        else:
+            if self._recalls and n_new > len(self._chain):
+                self._draft = None  # what it says is known now
+            del self._chain[:n_new], self._probs[:n_new]
+        self.known = committed
+        self.consider()
+
+    def _send_hint(self) -> None:
+        state = (self.known, self.known + len(self._chain))
+        if state == self._hinted:
+            return
+        if self._chain:
+            wait = self._hinted_at + self._ahead.interval - self._events.now
+            if self._hinted is not None and state[1] <= self._hinted[1]:
+                return  # the worker has all of this chain
+            if wait > 1e-9 and self._draft is not None:
+                if not self._looks:
+                    self._looks = True
+                    self._events.at(wait, self._look)
+                return
+        elif not self._asks or self._draft is not None:
+            return
+        self._hinted, self._hinted_at = state, self._events.now
         known, chain = self.known, self._chain.copy()
         self.n_hints += 1
         self._events.at(self._world.rtt / 2, lambda: self.worker.hear(known, chain))
-        self.consider()
 
-    def learn(self, committed: int) -> None:
-        """The worker has committed so many tokens in all."""
-        n_new = committed - self.known
-        if len(self._chain) >= n_new and all(self._chain[:n_new]):
-            self._chain = self._chain[n_new:]
-        else:
-            self._chain = []
-            self._drafting = None
-        self.known = committed
+    def _look(self) -> None:
+        self._looks = False
         self.consider()
 
 

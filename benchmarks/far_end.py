@@ -1,0 +1,126 @@
+"""What is far away, in processes of their own: a worker, and the emulated link to it.
+
+Run as a script this file is such a process, told what to be by one line of JSON and ended by the end of its
+standard input, so that none is left over when a benchmark dies. In the process of the client, threads that
+compute in Python would hold up the link for milliseconds at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+STOP_SECONDS = 30
+
+
+class _Process:
+    """A child that answers each line of JSON with one."""
+
+    def __init__(self, **job: Any) -> None:
+        # By its path and not as a module: the folder of the repository must not come before an installed sllm
+        self._child = subprocess.Popen(
+            [sys.executable, str(Path(__file__).resolve())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.first = self.ask(**job)
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._child.stdin.write(json.dumps(request) + "\n")
+        self._child.stdin.flush()
+        line = self._child.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process for {request} has ended with status {self._child.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
+        self._child.stdin.close()
+        try:
+            self._child.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            self._child.wait()
+        self._child.stdout.close()
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class WorkerProcess(_Process):
+    """``sllm.Worker(model, **settings)``; ``sessions`` of them at once."""
+
+    def __init__(self, model: Path, *, sessions: int = 4, **settings: Any) -> None:
+        super().__init__(role="worker", model=str(model), sessions=sessions, settings=settings)
+        self.uri: str = self.first["uri"]
+        self.port: int = self.first["port"]
+
+    def uri_behind(self, link: LinkProcess) -> str:
+        return self.uri.replace(f":{self.port}", f":{link.port}")
+
+
+class LinkProcess(_Process):
+    """``sllm.wire.link.Link`` in front of a port of this machine."""
+
+    def __init__(self, port: int, *, rtt: float = 0.0, mbit_s: float | None = None) -> None:
+        super().__init__(role="link", port=port, delay=rtt / 2, mbit_s=mbit_s)
+        self.port: int = self.first["port"]
+
+    def reset(self) -> None:
+        """Count from 0 again."""
+        self.ask(reset=True)
+
+    def carried(self) -> tuple[int, int]:
+        """Bytes up and down since it was made or the counters were reset."""
+        stats = self.ask()
+        return stats["bytes_up"], stats["bytes_down"]
+
+
+# ---- in the child
+
+
+def _worker(job: dict[str, Any]) -> None:
+    import tempfile
+
+    import sllm
+    from sllm.worker import Limits
+
+    with (
+        tempfile.TemporaryDirectory() as state,  # keys of its own, not the user's
+        sllm.Worker(
+            job["model"], state=state, limits=Limits(sessions=job["sessions"]), **job["settings"]
+        ) as worker,
+    ):
+        _say(uri=worker.uri, port=worker.address.port)
+        sys.stdin.read()
+
+
+def _link(job: dict[str, Any]) -> None:
+    from dataclasses import asdict
+
+    from sllm.wire.link import Link
+
+    with Link(("127.0.0.1", job["port"]), delay=job["delay"], mbit_s=job["mbit_s"]) as link:
+        _say(port=link.port)
+        for line in sys.stdin:
+            _say(**asdict(link.reset_stats() if json.loads(line).get("reset") else link.stats))
+
+
+def _say(**answer: Any) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    job = json.loads(sys.stdin.readline())
+    {"worker": _worker, "link": _link}[job["role"]](job)
