@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,12 +14,13 @@ import sllm
 from sllm.embedded import DRAFT, TARGET
 
 from . import models, peers
-from .measure import Benchmark, Figures
+from .measure import Benchmark, Figures, RemoteFigures
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
 _reported: list[tuple[str, Figures]] = []
+_reported_remote: list[tuple[str, list[RemoteFigures]]] = []
 
 
 @pytest.fixture(scope="session")
@@ -84,39 +85,102 @@ def report(benchmark: Benchmark, request: pytest.FixtureRequest) -> Callable[[Fi
     return hand_in
 
 
+@pytest.fixture
+def report_remote(
+    benchmark: Benchmark, request: pytest.FixtureRequest
+) -> Callable[[Sequence[RemoteFigures]], None]:
+    """Hand in the figures of all modes over one link, that of what the benchmark has timed first."""
+
+    def hand_in(figures: Sequence[RemoteFigures]) -> None:
+        benchmark.extra_info.update(figures[0].info(), modes=[f.info() for f in figures])
+        _reported_remote.append((request.node.name, list(figures)))
+
+    return hand_in
+
+
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    if not _reported:
-        return
-    terminalreporter.section(
-        f"sllm {sllm.__version__} on {platform.machine()}, llama.cpp {sllm.llama_cpp_commit[:9]}"
-    )
-
-    def cell(value: float | None, form: str) -> str:
-        return "" if value is None else format(value, form)
-
-    rows = [
-        ("benchmark", "tokens/s", "peer", "its tokens/s", "ratio", "acceptance", "passes/token", "aim", "")
-    ]
-    for name, f in _reported:
-        met = "" if f.aim_met is None else "met" if f.aim_met else "MISSED"
-        numbers = (
-            cell(f.tokens_per_s, ".1f"),
-            f.peer,
-            cell(f.peer_tokens_per_s, ".1f"),
-            cell(f.ratio, ".3f"),
+    if _reported or _reported_remote:
+        terminalreporter.section(
+            f"sllm {sllm.__version__} on {platform.machine()}, llama.cpp {sllm.llama_cpp_commit[:9]}"
         )
-        rows.append(
-            (name, *numbers, cell(f.acceptance, ".3f"), cell(f.passes_per_token, ".3f"), f.aim or "", met)
-        )
+    if _reported:
+        _show(terminalreporter)
+    if _reported_remote:
+        _show_remote(terminalreporter)
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _met(aim_met: bool | None) -> str:
+    return "" if aim_met is None else "met" if aim_met else "MISSED"
+
+
+def _write_table(terminalreporter: TerminalReporter, rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         terminalreporter.write_line(
             "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
         )
+
+
+def _show(terminalreporter: TerminalReporter) -> None:
+    rows = [
+        ("benchmark", "tokens/s", "peer", "its tokens/s", "ratio", "acceptance", "passes/token", "aim", "")
+    ]
     for name, f in _reported:
-        if f.more:
-            details = ", ".join(
-                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-                for key, value in f.more.items()
+        numbers = (
+            _cell(f.tokens_per_s, ".1f"),
+            f.peer,
+            _cell(f.peer_tokens_per_s, ".1f"),
+            _cell(f.ratio, ".3f"),
+        )
+        rows.append(
+            (
+                name,
+                *numbers,
+                _cell(f.acceptance, ".3f"),
+                _cell(f.passes_per_token, ".3f"),
+                f.aim or "",
+                _met(f.aim_met),
             )
-            terminalreporter.write_line(f"{name}: {details}")
+        )
+    _write_table(terminalreporter, rows)
+    for name, f in _reported:
+        _show_more(terminalreporter, name, f.more)
+
+
+def _show_more(terminalreporter: TerminalReporter, name: str, more: dict[str, Any]) -> None:
+    if more:
+        details = ", ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in more.items()
+        )
+        terminalreporter.write_line(f"{name}: {details}")
+
+
+def _show_remote(terminalreporter: TerminalReporter) -> None:
+    heads = ("benchmark", "mode", "tokens/s", "acceptance", "passes/token", "bytes up", "down", "/ stream")
+    rows = [(*heads, "/ wait", "/ llama rpc", "/ simulated", "sessions", "fairness", "aims")]
+    for name, modes in _reported_remote:
+        for i, f in enumerate(modes):
+            rows.append(
+                (
+                    "" if i else name,
+                    f.mode,
+                    _cell(f.tokens_per_s, ".1f"),
+                    _cell(f.acceptance, ".3f"),
+                    _cell(f.passes_per_token, ".3f"),
+                    _cell(f.bytes_up_per_token, ".0f"),
+                    _cell(f.bytes_down_per_token, ".0f"),
+                    _cell(f.ratio_vs_stream, ".3f"),
+                    _cell(f.ratio_vs_wait, ".3f"),
+                    _cell(f.ratio_vs_llama_rpc, ".1f"),
+                    _cell(f.ratio_vs_simulated, ".3f"),
+                    _cell(f.more.get("sessions"), "d"),
+                    _cell(f.more.get("fairness"), ".3f"),
+                    f"MISSED: {f.more['missed']}" if "missed" in f.more else _met(f.aim_met),
+                )
+            )
+    _write_table(terminalreporter, rows)

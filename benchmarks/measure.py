@@ -41,7 +41,7 @@ class Benchmark(Protocol):
     ) -> Any: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sample:
     """One timed text, or several as one."""
 
@@ -51,10 +51,22 @@ class Sample:
     n_passes: int = 0
     n_drafted: int = 0
     n_accepted: int = 0
+    target_seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
 
     @property
     def tokens_per_s(self) -> float:
         return self.n_tokens / self.seconds
+
+
+def joined(samples: Sequence[Sample]) -> Sample:
+    """Texts that came one after another."""
+    whole = Sample(0, 0.0)
+    for sample in samples:
+        for name, value in vars(sample).items():
+            setattr(whole, name, getattr(whole, name) + value)
+    return whole
 
 
 @dataclass
@@ -73,6 +85,43 @@ class Figures:
 
     def info(self) -> dict[str, Any]:
         """``extra_info``: the same keys in every benchmark, then what only this one has."""
+        own = {name: value for name, value in vars(self).items() if name != "more"}
+        return {**own, **self.more}
+
+
+@dataclass
+class RemoteFigures:
+    """What one mode did over one link: the keys of ``extra_info``, None where they say nothing."""
+
+    rtt_ms: float
+    mbit_s: float | None
+    paced: bool
+    mode: str
+    tokens_per_s: float
+    acceptance: float | None = None
+    passes_per_token: float | None = None
+    bytes_up_per_token: float | None = None
+    bytes_down_per_token: float | None = None
+    ratio_vs_stream: float | None = None
+    ratio_vs_wait: float | None = None
+    ratio_vs_llama_rpc: float | None = None
+    ratio_vs_simulated: float | None = None
+    aim: str | None = None
+    aim_met: bool | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def aims_at(self, aim: str, met: bool) -> None:
+        """One more aim; a missed one is named in ``missed``."""
+        self.aim = aim if self.aim is None else f"{self.aim}; {aim}"
+        self.aim_met = met and self.aim_met is not False
+        if not met:
+            self.more["missed"] = "; ".join([*filter(None, [self.more.get("missed")]), aim])
+
+    @property
+    def bytes_per_token(self) -> float:
+        return (self.bytes_up_per_token or 0.0) + (self.bytes_down_per_token or 0.0)
+
+    def info(self) -> dict[str, Any]:
         own = {name: value for name, value in vars(self).items() if name != "more"}
         return {**own, **self.more}
 
