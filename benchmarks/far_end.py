@@ -8,10 +8,17 @@ compute in Python would hold up the link for milliseconds at a time.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import sllm
+from sllm.wire.link import Link
+from sllm.worker import Limits
 
 STOP_SECONDS = 30
 
@@ -20,9 +27,12 @@ class _Process:
     """A child that answers each line of JSON with one."""
 
     def __init__(self, **job: Any) -> None:
-        # By its path and not as a module: the folder of the repository must not come before an installed sllm
+        # By its path, and with this process's sllm: the one in the repository's folder may not be compiled
+        here = str(Path(sllm.__file__).resolve().parents[1])
+        path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
         self._child = subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve())],
+            env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -91,11 +101,6 @@ class LinkProcess(_Process):
 
 
 def _worker(job: dict[str, Any]) -> None:
-    import tempfile
-
-    import sllm
-    from sllm.worker import Limits
-
     with (
         tempfile.TemporaryDirectory() as state,  # keys of its own, not the user's
         sllm.Worker(
@@ -107,10 +112,6 @@ def _worker(job: dict[str, Any]) -> None:
 
 
 def _link(job: dict[str, Any]) -> None:
-    from dataclasses import asdict
-
-    from sllm.wire.link import Link
-
     with Link(("127.0.0.1", job["port"]), delay=job["delay"], mbit_s=job["mbit_s"]) as link:
         _say(port=link.port)
         for line in sys.stdin:
