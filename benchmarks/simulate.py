@@ -472,7 +472,12 @@ def best_wait(longest: int = 32, **world: Any) -> tuple[int, Simulated]:
 
 
 def table(
-    rtts: Sequence[float], acceptances: Sequence[float], *, depth: DepthRule, n_max: int = N_MAX, **world: Any
+    rtts: Sequence[float],
+    acceptances: Sequence[float],
+    *,
+    depth: DepthRule | Literal["runtime"],
+    n_max: int = N_MAX,
+    **world: Any,
 ) -> list[str]:
     """Tokens per second in all modes, and what run-ahead costs for each token, as Markdown."""
     columns = [
@@ -510,13 +515,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rtt-ms", type=float, nargs="+", default=[0.0, 20.0, 50.0, 100.0, 200.0])
     parser.add_argument("--acceptance", type=float, nargs="+", default=[0.6, 0.8, 0.9, 0.95])
     parser.add_argument("--n-max", type=int, default=N_MAX, help="drafted tokens in a pass, with hints")
-    parser.add_argument("--depth", type=int, default=DEPTH, help="unconfirmed tokens")
+    parser.add_argument(
+        "--depth",
+        type=lambda text: "runtime" if text == "runtime" else at_most(int(text)),
+        default=at_most(DEPTH),
+        help=f"unconfirmed tokens (default: {DEPTH}), or 'runtime': the rules of the runtime itself",
+    )
     parser.add_argument("--tokens", type=int, default=4000, help="the length of each text")
     args = parser.parse_args(argv)
     rows = table(
         [ms / 1e3 for ms in args.rtt_ms],
         args.acceptance,
-        depth=at_most(args.depth),
+        depth=args.depth,
         target_seconds=args.target_ms / 1e3,
         row_seconds=args.row_ms / 1e3,
         draft_seconds=args.draft_ms / 1e3,

@@ -121,6 +121,42 @@ def test_recorded_outcomes_are_like_drawn_ones(mode: Mode) -> None:
     assert drawn.n_tokens == 700
 
 
+@pytest.mark.parametrize("acceptance", [0.3, 0.8, 0.95])
+@pytest.mark.parametrize("rtt", [0.0, 0.05, 0.2])
+def test_the_runtime_is_near_the_fixed_depth(rtt: float, acceptance: float) -> None:
+    """It does not send every token at once, and cannot call a void draft back."""
+    here: dict[str, Any] = {"rtt": rtt, "acceptance": acceptance, "n_tokens": 1500, **WORLD}
+    stream = simulate("stream", **here)
+    fixed = simulate("run-ahead", **here)
+    runtime = simulate("run-ahead", depth="runtime", **here)
+    assert stream.tokens_per_s * (1 - 1e-9) <= runtime.tokens_per_s
+    assert 0.85 * fixed.tokens_per_s <= runtime.tokens_per_s <= 1.02 * fixed.tokens_per_s
+    asked = simulate("hints", depth="runtime", **here)
+    assert 0.8 * simulate("hints", **here).tokens_per_s <= asked.tokens_per_s <= runtime.tokens_per_s * 1.05
+
+
+def test_the_runtime_drafts_nothing_that_comes_too_late() -> None:
+    """A draft that is no faster than the target never overtakes one that runs ahead."""
+    found = few("run-ahead", [True] * 300, draft_seconds=0.04, depth="runtime")
+    assert found.n_drafted < 30  # tries, now and then
+    assert found.n_accepted == 0
+
+
+def test_the_runtime_checks_no_rows_that_do_not_pay() -> None:
+    found = few("run-ahead", [True] * 300, rtt=0.0, row_seconds=0.030, depth="runtime")
+    assert found.n_accepted == 0
+    assert found.n_drafted > 0
+    assert found.tokens_per_s == pytest.approx(few("stream", [True] * 300, rtt=0.0).tokens_per_s)
+
+
+def test_the_runtime_asks_where_it_has_nothing_to_say() -> None:
+    """Or a worker that does not run ahead would wait for ever."""
+    found = few("hints", [False] * 60, probabilities=[0.01] * 60, depth="runtime")
+    assert found.n_passes == 60
+    assert found.n_drafted < 60
+    assert found.n_hints >= 60
+
+
 def test_what_cannot_be() -> None:
     with pytest.raises(ValueError, match="mode is 'cloud'"):
         few("cloud", [True])  # type: ignore[arg-type]
@@ -142,3 +178,5 @@ def test_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(lines) == 4
     assert {line.count("|") for line in lines} == {9}
     assert lines[2].startswith("| 50 ms, 0.8 | 3")
+    assert main(["--rtt-ms", "50", "--acceptance", "0.8", "--tokens", "500", "--depth", "runtime"]) == 0
+    assert capsys.readouterr().out.splitlines()[2] != lines[2]
