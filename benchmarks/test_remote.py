@@ -173,13 +173,14 @@ class Client:
             len(tokens), ended - began, (tokens,), n_passes, n_drafted, n_accepted, target_seconds=seconds
         )
 
-    def counted(self, make: Callable[[], Sample]) -> Sample:
-        """A text with what it has moved over the link, its opening and its end included."""
+    def count(self) -> None:
+        """The bytes of the next text, its opening and its end included, from here on."""
         self._link.reset()
-        sample = make()
-        time.sleep(self._rtt + 0.02)  # what is under way belongs to this text
+
+    def counted(self, sample: Sample) -> None:
+        """What is under way belongs to the text that was just made."""
+        time.sleep(self._rtt + 0.02)
         sample.bytes_up, sample.bytes_down = self._link.carried()
-        return sample
 
 
 @dataclass
@@ -199,44 +200,38 @@ class Course:
         ``seldom`` are those that are slow, and take part in the first round only.
         """
         n = len(self.prompts)
-        names = [name for name, _, _ in self.ways]
-        taken: dict[str, list[Sample]] = {name: [] for name in [*names, "run-ahead"]}
-        for _, way, n_max in self.ways:  # nobody is the first
-            self.client.text(way, self.prompts[0], min(self.max_tokens, 32), n_max)
-        self.client.text("run-ahead", self.prompts[0], min(self.max_tokens, 32))
+        taken: dict[str, list[Sample]] = {name: [] for name, _, _ in self.ways}
+        ours: list[Sample] = []
+        timed: tuple[str, Way, int] = ("run-ahead", "run-ahead", 0)
+        for _, way, n_max in [*self.ways, timed]:  # nobody is the first
+            self.client.text(way, self.prompts[0], min(self.max_tokens, 16), n_max)
+
+        def settle() -> None:  # not where it would be timed
+            if ours and not ours[-1].bytes_down:
+                self.client.counted(ours[-1])
 
         def others() -> None:
-            i = len(taken["run-ahead"])
+            settle()
+            i = len(ours)
             for name, way, n_max in self.ways:
                 if i < n or name not in seldom:
-                    prompt = self.prompts[i % n]
+                    self.client.count()
+                    sample = self.client.text(way, self.prompts[i % n], self.max_tokens, n_max)
+                    self.client.counted(sample)
+                    taken[name].append(sample)
+            self.client.count()
 
-                    def make(way: Way = way, n_max: int = n_max, prompt: Tokens = prompt) -> Sample:
-                        return self.client.text(way, prompt, self.max_tokens, n_max)
+        def run() -> None:
+            ours.append(self.client.text("run-ahead", self.prompts[len(ours) % n], self.max_tokens))
 
-                    taken[name].append(self.client.counted(make))
-
-        def ours() -> None:
-            prompt = self.prompts[len(taken["run-ahead"]) % n]
-            taken["run-ahead"].append(self.client.text("run-ahead", prompt, self.max_tokens))
-
-        # Bytes are counted in turns of their own: the time to wait for the last of them is not to be timed.
-        benchmark.pedantic(ours, setup=others, rounds=self.rounds * n, iterations=1, warmup_rounds=0)
+        benchmark.pedantic(run, setup=others, rounds=self.rounds * n, iterations=1, warmup_rounds=0)
         if not taken["stream"]:  # --benchmark-disable runs no setup, and ours once
-            taken["run-ahead"].clear()
+            ours.clear()
             for _ in range(n):
                 others()
-                ours()
-        for i, prompt in enumerate(self.prompts):
-            counted = self.client.counted(
-                lambda prompt=prompt: self.client.text("run-ahead", prompt, self.max_tokens)  # type: ignore[misc]
-            )
-            sample = taken["run-ahead"][i]
-            scale = sample.n_tokens / counted.n_tokens
-            sample.bytes_up, sample.bytes_down = (
-                round(counted.bytes_up * scale),
-                round(counted.bytes_down * scale),
-            )
+                run()
+        settle()
+        taken["run-ahead"] = ours
         return {
             name: [joined(samples[i : i + n]) for i in range(0, len(samples), n)]
             for name, samples in taken.items()
@@ -246,6 +241,10 @@ class Course:
 def ratio(ours: Sequence[Sample], theirs: Sequence[Sample]) -> float:
     """The median over rounds that both took part in."""
     return statistics.median(a.tokens_per_s / b.tokens_per_s for a, b in zip(ours, theirs, strict=False))
+
+
+def at_least(value: float | None, bound: float) -> bool:
+    return value is not None and value >= bound
 
 
 def figures_of(
@@ -260,8 +259,8 @@ def figures_of(
         tokens_per_s=statistics.median(sample.tokens_per_s for sample in samples),
         acceptance=sum(sample.n_accepted for sample in samples) / n_drafted if n_drafted else None,
         passes_per_token=sum(sample.n_passes for sample in samples) / n_tokens,
-        bytes_up_per_token=samples[0].bytes_up / samples[0].n_tokens,
-        bytes_down_per_token=samples[0].bytes_down / samples[0].n_tokens,
+        bytes_up_per_token=sum(sample.bytes_up for sample in samples) / n_tokens,
+        bytes_down_per_token=sum(sample.bytes_down for sample in samples) / n_tokens,
         ratio_vs_stream=ratio(samples, taken["stream"]),
         ratio_vs_wait=min((ratio(samples, taken[other]) for other in waits), default=None),
         **where,
@@ -368,6 +367,7 @@ def test_embedded_pair(
         drafting(embedded_draft, paced=paced) as drafter,
     ):
         client = Client(remote, link, drafter, SAMPLING, rtt)
+        round_trip = remote.ping(n=9).round_trip
         if paced:
             times = {"target_seconds": PASS_SECONDS, "draft_seconds": DRAFT_SECONDS}
         else:
@@ -379,12 +379,14 @@ def test_embedded_pair(
         lengths = sorted({USUAL_DRAFT, best})
         ways: list[tuple[str, Way, int]] = [("stream", "stream", 0), ("hints", "hints", 0)]
         ways += [(f"wait, n_max {n}", "wait", n) for n in lengths]
-        course = Course(client, texts.prompts, MAX_TOKENS, ways, n_rounds(1 if paced else 9))
+        course = Course(client, texts.prompts, MAX_TOKENS, ways, n_rounds(1 if paced else 7))
         taken = course.run(benchmark, seldom=[name for name, _, _ in ways if name != "stream"])
     assert {sample.texts for samples in taken.values() for sample in samples} == {texts.expected}
     plain = joined(taken["stream"])
+    n_texts = len(taken["stream"]) * len(texts.prompts)
     measured = {
-        "target_seconds": (plain.seconds - len(taken["stream"]) * len(texts.prompts) * rtt) / plain.n_passes,
+        "rtt": round_trip,
+        "target_seconds": (plain.seconds - n_texts * round_trip) / plain.n_passes,
         "draft_seconds": drafter.draft_seconds / max(drafter.n_drafted, 1),
     }
 
@@ -392,20 +394,24 @@ def test_embedded_pair(
     for name, samples in taken.items():
         figures = figures_of(name, samples, taken, rtt_ms=rtt_ms, mbit_s=mbit_s, paced=paced)
         figures.more["pair_acceptance"] = texts.acceptance
+        figures.more["round_trip_ms"] = round_trip * 1e3
         if paced:
             mode: Mode = "wait" if name.startswith("wait") else name  # type: ignore[assignment]
             n_max = next((n for other, _, n in ways if other == name and n), LONGEST_DRAFT)
             expected = simulated(mode, texts.recorded, n_max=n_max, rtt=rtt, **times)
             figures.more["simulated_tokens_per_s"] = expected
             figures.ratio_vs_simulated = figures.tokens_per_s / expected
-            # On a busy machine both are late out of their sleep: this tells that from a fault of the policy.
-            expected = simulated(mode, texts.recorded, n_max=n_max, rtt=rtt, **measured)
+            # A busy machine is late out of every sleep, and messages take time to be made: this tells that from
+            # a fault of the policy.
+            expected = simulated(mode, texts.recorded, n_max=n_max, **measured)
             figures.more["ratio_vs_simulated_with_measured_times"] = figures.tokens_per_s / expected
         all_figures.append(figures)
     ours = all_figures[-1]
-    ours.aims_at(f"never below {AT_LEAST_STREAMING} of streaming", ours.ratio_vs_stream >= AT_LEAST_STREAMING)
+    ours.aims_at(
+        f"never below {AT_LEAST_STREAMING} of streaming", at_least(ours.ratio_vs_stream, AT_LEAST_STREAMING)
+    )
     if paced and rtt_ms == 50:
-        ours.aims_at(f">= {GAIN_AT_50_MS} x streaming", ours.ratio_vs_stream >= GAIN_AT_50_MS)
+        ours.aims_at(f">= {GAIN_AT_50_MS} x streaming", at_least(ours.ratio_vs_stream, GAIN_AT_50_MS))
     if ours.ratio_vs_simulated is not None:
         near = abs(ours.ratio_vs_simulated - 1) <= FROM_SIMULATED
         ours.aims_at(f"within {FROM_SIMULATED:.0%} of the simulator", near)
@@ -514,7 +520,7 @@ def test_sessions(
         all_figures.append(figures)
     all_figures[0].aims_at(
         f"never below {AT_LEAST_STREAMING} of streaming",
-        all_figures[0].ratio_vs_stream >= AT_LEAST_STREAMING,
+        at_least(all_figures[0].ratio_vs_stream, AT_LEAST_STREAMING),
     )
     report_remote(all_figures)
 
@@ -595,7 +601,7 @@ def test_against_llama_rpc(
         figures.more["ratio_vs_llama_rpc_layers"] = figures.tokens_per_s / layers
     ours = all_figures[-1]
     if rtt_ms == 50 and mbit_s == 50.0:
-        met = figures.ratio_vs_llama_rpc is not None and figures.ratio_vs_llama_rpc >= GAIN_OVER_LLAMA_RPC
+        met = at_least(ours.ratio_vs_llama_rpc, GAIN_OVER_LLAMA_RPC)
         ours.aims_at(f">= {GAIN_OVER_LLAMA_RPC:g} x llama.cpp's speculation over RPC", met)
     ours.aims_at(f"<= {BYTES_PER_TOKEN:g} bytes a token", ours.bytes_per_token <= BYTES_PER_TOKEN)
     text = tiny.vocab.decode(list(expected[0]))
