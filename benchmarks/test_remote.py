@@ -401,8 +401,8 @@ def test_embedded_pair(
             expected = simulated(mode, texts.recorded, n_max=n_max, rtt=rtt, **times)
             figures.more["simulated_tokens_per_s"] = expected
             figures.ratio_vs_simulated = figures.tokens_per_s / expected
-            # A busy machine is late out of every sleep, and messages take time to be made: this tells that from
-            # a fault of the policy.
+            # A busy machine is late out of every sleep, and messages take time to be made: what is left here
+            # is the policy's.
             expected = simulated(mode, texts.recorded, n_max=n_max, **measured)
             figures.more["ratio_vs_simulated_with_measured_times"] = figures.tokens_per_s / expected
         all_figures.append(figures)
