@@ -56,7 +56,7 @@ DRAFT_SECONDS = 0.010
 
 SETTINGS: dict[str, Any] = {"flash_attn": True, "type_k": TYPE_KV, "type_v": TYPE_KV, "n_threads": 1}
 SAMPLING = sllm.SamplingParams(temperature=0.8, seed=2)
-MAX_TOKENS = 96
+MAX_TOKENS = 72
 LONGEST_DRAFT = 16  # what a worker checks in one pass
 USUAL_DRAFT = 8  # what llama-speculative-simple is given here
 
@@ -376,7 +376,7 @@ def test_embedded_pair(
             times = {"target_seconds": plain.target_seconds / plain.n_passes, "draft_seconds": draft_seconds}
         outcomes = [right for text in texts.recorded for right in text.outcomes]
         best, _ = best_wait(LONGEST_DRAFT, outcomes=outcomes, rtt=rtt, **times)
-        lengths = sorted({USUAL_DRAFT, best})
+        lengths = sorted({USUAL_DRAFT, best}) if paced else [best]
         ways: list[tuple[str, Way, int]] = [("stream", "stream", 0), ("hints", "hints", 0)]
         ways += [(f"wait, n_max {n}", "wait", n) for n in lengths]
         course = Course(client, texts.prompts, MAX_TOKENS, ways, n_rounds(1 if paced else 7))
@@ -612,7 +612,7 @@ def test_against_llama_rpc(
             tokens_per_s=theirs.tokens_per_s,
             acceptance=theirs.acceptance,
             passes_per_token=theirs.passes_per_token,
-            more={"same_text": same},
+            more={"peer_same_text": same},
             **where,
         ),
         RemoteFigures(mode="llama-bench --rpc", tokens_per_s=layers, passes_per_token=1.0, **where),
