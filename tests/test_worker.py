@@ -35,6 +35,7 @@ from sllm.wire import auth
 from sllm.wire.link import Link
 from sllm.wire.protocol import CHANNEL_OPTIONS, PROTOCOL, method, padded, pb, size_limit, to_sampling
 from sllm.worker import Limits, Worker
+from sllm.worker.service import _Rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -610,6 +611,64 @@ def test_hints_out_of_range_change_nothing(
         if data.draw(st.booleans()) and stream.reason is None:
             stream.next()
     assert stream.run() == wanted
+
+
+def test_a_client_may_stop_speaking_and_go_on_listening(client: Client, target_model: Model) -> None:
+    sampling = without_end(target_model, GREEDY)
+    stream = client.generate(opening([5, 6], sampling, 30))
+    stream._outbox.put(None)
+    assert stream.run() == one_by_one(target_model, [5, 6], sampling, 30)
+    silent = client.generate()
+    silent._outbox.put(None)
+    code, details = silent.end()
+    assert code is Code.INVALID_ARGUMENT
+    assert "begins with Open" in details
+
+
+def test_a_text_ends_when_its_client_says_so(
+    worker: Worker, client: Client, steady: Callable[[], None]
+) -> None:
+    stream = client.generate(opening(max_tokens=200, run_ahead=False))
+    stream.next()
+    stream.send(pb.Up(cancel=pb.Cancel()))
+    stream.run()
+    assert stream.reason == "cancelled"
+    wait_until(lambda: len(worker._scheduler.running()) == 1)
+    steady()
+
+
+def test_a_text_that_is_opened_again_replaces_itself(draft_model: Model, state: Path) -> None:
+    """There is one place, and its client has lost the connection without the worker knowing."""
+    sampling = without_end(draft_model, GREEDY)
+    wanted = one_by_one(draft_model, [5, 6], sampling, 40)
+    limits = {"sessions": 1, "queue": 0}
+    with (
+        own_worker(draft_model, state, limits=limits, pass_seconds=0.003) as worker,
+        Client(worker.address) as lost,
+        Client(worker.address) as client,
+    ):
+        first = lost.generate(opening([5, 6], sampling, 200, text_id=5))
+        first.until(4)
+        assert client.generate(opening([5, 6], sampling, 2, text_id=6)).end()[0] is Code.RESOURCE_EXHAUSTED
+        second = client.generate(opening([5, 6, *wanted[:4]], sampling, 36, start=2, text_id=5))
+        assert second.run() == wanted[4:]
+        assert second.opened.n_reused >= 5
+        first.run()
+        assert first.reason == "cancelled"
+
+
+def test_the_rate_of_hints_allows_for_bursts() -> None:
+    began = time.monotonic()
+    rate = _Rate(50)
+    n = 0
+    while rate.take():
+        n += 1
+    assert 200 <= n <= 201 + 50 * (time.monotonic() - began)
+    rate._last -= 1.0
+    assert all(rate.take() for _ in range(49))
+    rate._last -= 1000.0
+    n = sum(rate.take() for _ in range(1000))
+    assert 199 <= n <= 201 + 50 * (time.monotonic() - began)
 
 
 def test_a_call_that_says_nothing_ends(draft_model: Model, state: Path) -> None:
