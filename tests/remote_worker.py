@@ -21,10 +21,11 @@ from sllm.wire.protocol import PROTOCOL, SERVICE, padded, pb
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from typing_extensions import Self
 
+    from sllm.generation import Run
     from sllm.model import Model
     from sllm.wire.link import Link
 
@@ -211,3 +212,47 @@ def opened() -> pb.Down:
 
 def done(reason: str) -> pb.Down:
     return pb.Down(done=pb.Done(reason=reason))
+
+
+class Spares:
+    """A worker, and another one that has been started already and takes its place; a context manager."""
+
+    def __init__(self, start: Callable[[], WorkerProcess]) -> None:
+        self._start = start
+        self.current = start()
+        self._next = start()
+        assert self.current.uri
+
+    def kill(self) -> None:
+        """Kill the one and go on with the other."""
+        self.current.close()
+        self.current, self._next = self._next, self._start()
+        assert self.current.uri
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.current.close()
+        self._next.close()
+
+
+def settled(runs: Sequence[Run], n_prompt: int) -> list[Run]:
+    """The runs that count in the end; checks that they follow each other, withdrawn ones and all."""
+    kept: list[Run] = []
+    pos = n_prompt
+    for run in runs:
+        if run.withdrawn:
+            n = len(run.withdrawn)
+            assert tuple(kept[-n:]) == run.withdrawn
+            assert all(one.source == "local" for one in run.withdrawn)
+            pos = run.withdrawn[0].pos
+            del kept[-n:]
+        assert run.source == "local" or all(one.source != "local" for one in kept)
+        assert run.pos == pos
+        assert run.tokens
+        assert run.n_accepted == (len(run.tokens) if run.source == "draft" else 0)
+        pos += len(run.tokens)
+        kept.append(run)
+    assert all(run.source in ("draft", "target") for run in kept)
+    return kept

@@ -206,6 +206,7 @@ class Remote:
             ("grpc.enable_retries", 0),  # what has to be done again, we do
             ("grpc.keepalive_time_ms", milliseconds),
             ("grpc.keepalive_timeout_ms", milliseconds),
+            ("grpc.http2.ping_timeout_ms", milliseconds),  # grpc/grpc#39239: it alone ends a connection
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.max_receive_message_length", 1 << 22),
         ]

@@ -202,6 +202,7 @@ class Worker:
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.keepalive_time_ms", 10_000),
                 ("grpc.keepalive_timeout_ms", 10_000),
+                ("grpc.http2.ping_timeout_ms", 10_000),  # grpc/grpc#39239: it alone ends a connection
             ],
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._server)
