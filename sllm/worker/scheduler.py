@@ -742,10 +742,8 @@ class Scheduler:
         def verify(which: list[_Job]) -> list[tuple[list[int], int]]:
             verdict = self._context.verify(
                 [job.slot.seq_id for job in which],
-                np.array([job.session.text[-1] for job in which], dtype=np.int32),
-                [np.array(job.chain, dtype=np.int32) for job in which]
-                if any(job.chain for job in which)
-                else None,
+                [job.session.text[-1] for job in which],
+                [job.chain for job in which] if any(job.chain for job in which) else None,
                 sampling=[job.session.sampling for job in which],
                 pos=[len(job.session.text) - 1 for job in which],
                 start=[job.session.start for job in which],
@@ -794,7 +792,7 @@ class Scheduler:
         def draft(which: list[tuple[_Job, int, float]]) -> list[_Job]:
             drafts = drafter.draft(
                 [job.slot.seq_id for job, _, _ in which],
-                [np.array(job.session.text[job.slot.draft_length :], dtype=np.int32) for job, _, _ in which],
+                [job.session.text[job.slot.draft_length :] for job, _, _ in which],
                 n_max=[n_max for _, n_max, _ in which],
                 p_min=[p_min for _, _, p_min in which],
                 sampling=[job.session.sampling for job, _, _ in which],
