@@ -36,14 +36,16 @@ from sllm.errors import (
     UnsupportedModelError,
     VocabMismatchError,
 )
-from sllm.generation import Run, generate
+from sllm.generation import generate
 from sllm.model import Model, Vocab
 from sllm.sampling import SamplingParams
 from sllm.targets.base import Target
 from sllm.targets.local import LocalTarget
+from sllm.text_stream import Run
 
 if TYPE_CHECKING:
-    from sllm.targets.remote import RemoteTarget, connect
+    from sllm.targets.connection import connect
+    from sllm.targets.remote import RemoteTarget
     from sllm.worker import Worker
 
 __all__ = [
@@ -82,7 +84,11 @@ llama_cpp_commit: str = _ffi.string(_lib.sllm_llama_cpp_commit()).decode()
 logging.getLogger("sllm").addHandler(logging.NullHandler())
 
 # What needs protobuf and grpc is imported when it is first used.
-_LAZY = {"RemoteTarget": "sllm.targets.remote", "Worker": "sllm.worker", "connect": "sllm.targets.remote"}
+_LAZY = {
+    "RemoteTarget": "sllm.targets.remote",
+    "Worker": "sllm.worker",
+    "connect": "sllm.targets.connection",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from sllm.generation import GenerationStats, Run
     from sllm.targets.base import RemoteStats, Target
+    from sllm.text_stream import GenerationStats, Run
 
 __all__ = ["main"]
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import sllm
 from sllm import embedded
 from sllm.console import CommandError, count, one_line, parameters, size, table
-from sllm.targets.remote import connect
+from sllm.targets.connection import connect
 from sllm.wire import auth
 from sllm.worker import Limits, Worker
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sllm.console import Output
-    from sllm.targets.remote import Ping, WorkerInfo
+    from sllm.targets.connection import Ping, WorkerInfo
     from sllm.wire.protocol import pb
 
 __all__ = ["EXACT", "VARIABLE", "addresses", "ping", "quiet_grpc", "status", "worker"]

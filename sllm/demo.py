@@ -18,7 +18,7 @@ from sllm.cli_remote import EXACT, quiet_grpc
 from sllm.console import GREEN, CommandError, count, one_line, parameters, size, table
 from sllm.context import available_cores
 from sllm.drafters import ModelDrafter
-from sllm.targets.remote import connect
+from sllm.targets.connection import connect
 from sllm.wire.auth import Address
 from sllm.wire.link import Link
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from sllm.console import Output
-    from sllm.generation import Run
-    from sllm.targets.remote import Remote
+    from sllm.targets.connection import Remote
+    from sllm.text_stream import Run
 
 __all__ = ["DRAFT_SECONDS", "PASS_SECONDS", "PROMPT", "demo"]
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from sllm.generation import Run
     from sllm.model import Model
+    from sllm.text_stream import Run
     from sllm.wire.link import Link
 
 PATIENCE = 60.0  # seconds until something that should happen is taken not to

@@ -21,7 +21,7 @@ from processes import ENDLESS, ONE, PATIENCE, environment, first_byte, interrupt
 import sllm
 from sllm import cli, cli_remote, console, embedded
 from sllm.console import CommandError
-from sllm.generation import Run
+from sllm.text_stream import Run
 from sllm.wire import auth
 from sllm.wire.link import Link
 

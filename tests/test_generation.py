@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from oracles import Tokens
 
-    from sllm.generation import Run, TextStream
     from sllm.model import Model, Vocab
+    from sllm.text_stream import Run, TextStream
 
 # Whether speculation pays is measured, and differs from machine to machine. With these it always does.
 

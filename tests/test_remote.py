@@ -35,7 +35,7 @@ from remote_worker import (
 import sllm
 from sllm import embedded, gguf
 from sllm.drafters import ModelDrafter
-from sllm.targets import remote as remote_module
+from sllm.targets import connection
 from sllm.targets.base import PipelinedGeneration, Target
 from sllm.wire import auth
 from sllm.wire.link import Link
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
     from oracles import Tokens
 
-    from sllm.generation import Run, TextStream
     from sllm.model import Model
-    from sllm.targets.remote import Remote
+    from sllm.targets.connection import Remote
+    from sllm.text_stream import Run, TextStream
     from sllm.wire.protocol import pb
 
 N_CTX = 512
@@ -357,7 +357,7 @@ def test_a_worker_that_sends_no_vocabulary(
     complaint: str,
 ) -> None:
     monkeypatch.setenv("SLLM_CACHE", str(tmp_path))
-    monkeypatch.setattr(remote_module, "_MAX_VOCABULARY", 1 << 23)
+    monkeypatch.setattr(connection, "_MAX_VOCABULARY", 1 << 23)
     with FakeWorker(target_model, vocabulary=pieces) as fake, sllm.connect(fake.uri) as remote:
         with pytest.raises(sllm.RemoteError, match=complaint):
             sllm.generate(remote.target(), "Once", max_tokens=1)

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from oracles import Tokens
 
-    from sllm.generation import Run
     from sllm.model import Model
+    from sllm.text_stream import Run
     from sllm.wire.protocol import pb
 
 N_CTX = 512
@@ -518,7 +518,7 @@ def test_a_reader_who_does_not_read(
 # ---- the draft alone ---------------------------------------------------------------------------------------
 
 
-def told_locally(stream: sllm.generation.TextStream, n: int) -> list[Run]:
+def told_locally(stream: sllm.text_stream.TextStream, n: int) -> list[Run]:
     """Read until ``n`` unverified tokens have been shown in a row."""
     runs: list[Run] = []
     n_local = 0

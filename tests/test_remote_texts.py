@@ -203,7 +203,7 @@ def check(
     link: Link,
     events: Sequence[tuple[str, float]],
     kill: Callable[[], None] = lambda: None,
-) -> sllm.generation.TextStream:
+) -> sllm.text_stream.TextStream:
     """Tell the text while the events happen, and compare."""
     vocab, prompt = model.vocab, case.prompt
     ids = make_prompt(model, prompt, case.seed) if isinstance(prompt, int) else vocab.encode(prompt)
