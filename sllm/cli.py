@@ -551,10 +551,10 @@ def _link_summary(stats: GenerationStats, remote: RemoteStats) -> list[str]:
     up, down = size(remote.bytes_up), size(remote.bytes_down)
     per_token = (remote.bytes_up + remote.bytes_down) / max(stats.n_tokens, 1)
     round_trip = f"{remote.round_trip * 1e3:.1f} ms round trip, " if remote.round_trip else ""
-    here = max(min(stats.n_accepted, stats.n_tokens) - remote.n_own_draft, 0)
-    sources = [f"{here} drafted here", f"{stats.n_tokens - here - remote.n_own_draft} the target's own"]
-    if remote.n_own_draft:
-        sources.insert(1, f"{remote.n_own_draft} drafted by the worker")
+    by = stats.tokens_by_source
+    sources = [f"{by['draft']} drafted here", f"{by['target']} the target's own"]
+    if by["worker draft"]:
+        sources.insert(1, f"{by['worker draft']} drafted by the worker")
     carried = (
         f"{up} of messages up, {down} down, {per_token:.0f} bytes per token, {count(remote.n_hints, 'hint')}"
     )

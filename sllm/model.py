@@ -402,6 +402,11 @@ class Model(Handle):
         """Architecture, size class and quantisation in llama.cpp's words (``llama_model_desc``)."""
         return read_text(lambda text, size: lib.sllm_model_desc(self._live, text, size)) or ""
 
+    @property
+    def chat_template(self) -> str | None:
+        """The file's own chat template, a Jinja2 text, or None."""
+        return read_text(lambda text, size: lib.sllm_model_chat_template(self._live, ffi.NULL, text, size))
+
     def chat(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
     ) -> npt.NDArray[np.int32]:
@@ -416,9 +421,7 @@ class Model(Handle):
             ValueError: malformed messages.
 
         """
-        template = read_text(
-            lambda text, size: lib.sllm_model_chat_template(self._live, ffi.NULL, text, size)
-        )
+        template = self.chat_template
         if template is None:
             raise UnsupportedModelError(f"{self.path.name} has no chat template; make the prompt yourself")
         if self._special_pieces is None:

@@ -88,6 +88,15 @@ class GenerationStats:
         return self.n_accepted / self.n_drafted if self.n_drafted else 0.0
 
     @property
+    def tokens_by_source(self) -> dict[str, int]:
+        """Committed tokens by what proposed them: ``"draft"``, ``"worker draft"`` (the remote side's own) and
+        ``"target"``.
+        """
+        drafted = min(self.n_accepted, self.n_tokens)  # a stop string may cut off some
+        own = min(self.remote.n_own_draft, drafted) if self.remote is not None else 0
+        return {"draft": drafted - own, "worker draft": own, "target": self.n_tokens - drafted}
+
+    @property
     def passes_per_token(self) -> float:
         """Passes of the target for each token; 1 without speculation."""
         return self.n_passes / self.n_tokens if self.n_tokens else 0.0

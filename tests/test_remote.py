@@ -156,6 +156,7 @@ def test_a_connection_tells_what_the_worker_offers(
     assert info.sessions == Limits().sessions
     assert "hints" in info.features
     assert info.software == f"sllm {sllm.__version__}"
+    assert info.chat_template == target_model.chat_template is not None
     for shown in (repr(remote), repr(remote.target()), repr(remote.address)):
         assert str(worker.address.port) in shown
         assert TOKEN not in shown
@@ -599,7 +600,13 @@ def test_drafts_of_the_worker(
         runs = list(stream)
         check_stats(stream, runs)
         assert stream.stats.remote is not None
-        assert stream.stats.remote.n_own_draft == stream.stats.n_accepted > 0
+        n_accepted = stream.stats.n_accepted
+        assert stream.stats.remote.n_own_draft == n_accepted > 0
+        assert stream.stats.tokens_by_source == {
+            "draft": 0,
+            "worker draft": n_accepted,
+            "target": 60 - n_accepted,
+        }
         wanted = one_by_one(target_model, remote.vocab.encode("Once upon"), endless(target_model), 60)
         assert tokens_in(runs) == wanted
 

@@ -53,6 +53,7 @@ class WorkerInfo:
         model_id: equal where the weights are (:func:`sllm.gguf.model_id`).
         vocab_fingerprint: equal where the vocabulary is (:attr:`sllm.Vocab.fingerprint`).
         n_vocab, n_params, size_bytes: of the model.
+        chat_template: its chat template, or None; :meth:`Remote.chat` renders it.
         n_ctx: positions of one text.
         max_prompt, max_hint: tokens that the worker takes.
         sessions: texts at once.
@@ -71,6 +72,7 @@ class WorkerInfo:
     sessions: int
     n_params: int
     size_bytes: int
+    chat_template: str | None
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,7 @@ class Remote:
             reply.sessions,
             reply.n_params,
             reply.size_bytes,
+            reply.chat_template or None,
         )
 
     def _call(

@@ -3,7 +3,6 @@
 # source: sllm/wire/sllm.proto
 # Protobuf Python Version: 4.25.1
 """Generated protocol buffer code."""
-
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pool as _descriptor_pool
 from google.protobuf import symbol_database as _symbol_database
@@ -13,51 +12,51 @@ from google.protobuf.internal import builder as _builder
 _sym_db = _symbol_database.Default()
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(
-    b'\n\x14sllm/wire/sllm.proto\x12\x07sllm.v1"0\n\x0bInfoRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07padding\x18\x0f \x01(\x0c"\x91\x02\n\tInfoReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x10\n\x08software\x18\x03 \x01(\t\x12\x12\n\nmodel_name\x18\x04 \x01(\t\x12\x10\n\x08model_id\x18\x05 \x01(\t\x12\x19\n\x11vocab_fingerprint\x18\x06 \x01(\t\x12\x0f\n\x07n_vocab\x18\x07 \x01(\r\x12\r\n\x05n_ctx\x18\x08 \x01(\r\x12\x10\n\x08sessions\x18\t \x01(\r\x12\x10\n\x08n_params\x18\n \x01(\x04\x12\x12\n\nsize_bytes\x18\x0b \x01(\x04\x12\x12\n\nmax_prompt\x18\x0c \x01(\r\x12\x10\n\x08max_hint\x18\r \x01(\r\x12\x0f\n\x07padding\x18\x0f \x01(\x0c"$\n\x11VocabularyRequest\x12\x0f\n\x07padding\x18\x0f \x01(\x0c"\x15\n\x05Piece\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c"~\n\x02Up\x12\x1d\n\x04open\x18\x01 \x01(\x0b\x32\r.sllm.v1.OpenH\x00\x12\x1d\n\x04hint\x18\x02 \x01(\x0b\x32\r.sllm.v1.HintH\x00\x12!\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x0f.sllm.v1.CancelH\x00\x12\x0f\n\x07padding\x18\x0f \x01(\x0c\x42\x06\n\x04kind"\xa5\x01\n\x04Open\x12\x0e\n\x06tokens\x18\x01 \x03(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12#\n\x08sampling\x18\x03 \x01(\x0b\x32\x11.sllm.v1.Sampling\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x11\n\trun_ahead\x18\x05 \x01(\x08\x12\x10\n\x08model_id\x18\x06 \x01(\t\x12\x0f\n\x07require\x18\x07 \x03(\t\x12\x0f\n\x07text_id\x18\x08 \x01(\x06"\xf4\x01\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x16\n\x0epenalty_last_n\x18\x05 \x01(\r\x12\x16\n\x0epenalty_repeat\x18\x06 \x01(\x02\x12\x14\n\x0cpenalty_freq\x18\x07 \x01(\x02\x12\x17\n\x0fpenalty_present\x18\x08 \x01(\x02\x12\x13\n\x0b\x62ias_tokens\x18\t \x03(\r\x12\x13\n\x0b\x62ias_values\x18\n \x03(\x02\x12\x0f\n\x07grammar\x18\x0b \x01(\t\x12\x0c\n\x04seed\x18\x0c \x01(\x06"@\n\x04Hint\x12\x0b\n\x03pos\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x03(\r\x12\n\n\x02id\x18\x03 \x01(\r\x12\x0f\n\x07parents\x18\x04 \x03(\r"\x08\n\x06\x43\x61ncel"\x84\x01\n\x04\x44own\x12!\n\x06opened\x18\x01 \x01(\x0b\x32\x0f.sllm.v1.OpenedH\x00\x12!\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x0f.sllm.v1.CommitH\x00\x12\x1d\n\x04\x64one\x18\x03 \x01(\x0b\x32\r.sllm.v1.DoneH\x00\x12\x0f\n\x07padding\x18\x0f \x01(\x0c\x42\x06\n\x04kind"@\n\x06Opened\x12\x10\n\x08n_reused\x18\x01 \x01(\r\x12\x11\n\tprompt_us\x18\x02 \x01(\r\x12\x11\n\tqueued_us\x18\x03 \x01(\r"\x97\x01\n\x06\x43ommit\x12\x0b\n\x03pos\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x03(\r\x12\x12\n\nn_accepted\x18\x03 \x01(\r\x12\x12\n\nn_verified\x18\x04 \x01(\r\x12\x11\n\town_draft\x18\x05 \x01(\x08\x12\x0f\n\x07pass_us\x18\x06 \x01(\r\x12\x0f\n\x07hint_id\x18\x07 \x01(\r\x12\x13\n\x0bhint_age_us\x18\x08 \x01(\r"\x16\n\x04\x44one\x12\x0e\n\x06reason\x18\x01 \x01(\t" \n\rStatusRequest\x12\x0f\n\x07padding\x18\x0f \x01(\x0c"\xc8\x02\n\x0bStatusReply\x12\x10\n\x08uptime_s\x18\x01 \x01(\x01\x12\x10\n\x08sessions\x18\x02 \x01(\r\x12\x0e\n\x06queued\x18\x03 \x01(\r\x12\x16\n\x0esessions_total\x18\x04 \x01(\x04\x12\x0f\n\x07refused\x18\x05 \x01(\x04\x12\x0e\n\x06passes\x18\x06 \x01(\x04\x12\x0e\n\x06tokens\x18\x07 \x01(\x04\x12\x0f\n\x07\x64rafted\x18\x08 \x01(\x04\x12\x10\n\x08\x61\x63\x63\x65pted\x18\t \x01(\x04\x12\x15\n\rprompt_tokens\x18\n \x01(\x04\x12\x15\n\rreused_tokens\x18\x0b \x01(\x04\x12\x0c\n\x04rows\x18\x0c \x01(\x04\x12\x13\n\x0b\x62\x61tch_sizes\x18\r \x03(\x04\x12\x0e\n\x06\x62usy_s\x18\x0e \x01(\x01\x12\'\n\x07running\x18\x10 \x03(\x0b\x32\x16.sllm.v1.SessionStatus\x12\x0f\n\x07padding\x18\x0f \x01(\x0c"}\n\rSessionStatus\x12\x10\n\x08n_prompt\x18\x01 \x01(\r\x12\x10\n\x08n_tokens\x18\x02 \x01(\r\x12\x10\n\x08n_passes\x18\x03 \x01(\r\x12\x11\n\tn_drafted\x18\x04 \x01(\r\x12\x12\n\nn_accepted\x18\x05 \x01(\r\x12\x0f\n\x07seconds\x18\x06 \x01(\x01"3\n\x0b\x45\x63hoRequest\x12\x13\n\x0breply_bytes\x18\x01 \x01(\r\x12\x0f\n\x07padding\x18\x0f \x01(\x0c"\x1c\n\tEchoReply\x12\x0f\n\x07padding\x18\x0f \x01(\x0c\x32\x8c\x02\n\x06Worker\x12\x30\n\x04Info\x12\x14.sllm.v1.InfoRequest\x1a\x12.sllm.v1.InfoReply\x12:\n\nVocabulary\x12\x1a.sllm.v1.VocabularyRequest\x1a\x0e.sllm.v1.Piece0\x01\x12*\n\x08Generate\x12\x0b.sllm.v1.Up\x1a\r.sllm.v1.Down(\x01\x30\x01\x12\x36\n\x06Status\x12\x16.sllm.v1.StatusRequest\x1a\x14.sllm.v1.StatusReply\x12\x30\n\x04\x45\x63ho\x12\x14.sllm.v1.EchoRequest\x1a\x12.sllm.v1.EchoReplyb\x06proto3'
-)
+
+
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14sllm/wire/sllm.proto\x12\x07sllm.v1\"0\n\x0bInfoRequest\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07padding\x18\x0f \x01(\x0c\"\xa8\x02\n\tInfoReply\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x10\n\x08software\x18\x03 \x01(\t\x12\x12\n\nmodel_name\x18\x04 \x01(\t\x12\x10\n\x08model_id\x18\x05 \x01(\t\x12\x19\n\x11vocab_fingerprint\x18\x06 \x01(\t\x12\x0f\n\x07n_vocab\x18\x07 \x01(\r\x12\r\n\x05n_ctx\x18\x08 \x01(\r\x12\x10\n\x08sessions\x18\t \x01(\r\x12\x10\n\x08n_params\x18\n \x01(\x04\x12\x12\n\nsize_bytes\x18\x0b \x01(\x04\x12\x12\n\nmax_prompt\x18\x0c \x01(\r\x12\x10\n\x08max_hint\x18\r \x01(\r\x12\x15\n\rchat_template\x18\x0e \x01(\t\x12\x0f\n\x07padding\x18\x0f \x01(\x0c\"$\n\x11VocabularyRequest\x12\x0f\n\x07padding\x18\x0f \x01(\x0c\"\x15\n\x05Piece\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"~\n\x02Up\x12\x1d\n\x04open\x18\x01 \x01(\x0b\x32\r.sllm.v1.OpenH\x00\x12\x1d\n\x04hint\x18\x02 \x01(\x0b\x32\r.sllm.v1.HintH\x00\x12!\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32\x0f.sllm.v1.CancelH\x00\x12\x0f\n\x07padding\x18\x0f \x01(\x0c\x42\x06\n\x04kind\"\xa5\x01\n\x04Open\x12\x0e\n\x06tokens\x18\x01 \x03(\r\x12\r\n\x05start\x18\x02 \x01(\r\x12#\n\x08sampling\x18\x03 \x01(\x0b\x32\x11.sllm.v1.Sampling\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x11\n\trun_ahead\x18\x05 \x01(\x08\x12\x10\n\x08model_id\x18\x06 \x01(\t\x12\x0f\n\x07require\x18\x07 \x03(\t\x12\x0f\n\x07text_id\x18\x08 \x01(\x06\"\xf4\x01\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x16\n\x0epenalty_last_n\x18\x05 \x01(\r\x12\x16\n\x0epenalty_repeat\x18\x06 \x01(\x02\x12\x14\n\x0cpenalty_freq\x18\x07 \x01(\x02\x12\x17\n\x0fpenalty_present\x18\x08 \x01(\x02\x12\x13\n\x0b\x62ias_tokens\x18\t \x03(\r\x12\x13\n\x0b\x62ias_values\x18\n \x03(\x02\x12\x0f\n\x07grammar\x18\x0b \x01(\t\x12\x0c\n\x04seed\x18\x0c \x01(\x06\"@\n\x04Hint\x12\x0b\n\x03pos\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x03(\r\x12\n\n\x02id\x18\x03 \x01(\r\x12\x0f\n\x07parents\x18\x04 \x03(\r\"\x08\n\x06\x43\x61ncel\"\x84\x01\n\x04\x44own\x12!\n\x06opened\x18\x01 \x01(\x0b\x32\x0f.sllm.v1.OpenedH\x00\x12!\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x0f.sllm.v1.CommitH\x00\x12\x1d\n\x04\x64one\x18\x03 \x01(\x0b\x32\r.sllm.v1.DoneH\x00\x12\x0f\n\x07padding\x18\x0f \x01(\x0c\x42\x06\n\x04kind\"@\n\x06Opened\x12\x10\n\x08n_reused\x18\x01 \x01(\r\x12\x11\n\tprompt_us\x18\x02 \x01(\r\x12\x11\n\tqueued_us\x18\x03 \x01(\r\"\x97\x01\n\x06\x43ommit\x12\x0b\n\x03pos\x18\x01 \x01(\r\x12\x0e\n\x06tokens\x18\x02 \x03(\r\x12\x12\n\nn_accepted\x18\x03 \x01(\r\x12\x12\n\nn_verified\x18\x04 \x01(\r\x12\x11\n\town_draft\x18\x05 \x01(\x08\x12\x0f\n\x07pass_us\x18\x06 \x01(\r\x12\x0f\n\x07hint_id\x18\x07 \x01(\r\x12\x13\n\x0bhint_age_us\x18\x08 \x01(\r\"\x16\n\x04\x44one\x12\x0e\n\x06reason\x18\x01 \x01(\t\" \n\rStatusRequest\x12\x0f\n\x07padding\x18\x0f \x01(\x0c\"\xc8\x02\n\x0bStatusReply\x12\x10\n\x08uptime_s\x18\x01 \x01(\x01\x12\x10\n\x08sessions\x18\x02 \x01(\r\x12\x0e\n\x06queued\x18\x03 \x01(\r\x12\x16\n\x0esessions_total\x18\x04 \x01(\x04\x12\x0f\n\x07refused\x18\x05 \x01(\x04\x12\x0e\n\x06passes\x18\x06 \x01(\x04\x12\x0e\n\x06tokens\x18\x07 \x01(\x04\x12\x0f\n\x07\x64rafted\x18\x08 \x01(\x04\x12\x10\n\x08\x61\x63\x63\x65pted\x18\t \x01(\x04\x12\x15\n\rprompt_tokens\x18\n \x01(\x04\x12\x15\n\rreused_tokens\x18\x0b \x01(\x04\x12\x0c\n\x04rows\x18\x0c \x01(\x04\x12\x13\n\x0b\x62\x61tch_sizes\x18\r \x03(\x04\x12\x0e\n\x06\x62usy_s\x18\x0e \x01(\x01\x12\'\n\x07running\x18\x10 \x03(\x0b\x32\x16.sllm.v1.SessionStatus\x12\x0f\n\x07padding\x18\x0f \x01(\x0c\"}\n\rSessionStatus\x12\x10\n\x08n_prompt\x18\x01 \x01(\r\x12\x10\n\x08n_tokens\x18\x02 \x01(\r\x12\x10\n\x08n_passes\x18\x03 \x01(\r\x12\x11\n\tn_drafted\x18\x04 \x01(\r\x12\x12\n\nn_accepted\x18\x05 \x01(\r\x12\x0f\n\x07seconds\x18\x06 \x01(\x01\"3\n\x0b\x45\x63hoRequest\x12\x13\n\x0breply_bytes\x18\x01 \x01(\r\x12\x0f\n\x07padding\x18\x0f \x01(\x0c\"\x1c\n\tEchoReply\x12\x0f\n\x07padding\x18\x0f \x01(\x0c\x32\x8c\x02\n\x06Worker\x12\x30\n\x04Info\x12\x14.sllm.v1.InfoRequest\x1a\x12.sllm.v1.InfoReply\x12:\n\nVocabulary\x12\x1a.sllm.v1.VocabularyRequest\x1a\x0e.sllm.v1.Piece0\x01\x12*\n\x08Generate\x12\x0b.sllm.v1.Up\x1a\r.sllm.v1.Down(\x01\x30\x01\x12\x36\n\x06Status\x12\x16.sllm.v1.StatusRequest\x1a\x14.sllm.v1.StatusReply\x12\x30\n\x04\x45\x63ho\x12\x14.sllm.v1.EchoRequest\x1a\x12.sllm.v1.EchoReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
-_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, "sllm.wire.sllm_pb2", _globals)
+_builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sllm.wire.sllm_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
-    DESCRIPTOR._options = None
-    _globals["_INFOREQUEST"]._serialized_start = 33
-    _globals["_INFOREQUEST"]._serialized_end = 81
-    _globals["_INFOREPLY"]._serialized_start = 84
-    _globals["_INFOREPLY"]._serialized_end = 357
-    _globals["_VOCABULARYREQUEST"]._serialized_start = 359
-    _globals["_VOCABULARYREQUEST"]._serialized_end = 395
-    _globals["_PIECE"]._serialized_start = 397
-    _globals["_PIECE"]._serialized_end = 418
-    _globals["_UP"]._serialized_start = 420
-    _globals["_UP"]._serialized_end = 546
-    _globals["_OPEN"]._serialized_start = 549
-    _globals["_OPEN"]._serialized_end = 714
-    _globals["_SAMPLING"]._serialized_start = 717
-    _globals["_SAMPLING"]._serialized_end = 961
-    _globals["_HINT"]._serialized_start = 963
-    _globals["_HINT"]._serialized_end = 1027
-    _globals["_CANCEL"]._serialized_start = 1029
-    _globals["_CANCEL"]._serialized_end = 1037
-    _globals["_DOWN"]._serialized_start = 1040
-    _globals["_DOWN"]._serialized_end = 1172
-    _globals["_OPENED"]._serialized_start = 1174
-    _globals["_OPENED"]._serialized_end = 1238
-    _globals["_COMMIT"]._serialized_start = 1241
-    _globals["_COMMIT"]._serialized_end = 1392
-    _globals["_DONE"]._serialized_start = 1394
-    _globals["_DONE"]._serialized_end = 1416
-    _globals["_STATUSREQUEST"]._serialized_start = 1418
-    _globals["_STATUSREQUEST"]._serialized_end = 1450
-    _globals["_STATUSREPLY"]._serialized_start = 1453
-    _globals["_STATUSREPLY"]._serialized_end = 1781
-    _globals["_SESSIONSTATUS"]._serialized_start = 1783
-    _globals["_SESSIONSTATUS"]._serialized_end = 1908
-    _globals["_ECHOREQUEST"]._serialized_start = 1910
-    _globals["_ECHOREQUEST"]._serialized_end = 1961
-    _globals["_ECHOREPLY"]._serialized_start = 1963
-    _globals["_ECHOREPLY"]._serialized_end = 1991
-    _globals["_WORKER"]._serialized_start = 1994
-    _globals["_WORKER"]._serialized_end = 2262
+  DESCRIPTOR._options = None
+  _globals['_INFOREQUEST']._serialized_start=33
+  _globals['_INFOREQUEST']._serialized_end=81
+  _globals['_INFOREPLY']._serialized_start=84
+  _globals['_INFOREPLY']._serialized_end=380
+  _globals['_VOCABULARYREQUEST']._serialized_start=382
+  _globals['_VOCABULARYREQUEST']._serialized_end=418
+  _globals['_PIECE']._serialized_start=420
+  _globals['_PIECE']._serialized_end=441
+  _globals['_UP']._serialized_start=443
+  _globals['_UP']._serialized_end=569
+  _globals['_OPEN']._serialized_start=572
+  _globals['_OPEN']._serialized_end=737
+  _globals['_SAMPLING']._serialized_start=740
+  _globals['_SAMPLING']._serialized_end=984
+  _globals['_HINT']._serialized_start=986
+  _globals['_HINT']._serialized_end=1050
+  _globals['_CANCEL']._serialized_start=1052
+  _globals['_CANCEL']._serialized_end=1060
+  _globals['_DOWN']._serialized_start=1063
+  _globals['_DOWN']._serialized_end=1195
+  _globals['_OPENED']._serialized_start=1197
+  _globals['_OPENED']._serialized_end=1261
+  _globals['_COMMIT']._serialized_start=1264
+  _globals['_COMMIT']._serialized_end=1415
+  _globals['_DONE']._serialized_start=1417
+  _globals['_DONE']._serialized_end=1439
+  _globals['_STATUSREQUEST']._serialized_start=1441
+  _globals['_STATUSREQUEST']._serialized_end=1473
+  _globals['_STATUSREPLY']._serialized_start=1476
+  _globals['_STATUSREPLY']._serialized_end=1804
+  _globals['_SESSIONSTATUS']._serialized_start=1806
+  _globals['_SESSIONSTATUS']._serialized_end=1931
+  _globals['_ECHOREQUEST']._serialized_start=1933
+  _globals['_ECHOREQUEST']._serialized_end=1984
+  _globals['_ECHOREPLY']._serialized_start=1986
+  _globals['_ECHOREPLY']._serialized_end=2014
+  _globals['_WORKER']._serialized_start=2017
+  _globals['_WORKER']._serialized_end=2285
 # @@protoc_insertion_point(module_scope)

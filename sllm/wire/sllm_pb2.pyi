@@ -1,13 +1,7 @@
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from typing import (
-    ClassVar as _ClassVar,
-    Iterable as _Iterable,
-    Mapping as _Mapping,
-    Optional as _Optional,
-    Union as _Union,
-)
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -20,22 +14,7 @@ class InfoRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., padding: _Optional[bytes] = ...) -> None: ...
 
 class InfoReply(_message.Message):
-    __slots__ = (
-        "protocol",
-        "features",
-        "software",
-        "model_name",
-        "model_id",
-        "vocab_fingerprint",
-        "n_vocab",
-        "n_ctx",
-        "sessions",
-        "n_params",
-        "size_bytes",
-        "max_prompt",
-        "max_hint",
-        "padding",
-    )
+    __slots__ = ("protocol", "features", "software", "model_name", "model_id", "vocab_fingerprint", "n_vocab", "n_ctx", "sessions", "n_params", "size_bytes", "max_prompt", "max_hint", "chat_template", "padding")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
@@ -49,6 +28,7 @@ class InfoReply(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_PROMPT_FIELD_NUMBER: _ClassVar[int]
     MAX_HINT_FIELD_NUMBER: _ClassVar[int]
+    CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     PADDING_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     features: _containers.RepeatedScalarFieldContainer[str]
@@ -63,24 +43,9 @@ class InfoReply(_message.Message):
     size_bytes: int
     max_prompt: int
     max_hint: int
+    chat_template: str
     padding: bytes
-    def __init__(
-        self,
-        protocol: _Optional[int] = ...,
-        features: _Optional[_Iterable[str]] = ...,
-        software: _Optional[str] = ...,
-        model_name: _Optional[str] = ...,
-        model_id: _Optional[str] = ...,
-        vocab_fingerprint: _Optional[str] = ...,
-        n_vocab: _Optional[int] = ...,
-        n_ctx: _Optional[int] = ...,
-        sessions: _Optional[int] = ...,
-        n_params: _Optional[int] = ...,
-        size_bytes: _Optional[int] = ...,
-        max_prompt: _Optional[int] = ...,
-        max_hint: _Optional[int] = ...,
-        padding: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., software: _Optional[str] = ..., model_name: _Optional[str] = ..., model_id: _Optional[str] = ..., vocab_fingerprint: _Optional[str] = ..., n_vocab: _Optional[int] = ..., n_ctx: _Optional[int] = ..., sessions: _Optional[int] = ..., n_params: _Optional[int] = ..., size_bytes: _Optional[int] = ..., max_prompt: _Optional[int] = ..., max_hint: _Optional[int] = ..., chat_template: _Optional[str] = ..., padding: _Optional[bytes] = ...) -> None: ...
 
 class VocabularyRequest(_message.Message):
     __slots__ = ("padding",)
@@ -104,13 +69,7 @@ class Up(_message.Message):
     hint: Hint
     cancel: Cancel
     padding: bytes
-    def __init__(
-        self,
-        open: _Optional[_Union[Open, _Mapping]] = ...,
-        hint: _Optional[_Union[Hint, _Mapping]] = ...,
-        cancel: _Optional[_Union[Cancel, _Mapping]] = ...,
-        padding: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, open: _Optional[_Union[Open, _Mapping]] = ..., hint: _Optional[_Union[Hint, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., padding: _Optional[bytes] = ...) -> None: ...
 
 class Open(_message.Message):
     __slots__ = ("tokens", "start", "sampling", "max_tokens", "run_ahead", "model_id", "require", "text_id")
@@ -130,33 +89,10 @@ class Open(_message.Message):
     model_id: str
     require: _containers.RepeatedScalarFieldContainer[str]
     text_id: int
-    def __init__(
-        self,
-        tokens: _Optional[_Iterable[int]] = ...,
-        start: _Optional[int] = ...,
-        sampling: _Optional[_Union[Sampling, _Mapping]] = ...,
-        max_tokens: _Optional[int] = ...,
-        run_ahead: bool = ...,
-        model_id: _Optional[str] = ...,
-        require: _Optional[_Iterable[str]] = ...,
-        text_id: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, tokens: _Optional[_Iterable[int]] = ..., start: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., run_ahead: bool = ..., model_id: _Optional[str] = ..., require: _Optional[_Iterable[str]] = ..., text_id: _Optional[int] = ...) -> None: ...
 
 class Sampling(_message.Message):
-    __slots__ = (
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "penalty_last_n",
-        "penalty_repeat",
-        "penalty_freq",
-        "penalty_present",
-        "bias_tokens",
-        "bias_values",
-        "grammar",
-        "seed",
-    )
+    __slots__ = ("temperature", "top_k", "top_p", "min_p", "penalty_last_n", "penalty_repeat", "penalty_freq", "penalty_present", "bias_tokens", "bias_values", "grammar", "seed")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
@@ -181,21 +117,7 @@ class Sampling(_message.Message):
     bias_values: _containers.RepeatedScalarFieldContainer[float]
     grammar: str
     seed: int
-    def __init__(
-        self,
-        temperature: _Optional[float] = ...,
-        top_k: _Optional[int] = ...,
-        top_p: _Optional[float] = ...,
-        min_p: _Optional[float] = ...,
-        penalty_last_n: _Optional[int] = ...,
-        penalty_repeat: _Optional[float] = ...,
-        penalty_freq: _Optional[float] = ...,
-        penalty_present: _Optional[float] = ...,
-        bias_tokens: _Optional[_Iterable[int]] = ...,
-        bias_values: _Optional[_Iterable[float]] = ...,
-        grammar: _Optional[str] = ...,
-        seed: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., penalty_last_n: _Optional[int] = ..., penalty_repeat: _Optional[float] = ..., penalty_freq: _Optional[float] = ..., penalty_present: _Optional[float] = ..., bias_tokens: _Optional[_Iterable[int]] = ..., bias_values: _Optional[_Iterable[float]] = ..., grammar: _Optional[str] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class Hint(_message.Message):
     __slots__ = ("pos", "tokens", "id", "parents")
@@ -207,13 +129,7 @@ class Hint(_message.Message):
     tokens: _containers.RepeatedScalarFieldContainer[int]
     id: int
     parents: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(
-        self,
-        pos: _Optional[int] = ...,
-        tokens: _Optional[_Iterable[int]] = ...,
-        id: _Optional[int] = ...,
-        parents: _Optional[_Iterable[int]] = ...,
-    ) -> None: ...
+    def __init__(self, pos: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., id: _Optional[int] = ..., parents: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ()
@@ -229,13 +145,7 @@ class Down(_message.Message):
     commit: Commit
     done: Done
     padding: bytes
-    def __init__(
-        self,
-        opened: _Optional[_Union[Opened, _Mapping]] = ...,
-        commit: _Optional[_Union[Commit, _Mapping]] = ...,
-        done: _Optional[_Union[Done, _Mapping]] = ...,
-        padding: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., padding: _Optional[bytes] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("n_reused", "prompt_us", "queued_us")
@@ -245,21 +155,10 @@ class Opened(_message.Message):
     n_reused: int
     prompt_us: int
     queued_us: int
-    def __init__(
-        self, n_reused: _Optional[int] = ..., prompt_us: _Optional[int] = ..., queued_us: _Optional[int] = ...
-    ) -> None: ...
+    def __init__(self, n_reused: _Optional[int] = ..., prompt_us: _Optional[int] = ..., queued_us: _Optional[int] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = (
-        "pos",
-        "tokens",
-        "n_accepted",
-        "n_verified",
-        "own_draft",
-        "pass_us",
-        "hint_id",
-        "hint_age_us",
-    )
+    __slots__ = ("pos", "tokens", "n_accepted", "n_verified", "own_draft", "pass_us", "hint_id", "hint_age_us")
     POS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     N_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
@@ -276,17 +175,7 @@ class Commit(_message.Message):
     pass_us: int
     hint_id: int
     hint_age_us: int
-    def __init__(
-        self,
-        pos: _Optional[int] = ...,
-        tokens: _Optional[_Iterable[int]] = ...,
-        n_accepted: _Optional[int] = ...,
-        n_verified: _Optional[int] = ...,
-        own_draft: bool = ...,
-        pass_us: _Optional[int] = ...,
-        hint_id: _Optional[int] = ...,
-        hint_age_us: _Optional[int] = ...,
-    ) -> None: ...
+    def __init__(self, pos: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., n_accepted: _Optional[int] = ..., n_verified: _Optional[int] = ..., own_draft: bool = ..., pass_us: _Optional[int] = ..., hint_id: _Optional[int] = ..., hint_age_us: _Optional[int] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ("reason",)
@@ -301,24 +190,7 @@ class StatusRequest(_message.Message):
     def __init__(self, padding: _Optional[bytes] = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = (
-        "uptime_s",
-        "sessions",
-        "queued",
-        "sessions_total",
-        "refused",
-        "passes",
-        "tokens",
-        "drafted",
-        "accepted",
-        "prompt_tokens",
-        "reused_tokens",
-        "rows",
-        "batch_sizes",
-        "busy_s",
-        "running",
-        "padding",
-    )
+    __slots__ = ("uptime_s", "sessions", "queued", "sessions_total", "refused", "passes", "tokens", "drafted", "accepted", "prompt_tokens", "reused_tokens", "rows", "batch_sizes", "busy_s", "running", "padding")
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_FIELD_NUMBER: _ClassVar[int]
@@ -351,25 +223,7 @@ class StatusReply(_message.Message):
     busy_s: float
     running: _containers.RepeatedCompositeFieldContainer[SessionStatus]
     padding: bytes
-    def __init__(
-        self,
-        uptime_s: _Optional[float] = ...,
-        sessions: _Optional[int] = ...,
-        queued: _Optional[int] = ...,
-        sessions_total: _Optional[int] = ...,
-        refused: _Optional[int] = ...,
-        passes: _Optional[int] = ...,
-        tokens: _Optional[int] = ...,
-        drafted: _Optional[int] = ...,
-        accepted: _Optional[int] = ...,
-        prompt_tokens: _Optional[int] = ...,
-        reused_tokens: _Optional[int] = ...,
-        rows: _Optional[int] = ...,
-        batch_sizes: _Optional[_Iterable[int]] = ...,
-        busy_s: _Optional[float] = ...,
-        running: _Optional[_Iterable[_Union[SessionStatus, _Mapping]]] = ...,
-        padding: _Optional[bytes] = ...,
-    ) -> None: ...
+    def __init__(self, uptime_s: _Optional[float] = ..., sessions: _Optional[int] = ..., queued: _Optional[int] = ..., sessions_total: _Optional[int] = ..., refused: _Optional[int] = ..., passes: _Optional[int] = ..., tokens: _Optional[int] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., reused_tokens: _Optional[int] = ..., rows: _Optional[int] = ..., batch_sizes: _Optional[_Iterable[int]] = ..., busy_s: _Optional[float] = ..., running: _Optional[_Iterable[_Union[SessionStatus, _Mapping]]] = ..., padding: _Optional[bytes] = ...) -> None: ...
 
 class SessionStatus(_message.Message):
     __slots__ = ("n_prompt", "n_tokens", "n_passes", "n_drafted", "n_accepted", "seconds")
@@ -385,15 +239,7 @@ class SessionStatus(_message.Message):
     n_drafted: int
     n_accepted: int
     seconds: float
-    def __init__(
-        self,
-        n_prompt: _Optional[int] = ...,
-        n_tokens: _Optional[int] = ...,
-        n_passes: _Optional[int] = ...,
-        n_drafted: _Optional[int] = ...,
-        n_accepted: _Optional[int] = ...,
-        seconds: _Optional[float] = ...,
-    ) -> None: ...
+    def __init__(self, n_prompt: _Optional[int] = ..., n_tokens: _Optional[int] = ..., n_passes: _Optional[int] = ..., n_drafted: _Optional[int] = ..., n_accepted: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class EchoRequest(_message.Message):
     __slots__ = ("reply_bytes", "padding")

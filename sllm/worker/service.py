@@ -212,6 +212,7 @@ class Service:
             size_bytes=self._model.size_bytes,
             max_prompt=min(limits.max_prompt or self._n_ctx, self._n_ctx),
             max_hint=limits.max_hint,
+            chat_template=self._model.chat_template or "",
         )
 
     def _vocabulary(
