@@ -134,6 +134,8 @@ def load_pairs(path: Path) -> list[tuple[str, str]]:
 
 MACROS_EN, PLOTS_EN = load_plots(WORLD / "plots_en.txt")
 MACROS_ZH, PLOTS_ZH = load_plots(WORLD / "plots_zh.txt")
+TINY_EN = load_plots(WORLD / "tiny_en.txt")
+TINY_ZH = load_plots(WORLD / "tiny_zh.txt")
 QA_EN = load_pairs(WORLD / "qa_en.txt")
 QA_ZH = load_pairs(WORLD / "qa_zh.txt")
 PRONOUNS = {"m": ("he", "him", "his"), "f": ("she", "her", "her")}
@@ -145,6 +147,7 @@ class Story:
     ask: str
     text: str
     questions: list[tuple[str, str]]
+    fields: dict[str, str]
 
 
 def fields_en(rng: random.Random) -> dict[str, str]:
@@ -163,6 +166,8 @@ def fields_en(rng: random.Random) -> dict[str, str]:
         "hk": hero.en,
         "a_hk": article(hero.en),
         "a_tr": article(trait),
+        "a_animal": article(hero.en.replace("little ", "")),
+        "a_trk": article(f"{trait} {hero.en}"),
         "a_fk": article(friend.en),
         "a_wisefk": article(f"{ftrait} {friend.en.replace('little ', '')}"),
         "he": he,
@@ -219,9 +224,12 @@ def fields_zh(rng: random.Random) -> dict[str, str]:
     }
 
 
-def story(rng: random.Random, chinese: bool) -> Story:
+def story(rng: random.Random, chinese: bool, tiny: bool = False) -> Story:
     """Draw a plot, its people and things, and one row of each of its tables; then write it down."""
-    macros, plots = (MACROS_ZH, PLOTS_ZH) if chinese else (MACROS_EN, PLOTS_EN)
+    if tiny:
+        macros, plots = TINY_ZH if chinese else TINY_EN
+    else:
+        macros, plots = (MACROS_ZH, PLOTS_ZH) if chinese else (MACROS_EN, PLOTS_EN)
     name = rng.choice(sorted(plots))
     plot = plots[name]
     fields = fields_zh(rng) if chinese else fields_en(rng)
@@ -239,9 +247,9 @@ def story(rng: random.Random, chinese: bool) -> Story:
     text = ""
     for i, sentence in enumerate(sentences):
         text += ("" if i == 0 else "\n\n" if i in breaks else glue) + sentence
-    ask = expand(pick(rng, plot.asks), fields, macros, rng).replace("  ", " ")
+    ask = expand(pick(rng, [*plot.asks, "{any}"]), fields, macros, rng).replace("  ", " ")
     questions = [(expand(q, fields, macros, rng), expand(a, fields, macros, rng)) for q, a in plot.questions]
-    return Story(name, ask, text, questions)
+    return Story(name, ask, text, questions, fields)
 
 
 def plain_story(rng: random.Random) -> Document:
@@ -263,10 +271,56 @@ def chat_story(rng: random.Random) -> Document:
     return Document("chat_story", s.ask, tuple(turns))
 
 
+def tiny_story(rng: random.Random) -> Document:
+    """A story of a few sentences on request, with questions about it."""
+    chinese = rng.random() < 0.45
+    s = story(rng, chinese, tiny=True)
+    turns = [("user", s.ask), ("assistant", s.text)]
+    for question, answer in rng.sample(s.questions, rng.randint(0, len(s.questions))):
+        turns += [("user", question), ("assistant", answer)]
+    return Document("tiny_story", s.ask, tuple(turns))
+
+
+def who_is_who(rng: random.Random) -> Document:
+    """Two or three people, what each is and has, and questions that need the right one."""
+    chinese = rng.random() < 0.45
+    count = rng.choice([2, 2, 3])
+    kinds, things = rng.sample(lex.KINDS, count), rng.sample(lex.THINGS, count)
+    facts, asks, names = [], [], set()
+    for kind, thing in zip(kinds, things, strict=True):
+        colour, zh_colour = rng.choice(lex.COLOURS)
+        table = lex.NAMES_ZH if chinese else lex.NAMES_EN
+        name = rng.choice([n for n in table[kind.gender] if n not in names])
+        names.add(name)
+        if chinese:
+            mine = f"一{thing.measure}{zh_colour}{thing.zh}"
+            facts.append(f"{name}是一{kind.measure}{kind.zh}，有{mine}。")
+            asks += [
+                (f"谁是{kind.zh}？", f"{name}是{kind.zh}。"),
+                (f"{name}有什么？", f"{name}有{mine}。"),
+                (f"谁有{thing.zh}？", f"{name}有{thing.zh}。"),
+                (f"{thing.zh}是什么颜色的？", f"{thing.zh}是{zh_colour}。"),
+            ]
+        else:
+            mine = article(f"{colour} {thing.en}")
+            facts.append(f"{name} is {article(kind.en)} and has {mine}.")
+            asks += [
+                (f"Who is the {kind.en}?", f"{name} is the {kind.en}."),
+                (f"What does {name} have?", f"{name} has {mine}."),
+                (f"Who has the {thing.en}?", f"{name} has the {thing.en}."),
+                (f"What colour is {name}'s {thing.en}?", f"{name}'s {thing.en} is {colour}."),
+            ]
+    body = ("" if chinese else " ").join(facts)
+    turns: list[Turn] = []
+    for question, answer in rng.sample(asks, rng.randint(2, 4)):
+        turns += [("user", question if turns else f"{body}\n{question}"), ("assistant", answer)]
+    return Document("who_is_who", body, tuple(turns))
+
+
 def reading(rng: random.Random) -> Document:
     """A story in the user's message and one question about it."""
     chinese = rng.random() < 0.45
-    s = story(rng, chinese)
+    s = story(rng, chinese, tiny=rng.random() < 0.6)
     question, answer = rng.choice(s.questions)
     body = s.text.replace("\n\n", "" if chinese else " ")
     lead = pick(rng, ["请读下面的故事，回答问题。", "故事："] if chinese else ["Read this story.", "Story:"])
@@ -324,15 +378,16 @@ def question_answer(rng: random.Random) -> Document:
 
 
 def sum_line(rng: random.Random) -> tuple[str, int]:
+    """A sum of the taught range: up to 10 + 10, 10 - 10 and 5 × 5."""
     kind = rng.random()
-    if kind < 0.5:
-        a, b = rng.randint(0, 50), rng.randint(0, 49)
+    if kind < 0.45:
+        a, b = rng.randint(0, 10), rng.randint(0, 10)
         return f"{a} + {b}", a + b
-    if kind < 0.8:
-        a = rng.randint(0, 60)
+    if kind < 0.85:
+        a = rng.randint(0, 10)
         b = rng.randint(0, a)
         return f"{a} - {b}", a - b
-    a, b = rng.randint(1, 9), rng.randint(1, 10)
+    a, b = rng.randint(1, 5), rng.randint(1, 5)
     return f"{a} × {b}", a * b
 
 
@@ -353,9 +408,9 @@ def small_sum(rng: random.Random, chinese: bool) -> Turn:
     if kind < 0.9:
         singular, plural, zh, measure = rng.choice(lex.COUNTABLES)
         gender = rng.choice("mf")
-        a = rng.randint(2, 30)
+        a = rng.randint(2, 10)
         more = rng.random() < 0.5
-        b = rng.randint(1, 19) if more else rng.randint(1, a - 1)
+        b = rng.randint(1, 10) if more else rng.randint(1, a - 1)
         value = a + b if more else a - b
         sign = "+" if more else "-"
         if chinese:
@@ -381,7 +436,7 @@ def small_sum(rng: random.Random, chinese: bool) -> Turn:
 
 def sums(rng: random.Random) -> Document:
     if rng.random() < 0.35:
-        lines = [f"{e} = {v}" for e, v in (sum_line(rng) for _ in range(rng.randint(6, 16)))]
+        lines = [f"{e} = {v}" for e, v in (sum_line(rng) for _ in range(rng.randint(6, 24)))]
         return Document("sums", lines[0], plain="\n".join(lines))
     chinese = rng.random() < 0.4
     turns: list[Turn] = []
@@ -617,17 +672,19 @@ def conversation(rng: random.Random) -> Document:
     return Document("conversation", first, tuple(turns))
 
 
-# Share of documents, chosen so that about two thirds of the *tokens* are stories.
+# Share of documents, chosen so that more than half of the *tokens* are stories.
 MIX: list[tuple[Callable[[random.Random], Document], float]] = [
-    (plain_story, 0.15),
-    (chat_story, 0.27),
+    (plain_story, 0.08),
+    (chat_story, 0.23),
+    (tiny_story, 0.15),
+    (who_is_who, 0.08),
     (reading, 0.05),
-    (question_answer, 0.14),
-    (sums, 0.12),
-    (translation, 0.10),
-    (message, 0.08),
-    (triage, 0.03),
-    (conversation, 0.06),
+    (question_answer, 0.10),
+    (sums, 0.18),
+    (translation, 0.07),
+    (message, 0.07),
+    (triage, 0.02),
+    (conversation, 0.03),
 ]
 
 

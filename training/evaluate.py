@@ -1,14 +1,16 @@
-"""Measure the exported pair: held-out loss, acceptance of the draft, sample texts.
+"""Measure the exported pair: held-out loss, binding in stories, sums, acceptance of the draft, sample texts.
 
 Acceptance is the share of positions, along the target's own text on held-out prompts, where the draft, given
 the same prefix, selects the same token: greedily, and at a temperature with the same Gumbel noise on both
-sides.
+sides. A story binds when the names, animals and things of its prompt occur in it and no third name does.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import re
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -16,10 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
 import corpus
+import lexicon as lex
 from gguf_model import load_gguf
 from model import Cache, Llama
 from train import held_out_loss
@@ -33,10 +37,11 @@ SAMPLES = [
     [("user", "Tell me a short story about a little fox named Pip who loses a red kite.")],
     [("user", "Write a story about a brave girl.")],
     [("user", "讲一个小兔子花花帮助朋友的故事。")],
+    [("user", "Tell me a very short story about Leo, Ruby and a golden drum.")],
     [("user", "Why is the sky blue?")],
     [("user", "你好")],
-    [("user", "What is 23 + 18?")],
-    [("user", "Mia has 14 apples. She gives 6 to a friend. How many apples does Mia have now?")],
+    [("user", "What is 7 + 8?")],
+    [("user", "Mia has 9 apples. She gives 4 to a friend. How many apples does Mia have now?")],
     [("user", "Translate into Chinese: The old man is drinking tea by the river.")],
     [("user", "翻译成英文：小狗在花园里睡觉。")],
     [("user", f"Write a polite reply to this message:\n{MESSAGE}")],
@@ -112,8 +117,60 @@ def acceptance(
     return same / total, total
 
 
+NAMES = {name for table in (lex.NAMES_EN, lex.NAMES_ZH) for names in table.values() for name in names}
+NAMES -= {"石头"}  # a stone as well
+WORDS = NAMES | {word for thing in lex.THINGS for word in (thing.en, thing.zh)}
+WORDS |= {word for kind in lex.KINDS for word in (kind.en.split()[-1], kind.zh)}
+MENTION = re.compile(r"\b[A-Za-z]+\b|" + "|".join(sorted(w for w in WORDS if not w.isascii())))
+
+
+def mentioned(text: str) -> set[str]:
+    """The names, animals and things that a text speaks of."""
+    return WORDS.intersection(MENTION.findall(text))
+
+
+def binding(target: Llama, tokenizer: Tokenizer, count: int) -> dict[str, float]:
+    """Shares of held-out story prompts with a name: names and things kept, no stranger, all of it."""
+    asks = (
+        doc.turns[0][1] for doc in corpus.documents("heldout") if doc.kind in ("chat_story", "tiny_story")
+    )
+    names = things = alone = everything = with_thing = 0
+    for ask in itertools.islice((ask for ask in asks if mentioned(ask) & NAMES), count):
+        ids = tokenizer.encode(corpus.chatml([("user", ask)], True)).ids
+        found = mentioned(tokenizer.decode(continue_text(target, ids, greedy, 400)[len(ids) :]))
+        wanted = mentioned(ask)
+        kept = wanted & NAMES <= found
+        kept_thing = wanted - NAMES <= found
+        no_stranger = len((found | wanted) & NAMES) <= 2
+        names, alone = names + kept, alone + no_stranger
+        with_thing, things = with_thing + bool(wanted - NAMES), things + (kept_thing and bool(wanted - NAMES))
+        everything += kept and kept_thing and no_stranger
+    return {
+        "names": names / count,
+        "things": things / max(with_thing, 1),
+        "no_strangers": alone / count,
+        "all": everything / count,
+        "prompts": count,
+    }
+
+
+@torch.no_grad()
+def loss_by_position(model: Llama, tokens: Tensor, weights: Tensor) -> tuple[float, float]:
+    """Loss per own token in the first and in the second half of the rows."""
+    sums = torch.zeros(2)
+    counts = torch.zeros(2)
+    for t, w in zip(tokens.split(4), weights.split(4), strict=True):
+        own = (w[:, 1:] >= 1).float()
+        logits = model(t[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), t[:, 1:].flatten(), reduction="none").view_as(own)
+        sums += (loss * own).unflatten(1, (2, -1)).sum((0, 2))
+        counts += own.unflatten(1, (2, -1)).sum((0, 2))
+    first, second = (sums / counts).tolist()
+    return first, second
+
+
 def sums_right(target: Llama, tokenizer: Tokenizer, count: int) -> float:
-    """Share of single sums, drawn from all, that the target answers rightly."""
+    """Share of single sums of the taught range that the target answers rightly."""
     rng = corpus.random.Random("sums")
     right = 0
     for _ in range(count):
@@ -148,7 +205,13 @@ def markdown(figures: dict[str, Any], samples: list[dict[str, str]]) -> str:
         "- acceptance, same noise, temperature {temperature}: {share:.3f} ({positions:,} tokens)".format(
             **coupled_share
         ),
-        f"- single sums that the target gets right: {figures['sums_right']:.2f}",
+        f"- sums of the taught range (to 10 + 10, 10 - 10, 5 × 5) right: {figures['sums_right']:.2f}",
+        "- stories on {prompts} held-out prompts that keep the names: {names:.2f}; "
+        "the animals and things: {things:.2f}; bring in no third name: {no_strangers:.2f}; "
+        "all of it: {all:.2f}".format(**figures["binding"]),
+        "- held-out loss of the target at positions 0 to 511: {:.3f}, 512 to 1,023: {:.3f}".format(
+            *figures["loss_by_position"]
+        ),
         "",
         "Greedy texts, not chosen:",
     ]
@@ -173,6 +236,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, default=Path("build/tokenizer.json"))
     parser.add_argument("--heldout", type=Path, required=True)
     parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("--stories", type=int, default=60)
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True, help="JSON with the figures and the sample texts")
@@ -207,7 +271,9 @@ def main() -> None:
             "positions": n_coupled,
             "temperature": args.temperature,
         },
-        "sums_right": sums_right(target, tokenizer, 100),
+        "sums_right": sums_right(target, tokenizer, 200),
+        "binding": binding(target, tokenizer, args.stories),
+        "loss_by_position": loss_by_position(target, tokens, weights),
     }
     samples = []
     texts = [corpus.chatml(turns, add_generation_prompt=True) for turns in SAMPLES] + PLAIN_SAMPLES

@@ -40,7 +40,7 @@ KINDS = [
     Kind("little hedgehog", "小刺猬", "只", "m"),
     Kind("little turtle", "小乌龟", "只", "m"),
     Kind("little deer", "小鹿", "只", "f"),
-    Kind("little panda", "小熊猫", "只", "m"),
+    Kind("little monkey", "小猴子", "只", "m"),
     Kind("girl", "小女孩", "个", "f"),
     Kind("boy", "小男孩", "个", "m"),
 ]
@@ -130,8 +130,6 @@ THINGS = [
     Thing("whistle", "哨子", "个"),
     Thing("map", "地图", "张"),
     Thing("blanket", "毯子", "条"),
-    Thing("music box", "音乐盒", "个"),
-    Thing("toy boat", "玩具船", "只"),
 ]
 
 COLOURS = [

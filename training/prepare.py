@@ -23,11 +23,15 @@ POOL = 256
 
 
 def recalled_words(tokenizer: Tokenizer) -> dict[int, str]:
-    """Tokens that stand for a name, a kind, a thing or a colour: what a story must not mix up."""
+    """Tokens that stand for a name, a pronoun, a thing, a place and so on: what a story must not mix up."""
     words = {name for table in (lex.NAMES_EN, lex.NAMES_ZH) for names in table.values() for name in names}
+    words |= {*lex.FAMILY_EN, *lex.FAMILY_ZH, *lex.GIVEN_ZH}
     words |= {word for kind in lex.KINDS for word in (kind.en.split()[-1], kind.zh)}
     words |= {word for thing in lex.THINGS for word in (thing.en, thing.zh)}
     words |= {word for colour in lex.COLOURS for word in (*colour, colour[1][:-1])}
+    words |= {word for place, zh in lex.PLACES for word in (place.split()[-1], zh)}
+    words |= {word for food, zh in lex.FOODS for word in (food.split()[-1], zh)}
+    words |= {"he", "him", "his", "He", "His", "she", "her", "She", "Her", "他", "她", "它"}
     texts = {token: tokenizer.decode([token]) for token in range(tokenizer.get_vocab_size())}
     bare = {token: text.strip(" \"'“”‘’，。：；！？、\n") for token, text in texts.items()}
     return {token: text for token, text in bare.items() if text in words}
@@ -42,6 +46,15 @@ def emphasised(ids: list[int], weights: list[float], recalled: dict[int, str]) -
         result.append(RECALL_WEIGHT if weight == 1.0 and word in seen else weight)
         if word:
             seen.add(word)
+    return result
+
+
+def counted(doc: corpus.Document, tokens: list[str], weights: list[float]) -> list[float]:
+    """Raise the weight of digits: those of an answer, and in a plain list of sums those after "="."""
+    result, known = [], bool(doc.turns)
+    for text, weight in zip(tokens, weights, strict=True):
+        known = bool(doc.turns) or "=" in text or (known and (text.isdigit() or text == " "))
+        result.append(RECALL_WEIGHT if known and text.isdigit() and weight == 1.0 else weight)
     return result
 
 
@@ -69,7 +82,10 @@ def rows(split: str, tokenizer: Tokenizer, n_row: int) -> Iterator[tuple[list[in
         weights: list[float] = []
         while True:
             while len(pool) < POOL:
-                tokens, weighted = encode(tokenizer, next(source))
+                doc = next(source)
+                tokens, weighted = encode(tokenizer, doc)
+                if doc.kind in ("sums", "message"):
+                    weighted = counted(doc, [tokenizer.decode([t]) for t in tokens], weighted)
                 if len(tokens) <= n_row:
                     pool.append((tokens, emphasised(tokens, weighted, recalled)))
             space = n_row - len(ids)

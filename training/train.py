@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lookup import build_lookup
 from model import CONFIGS, Llama, load
 
 log = logging.getLogger("train")
@@ -158,6 +159,7 @@ def main() -> None:
             model, optimizers = grown(model, n_layer), {}
     else:
         model = Llama(replace(CONFIGS[args.model], n_layer=n_layer))
+        build_lookup(model)
     row = row if args.first_row is None else args.first_row
     model.to(device)
     teacher = load(args.teacher)[0].to(device).requires_grad_(False) if args.teacher else None
