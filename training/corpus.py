@@ -674,15 +674,15 @@ def conversation(rng: random.Random) -> Document:
 
 # Share of documents, chosen so that more than half of the *tokens* are stories.
 MIX: list[tuple[Callable[[random.Random], Document], float]] = [
-    (plain_story, 0.08),
+    (plain_story, 0.06),
     (chat_story, 0.23),
     (tiny_story, 0.15),
     (who_is_who, 0.08),
     (reading, 0.05),
     (question_answer, 0.10),
-    (sums, 0.18),
+    (sums, 0.22),
     (translation, 0.07),
-    (message, 0.07),
+    (message, 0.12),
     (triage, 0.02),
     (conversation, 0.03),
 ]
