@@ -211,9 +211,10 @@ def _runs(
                 drafter.cancel()
                 chain = chain + ahead.result()
         seconds = time.perf_counter() - began
-        length.observe_pass(commit.n_verified, commit.n_accepted, commit.seconds)
-        if settled and (commit.n_verified > 0 or spent > 0.05 * commit.seconds):
-            length.observe_round(len(commit.tokens), seconds)
+        if drafter is not None:
+            length.observe_pass(commit.n_verified, commit.n_accepted, commit.seconds)
+            if settled and (commit.n_verified > 0 or spent > 0.05 * commit.seconds):
+                length.observe_round(len(commit.tokens), seconds)
         stats.n_passes += 1
         stats.n_drafted += commit.n_verified
         stats.n_accepted += commit.n_accepted
@@ -221,8 +222,9 @@ def _runs(
         stats.seconds += seconds
 
         text.extend(commit.tokens)
-        n_new = len(commit.tokens)
-        chain = chain[n_new:] if tuple(chain[:n_new]) == commit.tokens else []
+        if chain:
+            n_new = len(commit.tokens)
+            chain = chain[n_new:] if tuple(chain[:n_new]) == commit.tokens else []
         yield from committed_runs(commit, generation, shown, stats)
         if shown.stopped:
             return

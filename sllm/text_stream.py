@@ -127,6 +127,8 @@ class TextBuilder:
 
     def feed(self, token: int) -> str:
         """The text that is certain with this token."""
+        if not self.stop:
+            return self.decoder.decode(self.vocab.piece(token))
         self.held += self.decoder.decode(self.vocab.piece(token))
         found = [at for at in (self.held.find(s) for s in self.stop) if at >= 0]
         if found:
@@ -201,24 +203,22 @@ def committed_runs(
     commit: Commit, generation: Generation, shown: TextBuilder, stats: GenerationStats
 ) -> Iterator[Run]:
     """One commit as a run of accepted tokens and a run of the target's own."""
-    parts = [("draft", commit.pos, commit.tokens[: commit.n_accepted])]
-    parts.append(("target", commit.pos + commit.n_accepted, commit.tokens[commit.n_accepted :]))
-    for source, pos, tokens in parts:
-        used: list[int] = []
+    n, pos = commit.n_accepted, commit.pos
+    for source, begin, tokens in (("draft", pos, commit.tokens[:n]), ("target", pos + n, commit.tokens[n:])):
+        if not tokens:
+            continue
         text = ""
-        for token in tokens:
-            used.append(token)
+        for i, token in enumerate(tokens, 1):
             text += shown.feed(token)
             if shown.stopped:
+                tokens = tokens[:i]  # noqa: PLW2901
                 break
-        if not used:
-            continue
-        stats.n_tokens += len(used)
+        stats.n_tokens += len(tokens)
         if shown.stopped:
             stats.finish_reason = "stop"
         elif source == "target" and generation.finish_reason is not None:
             stats.finish_reason = generation.finish_reason
             text += shown.finish()
-        yield Run(pos, tuple(used), text, len(used) if source == "draft" else 0, source)
+        yield Run(begin, tokens, text, len(tokens) if source == "draft" else 0, source)
         if shown.stopped:
             return

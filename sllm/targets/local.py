@@ -132,6 +132,7 @@ class LocalGeneration:
         self._end = context.n_ctx_seq if self._asked_end is None else min(self._asked_end, context.n_ctx_seq)
         self._hint: tuple[int, list[int]] = (0, [])
         self._cancelled = False
+        self._is_eog = context.model.vocab.is_eog
         self.closed = False
         self.finish_reason: str | None = None
         self._check_end()
@@ -155,6 +156,8 @@ class LocalGeneration:
     def _candidate(self) -> list[int]:
         """What the hint says behind the committed text, if it agrees with that."""
         pos, tokens = self._hint
+        if not tokens:
+            return []
         self._hint = (0, [])
         known = len(self._text) - pos
         if pos < 0 or known < 0 or tokens[:known] != self._text[pos:]:
@@ -186,7 +189,7 @@ class LocalGeneration:
         n_accepted = int(verdict.n_accepted[0])
         tokens = tuple(verdict.tokens[0, : n_accepted + 1].tolist())
         self._text.extend(tokens)
-        if self._context.model.vocab.is_eog(tokens[-1]):
+        if self._is_eog(tokens[-1]):
             self.finish_reason = "eog"
         else:
             self._check_end()
