@@ -211,7 +211,7 @@ def committed_runs(
         for i, token in enumerate(tokens, 1):
             text += shown.feed(token)
             if shown.stopped:
-                tokens = tokens[:i]  # noqa: PLW2901
+                tokens = tokens[:i]
                 break
         stats.n_tokens += len(tokens)
         if shown.stopped:
