@@ -168,6 +168,7 @@ def _worker(pass_seconds: float, n_threads: int) -> Iterator[str]:
                 with _uninterrupted():
                     child = subprocess.Popen(
                         command,
+                        cwd=state,  # not here: a checkout has a folder sllm/ that is not what is installed
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
                         stderr=told,

@@ -8,17 +8,17 @@ import pathlib
 import pty
 import re
 import signal
+import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from processes import ONE, PATIENCE, first_byte, interrupt, one_line
+from processes import ONE, PATIENCE, environment, first_byte, interrupt, one_line
 
 from sllm import cli, console, demo
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable
 
 FIGURES = r" +(\d+\.\d) +(\d+\.\d\d) +(\d+\.\d\d) +(\d+)"
@@ -60,6 +60,26 @@ def test_demo(command: Callable[..., Any]) -> None:
     # ... and what it showed is what `run` writes.
     alone = command("run", "--chat", "--draft", "none", "--temperature", "0.4", *args)
     assert re.sub(r"[][]", "", answer) == alone.stdout.rstrip("\n")
+
+
+def test_in_a_checkout(tmp_path: pathlib.Path) -> None:
+    """As the README has it, where a folder sllm/ lies that is not what is installed."""
+    decoy = tmp_path / "sllm"
+    decoy.mkdir()
+    (decoy / "__init__.py").write_text("raise ImportError('the wrong sllm')\n", encoding="utf-8")
+    # What an installed script does: the folder that it is called in is not where it imports from.
+    script = "import sys; del sys.path[0]; from sllm.cli import main; sys.exit(main())"
+    ended = subprocess.run(
+        [sys.executable, "-c", script, "demo", "-n", "8", "--unpaced", "--rtt", "0", *ONE],
+        capture_output=True,
+        encoding="utf-8",
+        cwd=tmp_path,
+        env=environment(),
+        timeout=240,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "All 4 texts are the same" in ended.stdout
 
 
 @pytest.mark.parametrize("more", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
