@@ -98,7 +98,80 @@ struct Row {
     llama_seq_id seq_id;
     size_t pos;
     bool output;
+    const float * hidden = nullptr;
 };
+
+const float * hidden_at(const sllm_context & context, const sllm::Write & write, size_t pos) {
+    return write.hidden == nullptr ? nullptr : write.hidden + (pos - write.begin) * sllm::n_embd(context);
+}
+
+// In which order llama.cpp computes the rows of a batch (llama_batch_allocr::split_simple, split_equal): hidden states come out in that of
+// the ubatches, unlike logits, which llama.cpp sorts.
+std::vector<size_t> computed_order(const sllm_context & context, const std::vector<Row> & rows) {
+    std::vector<size_t> order;
+    order.reserve(rows.size());
+    if (context.kv_unified || context.info.n_seq_max == 1) {
+        for (size_t i = 0; i < rows.size(); ++i) {
+            order.push_back(i);
+        }
+        return order;
+    }
+    std::vector<std::vector<size_t>> left(context.sequences.size()); // rows of each sequence that are not in a ubatch yet
+    std::vector<size_t> at(context.sequences.size(), 0);
+    for (size_t i = 0; i < rows.size(); ++i) {
+        left[static_cast<size_t>(rows[i].seq_id)].push_back(i);
+    }
+    while (order.size() < rows.size()) {
+        std::vector<size_t> chosen; // sequences that follow one another
+        std::vector<bool> is_chosen(left.size(), false);
+        for (const Row & row : rows) {
+            const auto seq = static_cast<size_t>(row.seq_id);
+            if (at[seq] == left[seq].size() || is_chosen[seq] || (!chosen.empty() && seq != chosen.back() + 1)) {
+                continue;
+            }
+            // A row that was computed before does not count, and the rows of a sequence come in order.
+            if (left[seq][at[seq]] > static_cast<size_t>(&row - rows.data())) {
+                continue;
+            }
+            chosen.push_back(seq);
+            is_chosen[seq] = true;
+            if (chosen.size() > context.info.n_ubatch) {
+                break;
+            }
+        }
+        size_t n = 0;
+        do {
+            ++n;
+        } while ((n + 1) * chosen.size() <= context.info.n_ubatch &&
+                 std::all_of(chosen.begin(), chosen.end(), [&](size_t seq) { return at[seq] + n < left[seq].size(); }));
+        for (const size_t seq : chosen) {
+            for (size_t i = 0; i < n; ++i) {
+                order.push_back(left[seq][at[seq]++]);
+            }
+        }
+    }
+    return order;
+}
+
+// Takes the hidden states behind the last layer, and ends the graph there: norm and output are never computed.
+bool on_node(ggml_tensor * tensor, bool ask, void * user_data) {
+    auto & context = *static_cast<sllm_context *>(user_data);
+    sllm::Capture & capture = context.capture;
+    if (ask) {
+        return capture.name == tensor->name;
+    }
+    const auto n_rows = static_cast<size_t>(tensor->ne[1]);
+    const auto width = static_cast<size_t>(tensor->ne[0]);
+    if (capture.out != nullptr && capture.n_seen + n_rows <= capture.order.size() && width == sllm::n_embd(context)) {
+        capture.scratch.resize(n_rows * width);
+        ggml_backend_tensor_get(tensor, capture.scratch.data(), 0, n_rows * width * sizeof(float));
+        for (size_t i = 0; i < n_rows; ++i) {
+            std::copy_n(capture.scratch.data() + i * width, width, capture.out + capture.order[capture.n_seen + i] * width);
+        }
+    }
+    capture.n_seen += n_rows;
+    return false;
+}
 
 // One llama_decode() of tokens that stand in their sequences already. On failure the cache is put back to where it was.
 void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
@@ -119,7 +192,16 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
     context.batch_seq_id[n] = nullptr;
     llama_batch batch{};
     batch.n_tokens = static_cast<int32_t>(n);
-    batch.token = context.batch_token.data();
+    if (rows.front().hidden == nullptr) {
+        batch.token = context.batch_token.data();
+    } else {
+        const size_t width = sllm::n_embd(context);
+        context.batch_embd.resize(n * width);
+        for (size_t i = 0; i < n; ++i) {
+            std::copy_n(rows[i].hidden, width, context.batch_embd.data() + i * width);
+        }
+        batch.embd = context.batch_embd.data();
+    }
     batch.pos = context.batch_pos.data();
     batch.n_seq_id = context.batch_n_seq_id.data();
     batch.seq_id = context.batch_seq_id.data();
@@ -238,6 +320,11 @@ std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_
     p.no_perf = true;
     p.abort_callback = on_abort_poll;
     p.abort_callback_data = context.get();
+    if (!model.has_output) {
+        context->capture.name = "l_out-" + std::to_string(llama_model_n_layer(model.model.get()) - 1);
+        p.cb_eval = on_node;
+        p.cb_eval_user_data = context.get();
+    }
     check_cache_fits(model, p);
 
     context->context.reset(llama_init_from_model(model.model.get(), p));
@@ -443,7 +530,7 @@ void compute(sllm_context & context, const std::vector<Write> & writes, float * 
                 if (batch.size() == n_batch || (output && in_batch == context.info.n_outputs_max)) {
                     flush();
                 }
-                batch.push_back({w.seq_id, p, output});
+                batch.push_back({w.seq_id, p, output, hidden_at(context, w, p)});
                 in_batch += output ? 1 : 0;
             }
         }
@@ -460,7 +547,7 @@ void compute(sllm_context & context, const std::vector<Write> & writes, float * 
                     decode_rows(context, batch);
                     batch.clear();
                 }
-                batch.push_back({w.seq_id, p, false});
+                batch.push_back({w.seq_id, p, false, hidden_at(context, w, p)});
             }
         }
         if (!batch.empty() && batch.size() + outputs > n_batch) {
@@ -470,12 +557,72 @@ void compute(sllm_context & context, const std::vector<Write> & writes, float * 
     }
     for (const Write & w : writes) {
         for (size_t p = one_call ? w.begin : std::max(w.begin, w.first_output); p < w.end; ++p) {
-            batch.push_back({w.seq_id, p, p >= w.first_output});
+            batch.push_back({w.seq_id, p, p >= w.first_output, hidden_at(context, w, p)});
         }
     }
     if (!batch.empty()) {
         decode_rows(context, batch);
     }
+}
+
+size_t n_embd(const sllm_context & context) { return static_cast<size_t>(llama_model_n_embd(context.model.model.get())); }
+
+void check_has_output(const sllm_context & context) {
+    if (!context.model.has_output) {
+        fail(SLLM_ERR_UNSUPPORTED, "these layers end before the model's output: they give hidden states, not logits");
+    }
+}
+
+void check_hidden(const sllm_context & context, const float * hidden, size_t n_rows) {
+    if (!context.model.is_layers) {
+        if (hidden != nullptr) {
+            fail(SLLM_ERR_INVALID, "hidden states are for layers of a model, and this is a whole one");
+        }
+        return;
+    }
+    if (hidden == nullptr) {
+        fail(SLLM_ERR_UNSUPPORTED, "these are layers of a model: they take hidden states, not tokens");
+    }
+    const size_t width = n_embd(context);
+    for (size_t i = 0; i < n_rows * width; ++i) {
+        if (!std::isfinite(hidden[i])) {
+            fail(SLLM_ERR_INVALID, "hidden[%zu, %zu] is %g, not a finite number", i / width, i % width, static_cast<double>(hidden[i]));
+        }
+    }
+}
+
+void forward(sllm_context & context, const std::vector<Write> & writes, float * out) {
+    std::vector<Row> batch;
+    const auto flush = [&] {
+        if (batch.empty()) {
+            return;
+        }
+        Capture & capture = context.capture;
+        capture.order = computed_order(context, batch);
+        capture.n_seen = 0;
+        capture.out = out;
+        try {
+            decode_rows(context, batch);
+        } catch (...) {
+            capture.out = nullptr;
+            throw;
+        }
+        capture.out = nullptr;
+        if (capture.n_seen != batch.size()) {
+            fail(SLLM_ERR_COMPUTE, "%zu of %zu hidden states came out of the layers", capture.n_seen, batch.size());
+        }
+        out += batch.size() * n_embd(context);
+        batch.clear();
+    };
+    for (const Write & w : writes) {
+        for (size_t p = w.begin; p < w.end; ++p) {
+            if (batch.size() == context.info.n_batch) {
+                flush();
+            }
+            batch.push_back({w.seq_id, p, true, hidden_at(context, w, p)}); // an output, or the last layer would leave it out
+        }
+    }
+    flush();
 }
 
 } // namespace sllm
@@ -611,9 +758,10 @@ int sllm_memory_clear(sllm_context * context, int32_t seq_id) {
 }
 
 int sllm_decode(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens, const int32_t * lengths,
-                const int32_t * pos, int32_t logits, float * rows, const float ** view) {
+                const int32_t * pos, const float * hidden, int32_t logits, float * rows, const float ** view) {
     return sllm::guarded([&] {
         const sllm::Entry entry(*context);
+        sllm::check_has_output(*context);
         sllm::check_sequences(*context, n_seqs, seq_ids);
         size_t total = 0;
         size_t n_rows = 0;
@@ -627,6 +775,7 @@ int sllm_decode(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids,
             n_rows += logits == SLLM_LOGITS_ALL ? n : logits == SLLM_LOGITS_LAST ? 1 : 0;
         }
         sllm::check_tokens(*context, tokens, total);
+        sllm::check_hidden(*context, hidden, total);
         if (rows == nullptr && n_rows > context->info.n_outputs_max) {
             sllm::fail(SLLM_ERR_INVALID, "%zu rows of logits were asked for, and the context keeps %u (n_outputs_max)", n_rows,
                        context->info.n_outputs_max);
@@ -638,10 +787,11 @@ int sllm_decode(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids,
             const auto n = static_cast<size_t>(lengths[i]);
             const size_t at = sllm::checked_position(*context, seq_ids[i], pos == nullptr ? -1 : pos[i], n);
             const size_t n_logits = logits == SLLM_LOGITS_ALL ? n : logits == SLLM_LOGITS_LAST ? 1 : 0;
-            const size_t begin = sllm::place_tokens(*context, seq_ids[i], at, text, n, n_logits);
+            const size_t begin = sllm::place_tokens(*context, seq_ids[i], at, text, n, hidden == nullptr ? n_logits : n);
             s.start = -1; // what is decoded outright is prompt
-            writes.push_back({seq_ids[i], begin, at + n, at + n - n_logits});
+            writes.push_back({seq_ids[i], begin, at + n, at + n - n_logits, hidden});
             text += n;
+            hidden = hidden == nullptr ? nullptr : hidden + n * sllm::n_embd(*context);
         }
         sllm::compute(*context, writes, rows);
         for (const sllm::Write & w : writes) {
@@ -658,6 +808,7 @@ int sllm_score(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, 
                float * logprobs, int32_t * ranks) {
     return sllm::guarded([&] {
         const sllm::Entry entry(*context);
+        sllm::check_hidden(*context, nullptr, 0);
         sllm::check_sequences(*context, n_seqs, seq_ids);
         size_t total = 0;
         for (int32_t i = 0; i < n_seqs; ++i) {
@@ -731,6 +882,7 @@ int sllm_score(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, 
 int sllm_state_size(sllm_context * context, int32_t seq_id, uint64_t * size) {
     return sllm::guarded([&] {
         const sllm::Entry entry(*context);
+        sllm::check_hidden(*context, nullptr, 0);
         settle(*context, seq_id);
         *size = llama_state_seq_get_size(context->context.get(), seq_id);
     });
@@ -739,6 +891,7 @@ int sllm_state_size(sllm_context * context, int32_t seq_id, uint64_t * size) {
 int sllm_state_get(sllm_context * context, int32_t seq_id, uint8_t * data, uint64_t capacity, uint64_t * size) {
     return sllm::guarded([&] {
         const sllm::Entry entry(*context);
+        sllm::check_hidden(*context, nullptr, 0);
         settle(*context, seq_id);
         *size = llama_state_seq_get_data(context->context.get(), data, capacity, seq_id);
         if (*size == 0) {
@@ -750,6 +903,7 @@ int sllm_state_get(sllm_context * context, int32_t seq_id, uint8_t * data, uint6
 int sllm_state_set(sllm_context * context, int32_t seq_id, const uint8_t * data, uint64_t size, const int32_t * tokens, int32_t n_tokens) {
     return sllm::guarded([&] {
         const sllm::Entry entry(*context);
+        sllm::check_hidden(*context, nullptr, 0);
         sllm::Sequence & s = sllm::sequence_at(*context, seq_id);
         if (n_tokens < 0 || static_cast<uint32_t>(n_tokens) > context->info.n_ctx_seq) {
             sllm::fail(SLLM_ERR_FULL, "the saved state has %d tokens, and a sequence of this context holds %u", n_tokens,

@@ -117,6 +117,9 @@ struct sllm_model {
     int32_t n_vocab = 0;
     bool vocab_only = false;
     bool can_rollback = true;
+    bool is_layers = false;                  // its input are hidden states
+    bool has_output = true;                  // its output are logits
+    std::shared_ptr<llama_model> vocabulary; // of layers: whose `vocab` is
 };
 
 struct sllm_sampling {
@@ -156,6 +159,20 @@ struct Write {
     size_t begin;
     size_t end;
     size_t first_output;
+    const float * hidden = nullptr; // of layers: the input row for `begin`
+};
+
+} // namespace sllm
+
+namespace sllm {
+
+// Where the rows of one llama_decode() go that come out behind the last layer.
+struct Capture {
+    std::string name;           // of the tensor that holds them
+    std::vector<size_t> order;  // the row of the batch for each row that comes, ubatch by ubatch
+    size_t n_seen = 0;          // rows that have come
+    float * out = nullptr;      // null: nobody wants them
+    std::vector<float> scratch; // of one ubatch
 };
 
 } // namespace sllm
@@ -184,6 +201,8 @@ struct sllm_context {
     std::vector<llama_seq_id *> batch_seq_id;
     std::vector<llama_seq_id> batch_seq;
     std::vector<int8_t> batch_logits;
+    std::vector<float> batch_embd;
+    sllm::Capture capture;
 };
 
 namespace sllm {
@@ -212,6 +231,18 @@ size_t checked_position(sllm_context & context, int32_t seq_id, int32_t pos, siz
 // holds of them stays cached, except that at least `n_recompute` tokens at the end will be computed. Returns the position to
 // write from.
 size_t place_tokens(sllm_context & context, llama_seq_id seq_id, size_t pos, const int32_t * tokens, size_t n_tokens, size_t n_recompute);
+
+// The input of layers: as many finite numbers as `n_rows` rows have, for a context of layers alone.
+void check_hidden(const sllm_context & context, const float * hidden, size_t n_rows);
+
+// Refuses layers without an output: they have no logits.
+void check_has_output(const sllm_context & context);
+
+// The width of a hidden state.
+size_t n_embd(const sllm_context & context);
+
+// Send rows through the layers of a context without an output; the hidden states behind the last one go to `out`.
+void forward(sllm_context & context, const std::vector<Write> & writes, float * out);
 
 // Compute writes in as few llama_decode() calls as n_batch allows; logits come only from the last call, which holds every output
 // row unless `rows` is given. Throws, with `n_cached` of every sequence true, on failure.

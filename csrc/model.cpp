@@ -1,6 +1,7 @@
 // Devices, models and vocabularies.
 
 #include "internal.hpp"
+#include "layers.hpp"
 
 #include "ggml-backend.h"
 
@@ -80,7 +81,8 @@ void check_epsilon(const llama_model & model) {
 }
 
 std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
-    if (params.path == nullptr) {
+    const bool is_layers = params.header != nullptr;
+    if (params.path == nullptr && !is_layers) {
         sllm::fail(SLLM_ERR_INVALID, "no path given");
     }
     llama_model_params p = llama_model_default_params();
@@ -122,7 +124,7 @@ std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
     p.n_gpu_layers = params.n_gpu_layers;
     p.split_mode = split_mode(params.split_mode);
     p.main_gpu = params.main_gpu;
-    p.load_mode = load_mode(params.use_mmap != 0, params.use_mlock != 0);
+    p.load_mode = load_mode(params.use_mmap != 0 && !is_layers, params.use_mlock != 0);
     p.check_tensors = params.check_tensors != 0;
     p.vocab_only = params.vocab_only != 0;
     p.progress_callback = on_progress;
@@ -130,7 +132,8 @@ std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
 
     auto model = std::make_unique<sllm_model>();
     try {
-        model->model.reset(llama_model_load_from_file(params.path, p), [](llama_model * m) { llama_model_free(m); });
+        model->model.reset(is_layers ? sllm::load_layers(params, p) : llama_model_load_from_file(params.path, p),
+                           [](llama_model * m) { llama_model_free(m); });
     } catch (const sllm::Error & error) {
         throw sllm::Error(SLLM_ERR_LOAD, error.text);
     }
@@ -150,6 +153,15 @@ std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
     check_epsilon(*model->model);
     model->vocab = llama_model_get_vocab(model->model.get());
     model->n_vocab = llama_vocab_n_tokens(model->vocab);
+    model->is_layers = is_layers;
+    model->has_output = !is_layers || params.has_output != 0;
+    if (params.vocabulary != nullptr) {
+        if (params.vocabulary->n_vocab != model->n_vocab) {
+            sllm::fail(SLLM_ERR_LOAD, "its output has %d rows, and its vocabulary %d tokens", model->n_vocab, params.vocabulary->n_vocab);
+        }
+        model->vocabulary = params.vocabulary->model;
+        model->vocab = params.vocabulary->vocab;
+    }
     model->vocab_only = params.vocab_only != 0;
     model->can_rollback = !llama_model_is_recurrent(model->model.get()) && !llama_model_is_hybrid(model->model.get());
     return model;

@@ -88,10 +88,31 @@ int sllm_device_get(int32_t index, struct sllm_device_info * info);
 /* Returns 0 to cancel the load (SLLM_ERR_INTERRUPTED). `progress` runs from 0 to 1. */
 typedef int (*sllm_progress_callback)(float progress, void * user_data);
 
+/* A piece of a file that is put together from others. */
+struct sllm_piece {
+    int32_t file; /* index into `files`, or -1: zeros */
+    uint64_t offset;
+    uint64_t size;
+};
+
+/*
+ * A model, or with `header` the layers of one: a GGUF file that exists nowhere as a whole. It begins with the `header_size` bytes of
+ * `header`, and `pieces` of the open `files` follow; the weights are read from these and into memory, nothing else is. Its input are
+ * hidden states (rows of n_embd numbers). Its output are those behind its last layer, or with `has_output` logits; it then shares
+ * the vocabulary of `vocabulary`. `header` and `pieces` are used during the load alone. No `use_mmap` then.
+ */
 struct sllm_model_params {
-    const char * path;
-    int32_t n_gpu_layers; /* negative: all */
-    int32_t split_mode;   /* 0 none, 1 layer, 2 row */
+    const char * path; /* with `header`: not used */
+    const uint8_t * header;
+    uint64_t header_size;
+    const struct sllm_piece * pieces;
+    int32_t n_pieces;
+    const int32_t * files; /* file descriptors */
+    int32_t n_files;
+    int32_t has_output;
+    const sllm_model * vocabulary; /* or NULL */
+    int32_t n_gpu_layers;          /* negative: all */
+    int32_t split_mode;            /* 0 none, 1 layer, 2 row */
     int32_t main_gpu;
     int32_t use_mmap;
     int32_t use_mlock;
@@ -248,14 +269,14 @@ int sllm_memory_clear(sllm_context * context, int32_t seq_id); /* -1: every sequ
 /* What sllm_decode() computes logits for. */
 enum sllm_logits { SLLM_LOGITS_NONE = 0, SLLM_LOGITS_LAST = 1, SLLM_LOGITS_ALL = 2 };
 
-/* Decode tokens of several sequences. `pos[i]`, or -1 for "append", is where sequence i's tokens go; `pos` NULL appends all. Logits
+/* Decode tokens of several sequences. `hidden` is for contexts of layers, else NULL. `pos[i]`, or -1 for "append", is where sequence i's tokens go; `pos` NULL appends all. Logits
  * come in
  * the order of the tokens: LAST gives one row a sequence, ALL one row a token. With `rows` (n_rows x n_vocab) they are copied there,
  * and there may be any number of them. Without it up to n_outputs_max rows stay in the context, and `view` receives where, together
  * with a reference to the context (sllm_context_release()), as long as which that memory lives; the next call on the context
  * overwrites it. */
 int sllm_decode(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens, const int32_t * lengths,
-                const int32_t * pos, int32_t logits, float * rows, const float ** view);
+                const int32_t * pos, const float * hidden, int32_t logits, float * rows, const float ** view);
 
 /* Log-probabilities: for each sequence the tokens t0..tn are decoded at its length, and log p(t1|..t0), ... log p(tn|..) under
  * the unfiltered
@@ -268,6 +289,24 @@ int sllm_score(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, 
 int sllm_state_size(sllm_context * context, int32_t seq_id, uint64_t * size);
 int sllm_state_get(sllm_context * context, int32_t seq_id, uint8_t * data, uint64_t capacity, uint64_t * size);
 int sllm_state_set(sllm_context * context, int32_t seq_id, const uint8_t * data, uint64_t size, const int32_t * tokens, int32_t n_tokens);
+
+/* ---- layers.cpp: some layers of a model, with hidden states instead of tokens ------------------------- */
+
+/*
+ * A context of layers (sllm_model_params.header) has the memory of any other, and sllm_decode() and sllm_verify() take `hidden` along
+ * with the tokens: one row of n_embd finite numbers for each of them, in their order. Nothing is taken from the memory in place
+ * of computing it: what is written is computed. Without `has_output` there are neither tokens nor logits, and this is the
+ * way through the layers: lengths[i] rows of sequence i go to `pos[i]` (-1 or `pos` NULL: append), and the hidden states behind the
+ * last layer are stored in `out`, row for row.
+ */
+int sllm_forward(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * lengths, const int32_t * pos,
+                 const float * hidden, float * out);
+
+/* Bytes of a row of `n_columns` weights of ggml's type with the number `type`; 0: there is no such type, or no such row of it. */
+uint64_t sllm_row_size(int32_t type, int32_t n_columns);
+/* Rows of a weight matrix as float32. `data` are n_rows rows as they stand in a file, `size` bytes in all; `out` receives n_rows
+ * x n_columns numbers (ggml_get_type_traits()->to_float). */
+int sllm_dequantize(int32_t type, const uint8_t * data, uint64_t size, int32_t n_rows, int32_t n_columns, float * out);
 
 /* ---- speculate.cpp: batched draft and verify ---------------------------------------------------------- */
 
@@ -296,9 +335,10 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * jobs, int
  * `n_accepted` receives a. Selection ends behind an end-of-generation token, and before a position where no token can be selected: that
  * is an error only where it is a sequence's first. `logprobs` (or NULL), n_seqs x (stride + 1), receives the log-probability of each
  * selected token under the unfiltered softmax. The committed length afterwards is that of the tokens passed in plus a.
- * Drafted tokens that are no tokens of this vocabulary, or that do not fit into the context, are treated as rejected. */
+ * Drafted tokens that are no tokens of this vocabulary, or that do not fit into the context, are treated as rejected.
+ * For a context of layers, `hidden` has n_tokens + n_more rows for each job, one behind the other; else it is NULL. */
 int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * jobs, int32_t n_items, sllm_sampling * const * samplings,
-                int32_t stride, int32_t * selected, int32_t * n_accepted, float * logprobs);
+                int32_t stride, const float * hidden, int32_t * selected, int32_t * n_accepted, float * logprobs);
 
 /* cffi: end */
 

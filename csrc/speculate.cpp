@@ -90,6 +90,7 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * items, in
                const float * p_min, int32_t stride, int32_t * draft, int32_t * drafted, float * probs) {
     return sllm::guarded([&] {
         const sllm::Entry entry(*context);
+        sllm::check_hidden(*context, nullptr, 0);
         const std::vector<Job> jobs = read_jobs(*context, n_seqs, items, n_items, samplings, stride, false);
         for (size_t i = 0; i < jobs.size(); ++i) {
             if (!(p_min[i] >= 0 && p_min[i] <= 1)) {
@@ -184,12 +185,21 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * items, in
 }
 
 int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * items, int32_t n_items, sllm_sampling * const * samplings,
-                int32_t stride, int32_t * selected, int32_t * n_accepted, float * logprobs) {
+                int32_t stride, const float * hidden, int32_t * selected, int32_t * n_accepted, float * logprobs) {
     return sllm::guarded([&] {
         const sllm::Entry entry(*context);
+        sllm::check_has_output(*context);
         std::vector<Job> jobs = read_jobs(*context, n_seqs, items, n_items, samplings, stride, true);
         const auto width = static_cast<size_t>(stride) + 1;
         size_t n_rows = 0;
+        size_t n_hidden = 0;
+        std::vector<const float *> inputs; // of layers: the first row for each job
+        inputs.reserve(jobs.size());
+        for (const Job & job : jobs) {
+            inputs.push_back(hidden == nullptr ? nullptr : hidden + n_hidden * sllm::n_embd(*context));
+            n_hidden += job.n_tokens + job.n_more;
+        }
+        sllm::check_hidden(*context, hidden, n_hidden);
         for (Job & job : jobs) { // from here on `n_more` are the drafted tokens that can be verified
             const size_t room = context->info.n_ctx_seq - (job.pos + job.n_tokens);
             const size_t limit = context->model.can_rollback ? std::min(job.n_more, room) : 0;
@@ -207,11 +217,13 @@ int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * items, i
 
         std::vector<sllm::Write> writes;
         writes.reserve(jobs.size());
-        for (const Job & job : jobs) {
+        for (size_t i = 0; i < jobs.size(); ++i) {
+            const Job & job = jobs[i];
             const size_t n_written = job.n_tokens + job.n_more;
-            const size_t begin = sllm::place_tokens(*context, job.seq_id, job.pos, job.tokens, n_written, 1 + job.n_more);
+            const size_t n_recompute = hidden == nullptr ? 1 + job.n_more : n_written;
+            const size_t begin = sllm::place_tokens(*context, job.seq_id, job.pos, job.tokens, n_written, n_recompute);
             const size_t end = job.pos + n_written;
-            writes.push_back({job.seq_id, begin, end, end - 1 - job.n_more});
+            writes.push_back({job.seq_id, begin, end, end - 1 - job.n_more, inputs[i]});
         }
         const auto give_up = [&] { // back to where the caller's tokens began
             for (const Job & job : jobs) {

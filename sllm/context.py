@@ -160,7 +160,7 @@ def _hints(draft: Draft | Sequence[npt.ArrayLike], n_seqs: int) -> tuple[list[li
     return [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)], tokens.shape[1]
 
 
-def _positions(pos: int | npt.ArrayLike | None, n_seqs: int, name: str) -> list[int]:
+def positions(pos: int | npt.ArrayLike | None, n_seqs: int, name: str) -> list[int]:
     """``n_seqs`` positions as sllm.h takes them."""
     if pos is None:
         return [-1] * n_seqs
@@ -202,8 +202,8 @@ def _jobs(
     """
     jobs: list[int] = []
     n_seqs = len(seq_ids)
-    begins = _positions(pos, n_seqs, "pos")
-    starts = _positions(start, n_seqs, "start")
+    begins = positions(pos, n_seqs, "pos")
+    starts = positions(start, n_seqs, "start")
     for i in range(n_seqs):
         row = tokens[i]
         hint = hints[i] if hints is not None else ()
@@ -215,6 +215,28 @@ def _jobs(
 def _does_not_fit(jobs: list[int]) -> ValueError:
     number = next(item for item in jobs if not -(2**31) <= item < 2**31)
     return ValueError(f"{number} among the sequences, tokens and positions does not fit into int32")
+
+
+_JOB_HEADER: int = lib.SLLM_JOB_HEADER
+
+
+def hidden_array(value: object, n_rows: int | None, n_embd: int) -> npt.NDArray[np.float32]:
+    """Hidden states, checked: a contiguous float32 array (n_rows, n_embd), n_rows None: any number.
+
+    Raises:
+        TypeError: no float32 array.
+        ValueError: another shape, or not contiguous.
+
+    """
+    if not isinstance(value, np.ndarray) or value.dtype != _FLOAT32:
+        found = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(f"hidden is {found}, expected a float32 array")
+    if value.ndim != 2 or value.shape[1] != n_embd or (n_rows is not None and len(value) != n_rows):
+        expected = f"({'n' if n_rows is None else n_rows}, {n_embd})"
+        raise ValueError(f"hidden has shape {value.shape}, expected {expected}")
+    if not value.flags.c_contiguous:
+        raise ValueError("hidden is not contiguous; pass np.ascontiguousarray(hidden)")
+    return value
 
 
 class Memory:
@@ -395,6 +417,7 @@ class Context(Handle):
         seq_id: int | Sequence[int] = 0,
         pos: int | Sequence[int] | None = None,
         logits: str = "none",
+        hidden: npt.NDArray[np.float32] | None = None,
     ) -> npt.NDArray[np.float32] | None:
         """Write tokens and compute them (``llama_decode``).
 
@@ -404,6 +427,8 @@ class Context(Handle):
             pos: where the tokens go, at most the sequence's length; None: at its end. Whatever was at or
                 after it is void.
             logits: ``"none"``, ``"last"`` (the row after the last token of each sequence) or ``"all"``.
+            hidden: for the context of a :class:`~sllm.LayerRange` alone: float32 (tokens, n_embd), what
+                enters its first layer for each token.
 
         Returns:
             None, or float32 logits, read-only: (n_vocab,) for one sequence and ``"last"``, else (rows,
@@ -440,7 +465,10 @@ class Context(Handle):
                 _from_buffer(_INTS, lengths),
                 _NULL
                 if pos is None
-                else _from_buffer(_INTS, int32_array(_positions(pos, len(seqs), "pos"), "pos")),
+                else _from_buffer(_INTS, int32_array(positions(pos, len(seqs), "pos"), "pos")),
+                _NULL
+                if hidden is None
+                else _from_buffer(_FLOATS, hidden_array(hidden, len(flat), self.model.n_embd)),
                 _LOGITS[logits],
                 _NULL if own is None else _from_buffer(_FLOATS, own),
                 view,
@@ -564,6 +592,7 @@ class Context(Handle):
         pos: int | Sequence[int] | None = None,
         start: int | Sequence[int] | None = None,
         logprobs: bool = False,
+        hidden: npt.NDArray[np.float32] | None = None,
     ) -> Verdict:
         """Verify drafts of B sequences in one pass and commit what this model itself selects.
 
@@ -579,6 +608,8 @@ class Context(Handle):
                 no tokens here, and what does not fit into the context, are treated as rejected.
             sampling, pos, start: as in :meth:`draft`.
             logprobs: also return the log-probability of every selected token.
+            hidden: for the context of a :class:`~sllm.LayerRange` alone: float32 (tokens, n_embd), what
+                enters its first layer for the tokens and the draft of each sequence, one behind the other.
 
         Raises:
             ValueError: also when the drafts together need more than ``n_outputs_max`` rows.
@@ -603,6 +634,11 @@ class Context(Handle):
                 len(jobs),
                 samplings,
                 stride,
+                _NULL
+                if hidden is None
+                else _from_buffer(
+                    _FLOATS, hidden_array(hidden, len(jobs) - _JOB_HEADER * n_seqs, self.model.n_embd)
+                ),
                 _from_buffer(_INTS, selected),
                 _from_buffer(_INTS, n_accepted),
                 _NULL if scores is None else _from_buffer(_FLOATS, scores),

@@ -6,21 +6,24 @@ pairs, the pairs, a description of each tensor, and behind that the data.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import os
 import re
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sllm.errors import ModelLoadError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["Header", "model_id", "read_header", "vocabulary_only"]
+__all__ = ["Header", "Tensor", "model_id", "pair", "parts", "read_header", "string", "vocabulary_only"]
 
 _SCALAR_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_SCALAR_FORMS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
 # Far above what real files have; a damaged one must not make us allocate.
@@ -28,9 +31,31 @@ _MAX_PAIRS = 1 << 16
 _MAX_ITEMS = 1 << 24
 _MAX_STRING = 1 << 26
 _MAX_DIMS = 8
+_MAX_ALIGNMENT = 1 << 20
+
+SOURCE_KEY = "sllm.layers.source"
+"""Of a file with some of a model's layers: the identity of the model."""
 
 _SAMPLES = 64
 _SAMPLE_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of a GGUF file.
+
+    Attributes:
+        dims: ggml's order, the rows' width first.
+        kind: ggml's number of its type.
+        offset: of its first byte in the file.
+        size: bytes up to the next tensor, so with the padding behind it.
+
+    """
+
+    dims: tuple[int, ...]
+    kind: int
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -40,15 +65,50 @@ class Header:
     Attributes:
         version: of the format, 2 or 3.
         pairs: key -> the pair as it stands in the file, key included.
-        n_tensors: how many tensors are described.
+        tensors: name -> the tensor, in the order of the file.
         size: bytes up to the end of the descriptions.
 
     """
 
     version: int
     pairs: dict[str, bytes]
-    n_tensors: int
+    tensors: dict[str, Tensor]
     size: int
+
+    def value(self, key: str) -> Any:
+        """The value of ``key``: a number, bool, str, or a list of them (of numbers and bools only); None
+        where there is none.
+        """
+        raw = self.pairs.get(key)
+        if raw is None:
+            return None
+        body = raw[8 + int.from_bytes(raw[:8], "little") :]
+        kind, body = int.from_bytes(body[:4], "little"), body[4:]
+        if kind == _STRING:
+            return body[8:].decode("utf-8", "replace")
+        if kind == _ARRAY:
+            item, count = struct.unpack_from("<IQ", body)
+            if item not in _SCALAR_FORMS:
+                return None
+            return list(struct.unpack_from(f"<{count}{_SCALAR_FORMS[item]}", body, 12))
+        return struct.unpack_from("<" + _SCALAR_FORMS[kind], body)[0]
+
+
+def string(text: str) -> bytes:
+    """``text`` as GGUF writes it."""
+    data = text.encode()
+    return len(data).to_bytes(8, "little") + data
+
+
+def pair(key: str, value: str | int | Sequence[int] | Sequence[bool]) -> bytes:
+    """A key and its value, as GGUF writes them: a string, a uint32, or an array of uint32 or bool."""
+    if isinstance(value, str):
+        return string(key) + struct.pack("<I", _STRING) + string(value)
+    if isinstance(value, int):
+        return string(key) + struct.pack("<II", 4, value)
+    kind = 7 if all(isinstance(item, bool) for item in value) else 4
+    body = struct.pack(f"<{len(value)}{_SCALAR_FORMS[kind]}", *value)
+    return string(key) + struct.pack("<IIQ", _ARRAY, kind, len(value)) + body
 
 
 class _Reader:
@@ -118,13 +178,26 @@ def read_header(path: Path) -> Header:
             pairs[key[8:].decode("utf-8", "replace")] = (
                 key + kind + read.value(int.from_bytes(kind, "little"))
             )
+        found: dict[str, tuple[tuple[int, ...], int, int]] = {}
         for _ in range(n_tensors):
-            read.string()
+            name = read.string()[8:].decode("utf-8", "replace")
             n_dims = read.number("<I")
             if n_dims > _MAX_DIMS:
                 raise read.fail(f"a tensor of {n_dims} dimensions")
-            read.take(8 * n_dims + 4 + 8)
-        return Header(version, pairs, n_tensors, file.tell())
+            dims = struct.unpack(f"<{n_dims}Q", read.take(8 * n_dims))
+            found[name] = (dims, read.number("<I"), read.number("<Q"))
+        header = Header(version, pairs, {}, file.tell())
+        alignment = header.value("general.alignment") or 32
+        if not isinstance(alignment, int) or alignment <= 0 or alignment > _MAX_ALIGNMENT:
+            raise read.fail(f"general.alignment is {alignment!r}")
+        data = -(-header.size // alignment) * alignment
+        end = file.seek(0, os.SEEK_END)
+        ends = [*sorted({data + offset for _, _, offset in found.values()}), end]
+        for name, (dims, tensor_kind, offset) in found.items():
+            begin = data + offset
+            following = ends[bisect.bisect_right(ends, begin, 0, len(ends) - 1)]
+            header.tensors[name] = Tensor(dims, tensor_kind, begin, max(following - begin, 0))
+        return header
 
 
 def vocabulary_only(path: Path) -> bytes:
@@ -145,14 +218,18 @@ def model_id(path: Path) -> str:
     KiB, evenly spread.
 
     Reading all of a large file would take minutes; two files that differ in no sample are taken for the same.
-    Of a model in several files, each one counts.
+    Of a model in several files, each one counts. A file of some of a model's layers
+    (:func:`sllm.export_layers`) has the identity of the model.
 
     Raises:
         ModelLoadError, OSError: as :func:`read_header`.
 
     """
+    source = read_header(path).value(SOURCE_KEY)
+    if isinstance(source, str):
+        return source
     digest = hashlib.sha256()
-    for part in _parts(path):
+    for part in parts(path):
         header = read_header(part)
         with part.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -165,10 +242,14 @@ def model_id(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _parts(path: Path) -> list[Path]:
-    """All files of a model: more than one where llama.cpp's gguf-split has split it."""
+def parts(path: Path) -> list[Path]:
+    """All files of a model: more than one where llama.cpp's gguf-split has split it.
+
+    Raises:
+        ModelLoadError, OSError: as :func:`read_header`.
+
+    """
     found = re.fullmatch(r"(.*)-\d{5}-of-(\d{5})\.gguf", path.name, re.DOTALL)
-    count = read_header(path).pairs.get("split.count", b"")[-2:]  # a uint16
-    if found is None or int.from_bytes(count, "little") != int(found[2]):
+    if found is None or read_header(path).value("split.count") != int(found[2]):
         return [path]
     return [path.with_name(f"{found[1]}-{i:05d}-of-{found[2]}.gguf") for i in range(1, int(found[2]) + 1)]

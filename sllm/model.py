@@ -329,28 +329,15 @@ class Model(Handle):
         progress: Callable[[float], Any] | None = None,
         vocab_only: bool = False,
     ) -> None:
-        if split_mode not in _SPLIT_MODES:
-            raise ValueError(f"split_mode is {split_mode!r}, expected one of {', '.join(_SPLIT_MODES)}")
         self.path = hub.resolve(path)
         _check_file(self.path)
-        keep: list[Any] = [ffi.new("char[]", os.fsencode(self.path)), ffi.new_handle(progress)]
-        params = ffi.new("struct sllm_model_params *")
-        params.path = keep[0]
-        params.n_gpu_layers = -1 if n_gpu_layers is None else checked_int(n_gpu_layers, "n_gpu_layers")
-        params.split_mode = _SPLIT_MODES[split_mode]
+        params, keep = _load_params(n_gpu_layers, devices, tensor_split, split_mode, progress)
+        keep.append(ffi.new("char[]", os.fsencode(self.path)))
+        params.path = keep[-1]
         params.use_mmap = use_mmap
         params.use_mlock = use_mlock
         params.check_tensors = check_tensors
         params.vocab_only = vocab_only
-        if devices is not None:
-            chosen = _device_indices(devices)
-            keep.append(ffi.new("int32_t[]", chosen))
-            params.devices, params.n_devices = keep[-1], len(chosen)
-        if tensor_split is not None:
-            keep.append(ffi.new("float[]", [float(part) for part in tensor_split]))
-            params.tensor_split, params.n_tensor_split = keep[-1], len(keep[-1])
-        params.progress = lib.sllm_py_progress
-        params.progress_user_data = keep[1]
 
         out = ffi.new("sllm_model **")
         take_log()
@@ -358,10 +345,14 @@ class Model(Handle):
             check(lib.sllm_model_load(params, out), str(self.path))
         finally:
             take_log()
-        super().__init__(out[0], lib.sllm_model_free)
+        self.offloaded = n_gpu_layers != 0 and any(d.type in ("gpu", "igpu") for d in _devices_of(devices))
+        self._own(out[0])
 
+    def _own(self, pointer: Any) -> None:
+        """Take over a model that llama.cpp has loaded."""
+        super().__init__(pointer, lib.sllm_model_free)
         info = ffi.new("struct sllm_model_info *")
-        lib.sllm_model_get_info(out[0], info)
+        lib.sllm_model_get_info(pointer, info)
         self.n_layer: int = info.n_layer
         self.n_embd: int = info.n_embd
         self.n_head: int = info.n_head
@@ -370,7 +361,6 @@ class Model(Handle):
         self.n_params: int = info.n_params
         self.size_bytes: int = info.size_bytes
         self.can_rollback = bool(info.can_rollback)
-        self.offloaded = n_gpu_layers != 0 and any(d.type in ("gpu", "igpu") for d in _devices_of(devices))
         self.vocab = Vocab(self, info)
         self._metadata: Mapping[str, str] | None = None
         self._special_pieces: list[str] | None = None
@@ -518,6 +508,32 @@ class Model(Handle):
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.n_layer} layers, {self.size_bytes / 1e6:.1f} MB"
         return f"<sllm.Model {self.path.name!r}, {state}>"
+
+
+def _load_params(
+    n_gpu_layers: int | None,
+    devices: Sequence[Device | str] | None,
+    tensor_split: Sequence[float] | None,
+    split_mode: str,
+    progress: Callable[[float], Any] | None,
+) -> tuple[Any, list[Any]]:
+    """What every load has in common, as sllm.h's parameters, and what must live as long as these."""
+    if split_mode not in _SPLIT_MODES:
+        raise ValueError(f"split_mode is {split_mode!r}, expected one of {', '.join(_SPLIT_MODES)}")
+    keep: list[Any] = [ffi.new_handle(progress)]
+    params = ffi.new("struct sllm_model_params *")
+    params.n_gpu_layers = -1 if n_gpu_layers is None else checked_int(n_gpu_layers, "n_gpu_layers")
+    params.split_mode = _SPLIT_MODES[split_mode]
+    if devices is not None:
+        chosen = _device_indices(devices)
+        keep.append(ffi.new("int32_t[]", chosen))
+        params.devices, params.n_devices = keep[-1], len(chosen)
+    if tensor_split is not None:
+        keep.append(ffi.new("float[]", [float(part) for part in tensor_split]))
+        params.tensor_split, params.n_tensor_split = keep[-1], len(keep[-1])
+    params.progress = lib.sllm_py_progress
+    params.progress_user_data = keep[0]
+    return params, keep
 
 
 def _devices_of(wanted: Sequence[Device | str] | None) -> list[Device]:
