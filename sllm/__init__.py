@@ -37,6 +37,7 @@ from sllm.errors import (
     VocabMismatchError,
 )
 from sllm.generation import generate
+from sllm.layers import LayerRange, export_layers
 from sllm.model import Model, Vocab
 from sllm.sampling import SamplingParams
 from sllm.targets.base import Target
@@ -46,6 +47,7 @@ from sllm.text_stream import Run
 if TYPE_CHECKING:
     from sllm.targets.connection import connect
     from sllm.targets.remote import RemoteTarget
+    from sllm.targets.split import SplitTarget
     from sllm.worker import Worker
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "ContextFullError",
     "Draft",
     "InferenceError",
+    "LayerRange",
     "LeakError",
     "LocalTarget",
     "Model",
@@ -67,6 +70,7 @@ __all__ = [
     "Run",
     "SamplingParams",
     "SllmError",
+    "SplitTarget",
     "Target",
     "UnsupportedModelError",
     "Verdict",
@@ -74,6 +78,7 @@ __all__ = [
     "VocabMismatchError",
     "Worker",
     "connect",
+    "export_layers",
     "generate",
     "hub",
 ]
@@ -86,6 +91,7 @@ logging.getLogger("sllm").addHandler(logging.NullHandler())
 # What needs protobuf and grpc is imported when it is first used.
 _LAZY = {
     "RemoteTarget": "sllm.targets.remote",
+    "SplitTarget": "sllm.targets.split",
     "Worker": "sllm.worker",
     "connect": "sllm.targets.connection",
 }

@@ -109,13 +109,15 @@ def check(status: int, about: str = "") -> None:
     raise _ERRORS.get(status, SllmError)(f"{about}: {text}" if about else text)
 
 
-def take_log() -> None:
-    """Hand the lines that llama.cpp logged since the last call to the logger ``sllm.llama_cpp``."""
+def take_log(*, expected: str | None = None) -> None:
+    """Hand the lines that llama.cpp logged since the last call to the logger ``sllm.llama_cpp``, without those
+    that have the words ``expected``.
+    """
     levels = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
     buffer = ffi.new("char[2048]")
     while level := lib.sllm_log_next(buffer, len(buffer)):
         text = ffi.string(buffer).decode("utf-8", "replace").rstrip()
-        if text:
+        if text and (expected is None or expected not in text):
             log.log(levels.get(level, logging.INFO), "%s", text)
     wanted = log.getEffectiveLevel()
     lib.sllm_log_set_level(1 if wanted <= logging.DEBUG else 2 if wanted <= logging.INFO else 3)

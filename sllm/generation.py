@@ -15,7 +15,7 @@ from sllm.drafters import CallableDrafter, Drafter, ModelDrafter, NGramDrafter
 from sllm.model import Model
 from sllm.pipelined import PipelinedRuns
 from sllm.sampling import SamplingParams
-from sllm.targets.base import Generation, PipelinedGeneration, Target
+from sllm.targets.base import Generation, PipelinedGeneration, RemoteWork, Target
 from sllm.targets.local import LocalTarget
 from sllm.text_stream import GenerationStats, Run, TextBuilder, TextStream, committed_runs
 
@@ -104,7 +104,7 @@ def generate(
         stats.prompt_seconds = time.perf_counter() - began
         executor = None
         pipelined = generation if isinstance(generation, PipelinedGeneration) else None
-        if drafter is not None and (pipelined is not None or _can_overlap(target, drafter)):
+        if drafter is not None and (pipelined is not None or _can_overlap(target, drafter, generation)):
             executor = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="sllm-draft"))
             stack.callback(drafter.cancel)  # or the executor would wait for it
         text, shown = tokens.tolist(), TextBuilder(vocab, stops)
@@ -130,8 +130,10 @@ def _share_cores(target: Target | Model, draft: object) -> tuple[int | None, int
     return cores - for_draft, for_draft
 
 
-def _can_overlap(target: Target, drafter: Drafter) -> bool:
+def _can_overlap(target: Target, drafter: Drafter, generation: Generation) -> bool:
     """Whether the draft can go on while the target verifies without taking its cores."""
+    if isinstance(generation, RemoteWork) and isinstance(drafter, ModelDrafter):
+        return True  # it waits for the link most of the time
     if not isinstance(target, LocalTarget) or not isinstance(drafter, ModelDrafter):
         return False
     busy = 1 if target.model.offloaded else max(target.context.n_threads, target.context.n_threads_batch)
@@ -183,6 +185,8 @@ def _runs(
     """The hint loop: draft, hint, take what the target commits, keep what of the draft still holds."""
     length = DraftLength()
     chain: list[int] = []
+    if isinstance(generation, RemoteWork):
+        stats.remote = generation.remote
     stats.finish_reason = generation.finish_reason  # a prompt may leave no room for a text
     while generation.finish_reason is None:
         began = time.perf_counter()

@@ -172,6 +172,7 @@ class LayeredFile:
         n_layer: layers of the model.
         layers: those that are here.
         n_embd: the width of a hidden state.
+        n_ctx_train: positions that the model was trained for; 0 where the file does not say.
         n_vocab: tokens of the vocabulary; 0 where neither embedding nor output is here.
         embedding, output: name of the tensor, or None where it is not here.
 
@@ -189,6 +190,7 @@ class LayeredFile:
         self._facts = self._supported()
         self.n_layer = self._number("block_count")
         self.n_embd = self._number("embedding_length")
+        self.n_ctx_train = self._number("context_length", 0)
         if self._number("nextn_predict_layers", 0):
             raise self._unsupported("it has layers that predict further tokens")
         if "rope_factors_long.weight" in self._tensors:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sllm.model import Vocab
     from sllm.sampling import SamplingParams
 
-__all__ = ["Commit", "Generation", "PipelinedGeneration", "RemoteStats", "Target"]
+__all__ = ["Commit", "Generation", "PipelinedGeneration", "RemoteStats", "RemoteWork", "Target"]
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,13 @@ class Generation(Protocol):
 
     def close(self) -> None:
         """Let go of what the generation holds."""
+
+
+@runtime_checkable
+class RemoteWork(Protocol):
+    """What a generation is, too, whose passes are computed elsewhere."""
+
+    remote: RemoteStats
 
 
 @runtime_checkable

@@ -13,11 +13,12 @@ import zlib
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from sllm.errors import AuthError, BusyError, ClosedError, RemoteError, SllmError
+from sllm.errors import AuthError, BusyError, ClosedError, RemoteError, SllmError, UnsupportedModelError
 from sllm.model import Model
-from sllm.targets.remote import OtherModelError, RemoteGeneration, RemoteTarget, checked_on_loss
+from sllm.targets.reconnect import OtherModelError
+from sllm.targets.remote import RemoteTarget, checked_on_loss
 from sllm.wire import auth
 from sllm.wire.protocol import CHANNEL_OPTIONS, PROTOCOL, failure, method, padded, pb
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from sllm.model import Vocab
 
-__all__ = ["Ping", "Remote", "WorkerInfo", "connect"]
+__all__ = ["LayersInfo", "Ping", "Remote", "WorkerInfo", "connect"]
 
 log = logging.getLogger("sllm.remote")
 
@@ -40,6 +41,42 @@ _MAX_VOCABULARY = 1 << 28
 
 _VOCABULARY_SECONDS = 120.0
 """What a vocabulary may take on a slow link."""
+
+
+class _Stream(Protocol):
+    """What a connection knows of the calls that are on their way."""
+
+    _channel: grpc.Channel | None
+    """The one in use."""
+
+    def _hang_up(self) -> None:
+        """End the call, from any thread."""
+
+    def _join(self) -> None:
+        """Wait for the thread that it has, if it has one."""
+
+
+@dataclass(frozen=True)
+class LayersInfo:
+    """Which layers a worker serves.
+
+    Attributes:
+        n_layer: layers of the whole model.
+        n_embd: numbers of a hidden state.
+        start, stop: what it has: layers [start, stop).
+        fixed: it serves these and no range among them.
+        output: it has the final norm and the head.
+        max_rows: hidden states in one message.
+
+    """
+
+    n_layer: int
+    n_embd: int
+    start: int
+    stop: int
+    fixed: bool
+    output: bool
+    max_rows: int
 
 
 @dataclass(frozen=True)
@@ -56,7 +93,8 @@ class WorkerInfo:
         chat_template: its chat template, or None; :meth:`Remote.chat` renders it.
         n_ctx: positions of one text.
         max_prompt, max_hint: tokens that the worker takes.
-        sessions: texts at once.
+        sessions: texts at once, or sequences.
+        layers: the layers that it serves to :class:`~sllm.SplitTarget`, or None: it serves texts.
 
     """
 
@@ -73,6 +111,7 @@ class WorkerInfo:
     n_params: int
     size_bytes: int
     chat_template: str | None
+    layers: LayersInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +187,7 @@ class Remote:
         self._certificates: dict[str, bytes] = {}  # fingerprint -> PEM
         self._channel: grpc.Channel | None = None
         self._model: Model | None = None
-        self._generations: set[RemoteGeneration] = set()
+        self._streams: set[_Stream] = set()
         self._calls: set[grpc.Future[Any]] = set()
         self._closed = False
         self.info: WorkerInfo
@@ -228,8 +267,14 @@ class Remote:
                 f"{address.endpoint} speaks version {reply.protocol} of the protocol, expected {PROTOCOL}:"
                 " install the same version of sllm on both sides"
             )
+        layers = None
+        if "layers" in reply.features:
+            said = reply.layers
+            layers = LayersInfo(
+                said.n_layer, said.n_embd, said.start, said.stop, said.fixed, said.output, said.max_rows
+            )
         # It names a file in the cache folder.
-        if not re.fullmatch("[0-9a-f]{64}", reply.vocab_fingerprint):
+        elif not re.fullmatch("[0-9a-f]{64}", reply.vocab_fingerprint):
             raise RemoteError(f"{address.endpoint} has no valid fingerprint of its vocabulary")
         return WorkerInfo(
             reply.software,
@@ -245,6 +290,7 @@ class Remote:
             reply.n_params,
             reply.size_bytes,
             reply.chat_template or None,
+            layers,
         )
 
     def _call(
@@ -348,7 +394,7 @@ class Remote:
 
     def _retire(self, channel: grpc.Channel) -> None:
         """Close a channel that was replaced, once no text is on it: a worker that drains lets them end."""
-        if channel is not self._channel and not any(g._channel is channel for g in list(self._generations)):
+        if channel is not self._channel and not any(s._channel is channel for s in list(self._streams)):
             channel.close()
 
     # ---- for callers
@@ -375,6 +421,8 @@ class Remote:
         """
         with self._loading:
             channel = self._live()
+            if self.info.layers is not None:
+                raise self._no_texts()
             if self._model is None:
                 self._model = self._load_vocabulary(channel)
             return self._model
@@ -468,9 +516,19 @@ class Remote:
                 asked for one by one: fewer passes, cheaper, and slower.
             on_loss: as for :func:`connect`; None: what was said there.
 
+        Raises:
+            UnsupportedModelError: the worker serves layers of a model, and no texts.
+
         """
         self._live()
+        if self.info.layers is not None:
+            raise self._no_texts()
         return RemoteTarget(self, run_ahead=run_ahead, on_loss=on_loss)
+
+    def _no_texts(self) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{self.address.endpoint} serves layers of a model, not texts: use SplitTarget(middle=...)"
+        )
 
     def ping(self, *, n: int = 5, bandwidth: bool = False) -> Ping:
         """Measure the link: ``n`` round trips, and with ``bandwidth`` also 256 KiB up and 1 MiB down.
@@ -524,14 +582,13 @@ class Remote:
             return
         with self._lock:
             self._closed = True
-        generations = list(self._generations)
-        for generation in generations:
-            generation._hang_up()
+        streams = list(self._streams)
+        for stream in streams:
+            stream._hang_up()
         for call in list(self._calls):
             call.cancel()
-        for generation in generations:
-            if generation._thread is not threading.current_thread():
-                generation._thread.join()
+        for stream in streams:
+            stream._join()
         with self._loading, self._lock:
             if self._channel is not None:
                 self._channel.close()

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sllm._ffi import int32_array
-from sllm.errors import BusyError, CancelledError, ClosedError, ContextFullError
-from sllm.targets.base import Commit
+from sllm.errors import BusyError, ContextFullError
+from sllm.targets.lockstep import LockstepGeneration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy.typing as npt
     from typing_extensions import Self
 
@@ -114,8 +110,8 @@ class LocalTarget:
         return f"<sllm.LocalTarget of {self.model.path.name!r}{', closed' if self.context.closed else ''}>"
 
 
-class LocalGeneration:
-    """A text of a :class:`LocalTarget`; see :class:`~sllm.targets.base.Generation`."""
+class LocalGeneration(LockstepGeneration):
+    """One text of a :class:`LocalTarget`; see :class:`~sllm.targets.base.Generation`."""
 
     def __init__(
         self,
@@ -124,76 +120,28 @@ class LocalGeneration:
         sampling: SamplingParams,
         max_tokens: int | None,
     ) -> None:
+        super().__init__(
+            context.model.vocab, prompt.tolist(), max_tokens, context.n_ctx_seq, context.n_outputs_max - 1
+        )
         self._context = context
         self._sampling = sampling
-        self._text: list[int] = prompt.tolist()
-        self._start = len(prompt)
-        self._asked_end = None if max_tokens is None else self._start + max_tokens
-        self._end = context.n_ctx_seq if self._asked_end is None else min(self._asked_end, context.n_ctx_seq)
-        self._hint: tuple[int, list[int]] = (0, [])
-        self._cancelled = False
-        self._is_eog = context.model.vocab.is_eog
-        self.closed = False
-        self.finish_reason: str | None = None
-        self._check_end()
-
-    def _check_end(self) -> None:
-        if len(self._text) >= self._end:
-            self.finish_reason = "length" if self._end == self._asked_end else "context"
 
     @property
     def can_verify(self) -> bool:
         """Whether hints help: not for models that cannot roll back."""
         return self._context.model.can_rollback
 
-    def __iter__(self) -> LocalGeneration:
-        return self
-
-    def hint(self, pos: int, tokens: Sequence[int]) -> None:
-        """See :meth:`~sllm.targets.base.Generation.hint`."""
-        self._hint = (pos, list(tokens))
-
-    def _candidate(self) -> list[int]:
-        """What the hint says behind the committed text, if it agrees with that."""
-        pos, tokens = self._hint
-        if not tokens:
-            return []
-        self._hint = (0, [])
-        known = len(self._text) - pos
-        if pos < 0 or known < 0 or tokens[:known] != self._text[pos:]:
-            return []
-        room = min(self._end - len(self._text) - 1, self._context.n_outputs_max - 1)
-        n_tokens = self._context.model.vocab.n_tokens
-        valid = takewhile(lambda token: 0 <= token < n_tokens, tokens[known : known + max(room, 0)])
-        return list(valid)
-
-    def __next__(self) -> Commit:
-        if self.closed:
-            raise ClosedError("the generation is closed")
-        if self._cancelled:
-            raise CancelledError("the generation was cancelled")
-        if self.finish_reason is not None:
-            raise StopIteration
-        pos = len(self._text)
-        chain = self._candidate()
-        began = time.perf_counter()
+    def _verify(self, chain: list[int]) -> tuple[tuple[int, ...], int]:
         verdict = self._context.verify(
             [0],
             self._text[-1:],
             [chain] if chain else None,
             sampling=self._sampling,
-            pos=pos - 1,
+            pos=len(self._text) - 1,
             start=self._start,
         )
-        seconds = time.perf_counter() - began
         n_accepted = int(verdict.n_accepted[0])
-        tokens = tuple(verdict.tokens[0, : n_accepted + 1].tolist())
-        self._text.extend(tokens)
-        if self._is_eog(tokens[-1]):
-            self.finish_reason = "eog"
-        else:
-            self._check_end()
-        return Commit(pos, tokens, n_accepted, len(chain), seconds)
+        return tuple(verdict.tokens[0, : n_accepted + 1].tolist()), n_accepted
 
     def cancel(self) -> None:
         """See :meth:`~sllm.targets.base.Generation.cancel`."""

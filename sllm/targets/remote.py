@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import secrets
 import threading
 import time
@@ -15,7 +14,6 @@ import numpy as np
 
 from sllm._ffi import int32_array
 from sllm.errors import (
-    AuthError,
     BusyError,
     CancelledError,
     ClosedError,
@@ -24,6 +22,7 @@ from sllm.errors import (
 )
 from sllm.sampling import SamplingParams
 from sllm.targets.base import Commit, RemoteStats
+from sllm.targets.reconnect import Reconnection
 from sllm.wire import auth
 from sllm.wire.protocol import failure, method, padded, pb, to_sampling
 
@@ -37,18 +36,11 @@ if TYPE_CHECKING:
     from sllm.model import Vocab
     from sllm.targets.connection import Remote
 
-__all__ = ["OtherModelError", "RemoteGeneration", "RemoteTarget", "checked_on_loss"]
+__all__ = ["RemoteGeneration", "RemoteTarget", "checked_on_loss"]
 
 log = logging.getLogger("sllm.remote")
 
 _ON_LOSS = ("wait", "raise", "local")
-
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 2.0
-"""Seconds between attempts to connect again."""
-
-
-class OtherModelError(RemoteError):
-    """The worker has come back with other weights: the text cannot go on."""
 
 
 def checked_on_loss(value: str) -> str:
@@ -193,9 +185,7 @@ class RemoteGeneration:
         self.finish_reason: str | None = None
         self._commits: deque[Commit] = deque()
         self._error: Exception | None = None
-        self._lost_since: float | None = None
         self._n_opened = 0  # how many calls the worker has answered
-        self._spent = 0.0  # seconds without a link, since the last commit and up to the last loss
         self._hint_id = 0
         self._heard_hint_id = 0  # the newest one that the worker had when it committed
         self._hint: tuple[int, list[int]] | None = None
@@ -205,12 +195,13 @@ class RemoteGeneration:
         self._woken = self._done = self._ended = self._cancelled = False
         self._changed = threading.Condition()
         self._gone = threading.Event()
+        self._reconnection = Reconnection(remote, self._gone, self.remote)
         if self._start >= self.end:
             self._finish()
             self._ended = True
         self._thread = threading.Thread(target=self._run, name="sllm-remote", daemon=True)
         if not self._ended:
-            remote._generations.add(self)
+            remote._streams.add(self)
             self._thread.start()
 
     # ---- for the caller
@@ -229,7 +220,7 @@ class RemoteGeneration:
     @property
     def lost(self) -> bool:
         """Whether there is no link at the moment."""
-        return self._lost_since is not None
+        return self._reconnection.lost
 
     def __iter__(self) -> Self:
         return self
@@ -331,6 +322,10 @@ class RemoteGeneration:
         if call is not None:
             call.cancel()
 
+    def _join(self) -> None:
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
     # ---- the stream's thread
 
     def _run(self) -> None:
@@ -339,7 +334,7 @@ class RemoteGeneration:
         except Exception as error:  # noqa: BLE001 - whatever ends the thread must reach the caller
             self._fail(error)
         finally:
-            self._remote._generations.discard(self)
+            self._remote._streams.discard(self)
 
     def _fail(self, error: Exception) -> None:
         with self._changed:
@@ -348,11 +343,10 @@ class RemoteGeneration:
             self._changed.notify_all()
 
     def _stream(self) -> None:
-        remote = self._remote
+        remote, reconnection = self._remote, self._reconnection
         channel = remote._live()
-        pause = _FIRST_PAUSE
         while not self._gone.is_set():
-            n_before, n_opened = len(self._text), self._n_opened
+            n_opened = self._n_opened
             trouble = self._attempt(channel)
             if self._gone.is_set():
                 return
@@ -371,59 +365,29 @@ class RemoteGeneration:
             if isinstance(trouble, Exception) and not busy:
                 self._fail(trouble)
                 return
-            if len(self._text) > n_before:
-                pause = _FIRST_PAUSE
             self._lose(trouble)
             if self.on_loss == "raise":
                 self._fail(RemoteError(f"the link to {remote.address.endpoint} was lost: {trouble}"))
                 return
-            while True:
-                assert self._lost_since is not None
-                left = remote.deadline - self._spent - (time.monotonic() - self._lost_since)
-                if left <= 0:
-                    self._fail(
-                        RemoteError(
-                            f"{remote.address.endpoint} was out of reach for {remote.deadline:g} seconds:"
-                            f" {trouble}"
-                        )
-                    )
-                    return
-                # Jittered, so that the clients of a worker that returns do not all come at once.
-                if self._gone.wait(min(pause * random.uniform(0.5, 1.0), left)):
-                    return
-                pause = min(2 * pause, _LONGEST_PAUSE)
-                if busy:
-                    break  # the link is there, and others may be using it
-                try:
-                    channel = remote._renew(
-                        channel,
-                        max(0.2, min(left, remote.timeout, 5.0)),
-                        elsewhere=self._n_opened == n_opened,  # for whatever reason, not there
-                    )
-                    break
-                except (ClosedError, AuthError, OtherModelError):
-                    raise
-                except (RemoteError, BusyError) as error:
-                    trouble = str(error)
+            # For whatever reason, a worker that has not even opened the text is not there.
+            elsewhere = self._n_opened == n_opened
+            found = reconnection.again(channel, trouble, busy=busy, elsewhere=elsewhere)
+            if found is None:
+                return
+            channel = found
 
     def _lose(self, trouble: object) -> None:
-        if self._lost_since is None:
-            with self._changed:
-                self._lost_since = time.monotonic()
-                self._woken = True
-                self._changed.notify_all()
-            if self.on_loss != "raise":
-                log.warning("the link to %s is lost: %s", self._remote.address.endpoint, trouble)
+        with self._changed:
+            news = self._reconnection.lose()
+            self._woken = self._woken or news
+            self._changed.notify_all()
+        if news and self.on_loss != "raise":
+            log.warning("the link to %s is lost: %s", self._remote.address.endpoint, trouble)
 
     def _found(self) -> None:
-        if self._lost_since is not None:
+        if self.lost:
             with self._changed:
-                seconds = time.monotonic() - self._lost_since
-                self._spent += seconds
-                self.remote.lost_seconds += seconds
-                self.remote.n_reconnects += 1
-                self._lost_since = None
-                self._woken = True
+                self._woken = self._reconnection.find() or self._woken
                 self._changed.notify_all()
 
     def _complete(self) -> bool:
@@ -433,7 +397,7 @@ class RemoteGeneration:
 
     def _wait_for_hint(self) -> None:
         """The worker has given up a text that nobody asked to go on with; it goes on when somebody does."""
-        if self._gone.wait(_FIRST_PAUSE) or self.run_ahead:
+        if self._gone.wait(Reconnection.FIRST_PAUSE) or self.run_ahead:
             return
         with self._changed:
             self._changed.wait_for(lambda: self._ended or self._hint_id > self._heard_hint_id)
@@ -519,7 +483,7 @@ class RemoteGeneration:
         )
         with self._changed:
             self._heard_hint_id = message.hint_id
-            self._spent = 0.0
+            self._reconnection.progress()
             self._text.extend(tokens)
             self._commits.append(commit)
             self._changed.notify_all()

@@ -14,7 +14,7 @@ class InfoRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., padding: _Optional[bytes] = ...) -> None: ...
 
 class InfoReply(_message.Message):
-    __slots__ = ("protocol", "features", "software", "model_name", "model_id", "vocab_fingerprint", "n_vocab", "n_ctx", "sessions", "n_params", "size_bytes", "max_prompt", "max_hint", "chat_template", "padding")
+    __slots__ = ("protocol", "features", "software", "model_name", "model_id", "vocab_fingerprint", "n_vocab", "n_ctx", "sessions", "n_params", "size_bytes", "max_prompt", "max_hint", "chat_template", "padding", "layers")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class InfoReply(_message.Message):
     MAX_HINT_FIELD_NUMBER: _ClassVar[int]
     CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     PADDING_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     features: _containers.RepeatedScalarFieldContainer[str]
     software: str
@@ -45,7 +46,26 @@ class InfoReply(_message.Message):
     max_hint: int
     chat_template: str
     padding: bytes
-    def __init__(self, protocol: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., software: _Optional[str] = ..., model_name: _Optional[str] = ..., model_id: _Optional[str] = ..., vocab_fingerprint: _Optional[str] = ..., n_vocab: _Optional[int] = ..., n_ctx: _Optional[int] = ..., sessions: _Optional[int] = ..., n_params: _Optional[int] = ..., size_bytes: _Optional[int] = ..., max_prompt: _Optional[int] = ..., max_hint: _Optional[int] = ..., chat_template: _Optional[str] = ..., padding: _Optional[bytes] = ...) -> None: ...
+    layers: LayersInfo
+    def __init__(self, protocol: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., software: _Optional[str] = ..., model_name: _Optional[str] = ..., model_id: _Optional[str] = ..., vocab_fingerprint: _Optional[str] = ..., n_vocab: _Optional[int] = ..., n_ctx: _Optional[int] = ..., sessions: _Optional[int] = ..., n_params: _Optional[int] = ..., size_bytes: _Optional[int] = ..., max_prompt: _Optional[int] = ..., max_hint: _Optional[int] = ..., chat_template: _Optional[str] = ..., padding: _Optional[bytes] = ..., layers: _Optional[_Union[LayersInfo, _Mapping]] = ...) -> None: ...
+
+class LayersInfo(_message.Message):
+    __slots__ = ("n_layer", "n_embd", "start", "stop", "fixed", "output", "max_rows")
+    N_LAYER_FIELD_NUMBER: _ClassVar[int]
+    N_EMBD_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    FIXED_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    MAX_ROWS_FIELD_NUMBER: _ClassVar[int]
+    n_layer: int
+    n_embd: int
+    start: int
+    stop: int
+    fixed: bool
+    output: bool
+    max_rows: int
+    def __init__(self, n_layer: _Optional[int] = ..., n_embd: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., fixed: bool = ..., output: bool = ..., max_rows: _Optional[int] = ...) -> None: ...
 
 class VocabularyRequest(_message.Message):
     __slots__ = ("padding",)
@@ -182,6 +202,76 @@ class Done(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     reason: str
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class LayersUp(_message.Message):
+    __slots__ = ("open", "rows", "cancel")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    open: LayersOpen
+    rows: Rows
+    cancel: Cancel
+    def __init__(self, open: _Optional[_Union[LayersOpen, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
+
+class LayersOpen(_message.Message):
+    __slots__ = ("model_id", "start", "stop", "output", "codec", "sampling", "text_start", "sequence_id", "padding")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    TEXT_START_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    start: int
+    stop: int
+    output: bool
+    codec: str
+    sampling: Sampling
+    text_start: int
+    sequence_id: int
+    padding: bytes
+    def __init__(self, model_id: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., output: bool = ..., codec: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., text_start: _Optional[int] = ..., sequence_id: _Optional[int] = ..., padding: _Optional[bytes] = ...) -> None: ...
+
+class Rows(_message.Message):
+    __slots__ = ("pos", "n_rows", "data", "silent", "tokens", "n_select", "compute_us")
+    POS_FIELD_NUMBER: _ClassVar[int]
+    N_ROWS_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    SILENT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    N_SELECT_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
+    pos: int
+    n_rows: int
+    data: bytes
+    silent: bool
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    n_select: int
+    compute_us: int
+    def __init__(self, pos: _Optional[int] = ..., n_rows: _Optional[int] = ..., data: _Optional[bytes] = ..., silent: bool = ..., tokens: _Optional[_Iterable[int]] = ..., n_select: _Optional[int] = ..., compute_us: _Optional[int] = ...) -> None: ...
+
+class LayersDown(_message.Message):
+    __slots__ = ("opened", "rows", "commit", "done")
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    opened: LayersOpened
+    rows: Rows
+    commit: Commit
+    done: Done
+    def __init__(self, opened: _Optional[_Union[LayersOpened, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ...) -> None: ...
+
+class LayersOpened(_message.Message):
+    __slots__ = ("length", "n_ctx")
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    N_CTX_FIELD_NUMBER: _ClassVar[int]
+    length: int
+    n_ctx: int
+    def __init__(self, length: _Optional[int] = ..., n_ctx: _Optional[int] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ("padding",)

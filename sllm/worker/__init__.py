@@ -15,14 +15,24 @@ from typing import TYPE_CHECKING, Any
 from sllm.model import Model
 from sllm.wire import auth
 from sllm.wire.protocol import CHANNEL_OPTIONS, size_limit
+from sllm.worker.layers import LayerScheduler
 from sllm.worker.scheduler import Limits, Scheduler, SchedulerStats
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from sllm.worker.layer_service import LayerService
+    from sllm.worker.service import Service
+
 __all__ = ["Limits", "Worker"]
 
 log = logging.getLogger("sllm.worker")
+
+_LAYER_ROWS = 512
+"""Rows that go through layers at once; logits of none of them are needed, so more gain little."""
+
+_LAYER_BYTES = 1 << 22
+"""Of a message with hidden states; clients send a quarter of it at most."""
 
 
 class Worker:
@@ -35,6 +45,9 @@ class Worker:
 
     Args:
         model: a model or its path. A :class:`~sllm.Model` stays the caller's to close.
+        layers: serve layers to :class:`~sllm.SplitTarget` instead of texts: (start, stop), or True for those
+            that clients ask for. ``model`` is then a path, of the model or of a file of
+            :func:`~sllm.export_layers`, and of its weights only these layers are loaded.
         draft: a smaller model or its path: the worker drafts by itself where a client has no usable hint.
         host, port: where to listen; port 0: any that is free, see :attr:`address`.
         token: what clients must know, 16 visible characters or more; None: made at random and kept in
@@ -55,6 +68,7 @@ class Worker:
     Raises:
         ValueError: an argument out of range; no TLS on an address that others can reach.
         VocabMismatchError: ``draft`` has another vocabulary.
+        UnsupportedModelError: the model's layers cannot be run apart from one another.
         OSError: the address is in use, or a file cannot be read or written.
 
     Attributes:
@@ -66,6 +80,7 @@ class Worker:
         self,
         model: Model | str | os.PathLike[str],
         *,
+        layers: bool | tuple[int, int] = False,
         draft: Model | str | os.PathLike[str] | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -87,6 +102,10 @@ class Worker:
         offload_kqv: bool = True,
         pass_seconds: float = 0.0,
     ) -> None:
+        import sllm
+        from sllm.worker.layer_service import LayerService
+        from sllm.worker.service import Service
+
         if insecure and not auth.is_loopback(host):
             raise ValueError(
                 f"insecure is for loopback alone, and the worker is to listen on {host};"
@@ -117,36 +136,58 @@ class Worker:
                     )
             credentials = (chain, key)
             found = auth.fingerprint(chain)
+        settings: dict[str, Any] = {"n_batch": n_batch, "n_ubatch": n_ubatch, "flash_attn": flash_attn}
+        settings |= {"type_k": type_k, "type_v": type_v, "offload_kqv": offload_kqv}
+        threads: dict[str, Any] = {"n_threads": n_threads, "n_threads_batch": n_threads_batch}
+        software = f"sllm {sllm.__version__}"
         with ExitStack() as stack:
-            big = model if isinstance(model, Model) else stack.enter_context(Model(model))
-            n_ctx = min(big.n_ctx_train or 4096, 4096) if n_ctx is None else n_ctx
-            settings: dict[str, Any] = {"n_batch": n_batch, "n_ubatch": n_ubatch, "flash_attn": flash_attn}
-            settings |= {"type_k": type_k, "type_v": type_v, "offload_kqv": offload_kqv}
-            context = stack.enter_context(
-                big.context(
-                    n_ctx=n_ctx * limits.sessions,
-                    n_seq_max=limits.sessions,
-                    n_outputs_max=min(n_batch, 17 * limits.sessions),
-                    n_threads=n_threads,
-                    n_threads_batch=n_threads_batch,
-                    **settings,
+            service: LayerService | Service
+            if layers is not False:
+                if isinstance(model, Model) or draft is not None:
+                    raise ValueError("layers are served from a file and without a draft")
+                settings["n_batch"] = min(n_batch, _LAYER_ROWS)
+                self._scheduler: Any = LayerScheduler(
+                    model,
+                    None if layers is True else (int(layers[0]), int(layers[1])),
+                    limits,
+                    n_ctx=n_ctx,
+                    settings=settings | threads,
+                    pass_seconds=pass_seconds,
                 )
-            )
-            drafting = None
-            if draft is not None:
-                small = draft if isinstance(draft, Model) else stack.enter_context(Model(draft))
-                big.vocab.check_same(small.vocab)
-                drafting = stack.enter_context(
-                    small.context(
-                        n_ctx=min(n_ctx, small.n_ctx_train or n_ctx) * limits.sessions,
+                stack.callback(self._scheduler.close)
+                service = LayerService(self._scheduler, software=software)
+                name, n_ctx = self._scheduler.file.paths[0].name, self._scheduler.n_ctx
+            else:
+                big = model if isinstance(model, Model) else stack.enter_context(Model(model))
+                n_ctx = min(big.n_ctx_train or 4096, 4096) if n_ctx is None else n_ctx
+                context = stack.enter_context(
+                    big.context(
+                        n_ctx=n_ctx * limits.sessions,
                         n_seq_max=limits.sessions,
-                        n_threads=draft_threads,
+                        n_outputs_max=min(n_batch, 17 * limits.sessions),
+                        **threads,
                         **settings,
                     )
                 )
-            self._scheduler = Scheduler(context, limits, draft=drafting, pass_seconds=pass_seconds)
-            stack.callback(self._scheduler.close)
-            self._listen(big, context.n_ctx_seq, host, port, token, credentials, drafting is not None, stack)
+                drafting = None
+                if draft is not None:
+                    small = draft if isinstance(draft, Model) else stack.enter_context(Model(draft))
+                    big.vocab.check_same(small.vocab)
+                    drafting = stack.enter_context(
+                        small.context(
+                            n_ctx=min(n_ctx, small.n_ctx_train or n_ctx) * limits.sessions,
+                            n_seq_max=limits.sessions,
+                            n_threads=draft_threads,
+                            **settings,
+                        )
+                    )
+                self._scheduler = Scheduler(context, limits, draft=drafting, pass_seconds=pass_seconds)
+                stack.callback(self._scheduler.close)
+                name, n_ctx = big.path.name, context.n_ctx_seq
+                service = Service(
+                    big, self._scheduler, n_ctx, own_draft=drafting is not None, software=software
+                )
+            self._listen(service, n_ctx, host, port, token, credentials, stack)
             self._stack = stack.pop_all()
         bound = self._port
         self.address = auth.Address(
@@ -156,29 +197,25 @@ class Worker:
             found,
             insecure,
         )
-        log.info("serving %s on %s", big.path.name, self.address.endpoint)
+        log.info("serving %s on %s", name, self.address.endpoint)
 
     def _listen(
         self,
-        model: Model,
+        service: LayerService | Service,
         n_ctx: int,
         host: str,
         port: int,
         token: str | None,
         credentials: tuple[bytes, bytes] | None,
-        own_draft: bool,
         stack: ExitStack,
     ) -> None:
         import grpc
         from grpc_health.v1 import health_pb2_grpc
 
-        import sllm
-        from sllm.worker.service import Authentication, Health, Service
+        from sllm.worker.layer_service import LayerService
+        from sllm.worker.service import Authentication, Health
 
         limits = self._scheduler.limits
-        service = Service(
-            model, self._scheduler, n_ctx, own_draft=own_draft, software=f"sllm {sllm.__version__}"
-        )
         n_calls = limits.sessions + limits.queue + 8
         # Nothing that the server or the scheduler holds leads back to this object, or it could never be
         # found forgotten.
@@ -193,7 +230,10 @@ class Worker:
             options=[
                 *CHANNEL_OPTIONS,
                 ("grpc.so_reuseport", 0),  # a second worker on the same port is an error
-                ("grpc.max_receive_message_length", size_limit(n_ctx)),
+                (
+                    "grpc.max_receive_message_length",
+                    _LAYER_BYTES if isinstance(service, LayerService) else size_limit(n_ctx),
+                ),
                 ("grpc.max_metadata_size", 4096),
                 ("grpc.server_handshake_timeout_ms", 10_000),
                 # Clients may ask every second whether the link still stands; whether they do, so do we.
@@ -235,7 +275,8 @@ class Worker:
     @property
     def stats(self) -> SchedulerStats:
         """Running figures."""
-        return self._scheduler.stats
+        stats: SchedulerStats = self._scheduler.stats
+        return stats
 
     @property
     def closed(self) -> bool:
@@ -245,7 +286,7 @@ class Worker:
     @property
     def failed(self) -> bool:
         """Whether the worker cannot go on: several passes in a row have failed."""
-        return self._scheduler.failed
+        return bool(self._scheduler.failed)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the worker is closed, ``timeout`` seconds at most; whether it is."""
@@ -258,7 +299,7 @@ class Worker:
         wait for it to return.
         """
         self._health.set(serving=False)
-        return self._scheduler.drain(seconds)
+        return bool(self._scheduler.drain(seconds))
 
     def close(self) -> None:
         """End every text and free what the worker holds. More calls do nothing."""

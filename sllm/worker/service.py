@@ -36,7 +36,17 @@ if TYPE_CHECKING:
 
     from sllm.model import Model
 
-__all__ = ["Authentication", "Health", "Service"]
+__all__ = [
+    "Authentication",
+    "Health",
+    "Service",
+    "check_version",
+    "echo",
+    "microseconds",
+    "parser",
+    "serialize",
+    "unary",
+]
 
 log = logging.getLogger("sllm.worker")
 
@@ -166,37 +176,21 @@ class Service:
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         """For :meth:`grpc.Server.add_generic_rpc_handlers`."""
-
-        def unary(run: Callable[..., Any], request: Any) -> grpc.RpcMethodHandler[Any, Any]:
-            def checked(message: Any, context: grpc.ServicerContext) -> Any:
-                if isinstance(message, ValueError):
-                    abort(context, message)
-                return run(message, context)
-
-            return grpc.unary_unary_rpc_method_handler(checked, _parser(request), _serialize)
-
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
                 "Info": unary(self._info, pb.InfoRequest),
                 "Status": unary(self._status, pb.StatusRequest),
-                "Echo": unary(self._echo, pb.EchoRequest),
+                "Echo": unary(echo, pb.EchoRequest),
                 "Vocabulary": grpc.unary_stream_rpc_method_handler(
-                    self._vocabulary, _parser(pb.VocabularyRequest), _serialize
+                    self._vocabulary, parser(pb.VocabularyRequest), serialize
                 ),
-                "Generate": grpc.stream_stream_rpc_method_handler(self._generate, _parser(pb.Up), _serialize),
+                "Generate": grpc.stream_stream_rpc_method_handler(self._generate, parser(pb.Up), serialize),
             },
         )
 
     def _info(self, request: pb.InfoRequest, context: grpc.ServicerContext) -> pb.InfoReply:
-        if request.protocol != PROTOCOL:
-            abort(
-                context,
-                RemoteError(
-                    f"the client speaks version {request.protocol} of the protocol and the worker {PROTOCOL};"
-                    " install the same version of sllm on both"
-                ),
-            )
+        check_version(request, context)
         limits = self._scheduler.limits
         return pb.InfoReply(
             protocol=PROTOCOL,
@@ -223,11 +217,6 @@ class Service:
         data = self._identity.vocabulary
         for begin in range(0, len(data), _PIECE_BYTES):
             yield pb.Piece(data=data[begin : begin + _PIECE_BYTES])
-
-    def _echo(self, request: pb.EchoRequest, context: grpc.ServicerContext) -> pb.EchoReply:
-        if request.reply_bytes > _MAX_ECHO:
-            abort(context, ValueError(f"reply_bytes is {request.reply_bytes}, expected at most {_MAX_ECHO}"))
-        return pb.EchoReply(padding=bytes(request.reply_bytes))
 
     def _status(self, _request: pb.StatusRequest, _context: grpc.ServicerContext) -> pb.StatusReply:
         stats, now = self._scheduler.stats, time.monotonic()
@@ -284,8 +273,8 @@ class Service:
                 yield pb.Down(
                     opened=pb.Opened(
                         n_reused=event.n_reused,
-                        prompt_us=_microseconds(event.prompt_seconds),
-                        queued_us=_microseconds(event.queued_seconds),
+                        prompt_us=microseconds(event.prompt_seconds),
+                        queued_us=microseconds(event.queued_seconds),
                     )
                 )
             elif isinstance(event, Committed):
@@ -297,9 +286,9 @@ class Service:
                         n_accepted=event.n_accepted,
                         n_verified=event.n_verified,
                         own_draft=event.own_draft,
-                        pass_us=_microseconds(event.seconds),
+                        pass_us=microseconds(event.seconds),
                         hint_id=hint_id,
-                        hint_age_us=_microseconds(time.monotonic() - arrived) if hint_id else 0,
+                        hint_age_us=microseconds(time.monotonic() - arrived) if hint_id else 0,
                     )
                 )
             else:
@@ -389,7 +378,37 @@ class Service:
         return message.hint
 
 
-def _parser(kind: Any) -> Callable[[bytes], Any]:
+def check_version(request: pb.InfoRequest, context: grpc.ServicerContext) -> None:
+    """End the call of a client that speaks another version of the protocol."""
+    if request.protocol != PROTOCOL:
+        abort(
+            context,
+            RemoteError(
+                f"the client speaks version {request.protocol} of the protocol and the worker {PROTOCOL};"
+                " install the same version of sllm on both"
+            ),
+        )
+
+
+def echo(request: pb.EchoRequest, context: grpc.ServicerContext) -> pb.EchoReply:
+    """As many bytes as were asked for."""
+    if request.reply_bytes > _MAX_ECHO:
+        abort(context, ValueError(f"reply_bytes is {request.reply_bytes}, expected at most {_MAX_ECHO}"))
+    return pb.EchoReply(padding=bytes(request.reply_bytes))
+
+
+def unary(run: Callable[..., Any], request: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    """The handler of a call with one request and one reply."""
+
+    def checked(message: Any, context: grpc.ServicerContext) -> Any:
+        if isinstance(message, ValueError):
+            abort(context, message)
+        return run(message, context)
+
+    return grpc.unary_unary_rpc_method_handler(checked, parser(request), serialize)
+
+
+def parser(kind: Any) -> Callable[[bytes], Any]:
     """Reads a message; for bytes that are none it returns the error, which the client then gets as a status
     (grpc would log a traceback and call it an internal error).
     """
@@ -403,12 +422,13 @@ def _parser(kind: Any) -> Callable[[bytes], Any]:
     return parse
 
 
-def _serialize(message: Any) -> bytes:
-    data: bytes = (
-        message if isinstance(message, (pb.Piece, pb.EchoReply)) else padded(message)
-    ).SerializeToString()
+def serialize(message: Any) -> bytes:
+    """A reply as bytes, padded where it can be."""
+    sized = isinstance(message, (pb.Piece, pb.EchoReply, pb.LayersDown))  # as they are
+    data: bytes = (message if sized else padded(message)).SerializeToString()
     return data
 
 
-def _microseconds(seconds: float) -> int:
+def microseconds(seconds: float) -> int:
+    """Seconds for a uint32 of microseconds."""
     return min(int(seconds * 1e6), 2**32 - 1)
