@@ -110,7 +110,7 @@ def check(status: int, about: str = "") -> None:
 
 
 def take_log(*, expected: str | None = None) -> None:
-    """Hand the lines that llama.cpp logged since the last call to the logger ``sllm.llama_cpp``, without those
+    """Hand the lines that llama.cpp logged since the last call to ``sllm.llama_cpp``, without those
     that have the words ``expected``.
     """
     levels = {1: logging.DEBUG, 2: logging.INFO, 3: logging.WARNING, 4: logging.ERROR}
