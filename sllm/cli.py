@@ -39,6 +39,7 @@ from sllm.console import (
 from sllm.drafters import ModelDrafter
 from sllm.model import devices
 from sllm.wire.auth import DEFAULT_PORT
+from sllm.wire.codec import CODECS
 from sllm.worker import Limits
 
 if TYPE_CHECKING:
@@ -111,6 +112,19 @@ def _number(*, above_zero: bool) -> Callable[[str], float]:
         return value
 
     return convert
+
+
+def _tail(text: str) -> int | None:
+    """A type for argparse: a number of layers, or none."""
+    return None if text == "none" else _whole(0)(text)
+
+
+def _layers(text: str) -> tuple[int, int]:
+    """A type for argparse: START:STOP."""
+    start, colon, stop = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"{text!r} is no range of layers, expected START:STOP")
+    return _whole(0)(start), _whole(0)(stop)
 
 
 _SHOWN = "(default: %(default)s)"
@@ -204,9 +218,8 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("prompt", metavar="PROMPT", nargs="?", help="the prompt; '-', or none and a pipe: stdin")
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--target", metavar="GGUF", help=f"{_MODEL} (default: the package's own small model)")
-    where.add_argument("--remote", metavar="URI", nargs="?", const="", help=f"a worker: {_URI}")
+    add("--target", metavar="GGUF", help=f"{_MODEL} (default: the package's own small model)")
+    add("--remote", metavar="URI", nargs="?", const="", help=f"a worker: {_URI}")
     add(
         "--draft",
         metavar="GGUF|ngram|none",
@@ -245,6 +258,24 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         type=_number(above_zero=True),
         help="give the text up after so long without a link (default: 60)",
     )
+    split = parser.add_argument_group(
+        "split by layers (with --target, and --remote for a worker that was started with --layers)"
+    )
+    split.add_argument("--head", metavar="N", type=_whole(0), help="the first N layers run here")
+    split.add_argument(
+        "--tail",
+        metavar="N|none",
+        type=_tail,
+        default=1,
+        help="the last N layers run here, and the output; none: the worker selects the tokens, and so knows"
+        " the text (default: 1)",
+    )
+    split.add_argument(
+        "--codec",
+        choices=CODECS,
+        default="f16",
+        help="how hidden states cross the link; see sllm codec-report (default: f16)",
+    )
     machine = parser.add_argument_group("machine")
     machine.add_argument(
         "--n-ctx",
@@ -271,6 +302,16 @@ def _add_worker(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", metavar="GGUF", nargs="?", help=f"{_MODEL} (default: the package's own small model)")
     add("--draft", metavar="GGUF", help=f"{_MODEL}: the worker drafts, too, where a client has no hint")
+    add(
+        "--layers",
+        metavar="START:STOP",
+        nargs="?",
+        const=True,
+        default=False,
+        type=_layers,
+        help="serve these layers of the model, and no texts (sllm run --head); without a range: those that"
+        " clients ask for. Of a file of some layers (sllm split), they must be in it",
+    )
     network = parser.add_argument_group("network")
     network.add_argument(
         "--listen",
@@ -365,16 +406,22 @@ def _run(args: argparse.Namespace, out: Output) -> int:
     if "" in args.stop:
         raise CommandError("--stop is empty")
     uris = None if args.remote is None else cli_remote.addresses(args.remote)
+    if uris is not None and args.target is not None and args.head is None:
+        raise CommandError("--target and --remote exclude each other, except for a split: name --head")
+    if args.head is not None and uris is None:
+        raise CommandError("--head splits a model with a worker: name that by --remote")
     text = _read_prompt(args.prompt)
     with ExitStack() as stack:
-        if uris is None:
+        if uris is not None and args.head is not None:
+            model, target, draft = _open_split(uris, args, sampling, stack)
+        elif uris is None:
             model, target, draft = _open_local(args, sampling, stack)
         else:
             model, target, draft = _open_remote(uris, args, sampling, stack)
         prompt = _as_message(model, text) if args.chat else text
         drafter: sllm.Model | ModelDrafter | str | None = draft
         if isinstance(draft, sllm.Model) and (
-            args.threads is not None or isinstance(target, sllm.RemoteTarget)
+            args.threads is not None or isinstance(target, (sllm.RemoteTarget, sllm.SplitTarget))
         ):
             n_ctx = min(n for n in (args.n_ctx, draft.n_ctx_train, 4096) if n)
             drafter = stack.enter_context(ModelDrafter(draft, n_ctx=n_ctx, n_threads=args.threads))
@@ -436,6 +483,36 @@ def _open_remote(
             "--on-loss local lets the draft go on alone, and there is none: name it by --draft"
         )
     return model, remote.target(run_ahead=not args.no_run_ahead), draft
+
+
+def _open_split(
+    uris: list[str], args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack
+) -> _Opened:
+    """A model whose ends are here and whose middle is a worker's."""
+    cli_remote.quiet_grpc()
+    if args.no_run_ahead or args.on_loss == "local":
+        raise CommandError("--no-run-ahead and --on-loss local are not for a split by layers")
+    on_loss, deadline = args.on_loss or "wait", args.deadline or 60.0
+    remote = stack.enter_context(sllm.connect(uris, on_loss=on_loss, deadline=deadline))
+    ours = args.target is None
+    name = embedded.TARGET if ours else args.target
+    target = stack.enter_context(
+        sllm.SplitTarget(
+            name,
+            head=args.head,
+            tail=args.tail,
+            middle=remote,
+            codec=args.codec,
+            n_ctx=args.n_ctx,
+            n_threads=args.threads,
+            n_gpu_layers=args.n_gpu_layers,
+            **(EXACT if ours else {}),
+        )
+    )
+    model = stack.enter_context(sllm.Model(name, vocab_only=True))
+    if sampling.grammar is not None:
+        _check_grammar(model, sampling, args.grammar_file)
+    return model, target, _open_draft(args, embedded.DRAFT if ours else None, stack)
 
 
 def _open_draft(args: argparse.Namespace, default: Path | None, stack: ExitStack) -> sllm.Model | str | None:

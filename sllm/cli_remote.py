@@ -94,9 +94,14 @@ def worker(args: argparse.Namespace, out: Output) -> int:
         max_prompt=args.max_prompt,
         max_grammar=0 if args.no_grammars else Limits.max_grammar,
     )
+    layers = args.layers
+    if layers is not False and args.draft is not None:
+        raise CommandError("--draft is for texts, and --layers serves none; leave one of them out")
     with ExitStack() as stack:
         name = embedded.TARGET if args.model is None else args.model
-        model = stack.enter_context(sllm.Model(name, n_gpu_layers=args.n_gpu_layers))
+        model: sllm.Model | str | os.PathLike[str] = name
+        if layers is False:
+            model = stack.enter_context(sllm.Model(name, n_gpu_layers=args.n_gpu_layers))
         draft = None
         if args.draft is not None:
             on_cpu = 0 if args.n_gpu_layers == 0 else None
@@ -104,6 +109,8 @@ def worker(args: argparse.Namespace, out: Output) -> int:
         serving = stack.enter_context(
             Worker(
                 model,
+                layers=layers,
+                n_gpu_layers=args.n_gpu_layers,
                 draft=draft,
                 host=host,
                 port=port,
@@ -122,7 +129,7 @@ def worker(args: argparse.Namespace, out: Output) -> int:
         )
         with _signals(watch_stdin=args.until_eof) as received:
             out.line(_public(serving.address, host, args.public).uri)
-            _introduce(serving, model, args, out)
+            _introduce(serving, Path(name).name, layers, args, out)
             while (number := received(1.0)) is None:
                 if serving.failed:
                     raise CommandError("three passes in a row have failed; the worker ends")
@@ -187,10 +194,15 @@ def _public(address: auth.Address, host: str, public: str | None) -> auth.Addres
     return replace(address, host=socket.gethostname()) if host in _EVERYWHERE else address
 
 
-def _introduce(serving: Worker, model: sllm.Model, args: argparse.Namespace, out: Output) -> None:
+def _introduce(
+    serving: Worker, name: str, layers: bool | tuple[int, int], args: argparse.Namespace, out: Output
+) -> None:
     """Say what there is now, and what the line on stdout is for."""
-    texts = count(args.sessions, "text") + " at once"
-    out.note(f"sllm: serving {one_line(model.path.name)} on {serving.address.endpoint}, {texts}")
+    texts = count(args.sessions, "text" if layers is False else "sequence") + " at once"
+    what = one_line(name)
+    if layers is not False:
+        what = f"layers{'' if layers is True else f' {layers[0]} to {layers[1] - 1}'} of {what}"
+    out.note(f"sllm: serving {what} on {serving.address.endpoint}, {texts}")
     if args.insecure:
         out.note(
             "sllm: warning: --insecure: no TLS and no token; every program on this machine can use the"
@@ -201,7 +213,10 @@ def _introduce(serving: Worker, model: sllm.Model, args: argparse.Namespace, out
             "sllm: the sllm:// line on stdout is for the client, and a secret: whoever has it can use this"
             " worker"
         )
-    out.note(f"sllm: there: export {VARIABLE}='the line'; sllm ping; sllm run --chat 'Hello!' --remote")
+    there = "sllm run --chat 'Hello!' --remote"
+    if layers is not False:
+        there = "sllm run 'Hello!' --target GGUF --head N --tail N --remote"
+    out.note(f"sllm: there: export {VARIABLE}='the line'; sllm ping; {there}")
 
 
 def _end(serving: Worker, seconds: float, received: Callable[[float], int | None], out: Output) -> None:
@@ -321,16 +336,33 @@ def ping(args: argparse.Namespace, out: Output) -> int:
         ("worker", endpoint),
         ("round trip", f"{measured.round_trip * 1e3:.1f} ms"),
         ("bandwidth", _bandwidth(measured)),
-        ("model", f"{info.model_name}, {parameters(info.n_params)} parameters, {size(info.size_bytes)}"),
-        ("context", f"{info.n_ctx} tokens, {info.max_prompt} of them the prompt's at most"),
-        ("texts at once", str(info.sessions)),
-        ("vocabulary", f"{info.n_vocab} tokens, {info.vocab_fingerprint}"),
+        *_offer(info),
         ("features", ", ".join(info.features)),
         ("software", info.software),
     ]
     for line in table([(name, one_line(value)) for name, value in rows]):
         out.line(line)
     return 0
+
+
+def _offer(info: WorkerInfo) -> list[tuple[str, str]]:
+    """What a worker serves, texts or layers."""
+    if info.layers is not None:
+        has = info.layers
+        which = "" if has.fixed else "any of "
+        output = ", and the output" if has.output else ""
+        return [
+            ("model", info.model_name),
+            ("layers", f"{which}{has.start} to {has.stop - 1} of {has.n_layer}, {has.n_embd} wide{output}"),
+            ("context", f"{info.n_ctx} positions"),
+            ("sequences at once", str(info.sessions)),
+        ]
+    return [
+        ("model", f"{info.model_name}, {parameters(info.n_params)} parameters, {size(info.size_bytes)}"),
+        ("context", f"{info.n_ctx} tokens, {info.max_prompt} of them the prompt's at most"),
+        ("texts at once", str(info.sessions)),
+        ("vocabulary", f"{info.n_vocab} tokens, {info.vocab_fingerprint}"),
+    ]
 
 
 def _bandwidth(measured: Ping) -> str:

@@ -48,6 +48,7 @@ class Worker:
         layers: serve layers to :class:`~sllm.SplitTarget` instead of texts: (start, stop), or True for those
             that clients ask for. ``model`` is then a path, of the model or of a file of
             :func:`~sllm.export_layers`, and of its weights only these layers are loaded.
+        n_gpu_layers: as for :class:`~sllm.Model`, where the worker loads the model.
         draft: a smaller model or its path: the worker drafts by itself where a client has no usable hint.
         host, port: where to listen; port 0: any that is free, see :attr:`address`.
         token: what clients must know, 16 visible characters or more; None: made at random and kept in
@@ -81,6 +82,7 @@ class Worker:
         model: Model | str | os.PathLike[str],
         *,
         layers: bool | tuple[int, int] = False,
+        n_gpu_layers: int | None = None,
         draft: Model | str | os.PathLike[str] | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
@@ -151,14 +153,18 @@ class Worker:
                     None if layers is True else (int(layers[0]), int(layers[1])),
                     limits,
                     n_ctx=n_ctx,
-                    settings=settings | threads,
+                    settings=settings | threads | {"n_gpu_layers": n_gpu_layers},
                     pass_seconds=pass_seconds,
                 )
                 stack.callback(self._scheduler.close)
                 service = LayerService(self._scheduler, software=software)
                 name, n_ctx = self._scheduler.file.paths[0].name, self._scheduler.n_ctx
             else:
-                big = model if isinstance(model, Model) else stack.enter_context(Model(model))
+                big = (
+                    model
+                    if isinstance(model, Model)
+                    else stack.enter_context(Model(model, n_gpu_layers=n_gpu_layers))
+                )
                 n_ctx = min(big.n_ctx_train or 4096, 4096) if n_ctx is None else n_ctx
                 context = stack.enter_context(
                     big.context(
