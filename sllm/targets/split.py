@@ -138,6 +138,7 @@ class SplitTarget:
         self.codec = codec
         self._check_counts(file, head, tail)
         codecs.row_bytes(codec, file.n_embd)
+        losses = [remote.on_loss if on_loss is None else checked_on_loss(on_loss) for remote in remotes]
         self.ranges = _ranges(remotes, file, head, self.n_layer - (tail or 0), output=tail is None)
         model_id = gguf.model_id(file.paths[0])
         for remote in remotes:
@@ -167,6 +168,23 @@ class SplitTarget:
             "type_v": type_v,
             "offload_kqv": offload_kqv,
         }
+        self._slots = [
+            _Slot(
+                i,
+                [
+                    LayerLink(
+                        remote,
+                        start,
+                        stop,
+                        output=tail is None and stop == self.n_layer,
+                        encoding=codec,
+                        on_loss=loss,
+                    )
+                    for remote, (start, stop), loss in zip(remotes, self.ranges, losses, strict=True)
+                ],
+            )
+            for i in range(n_seq_max)
+        ]
         self._head: LayerRange | None = None
         self._tail: LayerRange | None = None
         with ExitStack() as stack:
@@ -190,24 +208,6 @@ class SplitTarget:
         pieces = [piece for piece in (self._head, self._tail) if piece is not None]
         self.n_ctx = min([n_ctx, *(piece.context.n_ctx_seq for piece in pieces)])
         self.size_bytes = sum(piece.size_bytes for piece in pieces)
-        losses = [remote.on_loss if on_loss is None else checked_on_loss(on_loss) for remote in remotes]
-        self._slots = [
-            _Slot(
-                i,
-                [
-                    LayerLink(
-                        remote,
-                        start,
-                        stop,
-                        output=tail is None and stop == self.n_layer,
-                        encoding=codec,
-                        on_loss=loss,
-                    )
-                    for remote, (start, stop), loss in zip(remotes, self.ranges, losses, strict=True)
-                ],
-            )
-            for i in range(n_seq_max)
-        ]
 
     @staticmethod
     def _check_counts(file: LayeredFile, head: int, tail: int | None) -> None:

@@ -259,6 +259,7 @@ class LayerScheduler:
         self._work = threading.Condition()
         self._loading = threading.Lock()  # held while a range is made or freed, and a pass computes
         self._closed = False
+        self._ending = threading.Event()
         self._n_failures = 0
         if layers is not None:
             self._load(
@@ -411,6 +412,7 @@ class LayerScheduler:
             if self._closed:
                 return
             self._closed = True
+            self._ending.set()
             for slot in self._slots:
                 if slot.sequence is not None:
                     slot.sequence.end("closing")
@@ -473,7 +475,7 @@ class LayerScheduler:
             return
         seconds = time.monotonic() - began
         if seconds < self._pass_seconds:
-            time.sleep(self._pass_seconds - seconds)
+            self._ending.wait(self._pass_seconds - seconds)
             seconds = self._pass_seconds
         self.stats.count_pass(sum(len(request.hidden) for _, request in batch), seconds)
         for (sequence, _), answer in zip(batch, answers, strict=True):
