@@ -62,6 +62,7 @@ def test_all_are_known() -> None:
         "prompt_lookup.py",
         "remote.py",
         "speculative.py",
+        "split.py",
         "worker.py",
     ]
 
@@ -108,6 +109,17 @@ def test_remote(tmp_path: pathlib.Path) -> None:
     assert first == second
     assert re.fullmatch(r"-- no draft: \d+ tokens/s, \d+ passes, \d+ bytes", told)
     assert re.fullmatch(r"-- with draft: \d+ tokens/s, \d+ passes, \d+ bytes", told_again)
+
+
+def test_split(tmp_path: pathlib.Path) -> None:
+    written = run("split.py", tmp_path)
+    first, told, second, told_again, _end = re.split(r"^(-- .*)\n+", written, flags=re.MULTILINE)
+    assert first == second
+    n_alone, n_drafted = (
+        int(re.fullmatch(rf"-- {how} draft: \d+ tokens/s, (\d+) round trips, \d+ bytes", line)[1])  # type: ignore[index]
+        for how, line in (("no", told), ("with", told_again))
+    )
+    assert n_drafted < n_alone / 2
 
 
 def test_worker(tmp_path: pathlib.Path) -> None:
