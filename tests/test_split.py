@@ -492,11 +492,11 @@ def test_the_stream_of_a_text_ends_with_it(
         prompt = make_prompt(target_model, 5, 1)
         first = one.open(prompt, GREEDY, 10)
         next(first)
-        second = other.open(prompt, GREEDY, 10)
         with pytest.raises(sllm.BusyError, match="no place"):
-            next(second)
+            other.open(prompt, GREEDY, 10)
         first.close()
         wait_until(lambda: not worker._scheduler.running(), "the end of the stream")
+        second = other.open(prompt, GREEDY, 10)
         found = [token for commit in second for token in commit.tokens]
         assert found == one_by_one(target_model, prompt, GREEDY, 10, N_CTX)
         second.close()

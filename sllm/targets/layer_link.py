@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sllm.errors import BusyError, CancelledError, ClosedError, RemoteError
 from sllm.targets.reconnect import Reconnection
@@ -19,7 +19,7 @@ from sllm.wire import auth, codec
 from sllm.wire.protocol import failure, method, pb, to_sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import grpc
     import numpy as np
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "LayerLink"]
 
 log = logging.getLogger("sllm.remote")
+
+_T = TypeVar("_T")
 
 _MESSAGE_BYTES = 1 << 20
 """Of rows in one message, at most."""
@@ -153,6 +155,15 @@ class LayerLink:
         if self._outbox is not None:
             self._put(message)
 
+    def connect(self) -> None:
+        """Open the stream, if it is not open.
+
+        Raises:
+            As :meth:`receive`.
+
+        """
+        self._lasting(lambda: None)
+
     def receive(self) -> Answer:
         """The answer to the first rows that were not answered yet; connects, and connects again, as needed.
 
@@ -162,6 +173,10 @@ class LayerLink:
             BusyError, ValueError, ContextFullError: what the worker refused with.
 
         """
+        return self._lasting(self._next)
+
+    def _lasting(self, step: Callable[[], _T]) -> _T:
+        """``step`` on an open stream, for as long as it takes to find one."""
         channel = self._remote._live()
         while True:
             trouble: object
@@ -170,7 +185,7 @@ class LayerLink:
                 if self._call is None:
                     self._connect(channel)
                 opened = True
-                return self._next()
+                return step()
             except _Broken as broken:
                 trouble = broken.args[0]
             self._hang_up_call()

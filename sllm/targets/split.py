@@ -232,14 +232,15 @@ class SplitTarget:
     def open(
         self, tokens: npt.NDArray[np.int32], sampling: SamplingParams, max_tokens: int | None
     ) -> SplitGeneration:
-        """Start a text. The prompt is computed with the first commit.
+        """Compute the prompt but for its last token, on all machines, and return the generation behind it.
 
-        What it shares with a text before it stays computed, here and on the workers.
+        What it shares with a text before it stays computed.
 
         Raises:
             ContextFullError: the prompt does not fit.
-            BusyError: as many texts are open as there may be.
+            BusyError: as many texts are open as there may be, here or on a worker.
             ValueError: no tokens, or one that is none.
+            RemoteError: a worker is out of reach.
 
         """
         prompt = int32_array(tokens, "tokens")
@@ -259,8 +260,13 @@ class SplitTarget:
                     f"this target has {len(self._slots)} generations open; close one, or raise n_seq_max"
                 )
             slot = max(free, key=lambda s: _shared(s.tokens, text))
-            slot.generation = SplitGeneration(self, slot, text, sampling, max_tokens)
-            return slot.generation
+            generation = slot.generation = SplitGeneration(self, slot, text, sampling, max_tokens)
+        try:
+            generation.read_prompt()
+        except BaseException:
+            generation.close()
+            raise
+        return generation
 
     # ---- for its generations
 
@@ -338,8 +344,6 @@ class SplitGeneration(LockstepGeneration):
     def _verify(self, chain: list[int]) -> tuple[tuple[int, ...], int]:
         target, slot = self._target, self._slot
         pos = len(self._text) - 1
-        if len(slot.tokens) < pos:
-            self._prefill(len(slot.tokens), self._text[:pos])
         tokens = [self._text[-1], *chain]
         chunk = target._enter(pos, tokens, slot.seq_id)
         selected: tuple[int, ...]
@@ -375,9 +379,12 @@ class SplitGeneration(LockstepGeneration):
         slot.tokens += tokens[: n_accepted + 1]
         return selected, n_accepted
 
-    def _prefill(self, begin: int, tokens: list[int]) -> None:
-        """The prompt through all pieces, in chunks that follow one another closely."""
+    def read_prompt(self) -> None:
+        """The prompt but for its last token through all pieces, in chunks that follow one another closely."""
         target, slot = self._target, self._slot
+        for link in slot.links:
+            link.connect()
+        begin, tokens = len(slot.tokens), self._text[:-1]
         size = min(_CHUNK, *(link.max_rows for link in slot.links))
         chunks: Iterable[_Chunk] = (
             target._enter(pos, tokens[pos : pos + size], slot.seq_id)
