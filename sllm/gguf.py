@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from sllm.hub import HubFile
+
 __all__ = ["Header", "Tensor", "model_id", "pair", "parts", "read_header", "string", "vocabulary_only"]
 
 _SCALAR_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -153,7 +155,7 @@ class _Reader:
         return head + b"".join(self.string() for _ in range(count))
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path | HubFile) -> Header:
     """Read a file's header.
 
     Raises:
@@ -213,7 +215,7 @@ def vocabulary_only(path: Path) -> bytes:
     return b"GGUF" + struct.pack("<IQQ", header.version, 0, len(pairs)) + b"".join(pairs)
 
 
-def model_id(path: Path) -> str:
+def model_id(path: Path | HubFile) -> str:
     """SHA-256 (hex) that tells models apart: over the header, the size, and 64 samples of the weights of 64
     KiB, evenly spread.
 
@@ -242,7 +244,7 @@ def model_id(path: Path) -> str:
     return digest.hexdigest()
 
 
-def parts(path: Path) -> list[Path]:
+def parts(path: Path | HubFile) -> list[Any]:
     """All files of a model: more than one where llama.cpp's gguf-split has split it.
 
     Raises:

@@ -14,13 +14,15 @@ import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sllm import gguf
 from sllm.errors import ModelLoadError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from sllm.hub import HubFile
 
 __all__ = ["ARCHITECTURES", "LayeredFile", "Piece", "View"]
 
@@ -33,7 +35,7 @@ _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 _GLOBALS = ("output_norm.weight", "output_norm.bias", "rope_freqs.weight")
 """What every range gets: the loader asks for the norm, and the layers for the frequencies."""
 
-_COPY_BYTES = 1 << 22
+_COPY_BYTES = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ class LayeredFile:
     """A model's file, or a file of some of its layers, to take layers from.
 
     Args:
-        path: the file; of a model in several files, the first.
+        path: the file; of a model in several files, the first. A :class:`sllm.hub.HubFile` can be exported
+            from, and not run.
 
     Raises:
         ModelLoadError: no GGUF file, or a damaged one.
@@ -178,8 +181,8 @@ class LayeredFile:
 
     """
 
-    def __init__(self, path: Path) -> None:
-        self.paths = gguf.parts(path)
+    def __init__(self, path: Path | HubFile) -> None:
+        self.paths: list[Any] = gguf.parts(path)
         headers = [gguf.read_header(p) for p in self.paths]
         self._header = header = headers[0]
         self._tensors = {
@@ -416,7 +419,7 @@ class LayeredFile:
         n = self.n_layer
         if start < stop and stop == n and self.output is None:
             raise ValueError(f"{self._path.name} holds no output, which is with the model's last layers")
-        if any(out.exists() and out.samefile(path) for path in self.paths):
+        if any(isinstance(path, Path) and out.exists() and out.samefile(path) for path in self.paths):
             raise FileExistsError(f"{out} is the model itself; write the layers elsewhere")
         names = [
             name

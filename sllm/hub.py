@@ -1,4 +1,5 @@
-"""Model files from the Hugging Face hub: :func:`download`, and :func:`resolve` for ``hf://`` URIs.
+"""Model files from the Hugging Face hub: :func:`download`, :func:`resolve` for ``hf://`` URIs, and
+:class:`HubFile`, a file that is read in pieces where it lies.
 
 Everything goes through ``huggingface_hub``, so its cache, progress bar, token, ``HF_ENDPOINT``, ``HF_TOKEN``
 and ``HF_HUB_OFFLINE`` work as they do everywhere else. It is imported on the first download and not before:
@@ -7,15 +8,18 @@ importing sllm opens no socket and stays fast.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import pathlib
 import re
-from urllib.parse import unquote
+import time
+from typing import BinaryIO, cast
+from urllib.parse import unquote, urlsplit
 
 from sllm.errors import ModelLoadError
 
-__all__ = ["download", "resolve"]
+__all__ = ["HubFile", "download", "is_uri", "resolve"]
 
 _log = logging.getLogger("sllm.hub")
 
@@ -83,13 +87,9 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
     path-like.
     """
     text = os.fsdecode(path)
-    if text[:5].lower() == "hf://":
-        rest = text[5:]
-    elif not isinstance(path, str) and text.startswith("hf:/"):
-        rest = text[4:]
-    else:
+    if not is_uri(path):
         return pathlib.Path(text)
-    repo_id, filename, revision = _split_uri(text, rest)
+    repo_id, filename, revision = _split_uri(text, text.partition(":/")[2].removeprefix("/"))
     part = _PART.fullmatch(filename)
     if part and int(part["index"]) != 1 and int(part["count"]) > 0:
         first = f"{part['stem']}-00001-of-{part['count']}.gguf"
@@ -100,6 +100,162 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
     local = download(repo_id, filename, revision=revision)
     _log.debug("%s is %s", text, local)
     return local
+
+
+def is_uri(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is an ``hf://`` URI, be it one that became a :class:`pathlib.Path`."""
+    text = os.fsdecode(path)
+    return text[:5].lower() == "hf://" or (not isinstance(path, str) and text.startswith("hf:/"))
+
+
+class HubFile:
+    """A file on the hub that is read in pieces, by HTTP range requests, and not downloaded as a whole.
+
+    It has of a :class:`pathlib.Path` what :mod:`sllm.gguf` uses: ``name``, ``with_name``, ``open("rb")``.
+    ``hf_hub_url``, ``get_hf_file_metadata`` and the session of ``huggingface_hub`` do the rest.
+
+    Args:
+        uri: ``hf://owner/repo[@revision]/[folder/]file.gguf``.
+        token: as for :func:`download`.
+
+    Raises:
+        ModelLoadError: no such URI.
+
+    """
+
+    def __init__(self, uri: str | os.PathLike[str], *, token: str | bool | None = None) -> None:
+        text = os.fsdecode(uri)
+        self._parts = _split_uri(text, text.partition(":/")[2].removeprefix("/"))
+        _check_names(*self._parts)
+        _check_token(token)
+        self._token = token
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folder."""
+        return self._parts[1].rpartition("/")[2]
+
+    def with_name(self, name: str) -> HubFile:
+        """The file with this name in the same folder."""
+        repo_id, filename, revision = self._parts
+        folder = filename.rpartition("/")[0]
+        return HubFile(_uri(repo_id, f"{folder}/{name}" if folder else name, revision), token=self._token)
+
+    def open(self, _mode: str = "rb") -> BinaryIO:
+        """A reader, which knows the size of the file and has read nothing of it yet.
+
+        Raises:
+            ModelLoadError: as :func:`download`.
+
+        """
+        reader = _HubReader(*self._parts, self._token)
+        self._parts = reader.about  # no other commit from here on
+        return cast("BinaryIO", reader)
+
+    def __str__(self) -> str:
+        return _uri(*self._parts)
+
+    def __repr__(self) -> str:
+        return f"<sllm.hub.HubFile {self}>"
+
+
+class _HubReader(io.RawIOBase):
+    """Reads pieces of a file: exactly what is asked for, and ahead where that goes on in order."""
+
+    _LEAST, _MOST = 1 << 16, 1 << 23  # bytes of one request
+    _TRIES = 4
+
+    def __init__(self, repo_id: str, filename: str, revision: str | None, token: str | bool | None) -> None:
+        super().__init__()
+        self.about = (repo_id, filename, revision)
+        self._token = token
+        self._at = 0
+        self._held, self._held_at = b"", 0
+        self._ahead = self._LEAST
+        self._url, self._size = self._look_up()
+
+    def _fail(self, error: Exception) -> ModelLoadError:
+        repo_id, filename, revision = self.about
+        reason = _reason(error, repo_id, filename, revision, self._token, False)
+        return ModelLoadError(f"cannot read {_uri(repo_id, filename, revision)}: {reason}")
+
+    def _look_up(self) -> tuple[str, int]:
+        """Where the bytes are at the moment, and how many."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        repo_id, filename, revision = self.about
+        try:
+            found = get_hf_file_metadata(hf_hub_url(repo_id, filename, revision=revision), token=self._token)
+        except Exception as error:
+            raise self._fail(error) from error
+        if found.size is None or found.commit_hash is None:
+            raise ModelLoadError(f"cannot read {_uri(repo_id, filename, revision)}: the other side is no hub")
+        if found.commit_hash != revision:
+            self.about = (repo_id, filename, found.commit_hash)
+            return self._look_up()
+        return found.location, found.size
+
+    def _get(self, begin: int, size: int) -> bytes:
+        from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
+
+        end = min(begin + size, self._size)
+        trouble: Exception | None = None
+        for i in range(self._TRIES):
+            if i:
+                time.sleep(0.2 * 2**i)
+                self._url = self._look_up()[0]  # links to large files expire
+            try:
+                own = urlsplit(self._url).netloc == urlsplit(self._endpoint()).netloc
+                headers = build_hf_headers(token=self._token) if own else {}
+                reply = get_session().get(self._url, headers={**headers, "Range": f"bytes={begin}-{end - 1}"})
+                reply.raise_for_status()
+                data = reply.content
+                if reply.status_code == 200 and len(data) == self._size:
+                    data = data[begin:end]  # it knows no ranges
+                if len(data) == end - begin:
+                    return bytes(data)
+                trouble = OSError(f"{len(data)} bytes came, and {end - begin} were asked for")
+            except Exception as error:  # noqa: BLE001 - of whichever HTTP client huggingface_hub uses
+                trouble = error
+        assert trouble is not None
+        raise self._fail(trouble) from trouble
+
+    @staticmethod
+    def _endpoint() -> str:
+        from huggingface_hub import constants
+
+        return str(constants.ENDPOINT)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(base + offset, 0)
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        size = min(size if size >= 0 else self._size, max(self._size - self._at, 0))
+        if size == 0:
+            return b""
+        begin = self._at - self._held_at
+        if not 0 <= begin <= len(self._held):
+            self._held, self._held_at, begin = b"", self._at, 0
+            self._ahead = self._LEAST
+        missing = begin + size - len(self._held)
+        if missing > 0:
+            at = self._held_at + len(self._held)
+            more = self._get(at, max(missing, self._ahead))
+            self._ahead = min(2 * self._ahead, self._MOST)
+            self._held, self._held_at, begin = self._held[begin:] + more, self._at, 0
+        self._at += size
+        return self._held[begin : begin + size]
 
 
 def _split_uri(uri: str, rest: str) -> tuple[str, str, str | None]:

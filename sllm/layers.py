@@ -63,7 +63,8 @@ def export_layers(
     n_layer`` gives these two alone), and the vocabulary with either. A file of layers between knows no text.
 
     Args:
-        path: the model, or a file of more of its layers.
+        path: the model, or a file of more of its layers. Of one on the hub, ``hf://owner/repo/file.gguf``,
+            only these layers are downloaded.
         out: what to write. It appears when it is complete.
         start, stop: 0 <= start < stop <= n_layer.
         progress: called with 0.0 .. 1.0.
@@ -74,7 +75,8 @@ def export_layers(
         OSError: ``out`` cannot be written.
 
     """
-    return open_layers(path).export(Path(out), start, stop, progress)
+    file = LayeredFile(hub.HubFile(path)) if hub.is_uri(path) else open_layers(path)
+    return file.export(Path(out), start, stop, progress)
 
 
 class Embedding:

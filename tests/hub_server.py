@@ -83,6 +83,8 @@ class HubServer:
             int
         ] = []  # the next GETs of a body break off after so many bytes, one entry for each
         self.status: int | None = None  # answer everything with this status
+        self.no_ranges = False  # send files as a whole, whatever was asked for
+        self.n_bytes = 0  # of files, sent
         self.plain = False  # answer as a web server that is no hub
         self._server = _Server(self)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -190,17 +192,21 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(307, {**about, "Location": quote(place)}, b"")
 
     def _body(self, data: bytes, headers: dict[str, str]) -> None:
-        """The file, or the part of it from ``Range: bytes=N-`` on; breaks off where the test asks for it."""
-        wanted = self.headers.get("Range", "")
-        start = int(wanted[6:-1]) if wanted.startswith("bytes=") and wanted.endswith("-") else 0
+        """The file, or the part of it that ``Range: bytes=N-`` or ``bytes=N-M`` asks for; breaks off where
+        the test asks for it.
+        """
+        begin, _, last = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+        start, stop = int(begin or 0), int(last or len(data) - 1) + 1
         headers = {**headers, "Accept-Ranges": "bytes"}
         status = 200
-        if start:
+        if (start or last) and not self.server.hub.no_ranges:
             status = 206
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+            data = data[start:stop]
         drops = self.server.hub.drop_after
         keep = drops.pop(0) if drops and self.command == "GET" else None
-        self._send(status, headers, data[start:], keep)
+        self.server.hub.n_bytes += len(data) if self.command == "GET" else 0
+        self._send(status, headers, data, keep)
 
     def _refuse(
         self, status: int, code: str | None, text: str, headers: dict[str, str] | None = None
@@ -231,13 +237,17 @@ real_sleep = time.sleep
 time.sleep = lambda seconds: real_sleep(min(seconds, 0.01))  # huggingface_hub's retries take up to 23 s
 import huggingface_hub.constants
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1 << 16  # a broken download resumes after whole chunks
+import sllm
 from sllm import hub
 from sllm.errors import ModelLoadError
+def export(uri, out, start, stop):
+    sllm.export_layers(uri, out, start, stop)
+    return out
 for line in sys.stdin:
     name, args, options = json.loads(line)
     answer = {}
     try:
-        answer["path"] = str(getattr(hub, name)(*args, **options))
+        answer["path"] = str((export if name == "export" else getattr(hub, name))(*args, **options))
     except ModelLoadError as error:
         answer["error"] = str(error)
         answer["cause"] = type(error.__cause__).__name__
@@ -285,6 +295,10 @@ class HubClient:
     def resolve(self, path: str) -> pathlib.Path:
         """``sllm.hub.resolve`` over there; raises HubRefusedError where that raises ModelLoadError."""
         return self._call("resolve", (path,), {})
+
+    def export(self, uri: str, out: pathlib.Path, start: int, stop: int) -> pathlib.Path:
+        """``sllm.export_layers`` over there; raises HubRefusedError where that raises ModelLoadError."""
+        return self._call("export", (uri, str(out), start, stop), {})  # type: ignore[arg-type]
 
     def _call(self, name: str, args: tuple[str, ...], options: dict[str, Any]) -> pathlib.Path:
         assert self._process.stdin

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hub_server import HubClient, HubRefusedError, HubServer
 
-from sllm import hub
+import sllm
+from sllm import embedded, hub
 from sllm.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -451,3 +452,103 @@ def test_importing_does_not_import_the_client() -> None:
         "assert 'huggingface_hub' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+# -- layers alone
+
+
+@pytest.fixture(scope="module")
+def model() -> pathlib.Path:
+    return embedded.TARGET
+
+
+def exported(model: pathlib.Path, folder: pathlib.Path, start: int, stop: int) -> bytes:
+    out = folder / "expected.gguf"
+    sllm.export_layers(model, out, start, stop)
+    return out.read_bytes()
+
+
+def test_layers_are_fetched_alone(
+    server: HubServer, client: HubClient, model: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    data = model.read_bytes()
+    commit = server.repo("me/layers").commit({"q8/model.gguf": data})
+    server.n_bytes = 0
+    path = client.export("hf://me/layers/q8/model.gguf", tmp_path / "part.gguf", 3, 5)
+    assert path.read_bytes() == exported(model, tmp_path, 3, 5)
+    log = server.log()
+    assert log[0] == "HEAD /me/layers/resolve/main/q8/model.gguf"
+    assert {line.split()[0] for line in log} == {"HEAD", "GET"}
+    assert not any("/main/" in line for line in log if line.startswith("GET"))  # one commit for all pieces
+    assert any(commit in line for line in log)
+
+
+def test_layers_from_another_host_and_with_a_token(
+    server: HubServer, home: pathlib.Path, model: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    repo = server.repo("me/secret-layers")
+    repo.token = "hf_let_me_in"
+    repo.commit({"model.gguf": model.read_bytes()})
+    uri = "hf://me/secret-layers/model.gguf"
+    with HubServer() as store, HubClient(server.endpoint, home, HF_TOKEN="hf_let_me_in") as allowed:
+        server.moved = store
+        try:
+            path = allowed.export(uri, tmp_path / "part.gguf", 0, 1)
+        finally:
+            server.moved = None
+        assert path.read_bytes() == exported(model, tmp_path, 0, 1)
+        assert all("authorization" not in request.headers for request in store.requests)
+        assert len(store.requests) > 1
+    with (
+        HubClient(server.endpoint, home) as stranger,
+        pytest.raises(HubRefusedError, match="no token was sent"),
+    ):
+        stranger.export(uri, tmp_path / "other.gguf", 0, 1)
+    assert not (tmp_path / "other.gguf").exists()
+
+
+def test_layers_over_a_connection_that_breaks(
+    server: HubServer, client: HubClient, model: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    server.repo("me/broken-layers").commit({"model.gguf": model.read_bytes()})
+    server.drop_after += [1000, 0]
+    path = client.export("hf://me/broken-layers/model.gguf", tmp_path / "part.gguf", 1, 2)
+    assert server.drop_after == []
+    assert path.read_bytes() == exported(model, tmp_path, 1, 2)
+
+
+def test_layers_from_a_server_without_ranges(
+    server: HubServer, client: HubClient, model: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    server.repo("me/whole").commit({"model.gguf": model.read_bytes()})
+    server.no_ranges = True
+    try:
+        path = client.export("hf://me/whole/model.gguf", tmp_path / "part.gguf", 1, 2)
+    finally:
+        server.no_ranges = False
+    assert path.read_bytes() == exported(model, tmp_path, 1, 2)
+
+
+def test_layers_that_are_not_there(server: HubServer, client: HubClient, tmp_path: pathlib.Path) -> None:
+    server.repo("me/none").commit({"model.gguf": b"GGUF\x03"})
+    for uri, words in [
+        ("hf://me/none/other.gguf", "no file 'other.gguf'"),
+        ("hf://me/none@v2/model.gguf", "no revision 'v2'"),
+        ("hf://me/nobody/model.gguf", "no repository me/nobody"),
+        ("hf://me/none/model.gguf", "ends in its header"),
+    ]:
+        with pytest.raises(HubRefusedError, match=words):
+            client.export(uri, tmp_path / "part.gguf", 0, 1)
+        assert not (tmp_path / "part.gguf").exists()
+
+
+def test_a_file_on_the_hub_says_where_it_is() -> None:
+    file = hub.HubFile("hf://me/it@v1/folder/model-00001-of-00002.gguf")
+    assert file.name == "model-00001-of-00002.gguf"
+    assert str(file.with_name("b.gguf")) == "hf://me/it@v1/folder/b.gguf"
+    assert "hf://me/it" in repr(file)
+    assert hub.is_uri("hf://a/b/c")
+    assert hub.is_uri(pathlib.Path("hf://a/b/c"))
+    assert not hub.is_uri("a/b.gguf")
+    with pytest.raises(ModelLoadError, match="owner, repository or file is missing"):
+        hub.HubFile("hf://me/it")
