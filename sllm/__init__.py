@@ -46,6 +46,7 @@ from sllm.text_stream import Run
 if TYPE_CHECKING:
     from sllm.targets.connection import connect
     from sllm.targets.remote import RemoteTarget
+    from sllm.triage import Grade, Tier, Triage
     from sllm.worker import Worker
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "Context",
     "ContextFullError",
     "Draft",
+    "Grade",
     "InferenceError",
     "LeakError",
     "LocalTarget",
@@ -68,6 +70,8 @@ __all__ = [
     "SamplingParams",
     "SllmError",
     "Target",
+    "Tier",
+    "Triage",
     "UnsupportedModelError",
     "Verdict",
     "Vocab",
@@ -83,9 +87,12 @@ llama_cpp_commit: str = _ffi.string(_lib.sllm_llama_cpp_commit()).decode()
 
 logging.getLogger("sllm").addHandler(logging.NullHandler())
 
-# What needs protobuf and grpc is imported when it is first used.
+# What needs protobuf and grpc, or is not in every program's way, is imported when it is first used.
 _LAZY = {
+    "Grade": "sllm.triage",
     "RemoteTarget": "sllm.targets.remote",
+    "Tier": "sllm.triage",
+    "Triage": "sllm.triage",
     "Worker": "sllm.worker",
     "connect": "sllm.targets.connection",
 }
