@@ -325,18 +325,31 @@ class ContextScorer:
             self._count(tokens[: end - 1], start - 1, end - start)
         return found
 
-    def answer_logprobs(self, messages: Messages, answer: str) -> npt.NDArray[np.float64]:
+    def answer_logprobs(
+        self, messages: Messages, answer: str, *, ended: bool = True
+    ) -> npt.NDArray[np.float64]:
         """The log-probability of each token of ``answer`` to a conversation, in one pass, float64 (n,).
 
         For :func:`sllm.calibration.confidence` of an answer that is there already, whoever wrote it.
 
+        Args:
+            messages: as :meth:`Model.chat <sllm.Model.chat>` takes them.
+            answer: the text.
+            ended: whether it ended there by itself: the end of turn counts as its last token.
+
         Raises:
             UnsupportedModelError: the model has no chat template.
+            ValueError: malformed messages.
             ContextFullError, CancelledError, InferenceError, ClosedError.
 
         """
+        vocab = self.model.vocab
         prompt = self.model.chat(messages)
-        tokens = np.concatenate([prompt, self.model.vocab.encode(answer, add_special=False)])
+        end = vocab.eot if vocab.eot is not None else vocab.eos
+        tail = [end] if ended and end is not None else []
+        tokens = np.concatenate(
+            [prompt, vocab.encode(answer, add_special=False), np.array(tail, dtype=np.int32)]
+        )
         with self._lock:
             found = self._logprobs(tokens, len(prompt))
             self._count(tokens[:-1], len(prompt) - 1, len(tokens) - len(prompt))
@@ -472,9 +485,10 @@ class Triage:
         ):
             found = getattr(profile, what)
             if wanted is None:
+                name = type(self.scorer).__name__
                 raise ProfileError(
-                    f"the profile is for the {what} {found}, and the scorer ({type(self.scorer).__name__}) has"
-                    f" no {what} to compare it with"
+                    f"the profile is for the {what} {found}, and a scorer of the type {name} has no"
+                    f" {what} to compare it with"
                 )
             if found != wanted:
                 raise ProfileError(
