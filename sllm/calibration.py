@@ -9,7 +9,8 @@ never a broken promise.
 Why it holds (:func:`calibrate`):
 
 1. The rows are shuffled by a seed and split. The first part alone decides everything that may be learnt: the
-   weights of the signals, a path of candidate thresholds from few requests to many, and where on it to start.
+   weights of the signals, from which score on a request counts as hard and is kept out of tier 1, a path of
+   candidate thresholds from few requests to many, and where on it to start.
 2. On the second part, which is independent of the path, the number of wrong answers among those that pass one
    candidate is binomial, given how many pass. "More than alpha of them are wrong" is rejected where so few
    wrong ones have a probability of at most delta under it, which is the same as an upper bound of Clopper and
@@ -393,24 +394,29 @@ def _path(scores: Floats, wrong: Bools, confidences: Floats | None) -> list[_Can
     or the pair of thresholds with the fewest wrong ones.
     """
     n = len(scores)
-    finite = np.ones(n, dtype=np.bool_) if confidences is None else np.isfinite(confidences)
     order = np.argsort(-scores, kind="stable")
+    order = order[np.isfinite(scores[order])]
     path: list[_Candidate] = []
     for step in range(1, _PATH + 1):
         size = max(1, round(n * step / _PATH))
+        if size > len(order):
+            break
         if confidences is None:
             path.append((float(scores[order[size - 1]]), None))
             continue
         best: tuple[float, _Candidate] | None = None
-        for share in range(10, 0, -1):  # the loosest grade first: it wins ties
-            graded = order[: max(1, round(n * share / 10))]
-            graded = graded[finite[graded]]
+        # The strictest grade first: a looser one, under which more answers are written and thrown away, has
+        # to save a wrong one.
+        for share in range(1, 11):
+            graded = order[: max(1, round(len(order) * share / 10))]
+            lowest = float(scores[graded].min())
+            graded = graded[np.isfinite(confidences[graded])]
             if len(graded) < size:
                 continue
             chosen = graded[np.argsort(-confidences[graded], kind="stable")[:size]]
             found = float(wrong[chosen].sum())
             if best is None or found < best[0]:
-                best = (found, (float(scores[graded].min()), float(confidences[chosen].min())))
+                best = (found, (lowest, float(confidences[chosen].min())))
         if best is not None:
             path.append(best[1])
     return list(dict.fromkeys(path))
@@ -460,6 +466,41 @@ def _certify(
     return best
 
 
+@dataclass(frozen=True)
+class _Graded:
+    """What the part for fitting gives: both scores, the gate, and both parts' grades, -inf behind it."""
+
+    easy: Combination
+    hard: Combination | None
+    gate: float | None
+    fit: Floats
+    test: Floats
+
+
+def _grade(fit: _Table, test: _Table, hard_alpha: float, delta: float) -> _Graded:
+    easy = Combination.fit(fit.signals, fit.correct)
+    hard = gate = None
+    scores = [easy.scores(part.signals) for part in (fit, test)]
+    if fit.hard is not None and fit.hard.any():
+        hard = Combination.fit(-fit.signals, fit.hard)
+        of_fit = hard.scores(-fit.signals)
+        gate = _gate(of_fit, ~fit.hard, hard_alpha, delta)
+        if gate is not None:
+            scores[0] = np.where(of_fit >= gate, -np.inf, scores[0])
+            scores[1] = np.where(hard.scores(-test.signals) >= gate, -np.inf, scores[1])
+    return _Graded(easy, hard, gate, scores[0], scores[1])
+
+
+def _gate(scores: Floats, wrong: Bools, alpha: float, delta: float) -> float | None:
+    """The lowest score above which the part for fitting shows few enough that are not hard."""
+    gate = None
+    for score, _ in _path(scores, wrong, None):
+        mask = scores >= score
+        if upper_bound(int(wrong[mask].sum()), int(mask.sum()), delta) <= alpha:
+            gate = score
+    return gate
+
+
 def _split(n: int, seed: int, alpha: float, delta: float) -> tuple[Any, Any]:
     """Which rows are for fitting and which for testing."""
     needed = rows_needed(alpha, delta)
@@ -492,10 +533,12 @@ class Profile:
         seed: of the split.
         easy: the score behind ``tier1``.
         tier1: None: the rows prove the promise for no threshold, and tier 1 is never taken.
-        hard: the score behind ``tier3``, of the signals with their signs changed; None: no row said which
+        hard: the score for being hard, of the signals with their signs changed; None: no row said which
             requests are hard.
-        tier3: a request that passes goes straight to the cloud. Wrong is what was not hard; it is a promise
-            about all requests that pass, those included which tier 1 takes before.
+        gate: a request with this score for being hard is not tier 1, however easy it seems; None: there is
+            no such score.
+        tier3: a request behind the gate goes straight to the cloud; wrong is what was not hard. None: the
+            rows do not show that few enough of them are not hard, and they are tier 2.
         verify: an answer of the local main model with this confidence needs no verification.
         verify_model_id: that model.
 
@@ -512,6 +555,7 @@ class Profile:
     easy: Combination
     tier1: Threshold | None
     hard: Combination | None = None
+    gate: float | None = None
     tier3: Threshold | None = None
     verify: Threshold | None = None
     verify_model_id: str | None = None
@@ -619,12 +663,15 @@ class _Reader:
             self.combination(content["easy"], "easy", len(signals)),
             self.threshold(content["tier1"], "tier1"),
             None if hard is None else self.combination(hard, "hard", len(signals)),
+            None if content["gate"] is None else self.number(content, "gate", -math.inf, math.inf),
             self.threshold(content["tier3"], "tier3"),
             self.threshold(content["verify"], "verify"),
             None if verify_model is None else self.digest(content, "verify_model_id"),
         )
-        if profile.tier3 is not None and profile.hard is None:
-            raise self.fail("tier3 is there and hard, its score, is not")
+        if profile.gate is not None and profile.hard is None:
+            raise self.fail("gate is there and hard, its score, is not")
+        if profile.tier3 is not None and profile.tier3.score != profile.gate:
+            raise self.fail(f"tier3 begins at {profile.tier3.score!r}, and the gate is {profile.gate!r}")
         if (profile.verify is None) != (profile.verify_model_id is None):
             raise self.fail("of verify and verify_model_id one is missing")
         if profile.tier1 is not None and (
@@ -736,24 +783,34 @@ def calibrate(
     table = _table(rows, names)
     first, rest = _split(len(table), seed, alpha, delta)
     fit, test = table.take(first), table.take(rest)
-    easy = Combination.fit(fit.signals, fit.correct)
+    graded = _grade(fit, test, hard_alpha, delta)
     tier1 = _certify(
-        (easy.scores(fit.signals), ~fit.correct, fit.confidence),
-        (easy.scores(test.signals), ~test.correct, test.confidence),
+        (graded.fit, ~fit.correct, fit.confidence),
+        (graded.test, ~test.correct, test.confidence),
         alpha,
         delta,
     )
-    hard = tier3 = None
-    if fit.hard is not None and test.hard is not None and fit.hard.any():
-        hard = Combination.fit(-fit.signals, fit.hard)
-        tier3 = _certify(
-            (hard.scores(-fit.signals), ~fit.hard, None),
-            (hard.scores(-test.signals), ~test.hard, None),
-            hard_alpha,
-            delta,
-        )
+    tier3 = None
+    if graded.hard is not None and graded.gate is not None and test.hard is not None:
+        # One test of one threshold, which the part for fitting chose.
+        mask = graded.hard.scores(-test.signals) >= graded.gate
+        n, k = int(mask.sum()), int((~test.hard)[mask].sum())
+        if n and _at_most(k, n, hard_alpha) <= delta:
+            tier3 = Threshold(graded.gate, None, hard_alpha, delta, len(test), n, k)
     return Profile(
-        model_id, template_id, policy_id, names, len(table), alpha, delta, seed, easy, tier1, hard, tier3
+        model_id,
+        template_id,
+        policy_id,
+        names,
+        len(table),
+        alpha,
+        delta,
+        seed,
+        graded.easy,
+        tier1,
+        graded.hard,
+        graded.gate,
+        tier3,
     )
 
 
@@ -865,11 +922,12 @@ def evaluate(
     signals: Sequence[str] = ("score",),
     alpha: float = 0.05,
     delta: float = 0.05,
+    hard_alpha: float = _HARD_ALPHA,
     seed: int = 0,
 ) -> Evaluation:
     """What the grade, the answer's confidence and both together are worth, beside the prompt's length alone.
 
-    With the same rows, alpha, delta and seed the split and the thresholds are those of :func:`calibrate`, and
+    With the same arguments the split and the thresholds are those of :func:`calibrate`, and
     every score, the control too, goes through the same procedure. AUROC and coverage are of the rows that
     nothing was fitted on. The control is the sign that routers most often turn out to have learnt: short
     requests are easy.
@@ -885,8 +943,8 @@ def evaluate(
     first, rest = _split(len(table), seed, alpha, delta)
     fit, test = table.take(first), table.take(rest)
     wrong = ~test.correct
-    easy = Combination.fit(fit.signals, fit.correct)
-    fit_grade, test_grade = easy.scores(fit.signals), easy.scores(test.signals)
+    graded = _grade(fit, test, hard_alpha, delta)
+    fit_grade, test_grade = graded.fit, graded.test
 
     def single(name: str, of_fit: Floats, of_test: Floats) -> Measured:
         threshold = _certify((of_fit, ~fit.correct, None), (of_test, wrong, None), alpha, delta)

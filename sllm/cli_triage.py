@@ -92,16 +92,21 @@ def calibrate_command(args: argparse.Namespace, out: Output) -> int:
         triage = Triage(scorer)
         out.note(f"sllm: scoring {count(len(labelled), 'row')} with {model.path.name}")
         rows = _score(labelled, triage, scorer, args, stack)
-        split = {"signals": SIGNALS, "alpha": args.alpha, "delta": args.delta, "seed": args.seed}
+        asked = {
+            "signals": SIGNALS,
+            "alpha": args.alpha,
+            "delta": args.delta,
+            "hard_alpha": args.hard_alpha,
+            "seed": args.seed,
+        }
         profile = calibrate(
             rows,
             model_id=scorer.model_id,
             template_id=scorer.template_id,
             policy_id=triage.policy.id,
-            hard_alpha=args.hard_alpha,
-            **split,
+            **asked,
         )
-    evaluation = evaluate(rows, **split)
+    evaluation = evaluate(rows, **asked)
     profile.save(args.output)
     if args.plot is not None:
         Path(args.plot).write_text(plot(evaluation, args.alpha), encoding="utf-8")

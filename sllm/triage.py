@@ -875,16 +875,18 @@ def _tier(profile: Profile, signals: Sequence[float]) -> tuple[Tier, float, floa
     """The tier by a profile, its two probabilities, and why."""
     easy = profile.easy.score(signals)
     p_easy, p_hard = Combination.probability(easy), 0.0
-    tier1, tier3 = profile.tier1, profile.tier3
-    hard = None
+    tier1, gate = profile.tier1, profile.gate
     if profile.hard is not None:
         hard = profile.hard.score([-signal for signal in signals])
         p_hard = Combination.probability(hard)
-    # Tier 1 comes first: its promise is about all requests that pass.
+        # Before tier 1, as in calibration: both promises are about what then remains.
+        if gate is not None and hard >= gate:
+            why = f"hard: {hard:.3f}, from {gate:.3f} on"
+            if profile.tier3 is None:
+                return Tier.ROUTINE, p_easy, p_hard, f"{why}, and the profile proves no tier 3"
+            return Tier.HARD, p_easy, p_hard, why
     if tier1 is not None and easy >= tier1.score:
-        return Tier.SIMPLE, p_easy, p_hard, f"easy: {easy:.3f}, threshold {tier1.score:.3f}"
-    if hard is not None and tier3 is not None and tier3.passes(hard):
-        return Tier.HARD, p_easy, p_hard, f"hard: {hard:.3f}, threshold {tier3.score:.3f}"
+        return Tier.SIMPLE, p_easy, p_hard, f"easy: {easy:.3f}, from {tier1.score:.3f} on"
     if tier1 is None:
         return Tier.ROUTINE, p_easy, p_hard, "the profile proves no threshold for tier 1"
-    return Tier.ROUTINE, p_easy, p_hard, f"neither easy ({easy:.3f}, threshold {tier1.score:.3f}) nor hard"
+    return Tier.ROUTINE, p_easy, p_hard, f"neither hard nor easy: {easy:.3f}, below {tier1.score:.3f}"
