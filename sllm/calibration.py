@@ -31,6 +31,7 @@ import json
 import math
 import os
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,7 @@ def _log_factorial(n: int) -> Floats:
     return table
 
 
+@lru_cache(maxsize=1 << 16)
 def _at_most(wrong: int, n: int, p: float) -> float:
     """The probability of at most ``wrong`` of ``n`` independent events of probability 0 < p < 1."""
     if wrong >= n:
@@ -382,11 +384,22 @@ class Threshold:
 _Candidate = tuple[float, "float | None"]
 
 
-def _passing(candidate: _Candidate, scores: Floats, confidences: Floats | None) -> Bools:
-    passed: Bools = scores >= candidate[0]
-    if candidate[1] is not None and confidences is not None:
-        passed = passed & (confidences >= candidate[1])
-    return passed
+def _counts(
+    path: Sequence[_Candidate], scores: Floats, wrong: Bools, confidences: Floats | None
+) -> list[tuple[int, int]]:
+    """For each candidate how many pass, and how many of them are wrong."""
+    if confidences is None:
+        order = np.argsort(-scores, kind="stable")
+        sums = np.concatenate(([0], np.cumsum(wrong[order])))
+        numbers = np.searchsorted(-scores[order], [-score for score, _ in path], side="right")
+        return [(int(n), int(sums[n])) for n in numbers]
+    counts = []
+    for score, confidence in path:
+        mask = scores >= score
+        if confidence is not None:
+            mask &= confidences >= confidence
+        counts.append((int(mask.sum()), int(wrong[mask].sum())))
+    return counts
 
 
 def _path(scores: Floats, wrong: Bools, confidences: Floats | None) -> list[_Candidate]:
@@ -396,41 +409,35 @@ def _path(scores: Floats, wrong: Bools, confidences: Floats | None) -> list[_Can
     n = len(scores)
     order = np.argsort(-scores, kind="stable")
     order = order[np.isfinite(scores[order])]
-    path: list[_Candidate] = []
-    for step in range(1, _PATH + 1):
-        size = max(1, round(n * step / _PATH))
-        if size > len(order):
+    sizes = [max(1, round(n * step / _PATH)) for step in range(1, _PATH + 1)]
+    sizes = [size for size in sizes if size <= len(order)]
+    if confidences is None:
+        return list(dict.fromkeys((float(scores[order[size - 1]]), None) for size in sizes))
+    best: dict[int, tuple[int, _Candidate]] = {}
+    # The strictest grade first: a looser one, under which more answers are written and thrown away, has to
+    # save a wrong one.
+    for share in range(1, 11):
+        graded = order[: max(1, round(len(order) * share / 10))]
+        if len(graded) == 0:
             break
-        if confidences is None:
-            path.append((float(scores[order[size - 1]]), None))
-            continue
-        best: tuple[float, _Candidate] | None = None
-        # The strictest grade first: a looser one, under which more answers are written and thrown away, has
-        # to save a wrong one.
-        for share in range(1, 11):
-            graded = order[: max(1, round(len(order) * share / 10))]
-            lowest = float(scores[graded].min())
-            graded = graded[np.isfinite(confidences[graded])]
-            if len(graded) < size:
-                continue
-            chosen = graded[np.argsort(-confidences[graded], kind="stable")[:size]]
-            found = float(wrong[chosen].sum())
-            if best is None or found < best[0]:
-                best = (found, (lowest, float(confidences[chosen].min())))
-        if best is not None:
-            path.append(best[1])
-    return list(dict.fromkeys(path))
+        lowest = float(scores[graded].min())
+        graded = graded[np.isfinite(confidences[graded])]
+        surest = graded[np.argsort(-confidences[graded], kind="stable")]
+        sums = np.cumsum(wrong[surest])
+        for size in sizes:
+            if size <= len(surest) and (size not in best or sums[size - 1] < best[size][0]):
+                best[size] = (int(sums[size - 1]), (lowest, float(confidences[surest[size - 1]])))
+    return list(dict.fromkeys(best[size][1] for size in sizes if size in best))
 
 
-def _start(passed: list[Bools], wrong: Bools, n_test: int, alpha: float) -> int:
-    """Where on the path the proof should be easiest, judged by the part for fitting."""
-    ps = []
-    for mask in passed:
-        n = int(mask.sum())
-        expected = round(n_test * n / len(mask))
-        share = (int(wrong[mask].sum()) + 0.5) / (n + 1)
-        ps.append(_at_most(int(share * expected), expected, alpha) if expected else 1.0)
-    return int(np.argmin(ps))
+def _expected(counts: list[tuple[int, int]], n_fit: int, n_test: int, alpha: float) -> list[float]:
+    """The p-values that the part for fitting lets expect of the other."""
+    found = []
+    for n, k in counts:
+        expected = round(n_test * n / n_fit)
+        share = (k + 0.5) / (n + 1)
+        found.append(_at_most(int(share * expected), expected, alpha) if expected else 1.0)
+    return found
 
 
 def _certify(
@@ -447,22 +454,20 @@ def _certify(
     compared with.
     """
     path = _path(*fit)
-    wrong = test[1]
+    n_test = len(test[1])
     if not path:
         return None
-    first = (
-        0 if bonferroni else _start([_passing(c, fit[0], fit[2]) for c in path], fit[1], len(wrong), alpha)
-    )
+    first = 0
+    if not bonferroni:  # where the proof should be easiest
+        first = int(np.argmin(_expected(_counts(path, *fit), len(fit[1]), n_test, alpha)))
     level = delta / len(path) if bonferroni else delta
     best = None
-    for candidate in path[first:]:
-        mask = _passing(candidate, test[0], test[2])
-        n, k = int(mask.sum()), int(wrong[mask].sum())
+    for candidate, (n, k) in zip(path[first:], _counts(path[first:], *test), strict=True):
         if n == 0 or _at_most(k, n, alpha) > level:
             if bonferroni:
                 continue
             break
-        best = Threshold(candidate[0], candidate[1], alpha, level, len(wrong), n, k)
+        best = Threshold(candidate[0], candidate[1], alpha, level, n_test, n, k)
     return best
 
 
@@ -484,21 +489,20 @@ def _grade(fit: _Table, test: _Table, hard_alpha: float, delta: float) -> _Grade
     if fit.hard is not None and fit.hard.any():
         hard = Combination.fit(-fit.signals, fit.hard)
         of_fit = hard.scores(-fit.signals)
-        gate = _gate(of_fit, ~fit.hard, hard_alpha, delta)
+        gate = _gate(of_fit, ~fit.hard, len(test), hard_alpha, delta)
         if gate is not None:
             scores[0] = np.where(of_fit >= gate, -np.inf, scores[0])
             scores[1] = np.where(hard.scores(-test.signals) >= gate, -np.inf, scores[1])
     return _Graded(easy, hard, gate, scores[0], scores[1])
 
 
-def _gate(scores: Floats, wrong: Bools, alpha: float, delta: float) -> float | None:
-    """The lowest score above which the part for fitting shows few enough that are not hard."""
-    gate = None
-    for score, _ in _path(scores, wrong, None):
-        mask = scores >= score
-        if upper_bound(int(wrong[mask].sum()), int(mask.sum()), delta) <= alpha:
-            gate = score
-    return gate
+def _gate(scores: Floats, wrong: Bools, n_test: int, alpha: float, delta: float) -> float | None:
+    """The lowest score from which on the other rows can be expected to show that few enough are not hard."""
+    path = _path(scores, wrong, None)
+    expected = _expected(_counts(path, scores, wrong, None), len(scores), n_test, alpha)
+    # Half of delta: the test itself will come out a little better or worse than expected.
+    likely = [score for (score, _), p in zip(path, expected, strict=True) if p <= delta / 2]
+    return min(likely, default=None)
 
 
 def _split(n: int, seed: int, alpha: float, delta: float) -> tuple[Any, Any]:
