@@ -784,6 +784,7 @@ _KIND = re.compile("[A-Z][A-Z_]{0,31}")
 # Behind a full stop and before a line end; a point within a number or a name ends no sentence.
 # What could be tried at every character of a long run begins only at its first one, or is short.
 _SENTENCE = re.compile(r"[。！？；!?…]+[”’」』\"')）]*|(?<!\.)\.+[”’\"')）]{0,4}(?=\s)|(?=[^\S\n]{0,8}\n)")
+_WORD = re.compile(r"\S")
 _NONCES = re.compile("(?=([0-9a-f]{8}))")
 
 
@@ -854,14 +855,15 @@ def _nonce(text: str) -> str:
 def _sentence_ends(text: str, n: int) -> list[int]:
     """Where the first ``n`` sentences end, but for the text's own end."""
     ends: list[int] = []
+    last = len(text.rstrip())
+    word = _WORD.search(text)  # a sentence has something in it
     for match in _SENTENCE.finditer(text):
-        if len(ends) == n:
-            break
         end = match.end()
-        if 0 < end < len(text) and end not in ends and text[:end].strip() and text[end:].strip():
-            previous = text[ends[-1] : end] if ends else "first"
-            if previous.strip():
-                ends.append(end)
+        if len(ends) == n or end >= last or word is None:
+            break
+        if end > word.start():
+            ends.append(end)
+            word = _WORD.search(text, end)
     return ends
 
 
