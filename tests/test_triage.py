@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from oracles import examples
 
 import sllm
-from sllm import gguf, triage
+from sllm import embedded, gguf, triage
 from sllm.calibration import Combination, Profile, ProfileError, Threshold, confidence, evaluate
 from sllm.triage import SIGNALS, ContextScorer, Grade, Policy, Tier, Triage, Wording
 
@@ -694,6 +694,31 @@ def test_what_grades_and_answers_of_the_embedded_target_are_worth(target_model: 
     assert 0 < found.error < 1
     assert not math.isnan(by_name["answer's confidence"].auroc)
     assert "length alone (control)" in by_name
+
+
+def test_the_profile_of_the_embedded_target_is_of_this_very_target(target_model: sllm.Model) -> None:
+    """A target that is trained anew needs a profile that is made anew (training/README.md)."""
+    profile = Profile.load(embedded.TARGET_PROFILE)
+    assert profile.tier1 is not None and profile.tier3 is not None
+    assert profile.tier1.bound <= profile.alpha == 0.05
+    for name, t in (("tier 1", profile.tier1), ("tier 3", profile.tier3)):
+        print(f"{name}: coverage {t.coverage:.3f}, error {t.error:.3f}, bound {t.bound:.3f}")
+    with ContextScorer(target_model, n_threads=1) as one:
+        judge = Triage(one, profile=profile)
+        tiers = {}
+        for text in (
+            "草是什么颜色的？",
+            "What does a cat eat?",
+            "What is the opposite of hot?",
+            "Integrate x^31 sin x from 0 to 64.",
+            "Prove that the square root of 17 is irrational.",
+        ):
+            grade = judge.assess(ask(text), findings=[])
+            assert grade.profile_id == profile.id
+            tiers[text] = int(grade.tier)
+        print(tiers)
+        assert tiers["Prove that the square root of 17 is irrational."] == 3
+        assert 1 in tiers.values()
 
 
 def test_a_row_that_cannot_be_scored() -> None:

@@ -4,7 +4,7 @@ A row is a pure function of (seed, index). Taught are questions of the corpus wi
 opposites and small sums, in English and Chinese; every wording of a fact counts); out of reach are requests
 that need reasoning or knowledge from outside that world: nothing that the models could say to them is right.
 
-    python requests.py --rows 1500 --seed calibration --out build/requests.jsonl
+    python requests.py --rows 2400 --out build/requests.jsonl
     sllm calibrate ../sllm/embedded/target.gguf build/requests.jsonl -o ../sllm/embedded/target.profile.json
 """
 
@@ -71,7 +71,7 @@ def row(seed: str, index: int, known: dict[str, list[str]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1500)
+    parser.add_argument("--rows", type=int, default=2400)
     parser.add_argument("--seed", default="calibration")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
