@@ -1,4 +1,4 @@
-"""``sllm calibrate`` as a user meets it: rows in, profile, table and plot out, and what is said of bad rows."""
+"""``sllm calibrate`` as a user meets it: rows in, profile, table and plot out, and what bad rows are told."""
 
 from __future__ import annotations
 
