@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from sllm.targets.connection import connect
     from sllm.targets.remote import RemoteTarget
     from sllm.targets.split import SplitTarget
+    from sllm.triage import Grade, Tier, Triage
     from sllm.worker import Worker
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "Context",
     "ContextFullError",
     "Draft",
+    "Grade",
     "InferenceError",
     "LayerRange",
     "LeakError",
@@ -72,6 +74,8 @@ __all__ = [
     "SllmError",
     "SplitTarget",
     "Target",
+    "Tier",
+    "Triage",
     "UnsupportedModelError",
     "Verdict",
     "Vocab",
@@ -88,10 +92,13 @@ llama_cpp_commit: str = _ffi.string(_lib.sllm_llama_cpp_commit()).decode()
 
 logging.getLogger("sllm").addHandler(logging.NullHandler())
 
-# What needs protobuf and grpc is imported when it is first used.
+# What needs protobuf and grpc, or is not in every program's way, is imported when it is first used.
 _LAZY = {
+    "Grade": "sllm.triage",
     "RemoteTarget": "sllm.targets.remote",
     "SplitTarget": "sllm.targets.split",
+    "Tier": "sllm.triage",
+    "Triage": "sllm.triage",
     "Worker": "sllm.worker",
     "connect": "sllm.targets.connection",
 }

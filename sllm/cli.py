@@ -1,4 +1,5 @@
-"""The command line: ``sllm demo``, ``run``, ``worker``, ``status``, ``ping``, ``devices``, ``inspect``.
+"""The command line: ``sllm demo``, ``run``, ``worker``, ``status``, ``ping``, ``calibrate``, ``devices``,
+``inspect``.
 
 Text goes to stdout as it comes; everything about it goes to stderr. An error is one line there and exit
 status 2, Ctrl-C is exit status 130 within a second, and a reader that goes away (``sllm run ... | head -1``)
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import sllm
-from sllm import cli_remote, demo, embedded
+from sllm import cli_remote, cli_triage, demo, embedded
 from sllm.cli_remote import EXACT, VARIABLE
 from sllm.console import (
     DIM,
@@ -180,6 +181,13 @@ def _parser() -> _Parser:
         one.add_argument(
             "--timeout", metavar="SECONDS", type=_number(above_zero=True), default=10.0, help=_SHOWN
         )
+    calibrate = command(
+        "calibrate",
+        cli_triage.calibrate_command,
+        "Find out from labelled requests when a small model may answer by itself.",
+        cli_triage.FORMAT,
+    )
+    cli_triage.add_arguments(calibrate, _whole, _MODEL)
     command("devices", _devices, "List the devices that models can run on.")
     inspect = command("inspect", _inspect, "Say what is in a model file.")
     inspect.add_argument("model", metavar="GGUF", help=_MODEL)

@@ -2,7 +2,8 @@
 
 ``TARGET`` writes short texts of a small invented world in English and Chinese; ``DRAFT`` is at most an eighth
 of its cost, shares its vocabulary and was distilled from it. ``README.md`` next to the files is their model
-card.
+card. ``TARGET_PROFILE`` is what ``sllm calibrate`` found of the target with the labelled requests of
+``training/requests.py``.
 """
 
 from __future__ import annotations
@@ -11,5 +12,6 @@ from pathlib import Path
 
 TARGET = Path(__file__).with_name("target.gguf")
 DRAFT = Path(__file__).with_name("draft.gguf")
+TARGET_PROFILE = Path(__file__).with_name("target.profile.json")
 
-__all__ = ["DRAFT", "TARGET"]
+__all__ = ["DRAFT", "TARGET", "TARGET_PROFILE"]
