@@ -15,7 +15,9 @@ F16_MAX = float(np.finfo(np.float16).max)
 SHAPES = st.tuples(st.integers(0, 5), st.sampled_from([32, 64, 96, 256]))
 
 
-def rows_up_to(limit: float, shapes: st.SearchStrategy[tuple[int, int]] = SHAPES) -> st.SearchStrategy[np.ndarray]:
+def rows_up_to(
+    limit: float, shapes: st.SearchStrategy[tuple[int, int]] = SHAPES
+) -> st.SearchStrategy[np.ndarray]:
     """Rows of numbers of any size up to a limit, zeros and denormals among them."""
     largest = float(np.float32(limit))
     return hnp.arrays(np.float32, shapes, elements=st.floats(-largest, largest, width=32))
@@ -52,7 +54,9 @@ def test_f16_loses_half_a_unit_of_the_last_place(rows: np.ndarray) -> None:
     out = back(rows, "f16")
     assert np.array_equal(out, rows.astype(np.float16).astype(np.float32))
     # a unit in the last of 11 bits, or where float16 is denormal 2^-24
-    unit = np.maximum(2.0 ** (np.floor(np.log2(np.maximum(np.abs(rows).astype(np.float64), 1e-300))) - 10), 2.0**-24)
+    unit = np.maximum(
+        2.0 ** (np.floor(np.log2(np.maximum(np.abs(rows).astype(np.float64), 1e-300))) - 10), 2.0**-24
+    )
     assert (np.abs(out.astype(np.float64) - rows) <= unit / 2).all()
 
 
@@ -207,7 +211,9 @@ def test_any_bytes_are_finite_numbers_or_refused(name: str, seed: int) -> None:
 def test_another_number_of_bytes(name: str) -> None:
     data = codec.encode(np.ones((2, 64), dtype=np.float32), name)
     for wrong in (b"", data[:-1], data + b"\0", data[: len(data) // 2]):
-        with pytest.raises(ValueError, match=f"2 rows of 64 numbers are {len(data)} bytes as {name}, not {len(wrong)}"):
+        with pytest.raises(
+            ValueError, match=f"2 rows of 64 numbers are {len(data)} bytes as {name}, not {len(wrong)}"
+        ):
             codec.decode(wrong, 2, 64, name)
     assert codec.decode(b"", 0, 64, name).shape == (0, 64)
     with pytest.raises(ValueError, match="rows"):

@@ -24,7 +24,7 @@ from sllm.gguf_layers import ARCHITECTURES
 from sllm.layers import Embedding, LayerRange, export_layers, open_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from oracles import Floats, Tokens
 
@@ -32,26 +32,6 @@ if TYPE_CHECKING:
 
 OPTIONS: dict[str, Any] = {"n_ctx": 128, **EXACT}
 BATCHES = (8, 1, 1, 32, 5, 17, 2)
-
-
-@pytest.fixture(scope="session")
-def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Writes a model of a shape once; returns its path."""
-    folder = tmp_path_factory.mktemp("random")
-
-    def make(name: str, **changes: Any) -> Path:
-        path = folder / ("-".join([name, *map(str, changes.values())]).replace(", ", "-") + ".gguf")
-        if not path.exists():
-            random_models.write(path, dataclasses.replace(SHAPES[name], **changes))
-        return path
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def llama(random_model: Callable[..., Path]) -> Path:
-    """A model for tests where any will do: 4 layers of 64 numbers."""
-    return random_model("llama")
 
 
 class Split:
@@ -122,7 +102,9 @@ def assert_equal_texts(path: Path, split: Split, **options: Any) -> None:
         for n in BATCHES:
             part = tokens[pos : pos + n]
             rows = whole(context, part)
-            assert np.ptp(rows, axis=0).max() > 0.1 or n == 1  # a model that says the same to all proves nothing
+            assert (
+                np.ptp(rows, axis=0).max() > 0.1 or n == 1
+            )  # a model that says the same to all proves nothing
             assert np.array_equal(split.logits(part, pos=pos), rows)
             pos += n
         assert np.array_equal(split.logits(tokens[:9], pos=30), whole(context, tokens[:9], pos=30))
@@ -176,7 +158,9 @@ def test_weights_of_every_kind(random_model: Callable[..., Path], name: str, wei
         assert_equal_texts(path, split)
 
 
-@pytest.mark.parametrize("options", [{"flash_attn": False, "type_v": "f16"}, {"type_k": "f16", "type_v": "f16"}])
+@pytest.mark.parametrize(
+    "options", [{"flash_attn": False, "type_v": "f16"}, {"type_k": "f16", "type_v": "f16"}]
+)
 def test_other_caches(llama: Path, options: dict[str, Any]) -> None:
     with Split(llama, (0, 2, 4), **options) as split:
         assert_equal_texts(llama, split, **options)
@@ -348,7 +332,9 @@ def test_rows_of_the_embedding(random_model: Callable[..., Path], name: str, wei
 # ---- files of a range --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen2, tied", "qwen3moe", "gemma3, period 3", "starcoder2"])
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen2", "qwen2, tied", "qwen3moe", "gemma3, period 3", "starcoder2"]
+)
 def test_exported_files_are_as_good_as_the_whole(
     random_model: Callable[..., Path], tmp_path: Path, name: str
 ) -> None:
@@ -559,9 +545,7 @@ with LayerRange(file, int(sys.argv[3]), int(sys.argv[4]), n_ctx=64, n_threads=1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
-def test_other_layers_are_not_read(
-    random_model: Callable[..., Path], llama: Path, tmp_path: Path
-) -> None:
+def test_other_layers_are_not_read(random_model: Callable[..., Path], llama: Path, tmp_path: Path) -> None:
     big = random_model("llama", n_embd=512, n_head=16, n_ff=1536, n_layer=12)  # about 36 MB
     ended = subprocess.run(
         [sys.executable, "-c", _READ, str(big), str(llama), "5", "7"],
