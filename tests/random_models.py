@@ -296,7 +296,7 @@ def write(path: Path, shape: Shape, seed: int = 0) -> Path:
 
 
 def write_in_parts(folder: Path, name: str, shape: Shape, n_parts: int, seed: int = 0) -> Path:
-    """Write a model into several files, named and marked as llama.cpp's gguf-split does; returns the first."""
+    """Write a model into several files, named and marked as gguf-split does it; returns the first."""
     file = make(shape, seed)
     metadata, tensors = file.metadata, list(file.tensors.items())
     size = -(-len(tensors) // n_parts)

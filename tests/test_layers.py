@@ -186,7 +186,12 @@ def test_several_sequences_of_any_lengths(
     llama.cpp's ubatches."""
     path = random_model(name)
     n_ubatch = data.draw(st.integers(1, 12))
-    options = {"n_seq_max": 4, "n_ctx": 512, "n_ubatch": n_ubatch, "n_batch": data.draw(st.integers(12, 64))}
+    options: dict[str, Any] = {
+        "n_seq_max": 4,
+        "n_ctx": 512,
+        "n_ubatch": n_ubatch,
+        "n_batch": data.draw(st.integers(12, 64)),
+    }
     calls = data.draw(
         st.lists(
             st.lists(st.integers(0, 3), min_size=1, max_size=4, unique=True).flatmap(
@@ -219,7 +224,7 @@ def test_sequences_do_not_see_one_another(llama: Path) -> None:
 
 
 def test_writes_in_the_middle_truncations_and_copies(llama: Path) -> None:
-    options = {"n_seq_max": 2, "n_ctx": 256}
+    options: dict[str, Any] = {"n_seq_max": 2, "n_ctx": 256}
     with (
         Split(llama, (0, 2, 3, 4), **options) as split,
         sllm.Model(llama) as model,
@@ -270,7 +275,12 @@ def test_any_cuts_of_the_embedded_target(target_model: sllm.Model, data: st.Data
     n = target_model.n_layer
     inner = data.draw(st.sets(st.integers(1, n), max_size=4))
     cuts = [0, *sorted(inner), n] if inner else [0, n]
-    options = {"n_seq_max": 2, "n_ctx": 192, "n_batch": 32, "n_ubatch": data.draw(st.sampled_from([5, 32]))}
+    options: dict[str, Any] = {
+        "n_seq_max": 2,
+        "n_ctx": 192,
+        "n_batch": 32,
+        "n_ubatch": data.draw(st.sampled_from([5, 32])),
+    }
     with (
         Split(Path(embedded.TARGET), cuts, **options) as split,
         target_model.context(**{**OPTIONS, **options}) as context,
@@ -481,7 +491,7 @@ def test_a_tail_verifies_like_the_whole(
 
 
 def test_several_sequences_are_verified_at_once(target_model: sllm.Model) -> None:
-    options = {"n_seq_max": 3, "n_ctx": 384}
+    options: dict[str, Any] = {"n_seq_max": 3, "n_ctx": 384}
     prompts = [target_model.vocab.encode(text) for text in ("Once", "The sun is", "One day a little")]
     seqs = [2, 0, 1]
     sampling = [dataclasses.replace(PLAIN, seed=i) for i in range(3)]

@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,11 +87,12 @@ def test_ends_that_the_range_does_not_have(llama: Path) -> None:
 
 
 def test_a_vocabulary_of_another_model(llama: Path) -> None:
-    with sllm.Model(embedded.DRAFT, vocab_only=True) as other:
-        with pytest.raises(
-            sllm.ModelLoadError, match=f"its output has {N_VOCAB} rows, and its vocabulary 2560"
-        ):
-            LayerRange(llama, 2, 4, output=True, vocabulary=other, **OPTIONS)
+    said = f"its output has {N_VOCAB} rows, and its vocabulary 2560"
+    with (
+        sllm.Model(embedded.DRAFT, vocab_only=True) as other,
+        pytest.raises(sllm.ModelLoadError, match=said),
+    ):
+        LayerRange(llama, 2, 4, output=True, vocabulary=other, **OPTIONS)
     with pytest.raises(sllm.ClosedError):
         LayerRange(llama, 2, 4, output=True, vocabulary=other, **OPTIONS)
 
@@ -106,15 +108,15 @@ def test_what_a_part_does_not_hold(llama: Path, tmp_path: Path) -> None:
             rf"{path.name} holds layers \[{held.start}, {held.stop}\), and \[{start}, {stop}\) were asked for"
         )
         for call in (
-            lambda: LayerRange(path, start, stop, **OPTIONS),
-            lambda: export_layers(path, tmp_path / "out.gguf", start, stop),
+            partial(LayerRange, path, start, stop, **OPTIONS),
+            partial(export_layers, path, tmp_path / "out.gguf", start, stop),
         ):
             with pytest.raises(ValueError, match=said):
                 call()
     for path in (head, middle):
         for call in (
-            lambda: LayerRange(path, 4, 4, output=True, **OPTIONS),
-            lambda: export_layers(path, tmp_path / "out.gguf", 4, 4),
+            partial(LayerRange, path, 4, 4, output=True, **OPTIONS),
+            partial(export_layers, path, tmp_path / "out.gguf", 4, 4),
         ):
             with pytest.raises(ValueError, match=f"{path.name} holds no output"):
                 call()
@@ -165,7 +167,7 @@ def test_hidden_states_that_are_none(
     expected = tail.forward(ROWS, pos=0)
     with pytest.raises(error, match=said):
         tail.forward(hidden, pos=0)
-    with pytest.raises(error, match="hidden|sequence 1 is given no rows"):
+    with pytest.raises(error, match=r"hidden|sequence 1 is given no rows"):
         tail.forward([ROWS, hidden], seq_id=[0, 1], pos=[0, 0])
     assert tail.memory.length() == 3
     assert tail.memory.length(1) == 0
@@ -322,12 +324,14 @@ def test_nothing_works_after_close(llama: Path) -> None:
 
 
 def test_a_range_that_nobody_closed(llama: Path) -> None:
-    gc.collect()
-    with pytest.warns(
-        ResourceWarning, match=r"unclosed <sllm\.LayerRange \[1, 2\) of 'llama\.gguf'"
-    ) as caught:
+    def lose() -> None:
         LayerRange(llama, 1, 2, **OPTIONS)
         gc.collect()
+
+    gc.collect()
+    said = r"unclosed <sllm\.LayerRange \[1, 2\) of 'llama\.gguf'"
+    with pytest.warns(ResourceWarning, match=said) as caught:
+        lose()
     assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -537,9 +541,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     junk.write_bytes(b"GGML" + bytes(100))
     for path in (tmp_path / "none.gguf", tmp_path, junk):
         for call in (
-            lambda: open_layers(path),
-            lambda: LayerRange(path, 0, 1),
-            lambda: export_layers(path, junk, 0, 1),
+            partial(open_layers, path),
+            partial(LayerRange, path, 0, 1),
+            partial(export_layers, path, junk, 0, 1),
         ):
             with pytest.raises(sllm.ModelLoadError, match=path.name):
                 call()
@@ -776,7 +780,7 @@ def test_a_full_disk_leaves_nothing(llama: Path, tmp_path: Path, monkeypatch: py
 def test_two_exports_to_one_place(llama: Path, tmp_path: Path) -> None:
     """Neither takes the other's unfinished file away."""
     out = tmp_path / "out.gguf"
-    sizes = []
+    sizes: list[int] = []
 
     def meanwhile(_done: float) -> None:
         if not sizes:
