@@ -8,8 +8,9 @@ model's output is not a part of it, a head of 32 zeros that is never computed.
 
 from __future__ import annotations
 
-import os
+import math
 import re
+import secrets
 import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sllm import gguf
+from sllm._ffi import lib
 from sllm.errors import ModelLoadError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -31,11 +33,15 @@ _F32, _Q4_0 = 0, 2
 _NO_VOCABULARY = 32  # tokens that a file without a vocabulary pretends to have
 _SMALL_FFN = 32  # the width of a layer that does nothing
 
-_LAYER = re.compile(r"blk\.(\d+)\.(.+)")
+_LAYER = re.compile(r"blk\.(\d{1,6})\.(.+)", re.ASCII)
 _GLOBALS = ("output_norm.weight", "output_norm.bias", "rope_freqs.weight")
 """What every range gets: the loader asks for the norm, and the layers for the frequencies."""
 
 _COPY_BYTES = 1 << 23
+
+# Far above what real files have; a damaged one must not make us allocate.
+_MAX_NUMBER = 1 << 22
+_MAX_ZEROS = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,14 @@ class Architecture:
 
     Attributes:
         scales_embedding: the rows of the embedding are multiplied by sqrt(n_embd).
+        embedding_scale: the file says what they are multiplied by.
         window_period: each so many layers there is one without a sliding window, where the file does not say.
         fused_qkv, gate, biases, qk_norm, post_norms, experts: which tensors its layers have.
 
     """
 
     scales_embedding: bool = False
+    embedding_scale: bool = False
     window_period: int = 0
     fused_qkv: bool = False
     gate: bool = True
@@ -66,7 +74,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3": Architecture(qk_norm=True),
     "qwen3moe": Architecture(qk_norm=True, experts=True),
     "gemma3": Architecture(scales_embedding=True, window_period=6, qk_norm=True, post_norms=True),
-    "granite": Architecture(),
+    "granite": Architecture(embedding_scale=True),
     "phi3": Architecture(fused_qkv=True, gate=False),
     "starcoder2": Architecture(gate=False, biases=True),
 }
@@ -196,8 +204,14 @@ class LayeredFile:
         self.n_ctx_train = self._number("context_length", 0)
         if self._number("nextn_predict_layers", 0):
             raise self._unsupported("it has layers that predict further tokens")
+        for name in ("rope.dimension_count", "rope.dimension_count_swa"):
+            self._number(name, 1)  # with 0 llama.cpp never ends
+        if {"output.scale", "output.input_scale"} & self._tensors.keys():
+            raise self._unsupported("its output has a scale of its own")
         if "rope_factors_long.weight" in self._tensors:
             raise self._unsupported("its rotary factors depend on the length of the context")
+        if self._header.value(f"{self.architecture}.deepstack_mapping") is not None:
+            raise self._unsupported("what an image adds to its layers would be lost")
         if self.architecture == "gemma3" and self.n_layer == 62:
             raise self._unsupported("how a model of 62 layers scales attention is known by that number")
         here = {int(found[1]) for name in self._tensors if (found := _LAYER.fullmatch(name))}
@@ -208,8 +222,35 @@ class LayeredFile:
         begins = not part or header.value("sllm.layers.start") == 0
         self.embedding = embedding if begins and embedding in self._tensors else None
         self.output = next((n for n in (output, embedding) if n in self._tensors), None) if ends else None
+        self._check_tensors()
         known = self.embedding or self.output
         self.n_vocab = self._tensors[known][1].dims[-1] if known is not None else 0
+        for name in filter(None, (self.embedding, self.output)):
+            dims = self._tensors[name][1].dims
+            if dims != (self.n_embd, self.n_vocab):
+                raise self._damaged(f"{name} has the shape {dims}, expected ({self.n_embd}, n_vocab)")
+
+    def _damaged(self, what: str) -> ModelLoadError:
+        return ModelLoadError(f"{self._path} is damaged: {what}; download or export it again")
+
+    def _check_tensors(self) -> None:
+        """Raise ModelLoadError if a tensor does not end where its shape says, as in a file that was cut
+        short. llama.cpp would say so only of the layers that it loads, and a part that is written not at all.
+        """
+        for name, (index, tensor) in self._tensors.items():
+            if not tensor.dims or not all(0 < dim < 1 << 31 for dim in tensor.dims):
+                raise self._damaged(f"{name} has the shape {tensor.dims}")
+            row = lib.sllm_row_size(tensor.kind, tensor.dims[0]) if tensor.kind < 1 << 31 else 0
+            if row == 0:
+                raise self._damaged(
+                    f"{name} has rows of {tensor.dims[0]} numbers of ggml's type {tensor.kind}, which this"
+                    " build does not know"
+                )
+            expected = row * math.prod(tensor.dims[1:])
+            if tensor.size < expected:
+                raise self._damaged(
+                    f"{self.paths[index].name} has {tensor.size} bytes for {name}, expected {expected}"
+                )
 
     def _supported(self) -> Architecture:
         facts = ARCHITECTURES.get(self.architecture)
@@ -230,10 +271,10 @@ class LayeredFile:
             value = max(value, default=0)
         if value is None and default is not None:
             return default
-        if not isinstance(value, int) or value < 1:
-            if default is not None and value == default:
-                return default
-            raise ModelLoadError(f"{self._path}: {self.architecture}.{name} is {value!r}, expected >= 1")
+        if not isinstance(value, int) or not (0 if default == 0 else 1) <= value <= _MAX_NUMBER:
+            raise self._damaged(
+                f"{self.architecture}.{name} is {value!r}, expected {0 if default == 0 else 1}..{_MAX_NUMBER}"
+            )
         return value
 
     @property
@@ -241,7 +282,12 @@ class LayeredFile:
         """What the rows of the embedding are multiplied with."""
         if self._facts.scales_embedding:
             return float(self.n_embd**0.5)
-        return float(self._header.value(f"{self.architecture}.embedding_scale") or 1.0)
+        if not self._facts.embedding_scale:
+            return 1.0
+        said = self._header.value(f"{self.architecture}.embedding_scale")
+        if said is not None and not (isinstance(said, (int, float)) and abs(said) < 1e30):
+            raise self._damaged(f"{self.architecture}.embedding_scale is {said!r}, expected a number")
+        return float(said or 1.0)
 
     def tensor(self, name: str) -> tuple[Path, gguf.Tensor]:
         """Where a tensor is."""
@@ -398,6 +444,8 @@ class LayeredFile:
             entries += [
                 _Entry(f"blk.0.{name}.bias", (dims[-1],), _F32, None) for name, dims in shapes.items()
             ]
+        if sum(entry.size for entry in entries) > _MAX_ZEROS:
+            raise self._damaged(f"its attention has {n_head} heads of {key} and {value} numbers")
         return entries
 
     # ---- writing a range
@@ -443,7 +491,7 @@ class LayeredFile:
         pairs.append(gguf.pair(gguf.SOURCE_KEY, gguf.model_id(self._path)))
         view = _assemble(pairs, [self._entry(name, name) for name in names])
         total = len(view.header) + sum(piece.size for piece in view.pieces)
-        partial = out.with_name(f"{out.name}.{os.getpid()}.part")
+        partial = out.with_name(f"{out.name}.{secrets.token_hex(4)}.part")
         try:
             with ExitStack() as stack:
                 files = [stack.enter_context(path.open("rb")) for path in self.paths]

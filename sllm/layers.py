@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sllm import hub
-from sllm._ffi import check, ffi, int32_array, lib, take_log
+from sllm._ffi import check, checked_int, ffi, int32_array, lib, take_log
 from sllm.context import hidden_array, positions
 from sllm.errors import ClosedError, ModelLoadError
 from sllm.gguf_layers import LayeredFile
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Embedding", "LayerRange", "export_layers", "open_layers"]
 
-_MAX_ROWS = 1 << 16
+_MAX_BATCH = 32768  # what sllm_context_new() allows for n_outputs_max
 
 
 def open_layers(path: str | os.PathLike[str]) -> LayeredFile:
@@ -75,6 +75,7 @@ def export_layers(
         OSError: ``out`` cannot be written.
 
     """
+    start, stop = checked_int(start, "start"), checked_int(stop, "stop")
     file = LayeredFile(hub.HubFile(path)) if hub.is_uri(path) else open_layers(path)
     return file.export(Path(out), start, stop, progress)
 
@@ -269,6 +270,13 @@ class LayerRange:
         offload_kqv: bool = True,
     ) -> None:
         file = path if isinstance(path, LayeredFile) else open_layers(path)
+        start, stop = checked_int(start, "start"), checked_int(stop, "stop")
+        if vocabulary is not None and not isinstance(vocabulary, Model):
+            raise TypeError(f"vocabulary is {vocabulary!r}, expected a Model")
+        if vocabulary is not None and not output:
+            raise ValueError("vocabulary is for a range with output=True: no other one knows of tokens")
+        if not output:  # each row of a batch is one that comes out
+            checked_int(n_batch, "n_batch", 1, _MAX_BATCH)
         self.start, self.stop, self.output = start, stop, output
         self.n_layer = file.n_layer
         self.n_embd = file.n_embd
@@ -338,17 +346,20 @@ class LayerRange:
 
         """
         if isinstance(seq_id, (int, np.integer)):
-            arrays, seqs = [hidden_array(hidden, None, self.n_embd)], [int(seq_id)]
+            arrays, seqs = [hidden_array(hidden, None, self.n_embd)], [checked_int(seq_id, "seq_id")]
         else:
-            seqs = [int(one) for one in seq_id]
+            seqs = int32_array(seq_id, "seq_id").tolist()
             arrays = [hidden_array(one, None, self.n_embd) for one in hidden]
             if len(arrays) != len(seqs):
                 raise ValueError(
                     f"hidden has {len(arrays)} arrays, expected one for each of {len(seqs)} sequences"
                 )
-        begins = positions(pos, len(seqs), "pos")
+        begins = int32_array(positions(pos, len(seqs), "pos"), "pos").tolist()
         if not arrays:
             raise ValueError("no sequences given")
+        for seq, array in zip(seqs, arrays, strict=True):
+            if len(array) == 0:
+                raise ValueError(f"sequence {seq} is given no rows")
         flat = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         lengths = [len(array) for array in arrays]
         if self.output:
@@ -433,6 +444,7 @@ class LayerRange:
         self._stack.close()
 
     def __enter__(self) -> Self:
+        _ = self.context._live
         return self
 
     def __exit__(self, *_exception: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import random_models
 from hypothesis import HealthCheck, Phase, settings
 from oracles import EXACT
 from processes import ENDLESS, ONE, environment, one_line
@@ -55,6 +57,26 @@ def draft_model() -> Iterator[sllm.Model]:
     """The embedded draft: the same vocabulary, cheap, so also the model for tests that need just any."""
     with sllm.Model(embedded.DRAFT) as model:
         yield model
+
+
+@pytest.fixture(scope="session")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., pathlib.Path]:
+    """Writes a model of a shape once; returns its path."""
+    folder = tmp_path_factory.mktemp("random")
+
+    def make(name: str, **changes: Any) -> pathlib.Path:
+        path = folder / ("-".join([name, *map(str, changes.values())]).replace(", ", "-") + ".gguf")
+        if not path.exists():
+            random_models.write(path, dataclasses.replace(random_models.SHAPES[name], **changes))
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def llama(random_model: Callable[..., pathlib.Path]) -> pathlib.Path:
+    """A random model for tests where any will do: 4 layers of 64 numbers."""
+    return random_model("llama")
 
 
 @pytest.fixture

@@ -56,6 +56,7 @@ def encode(rows: npt.NDArray[np.float32], codec: str) -> bytes:
 
     """
     row_bytes(codec, rows.shape[1])
+    rows = np.ascontiguousarray(rows)
     peak = np.abs(rows).max(axis=1, initial=0.0)
     if not np.isfinite(peak).all():
         row = int(np.flatnonzero(~np.isfinite(peak))[0])
@@ -70,6 +71,9 @@ def encode(rows: npt.NDArray[np.float32], codec: str) -> bytes:
         return rows.astype("<f2").tobytes()
     if codec == "q8":
         scale = (peak / 127).astype("<f4")
+        # 127 times a scale that was rounded up may be more than a float32 holds.
+        largest = np.float32(np.finfo(np.float32).max / 127)
+        scale = np.minimum(scale, np.nextafter(largest, np.float32(0))).astype("<f4")
         codes = np.rint(rows / np.where(scale > 0, scale, 1)[:, None]).clip(-127, 127).astype(np.int8)
         return np.concatenate([scale[:, None].view(np.int8), codes], axis=1).tobytes()
     n, width = rows.shape
@@ -81,7 +85,7 @@ def encode(rows: npt.NDArray[np.float32], codec: str) -> bytes:
     divisor = np.where(scale > 0, scale, 1).astype(np.float32)[:, :, None]
     digits = (np.rint(blocks / divisor).clip(-8, 7).astype(np.int8) + 8).astype(np.uint8).reshape(n, width)
     packed = digits[:, 0::2] | (digits[:, 1::2] << 4)
-    return np.concatenate([scale.view(np.uint8).reshape(n, -1), packed], axis=1).tobytes()
+    return np.concatenate([scale.view(np.uint8).reshape(n, 2 * scale.shape[1]), packed], axis=1).tobytes()
 
 
 def decode(data: bytes, n_rows: int, n_embd: int, codec: str) -> npt.NDArray[np.float32]:
@@ -104,13 +108,16 @@ def decode(data: bytes, n_rows: int, n_embd: int, codec: str) -> npt.NDArray[np.
         raw = np.frombuffer(data, dtype=np.uint8).reshape(n_rows, size)
         if codec == "q8":
             scale = np.ascontiguousarray(raw[:, :4]).view("<f4").astype(np.float32)
-            rows = raw[:, 4:].view(np.int8).astype(np.float32) * scale
+            digits = raw[:, 4:].view(np.int8).astype(np.float32)
         else:
             n_scales = n_embd // _BLOCK
-            scale = np.ascontiguousarray(raw[:, : 2 * n_scales]).view("<f2").astype(np.float32)
+            halves = np.ascontiguousarray(raw[:, : 2 * n_scales]).view("<f2").astype(np.float32)
+            scale = halves.repeat(_BLOCK, axis=1)
             packed = raw[:, 2 * n_scales :]
-            digits = np.stack([packed & 15, packed >> 4], axis=2).astype(np.float32) - 8
-            rows = (digits.reshape(n_rows, n_scales, _BLOCK) * scale[:, :, None]).reshape(n_rows, n_embd)
+            digits = np.stack([packed & 15, packed >> 4], axis=2).reshape(n_rows, n_embd).astype(np.float32)
+            digits -= 8
+        with np.errstate(over="ignore", invalid="ignore"):  # found below
+            rows = digits * scale
     if not np.isfinite(rows).all():
         raise ValueError("the hidden states hold a number that is not finite")
     return rows
