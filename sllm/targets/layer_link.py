@@ -38,6 +38,9 @@ _T = TypeVar("_T")
 _MESSAGE_BYTES = 1 << 20
 """Of rows in one message, at most."""
 
+_GOODBYE_SECONDS = 1.0
+"""For the worker to end a stream that is not needed any more."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -88,6 +91,11 @@ class LayerLink:
         self._range = (start, stop, output)
         self._encoding = encoding
         self._on_loss = on_loss
+        if info.n_embd < 1 or info.max_rows < 1:
+            raise RemoteError(
+                f"{remote.address.endpoint} says that it takes {info.max_rows} hidden states of"
+                f" {info.n_embd} numbers at once"
+            )
         self._n_embd = info.n_embd
         self._row = codec.row_bytes(encoding, self._n_embd)
         self._sequence_id = secrets.randbits(64) or 1
@@ -96,7 +104,8 @@ class LayerLink:
         self._sampling: pb.Sampling | None = None
         self._text_start = 0
         self._unanswered: deque[_Sent] = deque()
-        self._n_refills = 0  # answers to what was sent again, which nobody waits for
+        self._refills: deque[tuple[int, int]] = deque()  # positions and rows that were sent again
+        self._idle = False  # the worker has ended a stream as idle, and nothing was answered since
         self._outbox: queue.SimpleQueue[pb.LayersUp | None] | None = None
         self._call: Any = None
         self._channel: grpc.Channel | None = None
@@ -112,6 +121,7 @@ class LayerLink:
         """Start a text that has its first ``keep`` positions in common with the one before."""
         del self._kept[keep * self._row :], self._tokens[keep:]
         self._unanswered.clear()
+        self._idle = False
         self._stats = stats
         self._gone = threading.Event()
         self._cancelled = False
@@ -194,7 +204,10 @@ class LayerLink:
             if self._gone.is_set() or self._remote.closed:
                 raise ClosedError("the connection is closed")
             if trouble is _IDLE:
-                continue
+                if not self._idle:  # it has heard nothing for long, or so it says
+                    self._idle = True
+                    continue
+                trouble = "the worker takes every stream for idle"
             if trouble is _MOVED:
                 channel = self._remote._live()
                 continue
@@ -232,11 +245,16 @@ class LayerLink:
             self._outbox.put(pb.LayersUp(cancel=pb.Cancel()))
             self._outbox.put(None)
             self._outbox = None
+            timer = threading.Timer(_GOODBYE_SECONDS, self._call.cancel)
+            timer.start()
             try:  # the worker ends the stream when it has seen it
                 for _ in self._call:
                     pass
             except Exception as error:  # noqa: BLE001 - a lost link does as well
                 log.debug("a sequence was not released: %s", type(error).__name__)
+            finally:
+                timer.cancel()
+                timer.join()
         self.suspend()
         self._kept.clear()
         self._tokens.clear()
@@ -290,33 +308,38 @@ class LayerLink:
         remote._streams.add(self)
         if self._gone.is_set():
             call.cancel()  # type: ignore[no-untyped-call]
-        opened = self._read().opened
-        self._stats.n_reused = max(self._stats.n_reused, opened.length)
+        first_message = self._read()
+        if first_message.WhichOneof("kind") != "opened":
+            raise _Broken(RemoteError(f"{remote.address.endpoint} answers before it has opened the sequence"))
+        opened = first_message.opened
         if len(self._kept) > opened.n_ctx * self._row:
             raise _Broken(RemoteError(f"{remote.address.endpoint} holds only {opened.n_ctx} positions"))
         # What was answered is there, unless it was lost; what was not is sent again in any case.
         end = len(self._kept) // self._row
         first = min((sent.message.rows.pos for sent in self._unanswered), default=end)
-        self._n_refills = 0
+        self._stats.n_reused = max(self._stats.n_reused, min(opened.length, first))
+        self._refills.clear()
         for pos in range(min(opened.length, first), first, self.max_rows):
             n = min(self.max_rows, first - pos)
             data = bytes(self._kept[pos * self._row : (pos + n) * self._row])
             rows = pb.Rows(pos=pos, n_rows=n, data=data, silent=True, tokens=self._tokens[pos : pos + n])
             self._put(pb.LayersUp(rows=rows))
-            self._n_refills += 1
+            self._refills.append((pos, n))
         for sent in self._unanswered:
             sent.at = time.perf_counter()
             self._put(sent.message)
 
     def _next(self) -> Answer:
-        while self._n_refills:
-            self._read()
-            self._n_refills -= 1
+        endpoint = self._remote.address.endpoint
+        while self._refills:
+            again = self._read().rows
+            if (again.pos, again.n_rows) != self._refills[0]:
+                raise _Broken(_wrong_rows(endpoint, again, *self._refills[0]))
+            self._refills.popleft()
         message = self._read()
         arrived = time.perf_counter()
         sent = self._unanswered[0]
         asked = sent.message.rows
-        endpoint = self._remote.address.endpoint
         if message.WhichOneof("kind") == "commit":
             commit, n = message.commit, asked.n_select
             at, tokens = asked.pos + asked.n_rows - n + 1, tuple(commit.tokens)
@@ -327,12 +350,7 @@ class LayerLink:
         else:
             rows = message.rows
             if (rows.pos, rows.n_rows) != (asked.pos, asked.n_rows) or asked.n_select:
-                raise _Broken(
-                    RemoteError(
-                        f"{endpoint} answered {rows.n_rows} rows at {rows.pos},"
-                        f" expected {asked.n_rows} at {asked.pos}"
-                    )
-                )
+                raise _Broken(_wrong_rows(endpoint, rows, asked.pos, asked.n_rows, asked.n_select))
             hidden = None
             if not asked.silent and not self._range[2]:
                 try:
@@ -344,6 +362,7 @@ class LayerLink:
             answer = Answer(rows.pos, hidden, (), 0)
             seconds = rows.compute_us * 1e-6
         self._unanswered.popleft()
+        self._idle = False
         self._stats.observe_round_trip(arrived - sent.at - seconds)
         self._remote._round_trip = self._stats.round_trip
         self._reconnection.progress()
@@ -363,7 +382,14 @@ class LayerLink:
         self._stats.bytes_down += message.ByteSize()
         kind = message.WhichOneof("kind")
         if kind == "done":
-            raise _Broken(_IDLE if message.done.reason == "idle" else "the worker is ending")
+            reason = message.done.reason
+            if reason == "idle":
+                raise _Broken(_IDLE)
+            if reason != "closing":
+                raise _Broken(
+                    RemoteError(f"{endpoint} ended the sequence for a reason unknown here: {reason!r}")
+                )
+            raise _Broken("the worker is ending")
         self._reconnection.find()
         return message
 
@@ -377,6 +403,12 @@ class LayerLink:
         self._remote._streams.discard(self)
         if channel is not None:
             self._remote._retire(channel)
+
+
+def _wrong_rows(endpoint: str, rows: pb.Rows, pos: int, n_rows: int, n_select: int = 0) -> RemoteError:
+    found = f"{rows.n_rows} rows at {rows.pos}" if rows.n_rows else "no rows"
+    expected = f"{n_rows} rows at {pos}" if n_select == 0 else f"a selection among {n_select} rows"
+    return RemoteError(f"{endpoint} answered {found}, expected {expected}")
 
 
 class _Broken(Exception):  # noqa: N818 - it never leaves this module

@@ -292,10 +292,10 @@ class SplitTarget:
         if self._pid != os.getpid() or self.closed:
             return
         for slot in self._slots:
-            if slot.generation is not None:
-                slot.generation.close()
             for link in slot.links:
                 link.release()
+            if slot.generation is not None:
+                slot.generation.close()
         self._stack.close()
 
     def __enter__(self) -> Self:
@@ -342,6 +342,15 @@ class SplitGeneration(LockstepGeneration):
             link.begin(n_shared, self.remote, sampling if target.tail is None else None, self._start)
 
     def _verify(self, chain: list[int]) -> tuple[tuple[int, ...], int]:
+        try:
+            return self._pass(chain)
+        except BaseException:
+            # Answers may still be on their way to what the next pass would take for its own.
+            for link in self._slot.links:
+                link.suspend()
+            raise
+
+    def _pass(self, chain: list[int]) -> tuple[tuple[int, ...], int]:
         target, slot = self._target, self._slot
         pos = len(self._text) - 1
         tokens = [self._text[-1], *chain]
@@ -468,6 +477,11 @@ def _ranges(
         name = remote.address.endpoint
         if info is None:
             raise ValueError(f"{name} serves texts, not layers: start it with `sllm worker MODEL --layers`")
+        if not 0 <= info.start <= info.stop <= info.n_layer or info.max_rows < 1 or remote.info.n_ctx < 1:
+            raise RemoteError(
+                f"{name} says that it serves layers [{info.start}, {info.stop}) of {info.n_layer},"
+                f" {info.max_rows} rows at once and {remote.info.n_ctx} positions: there is no such worker"
+            )
         if (info.n_layer, info.n_embd) != (file.n_layer, file.n_embd):
             raise RemoteError(
                 f"{name} has a model of {info.n_layer} layers of width {info.n_embd},"

@@ -118,7 +118,7 @@ class LayerService:
         assert opened is not None
         sequence, encoding = opened
         scheduler = self._scheduler
-        yield pb.LayersDown(opened=pb.LayersOpened(length=sequence.length, n_ctx=scheduler.n_ctx))
+        yield pb.LayersDown(opened=pb.LayersOpened(length=sequence.n_kept, n_ctx=scheduler.n_ctx))
         try:
             for answer in sequence.answers():
                 yield _message(answer, encoding)
@@ -163,6 +163,7 @@ class LayerService:
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
             opening.put(error)
             return
+        sequence.on_stuck = context.cancel
         opening.put((sequence, encoding))
         if not context.add_callback(sequence.detach):
             sequence.detach()  # the client is gone already
@@ -177,8 +178,9 @@ class LayerService:
                 if kind != "rows":
                     raise ValueError("behind LayersOpen only Rows and Cancel may come")
                 sequence.submit(self._request(message.rows, encoding))
+            sequence.finish()
         except Exception as error:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
-            if context.is_active():
+            if context.is_active() and sequence.ended is None:
                 trouble.append(error)
             sequence.end("refused")
 
