@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import grpc
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import EXACT, GREEDY, PLAIN, examples, make_prompt, one_by_one
+from oracles import EXACT, GREEDY, examples, make_prompt, one_by_one
 from remote_worker import n_threads, wait_until
-from test_worker import PATIENCE, Client, Code
+from test_worker import PATIENCE
 
 import sllm
 from sllm import embedded, gguf
 from sllm.layers import Embedding, open_layers
-from sllm.wire import codec
-from sllm.wire.protocol import PROTOCOL, method, pb, to_sampling
-from sllm.worker import Limits, Worker
+from sllm.worker import Limits
 from sllm.worker import layers as scheduling
 from sllm.worker.layers import Answer, LayerScheduler, LayerSequence, RangeKey, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     import numpy.typing as npt
 

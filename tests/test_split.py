@@ -17,6 +17,7 @@ from remote_worker import PATIENCE, WorkerProcess, n_threads, through, wait_unti
 
 import sllm
 from sllm import embedded
+from sllm.drafters import ModelDrafter
 from sllm.targets.base import RemoteWork
 from sllm.wire import codec
 from sllm.wire.link import Link
@@ -111,9 +112,10 @@ def test_one_round_trip_a_pass(
 ) -> None:
     worker = make_worker((2, 7))
     prompt = target_model.vocab.encode("Once upon a time")
-    with sllm.connect(worker.uri) as connection:
+    with sllm.connect(worker.uri) as connection, ModelDrafter(draft_model, n_ctx=N_CTX) as drafter:
+        drafter.adaptive = False  # as much as it can, however long it takes
         split = make_split(connection)
-        stream = sllm.generate(split, prompt, draft=draft_model, sampling=GREEDY, max_tokens=60)
+        stream = sllm.generate(split, prompt, draft=drafter, sampling=GREEDY, max_tokens=60)
         stream.text()
         n_chunks = 1  # of the prompt
         assert worker.stats.passes == stream.stats.n_passes + n_chunks
