@@ -13,7 +13,7 @@ import re
 import secrets
 import struct
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,8 +236,10 @@ class LayeredFile:
     def _check_tensors(self) -> None:
         """Raise ModelLoadError if a tensor does not end where its shape says, as in a file that was cut
         short. llama.cpp would say so only of the layers that it loads, and a part that is written not at all.
+
+        From here on the size of a tensor is without the padding behind it, which may be another in the file.
         """
-        for name, (index, tensor) in self._tensors.items():
+        for name, (index, tensor) in list(self._tensors.items()):
             if not tensor.dims or not all(0 < dim < 1 << 31 for dim in tensor.dims):
                 raise self._damaged(f"{name} has the shape {tensor.dims}")
             row = lib.sllm_row_size(tensor.kind, tensor.dims[0]) if tensor.kind < 1 << 31 else 0
@@ -251,6 +253,7 @@ class LayeredFile:
                 raise self._damaged(
                     f"{self.paths[index].name} has {tensor.size} bytes for {name}, expected {expected}"
                 )
+            self._tensors[name] = (index, replace(tensor, size=expected))
 
     def _supported(self) -> Architecture:
         facts = ARCHITECTURES.get(self.architecture)

@@ -88,6 +88,9 @@ SHAPES: dict[str, Shape] = {
             "rope.scaling.yarn_log_multiplier": 1.0,
         },
     ),
+    "llama, numbers of each layer": Shape(
+        "llama", values={"feed_forward_length": [96] * 4, "attention.head_count_kv": [1] * 4}
+    ),
     "qwen2": Shape("qwen2", qkv_bias=True, output_bias=True),
     "qwen2, tied": Shape("qwen2", qkv_bias=True, tied=True),
     "qwen3": Shape("qwen3", head=64, values={"attention.key_length": 64, "attention.value_length": 64}),
@@ -105,6 +108,9 @@ SHAPES: dict[str, Shape] = {
     "gemma3": _gemma3(),
     "gemma3, period 3": _gemma3(**{"attention.sliding_window_pattern": 3}),
     "gemma3, any pattern": _gemma3(**{"attention.sliding_window_pattern": _MIXED}),
+    "gemma3, pattern of numbers": _gemma3(
+        **{"attention.sliding_window_pattern": [int(one) for one in _MIXED]}
+    ),
     "gemma3, no window": _gemma3(**{"attention.sliding_window": 0, "final_logit_softcapping": 20.0}),
     "granite": Shape(
         "granite",

@@ -416,15 +416,24 @@ def test_a_model_in_several_files(llama: Path, tmp_path: Path) -> None:
         open_layers(first)
 
 
-def test_other_alignment(tmp_path: Path) -> None:
-    """Of the file: what is put together has the usual one."""
-    file = random_models.make(SHAPES["llama"])
+@pytest.mark.parametrize(("alignment", "behind"), [(32, 0), (64, 0), (4096, 0), (32, 100_000)])
+def test_tensors_of_any_size_at_any_distance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alignment: int, behind: int
+) -> None:
+    """A file has an alignment of its own, and what is put together has the usual one."""
+    odd = dataclasses.replace(SHAPES["llama, biases"], weights="f32", n_ff=33)
+    file = random_models.make(odd)
+    file.metadata[b"general.alignment"] = (4, alignment)
+    monkeypatch.setattr(file, "_aligned", lambda n: -(-n // alignment) * alignment)
     path = file.write(tmp_path / "m.gguf")
-    reference = path.read_bytes()
-    del file.metadata[b"general.alignment"]
-    assert file.write(path).read_bytes() != reference
-    with Split(path, (0, 2, 4)) as split:
+    with path.open("ab") as more:
+        more.write(b"\xff" * behind)
+    parts = [tmp_path / f"{i}.gguf" for i in range(2)]
+    for i, part in enumerate(parts):
+        export_layers(path, part, 2 * i, 2 * i + 2)
+    with Split(path, (0, 2, 4)) as split, Split(parts, (0, 2, 4)) as from_parts:
         assert_equal_texts(path, split)
+        assert_equal_texts(path, from_parts)
 
 
 # ---- verify ------------------------------------------------------------------------------------------------
