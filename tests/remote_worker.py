@@ -131,6 +131,7 @@ class FakeWorker:
         info: fields of InfoReply to be changed.
         vocabulary: the pieces that it sends.
         generate: what it answers to a text: gets Open, yields messages or bytes.
+        layers: what it answers to a sequence: gets the messages, yields messages or bytes.
         service: under another name it is no worker at all.
 
     """
@@ -142,6 +143,7 @@ class FakeWorker:
         info: dict[str, Any] | None = None,
         vocabulary: Callable[[], Iterator[bytes]] = lambda: iter(()),
         generate: Callable[[pb.Open], Iterator[pb.Down | bytes]] = lambda _open: iter(()),
+        layers: Callable[[Iterator[pb.LayersUp]], Iterator[pb.LayersDown | bytes]] | None = None,
         service: str = SERVICE,
     ) -> None:
         fields: dict[str, Any] = {
@@ -170,7 +172,20 @@ class FakeWorker:
             self.opens.append(opening)
             yield from self.generate(opening)
 
+        def answer_layers(
+            requests: Iterator[pb.LayersUp], context: grpc.ServicerContext
+        ) -> Iterator[pb.LayersDown | bytes]:
+            self.n_calls += 1
+            context.add_callback(self._ended)
+            assert layers is not None
+            yield from layers(requests)
+
+        def bare(message: pb.LayersDown | bytes) -> bytes:
+            data: bytes = message if isinstance(message, bytes) else message.SerializeToString()
+            return data
+
         handlers = {
+            "Layers": grpc.stream_stream_rpc_method_handler(answer_layers, pb.LayersUp.FromString, bare),
             "Info": grpc.unary_unary_rpc_method_handler(
                 lambda _request, _context: self.info,
                 pb.InfoRequest.FromString,

@@ -65,6 +65,7 @@ def enter() -> Iterator[Callable[[Any], Floats]]:
 
 @pytest.fixture
 def make() -> Iterator[Callable[..., LayerScheduler]]:
+    before = n_threads("sllm-layers")
     with ExitStack() as stack:
 
         def scheduler(layers: tuple[int, int] | None = None, **options: Any) -> LayerScheduler:
@@ -75,7 +76,7 @@ def make() -> Iterator[Callable[..., LayerScheduler]]:
             return made
 
         yield scheduler
-    assert n_threads("sllm-layers") == 0
+    assert n_threads("sllm-layers") == before
 
 
 class Gate:
@@ -625,3 +626,390 @@ def test_requests_that_are_none(make: Callable[..., LayerScheduler], request_: R
     with pytest.raises((ValueError, sllm.ContextFullError), match=words):
         sequence.submit(request_)
     assert ask(sequence, 0, noise(1, 1)).n_rows == 1
+
+
+# ---- over the wire
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """One worker for all tests that do not change it: whatever they do to it, the next one finds it well."""
+    limits = Limits(sessions=4, queue=4, max_grammar=2000)
+    with Worker(
+        embedded.TARGET,
+        layers=True,
+        state=tmp_path_factory.mktemp("state"),
+        limits=limits,
+        n_ctx=N_CTX,
+        token=TOKEN,
+        **EXACT,
+    ) as worker:
+        yield worker
+
+
+@pytest.fixture
+def client(worker: Worker) -> Iterator[Client]:
+    with Client(worker.address) as client:
+        yield client
+    wait_until(lambda: not worker._scheduler.running(), "the end of every stream")
+
+
+@pytest.fixture
+def well(worker: Worker, target_model: Model) -> Callable[[], None]:
+    """Checks that a split on the worker has the text of the whole model."""
+    prompt = make_prompt(target_model, 40, 3)
+    sampling = replace(PLAIN, seed=5)
+    wanted = one_by_one(target_model, prompt, sampling, 8, N_CTX)
+
+    def check(tail: int | None = 1) -> None:
+        with (
+            sllm.connect(worker.uri, timeout=PATIENCE) as remote,
+            sllm.SplitTarget(
+                embedded.TARGET, head=2, tail=tail, middle=remote, codec="f32", n_ctx=N_CTX, **EXACT
+            ) as split,
+        ):
+            stream = sllm.generate(split, prompt, draft="ngram", sampling=sampling, max_tokens=8)
+            assert [token for run in stream for token in run.tokens] == wanted
+        wait_until(lambda: not worker._scheduler.running(), "the end of the split's stream")
+
+    return check
+
+
+class Stream:
+    """One Layers call, raw: what goes up is bytes or messages."""
+
+    def __init__(self, client: Client, *messages: Any) -> None:
+        self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for message in messages:
+            self.send(message)
+        stub: Any = client.channel.stream_stream(method("Layers"), None, None)
+        self.call: Any = stub(iter(self._outbox.get, None), metadata=client.metadata, timeout=PATIENCE)
+
+    def send(self, message: Any) -> None:
+        self._outbox.put(message if isinstance(message, bytes) else message.SerializeToString())
+
+    def finish(self) -> None:
+        self._outbox.put(None)
+
+    def next(self) -> Any:
+        return pb.LayersDown.FromString(next(self.call))
+
+    def end(self) -> tuple[grpc.StatusCode, str]:
+        """The status of a call that has to fail."""
+        with pytest.raises(grpc.RpcError) as caught:
+            while True:
+                self.next()
+        self.finish()
+        return caught.value.code(), caught.value.details() or ""
+
+    def cancel(self) -> None:
+        self.call.cancel()
+        self.finish()
+
+
+def opening(known: str, **more: Any) -> Any:
+    fields: dict[str, Any] = {"model_id": known, "start": 2, "stop": 7, "codec": "f32", "sequence_id": 1234, **more}
+    return pb.LayersUp(open=pb.LayersOpen(**fields))
+
+
+def selecting(known: str, **more: Any) -> Any:
+    fields = {"stop": 8, "output": True, "sampling": to_sampling(GREEDY), **more}
+    return opening(known, **fields)
+
+
+def rows(pos: int, hidden: Floats, **more: Any) -> Any:
+    fields = {"pos": pos, "n_rows": len(hidden), "data": codec.encode(hidden, "f32"), **more}
+    return pb.LayersUp(rows=pb.Rows(**fields))
+
+
+@pytest.mark.parametrize("metadata", [(), (("authorization", f"Bearer {TOKEN}x"),)])
+def test_without_the_token_no_layers(
+    client: Client, model_id: str, well: Callable[..., None], metadata: Any
+) -> None:
+    known, client.metadata = client.metadata, metadata
+    assert Stream(client, opening(model_id)).end()[0] is Code.UNAUTHENTICATED
+    assert Stream(client, b"\xff\xff").end()[0] is Code.UNAUTHENTICATED
+    client.metadata = known
+    well()
+
+
+def test_a_worker_of_layers_has_no_texts(client: Client, well: Callable[..., None]) -> None:
+    generate: Any = client.channel.stream_stream(method("Generate"), None, None)
+    vocabulary: Any = client.channel.unary_stream(method("Vocabulary"), None, None)
+    for call in (
+        generate(iter([b""]), metadata=client.metadata, timeout=PATIENCE),
+        vocabulary(b"", metadata=client.metadata, timeout=PATIENCE),
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call)
+        assert caught.value.code() is Code.UNIMPLEMENTED
+        assert "serves layers" in str(caught.value.details())
+    assert client.info().protocol == PROTOCOL
+    assert client.status().sessions == 0
+    well()
+
+
+BAD_OPENINGS: list[tuple[Any, grpc.StatusCode, str]] = [
+    (b"", Code.INVALID_ARGUMENT, "begins with LayersOpen"),
+    (b"\xff\xff", Code.INVALID_ARGUMENT, "not a LayersUp"),
+    (pb.LayersUp(cancel=pb.Cancel()), Code.INVALID_ARGUMENT, "begins with LayersOpen"),
+    (pb.LayersUp(rows=pb.Rows(n_rows=1)), Code.INVALID_ARGUMENT, "begins with LayersOpen"),
+    ({"model_id": ""}, Code.FAILED_PRECONDITION, "another model"),
+    ({"model_id": "f" * 64}, Code.FAILED_PRECONDITION, "another model"),
+    ({"start": 0, "stop": 0}, Code.INVALID_ARGUMENT, "are not a range"),
+    ({"start": 7, "stop": 2}, Code.INVALID_ARGUMENT, "are not a range"),
+    ({"start": 2, "stop": 9}, Code.INVALID_ARGUMENT, "are not a range"),
+    ({"start": 2**32 - 1, "stop": 2**32 - 1}, Code.INVALID_ARGUMENT, "are not a range"),
+    ({"codec": ""}, Code.UNIMPLEMENTED, "codec"),
+    ({"codec": "x" * 9999}, Code.UNIMPLEMENTED, "codec"),
+    ({"output": True, "sampling": to_sampling(GREEDY)}, Code.INVALID_ARGUMENT, "the output follows layer 7"),
+    ({"output": True, "stop": 8}, Code.INVALID_ARGUMENT, "top_p"),
+]
+
+
+@pytest.mark.parametrize(("first", "code", "said"), BAD_OPENINGS)
+def test_a_first_message_that_begins_nothing(
+    client: Client, model_id: str, well: Callable[..., None], first: Any, code: grpc.StatusCode, said: str
+) -> None:
+    message = opening(model_id, **first) if isinstance(first, dict) else first
+    found, details = Stream(client, message).end()
+    assert found is code
+    assert said in details
+    well()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "more", "said"),
+    [
+        (replace(GREEDY, grammar="root ::= ("), {}, "grammar"),
+        (replace(GREEDY, grammar='root ::= "' + "x" * 2000 + '"'), {}, "longer than the 2000 bytes"),
+        (replace(GREEDY, logit_bias={2560: 1.0}), {}, "2560"),
+        (GREEDY, {"text_start": 2**32 - 1}, "begins at"),
+    ],
+)
+def test_a_sampling_that_is_none(
+    client: Client, model_id: str, well: Callable[..., None], sampling: Any, more: Any, said: str
+) -> None:
+    found, details = Stream(client, selecting(model_id, sampling=to_sampling(sampling), **more)).end()
+    assert found is Code.INVALID_ARGUMENT
+    assert said in details
+    well(None)
+
+
+NAN = noise(1, 1)
+NAN[0, 7] = np.nan
+ONE = noise(1, 1)
+BAD_ROWS: list[tuple[Any, str]] = [
+    (b"\xff", "not a LayersUp"),
+    (b"", "only Rows and Cancel may come"),
+    (opening("x"), "only Rows and Cancel may come"),
+    (rows(1, ONE), "leave a gap"),
+    (rows(2**32 - 1, ONE), "leave a gap"),
+    (rows(0, ONE, n_rows=0), "0 rows at once"),
+    (rows(0, ONE, n_rows=2), "not 1024"),
+    (rows(0, ONE, n_rows=513), "513 rows at once"),
+    (rows(0, ONE, n_rows=2**32 - 1), "rows at once"),
+    (rows(0, ONE, data=b""), "not 0"),
+    (rows(0, ONE, data=bytes(1023)), "not 1023"),
+    (rows(0, ONE, data=NAN.tobytes()), "not finite"),
+    (rows(0, ONE, data=(NAN * np.float32(np.inf)).tobytes()), "not finite"),
+    (rows(0, ONE, tokens=[5]), "take no tokens"),
+    (rows(0, ONE, n_select=1), "take no tokens"),
+]
+
+
+@pytest.mark.parametrize(("message", "said"), BAD_ROWS, ids=[said for _, said in BAD_ROWS])
+def test_rows_that_are_none(
+    client: Client, model_id: str, well: Callable[..., None], message: Any, said: str
+) -> None:
+    other = Stream(client, opening(model_id, sequence_id=99))
+    other.next()
+    stream = Stream(client, opening(model_id), message)
+    found, details = stream.end()
+    assert found is Code.INVALID_ARGUMENT
+    assert said in details
+    other.send(rows(0, ONE))
+    assert other.next().rows.n_rows == 1
+    other.cancel()
+    well()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"tokens": [5, 6]},
+        {"tokens": [2560]},
+        {"tokens": [2**32 - 1], "n_select": 1},
+        {"tokens": [5], "n_select": 2},
+        {"n_select": 1},
+        {"tokens": [5], "n_select": 2**32 - 1},
+    ],
+)
+def test_tokens_that_are_none(client: Client, model_id: str, well: Callable[..., None], more: Any) -> None:
+    stream = Stream(client, selecting(model_id), rows(0, ONE, **more))
+    found, details = stream.end()
+    assert found is Code.INVALID_ARGUMENT
+    assert "token" in details
+    well(None)
+
+
+def test_rows_behind_what_was_selected_away(client: Client, model_id: str, well: Callable[..., None]) -> None:
+    """The worker has dropped the rows of rejected tokens: those behind them leave a gap."""
+    stream = Stream(
+        client,
+        selecting(model_id),
+        rows(0, noise(8, 1), tokens=[5] * 8, n_select=8),
+        rows(8, ONE, tokens=[5], n_select=1),
+    )
+    stream.next()
+    first = stream.next().commit
+    assert 1 <= len(first.tokens) < 8
+    assert stream.end()[0] is Code.INVALID_ARGUMENT
+    well(None)
+
+
+def test_numbers_as_large_as_there_are_harm_only_their_sender(
+    client: Client, model_id: str, alone: sllm.LayerRange, well: Callable[..., None]
+) -> None:
+    huge = np.full((4, N_EMBD), np.finfo(np.float32).max, dtype=np.float32)
+    streams = [Stream(client, opening(model_id, sequence_id=i + 1), rows(0, huge)) for i in range(4)]
+    for stream in streams:
+        stream.next()
+        try:
+            stream.next()
+        except grpc.RpcError as error:
+            assert error.code() is Code.INVALID_ARGUMENT  # noqa: PT017
+        stream.cancel()
+    wait_until(lambda: client.status().sessions == 0)
+    good = Stream(client, opening(model_id, sequence_id=7), rows(0, noise(5, 1)))
+    good.next()
+    found = codec.decode(good.next().rows.data, 5, N_EMBD, "f32")
+    assert np.array_equal(found, alone.forward(noise(5, 1), pos=0))
+    good.cancel()
+    well()
+
+
+@examples(40)
+@given(data=st.binary(max_size=200), opened=st.booleans())
+def test_random_bytes_are_refused_or_understood(
+    worker: Worker, model_id: str, data: bytes, opened: bool
+) -> None:
+    with Client(worker.address) as client:
+        stream = Stream(client, *([opening(model_id, sequence_id=0)] if opened else []), data)
+        stream.finish()
+        try:
+            while True:
+                stream.next()
+        except StopIteration:
+            pass
+        except grpc.RpcError as error:
+            assert error.code() in (  # noqa: PT017
+                Code.INVALID_ARGUMENT,
+                Code.FAILED_PRECONDITION,
+                Code.UNIMPLEMENTED,
+            )
+
+
+def test_a_message_beyond_the_limit(client: Client, model_id: str, well: Callable[..., None]) -> None:
+    stream = Stream(client, opening(model_id), rows(0, ONE, data=bytes((1 << 22) + 1)))
+    stream.next()
+    assert stream.end()[0] in (Code.RESOURCE_EXHAUSTED, Code.CANCELLED, Code.UNKNOWN)
+    well()
+
+
+def test_more_clients_than_places(client: Client, model_id: str, well: Callable[..., None]) -> None:
+    streams = [Stream(client, opening(model_id, sequence_id=i + 1)) for i in range(4)]
+    for stream in streams:
+        assert stream.next().opened.n_ctx == N_CTX
+    found, details = Stream(client, opening(model_id, sequence_id=9)).end()
+    assert (found, "no place" in details) == (Code.RESOURCE_EXHAUSTED, True)
+    found, details = Stream(client, opening(model_id, start=3, sequence_id=9)).end()
+    assert (found, "to others" in details) == (Code.RESOURCE_EXHAUSTED, True)
+    again = Stream(client, opening(model_id, sequence_id=2))  # but one's own place is one's own
+    assert again.next().opened.length == 0
+    with pytest.raises(StopIteration):
+        streams[1].next()
+    streams[0].send(rows(0, ONE))
+    assert streams[0].next().rows.n_rows == 1
+    for stream in [*streams, again]:
+        stream.cancel()
+    wait_until(lambda: client.status().sessions == 0)
+    well()
+    other = Stream(client, opening(model_id, start=3))
+    assert other.next().opened.length == 0
+    other.cancel()
+
+
+def test_a_client_that_says_no_more(client: Client, model_id: str) -> None:
+    stream = Stream(client, opening(model_id), rows(0, noise(3, 1)))
+    stream.finish()
+    assert stream.next().WhichOneof("kind") == "opened"
+    assert stream.next().rows.n_rows == 3
+    with pytest.raises(StopIteration):  # at once, not when it counts as idle
+        stream.next()
+    back = Stream(client, opening(model_id))
+    assert back.next().opened.length == 3
+    back.send(pb.LayersUp(cancel=pb.Cancel()))
+    with pytest.raises(StopIteration):
+        back.next()
+    back.finish()
+
+
+def test_silence_and_deafness_end_a_stream(tmp_path: Path, model_id: str) -> None:
+    limits = Limits(sessions=1, queue=0, idle_seconds=0.3)
+    with (
+        Worker(
+            embedded.TARGET, layers=(2, 7), limits=limits, n_ctx=N_CTX, token=TOKEN, state=tmp_path, **EXACT
+        ) as worker,
+        Client(worker.address) as client,
+        Client(worker.address) as other,
+    ):
+        found, details = Stream(client).end()
+        assert found is Code.INVALID_ARGUMENT
+        assert "none came in 0.3 seconds" in details
+        silent = Stream(client, opening(model_id))
+        silent.next()
+        assert silent.next().done.reason == "idle"
+        assert Stream(client, opening(model_id, start=3)).end()[1].startswith("the worker serves layers [2")
+        deaf = Stream(client, opening(model_id), *[rows(0, noise(200, 1)) for _ in range(100)])
+        wait_until(lambda: worker.stats.passes > 1)
+        wait_until(lambda: not worker._scheduler.running(), "the end of a client that reads nothing")
+        assert worker.stats.passes < 100
+        stream = Stream(other, opening(model_id, sequence_id=5), rows(0, ONE))
+        stream.next()
+        assert stream.next().rows.n_rows == 1
+        stream.cancel()
+        deaf.cancel()
+
+
+def test_closing_while_clients_are_at_it(tmp_path: Path, model_id: str) -> None:
+    before = n_threads("sllm-layers")
+    options: dict[str, Any] = {"n_ctx": N_CTX, "token": TOKEN, "state": tmp_path, **EXACT}
+    with (
+        Worker(embedded.TARGET, layers=(2, 7), pass_seconds=30.0, **options) as worker,
+        Client(worker.address) as client,
+    ):
+        streams = [Stream(client, opening(model_id, sequence_id=i + 1), rows(0, ONE)) for i in range(3)]
+        for stream in streams:
+            stream.next()
+        wait_until(lambda: worker._scheduler._slots[0].busy)
+        assert not worker.drain(0)
+        assert Stream(client, opening(model_id, sequence_id=9)).end()[0] is Code.UNAVAILABLE
+        worker.close()
+        for stream in streams:
+            messages = []
+            try:
+                while True:
+                    messages.append(stream.next())
+            except (StopIteration, grpc.RpcError) as error:
+                assert not isinstance(error, grpc.RpcError) or error.code() is not Code.INTERNAL  # noqa: PT017
+            assert all(message.done.reason == "closing" for message in messages[-1:])
+            stream.cancel()
+    assert n_threads("sllm-layers") == before
+
+
+@pytest.mark.parametrize("layers", [(2, 2), (7, 2), (-1, 3), (2, 9), (2.5, 4), (2,), 3, "2:7", (True, 4)])
+def test_layers_that_no_worker_can_serve(layers: Any) -> None:
+    with pytest.raises(ValueError, match="layers"):
+        Worker(embedded.TARGET, layers=layers, insecure=True, n_ctx=N_CTX)

@@ -35,6 +35,20 @@ _LAYER_BYTES = 1 << 22
 """Of a message with hidden states; clients send a quarter of it at most."""
 
 
+def _checked_layers(layers: object) -> tuple[int, int] | None:
+    """A range as it was given, or None for any.
+
+    Raises:
+        ValueError: it is none.
+
+    """
+    if layers is True:
+        return None
+    if isinstance(layers, (tuple, list)) and len(layers) == 2 and all(type(n) is int for n in layers):
+        return layers[0], layers[1]
+    raise ValueError(f"layers is {layers!r}, expected (start, stop), or True for those that clients ask for")
+
+
 class Worker:
     """Serves a model to clients (:func:`sllm.connect`) over gRPC, from the constructor's return until
     :meth:`close`.
@@ -150,7 +164,7 @@ class Worker:
                 settings["n_batch"] = min(n_batch, _LAYER_ROWS)
                 self._scheduler: Any = LayerScheduler(
                     model,
-                    None if layers is True else (int(layers[0]), int(layers[1])),
+                    _checked_layers(layers),
                     limits,
                     n_ctx=n_ctx,
                     settings=settings | threads | {"n_gpu_layers": n_gpu_layers},
