@@ -5,10 +5,10 @@ public, can try to tell the tokens. Two ways to read what goes up, behind the he
 
 - **Nearest vocabulary embedding** (:func:`nearest_embedding`): every layer adds to what entered it, so for a
   while a hidden state still points to the embedding of its own token. The usual baseline of the papers below.
-- **Vocabulary matching** (:func:`match_vocabulary`): a causal model's hidden state at a position depends on the
-  tokens up to there and on nothing else. So run every token of the vocabulary through the same first layers
-  behind what is known already, and take the one whose hidden state is the one that was seen; then the next
-  position. 2505.18332 recovers prompts by it nearly perfectly from every layer of several models.
+- **Vocabulary matching** (:func:`match_vocabulary`): a causal model's hidden state at a position depends on
+  the tokens up to there and on nothing else. So run every token of the vocabulary through the same first
+  layers behind what is known already, and take the one whose hidden state is the one that was seen; then the
+  next position. 2505.18332 recovers prompts by it nearly perfectly from every layer of several models.
 
 And two to read what comes back, before the tail layers:
 
@@ -186,7 +186,7 @@ def check_ends(file: LayeredFile, head: int, tail: int) -> None:
         raise ValueError(f"head is {head} and tail is {tail}, expected 0 or more")
     if head + tail >= file.n_layer:
         raise ValueError(
-            f"head {head} and tail {tail} leave nothing of the {file.n_layer} layers of {name} to the other side"
+            f"head {head} and tail {tail} leave none of the {file.n_layer} layers of {name} to the other side"
         )
 
 
@@ -326,8 +326,8 @@ def _at(layers: LayerRange, rows: npt.NDArray[np.float32], pos: int) -> npt.NDAr
 def logit_lens(
     file: LayeredFile, rows: npt.NDArray[np.float32], start: int | None = None, **settings: Any
 ) -> npt.NDArray[np.int32]:
-    """The token with the highest logit for each of ``rows``, float32 (n, n_embd), as if they had left the last
-    layer; int32 (n,).
+    """The token with the highest logit for each of ``rows``, float32 (n, n_embd), as if they had left the
+    last layer; int32 (n,).
 
     Args:
         file: the model.

@@ -233,6 +233,14 @@ def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return shifted
 
 
+def _width(codec: str, n_embd: int) -> tuple[int, str | None]:
+    """Bytes of a row, or why there are no such rows."""
+    try:
+        return row_bytes(codec, n_embd), None
+    except ValueError as error:
+        return 0, str(error)
+
+
 class _Split:
     """The model in three parts, with a sequence of the middle and of the tail for each codec."""
 
@@ -241,12 +249,9 @@ class _Split:
     ) -> None:
         self._codecs = codecs
         self._sums = {name: _Sums() for name in codecs}
-        self._bytes = dict.fromkeys(codecs, 0)
+        self._bytes: dict[str, int] = {}
         for name in codecs:
-            try:
-                self._bytes[name] = row_bytes(name, file.n_embd)
-            except ValueError as error:
-                self._sums[name].refused = str(error)
+            self._bytes[name], self._sums[name].refused = _width(name, file.n_embd)
         n = file.n_layer
         several = {**settings, "n_seq_max": len(codecs), "n_ctx": settings["n_ctx"] * len(codecs)}
         with ExitStack() as stack:
