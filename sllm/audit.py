@@ -6,9 +6,11 @@ public, can try to tell the tokens. Two ways to read what goes up, behind the he
 - **Nearest vocabulary embedding** (:func:`nearest_embedding`): every layer adds to what entered it, so for a
   while a hidden state still points to the embedding of its own token. The usual baseline of the papers below.
 - **Vocabulary matching** (:func:`match_vocabulary`): a causal model's hidden state at a position depends on
-  the tokens up to there and on nothing else. So run every token of the vocabulary through the same first
-  layers behind what is known already, and take the one whose hidden state is the one that was seen; then the
-  next position. 2505.18332 recovers prompts by it nearly perfectly from every layer of several models.
+  the tokens up to there and on nothing else. So send every token of the vocabulary through the same layers
+  behind what is known already, and take the one whose hidden state is the one that was seen; then the next
+  position. 2510.15511 ("Language Models are Injective and Hence Invertible", SipIt) shows why this nearly
+  always finds exactly the text, at every depth; 2505.18332 breaks schemes that send hidden states to third
+  parties.
 
 And two to read what comes back, before the tail layers:
 
@@ -16,11 +18,11 @@ And two to read what comes back, before the tail layers:
   (nostalgebraist, "interpreting GPT: the logit lens", LessWrong 2020).
 - **Running the last layers**: they are as public as the others.
 
-Stronger attacks are known, which learn or optimise: 2503.09022 (88 % of the tokens behind the last possible
-layer of a 65B model), 2605.23158 (also against added noise), 2602.16760 (a trained inverter: 59 % behind two
-layers, 35 % behind eight). What this module does not recover is therefore not safe.
+More elaborate attacks are known: 2503.09022 (88 % of the tokens from the last possible layer of a 65B model),
+2605.23158 (also against added noise), 2602.16760 (59 % behind two layers, 35 % behind eight). What this
+module does not recover is therefore not safe.
 
-Numbers like 2505.18332 are those of arXiv.
+Numbers like 2510.15511 are those of arXiv.
 """
 
 from __future__ import annotations
@@ -268,6 +270,10 @@ def match_vocabulary(
     difference) is taken. The search for a token ends early where one candidate is 100 times nearer than the
     median of those that were tried: with the right prefix only the token itself is.
 
+    Where the candidates are the whole vocabulary, they are all tried at the second position, and from there
+    on
+    those come first whose hidden states were nearest there to what is seen now: a search then ends soon.
+
     Args:
         layers: layers [0, h) of the model; None: h is 0. Whatever its sequences hold is forgotten.
         embedding: of the model.
@@ -283,34 +289,45 @@ def match_vocabulary(
         ContextFullError: a sequence of ``layers`` holds fewer than n positions.
 
     """
-    n = len(seen)
+    n, n_candidates = candidates.shape if candidates.ndim == 2 else (-1, 0)
     given = int32_array(known, "known")
     truth = None if prefix is None else int32_array(prefix, "prefix")
-    if candidates.ndim != 2 or len(candidates) != n or candidates.shape[1] < 1:
-        raise ValueError(f"candidates has shape {candidates.shape}, expected ({n}, k)")
+    if n != len(seen) or n_candidates < 1:
+        raise ValueError(f"candidates has shape {candidates.shape}, expected ({len(seen)}, k)")
     if truth is not None and len(truth) != n:
         raise ValueError(f"prefix has {len(truth)} tokens, expected {n}")
     at_once = _SEQUENCES if layers is None else layers.context.n_seq_max
     limit = _LARGEST.get(codec)
+    # The first position of a text is unlike the others; the second is where the hidden states are learnt.
+    learn = max(len(given), 1) if layers is not None and n_candidates == embedding.n_tokens else n
+    learnt: npt.NDArray[np.float32] | None = None
     found = np.empty(n, dtype=np.int32)
     n_tried = 0
     for pos in range(n):
         if pos < len(given):
             found[pos] = given[pos]
         else:
+            order = candidates[pos]
+            if learnt is not None:
+                order = np.argsort(np.linalg.norm(learnt - seen[pos], axis=1), kind="stable").astype(np.int32)
+            elif pos == learn:
+                learnt = np.empty((embedding.n_tokens, seen.shape[1]), dtype=np.float32)
             distances = np.empty(0)
-            for start in range(0, candidates.shape[1], at_once):
-                rows = embedding.rows(candidates[pos, start : start + at_once])
+            for start in range(0, n_candidates, at_once):
+                some = order[start : start + at_once]
+                rows = embedding.rows(some)
                 if layers is not None:
                     rows = _at(layers, rows, pos)
                 if limit is not None:
                     rows = rows.clip(-limit, limit)
-                apart = across(rows, codec).astype(np.float64) - seen[pos]
-                distances = np.concatenate([distances, np.linalg.norm(apart, axis=1)])
-                if distances.min() * _STANDS_OUT <= np.median(distances):
+                rows = across(rows, codec)
+                distances = np.append(distances, np.linalg.norm(rows.astype(np.float64) - seen[pos], axis=1))
+                if learnt is not None and pos == learn:
+                    learnt[some] = rows
+                elif distances.min() * _STANDS_OUT <= np.median(distances):
                     break
             n_tried += len(distances)
-            found[pos] = candidates[pos, int(distances.argmin())]
+            found[pos] = order[int(distances.argmin())]
         if layers is not None and pos + 1 < n:
             token = found[pos] if truth is None else truth[pos]
             _at(layers, embedding.rows(np.full(at_once, token, dtype=np.int32)), pos)
