@@ -130,7 +130,8 @@ def codec_report(
         before = _before(whole)
         tokens = whole.vocab.encode(text, add_special=False)
         if len(tokens) < 2:
-            raise ValueError(f"the text has {len(tokens)} tokens, expected at least 2")
+            found = "1 token" if len(tokens) == 1 else "no tokens"
+            raise ValueError(f"the text has {found}, expected at least 2")
         window = min(_WINDOW, whole.n_ctx_train or _WINDOW)
         piece = max(window - len(before), 2)
         longest = min(len(tokens), piece) + len(before)
