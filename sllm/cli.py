@@ -1,5 +1,5 @@
-"""The command line: ``sllm demo``, ``run``, ``worker``, ``status``, ``ping``, ``calibrate``, ``devices``,
-``inspect``.
+"""The command line: ``sllm demo``, ``run``, ``worker``, ``status``, ``ping``, ``split``, ``audit``,
+``codec-report``, ``calibrate``, ``devices``, ``inspect``.
 
 Text goes to stdout as it comes; everything about it goes to stderr. An error is one line there and exit
 status 2, Ctrl-C is exit status 130 within a second, and a reader that goes away (``sllm run ... | head -1``)
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import sllm
-from sllm import cli_remote, cli_triage, demo, embedded
+from sllm import cli_layers, cli_remote, cli_triage, demo, embedded
 from sllm.cli_remote import EXACT, VARIABLE
 from sllm.console import (
     DIM,
@@ -192,6 +192,19 @@ def _parser() -> _Parser:
     inspect = command("inspect", _inspect, "Say what is in a model file.")
     inspect.add_argument("model", metavar="GGUF", help=_MODEL)
     inspect.add_argument("--json", action="store_true", help="as a JSON object")
+    cli_layers.add_split(
+        command("split", cli_layers.split, "Write layers of a model into files of their own.")
+    )
+    cli_layers.add_audit(
+        command("audit", cli_layers.audit, "Attack a split of your own: which tokens do hidden states tell?"),
+        _whole,
+    )
+    cli_layers.add_codec_report(
+        command(
+            "codec-report", cli_layers.codec_report, "Measure what the codecs of a split do to the text."
+        ),
+        _whole,
+    )
     return parser
 
 

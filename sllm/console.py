@@ -100,6 +100,15 @@ class Output:
                 self._err.write(f"{text}\n")
                 self._err.flush()
 
+    def status(self, text: str) -> None:
+        """Show what is being done in a line of stderr that the next one replaces, and an empty one removes;
+        nothing where stderr is no terminal.
+        """
+        if self._err is not None and self._err.isatty():
+            with suppress(OSError, ValueError):
+                self._err.write(f"\r\x1b[K{text}")
+                self._err.flush()
+
     def flush(self) -> None:
         """Let go what others left in stdout's buffer; raises as :meth:`text` does."""
         try:
