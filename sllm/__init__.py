@@ -44,6 +44,7 @@ from sllm.targets.local import LocalTarget
 from sllm.text_stream import Run
 
 if TYPE_CHECKING:
+    from sllm.privacy.vault import Vault
     from sllm.targets.connection import connect
     from sllm.targets.remote import RemoteTarget
     from sllm.worker import Worker
@@ -69,6 +70,7 @@ __all__ = [
     "SllmError",
     "Target",
     "UnsupportedModelError",
+    "Vault",
     "Verdict",
     "Vocab",
     "VocabMismatchError",
@@ -83,9 +85,10 @@ llama_cpp_commit: str = _ffi.string(_lib.sllm_llama_cpp_commit()).decode()
 
 logging.getLogger("sllm").addHandler(logging.NullHandler())
 
-# What needs protobuf and grpc is imported when it is first used.
+# What needs protobuf and grpc, or is not needed for generating, is imported when it is first used.
 _LAZY = {
     "RemoteTarget": "sllm.targets.remote",
+    "Vault": "sllm.privacy.vault",
     "Worker": "sllm.worker",
     "connect": "sllm.targets.connection",
 }

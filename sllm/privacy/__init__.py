@@ -12,14 +12,22 @@ from sllm.privacy.detect import (
     PatternDetector,
     default_detectors,
 )
+from sllm.privacy.egress import egress_check
+from sllm.privacy.restore import Restorer
+from sllm.privacy.vault import Masked, MaskedMessages, Vault
 
 __all__ = [
     "KINDS",
     "Detector",
     "Finding",
     "LabelScorer",
+    "Masked",
+    "MaskedMessages",
     "ModelDetector",
     "NameDetector",
     "PatternDetector",
+    "Restorer",
+    "Vault",
     "default_detectors",
+    "egress_check",
 ]

@@ -72,7 +72,7 @@ _OTHERS = (
     ),
 )
 _LABEL = re.compile(r"(?<![A-Za-z])[Aa]ddress(?:es)?[\"'*]{0,2} ?(?:is|:|=) {0,2}[\"'*]{0,2}(?=[A-Za-z0-9#])")
-_LINE = re.compile(r"[^\n\"'<>;|{}\[\]]{6,160}")
+_LINE = re.compile(r"[^\n\0\"'<>;|{}\[\]]{6,160}")
 
 
 def _streets(text: str) -> Iterator[Finding]:

@@ -60,7 +60,7 @@ def _emails(text: str) -> Iterator[Finding]:
             yield Finding(start, tail.end(), "EMAIL", 0.9)
 
 
-_USERINFO = re.compile(r"[^\s/@:?#\"'<>]{0,100}(?::[^\s/@\"'<>]{1,200})?@[^\s\"'<>，。；、）】》]{1,2000}")
+_USERINFO = re.compile(r"[^\s\0/@:?#\"'<>]{0,100}(?::[^\s\0/@\"'<>]{1,200})?@[^\s\0\"'<>，。；、）】》]{1,2000}")
 _PROFILE = re.compile(
     r"(?:www\.)?(?:linkedin\.com/in|facebook\.com|instagram\.com|weibo\.com/u|t\.me|wa\.me)/[A-Za-z0-9._%-]{2,60}"
 )
