@@ -27,8 +27,34 @@ _SUFFIX = (
 # Suffixes that name little else: behind a number they are enough. The others need two words before them, so
 # that "3 Key Points" stays.
 _SURE = frozenset(
-    "Street St Avenue Ave Road Rd Boulevard Blvd Lane Ln Drive Dr Court Ct Square Terrace Parkway Pkwy Highway Hwy "
-    "Crescent Close Mews Circle Cir Alley".split()
+    [
+        "Street",
+        "St",
+        "Avenue",
+        "Ave",
+        "Road",
+        "Rd",
+        "Boulevard",
+        "Blvd",
+        "Lane",
+        "Ln",
+        "Drive",
+        "Dr",
+        "Court",
+        "Ct",
+        "Square",
+        "Terrace",
+        "Parkway",
+        "Pkwy",
+        "Highway",
+        "Hwy",
+        "Crescent",
+        "Close",
+        "Mews",
+        "Circle",
+        "Cir",
+        "Alley",
+    ]
 )
 _UNIT = (
     r"(?:,? {0,2}(?:(?:Apt|Apartment|Suite|Ste|Unit|Flat|Floor|Fl|Room|Rm|Building|Bldg|Block|Lot)\.? ?#?[A-Za-z0-9-]{1,6}"
@@ -44,7 +70,9 @@ _STREET = re.compile(
 )
 _SUFFIXES = frozenset(_SUFFIX.split("|"))
 _AFTER = re.compile(rf"\.?(?: (?:[NSEW]|NE|NW|SE|SW)(?![A-Za-z]))?{_TAIL}")
-_BOX = re.compile(rf"(?<![A-Za-z])(?:P\.? ?O\.? ?Box|PO Box|Post Office Box|GPO Box|Postfach|PSC|Unit) [0-9]{{1,6}}(?:,? (?:Box|APO|FPO|DPO) ?[0-9]{{0,6}})?{_TAIL}")
+_BOX = re.compile(
+    rf"(?<![A-Za-z])(?:P\.? ?O\.? ?Box|PO Box|Post Office Box|GPO Box|Postfach|PSC|Unit) [0-9]{{1,6}}(?:,? (?:Box|APO|FPO|DPO) ?[0-9]{{0,6}})?{_TAIL}"
+)
 _SECONDARY = re.compile(r"(?<![A-Za-z])(?:Apt|Apartment|Suite)\.? #?[0-9]{1,5}[A-Za-z]?(?![0-9A-Za-z])")
 _CITY_STATE = re.compile(
     r"(?<![A-Za-z])[A-Z][A-Za-z.'-]{1,24}(?: [A-Z][A-Za-z.'-]{1,24}){0,2}, (?:A[KLRZ]|C[AOT]|D[CE]|FL|GA|HI|I[ADLN]|K[SY]|LA|M[ADEINOST]|N[CDEHJMVY]|O[HKR]|"
@@ -100,21 +128,39 @@ def _streets(text: str) -> Iterator[Finding]:
         yield Finding(found.start(), stop, "ADDRESS", 0.8)
 
 
+# Every pattern here needs a capital letter and, but for labels, a digit.
+_ANY = re.compile("[A-ZÀ-Ý]|[Aa]ddress")
+
+
 def _more(text: str, at: int) -> bool:
     return text[at : at + 2] == ", " and text[at + 2 : at + 3].isupper()
 
 
 def scan(text: str) -> Iterator[Finding]:
     """Findings in a plain view (:func:`sllm.privacy.normal.plain`)."""
+    if not _ANY.search(text):
+        return
     yield from _streets(text)
     for pattern in (_BOX, _SECONDARY, _CITY_STATE, _POSTCODE, *_OTHERS):
         for found in pattern.finditer(text):
             yield Finding(found.start(), found.end(), "ADDRESS", 0.75)
+    done = 0
     for label in _LABEL.finditer(text):
+        if label.start() < done:
+            continue
         line = _LINE.match(text, label.end())
         if not line:
             continue
+        done = line.end()
         # Up to the end of the sentence: a full stop behind a word of more than four letters.
-        value = re.split(r"(?<=[a-z]{4})\. |(?<=[0-9]{4})[.,]? (?=[a-z])|, (?=and |please |my |phone|tel|email)", line[0])[0].rstrip(" .,")
-        if "@" not in value and "://" not in value and any(c.isdigit() for c in value) and sum(c.isalpha() for c in value) >= 4 and " " in value:
+        value = re.split(
+            r"(?<=[a-z]{4})\. |(?<=[0-9]{4})[.,]? (?=[a-z])|, (?=and |please |my |phone|tel|email)", line[0]
+        )[0].rstrip(" .,")
+        if (
+            "@" not in value
+            and "://" not in value
+            and any(c.isdigit() for c in value)
+            and sum(c.isalpha() for c in value) >= 4
+            and " " in value
+        ):
             yield Finding(label.end(), label.end() + len(value), "ADDRESS", 0.6)

@@ -31,8 +31,45 @@ __all__ = [
 _LUHN_DOUBLE = str.maketrans("0123456789", "0246813579")
 # 省级 codes of GB/T 2260, with Taiwan, Hong Kong, Macau, and 91 (of foreign permanent residents: 9).
 _PROVINCES = frozenset(
-    "11 12 13 14 15 21 22 23 31 32 33 34 35 36 37 41 42 43 44 45 46 50 51 52 53 54 61 62 63 64 65 71 81 82 83 91"
-    " 93".split()
+    [
+        "11",
+        "12",
+        "13",
+        "14",
+        "15",
+        "21",
+        "22",
+        "23",
+        "31",
+        "32",
+        "33",
+        "34",
+        "35",
+        "36",
+        "37",
+        "41",
+        "42",
+        "43",
+        "44",
+        "45",
+        "46",
+        "50",
+        "51",
+        "52",
+        "53",
+        "54",
+        "61",
+        "62",
+        "63",
+        "64",
+        "65",
+        "71",
+        "81",
+        "82",
+        "83",
+        "91",
+        "93",
+    ]
 )
 
 
@@ -122,9 +159,16 @@ def stdnum_valid(module: str, number: str) -> bool:
     return bool(importlib.import_module(f"stdnum.{module}").is_valid(number))
 
 
-_VERHOEFF_TURNS = (
-    "0123456789 1576283094 5803796142 8916043527 9453126870 4286573901 2793806415 7046913258".split()
-)
+_VERHOEFF_TURNS = [
+    "0123456789",
+    "1576283094",
+    "5803796142",
+    "8916043527",
+    "9453126870",
+    "4286573901",
+    "2793806415",
+    "7046913258",
+]
 
 
 def verhoeff(digits: str) -> bool:
@@ -142,7 +186,9 @@ def _dihedral(a: int, b: int) -> int:
     return 5 + (a - 5 - b) % 5 if b < 5 else (a - b) % 5
 
 
-_VIN_VALUES = dict(zip("ABCDEFGHJKLMNPRSTUVWXYZ0123456789", "12345678123457923456789" + "0123456789", strict=True))
+_VIN_VALUES = dict(
+    zip("ABCDEFGHJKLMNPRSTUVWXYZ0123456789", "12345678123457923456789" + "0123456789", strict=True)
+)
 _VIN_WEIGHTS = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
 
 
@@ -157,7 +203,9 @@ def vin(code: str) -> bool:
 
 def hk_id(letters: str, digits: str, check: str) -> bool:
     """Identity card of Hong Kong: one or two letters, six digits, a check character 0-9 or A."""
-    values = [36] * (2 - len(letters)) + [ord(char) - 55 for char in letters.upper()] + [int(d) for d in digits]
+    values = (
+        [36] * (2 - len(letters)) + [ord(char) - 55 for char in letters.upper()] + [int(d) for d in digits]
+    )
     total = sum(value * weight for value, weight in zip(values, range(9, 1, -1), strict=True))
     return (total + (10 if check in "aA" else int(check))) % 11 == 0
 

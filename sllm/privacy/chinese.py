@@ -29,10 +29,17 @@ _PLATE = re.compile(
     r"|[使领][0-9]{6}(?![0-9A-Za-z])|[0-9]{6}[使领](?![0-9A-Za-z])"
 )
 
-_PASSPORT = re.compile(rf"{_B}(?:[EeGgDdSsPpHhMmCcKk][0-9]{{8}}|[Ee][A-HJ-NP-Z][0-9]{{7}}|[HMhm][0-9]{{10}}|14[0-9]{{7}}|15[0-9]{{7}}){_E}")
-_PASSPORT_WORD = re.compile(r"(?:护照|通行证|签证|证件|passport|permit|document|旅行)[^A-Za-z0-9]{0,14}(?:no|number)?[^A-Za-z0-9]{0,4}\Z", re.I)
+_PASSPORT = re.compile(
+    rf"{_B}(?:[EeGgDdSsPpHhMmCcKk][0-9]{{8}}|[Ee][A-HJ-NP-Z][0-9]{{7}}|[HMhm][0-9]{{10}}|14[0-9]{{7}}|15[0-9]{{7}}){_E}"
+)
+_PASSPORT_WORD = re.compile(
+    r"(?:护照|通行证|签证|证件|passport|permit|document|旅行)[^A-Za-z0-9]{0,14}(?:no|number)?[^A-Za-z0-9]{0,4}\Z",
+    re.I,
+)
 
-_HKID = re.compile(rf"{_B}([A-Za-z]{{1,2}}) ?([0-9]{{6}}) ?[(]([0-9Aa])[)]|{_B}([A-Z]{{1,2}})([0-9]{{6}})([0-9A]){_E}")
+_HKID = re.compile(
+    rf"{_B}([A-Za-z]{{1,2}}) ?([0-9]{{6}}) ?[(]([0-9Aa])[)]|{_B}([A-Z]{{1,2}})([0-9]{{6}})([0-9A]){_E}"
+)
 _MACAU = re.compile(rf"{_B}[157][0-9]{{6}}[(][0-9][)]|{_B}[157]/[0-9]{{6}}/[0-9]{_E}")
 _TWID = re.compile(rf"{_B}[A-Z][1289][0-9]{{8}}{_E}")
 
@@ -55,14 +62,14 @@ _START = re.compile(f"(?:{PROVINCES}|{_CITIES})")
 _AREA = "特别行政区|自治区|自治州|自治县|新区|开发区|高新区|省|市|区|县|旗|盟|州|镇|乡|街道"
 _ROAD = "大道|大街|马路|公路|胡同|路|街|巷|弄|道|里|村|屯|社区|环路"
 _PLACE = "小区|花园|公寓|大厦|广场|家园|新村|花苑|别墅|中心|科技园|工业园|产业园|产业区|园区|宿舍|大楼|写字楼|苑|园|城|府|庭|湾|轩|阁|邸|庄|坊|号院|居"
-_NUMBER = (
-    r"(?:[A-Za-z]?[0-9]{1,5}(?:[-–][0-9]{1,5}){0,2}[A-Za-z]?|[一二三四五六七八九十百零〇甲乙丙丁]{1,5}|[A-Za-z])"
-)
+_NUMBER = r"(?:[A-Za-z]?[0-9]{1,5}(?:[-–][0-9]{1,5}){0,2}[A-Za-z]?|[一二三四五六七八九十百零〇甲乙丙丁]{1,5}|[A-Za-z])"
 _UNIT = "号楼|号院|号门|号铺|号店|号|弄|栋|幢|座|单元|楼|层|室|户|房|组|队|门|铺|排|期|区"
 _PART = re.compile(
     rf"(?P<number>{_NUMBER}[ ]?(?:{_UNIT})(?!线|码|称|召|角|令|外|机|文件|通知|元|年))|(?P<area>{_AREA})|(?P<road>{_ROAD})|(?P<place>{_PLACE})"
 )
-_ROOM = re.compile(r"[ -]?[A-Za-z]?[0-9]{1,5}(?:[-–][0-9]{1,5}){0,3}(?:室|号|房|户)?(?![0-9A-Za-z.%年月日元个点])")
+_ROOM = re.compile(
+    r"[ -]?[A-Za-z]?[0-9]{1,5}(?:[-–][0-9]{1,5}){0,3}(?:室|号|房|户)?(?![0-9A-Za-z.%年月日元个点])"
+)
 # Stretches that an address cannot reach across: everything but Han, letters, digits and the odd separator.
 _STRETCH = re.compile(r"[\u4e00-\u9fffA-Za-z0-9〇#()（） \-–·]+")
 _STOP = re.compile(
@@ -125,9 +132,13 @@ def _name_start(text: str, low: int, marker: int) -> int:
     return low + cut
 
 
+# Without one of these there is neither a house nor a third level.
+_NEEDED = re.compile("[路街道巷弄村镇乡县区号室栋幢楼座苑园寓厦场社里屯墅城府庭湾轩阁邸庄坊居同心舍]")
+
+
 def _addresses(text: str) -> Iterator[Finding]:
     for stretch in _STRETCH.finditer(text):
-        if stretch.end() - stretch.start() >= 4:
+        if stretch.end() - stretch.start() >= 4 and _NEEDED.search(text, *stretch.span()):
             yield from _in_stretch(text, stretch.start(), stretch.end())
 
 
@@ -142,7 +153,13 @@ def _in_stretch(text: str, start: int, end: int) -> Iterator[Finding]:
         if joins and kind != "number":
             between = text[last : part.start()]
             stop = _STOP.match(between)
-            joins = not (stop and stop.end() > 0 and not between.startswith(("和", "过")) and len(between) > 1 and stop.end() <= len(between) - 1)
+            joins = not (
+                stop
+                and stop.end() > 0
+                and not between.startswith(("和", "过"))
+                and len(between) > 1
+                and stop.end() <= len(between) - 1
+            )
         if not joins:
             done = _finish(text, first, last, score, end)
             if done:

@@ -6,6 +6,7 @@ group is bounded and long runs of anything cost no more than their length.
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,33 @@ _GROUP = re.compile(r"[0-9]+")
 _ALNUM_TAIL = re.compile(r"[A-Za-z]+\Z")
 # Words that may stand right before a number without a space.
 _GLUED = frozenset(
-    "tel mobile mob cell fax phone ph hp m t p id card no num number qq wechat vx wx sfz sfzh call contact ssn".split()
+    [
+        "tel",
+        "mobile",
+        "mob",
+        "cell",
+        "fax",
+        "phone",
+        "ph",
+        "hp",
+        "m",
+        "t",
+        "p",
+        "id",
+        "card",
+        "no",
+        "num",
+        "number",
+        "qq",
+        "wechat",
+        "vx",
+        "wx",
+        "sfz",
+        "sfzh",
+        "call",
+        "contact",
+        "ssn",
+    ]
 )
 _OTHER_NUMBER = re.compile(
     r"(?:订单|单号|运单|快递|物流|流水|交易|批次|编号|货号|条码|发票|工单|任务|order|invoice|tracking|transaction|trace"
@@ -39,11 +66,13 @@ _PHONE_WORD = re.compile(
 )
 _ID_WORD = re.compile(r"(?:身份|证件|证号|id|identity)[^0-9]{0,20}\Z", re.I)
 _EXTENSION = re.compile(r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2}|-)([0-9]{1,6})(?![0-9])", re.I)
-_WORD_EXTENSION = re.compile(r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2})([0-9]{1,6})(?![0-9])", re.I)
+_WORD_EXTENSION = re.compile(
+    r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2})([0-9]{1,6})(?![0-9])", re.I
+)
 
 # How many numbers of one text phonenumberslite is asked about; behind that, form alone decides. A check costs
 # a fifth of a millisecond, and a text of nothing but numbers must not cost minutes.
-_LOOKUPS = 2000
+_LOOKUPS = 1000
 
 _CARD_GROUPS = frozenset(
     [
@@ -52,9 +81,16 @@ _CARD_GROUPS = frozenset(
         (6, 6, 4), (6, 6, 7), (5, 5, 5, 4), (4, 4, 5),
     ]
 )  # fmt: skip
-_ID_GROUPS = frozenset([(6, 8, 4), (6, 4, 4, 4), (6, 12), (14, 4), (3, 3, 4, 4, 4), (6, 4, 2, 2, 4), (10, 8), (3, 3, 8, 4)])
+_ID_GROUPS = frozenset(
+    [(6, 8, 4), (6, 4, 4, 4), (6, 12), (14, 4), (3, 3, 4, 4, 4), (6, 4, 2, 2, 4), (10, 8), (3, 3, 8, 4)]
+)
 # The same with X as the last character.
-_ID_X_GROUPS = frozenset([(17,), (6, 8, 3), (6, 4, 4, 3), (6, 11), (14, 3), (6, 4, 2, 2, 3), (10, 7), (3, 3, 8, 3)])
+_ID_X_GROUPS = frozenset(
+    [(17,), (6, 8, 3), (6, 4, 4, 3), (6, 11), (14, 3), (6, 4, 2, 2, 3), (10, 7), (3, 3, 8, 3)]
+)
+
+
+_X = re.compile(r"[ -]?[Xx](?![A-Za-z0-9])")
 
 
 class _Run:
@@ -113,14 +149,14 @@ def _years(groups: list[str]) -> bool:
     return all(len(group) == 4 and group[:2] in ("19", "20") for group in groups)
 
 
-def _window(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
+def _window(run: _Run, i: int, j: int) -> Finding | None:
     """What groups i to j are, together."""
     lengths = run.lengths[i:j]
     total = sum(lengths)
     start, end = run.groups[i][0], run.groups[j - 1][1]
     text = run.text
     if total == 17 and lengths in _ID_X_GROUPS:
-        tail = re.compile(r"[ -]?[Xx](?![A-Za-z0-9])").match(text, end)
+        tail = _X.match(text, end)
         if tail:
             good = checksums.cn_id(run.digits(i, j) + "X")
             if good is not None:
@@ -152,7 +188,7 @@ def _window(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
     return _national_id(run, i, j, lengths, start, end)
 
 
-_USCC_STARTS = frozenset("11 12 13 19 31 32 33 51 52 53 59 91 92 93".split())
+_USCC_STARTS = frozenset(["11", "12", "13", "19", "31", "32", "33", "51", "52", "53", "59", "91", "92", "93"])
 
 
 def _nir(digits: str) -> bool:
@@ -160,9 +196,7 @@ def _nir(digits: str) -> bool:
     return int(digits[:13]) % 97 == 97 - int(digits[13:])
 
 
-def _national_id(
-    run: _Run, i: int, j: int, lengths: tuple[int, ...], start: int, end: int
-) -> Finding | None:
+def _national_id(run: _Run, i: int, j: int, lengths: tuple[int, ...], start: int, end: int) -> Finding | None:
     """National numbers that are known by their grouping."""
     form = _NATIONAL.get(lengths)
     if form is None:
@@ -177,7 +211,11 @@ def _national_id(
         if digits[:3] == "000" or (actual[0] != "-" and (digits[:3] == "666" or digits[0] == "9")):
             return None
     elif lengths == (4, 4, 4):
-        if _years([run.text[a:b] for a, b in run.groups[i:j]]) or digits[0] in "01" or not checksums.verhoeff(digits):
+        if (
+            _years([run.text[a:b] for a, b in run.groups[i:j]])
+            or digits[0] in "01"
+            or not checksums.verhoeff(digits)
+        ):
             return None
         checked = True
     elif lengths == (3, 3, 3, 2):
@@ -189,7 +227,9 @@ def _national_id(
             return None
         checked = True
     elif lengths == (6, 7):
-        if digits[6] not in "123456789" or not checksums.real_date("20" + digits[:2], digits[2:4], digits[4:6]):
+        if digits[6] not in "123456789" or not checksums.real_date(
+            "20" + digits[:2], digits[2:4], digits[4:6]
+        ):
             return None
     elif lengths in ((6, 4), (8, 4)):
         short = digits[-10:]
@@ -367,28 +407,51 @@ def _run(run: _Run, lookups: _Lookups) -> Iterator[Finding]:
             return
     i = 0
     while i < n:
-        if lengths[i] > 19:
-            i += 1
-            continue
         best = None
         size = 0
-        for j in range(i + 1, min(n, i + 7) + 1):
-            size += lengths[j - 1]
-            if size > 19:
-                break
-            if size < 7 or (j - i == n and total <= 19):
-                continue
-            if lengths[i] == 1 and lengths[i : i + 2] not in ((1, 2), (1, 3)):
-                # A single digit begins +1 415 ..., 1-800-... and a French number, and nothing else.
-                continue
-            one = _judge(run, i, j, lookups)
-            if one and (best is None or (one.checked, one.end) >= (best[0].checked, best[0].end)):
-                best = (one, j)
+        if lengths[i] > 1 or lengths[i : i + 2] in ((1, 2), (1, 3)):
+            # A single digit begins +1 415 ..., 1-800-... and a French number, and nothing else.
+            for j in range(i + 1, min(n, i + 7) + 1):
+                size += lengths[j - 1]
+                if size > 19:
+                    break
+                if size < 7 or not _worth(run, i, j):
+                    continue
+                one = _judge(run, i, j, lookups)
+                if one and (best is None or one.checked >= best[0].checked):
+                    best = (one, j)
         if best:
             yield best[0]
             i = best[1]
         else:
             i += 1
+
+
+@functools.lru_cache(maxsize=65536)
+def _known_form(lengths: tuple[int, ...]) -> bool:
+    """Whether any rule knows numbers grouped like this."""
+    return (
+        (len(lengths) == 1 and lengths[0] in (11, 13, 14, 15, 16, 17, 18, 19))
+        or lengths in _CARD_GROUPS
+        or lengths in _ID_GROUPS
+        or lengths in _ID_X_GROUPS
+        or lengths in _MOBILE_FORMS
+        or lengths in _NATIONAL
+        or lengths in ((3, 3, 4), (1, 3, 3, 4), (3, 4, 3))
+    )
+
+
+def _worth(run: _Run, i: int, j: int) -> bool:
+    """Whether a window of a longer run can be anything: the cheap half of judging it."""
+    if _known_form(run.lengths[i:j]):
+        return True
+    at = run.groups[i][0]
+    return (
+        run.text[at] == "0"
+        or run.text[max(0, at - 2) : at].strip(" ")[-1:] in ("+", "(")
+        or i == 0
+        or j - i == 1
+    )
 
 
 def _spelled(run: _Run) -> Iterator[Finding]:
@@ -402,7 +465,7 @@ def _spelled(run: _Run) -> Iterator[Finding]:
             yield Finding(start, end, "IDCARD", 1.0 if good else 0.8, checked=good)
             return
     if len(digits) == 17:
-        tail = re.compile(r"[ -]?[Xx](?![A-Za-z0-9])").match(run.text, end)
+        tail = _X.match(run.text, end)
         good = checksums.cn_id(digits + "X")
         if tail and good is not None:
             yield Finding(start, tail.end(), "IDCARD", 1.0 if good else 0.8, checked=good)
@@ -416,7 +479,7 @@ def _judge(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
     start, end = run.groups[i][0], run.groups[j - 1][1]
     if not _stands_alone(text, start, end):
         return None
-    one = _window(run, i, j, lookups)
+    one = _window(run, i, j)
     if one is not None:
         return one
     two = _phone(run, i, j, lookups)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sllm.privacy.findings import Finding
-from sllm.privacy.normal import View, folded
+from sllm.privacy.normal import View, decoded, folded, packed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,6 +27,8 @@ LITERAL = "TEXT"
 _LONG = 8
 # From so many digits on a value is looked for by its digits alone.
 _DIGITS = 7
+# From so many bytes on a value is looked for in base64 and hexadecimal.
+_PACKED = 6
 _NUMBER = re.compile(r"[0-9](?:[ \t\-._()/,:+]{0,3}[0-9])*")
 _ASCII_WORD = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 
@@ -88,40 +90,57 @@ class KnownValues:
         other.update(self)
         return other
 
-    def find(self, text: str, view: View | None = None) -> Iterator[tuple[int, int, str]]:
-        """Where the values stand: start and end in ``text``, and the kind."""
+    def findings(self, text: str, view: View | None = None) -> Iterator[Finding]:
+        """Where the values stand in a text, plainly or under an encoding.
+
+        Args:
+            text: to search.
+            view: its :func:`~sllm.privacy.normal.folded` view, if the caller has it.
+
+        """
         if not self._values:
             return
-        view = view or folded(text)
+        yield from self._in_view(text, view or folded(text))
+        others = list(decoded(text))
+        if "+" in text:  # for a space, as in the queries of URLs
+            others.append(View(text.replace("+", " "), None))
+        for other in others:
+            for one in self._in_view(other.text, folded(other.text)):
+                yield Finding(*other.span(one.start, one.end), one.kind)
+        yield from self._in_packed(text)
+
+    def _in_view(self, text: str, view: View) -> Iterator[Finding]:
         body = view.text
         for known in self._values.values():
             form = known.form
             at = body.find(form)
             while at >= 0:
                 end = at + len(form)
-                if self._stands(body, at, end, known):
+                if _stands(body, at, end, known):
                     start, stop = view.span(at, end)
                     if known.cased is None or known.cased in (text[start:stop], _upright(text[start:stop])):
-                        yield start, stop, known.kind
+                        yield Finding(start, stop, known.kind)
                         at = body.find(form, end)
                         continue
                 at = body.find(form, at + 1)
         if self._digits:
             yield from self._by_digits(view)
 
-    def findings(self, text: str, view: View | None = None) -> Iterator[Finding]:
-        """The same as findings."""
-        for start, end, kind in self.find(text, view):
-            yield Finding(start, end, kind)
+    def _in_packed(self, text: str) -> Iterator[Finding]:
+        """Runs of base64 or hexadecimal that hold a value. Short values turn up in noise and are left out."""
+        long = [known for known in self._values.values() if len(known.form.encode()) >= _PACKED]
+        if not long:
+            return
+        runs = list(packed(text))
+        bodies = [folded(body).text for _, _, body in runs]
+        everything = "\n".join(bodies)
+        for known in long:
+            if known.form in everything:
+                for (start, end, _), body in zip(runs, bodies, strict=True):
+                    if known.form in body:
+                        yield Finding(start, end, known.kind)
 
-    def _stands(self, body: str, at: int, end: int, known: _Known) -> bool:
-        if not known.bounded:
-            return True
-        if known.form[0] in _ASCII_WORD and body[at - 1 : at] in _ASCII_WORD and at:
-            return False
-        return not (known.form[-1] in _ASCII_WORD and body[end : end + 1] in _ASCII_WORD)
-
-    def _by_digits(self, view: View) -> Iterator[tuple[int, int, str]]:
+    def _by_digits(self, view: View) -> Iterator[Finding]:
         numbers: list[str] = []
         places: list[int] = []
         for run in _NUMBER.finditer(view.text):
@@ -142,8 +161,17 @@ class KnownValues:
             at = body.find(digits)
             while at >= 0:
                 end = at + len(digits)
-                yield *view.span(places[at], places[end - 1] + 1), kind
+                yield Finding(*view.span(places[at], places[end - 1] + 1), kind)
                 at = body.find(digits, end)
+
+
+def _stands(body: str, at: int, end: int, known: _Known) -> bool:
+    """Whether a short value stands there as a word of its own."""
+    if not known.bounded:
+        return True
+    if at and known.form[0] in _ASCII_WORD and body[at - 1] in _ASCII_WORD:
+        return False
+    return not (known.form[-1] in _ASCII_WORD and body[end : end + 1] in _ASCII_WORD)
 
 
 def _upright(text: str) -> str:

@@ -67,7 +67,11 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
         "driver license;driver licence;drivers license;drivers licence;driver's license;driver's licence;driving license;"
         "driving licence;driver’s license;license number;licence number;license no;licence no;dl number;dl no;driverlicense",
     ),
-    ("SSN", "digits", "ssn;social security;socialsecurity;social number;social num;socialnum;social insurance"),
+    (
+        "SSN",
+        "digits",
+        "ssn;social security;socialsecurity;social number;social num;socialnum;social insurance",
+    ),
     (
         "NATIONALID",
         "code",
@@ -87,15 +91,27 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
         "insurance number;insurance id;insurance policy;health plan;health insurance;beneficiary;case number;claim number;"
         "loyalty number;frequent flyer;badge number;registration number;certificate number;emp id;user number;subscriber id",
     ),
-    ("CARD", "digits", "credit card;debit card;card number;card no;creditcard;cardnumber;bank card;card ending;visa card"),
+    (
+        "CARD",
+        "digits",
+        "credit card;debit card;card number;card no;creditcard;cardnumber;bank card;card ending;visa card",
+    ),
     (
         "USER",
         "token",
         "username;user name;login name;login id;login;user id;userid;screen name;handle;skype;skype id;telegram;wechat;"
         "wechat id;weixin;qq;qq number;line id;discord;twitter;instagram;snapchat;weibo;github username;account name",
     ),
-    ("BIRTHDATE", "date", "dob;d.o.b;date of birth;birth date;birthdate;birthday;born;birth;date birth;dateofbirth"),
-    ("DEVICE", "code", "imei;imsi;serial number;device id;udid;device identifier;imei number;serial no;meid;iccid"),
+    (
+        "BIRTHDATE",
+        "date",
+        "dob;d.o.b;date of birth;birth date;birthdate;birthday;born;birth;date birth;dateofbirth",
+    ),
+    (
+        "DEVICE",
+        "code",
+        "imei;imsi;serial number;device id;udid;device identifier;imei number;serial no;meid;iccid",
+    ),
     ("VIN", "code", "vin;vehicle identification;chassis;chassis number;vehicle id;vehicle vin"),
     (
         "PLATE",
@@ -110,9 +126,17 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
         "pin;pin code;cvv;cvv2;cvc;cvc2;security code;otp;verification code;auth code;one time code;passcode;access code;"
         "unlock code;card cvv;confirmation code;2fa code;login code;one time password",
     ),
-    ("GEO", "geo", "gps;coordinates;coordinate;latitude;longitude;lat;lng;lon;geolocation;lat long;located at;location"),
+    (
+        "GEO",
+        "geo",
+        "gps;coordinates;coordinate;latitude;longitude;lat;lng;lon;geolocation;lat long;located at;location",
+    ),
     ("MAC", "code", "mac address"),
-    ("WALLET", "hash", "wallet;wallet address;bitcoin address;btc address;eth address;ethereum address;crypto address"),
+    (
+        "WALLET",
+        "hash",
+        "wallet;wallet address;bitcoin address;btc address;eth address;ethereum address;crypto address",
+    ),
 )
 _CHINESE: tuple[tuple[str, str, str], ...] = (
     ("IDCARD", "code", "身份证|身分证|公民身份|证件号|居民证|身份号|港澳居民证|居住证|证件"),
@@ -126,13 +150,25 @@ _CHINESE: tuple[tuple[str, str, str], ...] = (
     ),
     ("CARD", "digits", "银行卡|信用卡|借记卡|储蓄卡|卡号|工资卡"),
     ("COMPANYID", "code", "统一社会信用|信用代码|组织机构代码|营业执照|注册号"),
-    ("USER", "token", "用户名|登录名|微信|微信号|[Qq][Qq]|抖音|微博|昵称|网名|支付宝|推特|小红书|快手|登录账|用户ID"),
-    ("BIRTHDATE", "date", "出生日期|出生年月日?|出生时间|出生于|出生在|出生|生日|生于|诞辰|阳历|农历|阴历"),
+    (
+        "USER",
+        "token",
+        "用户名|登录名|微信|QQ|qq|Qq|抖音|微博|昵称|网名|支付宝|推特|小红书|快手|登录账|用户ID",
+    ),
+    (
+        "BIRTHDATE",
+        "date",
+        "出生日期|出生年月日|出生年月|出生时间|出生于|出生在|出生|生日|生于|诞辰|阳历|农历|阴历",
+    ),
     ("DEVICE", "code", "设备号|序列号|串号|设备编号|机器码"),
     ("VIN", "code", "车架号|车辆识别|发动机号|车辆识别代号"),
     ("PLATE", "plate", "车牌|牌照|车号"),
     ("ADDRESS", "zip", "邮编|邮政编码"),
-    ("SECRET", "pin", "验证码|校验码|安全码|动态码|取件码|支付密码|取款密码|交易密码|锁屏密码|门禁密码|短信码|提取码|解锁码"),
+    (
+        "SECRET",
+        "pin",
+        "验证码|校验码|安全码|动态码|取件码|支付密码|取款密码|交易密码|锁屏密码|门禁密码|短信码|提取码|解锁码",
+    ),
     ("PHONE", "digits", "电话|手机|座机|固话|传真|联系方式|热线|号码是|致电|拨打|联系号码|紧急联系"),
     ("GEO", "geo", "经纬度|坐标|纬度|经度|定位"),
 )
@@ -155,13 +191,19 @@ def _english() -> dict[str, list[tuple[re.Pattern[str], str, str]]]:
     for first_word, entries in table.items():
         entries.sort(key=lambda entry: -len(entry[0]))
         done[first_word] = [
-            (re.compile(f"{_phrase(phrase)}(?![a-z])s?{_LINK}", re.I), kind, value) for phrase, kind, value in entries
+            (re.compile(f"{_phrase(phrase)}(?![a-z])s?{_LINK}", re.I), kind, value)
+            for phrase, kind, value in entries
         ]
     return done
 
 
 _ENGLISH_TABLE = _english()
-_CHINESE_ANY = re.compile("(?:" + "|".join(f"(?P<k{i}>{words})" for i, (_, _, words) in enumerate(_CHINESE)) + ")" + _CN_LINK)
+_CHINESE_LABELS = {
+    word: (kind, value) for kind, value, words in reversed(_CHINESE) for word in words.split("|")
+}
+# Plain words only, the longest first: so the engine can skip to their first characters.
+_CHINESE_ANY = re.compile("|".join(sorted(_CHINESE_LABELS, key=len, reverse=True)))
+_CHINESE_LINK = re.compile(_CN_LINK)
 
 _SECRET_WORDS = {
     "password", "passwd", "passwort", "pwd", "passphrase", "secret", "token", "apikey", "key", "credential", "credentials",
@@ -184,7 +226,7 @@ _CN_SECRET = re.compile(
     r"[\"'”’]{0,2}[ \t]{0,2}(?P<sign>(?:应该是|改成了?|改为|换成|设为|设成|设置为|设置成|就是|还是|都是|[:：=]|为|是)[ \t]{0,2}){1,2}"
     r"(?P<quote>[\"'“‘「`]{0,2})[ \t]?"
 )
-_SECRET_VALUE = re.compile(r"[!-~]{4,300}")
+_SECRET_VALUE = re.compile(r"[!-~]{4,200}")
 _HAN_SECRET_SPACE = re.compile(r"(?:密码|口令|密钥|令牌|授权码)[ \t]{0,2}(?=[A-Za-z0-9][!-~]{5})")
 _NOT_SECRET = re.compile(
     r"(?:none|null|nil|true|false|undefined|str|string|int|bool|bytes|optional\[?.*|required|text|varchar.*|char|any|void|self.*"
@@ -193,16 +235,17 @@ _NOT_SECRET = re.compile(
     r"|env\..*|config.*|settings.*|getenv.*|input.*|args\..*|request.*|params.*|data\..*|this\..*|import.*|function.*|lambda.*)\Z",
     re.I | re.S,
 )
-_CODE_EXPRESSION = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:(?:\.|->|::)[A-Za-z_][A-Za-z0-9_]*)*(?:\(.*|\[.*)\Z", re.S)
+_CODE_EXPRESSION = re.compile(
+    r"[A-Za-z_][A-Za-z0-9_]*(?:(?:\.|->|::)[A-Za-z_][A-Za-z0-9_]*)*(?:\(.*|\[.*)\Z", re.S
+)
 _DOTTED = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)+[;,)]*\Z")
 
 
+_CLASSES = tuple(re.compile(chars) for chars in ("[a-z]", "[A-Z]", "[0-9]", "[^A-Za-z0-9_.-]"))
+
+
 def _classes(value: str) -> int:
-    lower = any("a" <= c <= "z" for c in value)
-    upper = any("A" <= c <= "Z" for c in value)
-    digit = any("0" <= c <= "9" for c in value)
-    sign = any(not c.isalnum() and c not in "_-." for c in value)
-    return lower + upper + digit + sign
+    return sum(pattern.search(value) is not None for pattern in _CLASSES)
 
 
 def _secret(text: str, at: int, quote: str, strong: bool, sign: bool) -> Finding | None:
@@ -226,7 +269,7 @@ def _secret(text: str, at: int, quote: str, strong: bool, sign: bool) -> Finding
         value = value.rstrip(".,;:)]}")
     if len(value) < 4 or _NOT_SECRET.match(value):
         return None
-    digit = any("0" <= c <= "9" for c in value)
+    digit = _CLASSES[2].search(value) is not None
     kinds = _classes(value)
     if _CODE_EXPRESSION.match(value) or (_DOTTED.match(value) and not quoted):
         return None
@@ -234,7 +277,9 @@ def _secret(text: str, at: int, quote: str, strong: bool, sign: bool) -> Finding
         if quoted:
             good = not (value.isalpha() and value.islower() and not sign)
         elif sign:
-            good = kinds >= 2 and (digit or any(not c.isalnum() and c not in "_-./" for c in value) or len(value) >= 12)
+            good = kinds >= 2 and (
+                digit or any(not c.isalnum() and c not in "_-./" for c in value) or len(value) >= 12
+            )
             good = good or (value.isdigit() and len(value) >= 4)
         else:
             good = digit and kinds >= 2 and len(value) >= 6
@@ -246,7 +291,18 @@ def _secret(text: str, at: int, quote: str, strong: bool, sign: bool) -> Finding
 
 
 def _secrets_at(text: str, start: int, end: int, word: str) -> Finding | None:
-    strong = word in ("password", "passwd", "passwort", "pwd", "passphrase", "passcode", "psw", "contrasena", "pass", "pw")
+    strong = word in (
+        "password",
+        "passwd",
+        "passwort",
+        "pwd",
+        "passphrase",
+        "passcode",
+        "psw",
+        "contrasena",
+        "pass",
+        "pw",
+    )
     if word in _WEAK_SECRET_WORDS and not strong and not _KEY_BEFORE.search(text[max(0, start - 14) : start]):
         return None
     link = _SECRET_LINK.match(text, end)
@@ -295,7 +351,9 @@ def _trim(kind: str, value_kind: str, text: str, start: int, end: int) -> Findin
         if re.fullmatch(DATE, value):
             return None
     elif value_kind == "token":
-        if value.lower() in _COMMON or not (n_digits or "_" in value or "." in value or "@" in value or len(value) >= 5):
+        if value.lower() in _COMMON or not (
+            n_digits or "_" in value or "." in value or "@" in value or len(value) >= 5
+        ):
             return None
         value = value.rstrip(".-")
     elif value_kind == "plate":
@@ -309,9 +367,61 @@ def _trim(kind: str, value_kind: str, text: str, start: int, end: int) -> Findin
 
 
 _COMMON = frozenset(
-    "is not and the for with your you are was name password from this that page form field must should will can be "
-    "required string username admin root user system error failed success here there page button screen required "
-    "invalid missing unique already taken between after before using via through handle login account".split()
+    [
+        "is",
+        "not",
+        "and",
+        "the",
+        "for",
+        "with",
+        "your",
+        "you",
+        "are",
+        "was",
+        "name",
+        "password",
+        "from",
+        "this",
+        "that",
+        "page",
+        "form",
+        "field",
+        "must",
+        "should",
+        "will",
+        "can",
+        "be",
+        "required",
+        "string",
+        "username",
+        "admin",
+        "root",
+        "user",
+        "system",
+        "error",
+        "failed",
+        "success",
+        "here",
+        "there",
+        "page",
+        "button",
+        "screen",
+        "required",
+        "invalid",
+        "missing",
+        "unique",
+        "already",
+        "taken",
+        "between",
+        "after",
+        "before",
+        "using",
+        "via",
+        "through",
+        "handle",
+        "login",
+        "account",
+    ]
 )
 _DATE_THEN_BORN = re.compile(rf"({DATE})(?=[ ]?(?:出生|生人|生，|生,|生于|诞生|生。))")
 _SIGN_NEEDED = frozenset(["USER", "GEO", "SECRET"])
@@ -329,15 +439,19 @@ def _labelled(text: str, link_end: int, link: str, kind: str, value_kind: str) -
 
 def scan(text: str) -> Iterator[Finding]:
     """Findings in a plain view (:func:`sllm.privacy.normal.plain`)."""
+    done = 0  # up to here a secret reaches: what it is made of labels nothing
     for word in _CAMEL.finditer(text):
         lower = word[0].lower()
         start = word.start()
-        if lower in _SECRET_WORDS:
+        if lower in _SECRET_WORDS and start >= done:
             one = _secrets_at(text, start, word.end(), lower)
             if one:
+                done = one.end
                 yield one
         entries = _ENGLISH_TABLE.get(lower)
-        if entries is None or (start and text[start - 1].isascii() and text[start - 1].isalpha() and word[0][0].islower()):
+        if entries is None or (
+            start and text[start - 1].isascii() and text[start - 1].isalpha() and word[0][0].islower()
+        ):
             continue
         for pattern, kind, value_kind in entries:
             link = pattern.match(text, start)
@@ -348,10 +462,10 @@ def scan(text: str) -> Iterator[Finding]:
                     break
     if text.isascii():
         return
-    for link in _CHINESE_ANY.finditer(text):
-        group = link.lastgroup or "k0"
-        kind, value_kind, _ = _CHINESE[int(group[1:])]
-        one = _labelled(text, link.end(), link[0], kind, value_kind)
+    for label in _CHINESE_ANY.finditer(text):
+        link = _CHINESE_LINK.match(text, label.end())
+        kind, value_kind = _CHINESE_LABELS[label[0]]
+        one = _labelled(text, link.end(), link[0], kind, value_kind) if link else None
         if one:
             yield one
     for link in _CN_SECRET.finditer(text):

@@ -23,7 +23,9 @@ _SURNAMES = (
     "方白邹孟熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严覃武戴莫孔向汤康易乔赖文施洪辛柯庄温鲁葛樊聂梅盛霍翁邢殷俞倪章骆申耿关焦柳欧"
     "祝纪尚毕舒游阳裴卓窦詹苗岳齐包冉宫费卞季阮蓝褚应宁柴詹卫蒲谷车凌邬甘童鲍凤路池宗祁简涂饶沙敖管娄危桂牛萧闵丘庞"
 )
-_DOUBLE = "欧阳|司马|上官|诸葛|东方|皇甫|尉迟|公孙|慕容|令狐|司徒|端木|夏侯|南宫|轩辕|长孙|宇文|独孤|西门|百里"
+_DOUBLE = (
+    "欧阳|司马|上官|诸葛|东方|皇甫|尉迟|公孙|慕容|令狐|司徒|端木|夏侯|南宫|轩辕|长孙|宇文|独孤|西门|百里"
+)
 _SURNAME = f"(?:{_DOUBLE}|[{_SURNAMES}])"
 _HAN = "\u4e00-\u9fff"
 # Characters that hardly stand in a given name and often come right behind one.
@@ -51,8 +53,51 @@ _CN_BEFORE = re.compile(
 )
 # These are followed by all sorts of things; a name is taken behind them only where a sign or an end comes after it.
 _CN_WEAK = frozenset(
-    "我是 叫 致 名字 本人 法人 学生 朋友 客户 员工 经理 主任 医生 老师 教授 律师 司机 尊敬的 家长 同事 客人 旅客 乘客 证人 房东 父亲 母亲 爸爸 妈妈 "
-    "妻子 丈夫 老公 老婆 儿子 女儿 哥哥 弟弟 姐姐 妹妹 签名 署名 患者 病人".split()
+    [
+        "我是",
+        "叫",
+        "致",
+        "名字",
+        "本人",
+        "法人",
+        "学生",
+        "朋友",
+        "客户",
+        "员工",
+        "经理",
+        "主任",
+        "医生",
+        "老师",
+        "教授",
+        "律师",
+        "司机",
+        "尊敬的",
+        "家长",
+        "同事",
+        "客人",
+        "旅客",
+        "乘客",
+        "证人",
+        "房东",
+        "父亲",
+        "母亲",
+        "爸爸",
+        "妈妈",
+        "妻子",
+        "丈夫",
+        "老公",
+        "老婆",
+        "儿子",
+        "女儿",
+        "哥哥",
+        "弟弟",
+        "姐姐",
+        "妹妹",
+        "签名",
+        "署名",
+        "患者",
+        "病人",
+    ]
 )
 _CN_TITLE = re.compile(
     rf"(?P<name>{_SURNAME}{_GIVEN}{{1,2}}?)(?:先生|女士|小姐|太太|老师|医生|教授|经理|主任|律师|同学|师傅|护士|局长|院长|警官|博士|同志|夫人|阿姨|总监|校长|大夫)"
@@ -72,49 +117,562 @@ _ORG_LEAD = re.compile(
 
 _W = r"[A-ZÀ-ÖØ-Þ][A-Za-zÀ-ÿ'’-]{1,24}"
 _NAME = rf"{_W}(?: (?:[A-Z]\.?|(?:van|von|de|der|den|da|di|del|la|le|bin|ibn|al|el|dos|ten)(?: (?:der|den|la))?(?= [A-Z])|{_W})){{0,3}}"
-_EN_TITLE = re.compile(rf"(?<![A-Za-z])(?:Mr|Mrs|Ms|Mx|Miss|Dr|Prof|Sir|Madam|Mister|Professor|Doctor|Rev|Capt|Sgt|Lt)\.? (?P<name>{_NAME})")
-_EN_BEFORE = re.compile(
-    rf"(?<![A-Za-z])(?:(?i:my (?:full |first |last |legal )?name is|my name's|i am called|(?:his|her|their|the \w{{2,12}}'s) name is|named|full name|first name|last name|surname|"
-    rf"maiden name|(?:customer|patient|client|employee|student|contact|account|cardholder|card ?holder|holder|recipient|sender|applicant|user|user's|beneficiary|spouse|guardian|emergency contact)(?:'s)? name|"
-    rf"name|patient|contact person|contact|attn|attention|recipient|cardholder|signed by|sincerely|regards|yours truly|best wishes|cheers|from|to)"
-    rf"[\"'*]{{0,2}}(?:[ \t]*(?:is|[:：=,])[ \t]*\n?|(?<=is)[ ]|(?<=named)[ ])[\"'*]{{0,2}}|Dear )(?P<name>{_NAME})"
+_TITLES = frozenset(
+    "Mr Mrs Ms Mx Miss Dr Prof Sir Madam Mister Professor Doctor Rev Capt Sgt Lt Dear".split()
 )
-_EN_AM = re.compile(rf"(?<![A-Za-z])(?:I am|I'm|I’m) (?P<name>{_W}(?: [A-Z]\.)? {_W})(?![A-Za-z])")
+_RUN_EN = re.compile(rf"(?<![A-Za-zÀ-ÿ]){_NAME}(?![A-Za-zÀ-ÿ])")
+_TITLE_BEFORE = re.compile(r"(?<![A-Za-z])(?:Mr|Mrs|Ms|Mx|Dr|Prof|Rev|Capt|Sgt|Lt)\. {1,2}\Z")
+_LABEL_BEFORE = re.compile(
+    r"(?<![A-Za-z])(?:my (?:full |first |last |legal )?name is|my name's|i am called|(?:his|her|their) name is|named"
+    r"|(?:(?:(?:full|first|last|middle|maiden|legal|sur|customer|patient|client|employee|student|contact|account|card ?holder|holder"
+    r"|recipient|sender|applicant|beneficiary|spouse|guardian|user)(?:'s)?[ _-]?)?name"
+    r"|patient|contact person|contact|attn|attention|recipient|cardholder|signed by|sincerely|regards|yours truly|best wishes"
+    r"|from|to)[\"'*]{0,2}[ \t]*(?:is|[:=,])[ \t]*\n?)[ ]?[\"'*]{0,2}\Z",
+    re.I,
+)
+_AM_BEFORE = re.compile(r"(?<![A-Za-z])I(?: am|'m|’m) \Z")
 # Given names common in English-speaking countries; one of them and a capitalised word behind it are a person.
 _GIVEN_EN = frozenset(
-    """Aaron Abigail Adam Adrian Agnes Ahmed Aisha Alan Albert Alejandro Alex Alexander Alexandra Alexis Alfred Ali Alice Alicia Alison Allison
-    Amanda Amber Amelia Amy Ana Andrea Andrew Angela Anita Ann Anna Anne Annie Anthony Antonio April Arthur Ashley Audrey Barbara Beatrice
-    Benjamin Bernard Beth Betty Beverly Bobby Bonnie Bradley Brandon Brenda Brian Brittany Bruce Bryan Caleb Calvin Cameron Carl Carla Carlos
-    Carol Caroline Carolyn Catherine Cecilia Charles Charlotte Chen Cheryl Chloe Christian Christina Christine Christopher Cindy Claire Clara
-    Clarence Claudia Colin Connor Craig Crystal Cynthia Daniel Danielle David Deborah Debra Denise Dennis Derek Diana Diane Diego Dmitri Donald
-    Donna Dorothy Douglas Dylan Edith Edward Edwin Eileen Elaine Eleanor Elena Elizabeth Ella Ellen Emily Emma Eric Erica Erik Ethan Eugene Eva
-    Evelyn Fatima Felix Fernando Fiona Frances Francesca Francis Francisco Frank Fred Frederick Gabriel Gabriela Gary George Gerald Giovanni
-    Gladys Gloria Gordon Graham Gregory Hannah Harold Harriet Harry Hassan Heather Hector Helen Henry Howard Hugo Ian Ibrahim Irene Isaac
-    Isabel Isabella Ivan Jack Jacob Jacqueline James Jamie Jane Janet Janice Jason Javier Jean Jeffrey Jennifer Jeremy Jerry Jesse Jessica
-    Jesus Joan Joanna Joe Joel Johannes John Johnny Jonathan Jorge Jose Joseph Joshua Joyce Juan Juanita Judith Judy Julia Julian Julie Justin
-    Karen Karl Katherine Kathleen Kathryn Katie Keith Kelly Kenneth Kevin Kimberly Klaus Kristen Kyle Larry Laura Lauren Lawrence Leah Leo
-    Leonard Leslie Lillian Linda Lisa Logan Lois Lori Louis Louise Lucas Lucia Lucy Luis Luke Madison Manuel Marcus Margaret Maria Marie
-    Marilyn Mario Marjorie Martha Martin Mary Matthew Maureen Max Megan Melanie Melissa Mia Michael Michelle Miguel Mohamed Mohammed Molly
-    Monica Muhammad Nancy Naomi Natalie Nathan Nicholas Nicole Noah Nora Norman Oliver Olivia Omar Oscar Pamela Patricia Patrick Paul Paula
-    Pedro Peter Philip Phillip Phyllis Priya Rachel Rafael Raj Ralph Ramon Randy Raymond Rebecca Regina Ricardo Richard Rita Robert Roberto
-    Robin Rodney Roger Ronald Rosa Rose Rosemary Roy Russell Ruth Ryan Sally Samantha Samuel Sandra Sara Sarah Scott Sean Sebastian Sergio
-    Sharon Sheila Shirley Simon Sofia Sophia Sophie Stephanie Stephen Steve Steven Stuart Susan Suzanne Sylvia Tamara Teresa Terry Theodore
-    Theresa Thomas Tiffany Timothy Tina Todd Tony Tracy Tyler Valerie Vanessa Veronica Victor Victoria Vincent Virginia Walter Wanda Wayne
-    Wendy William Willie Yusuf Yvonne Zachary Zoe""".split()
+    [
+        "Aaron",
+        "Abigail",
+        "Adam",
+        "Adrian",
+        "Agnes",
+        "Ahmed",
+        "Aisha",
+        "Alan",
+        "Albert",
+        "Alejandro",
+        "Alex",
+        "Alexander",
+        "Alexandra",
+        "Alexis",
+        "Alfred",
+        "Ali",
+        "Alice",
+        "Alicia",
+        "Alison",
+        "Allison",
+        "Amanda",
+        "Amber",
+        "Amelia",
+        "Amy",
+        "Ana",
+        "Andrea",
+        "Andrew",
+        "Angela",
+        "Anita",
+        "Ann",
+        "Anna",
+        "Anne",
+        "Annie",
+        "Anthony",
+        "Antonio",
+        "April",
+        "Arthur",
+        "Ashley",
+        "Audrey",
+        "Barbara",
+        "Beatrice",
+        "Benjamin",
+        "Bernard",
+        "Beth",
+        "Betty",
+        "Beverly",
+        "Bobby",
+        "Bonnie",
+        "Bradley",
+        "Brandon",
+        "Brenda",
+        "Brian",
+        "Brittany",
+        "Bruce",
+        "Bryan",
+        "Caleb",
+        "Calvin",
+        "Cameron",
+        "Carl",
+        "Carla",
+        "Carlos",
+        "Carol",
+        "Caroline",
+        "Carolyn",
+        "Catherine",
+        "Cecilia",
+        "Charles",
+        "Charlotte",
+        "Chen",
+        "Cheryl",
+        "Chloe",
+        "Christian",
+        "Christina",
+        "Christine",
+        "Christopher",
+        "Cindy",
+        "Claire",
+        "Clara",
+        "Clarence",
+        "Claudia",
+        "Colin",
+        "Connor",
+        "Craig",
+        "Crystal",
+        "Cynthia",
+        "Daniel",
+        "Danielle",
+        "David",
+        "Deborah",
+        "Debra",
+        "Denise",
+        "Dennis",
+        "Derek",
+        "Diana",
+        "Diane",
+        "Diego",
+        "Dmitri",
+        "Donald",
+        "Donna",
+        "Dorothy",
+        "Douglas",
+        "Dylan",
+        "Edith",
+        "Edward",
+        "Edwin",
+        "Eileen",
+        "Elaine",
+        "Eleanor",
+        "Elena",
+        "Elizabeth",
+        "Ella",
+        "Ellen",
+        "Emily",
+        "Emma",
+        "Eric",
+        "Erica",
+        "Erik",
+        "Ethan",
+        "Eugene",
+        "Eva",
+        "Evelyn",
+        "Fatima",
+        "Felix",
+        "Fernando",
+        "Fiona",
+        "Frances",
+        "Francesca",
+        "Francis",
+        "Francisco",
+        "Frank",
+        "Fred",
+        "Frederick",
+        "Gabriel",
+        "Gabriela",
+        "Gary",
+        "George",
+        "Gerald",
+        "Giovanni",
+        "Gladys",
+        "Gloria",
+        "Gordon",
+        "Graham",
+        "Gregory",
+        "Hannah",
+        "Harold",
+        "Harriet",
+        "Harry",
+        "Hassan",
+        "Heather",
+        "Hector",
+        "Helen",
+        "Henry",
+        "Howard",
+        "Hugo",
+        "Ian",
+        "Ibrahim",
+        "Irene",
+        "Isaac",
+        "Isabel",
+        "Isabella",
+        "Ivan",
+        "Jack",
+        "Jacob",
+        "Jacqueline",
+        "James",
+        "Jamie",
+        "Jane",
+        "Janet",
+        "Janice",
+        "Jason",
+        "Javier",
+        "Jean",
+        "Jeffrey",
+        "Jennifer",
+        "Jeremy",
+        "Jerry",
+        "Jesse",
+        "Jessica",
+        "Jesus",
+        "Joan",
+        "Joanna",
+        "Joe",
+        "Joel",
+        "Johannes",
+        "John",
+        "Johnny",
+        "Jonathan",
+        "Jorge",
+        "Jose",
+        "Joseph",
+        "Joshua",
+        "Joyce",
+        "Juan",
+        "Juanita",
+        "Judith",
+        "Judy",
+        "Julia",
+        "Julian",
+        "Julie",
+        "Justin",
+        "Karen",
+        "Karl",
+        "Katherine",
+        "Kathleen",
+        "Kathryn",
+        "Katie",
+        "Keith",
+        "Kelly",
+        "Kenneth",
+        "Kevin",
+        "Kimberly",
+        "Klaus",
+        "Kristen",
+        "Kyle",
+        "Larry",
+        "Laura",
+        "Lauren",
+        "Lawrence",
+        "Leah",
+        "Leo",
+        "Leonard",
+        "Leslie",
+        "Lillian",
+        "Linda",
+        "Lisa",
+        "Logan",
+        "Lois",
+        "Lori",
+        "Louis",
+        "Louise",
+        "Lucas",
+        "Lucia",
+        "Lucy",
+        "Luis",
+        "Luke",
+        "Madison",
+        "Manuel",
+        "Marcus",
+        "Margaret",
+        "Maria",
+        "Marie",
+        "Marilyn",
+        "Mario",
+        "Marjorie",
+        "Martha",
+        "Martin",
+        "Mary",
+        "Matthew",
+        "Maureen",
+        "Max",
+        "Megan",
+        "Melanie",
+        "Melissa",
+        "Mia",
+        "Michael",
+        "Michelle",
+        "Miguel",
+        "Mohamed",
+        "Mohammed",
+        "Molly",
+        "Monica",
+        "Muhammad",
+        "Nancy",
+        "Naomi",
+        "Natalie",
+        "Nathan",
+        "Nicholas",
+        "Nicole",
+        "Noah",
+        "Nora",
+        "Norman",
+        "Oliver",
+        "Olivia",
+        "Omar",
+        "Oscar",
+        "Pamela",
+        "Patricia",
+        "Patrick",
+        "Paul",
+        "Paula",
+        "Pedro",
+        "Peter",
+        "Philip",
+        "Phillip",
+        "Phyllis",
+        "Priya",
+        "Rachel",
+        "Rafael",
+        "Raj",
+        "Ralph",
+        "Ramon",
+        "Randy",
+        "Raymond",
+        "Rebecca",
+        "Regina",
+        "Ricardo",
+        "Richard",
+        "Rita",
+        "Robert",
+        "Roberto",
+        "Robin",
+        "Rodney",
+        "Roger",
+        "Ronald",
+        "Rosa",
+        "Rose",
+        "Rosemary",
+        "Roy",
+        "Russell",
+        "Ruth",
+        "Ryan",
+        "Sally",
+        "Samantha",
+        "Samuel",
+        "Sandra",
+        "Sara",
+        "Sarah",
+        "Scott",
+        "Sean",
+        "Sebastian",
+        "Sergio",
+        "Sharon",
+        "Sheila",
+        "Shirley",
+        "Simon",
+        "Sofia",
+        "Sophia",
+        "Sophie",
+        "Stephanie",
+        "Stephen",
+        "Steve",
+        "Steven",
+        "Stuart",
+        "Susan",
+        "Suzanne",
+        "Sylvia",
+        "Tamara",
+        "Teresa",
+        "Terry",
+        "Theodore",
+        "Theresa",
+        "Thomas",
+        "Tiffany",
+        "Timothy",
+        "Tina",
+        "Todd",
+        "Tony",
+        "Tracy",
+        "Tyler",
+        "Valerie",
+        "Vanessa",
+        "Veronica",
+        "Victor",
+        "Victoria",
+        "Vincent",
+        "Virginia",
+        "Walter",
+        "Wanda",
+        "Wayne",
+        "Wendy",
+        "William",
+        "Willie",
+        "Yusuf",
+        "Yvonne",
+        "Zachary",
+        "Zoe",
+    ]
 )
-_EN_PAIR = re.compile(rf"(?<![A-Za-zÀ-ÿ])(?P<first>[A-Z][a-z]{{1,11}})(?P<rest>(?: [A-Z]\.?)? {_W}(?:[ -]{_W})?)(?![A-Za-zÀ-ÿ])")
 _NOT_NAMES = frozenset(
-    """The This That These Those There Here What When Where Which Who Whom Whose Why How And But Not Yes Sure Please Thank Thanks Sorry Glad
-    Happy Looking Trying Going Working Writing Sir Madam Team All Everyone Customer Customers Customer Support Service Hiring Manager Friend Friends Colleague
-    Colleagues Editor Reader Readers Parent Parents Student Students User Users Monday Tuesday Wednesday Thursday Friday Saturday Sunday
-    January February March April May June July August September October November December Street Avenue Road University College Bank Hospital
-    Company Inc Ltd Corporation God Lord Santa Committee Members Member Valued Guest Guests Human Resources Recruiter It In On At For With From To Of My Your His Her Our
-    Their Its An Is Are Was Were Be Can Could Should Would Will Do Does Did Has Have Had If Then Else None Null True False Name Names First Mr Mrs Ms Mx Miss Dr Prof
-    Last Full Unknown Anonymous Test Example Email Phone Address Date Number Id""".split()
+    [
+        "The",
+        "This",
+        "That",
+        "These",
+        "Those",
+        "There",
+        "Here",
+        "What",
+        "When",
+        "Where",
+        "Which",
+        "Who",
+        "Whom",
+        "Whose",
+        "Why",
+        "How",
+        "And",
+        "But",
+        "Not",
+        "Yes",
+        "Sure",
+        "Please",
+        "Thank",
+        "Thanks",
+        "Sorry",
+        "Glad",
+        "Happy",
+        "Looking",
+        "Trying",
+        "Going",
+        "Working",
+        "Writing",
+        "Sir",
+        "Madam",
+        "Team",
+        "All",
+        "Everyone",
+        "Customer",
+        "Customers",
+        "Customer",
+        "Support",
+        "Service",
+        "Hiring",
+        "Manager",
+        "Friend",
+        "Friends",
+        "Colleague",
+        "Colleagues",
+        "Editor",
+        "Reader",
+        "Readers",
+        "Parent",
+        "Parents",
+        "Student",
+        "Students",
+        "User",
+        "Users",
+        "Monday",
+        "Tuesday",
+        "Wednesday",
+        "Thursday",
+        "Friday",
+        "Saturday",
+        "Sunday",
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+        "Street",
+        "Avenue",
+        "Road",
+        "University",
+        "College",
+        "Bank",
+        "Hospital",
+        "Company",
+        "Inc",
+        "Ltd",
+        "Corporation",
+        "God",
+        "Lord",
+        "Santa",
+        "Committee",
+        "Members",
+        "Member",
+        "Valued",
+        "Guest",
+        "Guests",
+        "Human",
+        "Resources",
+        "Recruiter",
+        "It",
+        "In",
+        "On",
+        "At",
+        "For",
+        "With",
+        "From",
+        "To",
+        "Of",
+        "My",
+        "Your",
+        "His",
+        "Her",
+        "Our",
+        "Their",
+        "Its",
+        "An",
+        "Is",
+        "Are",
+        "Was",
+        "Were",
+        "Be",
+        "Can",
+        "Could",
+        "Should",
+        "Would",
+        "Will",
+        "Do",
+        "Does",
+        "Did",
+        "Has",
+        "Have",
+        "Had",
+        "If",
+        "Then",
+        "Else",
+        "None",
+        "Null",
+        "True",
+        "False",
+        "Name",
+        "Names",
+        "First",
+        "Mr",
+        "Mrs",
+        "Ms",
+        "Mx",
+        "Miss",
+        "Dr",
+        "Prof",
+        "Last",
+        "Full",
+        "Unknown",
+        "Anonymous",
+        "Test",
+        "Example",
+        "Email",
+        "Phone",
+        "Address",
+        "Date",
+        "Number",
+        "Id",
+    ]
 )
 _EN_ORG = re.compile(
-    rf"(?<![A-Za-z])(?:{_W}|[A-Z]{{2,8}})(?:,? (?:(?:and|&|of|-) )?(?:{_W}|[A-Z]{{2,8}})){{0,4}}?,? "
+    rf"(?<![A-Za-z])(?:{_W}|[A-Z]{{2,8}})(?:,? (?:(?:and|&|of) )?(?:{_W}|[A-Z]{{2,8}})){{0,4}}?,? "
     r"(?:Inc|LLC|Ltd|Limited|Corp|Corporation|PLC|Plc|GmbH|LLP|Co|AG|BV|SA|Pty Ltd)(?:\.|(?![A-Za-z]))"
+)
+_EN_ORG_END = re.compile(
+    r" (?:Inc|LLC|Ltd|Limited|Corp|Corporation|PLC|Plc|GmbH|LLP|Co|AG|BV|SA)(?![A-Za-z])"
 )
 
 
@@ -133,6 +691,41 @@ def _trim_name(name: str, start: int) -> tuple[int, int] | None:
             break
     text = " ".join(words).rstrip("'’-")
     return (start, start + len(text)) if len(text) >= 2 else None
+
+
+def _english(text: str, run: str, start: int) -> Iterator[Finding]:
+    """Names in a run of capitalised words."""
+    words = run.split(" ")
+    score = 0.0
+    while words and words[0] in _TITLES:
+        start += len(words[0]) + 1
+        words.pop(0)
+        score = 0.9
+    if not words:
+        return
+    rest = " ".join(words)
+    if not score:
+        before = text[max(0, start - 40) : start]
+        tail = before[-1:]
+        if tail == " " or tail in ":=,\"'*\n\t":
+            if _TITLE_BEFORE.search(before):
+                score = 0.9
+            elif _LABEL_BEFORE.search(before):
+                score = 0.8
+            elif len(words) >= 2 and _AM_BEFORE.search(before):
+                score = 0.7
+    if score:
+        span = _trim_name(rest, start)
+        if span and not (text[span[0] : span[1]].isupper() and " " not in text[span[0] : span[1]]):
+            yield Finding(*span, "NAME", score)
+            return
+    for i, word in enumerate(words[:-1]):
+        if word in _GIVEN_EN:
+            span = _trim_name(" ".join(words[i:]), start)
+            if span and " " in text[span[0] : span[1]]:
+                yield Finding(*span, "NAME", 0.7)
+                return
+        start += len(word) + 1
 
 
 def _given_length(text: str, at: int, longest: int) -> int:
@@ -160,18 +753,14 @@ class NameDetector:
         return found
 
     def _scan(self, text: str) -> Iterator[Finding]:
-        for pattern, score in ((_EN_TITLE, 0.9), (_EN_BEFORE, 0.8), (_EN_AM, 0.7)):
-            for found in pattern.finditer(text):
-                span = _trim_name(found["name"], found.start("name"))
-                if span:
-                    yield Finding(*span, "NAME", score)
-        for found in _EN_PAIR.finditer(text):
-            if found["first"] in _GIVEN_EN:
-                span = _trim_name(found[0], found.start())
-                if span and " " in text[span[0] : span[1]]:
-                    yield Finding(*span, "NAME", 0.7)
-        for found in _EN_ORG.finditer(text):
-            yield Finding(found.start(), found.end(), "ORG", 0.7)
+        for run in _RUN_EN.finditer(text):
+            yield from _english(text, run[0], run.start())
+        for end in _EN_ORG_END.finditer(text):
+            # The words in front of the form of the company: a few, so each stretch is looked at once.
+            at = max(0, end.start() - 60)
+            for found in _EN_ORG.finditer(text, at, end.end() + 1):
+                if found.end() >= end.end():
+                    yield Finding(found.start(), found.end(), "ORG", 0.7)
         if text.isascii():
             return
         for found in _CN_BEFORE.finditer(text):
@@ -183,7 +772,12 @@ class NameDetector:
             word = text[found.start() : found.start("link")]
             follow = text[given + n : given + n + 1]
             signed = any(c in found["link"] for c in "：:是为叫")
-            if word in _CN_WEAK and not signed and "\u4e00" <= follow <= "\u9fff" and follow not in _NOT_GIVEN:
+            if (
+                word in _CN_WEAK
+                and not signed
+                and "\u4e00" <= follow <= "\u9fff"
+                and follow not in _NOT_GIVEN
+            ):
                 continue
             yield Finding(start, given + n, "NAME", 0.8)
         for pattern in (_CN_TITLE, _CN_FIELD):
@@ -202,7 +796,9 @@ _CANDIDATE_CN = re.compile(f"(?={_SURNAME}{_GIVEN})")
 _CANDIDATE_ORG = re.compile(
     rf"[{_HAN}]{{2,14}}?(?:公司|集团|大学|学院|医院|银行|中学|小学|法院|研究院|委员会|协会|事务所|工厂|酒店)"
 )
-_CANDIDATE_ADDRESS = re.compile(rf"[{_HAN}]{{2,8}}?(?:省|市|区|县|镇|乡|村|路|街|小区|花园|大厦)(?:[{_HAN}0-9]{{0,10}}?[0-9]+号)?")
+_CANDIDATE_ADDRESS = re.compile(
+    rf"[{_HAN}]{{2,8}}?(?:省|市|区|县|镇|乡|村|路|街|小区|花园|大厦)(?:[{_HAN}0-9]{{0,10}}?[0-9]+号)?"
+)
 _CANDIDATE_EN = re.compile(rf"(?<![A-Za-zÀ-ÿ]){_NAME}(?![A-Za-zÀ-ÿ])")
 
 
@@ -224,7 +820,12 @@ class ModelDetector:
 
     """
 
-    _LABELS_EN = (" a person's name", " the name of an organisation", " a postal address", " an ordinary word")
+    _LABELS_EN = (
+        " a person's name",
+        " the name of an organisation",
+        " a postal address",
+        " an ordinary word",
+    )
     _LABELS_CN = ("人名", "机构名称", "地址", "普通词语")
     _KINDS = ("NAME", "ORG", "ADDRESS")
 
@@ -234,7 +835,9 @@ class ModelDetector:
         if not 0 < threshold < 1:
             raise ValueError(f"threshold is {threshold}, expected a probability between 0 and 1")
         if max_candidates < 0 or window < 0:
-            raise ValueError(f"max_candidates is {max_candidates} and window {window}, expected no negative numbers")
+            raise ValueError(
+                f"max_candidates is {max_candidates} and window {window}, expected no negative numbers"
+            )
         self._scorer = scorer
         self._threshold = threshold
         self._max = max_candidates

@@ -2,25 +2,31 @@
 
 A phone number may come in full-width digits, with zero-width characters or in Chinese numerals. Searching runs
 over a view in which all of that is written in ASCII, and what is found there is mapped back to offsets of the
-original. Two views exist: :func:`plain` for detectors (keeps case and length wherever it can), and
-:func:`folded` for comparing with known values (compatibility decomposition and case folding).
+original. The views: :func:`plain` for detectors (keeps case and length wherever it can), :func:`folded` for comparing
+with known values (compatibility decomposition and case folding), and :func:`decoded` for what hides behind the escapes
+of JSON, URLs and HTML, or in base64 and hexadecimal.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import functools
+import html
 import re
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["View", "fold", "fold_char", "folded", "plain"]
+__all__ = ["View", "decoded", "fold_char", "folded", "packed", "plain"]
 
 # What is drawn with no width: soft hyphen, joiners, direction marks, byte order mark, variation selectors.
-_INVISIBLE = "\u00ad\u034f\u061c\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff"
+_INVISIBLE = (
+    "\u00ad\u034f\u061c\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff"
+)
 INVISIBLE = re.compile(f"[{_INVISIBLE}]+")
 
 _SPACES = "\u00a0\u2000-\u200a\u202f\u205f\u3000"
@@ -47,17 +53,19 @@ class View:
         text: what to search.
         offsets: for each character of ``text`` the offset in the original that it came from; None where the
             two have the same offsets.
+        ends: for each character the offset behind what it came from; None where that is one character.
 
     """
 
     text: str
     offsets: Sequence[int] | None
+    ends: Sequence[int] | None = None
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         """The original's half-open range that became ``text[start:end]``, which must not be empty."""
         if self.offsets is None:
             return start, end
-        return self.offsets[start], self.offsets[end - 1] + 1
+        return self.offsets[start], self.offsets[end - 1] + 1 if self.ends is None else self.ends[end - 1]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -133,6 +141,112 @@ def folded(text: str) -> View:
     return View("".join(pieces), offsets if moved else None)
 
 
-def fold(text: str) -> str:
-    """The text as it is compared."""
-    return folded(text).text
+_ESCAPE = re.compile(
+    r"\\(?:u([0-9a-fA-F]{4})(?:\\u([dD][c-fC-F][0-9a-fA-F]{2}))?|x([0-9a-fA-F]{2})|([\"\\/bfnrt]))"
+)
+_SIMPLE = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
+_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,24});")
+# JSON within JSON within JSON: a tool's arguments in a message in a request.
+_LEVELS = 3
+
+
+def _unescaped(match: re.Match[str]) -> list[tuple[str, int]]:
+    high, low, byte, simple = match.groups()
+    width = match.end() - match.start()
+    if simple:
+        return [(_SIMPLE.get(simple, simple), width)]
+    if byte:
+        return [(chr(int(byte, 16)), width)]
+    code = int(high, 16)
+    if 0xD800 <= code < 0xDC00 and low:
+        return [(chr(0x10000 + ((code - 0xD800) << 10) + (int(low, 16) - 0xDC00)), width)]
+    # Half of a pair is no character.
+    first = "\ufffd" if 0xD800 <= code < 0xE000 else chr(code)
+    return [(first, width - 6), ("\ufffd", 6)] if low else [(first, width)]
+
+
+def _unquoted(match: re.Match[str]) -> list[tuple[str, int]]:
+    data = bytes.fromhex(match[0].replace("%", ""))
+    try:
+        return [(char, 3 * len(char.encode())) for char in data.decode()]
+    except UnicodeDecodeError:
+        return [(chr(byte), 3) for byte in data]
+
+
+def _entity(match: re.Match[str]) -> list[tuple[str, int]]:
+    char = html.unescape(match[0])
+    return [(char, len(match[0]))] if len(char) == 1 and not 0xD800 <= ord(char) < 0xE000 else []
+
+
+def _replaced(
+    view: View, pattern: re.Pattern[str], put: Callable[[re.Match[str]], list[tuple[str, int]]]
+) -> View:
+    """A view with matches of a pattern replaced by characters, each with the length it came from."""
+    pieces: list[str] = []
+    starts: list[int] = []
+    stops: list[int] = []
+    last = 0
+    for match in pattern.finditer(view.text):
+        chars = put(match)
+        if not chars:
+            continue
+        at = match.start()
+        pieces.append(view.text[last:at])
+        starts.extend(range(last, at))
+        stops.extend(range(last + 1, at + 1))
+        for char, width in chars:
+            pieces.append(char)
+            starts.append(at)
+            at += width
+            stops.append(at)
+        last = match.end()
+    if not last:
+        return view
+    pieces.append(view.text[last:])
+    starts.extend(range(last, len(view.text)))
+    stops.extend(range(last + 1, len(view.text) + 1))
+    if view.offsets is not None and view.ends is not None:
+        starts = [view.offsets[i] for i in starts]
+        stops = [view.ends[i - 1] for i in stops]
+    return View("".join(pieces), starts, stops)
+
+
+def decoded(text: str) -> Iterator[View]:
+    """What the text is behind the escapes of JSON and program code, of URLs and of HTML, where that is another."""
+    if "\\" in text:
+        view = View(text, None)
+        for _ in range(_LEVELS):
+            inner = _replaced(view, _ESCAPE, _unescaped)
+            if inner is view:
+                break
+            view = inner
+            yield view
+    for sign, pattern, put in (("%", _PERCENT, _unquoted), ("&", _ENTITY, _entity)):
+        if sign in text:
+            view = _replaced(View(text, None), pattern, put)
+            if view.offsets is not None:
+                yield view
+
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{8,}")
+_HEX = re.compile(r"(?<![0-9a-fA-F])(?:[0-9a-fA-F]{2}){6,}(?![0-9a-fA-F])")
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+def packed(text: str) -> Iterator[tuple[int, int, str]]:
+    """Runs of base64 and hexadecimal digits: start, end, and what they hold as text, with U+FFFD for what is none."""
+    for run in _BASE64.finditer(text):
+        body = run[0].translate(_URL_SAFE)
+        forms = []
+        # Letters in front of it may have shifted the run.
+        for shift in range(4):
+            part = body[shift:]
+            part = part[: len(part) - (len(part) % 4 == 1)]
+            try:
+                forms.append(base64.b64decode(part + "=" * (-len(part) % 4)).decode("utf-8", "replace"))
+            except binascii.Error:
+                continue
+        yield run.start(), run.end(), "\n".join(forms)
+    for run in _HEX.finditer(text):
+        yield run.start(), run.end(), bytes.fromhex(run[0]).decode("utf-8", "replace")

@@ -11,7 +11,26 @@ if TYPE_CHECKING:
 __all__ = ["international", "national"]
 
 # Where numbers without a country code are most often from; asked in this order.
-REGIONS = ("CN", "GB", "FR", "DE", "JP", "KR", "TW", "AU", "IT", "IN", "BR", "NL", "ES", "CH", "MX", "ZA", "TR", "PK")
+REGIONS = (
+    "CN",
+    "GB",
+    "FR",
+    "DE",
+    "JP",
+    "KR",
+    "TW",
+    "AU",
+    "IT",
+    "IN",
+    "BR",
+    "NL",
+    "ES",
+    "CH",
+    "MX",
+    "ZA",
+    "TR",
+    "PK",
+)
 MOBILE_REGIONS = ("GB", "FR", "DE", "JP", "KR", "TW", "AU", "ZA", "TR", "PK", "NL", "CH")
 
 

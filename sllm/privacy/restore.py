@@ -34,8 +34,12 @@ _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 _WORD = _LETTERS | _DIGITS | {"_"}
 
 # The shape of a placeholder that is not ours, back from its closing bracket; or of one with our nonce.
-_STRANGE = re.compile(r"[\[［【〔] ?[^\W\d_]{1,16}[_ -]{1,2}[0-9]{1,9}[_ -]{1,2}[a-z][a-z0-9]{3,11} ?\Z", re.I)
+_STRANGE = re.compile(
+    r"[\[［【〔] ?[^\W\d_]{1,16}[_ -]{1,2}[0-9]{1,9}[_ -]{1,2}[a-z][a-z0-9]{3,11} ?\Z", re.I
+)
 _STRANGE_OWN = re.compile(r"(?<![^\W_])([^\W\d_]{1,16})[\\_ *-]{0,4}([0-9]{1,9})[\\_ *-]{0,4}\Z")
+_BRACKET = re.compile(r"[\[\]]")
+_CLOSING = re.compile(r"[\]］】〕]")
 _TAIL = 80
 
 
@@ -145,11 +149,8 @@ class Restorer:
         if line >= 0:
             self._depth = 0
             text = text[line + 1 :]
-        for char in text:
-            if char == "[":
-                self._depth += 1
-            elif char == "]":
-                self._depth = max(0, self._depth - 1)
+        for bracket in _BRACKET.finditer(text):
+            self._depth = self._depth + 1 if bracket[0] == "[" else max(0, self._depth - 1)
 
     def _starts(self) -> re.Pattern[str] | None:
         """Where a placeholder can begin: at a bracket, its escape, or the first letter of a kind."""
@@ -234,7 +235,14 @@ class Restorer:
         return self._close(at, skip, j, opened=opened, escaped=escaped, value=value)
 
     def _close(
-        self, at: Callable[[int], str], skip: Callable[[int], int], j: int, *, opened: bool, escaped: bool, value: str
+        self,
+        at: Callable[[int], str],
+        skip: Callable[[int], int],
+        j: int,
+        *,
+        opened: bool,
+        escaped: bool,
+        value: str,
     ) -> tuple[int, str] | None:
         """The end of a placeholder whose nonce ends at ``j``."""
         k = skip(j) if opened else j
@@ -264,9 +272,8 @@ class Restorer:
                     if shape and vault.value(shape[1].lower(), int(shape[2]), nonce) is None:
                         self.n_unknown += 1
                 at = lower.find(nonce, at + 1)
-        for at in range(start, len(text)):
-            if text[at] in _CLOSE:
-                shape = _STRANGE.search(text[max(0, at - 60) : at])
-                if shape and not any(nonce in shape[0].lower() for nonce in nonces):
-                    self.n_unknown += 1
+        for close in _CLOSING.finditer(text, start):
+            shape = _STRANGE.search(text[max(0, close.start() - 60) : close.start()])
+            if shape and not any(nonce in shape[0].lower() for nonce in nonces):
+                self.n_unknown += 1
         self._tail = text[-_TAIL:]

@@ -24,7 +24,7 @@ __all__ = ["entropy", "scan"]
 _LOCAL = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_`{|}~-"
 _DOMAIN = re.compile(r"[A-Za-z0-9.-]{1,253}")
 _SPOKEN_AT = re.compile(r"[\[({<] ?(?:at|AT|@) ?[\])}>]")
-_SPOKEN_LOCAL = re.compile(r"[A-Za-z0-9._+-]{1,64} ?\Z")
+_SPOKEN_CHARS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-"
 _SPOKEN_DOMAIN = re.compile(
     r" ?[A-Za-z0-9-]{1,63}(?:(?: ?[\[({<] ?(?:dot|DOT|\.) ?[\])}>] ?|\.| dot )[A-Za-z0-9-]{1,63}){1,5}"
 )
@@ -53,14 +53,17 @@ def _emails(text: str) -> Iterator[Finding]:
                 yield Finding(at - len(local), at + 1 + len(domain), "EMAIL", 1.0)
         at = text.find("@", at + 1)
     for spoken in _SPOKEN_AT.finditer(text):
-        head = _SPOKEN_LOCAL.search(text[max(0, spoken.start() - 66) : spoken.start()])
-        tail = _SPOKEN_DOMAIN.match(text, spoken.end())
-        if head and tail:
-            start = spoken.start() - len(head[0])
-            yield Finding(start, tail.end(), "EMAIL", 0.9)
+        before = text[max(0, spoken.start() - 66) : spoken.start()].removesuffix(" ")
+        head = before[len(before.rstrip(_SPOKEN_CHARS)) :]
+        tail = _SPOKEN_DOMAIN.match(text, spoken.end()) if head else None
+        if tail:
+            gap = text[spoken.start() - 1] == " "
+            yield Finding(spoken.start() - gap - len(head), tail.end(), "EMAIL", 0.9)
 
 
-_USERINFO = re.compile(r"[^\s\0/@:?#\"'<>]{0,100}(?::[^\s\0/@\"'<>]{1,200})?@[^\s\0\"'<>，。；、）】》]{1,2000}")
+_USERINFO = re.compile(
+    r"[^\s\0/@:?#\"'<>]{0,100}(?::[^\s\0/@\"'<>]{1,200})?@[^\s\0\"'<>，。；、）】》]{1,2000}"
+)
 _PROFILE = re.compile(
     r"(?:www\.)?(?:linkedin\.com/in|facebook\.com|instagram\.com|weibo\.com/u|t\.me|wa\.me)/[A-Za-z0-9._%-]{2,60}"
 )
@@ -87,7 +90,9 @@ _VERSION_BEFORE = re.compile(
     r"(?:[Vv]|ver\.?|[Vv]ersion|VERSION|版本号?|固件|build|release|[A-Za-z]/|==|>=|<=|~=|第|section|Section|§)"
     r"[ :：=]{0,2}\Z"
 )
-_IP_BEFORE = re.compile(r"(?:ip|host|server|address|ping|ssh|dns|gateway|地址|服务器|网关|主机)[^0-9]{0,12}\Z", re.I)
+_IP_BEFORE = re.compile(
+    r"(?:ip|host|server|address|ping|ssh|dns|gateway|地址|服务器|网关|主机)[^0-9]{0,12}\Z", re.I
+)
 
 
 def _ipv4(text: str) -> Iterator[Finding]:
@@ -107,11 +112,15 @@ def _ipv4(text: str) -> Iterator[Finding]:
         yield Finding(found.start(), found.end(), "IP", 0.9, checked=True)
 
 
-_IPV6 = re.compile(r"(?<![0-9A-Za-z:.])(?:[0-9A-Fa-f]{1,4}|:):[0-9A-Fa-f:]{1,37}(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3})?")
+_IPV6 = re.compile(
+    r"(?<![0-9A-Za-z:.])(?:[0-9A-Fa-f]{1,4}|:):[0-9A-Fa-f:]{1,37}(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3})?"
+)
 _IPV6_ZONE = re.compile(r"%[A-Za-z0-9]{1,15}")
 
 
 def _ipv6(text: str) -> Iterator[Finding]:
+    if ":" not in text:
+        return
     for found in _IPV6.finditer(text):
         address = found[0]
         follow = text[found.end() : found.end() + 1]
@@ -121,7 +130,9 @@ def _ipv6(text: str) -> Iterator[Finding]:
         if address.endswith(":") and not address.endswith("::"):
             address = address[:-1]
         groups = [group for group in address.split(":") if group]
-        if address.count(":") < 2 or (len(groups) < 3 and not address.lower().startswith(("fe80:", "20", "fd", "fc"))):
+        if address.count(":") < 2 or (
+            len(groups) < 3 and not address.lower().startswith(("fe80:", "20", "fd", "fc"))
+        ):
             continue
         if not any(char.isdigit() for char in address) or (len(groups) < 8 and "::" not in address):
             continue
@@ -136,6 +147,7 @@ def _ipv6(text: str) -> Iterator[Finding]:
         yield Finding(found.start(), zone.end() if zone else end, "IP", 0.95, checked=True)
 
 
+_MAC_START = re.compile("[0-9A-Fa-f]{2}[:.-][0-9A-Fa-f]{2}")
 _MAC = re.compile(
     r"(?<![0-9A-Za-z:-])[0-9A-Fa-f]{2}([:-])[0-9A-Fa-f]{2}(?:\1[0-9A-Fa-f]{2}){4}(?![0-9A-Za-z]|[:-][0-9A-Fa-f]{2})"
     r"|(?<![0-9A-Za-z.])[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}(?![0-9A-Za-z]|\.[0-9])"
@@ -143,6 +155,8 @@ _MAC = re.compile(
 
 
 def _macs(text: str) -> Iterator[Finding]:
+    if not _MAC_START.search(text):
+        return
     for found in _MAC.finditer(text):
         value = found[0]
         # 1234.5678.9012 could be any grouped number.
@@ -151,79 +165,109 @@ def _macs(text: str) -> Iterator[Finding]:
         yield Finding(found.start(), found.end(), "MAC", 0.9, checked=True)
 
 
-_IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?:[ -]?[A-Za-z0-9]){11,30}(?![A-Za-z0-9])")
-_IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}[ -]?[A-Za-z0-9]{1,4}(?=[ -A-Za-z0-9])")
-_IBAN_REST = re.compile(r"(?:[ -]?[A-Za-z0-9]){0,36}")
+# Length of the IBANs of each country, as the registry (SWIFT, ISO 13616) gives them.
+_IBAN_LENGTHS = {
+    country: length
+    for length, countries in (
+        (15, "NO"), (16, "BE"), (18, "DK FI FK FO GL NL SD"), (19, "MK SI"), (20, "AT BA EE KZ LT LU MN XK"),
+        (21, "CH HR LI LV"), (22, "BG BH CR DE GB GE IE ME RS VA"), (23, "AE GI IL IQ OM SO TL"),
+        (24, "AD CZ ES MD PK RO SA SE SK TN VG"), (25, "LY PT ST"), (26, "IS TR"), (27, "BI DJ FR GR IT MC MR SM"),
+        (28, "AL AZ BY CY DO GT HU LB NI PL SV"), (29, "BR EG PS QA UA"), (30, "JO KW MU YE"), (31, "MT SC"),
+        (32, "LC"), (33, "RU"),
+    )
+    for country in countries.split(" ")
+}  # fmt: skip
+_IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?=[ -]?[A-Za-z0-9]{2})")
+_IBAN_REST = re.compile(r"(?:[ -]?[A-Za-z0-9]){0,30}")
 _SEPARATORS = str.maketrans("", "", " -")
 _IBAN_LABEL = re.compile(r"iban[^A-Za-z0-9]{0,4}\Z", re.I)
 
 
 def _ibans(text: str) -> Iterator[Finding]:
-    end = 0
+    done = 0
     for head in _IBAN_START.finditer(text):
         start = head.start()
-        if start < end:
+        length = _IBAN_LENGTHS.get(head[0][:2].upper())
+        if start < done or length is None:
             continue
-        rest = _IBAN_REST.match(text, head.end())
-        stop = rest.end() if rest else head.end()
-        raw = text[start:stop]
-        compact = raw.translate(_SEPARATORS).upper()
-        if len(compact) < 15 or not any(char.isdigit() for char in compact[4:]):
-            continue
-        labelled = _IBAN_LABEL.search(text[max(0, start - 10) : start]) is not None
-        # The words behind it look like more groups of it: every end of a group is tried, the longest first.
-        ends = [i for i in range(len(raw), 14, -1) if not raw[i : i + 1].isalnum() and raw[i - 1].isalnum()]
-        if text[stop : stop + 1].isascii() and text[stop : stop + 1].isalnum():
-            ends = [i for i in ends if i < len(raw)]
-        for i in ends[:14]:
-            number = raw[:i].translate(_SEPARATORS).upper()
-            if 15 <= len(number) <= 34 and checksums.mod97(number) and checksums.stdnum_valid("iban", number):
-                end = start + i
-                yield Finding(start, end, "IBAN", 1.0, checked=True)
+        # As many letters and digits as the country's numbers have, whatever words follow.
+        end, n = head.end(), 4
+        for group in _IBAN_GROUP.finditer(text, end, end + 50):
+            if group.start() != end:
                 break
-        else:
-            # Of an IBAN's form, in capitals, most of it digits: a slip of the pen is still somebody's account.
-            token = raw.split(" ")[0] if len(raw.split(" ")[0]) >= 15 else raw
-            number = token.translate(_SEPARATORS)
-            upper = number == number.upper() and number[:2].isalpha()
-            if labelled or (upper and 15 <= len(number) <= 34 and sum(c.isdigit() for c in number) >= 0.6 * len(number)):
-                end = start + len(token)
+            n += len(group[0].translate(_SEPARATORS))
+            end = group.end()
+            if n >= length:
+                break
+        number = text[start:end].translate(_SEPARATORS).upper()
+        labelled = _IBAN_LABEL.search(text[max(0, start - 10) : start]) is not None
+        follow = text[end : end + 1]
+        if n == length and not (follow.isascii() and follow.isalnum()):
+            if checksums.iban(number):
+                done = end
+                yield Finding(start, end, "IBAN", 1.0, checked=True)
+            # Of the right form, in capitals: a slip of the pen is still somebody's account.
+            elif labelled or (head[0].isupper() and sum(c.isdigit() for c in number) >= 0.6 * n):
+                done = end
                 yield Finding(start, end, "IBAN", 0.6)
+        elif labelled:
+            rest = _IBAN_REST.match(text, head.end())
+            token = text[start : rest.end() if rest else end].split(" ")[0]
+            if len(token) >= 15:
+                done = start + len(token)
+                yield Finding(start, done, "IBAN", 0.6)
 
 
-_BASE58 = re.compile(r"(?<![A-Za-z0-9])[13LMDT][1-9A-HJ-NP-Za-km-z]{25,34}(?![A-Za-z0-9])")
-_BECH32 = re.compile(r"(?<![A-Za-z0-9])(?:bc1|tb1|ltc1|BC1|addr1)[a-zA-Z0-9]{11,100}(?![A-Za-z0-9])")
-_HEX_WALLET = re.compile(r"(?<![A-Za-z0-9])0x[0-9a-fA-F]{40}(?![A-Za-z0-9])")
-_MONERO = re.compile(r"(?<![A-Za-z0-9])[48][0-9AB][1-9A-HJ-NP-Za-km-z]{93}(?![A-Za-z0-9])")
+_IBAN_GROUP = re.compile(r"[ -]?[A-Za-z0-9]{1,30}")
+
+
+_BASE58 = re.compile(r"[13LMDT][1-9A-HJ-NP-Za-km-z]{25,34}")
+_WALLET = re.compile(
+    r"(?:bc1|tb1|ltc1|BC1|addr1)[a-zA-Z0-9]{11,100}|0x[0-9a-fA-F]{40}|[48][0-9AB][1-9A-HJ-NP-Za-km-z]{93}"
+)
+
+
+_CLASSES = tuple(re.compile(chars) for chars in ("[a-z]", "[A-Z]", "[0-9]", "[^A-Za-z0-9]"))
 
 
 def _mixed(value: str) -> int:
     """How many of lower case, capitals, digits and signs occur."""
-    lower = any("a" <= char <= "z" for char in value)
-    upper = any("A" <= char <= "Z" for char in value)
-    digit = any("0" <= char <= "9" for char in value)
-    return lower + upper + digit + any(not char.isalnum() for char in value)
+    return sum(pattern.search(value) is not None for pattern in _CLASSES)
 
 
-def _wallets(text: str) -> Iterator[Finding]:
-    for found in _BASE58.finditer(text):
-        good = checksums.base58check(found[0])
-        if good or (_mixed(found[0]) == 3 and found[0][0] in "13LM" and entropy(found[0]) > 3.5):
-            yield Finding(found.start(), found.end(), "WALLET", 1.0 if good else 0.7, checked=good)
-    for pattern in (_BECH32, _HEX_WALLET, _MONERO):
-        for found in pattern.finditer(text):
-            if any(char.isdigit() for char in found[0][4:]):
-                yield Finding(found.start(), found.end(), "WALLET", 0.9)
+_VIN = re.compile(r"[A-HJ-NPR-Z0-9]{17}|[a-hj-npr-z0-9]{17}")
+# Letters and digits in one word, by length: Italy, India (PAN), Mexico (CURP); driving licence (United Kingdom).
+_WORDS: dict[int, tuple[tuple[re.Pattern[str], str], ...]] = {
+    10: ((re.compile(r"[A-Z]{3}[ABCFGHLJPTK][A-Z][0-9]{4}[A-Z]"), "NATIONALID"),),
+    16: (
+        (re.compile(r"[A-Z]{6}[0-9]{2}[A-EHLMPRST][0-9]{2}[A-Z][0-9]{3}[A-Z]"), "NATIONALID"),
+        (re.compile(r"[A-Z9]{5}[0-9][0156][0-9][0-3][0-9]{2}[A-Z9]{2}[0-9A-Z]{3}"), "LICENCE"),
+    ),
+    18: ((re.compile(r"[A-Z]{4}[0-9]{6}[HMX][A-Z]{5}[A-Z0-9][0-9]"), "NATIONALID"),),
+}
+_WORD = re.compile(r"[A-Za-z0-9]{10,}")
 
 
-_VIN = re.compile(r"(?<![A-Za-z0-9])[A-HJ-NPR-Z0-9]{17}(?![A-Za-z0-9])|(?<![A-Za-z0-9])[a-hj-npr-z0-9]{17}(?![A-Za-z0-9])")
-
-
-def _vins(text: str) -> Iterator[Finding]:
-    for found in _VIN.finditer(text):
-        letters = sum(char.isalpha() for char in found[0])
-        if 2 <= letters <= 14 and checksums.vin(found[0]):
-            yield Finding(found.start(), found.end(), "VIN", 0.95, checked=True)
+def _words(text: str) -> Iterator[Finding]:
+    """Words of ten or more letters and digits, mixed."""
+    for found in _WORD.finditer(text):
+        value = found[0]
+        if len(value) > 110 or value.isalpha() or value.isdigit():
+            continue
+        start, end = found.span()
+        for pattern, kind in _WORDS.get(len(value), ()):
+            if pattern.fullmatch(value):
+                yield Finding(start, end, kind, 0.9)
+        if len(value) == 17 and _VIN.fullmatch(value):
+            letters = sum(char.isalpha() for char in value)
+            if 2 <= letters <= 14 and checksums.vin(value):
+                yield Finding(start, end, "VIN", 0.95, checked=True)
+        elif 26 <= len(value) <= 35 and _BASE58.fullmatch(value):
+            good = checksums.base58check(value)
+            if good or (_mixed(value) == 3 and value[0] in "13LM" and entropy(value) > 3.5):
+                yield Finding(start, end, "WALLET", 1.0 if good else 0.7, checked=good)
+        if _WALLET.fullmatch(value) and any(char.isdigit() for char in value[4:]):
+            yield Finding(start, end, "WALLET", 0.9)
 
 
 # Prefixes that services publish so that scanners can find their keys.
@@ -242,6 +286,8 @@ _KEYS = re.compile(
     r"|EAA[A-Za-z0-9]{30,300}|[0-9]{8,10}:AA[A-Za-z0-9_-]{30,40}|tskey-[A-Za-z0-9-]{16,80}|hvs\.[A-Za-z0-9_-]{20,200}"
     r")"
 )
+_KEY_RUN = re.compile(r"[A-Za-z0-9_.\-:+/=]{14,}")
+_DIGIT = re.compile("[0-9]")
 _WEBHOOK = re.compile(
     r"https://(?:hooks\.slack\.com/services/|discord(?:app)?\.com/api/webhooks/|oapi\.dingtalk\.com/robot/send\?|"
     r"qyapi\.weixin\.qq\.com/cgi-bin/webhook/send\?|open\.feishu\.cn/open-apis/bot/)[A-Za-z0-9_/?=&.-]{8,300}"
@@ -258,11 +304,20 @@ def entropy(value: str) -> float:
 
 
 def _keys(text: str) -> Iterator[Finding]:
-    for found in _KEYS.finditer(text):
-        value = found[0]
-        # sk-learn-like words and kebab-case names have no digit or hardly any variety.
-        if _mixed(value) >= 2 and any(char.isdigit() for char in value) and entropy(value) > 2.5:
-            yield Finding(found.start(), found.end(), "SECRET", 1.0, checked=True)
+    for run in _KEY_RUN.finditer(text):
+        for found in _KEYS.finditer(text, *run.span()):
+            value = found[0]
+            # sk-learn-like words and kebab-case names have no digit or hardly any variety.
+            if _DIGIT.search(value) and _mixed(value) >= 2 and entropy(value) > 2.5:
+                yield Finding(found.start(), found.end(), "SECRET", 1.0, checked=True)
+    if (
+        "://" not in text
+        and "earer" not in text
+        and "EARER" not in text
+        and "asic" not in text
+        and "-----" not in text
+    ):
+        return
     for found in _WEBHOOK.finditer(text):
         yield Finding(found.start(), found.end(), "SECRET", 1.0, checked=True)
     for found in _BEARER.finditer(text):
@@ -281,27 +336,34 @@ def _keys(text: str) -> Iterator[Finding]:
 _B = r"(?<![A-Za-z0-9])"
 _E = r"(?![A-Za-z0-9])"
 _CODES: tuple[tuple[re.Pattern[str], str, str], ...] = (
-    # Spain (DNI, NIE), Italy, India (PAN), United Kingdom, Mexico (CURP), Finland.
-    (re.compile(rf"{_B}(?:[0-9]{{8}}-?[A-HJ-NP-TV-Z]|[XYZ]-?[0-9]{{7}}-?[A-HJ-NP-TV-Z]){_E}"), "NATIONALID", "es"),
-    (re.compile(rf"{_B}[A-Z]{{6}}[0-9]{{2}}[A-EHLMPRST][0-9]{{2}}[A-Z][0-9]{{3}}[A-Z]{_E}"), "NATIONALID", ""),
-    (re.compile(rf"{_B}[A-Z]{{3}}[ABCFGHLJPTK][A-Z][0-9]{{4}}[A-Z]{_E}"), "NATIONALID", ""),
+    # Spain (DNI, NIE), United Kingdom (national insurance), Finland.
     (
-        re.compile(rf"{_B}[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?[0-9]{{2}} ?[0-9]{{2}} ?[0-9]{{2}} ?[A-D]{_E}"),
+        re.compile(rf"{_B}(?:[0-9]{{8}}-?[A-HJ-NP-TV-Z]|[XYZ]-?[0-9]{{7}}-?[A-HJ-NP-TV-Z]){_E}"),
+        "NATIONALID",
+        "es",
+    ),
+    (
+        re.compile(
+            rf"{_B}[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?[0-9]{{2}} ?[0-9]{{2}} ?[0-9]{{2}} ?[A-D]{_E}"
+        ),
         "NATIONALID",
         "",
     ),
-    (re.compile(rf"{_B}[A-Z]{{4}}[0-9]{{6}}[HMX][A-Z]{{5}}[A-Z0-9][0-9]{_E}"), "NATIONALID", ""),
     (re.compile(rf"{_B}[0-9]{{6}}[A+][0-9]{{3}}[0-9A-FHJ-NPR-Y]{_E}"), "NATIONALID", "fi.hetu"),
-    # The two machine-readable lines of a passport.
-    (re.compile(r"(?<![A-Z0-9<])P[A-Z<][A-Z]{3}[A-Z<]{30,39}<"), "PASSPORT", ""),
-    (re.compile(r"(?<![A-Z0-9<])[A-Z0-9<]{9}[0-9][A-Z]{3}[0-9]{7}[MFX<][0-9]{7}[A-Z0-9<]{14,16}"), "PASSPORT", ""),
-    # Driving licence of the United Kingdom.
-    (re.compile(rf"{_B}[A-Z9]{{5}}[0-9][0156][0-9][0-3][0-9]{{2}}[A-Z9]{{2}}[0-9A-Z]{{3}}{_E}"), "LICENCE", ""),
+)
+# The two machine-readable lines of a passport.
+_MACHINE_READABLE = (
+    re.compile(r"(?<![A-Z0-9<])P[A-Z<][A-Z]{3}[A-Z<]{30,39}<"),
+    re.compile(r"(?<![A-Z0-9<])[A-Z0-9<]{9}[0-9][A-Z]{3}[0-9]{7}[MFX<][0-9]{7}[A-Z0-9<]{14,16}"),
 )
 _DNI = "TRWAGMYFPDXBNJZSQVHLCKE"
 
 
 def _codes(text: str) -> Iterator[Finding]:
+    if "<<" in text:
+        for pattern in _MACHINE_READABLE:
+            for found in pattern.finditer(text):
+                yield Finding(found.start(), found.end(), "PASSPORT", 0.9)
     for pattern, kind, check in _CODES:
         for found in pattern.finditer(text):
             value = found[0].replace("-", "").replace(" ", "")
@@ -319,7 +381,7 @@ def _codes(text: str) -> Iterator[Finding]:
 
 
 _SCANS: tuple[Callable[[str], Iterator[Finding]], ...] = (
-    _emails, _urls, _ipv4, _ipv6, _macs, _ibans, _wallets, _vins, _keys, _codes,
+    _emails, _urls, _ipv4, _ipv6, _macs, _ibans, _words, _keys, _codes,
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from sllm.errors import LeakError
 from sllm.privacy.detect import default_detectors, union
 from sllm.privacy.findings import Detector, Finding
 from sllm.privacy.known import LITERAL, KnownValues
-from sllm.privacy.normal import View, folded
+from sllm.privacy.normal import View, decoded, folded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence, Set
@@ -74,6 +74,23 @@ def blank(text: str, spans: Iterable[tuple[int, int]]) -> str:
         last = end
     pieces.append(text[last:])
     return "".join(pieces)
+
+
+def search(detectors: Sequence[Detector], text: str) -> list[Finding]:
+    """What all detectors find in a text, and behind its escapes.
+
+    Raises:
+        LeakError: as :func:`detect_all`.
+
+    """
+    found = detect_all(detectors, text)
+    if detectors:
+        for view in decoded(text):
+            found += [
+                Finding(*view.span(one.start, one.end), one.kind, one.score, one.checked)
+                for one in detect_all(detectors, view.text)
+            ]
+    return found
 
 
 def detect_all(detectors: Sequence[Detector], text: str) -> list[Finding]:
@@ -225,7 +242,7 @@ class Vault:
         views = [folded(text) for text in texts]
         # All searching comes first: a failure leaves the vault as it was.
         literal = [self._nonces_in(view) for view in views]
-        found = [[*detect_all(self._detectors, text), *more] for text, more in zip(texts, literal, strict=True)]
+        found = [[*search(self._detectors, text), *more] for text, more in zip(texts, literal, strict=True)]
         fresh = KnownValues()
         fresh.add_all(texts, found)
         spans: list[list[Finding]] = [[] for _ in texts]
@@ -241,14 +258,16 @@ class Vault:
                 again = True
                 spans[n] = joined
                 rest = blank(text, [(one.start, one.end) for one in joined])
-                more = [*detect_all(self._detectors, rest), *self._known.findings(rest), *fresh.findings(rest)]
+                more = [*search(self._detectors, rest), *self._known.findings(rest), *fresh.findings(rest)]
                 new = [one for one in more if not _covered(one, joined)]
                 fresh.add_all([text], [new])
                 found[n] = [*joined, *new]
             if not again and len(fresh) == size:
                 break
         else:
-            raise LeakError(f"new findings turned up in each of {_ROUNDS} rounds of masking; nothing is let out")
+            raise LeakError(
+                f"new findings turned up in each of {_ROUNDS} rounds of masking; nothing is let out"
+            )
         if any(literal) or not self._nonces:
             self._nonces.append(self._new_nonce([view.text for view in views]))
         self._known.update(fresh)
@@ -284,7 +303,9 @@ class Vault:
             self._nonces_of.setdefault((lower, index), []).append(nonce)
             self._kind_prefixes.update(lower[:i] for i in range(1, len(lower) + 1))
             number = str(index)
-            self._index_prefixes.setdefault(lower, set()).update(number[:i] for i in range(1, len(number) + 1))
+            self._index_prefixes.setdefault(lower, set()).update(
+                number[:i] for i in range(1, len(number) + 1)
+            )
         return f"[{kind}_{index}_{nonce}]"
 
     def _new_nonce(self, bodies: list[str]) -> str:
@@ -373,8 +394,12 @@ def _walk(value: Any, each: Any, key: str = "") -> Any:
         return value if text is None or text == str(value) else text
     if isinstance(value, Mapping):
         kind = value.get("type")
-        if isinstance(kind, str) and kind.startswith(("image", "input_image", "audio", "input_audio", "file", "video")):
-            raise LeakError(f"a message has a part of type {kind}, which cannot be searched; only text can be masked")
+        if isinstance(kind, str) and kind.startswith(
+            ("image", "input_image", "audio", "input_audio", "file", "video")
+        ):
+            raise LeakError(
+                f"a message has a part of type {kind}, which cannot be searched; only text can be masked"
+            )
         return {_key(name, each): _walk(item, each, name) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_walk(item, each, key if key in _STRUCTURE else "") for item in value]
@@ -388,4 +413,6 @@ def _key(name: object, each: Any) -> Any:
 
 
 def _bad(value: object) -> NoReturn:
-    raise TypeError(f"a message holds a {type(value).__name__}; expected text, numbers, lists and mappings with text keys")
+    raise TypeError(
+        f"a message holds a {type(value).__name__}; expected text, numbers, lists and mappings with text keys"
+    )
