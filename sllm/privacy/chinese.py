@@ -40,6 +40,7 @@ _PASSPORT_WORD = re.compile(
 _HKID = re.compile(
     rf"{_B}([A-Za-z]{{1,2}}) ?([0-9]{{6}}) ?[(]([0-9Aa])[)]|{_B}([A-Z]{{1,2}})([0-9]{{6}})([0-9A]){_E}"
 )
+_HK_LABEL = re.compile(r"(?:身份证|香港|HKID|hkid|HK ID|ID card|identity card)[^A-Za-z0-9]{0,8}\Z")
 _MACAU = re.compile(rf"{_B}[157][0-9]{{6}}[(][0-9][)]|{_B}[157]/[0-9]{{6}}/[0-9]{_E}")
 _TWID = re.compile(rf"{_B}[A-Z][1289][0-9]{{8}}{_E}")
 
@@ -107,7 +108,9 @@ def _permits(text: str) -> Iterator[Finding]:
     for found in _HKID.finditer(text):
         letters, digits, check = found[1] or found[4], found[2] or found[5], found[3] or found[6]
         good = checksums.hk_id(letters, digits, check)
-        if good or found[1]:
+        # Without the brackets it is any letter and digits: one in eleven agrees by chance.
+        labelled = found[1] or _HK_LABEL.search(text[max(0, found.start() - 16) : found.start()])
+        if labelled and (good or found[1]):
             yield Finding(found.start(), found.end(), "IDCARD", 0.9 if good else 0.6, checked=good)
     for found in _MACAU.finditer(text):
         yield Finding(found.start(), found.end(), "IDCARD", 0.7)

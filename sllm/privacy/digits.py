@@ -351,6 +351,9 @@ def _with_sign(
     """A number behind a plus sign."""
     plus = text.rfind("+", 0, left)
     ahead = text[max(0, plus - 2) : plus]
+    if ahead.endswith("(") and ")" in text[plus : plus + 6]:
+        plus -= 1
+        ahead = ahead[:-1]
     # 3 +12345678 and a[i]+12345678 are sums.
     if ahead[-1:].isascii() and (ahead[-1:].isalnum() or ahead.endswith((")", "]"))):
         return None

@@ -223,7 +223,7 @@ _IBAN_GROUP = re.compile(r"[ -]?[A-Za-z0-9]{1,30}")
 
 _BASE58 = re.compile(r"[13LMDT][1-9A-HJ-NP-Za-km-z]{25,34}")
 _WALLET = re.compile(
-    r"(?:bc1|tb1|ltc1|BC1|addr1)[a-zA-Z0-9]{11,100}|0x[0-9a-fA-F]{40}|[48][0-9AB][1-9A-HJ-NP-Za-km-z]{93}"
+    r"(?:bc1|tb1|ltc1)[ac-hj-np-z02-9]{11,71}|BC1[AC-HJ-NP-Z02-9]{11,71}|addr1[a-z0-9]{50,100}|0x[0-9a-fA-F]{40}|[48][0-9AB][1-9A-HJ-NP-Za-km-z]{93}"
 )
 
 
