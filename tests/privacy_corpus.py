@@ -43,8 +43,20 @@ def luhn_digit(body: str) -> str:
 
 
 def email(rng: random.Random) -> str:
-    user = rng.choice(["zhang.san", "li_si", "wang-wu", "j.doe", "anna+news", "x", "m1ke", "sales.eu", "o_brien99"])
-    host = rng.choice(["example.com", "qq.com", "163.com", "mail.example.co.uk", "uni-bonn.de", "foo.bar.org", "sina.com.cn"])
+    user = rng.choice(
+        ["zhang.san", "li_si", "wang-wu", "j.doe", "anna+news", "x", "m1ke", "sales.eu", "o_brien99"]
+    )
+    host = rng.choice(
+        [
+            "example.com",
+            "qq.com",
+            "163.com",
+            "mail.example.co.uk",
+            "uni-bonn.de",
+            "foo.bar.org",
+            "sina.com.cn",
+        ]
+    )
     return f"{user}{rng.randrange(1000)}@{host}"
 
 
@@ -66,15 +78,45 @@ def cn_mobile(rng: random.Random) -> str:
 
 
 def cn_landline(rng: random.Random) -> str:
-    area, n = rng.choice([("010", 8), ("021", 8), ("020", 8), ("0571", 8), ("0755", 8), ("0531", 8), ("0898", 8), ("0411", 8), ("0311", 8)])
+    area, n = rng.choice(
+        [
+            ("010", 8),
+            ("021", 8),
+            ("020", 8),
+            ("0571", 8),
+            ("0755", 8),
+            ("0531", 8),
+            ("0898", 8),
+            ("0411", 8),
+            ("0311", 8),
+        ]
+    )
     number = str(rng.randrange(2, 9)) + digits(rng, n - 1)
-    return rng.choice([f"{area}-{number}", f"{area} {number}", f"({area}){number}", f"（{area}）{number}", f"{area}-{number[:4]}-{number[4:]}"])
+    return rng.choice(
+        [
+            f"{area}-{number}",
+            f"{area} {number}",
+            f"({area}){number}",
+            f"（{area}）{number}",
+            f"{area}-{number[:4]}-{number[4:]}",
+        ]
+    )
 
 
 def us_phone(rng: random.Random) -> str:
     a = rng.choice(["212", "415", "312", "617", "206", "305", "702", "503"])
     b, c = f"{rng.randrange(2, 10)}{digits(rng, 2)}", digits(rng, 4)
-    return rng.choice([f"({a}) {b}-{c}", f"{a}-{b}-{c}", f"+1 {a} {b} {c}", f"+1-{a}-{b}-{c}", f"{a}.{b}.{c}", f"1-{a}-{b}-{c}", f"+1 ({a}) {b}-{c}"])
+    return rng.choice(
+        [
+            f"({a}) {b}-{c}",
+            f"{a}-{b}-{c}",
+            f"+1 {a} {b} {c}",
+            f"+1-{a}-{b}-{c}",
+            f"{a}.{b}.{c}",
+            f"1-{a}-{b}-{c}",
+            f"+1 ({a}) {b}-{c}",
+        ]
+    )
 
 
 def world_phone(rng: random.Random) -> str:
@@ -89,7 +131,20 @@ def world_phone(rng: random.Random) -> str:
     )  # fmt: skip
 
 
-REGIONS = ["110105", "310101", "440305", "330106", "510104", "420106", "610113", "350203", "230102", "530102", "650102", "320505"]
+REGIONS = [
+    "110105",
+    "310101",
+    "440305",
+    "330106",
+    "510104",
+    "420106",
+    "610113",
+    "350203",
+    "230102",
+    "530102",
+    "650102",
+    "320505",
+]
 
 
 def cn_id(rng: random.Random) -> str:
@@ -97,25 +152,54 @@ def cn_id(rng: random.Random) -> str:
     weights = [7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2]
     number = body + "10X98765432"[sum(int(d) * w for d, w in zip(body, weights, strict=True)) % 11]
     return rng.choice(
-        [number, number, number, number.lower(), f"{number[:6]} {number[6:14]} {number[14:]}", f"{number[:6]}-{number[6:14]}-{number[14:]}", number.translate(WIDE)]
+        [
+            number,
+            number,
+            number,
+            number.lower(),
+            f"{number[:6]} {number[6:14]} {number[14:]}",
+            f"{number[:6]}-{number[6:14]}-{number[14:]}",
+            number.translate(WIDE),
+        ]
     )
 
 
 def bank_card(rng: random.Random) -> str:
-    prefix, n = rng.choice([("4", 16), ("51", 16), ("55", 16), ("37", 15), ("6222", 19), ("6217", 19), ("6225", 16), ("6011", 16), ("3528", 16)])
+    prefix, n = rng.choice(
+        [
+            ("4", 16),
+            ("51", 16),
+            ("55", 16),
+            ("37", 15),
+            ("6222", 19),
+            ("6217", 19),
+            ("6225", 16),
+            ("6011", 16),
+            ("3528", 16),
+        ]
+    )
     body = prefix + digits(rng, n - len(prefix) - 1)
     number = body + luhn_digit(body)
     if n == 16:
         grouped = " ".join(number[i : i + 4] for i in range(0, 16, 4))
         return rng.choice([number, grouped, grouped.replace(" ", "-"), number.translate(WIDE)])
     if n == 19:
-        return rng.choice([number, " ".join(number[i : i + 4] for i in range(0, 19, 4)), f"{number[:6]} {number[6:]}"])
+        return rng.choice(
+            [number, " ".join(number[i : i + 4] for i in range(0, 19, 4)), f"{number[:6]} {number[6:]}"]
+        )
     return rng.choice([number, f"{number[:4]} {number[4:10]} {number[10:]}"])
 
 
 def iban(rng: random.Random) -> str:
     country, body = rng.choice(
-        [("DE", digits(rng, 18)), ("AT", digits(rng, 16)), ("NL", "ABNA" + digits(rng, 10)), ("GB", "NWBK" + digits(rng, 14)), ("CH", digits(rng, 17)), ("SE", digits(rng, 20))]
+        [
+            ("DE", digits(rng, 18)),
+            ("AT", digits(rng, 16)),
+            ("NL", "ABNA" + digits(rng, 10)),
+            ("GB", "NWBK" + digits(rng, 14)),
+            ("CH", digits(rng, 17)),
+            ("SE", digits(rng, 20)),
+        ]
     )
     text = body + country + "00"
     check = 98 - int("".join(str(int(c, 36)) for c in text)) % 97
@@ -125,7 +209,13 @@ def iban(rng: random.Random) -> str:
 
 def uscc(rng: random.Random) -> str:
     alphabet = "0123456789ABCDEFGHJKLMNPQRTUWXY"
-    body = rng.choice(["91", "92", "52", "12"]) + rng.choice(REGIONS) + rng.choice(["MA", "07", "66"]) + "".join(rng.choice(alphabet) for _ in range(6)) + rng.choice(alphabet)
+    body = (
+        rng.choice(["91", "92", "52", "12"])
+        + rng.choice(REGIONS)
+        + rng.choice(["MA", "07", "66"])
+        + "".join(rng.choice(alphabet) for _ in range(6))
+        + rng.choice(alphabet)
+    )
     total = sum(alphabet.index(c) * pow(3, i, 31) for i, c in enumerate(body))
     return body + alphabet[(31 - total % 31) % 31]
 
@@ -139,7 +229,9 @@ def plate(rng: random.Random) -> str:
 
 
 def passport(rng: random.Random) -> str:
-    return rng.choice(["E" + digits(rng, 8), "G" + digits(rng, 8), "E" + rng.choice("ABCDEFGHJK") + digits(rng, 7)])
+    return rng.choice(
+        ["E" + digits(rng, 8), "G" + digits(rng, 8), "E" + rng.choice("ABCDEFGHJK") + digits(rng, 7)]
+    )
 
 
 def ipv4(rng: random.Random) -> str:
@@ -148,7 +240,13 @@ def ipv4(rng: random.Random) -> str:
 
 def ipv6(rng: random.Random) -> str:
     groups = [f"{rng.randrange(0x1000, 0x10000):x}" for _ in range(5)]
-    return rng.choice([f"2001:db8:{groups[0]}:{groups[1]}:{groups[2]}:{groups[3]}:{groups[4]}:1", f"2400:{groups[0]}::{groups[1]}", f"fe80::{groups[0]}:{groups[1]}:{groups[2]}:{groups[3]}"])
+    return rng.choice(
+        [
+            f"2001:db8:{groups[0]}:{groups[1]}:{groups[2]}:{groups[3]}:{groups[4]}:1",
+            f"2400:{groups[0]}::{groups[1]}",
+            f"fe80::{groups[0]}:{groups[1]}:{groups[2]}:{groups[3]}",
+        ]
+    )
 
 
 def mac(rng: random.Random) -> str:
@@ -160,7 +258,11 @@ def url(rng: random.Random) -> str:
 
 
 def secret_word(rng: random.Random) -> str:
-    return "".join(rng.choice(string.ascii_lowercase) for _ in range(5)) + rng.choice(string.ascii_uppercase) + digits(rng, 3)
+    return (
+        "".join(rng.choice(string.ascii_lowercase) for _ in range(5))
+        + rng.choice(string.ascii_uppercase)
+        + digits(rng, 3)
+    )
 
 
 def key(rng: random.Random) -> str:
@@ -182,15 +284,36 @@ def ssn(rng: random.Random) -> str:
 
 
 def address_cn(rng: random.Random) -> str:
-    city = rng.choice(["北京市海淀区", "上海市浦东新区", "广东省深圳市南山区", "浙江省杭州市西湖区", "四川省成都市武侯区", "江苏省苏州市工业园区", "湖北省武汉市洪山区"])
-    road = rng.choice(["中关村大街", "张江路", "科技园路", "文三路", "人民南路", "星湖街", "珞喻路", "长安街"])
+    city = rng.choice(
+        [
+            "北京市海淀区",
+            "上海市浦东新区",
+            "广东省深圳市南山区",
+            "浙江省杭州市西湖区",
+            "四川省成都市武侯区",
+            "江苏省苏州市工业园区",
+            "湖北省武汉市洪山区",
+        ]
+    )
+    road = rng.choice(
+        ["中关村大街", "张江路", "科技园路", "文三路", "人民南路", "星湖街", "珞喻路", "长安街"]
+    )
     house = f"{rng.randrange(1, 999)}号"
-    more = rng.choice(["", f"{rng.randrange(1, 30)}号楼{rng.randrange(1, 6)}单元{rng.randrange(101, 2505)}室", f"{rng.randrange(1, 30)}栋{rng.randrange(101, 2505)}", "阳光花园" + f"{rng.randrange(1, 30)}幢"])
+    more = rng.choice(
+        [
+            "",
+            f"{rng.randrange(1, 30)}号楼{rng.randrange(1, 6)}单元{rng.randrange(101, 2505)}室",
+            f"{rng.randrange(1, 30)}栋{rng.randrange(101, 2505)}",
+            "阳光花园" + f"{rng.randrange(1, 30)}幢",
+        ]
+    )
     return city + road + house + more
 
 
 def address_en(rng: random.Random) -> str:
-    road = rng.choice(["Baker", "Oak", "Maple", "Elm Park", "Martin Luther King", "Fifth", "Willow Creek", "St. John's"])
+    road = rng.choice(
+        ["Baker", "Oak", "Maple", "Elm Park", "Martin Luther King", "Fifth", "Willow Creek", "St. John's"]
+    )
     kind = rng.choice(["Street", "St", "Avenue", "Ave.", "Road", "Rd", "Lane", "Drive", "Boulevard", "Court"])
     tail = rng.choice(["", f", Apt {rng.randrange(1, 99)}", f", Springfield, IL {digits(rng, 5)}"])
     return f"{rng.randrange(1, 9999)} {road} {kind}{tail}"
@@ -203,23 +326,54 @@ def date_cn(rng: random.Random) -> str:
 
 def date_en(rng: random.Random) -> str:
     y, m, d = rng.randrange(1940, 2015), rng.randrange(1, 13), rng.randrange(1, 29)
-    month = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"][m - 1]
-    return rng.choice([f"{month} {d}, {y}", f"{d} {month} {y}", f"{m:02}/{d:02}/{y}", f"{y}-{m:02}-{d:02}", f"{d} {month[:3]} {y}"])
+    month = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ][m - 1]
+    return rng.choice(
+        [
+            f"{month} {d}, {y}",
+            f"{d} {month} {y}",
+            f"{m:02}/{d:02}/{y}",
+            f"{y}-{m:02}-{d:02}",
+            f"{d} {month[:3]} {y}",
+        ]
+    )
 
 
 def vin(rng: random.Random) -> str:
     alphabet = "ABCDEFGHJKLMNPRSTUVWXYZ0123456789"
-    values = dict(zip("ABCDEFGHJKLMNPRSTUVWXYZ", map(int, "12345678123457923456789"), strict=True)) | {str(i): i for i in range(10)}
+    values = dict(zip("ABCDEFGHJKLMNPRSTUVWXYZ", map(int, "12345678123457923456789"), strict=True)) | {
+        str(i): i for i in range(10)
+    }
     while True:
         code = "L" + "".join(rng.choice(alphabet) for _ in range(10)) + digits(rng, 6)
-        total = sum(values[c] * w for c, w in zip(code, (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2), strict=True))
+        total = sum(
+            values[c] * w
+            for c, w in zip(code, (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2), strict=True)
+        )
         code = code[:8] + "0123456789X"[total % 11] + code[9:]
         if sum(c.isalpha() for c in code) >= 2:
             return code
 
 
 def wallet(rng: random.Random) -> str:
-    return rng.choice(["0x" + "".join(rng.choice("0123456789abcdef") for _ in range(39)) + "7", "bc1q" + "".join(rng.choice("023456789acdefghjklmnpqrstuvwxyz") for _ in range(37)) + "7"])
+    return rng.choice(
+        [
+            "0x" + "".join(rng.choice("0123456789abcdef") for _ in range(39)) + "7",
+            "bc1q" + "".join(rng.choice("023456789acdefghjklmnpqrstuvwxyz") for _ in range(37)) + "7",
+        ]
+    )
 
 
 # ---- texts with values -------------------------------------------------------------------------------------
@@ -252,7 +406,16 @@ KINDS: dict[str, tuple[Callable[[random.Random], str], list[str]]] = {
     "WALLET": (wallet, ["send to {}", "钱包地址{}请转账", "BTC/ETH: {}"]),
 }  # fmt: skip
 
-FILLERS = ["", "", "你好，", "麻烦帮我处理一下：", "Hello, ", "FYI: ", "第3季度的报表里写着，", "As discussed yesterday, "]
+FILLERS = [
+    "",
+    "",
+    "你好，",
+    "麻烦帮我处理一下：",
+    "Hello, ",
+    "FYI: ",
+    "第3季度的报表里写着，",
+    "As discussed yesterday, ",
+]
 TAILS = ["", "", "谢谢！", " Thanks!", "\n请尽快。", " (see above)"]
 
 

@@ -101,6 +101,7 @@ class _Run:
         self.start = start
         groups = [found.span() for found in _GROUP.finditer(text, start, end)]
         self.groups = groups
+        self._follows: dict[re.Pattern[str], bool] = {}
         self.lengths = tuple([b - a for a, b in groups])
 
     def digits(self, i: int, j: int) -> str:
@@ -109,9 +110,15 @@ class _Run:
     def gaps(self, i: int, j: int) -> set[str]:
         return {self.text[self.groups[k][1] : self.groups[k + 1][0]] for k in range(i, j - 1)}
 
-    def before(self, i: int, n: int = 32) -> str:
-        at = self.groups[i][0]
-        return self.text[max(0, at - n) : at]
+    def follows(self, words: re.Pattern[str], i: int) -> bool:
+        """Whether group i comes right behind one of some words; only the first group of a run can."""
+        if i:
+            return False
+        known = self._follows.get(words)
+        if known is None:
+            at = self.groups[0][0]
+            known = self._follows[words] = words.search(self.text[max(0, at - 32) : at]) is not None
+        return known
 
 
 class _Lookups:
@@ -170,8 +177,7 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
             return Finding(start, end, "COMPANYID", 0.9, checked=True)
     if total == 15 and lengths == (15,):
         digits = run.digits(i, j)
-        before = run.before(i)
-        if checksums.cn_id_15(digits) and _ID_WORD.search(before):
+        if checksums.cn_id_15(digits) and run.follows(_ID_WORD, i):
             return Finding(start, end, "IDCARD", 0.9, checked=True)
         if digits[0] in "12" and digits[3:5] <= "12" and _nir(digits):
             return Finding(start, end, "NATIONALID", 0.9, checked=True)
@@ -179,11 +185,10 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
         gaps = run.gaps(i, j)
         if gaps <= {" ", "-", " - ", "--", "."} and len(gaps) <= 1:
             digits = run.digits(i, j)
-            before = run.before(i)
-            if checksums.card(digits) and (_CARD_WORD.search(before) or not _OTHER_NUMBER.search(before)):
+            if checksums.card(digits) and (run.follows(_CARD_WORD, i) or not run.follows(_OTHER_NUMBER, i)):
                 return Finding(start, end, "CARD", 1.0, checked=True)
             grouped = lengths in ((4, 4, 4, 4), (4, 6, 5), (4, 4, 4, 4, 3))
-            if grouped and digits[0] in "3456" and "." not in gaps and not _OTHER_NUMBER.search(before):
+            if grouped and digits[0] in "3456" and "." not in gaps and not run.follows(_OTHER_NUMBER, i):
                 return Finding(start, end, "CARD", 0.6)
     return _national_id(run, i, j, lengths, start, end)
 
@@ -310,7 +315,7 @@ def _phone(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
         ten = digits[-10:]
         dashed = uniform and gaps[0] in ("-", ".") and (ten[0] in "23456789" or ten == "1234567890")
         if dashed or (ten[0] in "23456789" and ten[3] in "23456789"):
-            if not (gaps[-1] == "." and _OTHER_NUMBER.search(run.before(i))):
+            if not (gaps[-1] == "." and run.follows(_OTHER_NUMBER, i)):
                 return Finding(left if bracket else start, end, "PHONE", 0.8)
     if digits.startswith("001") and len(lengths) >= 3 and total in (13, 14):
         return Finding(start, end, "PHONE", 0.8)
@@ -327,11 +332,11 @@ def _phone(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
                 return Finding(start, end, "PHONE", 0.85, checked=True)
             if len(lengths) >= 3 and "." not in gaps:
                 return Finding(start, end, "PHONE", 0.55)
-        if len(lengths) == 1 and total in (10, 11) and not _OTHER_NUMBER.search(run.before(i)):
+        if len(lengths) == 1 and total in (10, 11) and not run.follows(_OTHER_NUMBER, i):
             if lookups.national(digits, mobile=True) is not False:
                 return Finding(start, end, "PHONE", 0.7, checked=True)
-    if 7 <= total <= 15 and len(lengths) <= 7 and _PHONE_WORD.search(run.before(i)):
-        if not _OTHER_NUMBER.search(run.before(i)) and not _years(groups) and "." not in gaps[:0]:
+    if 7 <= total <= 15 and len(lengths) <= 7 and run.follows(_PHONE_WORD, i):
+        if not run.follows(_OTHER_NUMBER, i) and not _years(groups) and "." not in gaps[:0]:
             return Finding(left if bracket and gaps and ")" in gaps[0] else start, end, "PHONE", 0.7)
     return None
 

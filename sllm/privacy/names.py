@@ -121,16 +121,46 @@ _TITLES = frozenset(
     "Mr Mrs Ms Mx Miss Dr Prof Sir Madam Mister Professor Doctor Rev Capt Sgt Lt Dear".split()
 )
 _RUN_EN = re.compile(rf"(?<![A-Za-zÀ-ÿ]){_NAME}(?![A-Za-zÀ-ÿ])")
-_TITLE_BEFORE = re.compile(r"(?<![A-Za-z])(?:Mr|Mrs|Ms|Mx|Dr|Prof|Rev|Capt|Sgt|Lt)\. {1,2}\Z")
-_LABEL_BEFORE = re.compile(
-    r"(?<![A-Za-z])(?:my (?:full |first |last |legal )?name is|my name's|i am called|(?:his|her|their) name is|named"
-    r"|(?:(?:(?:full|first|last|middle|maiden|legal|sur|customer|patient|client|employee|student|contact|account|card ?holder|holder"
-    r"|recipient|sender|applicant|beneficiary|spouse|guardian|user)(?:'s)?[ _-]?)?name"
-    r"|patient|contact person|contact|attn|attention|recipient|cardholder|signed by|sincerely|regards|yours truly|best wishes"
-    r"|from|to)[\"'*]{0,2}[ \t]*(?:is|[:=,])[ \t]*\n?)[ ]?[\"'*]{0,2}\Z",
-    re.I,
+_TITLE_BEFORE = tuple(
+    f"{title}. " for title in ("Mr", "Mrs", "Ms", "Mx", "Dr", "Prof", "Rev", "Capt", "Sgt", "Lt")
 )
-_AM_BEFORE = re.compile(r"(?<![A-Za-z])I(?: am|'m|’m) \Z")
+_AM_BEFORE = ("I am ", "I'm ", "I’m ")
+# In front of a colon or equals sign, of a comma, and of nothing.
+_LABELS_EN = (
+    "name", "surname", "patient", "contact person", "contact", "attn", "attention", "recipient", "cardholder", "signed by",
+    "signed", "applicant", "employee", "customer", "guardian", "spouse", "beneficiary", "sender", "account holder",
+)  # fmt: skip
+_CLOSINGS_EN = (
+    "sincerely",
+    "regards",
+    "yours truly",
+    "best wishes",
+    "cheers",
+    "thanks",
+    "love",
+    "faithfully",
+)
+_VERBS_EN = ("name is", "name's", "i am called", "is called", "named", "names are")
+
+
+def _announced(before: str) -> bool:
+    """Whether the text right before a capitalised word says that a name comes."""
+    head = before.rstrip(" \"'*\n\t")
+    sign = head[-1:]
+    if sign in (":", "="):
+        words, head = _LABELS_EN, head[:-1].rstrip(" \"'*")
+    elif sign == ",":
+        words, head = _CLOSINGS_EN, head[:-1]
+    else:
+        words = _VERBS_EN
+    head = head.lower()
+    if not head.endswith(words):
+        return False
+    word = max((word for word in words if head.endswith(word)), key=len)
+    follow = head[-len(word) - 1 : -len(word)] if len(head) > len(word) else ""
+    return not (follow.isascii() and follow.isalpha())
+
+
 # Given names common in English-speaking countries; one of them and a capitalised word behind it are a person.
 _GIVEN_EN = frozenset(
     [
@@ -708,11 +738,11 @@ def _english(text: str, run: str, start: int) -> Iterator[Finding]:
         before = text[max(0, start - 40) : start]
         tail = before[-1:]
         if tail == " " or tail in ":=,\"'*\n\t":
-            if _TITLE_BEFORE.search(before):
+            if before.endswith(_TITLE_BEFORE):
                 score = 0.9
-            elif _LABEL_BEFORE.search(before):
+            elif _announced(before):
                 score = 0.8
-            elif len(words) >= 2 and _AM_BEFORE.search(before):
+            elif len(words) >= 2 and before.endswith(_AM_BEFORE):
                 score = 0.7
     if score:
         span = _trim_name(rest, start)

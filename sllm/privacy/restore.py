@@ -49,6 +49,12 @@ def _starts(firsts: str) -> re.Pattern[str]:
     return re.compile(rf"[\\\[［【〔]|(?<![A-Za-z0-9_])[{wide}]")
 
 
+@functools.lru_cache(maxsize=256)
+def _ends(nonces: tuple[str, ...]) -> re.Pattern[str]:
+    """Characters at which something that looks like a placeholder can end."""
+    return re.compile(rf"[\]］】〕{''.join({nonce[-1] + nonce[-1].upper() for nonce in nonces})}]")
+
+
 class _MoreNeeded(Exception):
     """What was received so far does not decide it."""
 
@@ -105,11 +111,12 @@ class Restorer:
         return self._scan(self._held)
 
     def _scan(self, text: str) -> str:
-        starts = self._starts()
-        if starts is None:
+        if not self._vault.first_letters:
             self._held = ""
             self._pass(text)
             return text
+        # A placeholder can begin at a bracket, its escape, or the first letter of a kind.
+        starts = _starts(self._vault.first_letters)
         out: list[str] = []
         at = 0  # up to here everything was handed on
         search = 0
@@ -151,11 +158,6 @@ class Restorer:
             text = text[line + 1 :]
         for bracket in _BRACKET.finditer(text):
             self._depth = self._depth + 1 if bracket[0] == "[" else max(0, self._depth - 1)
-
-    def _starts(self) -> re.Pattern[str] | None:
-        """Where a placeholder can begin: at a bracket, its escape, or the first letter of a kind."""
-        firsts = "".join(sorted({prefix for prefix in self._vault.kind_prefixes if len(prefix) == 1}))
-        return _starts(firsts) if firsts else None
 
     def _match(self, text: str, i: int, before: str) -> tuple[int, str] | None:
         """The placeholder that begins at ``i``: where it ends, and its value."""
@@ -262,6 +264,9 @@ class Restorer:
         text = self._tail + chunk
         start = len(self._tail)
         nonces = vault.nonces
+        if not _ends(nonces).search(chunk):
+            self._tail = text[-_TAIL:]
+            return
         lower = text.lower() if len(text.lower()) == len(text) else text
         for nonce in nonces:
             at = lower.find(nonce, max(0, start - len(nonce) + 1))

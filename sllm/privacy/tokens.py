@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["entropy", "scan"]
 
 _LOCAL = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_`{|}~-"
+_AT = re.compile(r"(?<=[A-Za-z0-9_+\-!#$%&'*/=?^`{|}~])@(?=[A-Za-z0-9])")
 _DOMAIN = re.compile(r"[A-Za-z0-9.-]{1,253}")
 _SPOKEN_AT = re.compile(r"[\[({<] ?(?:at|AT|@) ?[\])}>]")
 _SPOKEN_CHARS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-"
@@ -31,8 +32,8 @@ _SPOKEN_DOMAIN = re.compile(
 
 
 def _emails(text: str) -> Iterator[Finding]:
-    at = text.find("@")
-    while at >= 0:
+    for sign in _AT.finditer(text):
+        at = sign.start()
         before = text[max(0, at - 64) : at]
         local = before[len(before.rstrip(_LOCAL)) :].lstrip(".!#$%&'*+/=?^`{|}~-")
         found = _DOMAIN.match(text, at + 1)
@@ -51,7 +52,6 @@ def _emails(text: str) -> Iterator[Finding]:
                 and not (local == "git" and text[at + 1 + len(domain) : at + 2 + len(domain)] == ":")
             ):
                 yield Finding(at - len(local), at + 1 + len(domain), "EMAIL", 1.0)
-        at = text.find("@", at + 1)
     for spoken in _SPOKEN_AT.finditer(text):
         before = text[max(0, spoken.start() - 66) : spoken.start()].removesuffix(" ")
         head = before[len(before.rstrip(_SPOKEN_CHARS)) :]

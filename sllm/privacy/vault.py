@@ -150,10 +150,11 @@ class Vault:
         self._entries: dict[str, tuple[str, int]] = {}  # value -> kind, index
         self._last: Counter[str] = Counter()  # kind -> highest index
         self._issued: dict[tuple[str, int, str], str] = {}  # kind (lower case), index, nonce -> value
-        self._nonces: list[str] = []  # the newest is last
+        self._nonces: tuple[str, ...] = ()  # the newest is last
         self._known = KnownValues()
         # For restoring piece by piece: what begins an issued placeholder.
         self._kind_prefixes: set[str] = set()
+        self._first_letters = ""
         self._index_prefixes: dict[str, set[str]] = {}
         self._nonces_of: dict[tuple[str, int], list[str]] = {}
 
@@ -269,7 +270,7 @@ class Vault:
                 f"new findings turned up in each of {_ROUNDS} rounds of masking; nothing is let out"
             )
         if any(literal) or not self._nonces:
-            self._nonces.append(self._new_nonce([view.text for view in views]))
+            self._nonces = (*self._nonces, self._new_nonce([view.text for view in views]))
         self._known.update(fresh)
         return [self._write(text, ranges) for text, ranges in zip(texts, spans, strict=True)]
 
@@ -302,6 +303,7 @@ class Vault:
             self._issued[lower, index, nonce] = value
             self._nonces_of.setdefault((lower, index), []).append(nonce)
             self._kind_prefixes.update(lower[:i] for i in range(1, len(lower) + 1))
+            self._first_letters = "".join(sorted({lower[0], *self._first_letters}))
             number = str(index)
             self._index_prefixes.setdefault(lower, set()).update(
                 number[:i] for i in range(1, len(number) + 1)
@@ -334,12 +336,17 @@ class Vault:
     @property
     def nonces(self) -> tuple[str, ...]:
         """Nonces in use, the newest last."""
-        return tuple(self._nonces)
+        return self._nonces
 
     @property
     def kind_prefixes(self) -> Set[str]:
         """Every beginning of a kind (lower case) of which a placeholder was issued."""
         return self._kind_prefixes
+
+    @property
+    def first_letters(self) -> str:
+        """The first letters (lower case) of the kinds of which a placeholder was issued."""
+        return self._first_letters
 
     @property
     def index_prefixes(self) -> Mapping[str, Set[str]]:
