@@ -1,7 +1,8 @@
 """A seeded generator of texts with private values in known places, and of texts without any.
 
-Values are made here from the published rules (ISO 7064, Luhn, ISO 13616, ...), by code of its own: nothing is taken
-from the package under test. Templates are Chinese and English; surfaces vary in width, spacing and neighbours.
+Values are made here from the published rules (ISO 7064, Luhn, ISO 13616, ...), by code of its own: nothing
+is taken from the package under test. Templates are Chinese and English; surfaces vary in width, spacing and
+neighbours.
 """
 
 from __future__ import annotations
@@ -61,9 +62,27 @@ def email(rng: random.Random) -> str:
 
 
 MOBILE = [
-    *(f"13{i}" for i in range(10)), "150", "151", "152", "153", "155", "156", "157", "158", "159", "166", "173", "175",
-    "176", "177", "178", *(f"18{i}" for i in range(10)), "191", "198", "199",
-]  # fmt: skip
+    *(f"13{i}" for i in range(10)),
+    "150",
+    "151",
+    "152",
+    "153",
+    "155",
+    "156",
+    "157",
+    "158",
+    "159",
+    "166",
+    "173",
+    "175",
+    "176",
+    "177",
+    "178",
+    *(f"18{i}" for i in range(10)),
+    "191",
+    "198",
+    "199",
+]
 
 
 def cn_mobile(rng: random.Random) -> str:
@@ -71,10 +90,21 @@ def cn_mobile(rng: random.Random) -> str:
     a, b, c = number[:3], number[3:7], number[7:]
     return rng.choice(
         [
-            number, number, f"{a} {b} {c}", f"{a}-{b}-{c}", f"+86 {number}", f"+86{number}", f"+86-{a}-{b}-{c}", f"86{number}",
-            number.translate(WIDE), "\u200b".join(number), f"0086{number}", f"(+86) {number}", f"{a}\u00a0{b}\u00a0{c}",
+            number,
+            number,
+            f"{a} {b} {c}",
+            f"{a}-{b}-{c}",
+            f"+86 {number}",
+            f"+86{number}",
+            f"+86-{a}-{b}-{c}",
+            f"86{number}",
+            number.translate(WIDE),
+            "\u200b".join(number),
+            f"0086{number}",
+            f"(+86) {number}",
+            f"{a}\u00a0{b}\u00a0{c}",
         ]
-    )  # fmt: skip
+    )
 
 
 def cn_landline(rng: random.Random) -> str:
@@ -122,13 +152,22 @@ def us_phone(rng: random.Random) -> str:
 def world_phone(rng: random.Random) -> str:
     return rng.choice(
         [
-            f"+44 20 7{digits(rng, 3)} {digits(rng, 4)}", f"+44 7{rng.choice('4578')}{digits(rng, 2)} {digits(rng, 6)}",
-            f"+49 30 {rng.randrange(2, 9)}{digits(rng, 6)}", f"+49 151 {digits(rng, 8)}", f"+33 6 {digits(rng, 2)} {digits(rng, 2)} {digits(rng, 2)} {digits(rng, 2)}",
-            f"+81 90-{rng.randrange(1, 10)}{digits(rng, 3)}-{digits(rng, 4)}", f"+852 9{digits(rng, 3)} {digits(rng, 4)}", f"+886 9{digits(rng, 2)} {digits(rng, 3)} {digits(rng, 3)}",
-            f"+65 8{digits(rng, 3)} {digits(rng, 4)}", f"+91 98{digits(rng, 3)} {digits(rng, 5)}", f"+61 4{digits(rng, 2)} {digits(rng, 3)} {digits(rng, 3)}",
-            f"+82 10-{rng.randrange(2, 10)}{digits(rng, 3)}-{digits(rng, 4)}", f"+7 916 {digits(rng, 3)}-{digits(rng, 2)}-{digits(rng, 2)}", f"+55 11 9{digits(rng, 4)}-{digits(rng, 4)}",
+            f"+44 20 7{digits(rng, 3)} {digits(rng, 4)}",
+            f"+44 7{rng.choice('4578')}{digits(rng, 2)} {digits(rng, 6)}",
+            f"+49 30 {rng.randrange(2, 9)}{digits(rng, 6)}",
+            f"+49 151 {digits(rng, 8)}",
+            f"+33 6 {digits(rng, 2)} {digits(rng, 2)} {digits(rng, 2)} {digits(rng, 2)}",
+            f"+81 90-{rng.randrange(1, 10)}{digits(rng, 3)}-{digits(rng, 4)}",
+            f"+852 9{digits(rng, 3)} {digits(rng, 4)}",
+            f"+886 9{digits(rng, 2)} {digits(rng, 3)} {digits(rng, 3)}",
+            f"+65 8{digits(rng, 3)} {digits(rng, 4)}",
+            f"+91 98{digits(rng, 3)} {digits(rng, 5)}",
+            f"+61 4{digits(rng, 2)} {digits(rng, 3)} {digits(rng, 3)}",
+            f"+82 10-{rng.randrange(2, 10)}{digits(rng, 3)}-{digits(rng, 4)}",
+            f"+7 916 {digits(rng, 3)}-{digits(rng, 2)}-{digits(rng, 2)}",
+            f"+55 11 9{digits(rng, 4)}-{digits(rng, 4)}",
         ]
-    )  # fmt: skip
+    )
 
 
 REGIONS = [
@@ -148,7 +187,10 @@ REGIONS = [
 
 
 def cn_id(rng: random.Random) -> str:
-    body = f"{rng.choice(REGIONS)}{rng.randrange(1940, 2015)}{rng.randrange(1, 13):02}{rng.randrange(1, 29):02}{digits(rng, 3)}"
+    body = (
+        f"{rng.choice(REGIONS)}{rng.randrange(1940, 2015)}{rng.randrange(1, 13):02}"
+        f"{rng.randrange(1, 29):02}{digits(rng, 3)}"
+    )
     weights = [7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2]
     number = body + "10X98765432"[sum(int(d) * w for d, w in zip(body, weights, strict=True)) % 11]
     return rng.choice(
@@ -235,7 +277,10 @@ def passport(rng: random.Random) -> str:
 
 
 def ipv4(rng: random.Random) -> str:
-    return f"{rng.choice([10, 58, 101, 114, 172, 192, 203, 222])}.{rng.randrange(256)}.{rng.randrange(256)}.{rng.randrange(21, 255)}"
+    return (
+        f"{rng.choice([10, 58, 101, 114, 172, 192, 203, 222])}.{rng.randrange(256)}."
+        f"{rng.randrange(256)}.{rng.randrange(21, 255)}"
+    )
 
 
 def ipv6(rng: random.Random) -> str:
@@ -254,7 +299,11 @@ def mac(rng: random.Random) -> str:
 
 
 def url(rng: random.Random) -> str:
-    return f"{rng.choice(['https', 'postgres', 'mysql', 'redis', 'ftp'])}://{rng.choice(['root', 'admin', 'app'])}:{secret_word(rng)}@db{rng.randrange(9)}.example.com/x{rng.randrange(99)}"
+    return (
+        f"{rng.choice(['https', 'postgres', 'mysql', 'redis', 'ftp'])}://"
+        f"{rng.choice(['root', 'admin', 'app'])}:{secret_word(rng)}@db{rng.randrange(9)}.example.com/x"
+        f"{rng.randrange(99)}"
+    )
 
 
 def secret_word(rng: random.Random) -> str:
@@ -272,11 +321,18 @@ def key(rng: random.Random) -> str:
     claims = base64.urlsafe_b64encode(f'{{"sub":"{digits(rng, 10)}"}}'.encode()).decode().rstrip("=")
     return rng.choice(
         [
-            f"sk-proj-{some(40)}", f"ghp_{some(36)}", f"AKIA{''.join(rng.choice(string.ascii_uppercase) for _ in range(13))}7Q2",
-            f"AIza{some(35)}", f"xoxb-{digits(rng, 12)}-{some(24)}", f"hf_{some(34)}", f"glpat-{some(20)}", f"LTAI{some(20)}",
-            f"sk_live_{some(24)}", f"eyJhbGciOiJIUzI1NiJ9.{claims}.{some(43)}",
+            f"sk-proj-{some(40)}",
+            f"ghp_{some(36)}",
+            f"AKIA{''.join(rng.choice(string.ascii_uppercase) for _ in range(13))}7Q2",
+            f"AIza{some(35)}",
+            f"xoxb-{digits(rng, 12)}-{some(24)}",
+            f"hf_{some(34)}",
+            f"glpat-{some(20)}",
+            f"LTAI{some(20)}",
+            f"sk_live_{some(24)}",
+            f"eyJhbGciOiJIUzI1NiJ9.{claims}.{some(43)}",
         ]
-    )  # fmt: skip
+    )
 
 
 def ssn(rng: random.Random) -> str:
@@ -378,15 +434,54 @@ def wallet(rng: random.Random) -> str:
 
 # ---- texts with values -------------------------------------------------------------------------------------
 
-# Kind -> value, templates that put it in plain view, and templates for values that need the words around them.
+# Kind -> value, and templates to put it in.
 KINDS: dict[str, tuple[Callable[[random.Random], str], list[str]]] = {
-    "EMAIL": (email, ["我的邮箱是{}，谢谢。", "请发到{}谢谢", "Please write to {} by Friday.", "邮件{}和附件", "<{}>", "mailto:{}", "Contact: {}; thanks"]),
-    "PHONE": (cn_mobile, ["手机{}，请回电", "我的电话是{}。", "请加微信{}详聊", "call {} now", "打{}找我", "联系方式：{}", "（{}）", "Tel:{}"]),
+    "EMAIL": (
+        email,
+        [
+            "我的邮箱是{}，谢谢。",
+            "请发到{}谢谢",
+            "Please write to {} by Friday.",
+            "邮件{}和附件",
+            "<{}>",
+            "mailto:{}",
+            "Contact: {}; thanks",
+        ],
+    ),
+    "PHONE": (
+        cn_mobile,
+        [
+            "手机{}，请回电",
+            "我的电话是{}。",
+            "请加微信{}详聊",
+            "call {} now",
+            "打{}找我",
+            "联系方式：{}",
+            "（{}）",
+            "Tel:{}",
+        ],
+    ),
     "PHONE/landline": (cn_landline, ["座机{}。", "公司电话：{}", "请致电 {} 咨询", "office: {}"]),
-    "PHONE/us": (us_phone, ["Call me at {}.", "My number is {}, ask for Bob", "电话{}", "Fax: {}", "Reach us: {}"]),
+    "PHONE/us": (
+        us_phone,
+        ["Call me at {}.", "My number is {}, ask for Bob", "电话{}", "Fax: {}", "Reach us: {}"],
+    ),
     "PHONE/world": (world_phone, ["WhatsApp {}", "my number: {}.", "海外电话{}请记下", "dial {} today"]),
-    "IDCARD": (cn_id, ["身份证号{}。", "身份证{}号码", "他的证件是{}，请核实", "ID: {}", "号码为{}的乘客", "{}"]),
-    "CARD": (bank_card, ["银行卡{}，开户行招商银行", "卡号：{}", "Charge my card {} please.", "请转到{}", "card no {}", "信用卡是{}的"]),
+    "IDCARD": (
+        cn_id,
+        ["身份证号{}。", "身份证{}号码", "他的证件是{}，请核实", "ID: {}", "号码为{}的乘客", "{}"],
+    ),
+    "CARD": (
+        bank_card,
+        [
+            "银行卡{}，开户行招商银行",
+            "卡号：{}",
+            "Charge my card {} please.",
+            "请转到{}",
+            "card no {}",
+            "信用卡是{}的",
+        ],
+    ),
     "IBAN": (iban, ["IBAN: {}", "Transfer to {}, please.", "账户{}。", "汇款到{}谢谢"]),
     "COMPANYID": (uscc, ["统一社会信用代码：{}", "税号{}开票", "公司代码{}。"]),
     "PLATE": (plate, ["车牌{}停在门口", "我的车是{}。", "{}请挪车", "车牌号：{}"]),
@@ -395,8 +490,22 @@ KINDS: dict[str, tuple[Callable[[random.Random], str], list[str]]] = {
     "IP/6": (ipv6, ["地址{}不通", "ping6 {} ok", "IPv6: {}"]),
     "MAC": (mac, ["MAC {}", "网卡{}已绑定", "device {} is offline"]),
     "URL": (url, ["连接{}失败", "DATABASE_URL={}", "Use {} for now"]),
-    "SECRET/word": (secret_word, ["密码是{}", "密码：{}，别告诉别人", "password: {}", 'password = "{}"', "PASSWORD={}", "口令为{}。", "my password is {}"]),
-    "SECRET/key": (key, ["用这个key：{}", "OPENAI_API_KEY={}", 'token = "{}"', "Authorization: Bearer {}", "密钥{}已泄露"]),
+    "SECRET/word": (
+        secret_word,
+        [
+            "密码是{}",
+            "密码：{}，别告诉别人",
+            "password: {}",
+            'password = "{}"',
+            "PASSWORD={}",
+            "口令为{}。",
+            "my password is {}",
+        ],
+    ),
+    "SECRET/key": (
+        key,
+        ["用这个key：{}", "OPENAI_API_KEY={}", 'token = "{}"', "Authorization: Bearer {}", "密钥{}已泄露"],
+    ),
     "SSN": (ssn, ["SSN {}", "My social security number is {}.", "ssn: {}, thanks"]),
     "ADDRESS/cn": (address_cn, ["我住在{}。", "地址：{}", "请寄到{}，谢谢", "收货地址是{}，电话稍后给你"]),
     "ADDRESS/en": (address_en, ["I live at {}.", "Ship it to {} please", "Address: {}"]),
@@ -404,7 +513,7 @@ KINDS: dict[str, tuple[Callable[[random.Random], str], list[str]]] = {
     "BIRTHDATE/en": (date_en, ["DOB: {}", "I was born on {}.", "Date of birth: {}", "born {} in Ohio"]),
     "VIN": (vin, ["VIN {}", "车架号{}。", "the vehicle {} was sold"]),
     "WALLET": (wallet, ["send to {}", "钱包地址{}请转账", "BTC/ETH: {}"]),
-}  # fmt: skip
+}
 
 FILLERS = [
     "",
@@ -442,16 +551,31 @@ def _code(rng: random.Random) -> str:
             f"def f(x):\n    return x[{rng.randrange(9)}::{rng.randrange(2, 9)}] + {rng.randrange(1000)}",
             f'password = input("Password: ")\nif len(password) < {rng.randrange(6, 20)}: raise ValueError',
             f"token: str | None = None\nmax_tokens = {rng.choice([256, 512, 1024, 4096])}",
-            f"SELECT id, name FROM t{rng.randrange(99)} WHERE id = {rng.randrange(10**6)} LIMIT {rng.randrange(100)};",
+            (
+                f"SELECT id, name FROM t{rng.randrange(99)} WHERE id = {rng.randrange(10**6)} LIMIT "
+                f"{rng.randrange(100)};"
+            ),
             f"std::vector<int> v({rng.randrange(1000)}); foo::bar::baz(v);",
             f"git checkout {hashlib.sha1(digits(rng, 9).encode()).hexdigest()}",
-            f"pip install numpy=={rng.randrange(3)}.{rng.randrange(30)}.{rng.randrange(9)} lodash@4.{rng.randrange(20)}.{rng.randrange(30)}",
+            (
+                f"pip install numpy=={rng.randrange(3)}.{rng.randrange(30)}.{rng.randrange(9)} "
+                f"lodash@4.{rng.randrange(20)}.{rng.randrange(30)}"
+            ),
             f"for (int i = 0; i < {rng.randrange(10**5)}; ++i) sum += a[i] * {rng.random():.6f};",
-            f"@decorator\nclass A{rng.randrange(99)}: pass  # see https://example.com/docs/{rng.randrange(99)}",
+            (
+                f"@decorator\nclass A{rng.randrange(99)}: pass  # see "
+                f"https://example.com/docs/{rng.randrange(99)}"
+            ),
             f'api_key = os.environ["KEY_{rng.randrange(9)}"]; secret = config.get("secret")',
             f"#include <stdio.h>\nint main(void) {{ return {rng.randrange(256)}; }}",
-            f"color: #{rng.randrange(0x1000000):06x}; width: {rng.randrange(2000)}px; margin: 0 {rng.randrange(99)}px;",
-            f"docker run -p 8080:{rng.randrange(80, 9999)} image:{rng.randrange(9)}.{rng.randrange(99)} --memory {rng.randrange(64)}g",
+            (
+                f"color: #{rng.randrange(0x1000000):06x}; width: {rng.randrange(2000)}px;"
+                f" margin: 0 {rng.randrange(99)}px;"
+            ),
+            (
+                f"docker run -p 8080:{rng.randrange(80, 9999)} "
+                f"image:{rng.randrange(9)}.{rng.randrange(99)} --memory {rng.randrange(64)}g"
+            ),
         ]
     )
 
@@ -463,8 +587,14 @@ def _maths(rng: random.Random) -> str:
             f"计算 {rng.randrange(10**6)}+{rng.randrange(10**6)}×{rng.randrange(100)} 等于多少？",
             f"pi is 3.14159265358979 and e is 2.718281828459045; compare with {rng.random():.12f}",
             f"Solve x^2 - {rng.randrange(100)}x + {rng.randrange(1000)} = 0",
-            f"求函数f(x)={rng.randrange(9)}x³-{rng.randrange(9)}x+{rng.randrange(99)}在区间[{rng.randrange(9)}, {rng.randrange(10, 99)}]上的最大值",
-            f"matrix [[{rng.randrange(99)}, {rng.randrange(99)}], [{rng.randrange(99)}, {rng.randrange(99)}]] times [1, {rng.randrange(9)}]",
+            (
+                f"求函数f(x)={rng.randrange(9)}x³-{rng.randrange(9)}x+{rng.randrange(99)}在区间["
+                f"{rng.randrange(9)}, {rng.randrange(10, 99)}]上的最大值"
+            ),
+            (
+                f"matrix [[{rng.randrange(99)}, {rng.randrange(99)}], [{rng.randrange(99)}, "
+                f"{rng.randrange(99)}]] times [1, {rng.randrange(9)}]"
+            ),
             f"{rng.randrange(1, 9)}/{rng.randrange(2, 9)} + {rng.randrange(1, 9)}/{rng.randrange(2, 9)} = ?",
             f"Is {rng.randrange(10**8)} prime? What about {rng.randrange(10**5)}?",
         ]
@@ -476,39 +606,103 @@ def _numbers(rng: random.Random) -> str:
     check = -sum(int(c) * (3 if i % 2 else 1) for i, c in enumerate(isbn)) % 10
     return rng.choice(
         [
-            f"订单号：{rng.randrange(2023, 2027)}{rng.randrange(1, 13):02}{rng.randrange(1, 29):02}{digits(rng, 10)}，什么时候发货？",
+            (
+                f"订单号：{rng.randrange(2023, 2027)}{rng.randrange(1, 13):02}"
+                f"{rng.randrange(1, 29):02}{digits(rng, 10)}，什么时候发货？"
+            ),
             f"Order #{digits(rng, 8)} has not arrived yet.",
-            f"价格从¥{rng.randrange(100, 9999)}降到¥{rng.randrange(10, 99)}.{digits(rng, 2)}，便宜了{rng.randrange(5, 80)}%",
+            (
+                f"价格从¥{rng.randrange(100, 9999)}降到¥{rng.randrange(10, 99)}.{digits(rng, 2)}，便宜"
+                f"了{rng.randrange(5, 80)}%"
+            ),
             f"It costs ${rng.randrange(1, 999)},{digits(rng, 3)}.{digits(rng, 2)} or €{rng.randrange(1000)}.",
             f"ISBN {isbn[:3]}-{isbn[3]}-{isbn[4:7]}-{isbn[7:12]}-{check}",
             f"ISBN {isbn}{check}是哪本书？",
-            f"版本{rng.randrange(9)}.{rng.randrange(20)}.{rng.randrange(20)}.{rng.randrange(3000)}修复了{rng.randrange(99)}个问题",
-            f"Version {rng.randrange(9)}.{rng.randrange(20)}.{rng.randrange(20)} was released on 2024-{rng.randrange(1, 13):02}-{rng.randrange(1, 29):02}.",
+            (
+                f"版本{rng.randrange(9)}.{rng.randrange(20)}.{rng.randrange(20)}.{rng.randrange(3000)}"
+                f"修复了{rng.randrange(99)}个问题"
+            ),
+            (
+                f"Version {rng.randrange(9)}.{rng.randrange(20)}.{rng.randrange(20)} was released on "
+                f"2024-{rng.randrange(1, 13):02}-{rng.randrange(1, 29):02}."
+            ),
             f"sha256: {hashlib.sha256(digits(rng, 9).encode()).hexdigest()}",
             f"md5 {hashlib.md5(digits(rng, 9).encode()).hexdigest()} 校验失败",
-            f"uuid {hashlib.md5(digits(rng, 9).encode()).hexdigest()[:8]}-1234-4abc-8def-{hashlib.md5(digits(rng, 8).encode()).hexdigest()[:12]}",
-            f"会议定在{rng.randrange(2024, 2027)}年{rng.randrange(1, 13)}月{rng.randrange(1, 29)}日下午{rng.randrange(1, 9)}点{rng.randrange(10, 59)}分",
-            f"Meet on {rng.randrange(1, 13)}/{rng.randrange(1, 29)}/2025 at {rng.randrange(10, 23)}:{rng.randrange(10, 59)}:{rng.randrange(10, 59)}.",
-            f"unix time {rng.randrange(1_600_000_000, 1_800_000_000)}, that is {rng.randrange(10**3)} ms late",
-            f"人口从{rng.randrange(10**4, 10**7)}增长到{rng.randrange(10**4, 10**7)}，增幅{rng.random() * 10:.2f}%",
-            f"比分{rng.randrange(9)}-{rng.randrange(9)}，上半场{rng.randrange(5)}:{rng.randrange(5)}，观众{rng.randrange(10**5)}人",
-            f"The sensor read {rng.random() * 100:.4f}, {rng.random() * 100:.4f} and {rng.random() * 100:.4f} degrees.",
-            f"第{rng.randrange(1, 99)}章第{rng.randrange(1, 20)}节，第{rng.randrange(1, 999)}页，图{rng.randrange(1, 20)}.{rng.randrange(1, 20)}",
+            (
+                f"uuid {hashlib.md5(digits(rng, 9).encode()).hexdigest()[:8]}-1234-4abc-8def-"
+                f"{hashlib.md5(digits(rng, 8).encode()).hexdigest()[:12]}"
+            ),
+            (
+                f"会议定在{rng.randrange(2024, 2027)}年{rng.randrange(1, 13)}月{rng.randrange(1, 29)}"
+                f"日下午{rng.randrange(1, 9)}点{rng.randrange(10, 59)}分"
+            ),
+            (
+                f"Meet on {rng.randrange(1, 13)}/{rng.randrange(1, 29)}/2025 at "
+                f"{rng.randrange(10, 23)}:{rng.randrange(10, 59)}:{rng.randrange(10, 59)}."
+            ),
+            (
+                f"unix time {rng.randrange(1_600_000_000, 1_800_000_000)}, that is "
+                f"{rng.randrange(10**3)} ms late"
+            ),
+            (
+                f"人口从{rng.randrange(10**4, 10**7)}增长到{rng.randrange(10**4, 10**7)}，增幅"
+                f"{rng.random() * 10:.2f}%"
+            ),
+            (
+                f"比分{rng.randrange(9)}-{rng.randrange(9)}，上半场{rng.randrange(5)}:"
+                f"{rng.randrange(5)}，观众{rng.randrange(10**5)}人"
+            ),
+            (
+                f"The sensor read {rng.random() * 100:.4f}, {rng.random() * 100:.4f} and "
+                f"{rng.random() * 100:.4f} degrees."
+            ),
+            (
+                f"第{rng.randrange(1, 99)}章第{rng.randrange(1, 20)}节，第{rng.randrange(1, 999)}页，"
+                f"图{rng.randrange(1, 20)}.{rng.randrange(1, 20)}"
+            ),
             f"乘坐{rng.randrange(1, 20)}号线到科技路站换乘{rng.randrange(1, 20)}号线",
         ]
     )
 
 
 CHAT = [
-    "床前明月光，疑是地上霜。举头望明月，低头思故乡。", "帮我写一首关于春天的诗，要押韵。", "忘记密码怎么办？密码是什么意思？", "Explain how transformers work in simple terms.",
-    "北京市是中国的首都，海淀区有很多大学。", "从南京路步行到人民广场要多久？", "What is the capital of Australia?", "Write a haiku about the sea.",
-    "我是学生，想学习机器学习，应该从哪里开始？", "Shall I compare thee to a summer's day? Thou art more lovely and more temperate.", "周末和同学去爬山，需要准备什么？",
-    "请把下面的句子翻译成英文：今天的天气真好。", "How do I reset my password on this site?", "The token is a unit of text that the model reads.", "苹果公司发布了新款手机，性能提升明显。",
-    "身份证丢了怎么补办？", "手机号码怎么注销？", "What does an IP address look like?", "银行卡被锁了该怎么办", "Summarize the plot of Hamlet in three sentences.", "推荐几本关于历史的书。",
-    "我国的高速公路总里程是世界第一。", "Give me three tips for better sleep.", "如何提高英语口语水平？", "Can you explain the difference between TCP and UDP?", "红烧肉怎么做才好吃？",
-    "地址解析协议是什么？", "My favourite colour is blue and I like long walks.", "出生率下降的原因有哪些？", "Tell me a joke about programmers.", "这条路通向山顶，旁边有一个村庄。",
-    "公司的发展需要每个人的努力。", "In the long run, prices adjust.", "他的电话打不通，可能在开会。", "Which is larger, Lake Superior or Lake Victoria?", "车牌限行的规定是什么？",
-]  # fmt: skip
+    "床前明月光，疑是地上霜。举头望明月，低头思故乡。",
+    "帮我写一首关于春天的诗，要押韵。",
+    "忘记密码怎么办？密码是什么意思？",
+    "Explain how transformers work in simple terms.",
+    "北京市是中国的首都，海淀区有很多大学。",
+    "从南京路步行到人民广场要多久？",
+    "What is the capital of Australia?",
+    "Write a haiku about the sea.",
+    "我是学生，想学习机器学习，应该从哪里开始？",
+    "Shall I compare thee to a summer's day? Thou art more lovely and more temperate.",
+    "周末和同学去爬山，需要准备什么？",
+    "请把下面的句子翻译成英文：今天的天气真好。",
+    "How do I reset my password on this site?",
+    "The token is a unit of text that the model reads.",
+    "苹果公司发布了新款手机，性能提升明显。",
+    "身份证丢了怎么补办？",
+    "手机号码怎么注销？",
+    "What does an IP address look like?",
+    "银行卡被锁了该怎么办",
+    "Summarize the plot of Hamlet in three sentences.",
+    "推荐几本关于历史的书。",
+    "我国的高速公路总里程是世界第一。",
+    "Give me three tips for better sleep.",
+    "如何提高英语口语水平？",
+    "Can you explain the difference between TCP and UDP?",
+    "红烧肉怎么做才好吃？",
+    "地址解析协议是什么？",
+    "My favourite colour is blue and I like long walks.",
+    "出生率下降的原因有哪些？",
+    "Tell me a joke about programmers.",
+    "这条路通向山顶，旁边有一个村庄。",
+    "公司的发展需要每个人的努力。",
+    "In the long run, prices adjust.",
+    "他的电话打不通，可能在开会。",
+    "Which is larger, Lake Superior or Lake Victoria?",
+    "车牌限行的规定是什么？",
+]
 
 
 def clean(n: int, seed: int) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Detectors: what they find and what they leave, offsets under odd writing, models as judges, hostile input."""
+"""Detectors: what they find and leave, offsets under odd writing, models as judges, hostile input."""
 
 from __future__ import annotations
 
@@ -81,46 +81,66 @@ def test_false_positives_on_clean_texts() -> None:
         ("请打010-62781234转8001找我", [("PHONE", "010-62781234转8001")]),
         ("一三八零零一三八零零零", [("PHONE", "一三八零零一三八零零零")]),
         ("1 3 8 0 0 1 3 8 0 0 0", [("PHONE", "1 3 8 0 0 1 3 8 0 0 0")]),
-        ("(020) 7946 0958 or +44 20 7946 0958", [("PHONE", "(020) 7946 0958"), ("PHONE", "+44 20 7946 0958")]),
-        ("call 06 12 34 56 78 or 555-123-4567 x89", [("PHONE", "06 12 34 56 78"), ("PHONE", "555-123-4567 x89")]),
+        (
+            "(020) 7946 0958 or +44 20 7946 0958",
+            [("PHONE", "(020) 7946 0958"), ("PHONE", "+44 20 7946 0958")],
+        ),
+        (
+            "call 06 12 34 56 78 or 555-123-4567 x89",
+            [("PHONE", "06 12 34 56 78"), ("PHONE", "555-123-4567 x89")],
+        ),
         ("user [at] example [dot] com", [("EMAIL", "user [at] example [dot] com")]),
         ("身份证：110105194912310021", [("IDCARD", "110105194912310021")]),  # a wrong check digit
         ("旧身份证130503670401001", [("IDCARD", "130503670401001")]),
         ("HKID A123456(3)", [("IDCARD", "A123456(3)")]),
         ("ID A123456789 of Taiwan", [("IDCARD", "A123456789")]),
-        ("CPF 529.982.247-25, CNPJ 11.222.333/0001-81", [("NATIONALID", "529.982.247-25"), ("COMPANYID", "11.222.333/0001-81")]),
+        (
+            "CPF 529.982.247-25, CNPJ 11.222.333/0001-81",
+            [("NATIONALID", "529.982.247-25"), ("COMPANYID", "11.222.333/0001-81")],
+        ),
         ("Aadhaar 2345 6789 0124", [("NATIONALID", "2345 6789 0124")]),
         ("NI number AB 12 34 56 C", [("NATIONALID", "AB 12 34 56 C")]),
         ("codice RSSMRA85T10A562S", [("NATIONALID", "RSSMRA85T10A562S")]),
         ("AHV 756.9217.0769.85", [("NATIONALID", "756.9217.0769.85")]),
         ("driver's license number D1234567", [("LICENCE", "D1234567")]),
         ("passport no. X1234567", [("PASSPORT", "X1234567")]),
-        ('{"passport_number": "AB123456", "userName": "bob_99"}', [("PASSPORT", "AB123456"), ("USER", "bob_99")]),
+        (
+            '{"passport_number": "AB123456", "userName": "bob_99"}',
+            [("PASSPORT", "AB123456"), ("USER", "bob_99")],
+        ),
         ("IMEI 49-015420-323751-8", [("DEVICE", "49-015420-323751-8")]),
         ("account number 12345678, sort code 12-34-56", [("ACCOUNT", "12345678"), ("ACCOUNT", "12-34-56")]),
         ("微信号：zhangsan_88，QQ：123456789", [("USER", "zhangsan_88"), ("USER", "123456789")]),
         ("工号A10023，邮编100080", [("ACCOUNT", "A10023"), ("ADDRESS", "100080")]),
         ("验证码 483920，CVV: 123", [("SECRET", "483920"), ("SECRET", "123")]),
         ("Bearer abcdef1234567890ABCDEF", [("SECRET", "abcdef1234567890ABCDEF")]),
-        ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY----- x",
-         [("SECRET", "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----")]),
+        (
+            "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY----- x",
+            [("SECRET", "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----")],
+        ),
         ("221B Baker Street, London NW1 6XE.", [("ADDRESS", "221B Baker Street, London NW1 6XE")]),
         ("P.O. Box 123, Springfield, IL 62704", [("ADDRESS", "P.O. Box 123, Springfield, IL 62704")]),
         ("Hauptstraße 12, 10115 Berlin", [("ADDRESS", "Hauptstraße 12, 10115 Berlin")]),
         ("12 rue de la Paix, 75002 Paris", [("ADDRESS", "12 rue de la Paix, 75002 Paris")]),
-        ("寄到上海市浦东新区张江镇祖冲之路887弄84号。", [("ADDRESS", "上海市浦东新区张江镇祖冲之路887弄84号")]),
+        (
+            "寄到上海市浦东新区张江镇祖冲之路887弄84号。",
+            [("ADDRESS", "上海市浦东新区张江镇祖冲之路887弄84号")],
+        ),
         ("家住朝阳区望京街道花家地小区5号楼", [("ADDRESS", "朝阳区望京街道花家地小区5号楼")]),
         ("我叫欧阳娜娜，联系人：王芳", [("NAME", "欧阳娜娜"), ("NAME", "王芳")]),
         ("请转交李小明先生", [("NAME", "李小明")]),
         ("张三丰，男，1980年生", [("NAME", "张三丰")]),
         ("My name is John Smith. Dear Mrs. Johnson,", [("NAME", "John Smith"), ("NAME", "Johnson")]),
         ("I met Jennifer Lopez-Garcia yesterday", [("NAME", "Jennifer Lopez-Garcia")]),
-        ("Acme Widgets Inc. and 华兴科技有限公司", [("ORG", "Acme Widgets Inc."), ("ORG", "华兴科技有限公司")]),
+        (
+            "Acme Widgets Inc. and 华兴科技有限公司",
+            [("ORG", "Acme Widgets Inc."), ("ORG", "华兴科技有限公司")],
+        ),
         ("born on 3 March 1985", [("BIRTHDATE", "3 March 1985")]),
         ("1985年3月4日出生", [("BIRTHDATE", "1985年3月4日")]),
         ("GPS: 31.2304, 121.4737", [("GEO", "31.2304, 121.4737")]),
     ],
-)  # fmt: skip
+)
 def test_found(text: str, expected: list[tuple[str, str]]) -> None:
     assert found(text) == expected
 
@@ -128,13 +148,36 @@ def test_found(text: str, expected: list[tuple[str, str]]) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "x[1::2], std::vector, a::b::c, 12:30:45", "version 1.2.3.4, Chrome/120.0.0.0, 127.0.0.1, lodash@4.17.21", "d41d8cd98f00b204e9800998ecf8427e",
-        "password = os.environ['PW']; token: str = None; api_key=get_key()", "忘记密码怎么办？密码是什么？", "password is required", "3号线换乘10号线",
-        "从南京路到人民广场", "北京市海淀区有很多大学", "3.14159265358979323846", "1700000000 and 1700000000000", "订单号202411251234567890", "ISBN 9787111547426",
-        "2020 2021 2022 2023", "git@github.com:user/repo.git", "@property", "550e8400-e29b-41d4-a716-446655440000", "高中老师和同学", "我是学生", "The Next Big Thing In Town",
-        "3 Key Points", "1/2 + 3/4", "床前明月光", "f(x) = 2x + 1", "2024-11-25 07:04:39", "$1,299.00 and €5", "max_tokens=4096", "https://example.com/a?b=c",
+        "x[1::2], std::vector, a::b::c, 12:30:45",
+        "version 1.2.3.4, Chrome/120.0.0.0, 127.0.0.1, lodash@4.17.21",
+        "d41d8cd98f00b204e9800998ecf8427e",
+        "password = os.environ['PW']; token: str = None; api_key=get_key()",
+        "忘记密码怎么办？密码是什么？",
+        "password is required",
+        "3号线换乘10号线",
+        "从南京路到人民广场",
+        "北京市海淀区有很多大学",
+        "3.14159265358979323846",
+        "1700000000 and 1700000000000",
+        "订单号202411251234567890",
+        "ISBN 9787111547426",
+        "2020 2021 2022 2023",
+        "git@github.com:user/repo.git",
+        "@property",
+        "550e8400-e29b-41d4-a716-446655440000",
+        "高中老师和同学",
+        "我是学生",
+        "The Next Big Thing In Town",
+        "3 Key Points",
+        "1/2 + 3/4",
+        "床前明月光",
+        "f(x) = 2x + 1",
+        "2024-11-25 07:04:39",
+        "$1,299.00 and €5",
+        "max_tokens=4096",
+        "https://example.com/a?b=c",
     ],
-)  # fmt: skip
+)
 def test_left_alone(text: str) -> None:
     assert found(text) == []
 
@@ -144,7 +187,7 @@ def test_kinds_and_scores() -> None:
     assert [one.kind for one in only.detect("a@b.com 13800138000")] == ["EMAIL"]
     sure = PatternDetector(min_score=0.9)
     assert {one.kind for one in sure.detect("a@b.com, card 4111 1111 1111 1112")} == {"EMAIL"}
-    with pytest.raises(ValueError, match="unknown kinds .'COLOUR'"):
+    with pytest.raises(ValueError, match="unknown kinds"):
         PatternDetector(["COLOUR"])
     assert isinstance(only, Detector) and isinstance(NameDetector(), Detector)
 
@@ -269,8 +312,13 @@ def test_candidates_beyond_the_limit_count_as_found() -> None:
 
 @pytest.mark.parametrize(
     ("scores", "said"),
-    [([0.0, 0.0], "2 scores for 4"), ([float("nan")] * 4, "no log-probability"), ([float("inf")] * 4, "no log-prob"), ([-float("inf")] * 4, "impossible")],
-)  # fmt: skip
+    [
+        ([0.0, 0.0], "2 scores for 4"),
+        ([float("nan")] * 4, "no log-probability"),
+        ([float("inf")] * 4, "no log-prob"),
+        ([-float("inf")] * 4, "impossible"),
+    ],
+)
 def test_scores_that_are_none(scores: list[float], said: str) -> None:
     class Bad:
         def label_logprobs(self, prompt: str, labels: Sequence[str]) -> list[float]:
@@ -299,9 +347,12 @@ class Analyzer:
     def analyze(self, *, text: str, language: str) -> list[Any]:
         self.asked.append((text, language))
         return [
-            Result("PERSON", 0, 4, 0.85), Result("US_SSN", 5, 9, 0.5), Result("URL", 0, 2, 0.9), Result("PERSON", 0, 1, 0.1),
+            Result("PERSON", 0, 4, 0.85),
+            Result("US_SSN", 5, 9, 0.5),
+            Result("URL", 0, 2, 0.9),
+            Result("PERSON", 0, 1, 0.1),
             Result("MY_CUSTOM_ID2", 1, 3, 0.7),
-        ]  # fmt: skip
+        ]
 
 
 def test_presidio() -> None:
@@ -328,12 +379,42 @@ def test_presidio_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 MEGABYTE = 10**6
 RNG = random.Random(3)
 HOSTILE = {
-    "digits": "1", "groups of digits": "123456789 ", "1-": "1-", "at": "@", "a.": "a.", "a@a.": "a@a.", "a": "a", "plus": "+1234567 ", "scheme": "http://a:",
-    "colons": "1::", "brackets": "(1)", "spoken": "[at]", "label": "password=", "中文标签": "密码：", "路": "路", "路号": "路1号", "王": "王", "我叫王": "我叫王", "caps": "Ab ",
-    "streets": "1 Ab ", "iban": "GB82 ", "key": "sk-", "block": "-----BEGIN PRIVATE KEY-----", "escape": r"\u0041", "percent": "%41", "zero width": "1\u200b", "numerals": "一",
-    "company": "Aa, ", "公司": "有限公司", "spaces": " ", "passport": "passport ", "names": "Name: Aa ", "noise": "".join(chr(RNG.randrange(32, 0x9FFF)) for _ in range(5000)),
-    "ascii noise": "".join(chr(RNG.randrange(32, 127)) for _ in range(5000)), "digit noise": "".join(RNG.choice("0123456789 -") for _ in range(50_000)),
-}  # fmt: skip
+    "digits": "1",
+    "groups of digits": "123456789 ",
+    "1-": "1-",
+    "at": "@",
+    "a.": "a.",
+    "a@a.": "a@a.",
+    "a": "a",
+    "plus": "+1234567 ",
+    "scheme": "http://a:",
+    "colons": "1::",
+    "brackets": "(1)",
+    "spoken": "[at]",
+    "label": "password=",
+    "中文标签": "密码：",
+    "路": "路",
+    "路号": "路1号",
+    "王": "王",
+    "我叫王": "我叫王",
+    "caps": "Ab ",
+    "streets": "1 Ab ",
+    "iban": "GB82 ",
+    "key": "sk-",
+    "block": "-----BEGIN PRIVATE KEY-----",
+    "escape": r"\u0041",
+    "percent": "%41",
+    "zero width": "1\u200b",
+    "numerals": "一",
+    "company": "Aa, ",
+    "公司": "有限公司",
+    "spaces": " ",
+    "passport": "passport ",
+    "names": "Name: Aa ",
+    "noise": "".join(chr(RNG.randrange(32, 0x9FFF)) for _ in range(5000)),
+    "ascii noise": "".join(chr(RNG.randrange(32, 127)) for _ in range(5000)),
+    "digit noise": "".join(RNG.choice("0123456789 -") for _ in range(50_000)),
+}
 
 
 @pytest.mark.timeout(60)  # a pattern that is not linear takes hours
@@ -349,12 +430,14 @@ def test_import_is_light() -> None:
     code = (
         "import sys\n"
         "opened = []\n"
-        "sys.addaudithook(lambda event, args: opened.append(event) if event.startswith('socket.') else None)\n"
+        "sys.addaudithook(lambda event, args: opened.append(event) if "
+        "event.startswith('socket.') else None)\n"
         "import sllm.privacy, sllm\n"
         "sllm.Vault().mask('nothing here')\n"
         "heavy = {'phonenumbers', 'stdnum', 'grpc', 'presidio_analyzer'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-        "assert sllm.Vault().mask('IBAN DE89370400440532013000, +1 415 555 2671').counts == {'IBAN': 1, 'PHONE': 1}\n"
+        "assert sllm.Vault().mask('IBAN DE89370400440532013000, +1 415 555 2671').counts == "
+        "{'IBAN': 1, 'PHONE': 1}\n"
         "assert {'phonenumbers', 'stdnum'} <= set(sys.modules)\n"
         "assert not opened, opened\n"
     )

@@ -1,4 +1,6 @@
-"""The vault: masking and restoring are exact inverses, found values are masked everywhere, and nothing gets out."""
+"""The vault: masking and restoring are exact inverses, found values are masked everywhere, and nothing gets
+out.
+"""
 
 from __future__ import annotations
 
@@ -102,10 +104,21 @@ def test_known_values_are_masked_everywhere() -> None:
     vault.mask("张伟 13800138000 Anna.Schmidt@example.com")
     vault._detectors = ()  # from here on no detector fires
     for text in (
-        "昨天见到张伟了", "张\u200b伟", "1-380-013-8000", "１３８００１３８０００", "tel:13800138000x", "(138) 0013.8000",
-        "ANNA.SCHMIDT@EXAMPLE.COM", "anna．schmidt＠example．com", "%E5%BC%A0%E4%BC%9F", r"\u5f20\u4f1f", "&#24352;&#20255;",
-        json.dumps({"a": json.dumps({"b": "张伟"})}), base64.b64encode("联系张伟".encode()).decode(), "张伟".encode().hex(),
-    ):  # fmt: skip
+        "昨天见到张伟了",
+        "张\u200b伟",
+        "1-380-013-8000",
+        "１３８００１３８０００",
+        "tel:13800138000x",
+        "(138) 0013.8000",
+        "ANNA.SCHMIDT@EXAMPLE.COM",
+        "anna．schmidt＠example．com",
+        "%E5%BC%A0%E4%BC%9F",
+        r"\u5f20\u4f1f",
+        "&#24352;&#20255;",
+        json.dumps({"a": json.dumps({"b": "张伟"})}),
+        base64.b64encode("联系张伟".encode()).decode(),
+        "张伟".encode().hex(),
+    ):
         masked = vault.mask(text)
         assert sum(masked.counts.values()) == 1, text
         assert vault.restore(masked.text) == text
@@ -124,7 +137,7 @@ def test_short_values_need_to_stand_alone() -> None:
 
 def test_messages_earlier_and_later() -> None:
     vault = Vault()
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "张伟 is the user"},
         {"role": "user", "content": [{"type": "text", "text": "我叫张伟，手机13800138000"}]},
         {
@@ -247,10 +260,18 @@ def test_a_failing_detector_lets_nothing_out() -> None:
 @pytest.mark.parametrize(
     "findings",
     [
-        [Finding(-1, 2, "NAME")], [Finding(0, 99, "NAME")], [Finding(2, 2, "NAME")], [Finding(3, 2, "NAME")], ["NAME"], [None],
-        [Finding(0, 1, "name")], [Finding(0, 1, "")], [Finding(0, 1, "A]")], [Finding(0, 1, "TEXT")],
+        [Finding(-1, 2, "NAME")],
+        [Finding(0, 99, "NAME")],
+        [Finding(2, 2, "NAME")],
+        [Finding(3, 2, "NAME")],
+        ["NAME"],
+        [None],
+        [Finding(0, 1, "name")],
+        [Finding(0, 1, "")],
+        [Finding(0, 1, "A]")],
+        [Finding(0, 1, "TEXT")],
     ],
-)  # fmt: skip
+)
 def test_a_detector_that_hands_back_nonsense(findings: list[Any]) -> None:
     with pytest.raises(sllm.LeakError, match="Given gave a finding"):
         Vault([Given(findings)]).mask("a text")
@@ -299,11 +320,23 @@ def test_egress_in_every_form() -> None:
     egress_check(json.dumps({"messages": [{"content": masked.text}]}), vault)
     egress_check(json.dumps({"messages": [{"content": masked.text}]}, ensure_ascii=False).encode(), vault)
     for leak in (
-        TEXT, TEXT.encode(), json.dumps({"a": TEXT}), urllib.parse.quote(TEXT), urllib.parse.quote_plus("张伟 hello"),
-        base64.b64encode("zhang@example.com".encode()), base64.urlsafe_b64encode(b"xx 13800138000 yy").decode(), "xyz" + base64.b64encode(b"13800138000").decode(),
-        b"zhang@example.com".hex(), "ZHANG@EXAMPLE.COM", "1 3 8 0 0 1 3 8 0 0 0", "41111111 11111111", "ｚｈａｎｇ@example.com", "张 伟 张伟",
-        "&#x5f20;&#x4f1f;", "13800\u200d138000",
-    ):  # fmt: skip
+        TEXT,
+        TEXT.encode(),
+        json.dumps({"a": TEXT}),
+        urllib.parse.quote(TEXT),
+        urllib.parse.quote_plus("张伟 hello"),
+        base64.b64encode(b"zhang@example.com"),
+        base64.urlsafe_b64encode(b"xx 13800138000 yy").decode(),
+        "xyz" + base64.b64encode(b"13800138000").decode(),
+        b"zhang@example.com".hex(),
+        "ZHANG@EXAMPLE.COM",
+        "1 3 8 0 0 1 3 8 0 0 0",
+        "41111111 11111111",
+        "ｚｈａｎｇ@example.com",
+        "张 伟 张伟",
+        "&#x5f20;&#x4f1f;",
+        "13800\u200d138000",
+    ):
         with pytest.raises(sllm.LeakError, match=r"still holds \d+ of kind") as caught:
             egress_check(leak, vault, [])
         for value in ("张伟", "13800138000", "zhang", "4111"):
@@ -340,10 +373,43 @@ PIECES = st.one_of(
     st.sampled_from(SAMPLES),
     st.text(max_size=8),
     st.sampled_from(
-        ["我叫张伟", "张伟", "姓名：李小明", "密码：", "password=", "电话", " ", "\n", "，", "[", "]", "\\", "_", "[EMAIL_1_", "EMAIL_1", "\u200b",
-         "\0", "%41", "\\u0041", "\\n", "&#49;", "Mr Smith", "1", "138", "@", "a@b.com", "９", "·", "Dear Anna Miller", "\u0130", "ß", "ﬁ", "é"]
+        [
+            "我叫张伟",
+            "张伟",
+            "姓名：李小明",
+            "密码：",
+            "password=",
+            "电话",
+            " ",
+            "\n",
+            "，",
+            "[",
+            "]",
+            "\\",
+            "_",
+            "[EMAIL_1_",
+            "EMAIL_1",
+            "\u200b",
+            "\0",
+            "%41",
+            "\\u0041",
+            "\\n",
+            "&#49;",
+            "Mr Smith",
+            "1",
+            "138",
+            "@",
+            "a@b.com",
+            "９",
+            "·",
+            "Dear Anna Miller",
+            "\u0130",
+            "ß",
+            "ﬁ",
+            "é",
+        ]
     ),
-)  # fmt: skip
+)
 TEXTS = st.lists(PIECES, max_size=10).map("".join)
 
 

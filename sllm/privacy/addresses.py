@@ -13,16 +13,26 @@ if TYPE_CHECKING:
 __all__ = ["scan"]
 
 _SUFFIX = (
-    "Street|St|Avenue|Ave|Av|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Place|Pl|Square|Sq|Way|Terrace|Ter|Trail|"
-    "Trl|Parkway|Pkwy|Highway|Hwy|Circle|Cir|Loop|Alley|Crescent|Cres|Close|Gardens|Mews|Row|Walk|Hill|Plaza|Broadway|"
-    "Expressway|Freeway|Turnpike|Bypass|Route|Crossing|Point|Ridge|View|Park|Grove|Green|Heights|Island|Manor|Meadow|"
-    "Mill|Mount|Path|Pike|Quay|Rise|Run|Spur|Station|Valley|Village|Villages|Vista|Wharf|Yard|Creek|Canyon|Bridge|"
-    "Common|Commons|Corner|Cove|Field|Fields|Ford|Forest|Forge|Fork|Garden|Gateway|Glen|Harbor|Haven|Hills|Hollow|"
-    "Junction|Key|Knoll|Lake|Lakes|Landing|Lodge|Meadows|Mountain|Orchard|Oval|Parade|Passage|Pass|Pine|Pines|Plain|"
-    "Plains|Port|Prairie|Ranch|Rapids|River|Shore|Shores|Spring|Springs|Summit|Throughway|Trace|Track|Tunnel|Union|"
-    "Viaduct|Ville|Wall|Well|Wells|Brook|Burg|Cape|Causeway|Center|Centre|Cliff|Club|Course|Crest|Dale|Dam|Divide|"
-    "Estate|Estates|Extension|Falls|Ferry|Flat|Flats|Fort|Inlet|Isle|Land|Light|Loaf|Locks|Mall|Mission|Neck|Ramp|"
-    "Rest|Shoal|Skyway|Stravenue|Stream|Camp|Branch|Bluff|Bend|Beach|Bayou|Arcade|Annex|Motorway|Overpass|Underpass"
+    "Street|St|Avenue|Ave|Av|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Place|Pl|Square|Sq|"
+    "Way|Terrace|Ter|Trail|"
+    "Trl|Parkway|Pkwy|Highway|Hwy|Circle|Cir|Loop|Alley|Crescent|Cres|Close|Gardens|Mews|Row|"
+    "Walk|Hill|Plaza|Broadway|"
+    "Expressway|Freeway|Turnpike|Bypass|Route|Crossing|Point|Ridge|View|Park|Grove|Green|Heights|"
+    "Island|Manor|Meadow|"
+    "Mill|Mount|Path|Pike|Quay|Rise|Run|Spur|Station|Valley|Village|Villages|Vista|Wharf|Yard|"
+    "Creek|Canyon|Bridge|"
+    "Common|Commons|Corner|Cove|Field|Fields|Ford|Forest|Forge|Fork|Garden|Gateway|Glen|Harbor|"
+    "Haven|Hills|Hollow|"
+    "Junction|Key|Knoll|Lake|Lakes|Landing|Lodge|Meadows|Mountain|Orchard|Oval|Parade|Passage|"
+    "Pass|Pine|Pines|Plain|"
+    "Plains|Port|Prairie|Ranch|Rapids|River|Shore|Shores|Spring|Springs|Summit|Throughway|Trace|"
+    "Track|Tunnel|Union|"
+    "Viaduct|Ville|Wall|Well|Wells|Brook|Burg|Cape|Causeway|Center|Centre|Cliff|Club|Course|"
+    "Crest|Dale|Dam|Divide|"
+    "Estate|Estates|Extension|Falls|Ferry|Flat|Flats|Fort|Inlet|Isle|Land|Light|Loaf|Locks|Mall|"
+    "Mission|Neck|Ramp|"
+    "Rest|Shoal|Skyway|Stravenue|Stream|Camp|Branch|Bluff|Bend|Beach|Bayou|Arcade|Annex|Motorway|"
+    "Overpass|Underpass"
 )
 # Suffixes that name little else: behind a number they are enough. The others need two words before them, so
 # that "3 Key Points" stays.
@@ -57,45 +67,64 @@ _SURE = frozenset(
     ]
 )
 _UNIT = (
-    r"(?:,? {0,2}(?:(?:Apt|Apartment|Suite|Ste|Unit|Flat|Floor|Fl|Room|Rm|Building|Bldg|Block|Lot)\.? ?#?[A-Za-z0-9-]{1,6}"
+    r"(?:,? {0,2}(?:(?:Apt|Apartment|Suite|Ste|Unit|Flat|Floor|Fl|Room|Rm|Building|Bldg|Block|"
+    r"Lot)\.? ?#?[A-Za-z0-9-]{1,6}"
     r"|#[A-Za-z0-9-]{1,6}|[0-9]{1,3}(?:st|nd|rd|th) [Ff]loor))"
 )
-_CITY = r"[A-Z][A-Za-z.'’-]{1,24}(?: [A-Z][A-Za-z.'’-]{1,24}){0,3}"
-_ZIP = r"(?:[0-9]{5}(?:-[0-9]{4})?|[A-Z]{1,2}[0-9][A-Z0-9]? ?[0-9][A-Z]{2}|[A-Z][0-9][A-Z] ?[0-9][A-Z][0-9]|[0-9]{4})(?![0-9A-Za-z])"
-_TAIL = rf"(?:{_UNIT}{{0,2}}(?:,? ?\n? ?{_CITY})?(?:, {_CITY})?(?:,? (?:[A-Z]{{2}}|{_CITY}))?,? {_ZIP}|{_UNIT}{{1,2}}(?:, {_CITY}){{0,2}}|, {_CITY}, [A-Z]{{2}}(?![A-Za-z]))?"
+_CITY = r"(?:St\.? )?[A-Z][A-Za-z'’-]{1,24}(?: [A-Z][A-Za-z'’-]{1,24}){0,3}"
+_ZIP = (
+    r"(?:[0-9]{5}(?:-[0-9]{4})?|[A-Z]{1,2}[0-9][A-Z0-9]? ?[0-9][A-Z]{2}|"
+    r"[A-Z][0-9][A-Z] ?[0-9][A-Z][0-9]|[0-9]{4})(?![0-9A-Za-z])"
+)
+_TAIL = (
+    rf"(?:{_UNIT}{{0,2}}(?:,? ?\n? ?{_CITY})?(?:, {_CITY})?(?:,? (?:[A-Z]{{2}}|{_CITY}))?,? {_ZIP}|"
+    rf"{_UNIT}{{1,2}}(?:, {_CITY}){{0,2}}|, {_CITY}, [A-Z]{{2}}(?![A-Za-z]))?"
+)
 _WORD = r"[A-Z0-9][A-Za-z0-9.'’-]{0,24}"
 _STREET = re.compile(
-    rf"(?<![A-Za-z0-9.$€£¥/-])(?:No\.? ?)?[0-9]{{1,6}}(?:[A-Za-z]|[-/][0-9]{{1,5}}|½| 1/2)?,? (?:(?:[NSEW]\.?|North|South|East|West|NE|NW|SE|SW) )?"
+    rf"(?<![A-Za-z0-9.$€£¥/-])(?:(?:Flat|Apt|Apartment|Unit|"
+    rf"Suite)\.? [0-9]{{1,4}}[A-Za-z]?, ?)?(?:No\.? ?)?[0-9]{{1,6}}(?:[A-Za-z]|[-/][0-9]{{1,5}}|½|"
+    rf" 1/2)?,? (?:(?:[NSEW]\.?|North|South|East|West|NE|NW|SE|SW) )?"
     rf"(?P<name>{_WORD}(?: {_WORD}){{0,4}})",
 )
 _SUFFIXES = frozenset(_SUFFIX.split("|"))
 _AFTER = re.compile(rf"\.?(?: (?:[NSEW]|NE|NW|SE|SW)(?![A-Za-z]))?{_TAIL}")
 _BOX = re.compile(
-    rf"(?<![A-Za-z])(?:P\.? ?O\.? ?Box|PO Box|Post Office Box|GPO Box|Postfach|PSC|Unit) [0-9]{{1,6}}(?:,? (?:Box|APO|FPO|DPO) ?[0-9]{{0,6}})?{_TAIL}"
+    rf"(?<![A-Za-z])(?:P\.? ?O\.? ?Box|PO Box|Post Office Box|GPO Box|Postfach|PSC|"
+    rf"Unit) [0-9]{{1,6}}(?:,? (?:Box|APO|FPO|DPO) ?[0-9]{{0,6}})?{_TAIL}"
 )
 _SECONDARY = re.compile(r"(?<![A-Za-z])(?:Apt|Apartment|Suite)\.? #?[0-9]{1,5}[A-Za-z]?(?![0-9A-Za-z])")
 _CITY_STATE = re.compile(
-    r"(?<![A-Za-z])[A-Z][A-Za-z.'-]{1,24}(?: [A-Z][A-Za-z.'-]{1,24}){0,2}, (?:A[KLRZ]|C[AOT]|D[CE]|FL|GA|HI|I[ADLN]|K[SY]|LA|M[ADEINOST]|N[CDEHJMVY]|O[HKR]|"
+    r"(?<![A-Za-z])[A-Z][A-Za-z.'-]{1,24}(?: [A-Z][A-Za-z.'-]{1,24}){0,2}, (?:A[KLRZ]|C[AOT]|"
+    r"D[CE]|FL|GA|HI|I[ADLN]|K[SY]|LA|M[ADEINOST]|N[CDEHJMVY]|O[HKR]|"
     r"PA|RI|S[CD]|T[NX]|UT|V[AT]|W[AIVY]) [0-9]{5}(?:-[0-9]{4})?(?![0-9])"
 )
 _POSTCODE = re.compile(
-    r"(?<![A-Za-z0-9])(?:(?:[A-PR-UWYZ][A-HK-Y]?[0-9][0-9A-HJKMNPR-Y]?) [0-9][ABD-HJLNP-UW-Z]{2}|[ABCEGHJ-NPRSTVXY][0-9][ABCEGHJ-NPRSTV-Z] [0-9][ABCEGHJ-NPRSTV-Z][0-9])"
+    r"(?<![A-Za-z0-9])(?:(?:[A-PR-UWYZ][A-HK-Y]?[0-9][0-9A-HJKMNPR-Y]?) [0-9][ABD-HJLNP-UW-Z]{2}|"
+    r"[ABCEGHJ-NPRSTVXY][0-9][ABCEGHJ-NPRSTV-Z] [0-9][ABCEGHJ-NPRSTV-Z][0-9])"
     r"(?![A-Za-z0-9])"
 )
 _OTHERS = (
     # German and Dutch: the kind of street is the end of the word; the number follows.
     re.compile(
-        r"(?<![A-Za-zÀ-ÿ])[A-ZÄÖÜ][a-zäöüß-]{2,30}(?:straße|strasse|str\.|weg|platz|allee|gasse|ring|ufer|damm|straat|laan|plein|gracht) "
+        r"(?<![A-Za-zÀ-ÿ])[A-ZÄÖÜ][a-zäöüß-]{2,30}(?:straße|strasse|str\.|weg|platz|allee|gasse|"
+        r"ring|ufer|damm|straat|laan|plein|gracht) "
         r"[0-9]{1,4} ?[a-z]?(?![0-9A-Za-z])(?:,? [0-9]{4,5}(?: [A-Z]{2})? [A-ZÄÖÜ][a-zäöüß-]{2,24})?"
     ),
     # French, Spanish, Italian, Portuguese: the kind of street comes first.
     re.compile(
-        r"(?<![A-Za-zÀ-ÿ0-9])[0-9]{1,4}(?: ?(?:bis|ter))?,? (?:[Rr]ue|[Aa]venue|[Bb]oulevard|[Pp]lace|[Cc]hemin|[Ii]mpasse|[Aa]llée|[Qq]uai)"
-        r"(?: (?:de la|de l'|du|des|de|d')){0,1} ?[A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}){0,3}(?:,? [0-9]{5} [A-ZÀ-Ý][A-Za-zÀ-ÿ-]{1,24})?"
+        r"(?<![A-Za-zÀ-ÿ0-9])[0-9]{1,4}(?: ?(?:bis|ter))?,? (?:[Rr]ue|[Aa]venue|[Bb]oulevard|"
+        r"[Pp]lace|[Cc]hemin|[Ii]mpasse|[Aa]llée|[Qq]uai)"
+        r"(?: (?:de la|de l'|du|des|de|"
+        r"d')){0,1} ?[A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}){0,3}(?:,? "
+        r"[0-9]{5} [A-ZÀ-Ý][A-Za-zÀ-ÿ-]{1,24})?"
     ),
     re.compile(
-        r"(?<![A-Za-zÀ-ÿ])(?:Calle|C/|Avenida|Avda\.|Plaza|Paseo|Via|Viale|Corso|Piazza|Rua|Travessa|Largo|Ulica|ul\.)"
-        r"(?: (?:de la|de los|de las|del|della|delle|dei|di|de|do|da|dos))? ?[A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}){0,3},? (?:n[º°]? ?)?[0-9]{1,4}"
+        r"(?<![A-Za-zÀ-ÿ])(?:Calle|C/|Avenida|Avda\.|Plaza|Paseo|Via|Viale|Corso|Piazza|Rua|"
+        r"Travessa|Largo|Ulica|ul\.)"
+        r"(?: (?:de la|de los|de las|del|della|delle|dei|di|de|do|da|"
+        r"dos))? ?[A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}){0,3},? (?:n[º°]? "
+        r"?)?[0-9]{1,4}"
         r"(?![0-9])(?:,? [0-9]{5}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ-]{1,24})?)?"
     ),
 )

@@ -224,7 +224,7 @@ _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 
 
 def base58check(text: str) -> bool:
-    """A text whose last four bytes are the start of the double SHA-256 of those before (Bitcoin, Tron, ...)."""
+    """A text whose last four bytes are the start of the double SHA-256 of the others (Bitcoin, Tron)."""
     number = 0
     for char in text:
         number = number * 58 + _BASE58.index(char)

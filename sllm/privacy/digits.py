@@ -1,7 +1,7 @@
 """Numbers: runs of digits with the gaps that people leave in them, sorted by the lengths of their groups.
 
-One pass finds the runs; windows of a few groups are then looked up by their lengths, so that the work for each
-group is bounded and long runs of anything cost no more than their length.
+One pass finds the runs; windows of a few groups are then looked up by their lengths, so that the work for
+each group is bounded and long runs of anything cost no more than their length.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["scan"]
 
-# Groups of digits with at most three signs between them. Between a 区号 and the number there may be a bracket.
+# Groups of digits with at most three signs between them; behind a 区号 there may be a bracket.
 _RUN = re.compile(r"(?:\+ ?|\()?\(?[0-9]+(?:(?:[ .\-/]| ?\(| ?\)[ -]?| - |--)[0-9]+)*\)?")
 _GROUP = re.compile(r"[0-9]+")
 _ALNUM_TAIL = re.compile(r"[A-Za-z]+\Z")
@@ -53,14 +53,17 @@ _GLUED = frozenset(
     ]
 )
 _OTHER_NUMBER = re.compile(
-    r"(?:订单|单号|运单|快递|物流|流水|交易|批次|编号|货号|条码|发票|工单|任务|order|invoice|tracking|transaction|trace"
-    r"|isbn|issn|ean|upc|sku|serial|batch|ticket|timestamp|时间戳|doi|commit|build|version|hash|序列|期号|文号)"
+    r"(?:订单|单号|运单|快递|物流|流水|交易|批次|编号|货号|条码|发票|工单|任务|order|invoice|"
+    r"tracking|transaction|trace"
+    r"|isbn|issn|ean|upc|sku|serial|batch|ticket|timestamp|时间戳|doi|commit|build|version|hash|"
+    r"序列|期号|文号)"
     r"[^0-9]{0,14}\Z",
     re.I,
 )
 _CARD_WORD = re.compile(r"(?:卡|card|visa|master|amex|debit|credit|账|帐|account)[^0-9]{0,16}\Z", re.I)
 _PHONE_WORD = re.compile(
-    r"(?:电话|手机|座机|固话|热线|联系|致电|拨打|传真|短信|号码|来电|呼叫|微信|phone|tel|mobile|cell|call|fax|whatsapp|text|contact"
+    r"(?:电话|手机|座机|固话|热线|联系|致电|拨打|传真|短信|号码|来电|呼叫|微信|phone|tel|mobile|"
+    r"cell|call|fax|whatsapp|text|contact"
     r"|hotline|dial|reach|ring|sms|viber|telegram|signal)[^0-9]{0,24}\Z",
     re.I,
 )
@@ -77,8 +80,8 @@ _LOOKUPS = 1000
 _CARD_GROUPS = frozenset(
     [
         (4, 4, 4, 4), (4, 4, 4, 4, 3), (4, 4, 4, 4, 2), (4, 4, 4, 4, 1), (4, 6, 5), (4, 6, 4), (4, 4, 4, 1),
-        (6, 13), (6, 10), (4, 3, 3, 3), (4, 5, 6), (4, 4, 8), (8, 8), (4, 12), (4, 4, 7), (6, 4, 6), (4, 4, 4, 6, 1),
-        (6, 6, 4), (6, 6, 7), (5, 5, 5, 4), (4, 4, 5),
+        (6, 13), (6, 10), (4, 3, 3, 3), (4, 5, 6), (4, 4, 8), (8, 8), (4, 12), (4, 4, 7), (6, 4, 6),
+        (4, 4, 4, 6, 1),        (6, 6, 4), (6, 6, 7), (5, 5, 5, 4), (4, 4, 5),
     ]
 )  # fmt: skip
 _ID_GROUPS = frozenset(
@@ -201,6 +204,13 @@ def _nir(digits: str) -> bool:
     return int(digits[:13]) % 97 == 97 - int(digits[13:])
 
 
+def _short_date(digits: str) -> bool:
+    """Whether the first six digits are a date with its year in two."""
+    return any(
+        checksums.real_date(century + digits[:2], digits[2:4], digits[4:6]) for century in ("19", "20")
+    )
+
+
 def _national_id(run: _Run, i: int, j: int, lengths: tuple[int, ...], start: int, end: int) -> Finding | None:
     """National numbers that are known by their grouping."""
     form = _NATIONAL.get(lengths)
@@ -238,8 +248,7 @@ def _national_id(run: _Run, i: int, j: int, lengths: tuple[int, ...], start: int
             return None
     elif lengths in ((6, 4), (8, 4)):
         short = digits[-10:]
-        year = "20" + short[:2] if lengths[0] == 6 else digits[:4]
-        if not checksums.real_date(year, short[2:4], short[4:6]) or not checksums.luhn(short):
+        if not _short_date(short) or not checksums.luhn(short):
             return None
         checked = True
     elif lengths == (1, 2, 2, 2, 3, 3, 2):
@@ -294,19 +303,18 @@ def _phone(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
     for prefix in ("0086", "86"):
         if digits.startswith(prefix) and len(digits) == 11 + len(prefix):
             mobile = digits[len(prefix) :]
-    if _mobile_cn(mobile) and "." not in gaps and "/" not in gaps:
-        if lengths in _MOBILE_FORMS or (len(lengths) >= 9 and max(lengths) <= 2):
-            first = left if bracket else start
-            return Finding(first, end, "PHONE", 0.95, checked=True)
-    if digits[0] == "0" and lengths in ((3, 8), (4, 7), (4, 8), (3, 4, 4), (4, 4, 4), (4, 3, 4), (3, 7)):
-        if set(gaps) <= {"-", " ", ") ", ")", " - ", ")-"} and _CN_AREA.match(digits):
-            return Finding(left, end, "PHONE", 0.9)
+    grouped = lengths in _MOBILE_FORMS or (len(lengths) >= 9 and max(lengths) <= 2)
+    if grouped and _mobile_cn(mobile) and "." not in gaps and "/" not in gaps:
+        return Finding(left if bracket else start, end, "PHONE", 0.95, checked=True)
+    landline = lengths in _LANDLINE_FORMS and set(gaps) <= {"-", " ", ") ", ")", " - ", ")-"}
+    if landline and _CN_AREA.match(digits):
+        return Finding(left, end, "PHONE", 0.9)
     if digits[:3] in ("400", "800") and lengths in ((3, 3, 4), (3, 4, 3)):
         return Finding(start, end, "PHONE", 0.8)
     # A bracketed area code.
-    if bracket and len(lengths) >= 2 and ")" in gaps[0] and 2 <= lengths[0] <= 5 and 7 <= total <= 12:
-        if total >= 9 or lookups.national(digits) is not False:
-            return Finding(left, end, "PHONE", 0.85)
+    area = bracket and len(lengths) >= 2 and ")" in gaps[0] and 2 <= lengths[0] <= 5 and 7 <= total <= 12
+    if area and (total >= 9 or lookups.national(digits) is not False):
+        return Finding(left, end, "PHONE", 0.85)
     if any("(" in gap or ")" in gap for gap in gaps[1:]):
         return None
     uniform = len(set(gaps)) == 1
@@ -314,9 +322,9 @@ def _phone(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
     if lengths in ((3, 3, 4), (1, 3, 3, 4)) and (lengths[0] == 3 or digits[0] == "1"):
         ten = digits[-10:]
         dashed = uniform and gaps[0] in ("-", ".") and (ten[0] in "23456789" or ten == "1234567890")
-        if dashed or (ten[0] in "23456789" and ten[3] in "23456789"):
-            if not (gaps[-1] == "." and run.follows(_OTHER_NUMBER, i)):
-                return Finding(left if bracket else start, end, "PHONE", 0.8)
+        likely = dashed or (ten[0] in "23456789" and ten[3] in "23456789")
+        if likely and not (gaps[-1] == "." and run.follows(_OTHER_NUMBER, i)):
+            return Finding(left if bracket else start, end, "PHONE", 0.8)
     if digits.startswith("001") and len(lengths) >= 3 and total in (13, 14):
         return Finding(start, end, "PHONE", 0.8)
     if digits.startswith("00") and 10 <= total <= 16 and lengths[0] >= 2 and len(lengths) <= 7:
@@ -329,24 +337,26 @@ def _phone(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
             return Finding(start, end, "PHONE", 0.85)
         if len(lengths) >= 2 and 2 <= lengths[0] <= 6 and len(lengths) <= 5 and min(lengths) >= 2:
             if lookups.national(digits) is not False:
-                return Finding(start, end, "PHONE", 0.85, checked=True)
+                return Finding(start, end, "PHONE", 0.8)
             if len(lengths) >= 3 and "." not in gaps:
                 return Finding(start, end, "PHONE", 0.55)
-        if len(lengths) == 1 and total in (10, 11) and not run.follows(_OTHER_NUMBER, i):
-            if lookups.national(digits, mobile=True) is not False:
-                return Finding(start, end, "PHONE", 0.7, checked=True)
-    if 7 <= total <= 15 and len(lengths) <= 7 and run.follows(_PHONE_WORD, i):
-        if not run.follows(_OTHER_NUMBER, i) and not _years(groups) and "." not in gaps[:0]:
-            return Finding(left if bracket and gaps and ")" in gaps[0] else start, end, "PHONE", 0.7)
+        plain = len(lengths) == 1 and total in (10, 11) and not run.follows(_OTHER_NUMBER, i)
+        if plain and lookups.national(digits, mobile=True) is not False:
+            return Finding(start, end, "PHONE", 0.7)
+    announced = run.follows(_PHONE_WORD, i) and not run.follows(_OTHER_NUMBER, i)
+    if announced and total <= 15 and len(lengths) <= 7 and not _years(groups):
+        return Finding(left if bracket and gaps and ")" in gaps[0] else start, end, "PHONE", 0.7)
     return None
 
 
 _MOBILE_FORMS = frozenset(
     [
-        (11,), (13,), (15,), (3, 4, 4), (3, 8), (7, 4), (2, 11), (4, 11), (2, 3, 4, 4), (4, 3, 4, 4), (2, 3, 8),
-        (3, 3, 5), (4, 4, 3), (3, 2, 2, 2, 2), (5, 6), (3, 4, 2, 2), (3, 5, 3), (5, 4, 4), (5, 8), (2, 4, 4, 3), (6, 5),
+        (11,), (13,), (15,), (3, 4, 4), (3, 8), (7, 4), (2, 11), (4, 11), (2, 3, 4, 4), (4, 3, 4, 4),
+        (2, 3, 8), (3, 3, 5), (4, 4, 3), (3, 2, 2, 2, 2), (5, 6), (3, 4, 2, 2), (3, 5, 3), (5, 4, 4), (5, 8),
+        (2, 4, 4, 3), (6, 5),
     ]
 )  # fmt: skip
+_LANDLINE_FORMS = frozenset([(3, 8), (4, 7), (4, 8), (3, 4, 4), (4, 4, 4), (4, 3, 4), (3, 7)])
 _CN_AREA = re.compile(r"0(?:10|2[0-57-9]|[3-9][1-9][0-9])")
 
 

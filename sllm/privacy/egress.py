@@ -1,4 +1,4 @@
-"""The last check: nothing that a vault holds, and nothing that looks private, is in what is about to be sent."""
+"""The last check: nothing of the vault's, and nothing that looks private, is in what is to be sent."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ __all__ = ["egress_check"]
 def egress_check(data: str | bytes, vault: Vault, detectors: Sequence[Detector] | None = None) -> None:
     """Raises unless ``data`` may leave the machine.
 
-    Placeholders as the vault issued them are taken out first. The rest must hold no value of the vault: compared
+    Placeholders as the vault issued them are taken out first. The rest must hold no value of the vault:
+        compared
     by compatibility form and without case, without zero-width characters, numbers by their digits alone, also
-    behind JSON, percent and HTML escapes, in base64 and in hexadecimal. And the detectors must find nothing in it, nor
-    behind its escapes.
+    behind JSON, percent and HTML escapes, in base64 and in hexadecimal. And the detectors must find nothing
+    in it, nor behind its escapes.
 
     Args:
         data: everything that is about to be sent: text, or its UTF-8.
@@ -60,5 +61,6 @@ def egress_check(data: str | bytes, vault: Vault, detectors: Sequence[Detector] 
     if found:
         what = ", ".join(f"{n} of kind {kind}" for kind, n in sorted(found.items()))
         raise LeakError(
-            f"text about to be sent still holds {what}; nothing was sent; mask it with the conversation's Vault"
+            f"text about to be sent still holds {what}; nothing was sent;"
+            f" mask it with the conversation's Vault"
         )

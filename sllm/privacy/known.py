@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["LITERAL", "KnownValues"]
 
-# The kind of a piece of the user's text that looks like a part of a placeholder; it is masked for exactness and is
-# no secret.
+# The kind of a piece of the user's text that looks like a part of a placeholder; it is masked for exactness
+# and is no secret.
 LITERAL = "TEXT"
 
 # From so many characters on a value is looked for inside longer words too.
@@ -44,8 +44,8 @@ class _Known:
 class KnownValues:
     """A set of values with their kinds, and the search for them.
 
-    Values of one character are not looked for. Short ones that begin or end with an ASCII letter or digit count
-    only where no other follows there; short words of letters only (Will, May) only in their own case.
+    Values of one character are not looked for. Short ones that begin or end with an ASCII letter or digit
+    count only where no other follows there; short words of letters only (Will, May) only in their own case.
     """
 
     def __init__(self) -> None:
@@ -158,11 +158,11 @@ class KnownValues:
             places.append(-1)
         body = "".join(numbers)
         for digits, kind in self._digits.items():
-            at = body.find(digits)
-            while at >= 0:
-                end = at + len(digits)
-                yield Finding(*view.span(places[at], places[end - 1] + 1), kind)
-                at = body.find(digits, end)
+            first = body.find(digits)
+            while first >= 0:
+                last = first + len(digits)
+                yield Finding(*view.span(places[first], places[last - 1] + 1), kind)
+                first = body.find(digits, last)
 
 
 def _stands(body: str, at: int, end: int, known: _Known) -> bool:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["DATE", "scan"]
 
 _MONTH = (
-    r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?"
+    r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|"
+    r"Sept?(?:ember)?|Oct(?:ober)?"
     r"|Nov(?:ember)?|Dec(?:ember)?)"
 )
 DATE = (
@@ -33,13 +34,15 @@ DATE = (
 )
 # What may stand between a label and its value: more of the label, a verb, a sign, quotes.
 _LINK = (
-    r"[\"'”’*`]{0,3}(?:[ _.-]{0,2}(?:numbers?|nos?\.?|num|nr\.?|id|code|card|details?|value|address|#)(?![a-z])){0,2}"
+    r"[\"'”’*`]{0,3}(?:[ _.-]{0,2}(?:numbers?|nos?\.?|num|nr\.?|id|code|card|details?|value|"
+    r"address|#)(?![a-z])){0,2}"
     r"[\"'”’*`)\]]{0,3}[ \t]{0,3}"
     r"(?:(?:is|was|are|of|on|ending in|[:：=#>]|->|-|=>|为|是)[ \t]{0,3}){0,3}[\"'“‘(*`\[]{0,3}[ \t]?"
 )
 _CN_LINK = (
     r"(?:号码|号|编号|信息|码)?[\"'”’*]{0,3}[ \t]{0,2}(?:[(（][^()（）\n]{1,8}[)）])?[ \t]{0,2}"
-    r"(?:(?:应该是|改成|改为|换成|设为|设成|设置为|就是|分别是|分别为|[:：=]|为|是|叫|填|写|:)[ \t]{0,2}){0,2}[\"'“‘「(（*]{0,3}[ \t]?"
+    r"(?:(?:应该是|改成|改为|换成|设为|设成|设置为|就是|分别是|分别为|[:：=]|为|是|叫|填|写|"
+    r":)[ \t]{0,2}){0,2}[\"'“‘「(（*]{0,3}[ \t]?"
 )
 _E = r"(?![A-Za-z0-9])"
 _VALUES = {
@@ -50,10 +53,16 @@ _VALUES = {
     "date": DATE,
     "plate": r"[A-Za-z0-9](?:[ ·•-]?[A-Za-z0-9]){3,9}(?![A-Za-z0-9])",
     "pin": r"[0-9]{3,8}(?![0-9])",
-    "zip": r"(?:[0-9]{4,6}(?:-[0-9]{3,4})?|[A-Za-z]{1,2}[0-9][A-Za-z0-9]? ?[0-9][A-Za-z]{2}|[A-Za-z][0-9][A-Za-z] ?[0-9][A-Za-z][0-9])"
-    r"(?![A-Za-z0-9])",
-    "geo": r"[-+]?[0-9]{1,3}\.[0-9]{2,10}°?[ ]?[NSns]?(?:[ ]?[,;/，][ ]?|[ ])[-+]?[0-9]{1,3}\.[0-9]{2,10}°?[ ]?[EWew]?"
-    r"|[-+]?[0-9]{1,3}\.[0-9]{3,10}",
+    "zip": (
+        r"(?:[0-9]{4,6}(?:-[0-9]{3,4})?|[A-Za-z]{1,2}[0-9][A-Za-z0-9]? ?[0-9][A-Za-z]{2}|"
+        r"[A-Za-z][0-9][A-Za-z] ?[0-9][A-Za-z][0-9])"
+        r"(?![A-Za-z0-9])"
+    ),
+    "geo": (
+        r"[-+]?[0-9]{1,3}\.[0-9]{2,10}°?[ ]?[NSns]?(?:[ ]?[,;/，][ ]?|"
+        r"[ ])[-+]?[0-9]{1,3}\.[0-9]{2,10}°?[ ]?[EWew]?"
+        r"|[-+]?[0-9]{1,3}\.[0-9]{3,10}"
+    ),
     "hash": r"[A-Za-z0-9:]{20,110}",
 }
 _COMPILED = {name: re.compile(pattern) for name, pattern in _VALUES.items()}
@@ -64,8 +73,12 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
     (
         "LICENCE",
         "code",
-        "driver license;driver licence;drivers license;drivers licence;driver's license;driver's licence;driving license;"
-        "driving licence;driver’s license;license number;licence number;license no;licence no;dl number;dl no;driverlicense",
+        (
+            "driver license;driver licence;drivers license;drivers licence;driver's license;"
+            "driver's licence;driving license;"
+            "driving licence;driver’s license;license number;licence number;license no;licence no;"
+            "dl number;dl no;driverlicense"
+        ),
     ),
     (
         "SSN",
@@ -75,21 +88,36 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
     (
         "NATIONALID",
         "code",
-        "tax id;tax number;taxpayer id;taxpayer identification;taxnum;tax identification;tin;itin;ein;vat;vat number;nino;"
-        "national insurance;nhs;medicare;medicaid;aadhaar;aadhar;national id;national identity;national identification;"
-        "identity card;identity number;identity document;id card;idcard;id number;id no;id num;personal id;personal number;"
-        "identification number;citizen id;resident id;pan;cpf;cnpj;sin;bsn;pesel;curp;rfc;dni;nie;nif;codice fiscale;"
-        "personnummer;government id;residence permit;visa number;social id;my number;voter id;green card",
+        (
+            "tax id;tax number;taxpayer id;taxpayer identification;taxnum;tax identification;tin;"
+            "itin;ein;vat;vat number;nino;"
+            "national insurance;nhs;medicare;medicaid;aadhaar;aadhar;national id;national identity;"
+            "national identification;"
+            "identity card;identity number;identity document;id card;idcard;id number;id no;id num;"
+            "personal id;personal number;"
+            "identification number;citizen id;resident id;pan;cpf;cnpj;sin;bsn;pesel;curp;rfc;dni;"
+            "nie;nif;codice fiscale;"
+            "personnummer;government id;tfn;abn;cpr;rrn;nir;ahv;svnr;steuer;residence permit;"
+            "visa number;social id;individual number;voter id;green card"
+        ),
     ),
     (
         "ACCOUNT",
         "code",
-        "account number;account no;account num;account id;account;acct;bank account;acc no;routing number;routing;aba;"
-        "sort code;swift;bic;policy number;policy no;policy id;member id;member number;membership number;membership id;"
-        "customer id;customer number;customer no;client id;client number;employee id;employee number;employee no;staff id;"
-        "student id;student number;student no;patient id;patient number;medical record;medical record number;mrn;"
-        "insurance number;insurance id;insurance policy;health plan;health insurance;beneficiary;case number;claim number;"
-        "loyalty number;frequent flyer;badge number;registration number;certificate number;emp id;user number;subscriber id",
+        (
+            "account number;account no;account num;account id;account;acct;bank account;acc no;"
+            "routing number;routing;aba;"
+            "sort code;swift;bic;policy number;policy no;policy id;member id;member number;"
+            "membership number;membership id;"
+            "customer id;customer number;customer no;client id;client number;employee id;"
+            "employee number;employee no;staff id;"
+            "student id;student number;student no;patient id;patient number;medical record;"
+            "medical record number;mrn;"
+            "insurance number;insurance id;insurance policy;health plan;health insurance;beneficiary;"
+            "case number;claim number;"
+            "loyalty number;frequent flyer;badge number;registration number;certificate number;"
+            "emp id;user number;subscriber id"
+        ),
     ),
     (
         "CARD",
@@ -99,8 +127,12 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
     (
         "USER",
         "token",
-        "username;user name;login name;login id;login;user id;userid;screen name;handle;skype;skype id;telegram;wechat;"
-        "wechat id;weixin;qq;qq number;line id;discord;twitter;instagram;snapchat;weibo;github username;account name",
+        (
+            "username;user name;login name;login id;login;user id;userid;screen name;handle;skype;"
+            "skype id;telegram;wechat;"
+            "wechat id;weixin;qq;qq number;line id;discord;twitter;instagram;snapchat;weibo;"
+            "github username;account name"
+        ),
     ),
     (
         "BIRTHDATE",
@@ -116,15 +148,21 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
     (
         "PLATE",
         "plate",
-        "license plate;licence plate;plate number;plate no;number plate;plate;vehicle registration;vrm;reg number;car plate;"
-        "registration plate;vehicle plate",
+        (
+            "license plate;licence plate;plate number;plate no;number plate;plate;"
+            "vehicle registration;vrm;reg number;car plate;"
+            "registration plate;vehicle plate"
+        ),
     ),
     ("ADDRESS", "zip", "zip;zip code;zipcode;postal code;postcode;post code;postalcode;plz"),
     (
         "SECRET",
         "pin",
-        "pin;pin code;cvv;cvv2;cvc;cvc2;security code;otp;verification code;auth code;one time code;passcode;access code;"
-        "unlock code;card cvv;confirmation code;2fa code;login code;one time password",
+        (
+            "pin;pin code;cvv;cvv2;cvc;cvc2;security code;otp;verification code;auth code;"
+            "one time code;passcode;access code;"
+            "unlock code;card cvv;confirmation code;2fa code;login code;one time password"
+        ),
     ),
     (
         "GEO",
@@ -145,8 +183,12 @@ _CHINESE: tuple[tuple[str, str, str], ...] = (
     (
         "ACCOUNT",
         "code",
-        "银行账|银行帐|账号|帐号|账户|帐户|开户账|收款账|工号|学号|员工号|员工编号|会员号|会员卡|客户号|病历号|住院号|门诊号|就诊卡|"
-        "就诊号|保单号|保单|社保号|社保卡|医保号|医保卡|社会保障|公积金|学籍号|准考证|报名号|合同号|税号|纳税人识别|档案号|编制号",
+        (
+            "银行账|银行帐|账号|帐号|账户|帐户|开户账|收款账|工号|学号|员工号|员工编号|会员号|会员卡|"
+            "客户号|病历号|住院号|门诊号|就诊卡|"
+            "就诊号|保单号|保单|社保号|社保卡|医保号|医保卡|社会保障|公积金|学籍号|准考证|报名号|"
+            "合同号|税号|纳税人识别|档案号|编制号"
+        ),
     ),
     ("CARD", "digits", "银行卡|信用卡|借记卡|储蓄卡|卡号|工资卡"),
     ("COMPANYID", "code", "统一社会信用|信用代码|组织机构代码|营业执照|注册号"),
@@ -167,7 +209,10 @@ _CHINESE: tuple[tuple[str, str, str], ...] = (
     (
         "SECRET",
         "pin",
-        "验证码|校验码|安全码|动态码|取件码|支付密码|取款密码|交易密码|锁屏密码|门禁密码|短信码|提取码|解锁码",
+        (
+            "验证码|校验码|安全码|动态码|取件码|支付密码|取款密码|交易密码|锁屏密码|门禁密码|短信码|"
+            "提取码|解锁码"
+        ),
     ),
     ("PHONE", "digits", "电话|手机|座机|固话|传真|联系方式|热线|号码是|致电|拨打|联系号码|紧急联系"),
     ("GEO", "geo", "经纬度|坐标|纬度|经度|定位"),
@@ -206,33 +251,43 @@ _CHINESE_ANY = re.compile("|".join(sorted(_CHINESE_LABELS, key=len, reverse=True
 _CHINESE_LINK = re.compile(_CN_LINK)
 
 _SECRET_WORDS = {
-    "password", "passwd", "passwort", "pwd", "passphrase", "secret", "token", "apikey", "key", "credential", "credentials",
-    "pass", "pw", "psw", "auth", "passcode", "mnemonic", "contrasena", "signature", "sig", "pat", "jwt", "cookie", "session",
+    "password", "passwd", "passwort", "pwd", "passphrase", "secret", "token", "apikey", "key", "credential",
+    "credentials",
+    "pass", "pw", "psw", "auth", "passcode", "mnemonic", "contrasena", "signature", "sig", "pat", "jwt",
+    "cookie", "session",
 }  # fmt: skip
 # "key", "auth" and their like alone name too many things: they need one of these before them.
 _KEY_BEFORE = re.compile(
-    r"(?:api|access|secret|private|encryption|license|account|auth|app|client|service|shared|master|signing|ssh|aes|aws|"
+    r"(?:api|access|secret|private|encryption|license|account|auth|app|client|service|shared|"
+    r"master|signing|ssh|aes|aws|"
     r"product|activation|session|user|admin|root|db|basic|storage|subscription)[ _.-]?\Z",
     re.I,
 )
 _WEAK_SECRET_WORDS = {"key", "auth", "signature", "sig", "cookie", "session", "pass", "pw", "pat"}
 _SECRET_LINK = re.compile(
     r"(?:[ _-]?(?:key|id|value|code|token|secret|hash))?[\"'”’*`\])]{0,3}[ \t]{0,3}"
-    r"(?P<sign>(?::=|=>|==|->|[:：=])|(?:is|was|are|为|是)(?: now| set to)?(?=[ :：\"'“]))?[ \t:：]{0,4}(?P<quote>[\"'“‘`*「]{0,3})",
+    r"(?P<sign>(?::=|=>|==|->|[:：=])|(?:is|was|are|为|是)(?: now|"
+    r" set to)?(?=[ :：\"'“]))?[ \t:：]{0,4}(?P<quote>[\"'“‘`*「]{0,3})",
     re.I,
 )
 _CN_SECRET = re.compile(
-    r"(?:密码|口令|密钥|秘钥|令牌|授权码|私钥|公钥|通行码|暗号|访问凭证|密匙|激活码|注册码)(?:[(（][^()（）\n]{1,8}[)）])?"
-    r"[\"'”’]{0,2}[ \t]{0,2}(?P<sign>(?:应该是|改成了?|改为|换成|设为|设成|设置为|设置成|就是|还是|都是|[:：=]|为|是)[ \t]{0,2}){1,2}"
+    r"(?:密码|口令|密钥|秘钥|令牌|授权码|私钥|公钥|通行码|暗号|访问凭证|密匙|激活码|"
+    r"注册码)(?:[(（][^()（）\n]{1,8}[)）])?"
+    r"[\"'”’]{0,2}[ \t]{0,2}(?P<sign>(?:应该是|改成了?|改为|换成|设为|设成|设置为|设置成|就是|"
+    r"还是|都是|[:：=]|为|是)[ \t]{0,2}){1,2}"
     r"(?P<quote>[\"'“‘「`]{0,2})[ \t]?"
 )
 _SECRET_VALUE = re.compile(r"[!-~]{4,200}")
 _HAN_SECRET_SPACE = re.compile(r"(?:密码|口令|密钥|令牌|授权码)[ \t]{0,2}(?=[A-Za-z0-9][!-~]{5})")
 _NOT_SECRET = re.compile(
-    r"(?:none|null|nil|true|false|undefined|str|string|int|bool|bytes|optional\[?.*|required|text|varchar.*|char|any|void|self.*"
-    r"|your.*|my[_-]?(?:password|secret|token|key).*|x{3,}.*|\*{3,}.*|\.{3,}.*|<.*|\$.*|%.*|\{.*|\[.*|\(.*|@.*|#.*|//.*|https?:.*|&.*"
-    r"|password[0-9]{0,1}|passwd|secret|token|example.*|placeholder.*|changeme|redacted.*|hidden.*|process\.env.*|os\.environ.*"
-    r"|env\..*|config.*|settings.*|getenv.*|input.*|args\..*|request.*|params.*|data\..*|this\..*|import.*|function.*|lambda.*)\Z",
+    r"(?:none|null|nil|true|false|undefined|str|string|int|bool|bytes|optional\[?.*|required|text|"
+    r"varchar.*|char|any|void|self.*"
+    r"|your.*|my[_-]?(?:password|secret|token|key).*|x{3,}[-_x]*|\*{3,}.*|\.{3,}.*|<.*|\$.*|%.*|"
+    r"\{.*|\[.*|\(.*|@.*|#.*|//.*|https?:.*|&.*"
+    r"|password[0-9]{0,1}|passwd|secret|token|example.*|placeholder.*|changeme|redacted.*|"
+    r"hidden.*|process\.env.*|os\.environ.*"
+    r"|env\..*|config.*|settings.*|getenv.*|input.*|args\..*|request.*|params.*|data\..*|this\..*|"
+    r"import.*|function.*|lambda.*)\Z",
     re.I | re.S,
 )
 _CODE_EXPRESSION = re.compile(
@@ -263,9 +318,9 @@ def _secret(text: str, at: int, quote: str, strong: bool, sign: bool) -> Finding
             value = value[:cut]
             quoted = True
     if not quoted:
-        cut = re.search(r"[\"'`<>]|[,;](?=\Z)|\\n|&(?=[A-Za-z_]+=)", value)
-        if cut:
-            value = value[: cut.start()]
+        stop = re.search(r"[\"'`<>]|[,;](?=\Z)|\\n|&(?=[A-Za-z_]+=)", value)
+        if stop:
+            value = value[: stop.start()]
         value = value.rstrip(".,;:)]}")
     if len(value) < 4 or _NOT_SECRET.match(value):
         return None
@@ -323,14 +378,19 @@ def _trim(kind: str, value_kind: str, text: str, start: int, end: int) -> Findin
     value = text[start:end]
     n_digits = sum("0" <= c <= "9" for c in value)
     if value_kind == "code":
-        # The last words are the sentence going on: groups without a digit, in lower case, do not count.
-        while True:
-            cut = max(value.rfind(" "), value.rfind("/"))
-            last = value[cut + 1 :]
-            if cut > 0 and not any("0" <= c <= "9" for c in last) and not (len(last) <= 3 and last.isupper()):
-                value = value[:cut]
-                continue
-            break
+        # Words without a digit are the sentence going on, but for short capitals: AB 12 34 56 C.
+        words = value.split(" ")
+        keep = 1
+        while keep < len(words) and (
+            _CLASSES[2].search(words[keep]) or (len(words[keep]) <= 2 and words[keep].isupper())
+        ):
+            keep += 1
+        while keep > 1 and not _CLASSES[2].search(words[keep - 1]) and len(words[keep - 1]) > 1:
+            keep -= 1
+        value = " ".join(words[:keep])
+        cut = value.rfind("/")
+        if cut > 0 and not _CLASSES[2].search(value[cut:]):
+            value = value[:cut]
         head = value.split(" ")[0]
         if len(head) > 3 and head.isalpha() and head != head.upper():
             return None
@@ -363,7 +423,7 @@ def _trim(kind: str, value_kind: str, text: str, start: int, end: int) -> Findin
                 return None
     elif value_kind == "hash" and (n_digits < 3 or not any(c.isalpha() for c in value)):
         return None
-    return Finding(start, start + len(value), kind, 0.7)
+    return Finding(start, start + len(value), kind, 0.85)
 
 
 _COMMON = frozenset(
@@ -424,7 +484,7 @@ _COMMON = frozenset(
     ]
 )
 _DATE_THEN_BORN = re.compile(rf"({DATE})(?=[ ]?(?:出生|生人|生，|生,|生于|诞生|生。))")
-_SIGN_NEEDED = frozenset(["USER", "GEO", "SECRET"])
+_SIGN_NEEDED = frozenset(["USER", "SECRET"])
 
 
 def _labelled(text: str, link_end: int, link: str, kind: str, value_kind: str) -> Finding | None:
@@ -433,7 +493,11 @@ def _labelled(text: str, link_end: int, link: str, kind: str, value_kind: str) -
         return None
     signed = any(c in link for c in ":：=#为是“\"'") or " is " in link or " was " in link or "叫" in link
     if kind in _SIGN_NEEDED and not signed and not (kind == "SECRET" and text[link_end - 1] == " "):
-        return None
+        # 微信 wxid_abc, QQ12345: a handle right behind its label, told by its digits.
+        chinese = kind == "USER" and (not link.isascii() or link.upper().startswith("QQ"))
+        handle = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*[0-9_][A-Za-z0-9_-]*|[0-9]{5,11}", found[0])
+        if not (chinese and handle and len(found[0]) >= 5):
+            return None
     return _trim(kind, value_kind, text, found.start(), found.end())
 
 
@@ -465,7 +529,7 @@ def scan(text: str) -> Iterator[Finding]:
     for label in _CHINESE_ANY.finditer(text):
         link = _CHINESE_LINK.match(text, label.end())
         kind, value_kind = _CHINESE_LABELS[label[0]]
-        one = _labelled(text, link.end(), link[0], kind, value_kind) if link else None
+        one = _labelled(text, link.end(), label[0] + link[0], kind, value_kind) if link else None
         if one:
             yield one
     for link in _CN_SECRET.finditer(text):

@@ -1,6 +1,7 @@
 """Names of people and organisations: by the words around them, or by asking a language model.
 
-:class:`NameDetector` needs no model and takes only what strong context gives away. :class:`ModelDetector` lets a
+:class:`NameDetector` needs no model and takes only what strong context gives away. :class:`ModelDetector`
+lets a
 scorer judge candidates one by one: the labels' probabilities are compared, no text of the model is parsed.
 """
 
@@ -10,6 +11,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from sllm.privacy import words
 from sllm.privacy.findings import Finding, LabelScorer
 from sllm.privacy.normal import plain
 
@@ -18,107 +20,73 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelDetector", "NameDetector"]
 
-_SURNAMES = (
-    "王李张刘陈杨黄赵吴周徐孙马朱胡郭何高林罗郑梁谢宋唐许韩冯邓曹彭曾肖田董袁潘于蒋蔡余杜叶程苏魏吕丁任沈姚卢姜崔钟谭陆汪范金石廖贾夏韦付"
-    "方白邹孟熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严覃武戴莫孔向汤康易乔赖文施洪辛柯庄温鲁葛樊聂梅盛霍翁邢殷俞倪章骆申耿关焦柳欧"
-    "祝纪尚毕舒游阳裴卓窦詹苗岳齐包冉宫费卞季阮蓝褚应宁柴詹卫蒲谷车凌邬甘童鲍凤路池宗祁简涂饶沙敖管娄危桂牛萧闵丘庞"
-)
-_DOUBLE = (
-    "欧阳|司马|上官|诸葛|东方|皇甫|尉迟|公孙|慕容|令狐|司徒|端木|夏侯|南宫|轩辕|长孙|宇文|独孤|西门|百里"
-)
-_SURNAME = f"(?:{_DOUBLE}|[{_SURNAMES}])"
+_SURNAME = f"(?:{words.DOUBLE_SURNAMES}|[{words.SURNAMES}])"
 _HAN = "\u4e00-\u9fff"
 # Characters that hardly stand in a given name and often come right behind one.
-_NOT_GIVEN = (
-    "的了是在有和与及或也都就还又说要想会能可到去来从向对把被让给跟吗呢吧啊呀很不没别您你我他她它们这那哪谁什么怎样个"
-    "今现住已将因由所以但而且其之于为叫做请问您好等着过得地上下里外前后左右男女岁年月日号电手身证卡联系地址邮箱微信"
-    "出性职负毕就患入向至曾刚当且并如若总先医教经主任律同师护局院警博硕部科处员工司队长签署称告诉打买卖用写发收寄付"
-)
 _GIVEN = f"[{_HAN}]"
-# Common words that begin with a character that is also a surname.
-_WORDS_CN = re.compile(
-    "高[中级校等考度速铁兴]|马[上路]|安[全装排]|方[面法案便向式]|金[融额牌属]|黄[金色河山]|白[色天]|石[油头]|任[务何意]|常[见用常规]|许[多可]|文[件字本章化学档]|"
-    "牛[奶肉]|万[一元]|成[功为本员长]|程[序度]|余额|路[由线上]|温[度馨暖]|平台|周[末一二三四五六日围期年]|顾[客问]|钱包|车[辆牌站]|毛[病利]|夏[天季]|康复|"
-    "元素|包[括含装]|单[位元独]|管[理道]|项目|房[屋间东子]|解[决释]|应[该用当届]|连[接续]|全[部国名]|国[家际]|段落|章节|曲线|关[于系闭心注键]|季[节度]|"
-    "江[苏西南湖]|云[南计]|广[东西]|贵[州宾]|沙[发漠]|向[导上下]|龙头|雷达|孙[子女]|陆[地续]|施工|梅花|贺[卡信]|祝[福你您]|车主|史[上料]|陈[述列旧]|严[重格]|"
-    "谢谢|谢意|何[时处必况为]|付[款费出]|计[算划]|凌晨|宫殿|童[年话]|游[戏客泳]|阳[光台]|和平|花[园费]|水[果平]|范[围例]|习[惯题]|易[于用]|时[间候]|冷静|"
-    "林[业区]|罗[列马]|唐[朝诗]|宋[朝代词]|汉[语字]|明[天白显]|华[为语]|洪水|湖[北南]|海[洋南]|边[界缘]|费[用率]|舒[服适]|莫名|项[链]|顾虑|鲁莽|尚[未且]|丰富"
-)
+_WORDS_CN = re.compile(words.NOT_NAMES_CN)
 _CN_BEFORE = re.compile(
-    r"(?:我叫|我是|名叫|叫做|名字是|名字叫|名字|姓名|本人|联系人|收件人|收货人|寄件人|发件人|患者|病人|客户|申请人|法定代表人|法人代表|法人|负责人|经办人|"
-    r"持卡人|开户名|户名|投保人|被保险人|受益人|学生|同事|朋友|员工|嫌疑人|当事人|原告|被告|父亲|母亲|爸爸|妈妈|妻子|丈夫|老公|老婆|儿子|女儿|"
-    r"哥哥|弟弟|姐姐|妹妹|签名|署名|签字|经理|主任|医生|老师|教授|律师|紧急联系人|监护人|家长|业主|租客|房东|乘客|旅客|客人|候选人|应聘者|借款人|"
-    r"担保人|委托人|代理人|证人|死者|伤者|司机|车主|户主|投诉人|举报人|推荐人|真名|全名|中文名|曾用名|他叫|她叫|叫|致|尊敬的)"
+    r"(?:我叫|我是|名叫|叫做|名字是|名字叫|名字|姓名|本人|联系人|收件人|收货人|寄件人|发件人|患者|"
+    r"病人|客户|申请人|法定代表人|法人代表|法人|负责人|经办人|"
+    r"持卡人|开户名|户名|投保人|被保险人|受益人|学生|同事|朋友|员工|嫌疑人|当事人|原告|被告|父亲|"
+    r"母亲|爸爸|妈妈|妻子|丈夫|老公|老婆|儿子|女儿|"
+    r"哥哥|弟弟|姐姐|妹妹|签名|署名|签字|经理|主任|医生|老师|教授|律师|紧急联系人|监护人|家长|"
+    r"业主|租客|房东|乘客|旅客|客人|候选人|应聘者|借款人|"
+    r"担保人|委托人|代理人|证人|死者|伤者|司机|车主|户主|投诉人|举报人|推荐人|真名|全名|中文名|"
+    r"曾用名|他叫|她叫|叫|致|尊敬的)"
     r"(?P<link>[\"'”：:是为叫“\"（( ]{0,4})(?=(?P<surname>" + _SURNAME + rf")(?P<given>{_GIVEN}{{1,3}}))"
 )
-# These are followed by all sorts of things; a name is taken behind them only where a sign or an end comes after it.
-_CN_WEAK = frozenset(
-    [
-        "我是",
-        "叫",
-        "致",
-        "名字",
-        "本人",
-        "法人",
-        "学生",
-        "朋友",
-        "客户",
-        "员工",
-        "经理",
-        "主任",
-        "医生",
-        "老师",
-        "教授",
-        "律师",
-        "司机",
-        "尊敬的",
-        "家长",
-        "同事",
-        "客人",
-        "旅客",
-        "乘客",
-        "证人",
-        "房东",
-        "父亲",
-        "母亲",
-        "爸爸",
-        "妈妈",
-        "妻子",
-        "丈夫",
-        "老公",
-        "老婆",
-        "儿子",
-        "女儿",
-        "哥哥",
-        "弟弟",
-        "姐姐",
-        "妹妹",
-        "签名",
-        "署名",
-        "患者",
-        "病人",
-    ]
-)
+# These are followed by all sorts of things; a name is taken behind them only where a sign or an end comes
+# after it.
+_CN_WEAK = frozenset(words.CN_WEAK.split())
 _CN_TITLE = re.compile(
-    rf"(?P<name>{_SURNAME}{_GIVEN}{{1,2}}?)(?:先生|女士|小姐|太太|老师|医生|教授|经理|主任|律师|同学|师傅|护士|局长|院长|警官|博士|同志|夫人|阿姨|总监|校长|大夫)"
+    rf"(?P<name>{_SURNAME}{_GIVEN}{{1,2}}?)(?:先生|女士|小姐|太太|老师|医生|教授|经理|主任|律师|"
+    rf"同学|师傅|护士|局长|院长|警官|博士|"
+    rf"同志|夫人|阿姨|总监|校长|大夫)"
 )
 _CN_FIELD = re.compile(
-    rf"(?:^|(?<=[，。；、：:,;\s|（(\"“]))(?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=[，,、（(\s|]{{1,3}}(?:性别)?(?:[男女](?![{_HAN}])|[0-9]{{2}}岁|"
+    rf"(?:^|(?<=[，。；、：:,;\s|（(\"“]))(?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=[，,、（(\s|"
+    rf"]{{1,3}}(?:性别)?(?:[男女](?![{_HAN}])|[0-9]{{2}}岁|"
     rf"身份证|手机|电话|联系电话|出生|生于|1[3-9][0-9]{{9}}|[0-9]{{17}}|住址|汉族))",
     re.M,
 )
 _CN_ORG = re.compile(
-    rf"[{_HAN}A-Za-z0-9（）()]{{2,24}}?(?:有限责任公司|股份有限公司|有限公司|集团公司|分公司|律师事务所|会计师事务所|研究院|研究所|事务所)"
+    rf"[{_HAN}A-Za-z0-9（）()]{{2,24}}?(?:有限责任公司|股份有限公司|有限公司|集团公司|分公司|"
+    rf"律师事务所|会计师事务所|研究院|研究所|事务所)"
 )
 _ORG_LEAD = re.compile(
-    r".*(?:就职于|任职于|供职于|工作于|单位是|单位[:：为]|公司[:：是为]|我在|他在|她在|加入|来自|毕业于|就读于|入职|是|在|于|从|向|与|和|给|为|由|对|被|到|的|了)",
+    (
+        r".*(?:就职于|任职于|供职于|工作于|单位是|单位[:：为]|公司[:：是为]|我在|他在|她在|加入|来自|"
+        r"毕业于|就读于|入职|是|在|于|从|向|与|和|给|为|由|对|被|到|的|了)"
+    ),
     re.S,
 )
 
 _W = r"[A-ZÀ-ÖØ-Þ][A-Za-zÀ-ÿ'’-]{1,24}"
-_NAME = rf"{_W}(?: (?:[A-Z]\.?|(?:van|von|de|der|den|da|di|del|la|le|bin|ibn|al|el|dos|ten)(?: (?:der|den|la))?(?= [A-Z])|{_W})){{0,3}}"
+_NAME = (
+    rf"{_W}(?: (?:[A-Z]\.?|(?:van|von|de|der|den|da|di|del|la|le|bin|ibn|al|el|dos|ten)(?: (?:der|den|"
+    rf"la))?(?= [A-Z])|{_W})){{0,3}}"
+)
 _TITLES = frozenset(
-    "Mr Mrs Ms Mx Miss Dr Prof Sir Madam Mister Professor Doctor Rev Capt Sgt Lt Dear".split()
+    [
+        "Mr",
+        "Mrs",
+        "Ms",
+        "Mx",
+        "Miss",
+        "Dr",
+        "Prof",
+        "Sir",
+        "Madam",
+        "Mister",
+        "Professor",
+        "Doctor",
+        "Rev",
+        "Capt",
+        "Sgt",
+        "Lt",
+        "Dear",
+    ]
 )
 _RUN_EN = re.compile(rf"(?<![A-Za-zÀ-ÿ]){_NAME}(?![A-Za-zÀ-ÿ])")
 _TITLE_BEFORE = tuple(
@@ -127,8 +95,10 @@ _TITLE_BEFORE = tuple(
 _AM_BEFORE = ("I am ", "I'm ", "I’m ")
 # In front of a colon or equals sign, of a comma, and of nothing.
 _LABELS_EN = (
-    "name", "surname", "patient", "contact person", "contact", "attn", "attention", "recipient", "cardholder", "signed by",
-    "signed", "applicant", "employee", "customer", "guardian", "spouse", "beneficiary", "sender", "account holder",
+    "name", "surname", "patient", "contact person", "contact", "attn", "attention", "recipient", "cardholder",
+    "signed by",
+    "signed", "applicant", "employee", "customer", "guardian", "spouse", "beneficiary", "sender",
+    "account holder",
 )  # fmt: skip
 _CLOSINGS_EN = (
     "sincerely",
@@ -146,557 +116,25 @@ _VERBS_EN = ("name is", "name's", "i am called", "is called", "named", "names ar
 def _announced(before: str) -> bool:
     """Whether the text right before a capitalised word says that a name comes."""
     head = before.rstrip(" \"'*\n\t")
+    endings: tuple[str, ...]
     sign = head[-1:]
     if sign in (":", "="):
-        words, head = _LABELS_EN, head[:-1].rstrip(" \"'*")
+        endings, head = _LABELS_EN, head[:-1].rstrip(" \"'*")
     elif sign == ",":
-        words, head = _CLOSINGS_EN, head[:-1]
+        endings, head = _CLOSINGS_EN, head[:-1]
     else:
-        words = _VERBS_EN
+        endings = _VERBS_EN
     head = head.lower()
-    if not head.endswith(words):
+    if not head.endswith(endings):
         return False
-    word = max((word for word in words if head.endswith(word)), key=len)
+    word = max((word for word in endings if head.endswith(word)), key=len)
     follow = head[-len(word) - 1 : -len(word)] if len(head) > len(word) else ""
     return not (follow.isascii() and follow.isalpha())
 
 
-# Given names common in English-speaking countries; one of them and a capitalised word behind it are a person.
-_GIVEN_EN = frozenset(
-    [
-        "Aaron",
-        "Abigail",
-        "Adam",
-        "Adrian",
-        "Agnes",
-        "Ahmed",
-        "Aisha",
-        "Alan",
-        "Albert",
-        "Alejandro",
-        "Alex",
-        "Alexander",
-        "Alexandra",
-        "Alexis",
-        "Alfred",
-        "Ali",
-        "Alice",
-        "Alicia",
-        "Alison",
-        "Allison",
-        "Amanda",
-        "Amber",
-        "Amelia",
-        "Amy",
-        "Ana",
-        "Andrea",
-        "Andrew",
-        "Angela",
-        "Anita",
-        "Ann",
-        "Anna",
-        "Anne",
-        "Annie",
-        "Anthony",
-        "Antonio",
-        "April",
-        "Arthur",
-        "Ashley",
-        "Audrey",
-        "Barbara",
-        "Beatrice",
-        "Benjamin",
-        "Bernard",
-        "Beth",
-        "Betty",
-        "Beverly",
-        "Bobby",
-        "Bonnie",
-        "Bradley",
-        "Brandon",
-        "Brenda",
-        "Brian",
-        "Brittany",
-        "Bruce",
-        "Bryan",
-        "Caleb",
-        "Calvin",
-        "Cameron",
-        "Carl",
-        "Carla",
-        "Carlos",
-        "Carol",
-        "Caroline",
-        "Carolyn",
-        "Catherine",
-        "Cecilia",
-        "Charles",
-        "Charlotte",
-        "Chen",
-        "Cheryl",
-        "Chloe",
-        "Christian",
-        "Christina",
-        "Christine",
-        "Christopher",
-        "Cindy",
-        "Claire",
-        "Clara",
-        "Clarence",
-        "Claudia",
-        "Colin",
-        "Connor",
-        "Craig",
-        "Crystal",
-        "Cynthia",
-        "Daniel",
-        "Danielle",
-        "David",
-        "Deborah",
-        "Debra",
-        "Denise",
-        "Dennis",
-        "Derek",
-        "Diana",
-        "Diane",
-        "Diego",
-        "Dmitri",
-        "Donald",
-        "Donna",
-        "Dorothy",
-        "Douglas",
-        "Dylan",
-        "Edith",
-        "Edward",
-        "Edwin",
-        "Eileen",
-        "Elaine",
-        "Eleanor",
-        "Elena",
-        "Elizabeth",
-        "Ella",
-        "Ellen",
-        "Emily",
-        "Emma",
-        "Eric",
-        "Erica",
-        "Erik",
-        "Ethan",
-        "Eugene",
-        "Eva",
-        "Evelyn",
-        "Fatima",
-        "Felix",
-        "Fernando",
-        "Fiona",
-        "Frances",
-        "Francesca",
-        "Francis",
-        "Francisco",
-        "Frank",
-        "Fred",
-        "Frederick",
-        "Gabriel",
-        "Gabriela",
-        "Gary",
-        "George",
-        "Gerald",
-        "Giovanni",
-        "Gladys",
-        "Gloria",
-        "Gordon",
-        "Graham",
-        "Gregory",
-        "Hannah",
-        "Harold",
-        "Harriet",
-        "Harry",
-        "Hassan",
-        "Heather",
-        "Hector",
-        "Helen",
-        "Henry",
-        "Howard",
-        "Hugo",
-        "Ian",
-        "Ibrahim",
-        "Irene",
-        "Isaac",
-        "Isabel",
-        "Isabella",
-        "Ivan",
-        "Jack",
-        "Jacob",
-        "Jacqueline",
-        "James",
-        "Jamie",
-        "Jane",
-        "Janet",
-        "Janice",
-        "Jason",
-        "Javier",
-        "Jean",
-        "Jeffrey",
-        "Jennifer",
-        "Jeremy",
-        "Jerry",
-        "Jesse",
-        "Jessica",
-        "Jesus",
-        "Joan",
-        "Joanna",
-        "Joe",
-        "Joel",
-        "Johannes",
-        "John",
-        "Johnny",
-        "Jonathan",
-        "Jorge",
-        "Jose",
-        "Joseph",
-        "Joshua",
-        "Joyce",
-        "Juan",
-        "Juanita",
-        "Judith",
-        "Judy",
-        "Julia",
-        "Julian",
-        "Julie",
-        "Justin",
-        "Karen",
-        "Karl",
-        "Katherine",
-        "Kathleen",
-        "Kathryn",
-        "Katie",
-        "Keith",
-        "Kelly",
-        "Kenneth",
-        "Kevin",
-        "Kimberly",
-        "Klaus",
-        "Kristen",
-        "Kyle",
-        "Larry",
-        "Laura",
-        "Lauren",
-        "Lawrence",
-        "Leah",
-        "Leo",
-        "Leonard",
-        "Leslie",
-        "Lillian",
-        "Linda",
-        "Lisa",
-        "Logan",
-        "Lois",
-        "Lori",
-        "Louis",
-        "Louise",
-        "Lucas",
-        "Lucia",
-        "Lucy",
-        "Luis",
-        "Luke",
-        "Madison",
-        "Manuel",
-        "Marcus",
-        "Margaret",
-        "Maria",
-        "Marie",
-        "Marilyn",
-        "Mario",
-        "Marjorie",
-        "Martha",
-        "Martin",
-        "Mary",
-        "Matthew",
-        "Maureen",
-        "Max",
-        "Megan",
-        "Melanie",
-        "Melissa",
-        "Mia",
-        "Michael",
-        "Michelle",
-        "Miguel",
-        "Mohamed",
-        "Mohammed",
-        "Molly",
-        "Monica",
-        "Muhammad",
-        "Nancy",
-        "Naomi",
-        "Natalie",
-        "Nathan",
-        "Nicholas",
-        "Nicole",
-        "Noah",
-        "Nora",
-        "Norman",
-        "Oliver",
-        "Olivia",
-        "Omar",
-        "Oscar",
-        "Pamela",
-        "Patricia",
-        "Patrick",
-        "Paul",
-        "Paula",
-        "Pedro",
-        "Peter",
-        "Philip",
-        "Phillip",
-        "Phyllis",
-        "Priya",
-        "Rachel",
-        "Rafael",
-        "Raj",
-        "Ralph",
-        "Ramon",
-        "Randy",
-        "Raymond",
-        "Rebecca",
-        "Regina",
-        "Ricardo",
-        "Richard",
-        "Rita",
-        "Robert",
-        "Roberto",
-        "Robin",
-        "Rodney",
-        "Roger",
-        "Ronald",
-        "Rosa",
-        "Rose",
-        "Rosemary",
-        "Roy",
-        "Russell",
-        "Ruth",
-        "Ryan",
-        "Sally",
-        "Samantha",
-        "Samuel",
-        "Sandra",
-        "Sara",
-        "Sarah",
-        "Scott",
-        "Sean",
-        "Sebastian",
-        "Sergio",
-        "Sharon",
-        "Sheila",
-        "Shirley",
-        "Simon",
-        "Sofia",
-        "Sophia",
-        "Sophie",
-        "Stephanie",
-        "Stephen",
-        "Steve",
-        "Steven",
-        "Stuart",
-        "Susan",
-        "Suzanne",
-        "Sylvia",
-        "Tamara",
-        "Teresa",
-        "Terry",
-        "Theodore",
-        "Theresa",
-        "Thomas",
-        "Tiffany",
-        "Timothy",
-        "Tina",
-        "Todd",
-        "Tony",
-        "Tracy",
-        "Tyler",
-        "Valerie",
-        "Vanessa",
-        "Veronica",
-        "Victor",
-        "Victoria",
-        "Vincent",
-        "Virginia",
-        "Walter",
-        "Wanda",
-        "Wayne",
-        "Wendy",
-        "William",
-        "Willie",
-        "Yusuf",
-        "Yvonne",
-        "Zachary",
-        "Zoe",
-    ]
-)
-_NOT_NAMES = frozenset(
-    [
-        "The",
-        "This",
-        "That",
-        "These",
-        "Those",
-        "There",
-        "Here",
-        "What",
-        "When",
-        "Where",
-        "Which",
-        "Who",
-        "Whom",
-        "Whose",
-        "Why",
-        "How",
-        "And",
-        "But",
-        "Not",
-        "Yes",
-        "Sure",
-        "Please",
-        "Thank",
-        "Thanks",
-        "Sorry",
-        "Glad",
-        "Happy",
-        "Looking",
-        "Trying",
-        "Going",
-        "Working",
-        "Writing",
-        "Sir",
-        "Madam",
-        "Team",
-        "All",
-        "Everyone",
-        "Customer",
-        "Customers",
-        "Customer",
-        "Support",
-        "Service",
-        "Hiring",
-        "Manager",
-        "Friend",
-        "Friends",
-        "Colleague",
-        "Colleagues",
-        "Editor",
-        "Reader",
-        "Readers",
-        "Parent",
-        "Parents",
-        "Student",
-        "Students",
-        "User",
-        "Users",
-        "Monday",
-        "Tuesday",
-        "Wednesday",
-        "Thursday",
-        "Friday",
-        "Saturday",
-        "Sunday",
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-        "Street",
-        "Avenue",
-        "Road",
-        "University",
-        "College",
-        "Bank",
-        "Hospital",
-        "Company",
-        "Inc",
-        "Ltd",
-        "Corporation",
-        "God",
-        "Lord",
-        "Santa",
-        "Committee",
-        "Members",
-        "Member",
-        "Valued",
-        "Guest",
-        "Guests",
-        "Human",
-        "Resources",
-        "Recruiter",
-        "It",
-        "In",
-        "On",
-        "At",
-        "For",
-        "With",
-        "From",
-        "To",
-        "Of",
-        "My",
-        "Your",
-        "His",
-        "Her",
-        "Our",
-        "Their",
-        "Its",
-        "An",
-        "Is",
-        "Are",
-        "Was",
-        "Were",
-        "Be",
-        "Can",
-        "Could",
-        "Should",
-        "Would",
-        "Will",
-        "Do",
-        "Does",
-        "Did",
-        "Has",
-        "Have",
-        "Had",
-        "If",
-        "Then",
-        "Else",
-        "None",
-        "Null",
-        "True",
-        "False",
-        "Name",
-        "Names",
-        "First",
-        "Mr",
-        "Mrs",
-        "Ms",
-        "Mx",
-        "Miss",
-        "Dr",
-        "Prof",
-        "Last",
-        "Full",
-        "Unknown",
-        "Anonymous",
-        "Test",
-        "Example",
-        "Email",
-        "Phone",
-        "Address",
-        "Date",
-        "Number",
-        "Id",
-    ]
-)
+# One of these and a capitalised word behind it are a person.
+_GIVEN_EN = frozenset(words.GIVEN_EN.split())
+_NOT_NAMES = frozenset(words.NOT_NAMES.split())
 _EN_ORG = re.compile(
     rf"(?<![A-Za-z])(?:{_W}|[A-Z]{{2,8}})(?:,? (?:(?:and|&|of) )?(?:{_W}|[A-Z]{{2,8}})){{0,4}}?,? "
     r"(?:Inc|LLC|Ltd|Limited|Corp|Corporation|PLC|Plc|GmbH|LLP|Co|AG|BV|SA|Pty Ltd)(?:\.|(?![A-Za-z]))"
@@ -708,32 +146,32 @@ _EN_ORG_END = re.compile(
 
 def _trim_name(name: str, start: int) -> tuple[int, int] | None:
     """The part of a run of capitalised words that can be a name."""
-    words = name.split(" ")
-    while words and words[0].rstrip(".,") in _NOT_NAMES:
-        start += len(words[0]) + 1
-        words.pop(0)
-    for i, word in enumerate(words):
+    parts = name.split(" ")
+    while parts and parts[0].rstrip(".,") in _NOT_NAMES:
+        start += len(parts[0]) + 1
+        parts.pop(0)
+    for i, word in enumerate(parts):
         if word in _NOT_NAMES or word.endswith(("'s", "’s")):
             if word.endswith(("'s", "’s")) and word not in _NOT_NAMES:
-                words = [*words[:i], word[:-2]]
+                parts = [*parts[:i], word[:-2]]
             else:
-                words = words[:i]
+                parts = parts[:i]
             break
-    text = " ".join(words).rstrip("'’-")
+    text = " ".join(parts).rstrip("'’-")
     return (start, start + len(text)) if len(text) >= 2 else None
 
 
 def _english(text: str, run: str, start: int) -> Iterator[Finding]:
     """Names in a run of capitalised words."""
-    words = run.split(" ")
+    parts = run.split(" ")
     score = 0.0
-    while words and words[0] in _TITLES:
-        start += len(words[0]) + 1
-        words.pop(0)
+    while parts and parts[0] in _TITLES:
+        start += len(parts[0]) + 1
+        parts.pop(0)
         score = 0.9
-    if not words:
+    if not parts:
         return
-    rest = " ".join(words)
+    rest = " ".join(parts)
     if not score:
         before = text[max(0, start - 40) : start]
         tail = before[-1:]
@@ -742,16 +180,22 @@ def _english(text: str, run: str, start: int) -> Iterator[Finding]:
                 score = 0.9
             elif _announced(before):
                 score = 0.8
-            elif len(words) >= 2 and before.endswith(_AM_BEFORE):
+            elif len(parts) >= 2 and before.endswith(_AM_BEFORE):
                 score = 0.7
+    if parts[0] in ("Hi", "Hello", "Hey") and 2 <= len(parts) <= 3:
+        follow = text[start + len(rest) : start + len(rest) + 1]
+        if follow in (",", "!") and follow:
+            start += len(parts[0]) + 1
+            rest = " ".join(parts[1:])
+            score = 0.6 if follow == "," else 0.0
     if score:
         span = _trim_name(rest, start)
         if span and not (text[span[0] : span[1]].isupper() and " " not in text[span[0] : span[1]]):
             yield Finding(*span, "NAME", score)
             return
-    for i, word in enumerate(words[:-1]):
+    for i, word in enumerate(parts[:-1]):
         if word in _GIVEN_EN:
-            span = _trim_name(" ".join(words[i:]), start)
+            span = _trim_name(" ".join(parts[i:]), start)
             if span and " " in text[span[0] : span[1]]:
                 yield Finding(*span, "NAME", 0.7)
                 return
@@ -761,14 +205,14 @@ def _english(text: str, run: str, start: int) -> Iterator[Finding]:
 def _given_length(text: str, at: int, longest: int) -> int:
     """How many characters from ``at`` are a given name: one or two, up to what cannot be in one."""
     n = 0
-    while n < min(2, longest) and text[at + n : at + n + 1] and text[at + n] not in _NOT_GIVEN:
+    while n < min(2, longest) and text[at + n : at + n + 1] and text[at + n] not in words.NOT_GIVEN:
         n += 1
     return n
 
 
 class NameDetector:
-    """People and companies that the words around them give away: 我叫, 姓名, 联系人, my name is, Mr, Dear, Inc.,
-    有限公司; in English also a common given name with a capitalised word behind it.
+    """People and companies that the words around them give away: 我叫, 姓名, 联系人, my name is, Mr, Dear,
+    Inc., 有限公司; in English also a common given name with a capitalised word behind it.
 
     A name that nothing announces needs a :class:`ModelDetector`.
     """
@@ -806,14 +250,14 @@ class NameDetector:
                 word in _CN_WEAK
                 and not signed
                 and "\u4e00" <= follow <= "\u9fff"
-                and follow not in _NOT_GIVEN
+                and follow not in words.NOT_GIVEN
             ):
                 continue
             yield Finding(start, given + n, "NAME", 0.8)
         for pattern in (_CN_TITLE, _CN_FIELD):
             for found in pattern.finditer(text):
                 name = found["name"]
-                if not any(c in _NOT_GIVEN for c in name[1:]) and not _WORDS_CN.match(name):
+                if not any(c in words.NOT_GIVEN for c in name[1:]) and not _WORDS_CN.match(name):
                     yield Finding(found.start("name"), found.end("name"), "NAME", 0.8)
         for found in _CN_ORG.finditer(text):
             lead = _ORG_LEAD.match(found[0][:-4])
@@ -835,15 +279,15 @@ _CANDIDATE_EN = re.compile(rf"(?<![A-Za-zÀ-ÿ]){_NAME}(?![A-Za-zÀ-ÿ])")
 class ModelDetector:
     """Names, organisations and addresses as a language model judges them.
 
-    Candidates are found by rule (a surname and one or two characters, runs of capitalised words, suffixes such as
-    公司 and University), and each is put to the model in its sentence: the log-probabilities of four labels are
-    compared, after subtracting what the model gives them for an empty candidate (contextual calibration, Zhao et al. 2021,
-    arXiv:2102.09690).
+    Candidates are found by rule (a surname and one or two characters, runs of capitalised words, suffixes
+    such as 公司 and University), and each is put to the model in its sentence: the log-probabilities of four
+    labels are compared, after subtracting what the model gives them for an empty candidate (contextual
+    calibration, Zhao et al. 2021, arXiv:2102.09690).
 
     Args:
         scorer: the model; see :class:`~sllm.privacy.findings.LabelScorer`.
-        threshold: probability of being a name, organisation or address, among the labels, from which a candidate
-            counts.
+        threshold: probability of being a name, organisation or address, among the labels, from which a
+            candidate counts.
         max_candidates: of one text; those beyond it count as found without asking, so that a long text costs
             bounded time and leaks nothing.
         window: characters of context on each side that the model is shown.
@@ -906,7 +350,7 @@ class ModelDetector:
         found: dict[tuple[int, int], str] = {}
         for match in _CANDIDATE_CN.finditer(text):
             start = match.start()
-            size = 2 if re.match(_DOUBLE, text[start : start + 2]) else 1
+            size = 2 if re.match(words.DOUBLE_SURNAMES, text[start : start + 2]) else 1
             longest = 0 if _WORDS_CN.match(text, start) else _given_length(text, start + size, 2)
             for n in range(1, longest + 1):
                 if "\u4e00" <= text[start + size + n - 1] <= "\u9fff":

@@ -1,10 +1,10 @@
 """Views of a text: written plainly for those who search, with the way back to the text as it was.
 
-A phone number may come in full-width digits, with zero-width characters or in Chinese numerals. Searching runs
-over a view in which all of that is written in ASCII, and what is found there is mapped back to offsets of the
-original. The views: :func:`plain` for detectors (keeps case and length wherever it can), :func:`folded` for comparing
-with known values (compatibility decomposition and case folding), and :func:`decoded` for what hides behind the escapes
-of JSON, URLs and HTML, or in base64 and hexadecimal.
+A phone number may come in full-width digits, with zero-width characters or in Chinese numerals. Searching
+runs over a view in which all of that is written in ASCII, and what is found there is mapped back to offsets
+of the original. The views: :func:`plain` for detectors (keeps case and length wherever it can),
+:func:`folded` for comparing with known values (compatibility decomposition and case folding), and
+:func:`decoded` for what hides behind the escapes of JSON, URLs and HTML, or in base64 and hexadecimal.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ def _plain_char(char: str) -> str:
 
 def _without(text: str, gaps: re.Pattern[str]) -> View:
     """The text with every match of ``gaps`` taken out."""
-    pieces, offsets, last = [], [], 0
+    pieces: list[str] = []
+    offsets: list[int] = []
+    last = 0
     for gap in gaps.finditer(text):
         pieces.append(text[last : gap.start()])
         offsets.extend(range(last, gap.start()))
@@ -213,7 +215,9 @@ def _replaced(
 
 
 def decoded(text: str) -> Iterator[View]:
-    """What the text is behind the escapes of JSON and program code, of URLs and of HTML, where that is another."""
+    """What the text is behind the escapes of JSON and program code, of URLs and of HTML, where that is
+    another.
+    """
     if "\\" in text:
         view = View(text, None)
         for _ in range(_LEVELS):
@@ -235,7 +239,9 @@ _URL_SAFE = str.maketrans("-_", "+/")
 
 
 def packed(text: str) -> Iterator[tuple[int, int, str]]:
-    """Runs of base64 and hexadecimal digits: start, end, and what they hold as text, with U+FFFD for what is none."""
+    """Runs of base64 and hexadecimal digits: start, end, and what they hold as text, with U+FFFD for what is
+    none.
+    """
     for run in _BASE64.finditer(text):
         body = run[0].translate(_URL_SAFE)
         forms = []

@@ -44,12 +44,13 @@ class PresidioDetector:
     """What a Presidio ``AnalyzerEngine`` finds, under the kinds used here.
 
     Args:
-        analyzer: the engine; anything with its ``analyze(text=..., language=...)``. None makes one, which loads
-            Presidio's default language model.
+        analyzer: the engine; anything with its ``analyze(text=..., language=...)``. None makes one, which
+            loads Presidio's default language model.
         languages: each is asked in turn.
         min_score: results below it are left out.
-        kinds: entity type -> kind, or None to leave the type out; added to the built-in table. Types in neither
-            keep their own name, letters only. Dates, plain URLs and NRP are left out unless named here.
+        kinds: entity type -> kind, or None to leave the type out; added to the built-in table. Types in
+            neither keep their own name, letters only. Dates, plain URLs and NRP are left out unless named
+            here.
 
     Raises:
         ImportError: no analyzer was given and ``presidio_analyzer`` is not installed.

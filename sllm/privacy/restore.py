@@ -1,9 +1,10 @@
 """Putting values back into a stream of text, wherever the other side wrote one of our placeholders.
 
 What counts as a placeholder: kind, index and nonce exactly as issued, and around and between them what models
-and Markdown do to them: any case, full-width characters, spaces inside, ``_`` escaped, replaced by ``-`` or lost,
-zeros before the index, brackets missing, full-width or escaped. The index is compared as a number and the nonce letter
-by letter; nothing is guessed.
+and Markdown do to them: any case, full-width characters, spaces inside, ``_`` escaped, replaced by ``-`` or
+    lost,
+zeros before the index, brackets missing, full-width or escaped. The index is compared as a number and the
+nonce letter by letter; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def _ends(nonces: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(rf"[\]］】〕{''.join({nonce[-1] + nonce[-1].upper() for nonce in nonces})}]")
 
 
-class _MoreNeeded(Exception):
+class _UndecidedError(Exception):
     """What was received so far does not decide it."""
 
 
@@ -86,7 +87,10 @@ class Restorer:
         self.n_unknown = 0
 
     def __repr__(self) -> str:
-        return f"<Restorer: {self.n_restored} restored, {self.n_unknown} unknown, {len(self._held)} characters held>"
+        return (
+            f"<Restorer: {self.n_restored} restored, {self.n_unknown} unknown, {len(self._held)} "
+            f"characters held>"
+        )
 
     def feed(self, chunk: str) -> str:
         """Takes the next piece, and hands back the restored text that is certain by now.
@@ -131,7 +135,7 @@ class Restorer:
             at = i
             try:
                 match = self._match(text, i, before)
-            except _MoreNeeded:
+            except _UndecidedError:
                 self._held = text[i:]
                 return "".join(out)
             if match is None:
@@ -168,7 +172,7 @@ class Restorer:
                 return text[j]
             if self._final:
                 return ""
-            raise _MoreNeeded
+            raise _UndecidedError
 
         def folded(j: int) -> str:
             char = at(j)

@@ -1,8 +1,8 @@
-"""Identifiers that are told by their letters and signs: e-mail, addresses of the network, keys, codes.
+r"""Identifiers that are told by their letters and signs: e-mail, addresses of the network, keys, codes.
 
 Every pattern starts behind an ASCII look-behind of the characters that it repeats, and every repetition is
 bounded or over characters that what follows it does not take: so each stretch of text is walked over once.
-``\\b`` is not used, because it does not fire between a Han character and an ASCII one.
+``\b`` is not used, because it does not fire between a Han character and an ASCII one.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ _USERINFO = re.compile(
     r"[^\s\0/@:?#\"'<>]{0,100}(?::[^\s\0/@\"'<>]{1,200})?@[^\s\0\"'<>，。；、）】》]{1,2000}"
 )
 _PROFILE = re.compile(
-    r"(?:www\.)?(?:linkedin\.com/in|facebook\.com|instagram\.com|weibo\.com/u|t\.me|wa\.me)/[A-Za-z0-9._%-]{2,60}"
+    r"(?:www\.)?(?:linkedin\.com/in|facebook\.com|instagram\.com|weibo\.com/u|t\.me|"
+    r"wa\.me)/[A-Za-z0-9._%-]{2,60}"
 )
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,20}\Z")
 
@@ -87,7 +88,8 @@ def _urls(text: str) -> Iterator[Finding]:
 
 _IPV4 = re.compile(r"(?<![0-9.])[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?![0-9])(?!\.[0-9])")
 _VERSION_BEFORE = re.compile(
-    r"(?:[Vv]|ver\.?|[Vv]ersion|VERSION|版本号?|固件|build|release|[A-Za-z]/|==|>=|<=|~=|第|section|Section|§)"
+    r"(?:[Vv]|ver\.?|[Vv]ersion|VERSION|版本号?|固件|build|release|[A-Za-z]/|==|>=|<=|~=|第|"
+    r"section|Section|§)"
     r"[ :：=]{0,2}\Z"
 )
 _IP_BEFORE = re.compile(
@@ -149,7 +151,8 @@ def _ipv6(text: str) -> Iterator[Finding]:
 
 _MAC_START = re.compile("[0-9A-Fa-f]{2}[:.-][0-9A-Fa-f]{2}")
 _MAC = re.compile(
-    r"(?<![0-9A-Za-z:-])[0-9A-Fa-f]{2}([:-])[0-9A-Fa-f]{2}(?:\1[0-9A-Fa-f]{2}){4}(?![0-9A-Za-z]|[:-][0-9A-Fa-f]{2})"
+    r"(?<![0-9A-Za-z:-])[0-9A-Fa-f]{2}([:-])[0-9A-Fa-f]{2}(?:\1[0-9A-Fa-f]{2}){4}(?![0-9A-Za-z]|"
+    r"[:-][0-9A-Fa-f]{2})"
     r"|(?<![0-9A-Za-z.])[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}(?![0-9A-Za-z]|\.[0-9])"
 )
 
@@ -171,7 +174,8 @@ _IBAN_LENGTHS = {
     for length, countries in (
         (15, "NO"), (16, "BE"), (18, "DK FI FK FO GL NL SD"), (19, "MK SI"), (20, "AT BA EE KZ LT LU MN XK"),
         (21, "CH HR LI LV"), (22, "BG BH CR DE GB GE IE ME RS VA"), (23, "AE GI IL IQ OM SO TL"),
-        (24, "AD CZ ES MD PK RO SA SE SK TN VG"), (25, "LY PT ST"), (26, "IS TR"), (27, "BI DJ FR GR IT MC MR SM"),
+        (24, "AD CZ ES MD PK RO SA SE SK TN VG"), (25, "LY PT ST"), (26, "IS TR"),
+        (27, "BI DJ FR GR IT MC MR SM"),
         (28, "AL AZ BY CY DO GT HU LB NI PL SV"), (29, "BR EG PS QA UA"), (30, "JO KW MU YE"), (31, "MT SC"),
         (32, "LC"), (33, "RU"),
     )
@@ -223,7 +227,8 @@ _IBAN_GROUP = re.compile(r"[ -]?[A-Za-z0-9]{1,30}")
 
 _BASE58 = re.compile(r"[13LMDT][1-9A-HJ-NP-Za-km-z]{25,34}")
 _WALLET = re.compile(
-    r"(?:bc1|tb1|ltc1)[ac-hj-np-z02-9]{11,71}|BC1[AC-HJ-NP-Z02-9]{11,71}|addr1[a-z0-9]{50,100}|0x[0-9a-fA-F]{40}|[48][0-9AB][1-9A-HJ-NP-Za-km-z]{93}"
+    r"(?:bc1|tb1|ltc1)[ac-hj-np-z02-9]{11,71}|BC1[AC-HJ-NP-Z02-9]{11,71}|addr1[a-z0-9]{50,100}|"
+    r"0x[0-9a-fA-F]{40}|[48][0-9AB][1-9A-HJ-NP-Za-km-z]{93}"
 )
 
 
@@ -236,7 +241,8 @@ def _mixed(value: str) -> int:
 
 
 _VIN = re.compile(r"[A-HJ-NPR-Z0-9]{17}|[a-hj-npr-z0-9]{17}")
-# Letters and digits in one word, by length: Italy, India (PAN), Mexico (CURP); driving licence (United Kingdom).
+# Letters and digits in one word, by length: Italy, India (PAN), Mexico (CURP); driving licence (United
+# Kingdom).
 _WORDS: dict[int, tuple[tuple[re.Pattern[str], str], ...]] = {
     10: ((re.compile(r"[A-Z]{3}[ABCFGHLJPTK][A-Z][0-9]{4}[A-Z]"), "NATIONALID"),),
     16: (
@@ -276,20 +282,27 @@ _KEYS = re.compile(
     r"sk-[A-Za-z0-9_-]{16,200}|(?:sk|pk|rk)_(?:live|test)_[A-Za-z0-9]{10,200}|whsec_[A-Za-z0-9+/=]{16,100}"
     r"|gh[pousr]_[A-Za-z0-9]{20,255}|github_pat_[A-Za-z0-9_]{20,255}|glpat-[A-Za-z0-9_-]{16,100}"
     r"|xox[abeoprs]-[A-Za-z0-9-]{10,250}|xapp-[A-Za-z0-9-]{10,250}"
-    r"|(?:AKIA|ASIA|AGPA|AIDA|AROA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Za-z0-9])|AIza[A-Za-z0-9_-]{30,45}|ya29\.[A-Za-z0-9_-]{20,300}"
-    r"|GOCSPX-[A-Za-z0-9_-]{20,40}|eyJ[A-Za-z0-9_-]{8,4000}\.[A-Za-z0-9_-]{4,4000}(?:\.[A-Za-z0-9_-]{0,4000})?"
+    r"|(?:AKIA|ASIA|AGPA|AIDA|AROA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Za-z0-9])|AIza[A-Za-z0-9_-]{30,45}|"
+    r"ya29\.[A-Za-z0-9_-]{20,300}"
+    r"|GOCSPX-[A-Za-z0-9_-]{20,40}|"
+    r"eyJ[A-Za-z0-9_-]{8,4000}\.[A-Za-z0-9_-]{4,4000}(?:\.[A-Za-z0-9_-]{0,4000})?"
     r"|hf_[A-Za-z0-9]{20,60}|npm_[A-Za-z0-9]{30,60}|pypi-[A-Za-z0-9_-]{30,300}|dckr_pat_[A-Za-z0-9_-]{20,60}"
     r"|SG\.[A-Za-z0-9_-]{16,40}\.[A-Za-z0-9_-]{16,60}|key-[0-9a-f]{32}|(?:AC|SK)[0-9a-f]{32}(?![0-9A-Za-z])"
-    r"|LTAI[A-Za-z0-9]{12,30}|AKID[A-Za-z0-9]{13,50}|dop_v1_[0-9a-f]{32,80}|shp(?:at|ss|ca|pa)_[A-Fa-f0-9]{20,60}"
-    r"|gsk_[A-Za-z0-9]{20,80}|xai-[A-Za-z0-9]{20,120}|nvapi-[A-Za-z0-9_-]{20,120}|r8_[A-Za-z0-9]{20,60}|pplx-[A-Za-z0-9]{20,80}"
-    r"|tvly-[A-Za-z0-9-]{16,60}|ATATT[A-Za-z0-9_=-]{20,300}|lin_api_[A-Za-z0-9]{20,60}|secret_[A-Za-z0-9]{30,60}"
-    r"|EAA[A-Za-z0-9]{30,300}|[0-9]{8,10}:AA[A-Za-z0-9_-]{30,40}|tskey-[A-Za-z0-9-]{16,80}|hvs\.[A-Za-z0-9_-]{20,200}"
+    r"|LTAI[A-Za-z0-9]{12,30}|AKID[A-Za-z0-9]{13,50}|dop_v1_[0-9a-f]{32,80}|shp(?:at|ss|ca|"
+    r"pa)_[A-Fa-f0-9]{20,60}"
+    r"|gsk_[A-Za-z0-9]{20,80}|xai-[A-Za-z0-9]{20,120}|nvapi-[A-Za-z0-9_-]{20,120}|"
+    r"r8_[A-Za-z0-9]{20,60}|pplx-[A-Za-z0-9]{20,80}"
+    r"|tvly-[A-Za-z0-9-]{16,60}|ATATT[A-Za-z0-9_=-]{20,300}|lin_api_[A-Za-z0-9]{20,60}|"
+    r"secret_[A-Za-z0-9]{30,60}"
+    r"|EAA[A-Za-z0-9]{30,300}|[0-9]{8,10}:AA[A-Za-z0-9_-]{30,40}|tskey-[A-Za-z0-9-]{16,80}|"
+    r"hvs\.[A-Za-z0-9_-]{20,200}"
     r")"
 )
 _KEY_RUN = re.compile(r"[A-Za-z0-9_.\-:+/=]{14,}")
 _DIGIT = re.compile("[0-9]")
 _WEBHOOK = re.compile(
-    r"https://(?:hooks\.slack\.com/services/|discord(?:app)?\.com/api/webhooks/|oapi\.dingtalk\.com/robot/send\?|"
+    r"https://(?:hooks\.slack\.com/services/|discord(?:app)?\.com/api/webhooks/|"
+    r"oapi\.dingtalk\.com/robot/send\?|"
     r"qyapi\.weixin\.qq\.com/cgi-bin/webhook/send\?|open\.feishu\.cn/open-apis/bot/)[A-Za-z0-9_/?=&.-]{8,300}"
 )
 _BEARER = re.compile(r"(?<![A-Za-z0-9])(?:[Bb]earer|BEARER|[Bb]asic) +([A-Za-z0-9_.~+/=-]{12,4000})")

@@ -1,9 +1,9 @@
 """The vault: what was masked in one conversation, and the placeholders that stand for it.
 
-A placeholder is ``[KIND_INDEX_NONCE]``, such as ``[EMAIL_1_k7q4]``: a model can see what it stands for and that two
-mentions are the same. The nonce is drawn at random and occurs nowhere in the text that is masked; where a later text
-does contain one, that piece of text is itself masked under a new nonce, so a nonce in masked text is always the
-vault's own and restoring is exact whatever the user wrote.
+A placeholder is ``[KIND_INDEX_NONCE]``, such as ``[EMAIL_1_k7q4]``: a model can see what it stands for and
+that two mentions are the same. The nonce is drawn at random and occurs nowhere in the text that is masked;
+where a later text does contain one, that piece of text is itself masked under a new nonce, so a nonce in
+masked text is always the vault's own and restoring is exact whatever the user wrote.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _KIND = re.compile("[A-Z]{2,16}")
 # No vowels, so that no word comes out; no 0, 1, l and o, which are taken for one another.
 _LETTERS = "bcdfghjkmnpqrtvwxz"
 _DIGITS = "23456789"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ROUNDS = 30
 # Keys of a message, and of its parts, whose values are names of the format.
 _STRUCTURE = frozenset(["role", "type", "id", "tool_call_id", "index", "object", "finish_reason"])
@@ -68,7 +69,8 @@ class MaskedMessages:
 
 def blank(text: str, spans: Iterable[tuple[int, int]]) -> str:
     """The text with ranges (in order, not overlapping) replaced by as many NUL characters."""
-    pieces, last = [], 0
+    pieces: list[str] = []
+    last = 0
     for start, end in spans:
         pieces += (text[last:start], "\0" * (end - start))
         last = end
@@ -128,13 +130,14 @@ class Vault:
 
     The same value gets the same placeholder throughout. Values are the same when they are written the same,
     character for character: a phone number with and without spaces gets two placeholders, so that each
-    comes back as it was. What was found once is masked everywhere from then on, in any case, width or grouping of
-    digits, also where no detector fires. A vault cannot be copied or pickled, and shows counts only. Several threads may
-    use it.
+    comes back as it was. What was found once is masked everywhere from then on, in any case, width or
+    grouping of digits, also where no detector fires. A vault cannot be copied or pickled, and shows counts
+    only. Several threads may use it.
 
     Args:
         detectors: what to find private ranges with; None is
-            :func:`~sllm.privacy.detect.default_detectors`. With an empty sequence only known values are masked.
+            :func:`~sllm.privacy.detect.default_detectors`. With an empty sequence only known values are
+            masked.
 
     """
 
@@ -187,14 +190,15 @@ class Vault:
     def _refuse(self, *_: object) -> NoReturn:
         raise TypeError("a Vault holds secrets in memory only: it cannot be copied or pickled")
 
-    __copy__ = __deepcopy__ = __reduce__ = __reduce_ex__ = __getstate__ = _refuse  # type: ignore[assignment]
+    __copy__ = __deepcopy__ = __reduce__ = __reduce_ex__ = __getstate__ = _refuse
 
     # ---- masking ------------------------------------------------------------------------------------------
 
     def mask(self, text: str) -> Masked:
         """The text with placeholders for everything private in it.
 
-        Restoring the result gives ``text`` again, exactly. ``text`` is meant to be raw: placeholders in it are
+        Restoring the result gives ``text`` again, exactly. ``text`` is meant to be raw: placeholders in it
+            are
         taken for the user's own words and come back as they are.
 
         Raises:
@@ -236,10 +240,8 @@ class Vault:
 
     def _mask(self, texts: list[str]) -> list[Masked]:
         for text in texts:
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise LeakError("the text holds lone surrogates and cannot be encoded") from None
+            if _SURROGATE.search(text):
+                raise LeakError("the text holds lone surrogates and cannot be encoded")
         views = [folded(text) for text in texts]
         # All searching comes first: a failure leaves the vault as it was.
         literal = [self._nonces_in(view) for view in views]
@@ -247,8 +249,8 @@ class Vault:
         fresh = KnownValues()
         fresh.add_all(texts, found)
         spans: list[list[Finding]] = [[] for _ in texts]
-        # Masking changes what stands beside what is left, and what one text gives away may stand in another: so
-        # it goes round until nothing turns up any more. Each round masks at least one character more.
+        # Masking changes what stands beside what is left, and what one text gives away may stand in another:
+        # so it goes round until nothing turns up any more. Each round masks at least one character more.
         for _ in range(_ROUNDS):
             size = len(fresh)
             again = False
@@ -285,7 +287,8 @@ class Vault:
         return found
 
     def _write(self, text: str, spans: list[Finding]) -> Masked:
-        pieces, last = [], 0
+        pieces: list[str] = []
+        last = 0
         for one in spans:
             pieces += (text[last : one.start], self._placeholder(text[one.start : one.end], one.kind))
             last = one.end
@@ -367,7 +370,8 @@ class Vault:
             return self._known.copy()
 
     def blanked(self, text: str) -> str:
-        """The text with each placeholder of this vault, where it stands exactly as issued, replaced by as many NUL
+        """The text with each placeholder of this vault, where it stands exactly as issued, replaced by as
+        many NUL
         characters as its value has: what is left to be searched for leaks.
         """
         with self._lock:
