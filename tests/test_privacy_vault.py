@@ -24,6 +24,7 @@ from privacy_corpus import KINDS, cases
 import sllm
 from sllm.privacy import Finding, Masked, Restorer, Vault, egress_check
 from sllm.privacy.detect import union
+from sllm.privacy.known import KnownValues
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -194,6 +195,44 @@ def test_overlaps() -> None:
     assert joined(Finding(0, 3, "NAME"), Finding(3, 5, "ORG")) == [(0, 3, "NAME"), (3, 5, "ORG")]
     assert joined(Finding(5, 8, "NAME"), Finding(0, 6, "ORG"), Finding(7, 9, "USER")) == [(0, 9, "ORG")]
     assert joined() == []
+
+
+def test_many_values_are_found_like_few() -> None:
+    few, many = KnownValues(), KnownValues()
+    values = ["张伟", "Al", "13800138000", "a@b.com", "abcdefghij", "aaaa", "王小明", "x1"]
+    for value in values:
+        few.add(value, "NAME")
+        many.add(value, "NAME")
+    for i in range(500):
+        many.add(f"other-{i}-value", "ORG")
+    rng = random.Random(5)
+    pieces = [
+        *values,
+        "A@B.COM",
+        "Also",
+        "aaaaaaaaa",
+        "1-380-013-8000",
+        "王",
+        " ",
+        "，",
+        "张\u200b伟",
+        "xabcdefghijx",
+        "x12",
+    ]
+    for _ in range(500):
+        text = "".join(rng.choice(pieces) for _ in range(rng.randrange(9)))
+        one, other = (sorted({(f.start, f.end) for f in known.findings(text)}) for known in (few, many))
+        assert one == other, text
+
+
+@pytest.mark.timeout(120)  # reading the text once for each value would take hours
+def test_masking_a_text_of_many_values() -> None:
+    text = " ".join(f"user{i}@example.com" for i in range(4000))
+    vault = Vault()
+    masked = vault.mask(text)
+    assert masked.counts == {"EMAIL": 4000}
+    assert vault.restore(masked.text) == text
+    egress_check(masked.text, vault)
 
 
 # ---- nonces ------------------------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ def egress_check(data: str | bytes, vault: Vault, detectors: Sequence[Detector] 
         raise TypeError(f"expected text or bytes, got {type(data).__name__}")
     rest = vault.blanked(text)
     used = vault.detectors if detectors is None else tuple(detectors)
-    spans = {(one.start, one.end): one.kind for one in vault.known().findings(rest)}
+    spans = {(one.start, one.end): one.kind for one in vault.find_known(rest)}
     for one in search(used, rest):
         spans.setdefault((one.start, one.end), one.kind)
     found = Counter(spans.values())

@@ -364,10 +364,10 @@ class Vault:
         """What a placeholder stands for, or None if there was no such placeholder; ``kind`` in lower case."""
         return self._issued.get((kind, index, nonce))
 
-    def known(self) -> KnownValues:
-        """The values found so far, to look for them."""
+    def find_known(self, text: str) -> list[Finding]:
+        """Where values found so far stand in a text; see :class:`~sllm.privacy.known.KnownValues`."""
         with self._lock:
-            return self._known.copy()
+            return list(self._known.findings(text))
 
     def blanked(self, text: str) -> str:
         """The text with each placeholder of this vault, where it stands exactly as issued, replaced by as
