@@ -172,6 +172,17 @@ def test_messages_earlier_and_later() -> None:
         egress_check(json.dumps(messages), vault)
 
 
+def test_what_a_later_message_makes_known_beside_a_masked_value() -> None:
+    # Al stands alone only once the number behind it is masked.
+    vault = Vault([Fixed(PHONE="13800138000"), Given([Finding(0, 2, "NAME")], "Al is here")])
+    masked = vault.mask_messages(
+        [{"role": "user", "content": text} for text in ("Al13800138000", "Al is here")]
+    )
+    assert masked.counts == {"PHONE": 1, "NAME": 2}
+    for one in masked.messages:
+        egress_check(one["content"], vault, [])
+
+
 def test_messages_that_cannot_be_searched() -> None:
     vault = Vault()
     with pytest.raises(sllm.LeakError, match="image_url"):

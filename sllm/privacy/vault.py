@@ -248,6 +248,9 @@ class Vault:
         found = [[*search(self._detectors, text), *more] for text, more in zip(texts, literal, strict=True)]
         fresh = KnownValues()
         fresh.add_all(texts, found)
+        for text, view, findings in zip(texts, views, found, strict=True):
+            findings += self._known.findings(text, view)
+        asked = [0] * len(texts)  # of how many fresh values each text was searched for
         spans: list[list[Finding]] = [[] for _ in texts]
         # Masking changes what stands beside what is left, and what one text gives away may stand in another:
         # so it goes round until nothing turns up any more. Each round masks at least one character more.
@@ -255,14 +258,19 @@ class Vault:
             size = len(fresh)
             again = False
             for n, (text, view) in enumerate(zip(texts, views, strict=True)):
-                joined = union([*found[n], *self._known.findings(text, view), *fresh.findings(text, view)])
-                if joined == spans[n]:
+                grown = len(fresh) > asked[n]
+                asked[n] = len(fresh)
+                joined = union([*found[n], *(fresh.findings(text, view) if grown else ())])
+                changed = joined != spans[n]
+                if not changed and not grown:
                     continue
-                again = True
                 spans[n] = joined
                 rest = blank(text, [(one.start, one.end) for one in joined])
-                more = [*search(self._detectors, rest), *self._known.findings(rest), *fresh.findings(rest)]
-                new = [one for one in more if not _covered(one, joined)]
+                left = [*fresh.findings(rest)]
+                if changed:
+                    left += [*search(self._detectors, rest), *self._known.findings(rest)]
+                new = [one for one in left if not _covered(one, joined)]
+                again = again or changed or bool(new)
                 fresh.add_all([text], [new])
                 found[n] = [*joined, *new]
             if not again and len(fresh) == size:
