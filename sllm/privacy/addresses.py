@@ -129,6 +129,8 @@ _OTHERS = (
     ),
 )
 _LABEL = re.compile(r"(?<![A-Za-z])[Aa]ddress(?:es)?[\"'*]{0,2} ?(?:is|:|=) {0,2}[\"'*]{0,2}(?=[A-Za-z0-9#])")
+# A line that can be an address: a digit, # or a capital first, and a number in it that is a word of its own.
+_LIKELY = re.compile(r"(?=[0-9#A-Z])(?=[^()=]*\Z)(?:.*[^A-Za-z0-9])?#?[0-9]")
 _LINE = re.compile(r"[^\n\0\"'<>;|{}\[\]]{6,160}")
 
 
@@ -186,7 +188,8 @@ def scan(text: str) -> Iterator[Finding]:
             r"(?<=[a-z]{4})\. |(?<=[0-9]{4})[.,]? (?=[a-z])|, (?=and |please |my |phone|tel|email)", line[0]
         )[0].rstrip(" .,")
         if (
-            "@" not in value
+            _LIKELY.match(value)
+            and "@" not in value
             and "://" not in value
             and any(c.isdigit() for c in value)
             and sum(c.isalpha() for c in value) >= 4

@@ -296,8 +296,10 @@ def _phone(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
     gaps = [text[run.groups[k][1] : run.groups[k + 1][0]] for k in range(i, j - 1)]
     if sign:
         return _with_sign(text, left, end, digits, gaps, lookups)
-    if _dates(lengths, groups):
+    if any(_dates(lengths[k:], groups[k:]) for k in range(len(lengths) - 2)) or _dates(lengths, groups):
         return None
+    if digits in _COUNTING or (gaps == ["."] and lengths[0] == 1):
+        return None  # 0123456789, and fractions
     # 中国大陆: mobile, with or without 86; 区号 and number; 400 and 800.
     mobile = digits
     for prefix in ("0086", "86"):
@@ -349,6 +351,7 @@ def _phone(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
     return None
 
 
+_COUNTING = "01234567890"
 _MOBILE_FORMS = frozenset(
     [
         (11,), (13,), (15,), (3, 4, 4), (3, 8), (7, 4), (2, 11), (4, 11), (2, 3, 4, 4), (4, 3, 4, 4),

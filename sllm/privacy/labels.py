@@ -373,7 +373,7 @@ def _secrets_at(text: str, start: int, end: int, word: str) -> Finding | None:
     return _secret(text, link.end(), link["quote"], strong, sign and not worded)
 
 
-def _trim(kind: str, value_kind: str, text: str, start: int, end: int) -> Finding | None:
+def _trim(kind: str, value_kind: str, text: str, start: int, end: int, *, bare: bool) -> Finding | None:
     """The value behind a label, if its form is one that such a label has."""
     value = text[start:end]
     n_digits = sum("0" <= c <= "9" for c in value)
@@ -401,7 +401,7 @@ def _trim(kind: str, value_kind: str, text: str, start: int, end: int) -> Findin
             return Finding(start, start + len(value), kind, 0.6)  # SWIFT and BIC
         if n_digits < 4 and not (n_digits >= 3 and kind in ("ACCOUNT", "LICENCE")):
             return None
-        if kind in ("PASSPORT", "LICENCE", "VIN") and len(value) < 5:
+        if len(value) < {"PASSPORT": 5, "LICENCE": 5, "VIN": 5, "NATIONALID": 7}.get(kind, 0):
             return None
     elif value_kind == "digits":
         if n_digits < (9 if kind == "SSN" else 7 if kind == "PHONE" else 4):
@@ -411,6 +411,8 @@ def _trim(kind: str, value_kind: str, text: str, start: int, end: int) -> Findin
         if re.fullmatch(DATE, value):
             return None
     elif value_kind == "token":
+        if not n_digits and bare:
+            return None
         if value.lower() in _COMMON or not (
             n_digits or "_" in value or "." in value or "@" in value or len(value) >= 5
         ):
@@ -491,14 +493,16 @@ def _labelled(text: str, link_end: int, link: str, kind: str, value_kind: str) -
     found = _COMPILED[value_kind].match(text, link_end)
     if not found:
         return None
-    signed = any(c in link for c in ":：=#为是“\"'") or " is " in link or " was " in link or "叫" in link
+    signed = any(c in link for c in ":：=#为是“\"'") or " is " in link or "叫" in link
     if kind in _SIGN_NEEDED and not signed and not (kind == "SECRET" and text[link_end - 1] == " "):
         # 微信 wxid_abc, QQ12345: a handle right behind its label, told by its digits.
         chinese = kind == "USER" and (not link.isascii() or link.upper().startswith("QQ"))
         handle = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*[0-9_][A-Za-z0-9_-]*|[0-9]{5,11}", found[0])
         if not (chinese and handle and len(found[0]) >= 5):
             return None
-    return _trim(kind, value_kind, text, found.start(), found.end())
+    # login = lexer.token is code: what is assigned without quotes needs a digit to be a name.
+    bare = "=" in link and not any(c in link for c in "\"'“")
+    return _trim(kind, value_kind, text, found.start(), found.end(), bare=bare)
 
 
 def scan(text: str) -> Iterator[Finding]:
