@@ -36,36 +36,11 @@ _SUFFIX = (
 )
 # Suffixes that name little else: behind a number they are enough. The others need two words before them, so
 # that "3 Key Points" stays.
-_SURE = frozenset(
-    [
-        "Street",
-        "St",
-        "Avenue",
-        "Ave",
-        "Road",
-        "Rd",
-        "Boulevard",
-        "Blvd",
-        "Lane",
-        "Ln",
-        "Drive",
-        "Dr",
-        "Court",
-        "Ct",
-        "Square",
-        "Terrace",
-        "Parkway",
-        "Pkwy",
-        "Highway",
-        "Hwy",
-        "Crescent",
-        "Close",
-        "Mews",
-        "Circle",
-        "Cir",
-        "Alley",
-    ]
+_SURE_TEXT = (
+    "Street St Avenue Ave Road Rd Boulevard Blvd Lane Ln Drive Dr Court Ct Square Terrace Parkway Pkwy "
+    "Highway Hwy Crescent Close Mews Circle Cir Alley"
 )
+_SURE = frozenset(_SURE_TEXT.split())
 _UNIT = (
     r"(?:,? {0,2}(?:(?:Apt|Apartment|Suite|Ste|Unit|Flat|Floor|Fl|Room|Rm|Building|Bldg|Block|"
     r"Lot)\.? ?#?[A-Za-z0-9-]{1,6}"

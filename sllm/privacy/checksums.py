@@ -30,47 +30,11 @@ __all__ = [
 
 _LUHN_DOUBLE = str.maketrans("0123456789", "0246813579")
 # 省级 codes of GB/T 2260, with Taiwan, Hong Kong, Macau, and 91 (of foreign permanent residents: 9).
-_PROVINCES = frozenset(
-    [
-        "11",
-        "12",
-        "13",
-        "14",
-        "15",
-        "21",
-        "22",
-        "23",
-        "31",
-        "32",
-        "33",
-        "34",
-        "35",
-        "36",
-        "37",
-        "41",
-        "42",
-        "43",
-        "44",
-        "45",
-        "46",
-        "50",
-        "51",
-        "52",
-        "53",
-        "54",
-        "61",
-        "62",
-        "63",
-        "64",
-        "65",
-        "71",
-        "81",
-        "82",
-        "83",
-        "91",
-        "93",
-    ]
+_PROVINCES_TEXT = (
+    "11 12 13 14 15 21 22 23 31 32 33 34 35 36 37 41 42 43 44 45 46 50 51 52 53 54 61 62 63 64 65 71 81 "
+    "82 83 91 93"
 )
+_PROVINCES = frozenset(_PROVINCES_TEXT.split())
 
 
 def luhn(digits: str) -> bool:

@@ -29,8 +29,7 @@ __all__ = [
 
 
 class PatternDetector:
-    """Everything that a form, a checksum or a label gives away; deterministic, and in time linear in the
-    text.
+    """Everything that a form, a checksum or a label gives away; deterministic, in time linear in the text.
 
     Args:
         kinds: which of :data:`KINDS` to look for; None is all.

@@ -23,35 +23,11 @@ _RUN = re.compile(r"(?:\+ ?|\()?\(?[0-9]+(?:(?:[ .\-/]| ?\(| ?\)[ -]?| - |--)[0-
 _GROUP = re.compile(r"[0-9]+")
 _ALNUM_TAIL = re.compile(r"[A-Za-z]+\Z")
 # Words that may stand right before a number without a space.
-_GLUED = frozenset(
-    [
-        "tel",
-        "mobile",
-        "mob",
-        "cell",
-        "fax",
-        "phone",
-        "ph",
-        "hp",
-        "m",
-        "t",
-        "p",
-        "id",
-        "card",
-        "no",
-        "num",
-        "number",
-        "qq",
-        "wechat",
-        "vx",
-        "wx",
-        "sfz",
-        "sfzh",
-        "call",
-        "contact",
-        "ssn",
-    ]
+_GLUED_TEXT = (
+    "tel mobile mob cell fax phone ph hp m t p id card no num number qq wechat vx wx sfz sfzh call "
+    "contact ssn"
 )
+_GLUED = frozenset(_GLUED_TEXT.split())
 _OTHER_NUMBER = re.compile(
     r"(?:订单|单号|运单|快递|物流|流水|交易|批次|编号|货号|条码|发票|工单|任务|order|invoice|"
     r"tracking|transaction|trace"
@@ -196,7 +172,8 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
     return _national_id(run, i, j, lengths, start, end)
 
 
-_USCC_STARTS = frozenset(["11", "12", "13", "19", "31", "32", "33", "51", "52", "53", "59", "91", "92", "93"])
+_USCC_STARTS_TEXT = "11 12 13 19 31 32 33 51 52 53 59 91 92 93"
+_USCC_STARTS = frozenset(_USCC_STARTS_TEXT.split())
 
 
 def _nir(digits: str) -> bool:

@@ -428,63 +428,13 @@ def _trim(kind: str, value_kind: str, text: str, start: int, end: int, *, bare: 
     return Finding(start, start + len(value), kind, 0.85)
 
 
-_COMMON = frozenset(
-    [
-        "is",
-        "not",
-        "and",
-        "the",
-        "for",
-        "with",
-        "your",
-        "you",
-        "are",
-        "was",
-        "name",
-        "password",
-        "from",
-        "this",
-        "that",
-        "page",
-        "form",
-        "field",
-        "must",
-        "should",
-        "will",
-        "can",
-        "be",
-        "required",
-        "string",
-        "username",
-        "admin",
-        "root",
-        "user",
-        "system",
-        "error",
-        "failed",
-        "success",
-        "here",
-        "there",
-        "page",
-        "button",
-        "screen",
-        "required",
-        "invalid",
-        "missing",
-        "unique",
-        "already",
-        "taken",
-        "between",
-        "after",
-        "before",
-        "using",
-        "via",
-        "through",
-        "handle",
-        "login",
-        "account",
-    ]
+_COMMON_TEXT = (
+    "is not and the for with your you are was name password from this that page form field must should "
+    "will can be required string username admin root user system error failed success here there page "
+    "button screen required invalid missing unique already taken between after before using via through "
+    "handle login account"
 )
+_COMMON = frozenset(_COMMON_TEXT.split())
 _DATE_THEN_BORN = re.compile(rf"({DATE})(?=[ ]?(?:出生|生人|生，|生,|生于|诞生|生。))")
 _SIGN_NEEDED = frozenset(["USER", "SECRET"])
 

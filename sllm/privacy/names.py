@@ -1,8 +1,8 @@
 """Names of people and organisations: by the words around them, or by asking a language model.
 
 :class:`NameDetector` needs no model and takes only what strong context gives away. :class:`ModelDetector`
-lets a
-scorer judge candidates one by one: the labels' probabilities are compared, no text of the model is parsed.
+lets a scorer judge candidates one by one: the labels' probabilities are compared, no text of the model is
+parsed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ __all__ = ["ModelDetector", "NameDetector"]
 
 _SURNAME = f"(?:{words.DOUBLE_SURNAMES}|[{words.SURNAMES}])"
 _HAN = "\u4e00-\u9fff"
-# Characters that hardly stand in a given name and often come right behind one.
 _GIVEN = f"[{_HAN}]"
 _WORDS_CN = re.compile(words.NOT_NAMES_CN)
 _CN_BEFORE = re.compile(
@@ -36,8 +35,7 @@ _CN_BEFORE = re.compile(
     r"曾用名|他叫|她叫|叫|致|尊敬的)"
     r"(?P<link>[\"'”：:是为叫“\"（( ]{0,4})(?=(?P<surname>" + _SURNAME + rf")(?P<given>{_GIVEN}{{1,3}}))"
 )
-# These are followed by all sorts of things; a name is taken behind them only where a sign or an end comes
-# after it.
+# All sorts of things follow these; a name is taken behind them only where a sign or an end comes after it.
 _CN_WEAK = frozenset(words.CN_WEAK.split())
 _CN_TITLE = re.compile(
     rf"(?P<name>{_SURNAME}{_GIVEN}{{1,2}}?)(?:先生|女士|小姐|太太|老师|医生|教授|经理|主任|律师|"
@@ -67,27 +65,8 @@ _NAME = (
     rf"{_W}(?: (?:[A-Z]\.?|(?:van|von|de|der|den|da|di|del|la|le|bin|ibn|al|el|dos|ten)(?: (?:der|den|"
     rf"la))?(?= [A-Z])|{_W})){{0,3}}"
 )
-_TITLES = frozenset(
-    [
-        "Mr",
-        "Mrs",
-        "Ms",
-        "Mx",
-        "Miss",
-        "Dr",
-        "Prof",
-        "Sir",
-        "Madam",
-        "Mister",
-        "Professor",
-        "Doctor",
-        "Rev",
-        "Capt",
-        "Sgt",
-        "Lt",
-        "Dear",
-    ]
-)
+_TITLES_TEXT = "Mr Mrs Ms Mx Miss Dr Prof Sir Madam Mister Professor Doctor Rev Capt Sgt Lt Dear"
+_TITLES = frozenset(_TITLES_TEXT.split())
 _RUN_EN = re.compile(rf"(?<![A-Za-zÀ-ÿ]){_NAME}(?![A-Za-zÀ-ÿ])")
 _TITLE_BEFORE = tuple(
     f"{title}. " for title in ("Mr", "Mrs", "Ms", "Mx", "Dr", "Prof", "Rev", "Capt", "Sgt", "Lt")
