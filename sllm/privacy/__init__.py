@@ -1,6 +1,4 @@
-"""De-identification that can be undone: detectors, the vault, restoring, and the last check before text
-leaves.
-"""
+"""De-identification that can be undone: detectors, the vault, restoring, the check before text leaves."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ _WORD_EXTENSION = re.compile(
 
 # How many numbers of one text phonenumberslite is asked about; behind that, form alone decides. A check costs
 # a fifth of a millisecond, and a text of nothing but numbers must not cost minutes.
-_LOOKUPS = 1000
+_LOOKUPS = 500
 
 _CARD_GROUPS = frozenset(
     [
