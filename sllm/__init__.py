@@ -45,6 +45,7 @@ from sllm.targets.local import LocalTarget
 from sllm.text_stream import Run
 
 if TYPE_CHECKING:
+    from sllm.privacy.vault import Vault
     from sllm.targets.connection import connect
     from sllm.targets.remote import RemoteTarget
     from sllm.targets.split import SplitTarget
@@ -77,6 +78,7 @@ __all__ = [
     "Tier",
     "Triage",
     "UnsupportedModelError",
+    "Vault",
     "Verdict",
     "Vocab",
     "VocabMismatchError",
@@ -99,6 +101,7 @@ _LAZY = {
     "SplitTarget": "sllm.targets.split",
     "Tier": "sllm.triage",
     "Triage": "sllm.triage",
+    "Vault": "sllm.privacy.vault",
     "Worker": "sllm.worker",
     "connect": "sllm.targets.connection",
 }

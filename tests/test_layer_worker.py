@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import queue
 import threading
+import time
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import EXACT, GREEDY, examples, make_prompt, one_by_one
+from oracles import EXACT, GREEDY, PLAIN, examples, make_prompt, one_by_one
 from remote_worker import n_threads, wait_until
-from test_worker import PATIENCE
+from test_worker import PATIENCE, Client, Code
 
 import sllm
 from sllm import embedded, gguf
 from sllm.layers import Embedding, open_layers
-from sllm.worker import Limits
+from sllm.wire import codec
+from sllm.wire.protocol import PROTOCOL, method, pb, to_sampling
+from sllm.worker import Limits, Worker
 from sllm.worker import layers as scheduling
 from sllm.worker.layers import Answer, LayerScheduler, LayerSequence, RangeKey, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     import numpy.typing as npt
 
@@ -374,7 +381,7 @@ def test_memory_is_kept_for_a_while_only(make: Callable[..., LayerScheduler]) ->
     sequence = scheduler.open(MIDDLE, 7)
     ask(sequence, 0, noise(5, 1))
     sequence.detach()
-    wait_until(lambda: scheduler._slots[0].freed < scheduling.time.monotonic())
+    wait_until(lambda: scheduler._slots[0].freed < time.monotonic())
     assert scheduler.open(MIDDLE, 7).n_kept == 0
 
 
@@ -708,7 +715,14 @@ class Stream:
 
 
 def opening(known: str, **more: Any) -> Any:
-    fields: dict[str, Any] = {"model_id": known, "start": 2, "stop": 7, "codec": "f32", "sequence_id": 1234, **more}
+    fields: dict[str, Any] = {
+        "model_id": known,
+        "start": 2,
+        "stop": 7,
+        "codec": "f32",
+        "sequence_id": 1234,
+        **more,
+    }
     return pb.LayersUp(open=pb.LayersOpen(**fields))
 
 

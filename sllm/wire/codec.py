@@ -77,8 +77,8 @@ def encode(rows: npt.NDArray[np.float32], codec: str) -> bytes:
     if codec == "q8":
         scale = (peak / 127).astype("<f4")
         # 127 times a scale that was rounded up may be more than a float32 holds.
-        largest = np.float32(np.finfo(np.float32).max / 127)
-        scale = np.minimum(scale, np.nextafter(largest, np.float32(0))).astype("<f4")
+        most = np.float32(np.finfo(np.float32).max / 127)
+        scale = np.minimum(scale, np.nextafter(most, np.float32(0))).astype("<f4")
         codes = np.rint(rows / np.where(scale > 0, scale, 1)[:, None]).clip(-127, 127).astype(np.int8)
         return np.concatenate([scale[:, None].view(np.int8), codes], axis=1).tobytes()
     n, width = rows.shape

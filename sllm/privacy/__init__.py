@@ -1,0 +1,33 @@
+"""De-identification that can be undone: detectors, the vault, restoring, the check before text leaves."""
+
+from __future__ import annotations
+
+from sllm.privacy.detect import (
+    KINDS,
+    Detector,
+    Finding,
+    LabelScorer,
+    ModelDetector,
+    NameDetector,
+    PatternDetector,
+    default_detectors,
+)
+from sllm.privacy.egress import egress_check
+from sllm.privacy.restore import Restorer
+from sllm.privacy.vault import Masked, MaskedMessages, Vault
+
+__all__ = [
+    "KINDS",
+    "Detector",
+    "Finding",
+    "LabelScorer",
+    "Masked",
+    "MaskedMessages",
+    "ModelDetector",
+    "NameDetector",
+    "PatternDetector",
+    "Restorer",
+    "Vault",
+    "default_detectors",
+    "egress_check",
+]

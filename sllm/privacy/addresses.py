@@ -1,0 +1,173 @@
+"""Postal addresses in Latin script: English, and the street names of some neighbours."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from sllm.privacy.findings import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["scan"]
+
+_SUFFIX = (
+    "Street|St|Avenue|Ave|Av|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Place|Pl|Square|Sq|"
+    "Way|Terrace|Ter|Trail|"
+    "Trl|Parkway|Pkwy|Highway|Hwy|Circle|Cir|Loop|Alley|Crescent|Cres|Close|Gardens|Mews|Row|"
+    "Walk|Hill|Plaza|Broadway|"
+    "Expressway|Freeway|Turnpike|Bypass|Route|Crossing|Point|Ridge|View|Park|Grove|Green|Heights|"
+    "Island|Manor|Meadow|"
+    "Mill|Mount|Path|Pike|Quay|Rise|Run|Spur|Station|Valley|Village|Villages|Vista|Wharf|Yard|"
+    "Creek|Canyon|Bridge|"
+    "Common|Commons|Corner|Cove|Field|Fields|Ford|Forest|Forge|Fork|Garden|Gateway|Glen|Harbor|"
+    "Haven|Hills|Hollow|"
+    "Junction|Key|Knoll|Lake|Lakes|Landing|Lodge|Meadows|Mountain|Orchard|Oval|Parade|Passage|"
+    "Pass|Pine|Pines|Plain|"
+    "Plains|Port|Prairie|Ranch|Rapids|River|Shore|Shores|Spring|Springs|Summit|Throughway|Trace|"
+    "Track|Tunnel|Union|"
+    "Viaduct|Ville|Wall|Well|Wells|Brook|Burg|Cape|Causeway|Center|Centre|Cliff|Club|Course|"
+    "Crest|Dale|Dam|Divide|"
+    "Estate|Estates|Extension|Falls|Ferry|Flat|Flats|Fort|Inlet|Isle|Land|Light|Loaf|Locks|Mall|"
+    "Mission|Neck|Ramp|"
+    "Rest|Shoal|Skyway|Stravenue|Stream|Camp|Branch|Bluff|Bend|Beach|Bayou|Arcade|Annex|Motorway|"
+    "Overpass|Underpass"
+)
+# Suffixes that name little else: behind a number they are enough. The others need two words before them, so
+# that "3 Key Points" stays.
+_SURE_TEXT = (
+    "Street St Avenue Ave Road Rd Boulevard Blvd Lane Ln Drive Dr Court Ct Square Terrace Parkway Pkwy "
+    "Highway Hwy Crescent Close Mews Circle Cir Alley"
+)
+_SURE = frozenset(_SURE_TEXT.split())
+_UNIT = (
+    r"(?:,? {0,2}(?:(?:Apt|Apartment|Suite|Ste|Unit|Flat|Floor|Fl|Room|Rm|Building|Bldg|Block|"
+    r"Lot)\.? ?#?[A-Za-z0-9-]{1,6}"
+    r"|#[A-Za-z0-9-]{1,6}|[0-9]{1,3}(?:st|nd|rd|th) [Ff]loor))"
+)
+_CITY = r"(?:St\.? )?[A-Z][A-Za-z'’-]{1,24}(?: [A-Z][A-Za-z'’-]{1,24}){0,3}"
+_ZIP = (
+    r"(?:[0-9]{5}(?:-[0-9]{4})?|[A-Z]{1,2}[0-9][A-Z0-9]? ?[0-9][A-Z]{2}|"
+    r"[A-Z][0-9][A-Z] ?[0-9][A-Z][0-9]|[0-9]{4})(?![0-9A-Za-z])"
+)
+_TAIL = (
+    rf"(?:{_UNIT}{{0,2}}(?:,? ?\n? ?{_CITY})?(?:, {_CITY})?(?:,? (?:[A-Z]{{2}}|{_CITY}))?,? {_ZIP}|"
+    rf"{_UNIT}{{1,2}}(?:, {_CITY}){{0,2}}|, {_CITY}, [A-Z]{{2}}(?![A-Za-z]))?"
+)
+_WORD = r"[A-Z0-9][A-Za-z0-9.'’-]{0,24}"
+_STREET = re.compile(
+    rf"(?<![A-Za-z0-9.$€£¥/-])(?:(?:Flat|Apt|Apartment|Unit|"
+    rf"Suite)\.? [0-9]{{1,4}}[A-Za-z]?, ?)?(?:No\.? ?)?[0-9]{{1,6}}(?:[A-Za-z]|[-/][0-9]{{1,5}}|½|"
+    rf" 1/2)?,? (?:(?:[NSEW]\.?|North|South|East|West|NE|NW|SE|SW) )?"
+    rf"(?P<name>{_WORD}(?: {_WORD}){{0,4}})",
+)
+_SUFFIXES = frozenset(_SUFFIX.split("|"))
+_AFTER = re.compile(rf"\.?(?: (?:[NSEW]|NE|NW|SE|SW)(?![A-Za-z]))?{_TAIL}")
+_BOX = re.compile(
+    rf"(?<![A-Za-z])(?:P\.? ?O\.? ?Box|PO Box|Post Office Box|GPO Box|Postfach|PSC|"
+    rf"Unit) [0-9]{{1,6}}(?:,? (?:Box|APO|FPO|DPO) ?[0-9]{{0,6}})?{_TAIL}"
+)
+_SECONDARY = re.compile(r"(?<![A-Za-z])(?:Apt|Apartment|Suite)\.? #?[0-9]{1,5}[A-Za-z]?(?![0-9A-Za-z])")
+_CITY_STATE = re.compile(
+    r"(?<![A-Za-z])[A-Z][A-Za-z.'-]{1,24}(?: [A-Z][A-Za-z.'-]{1,24}){0,2}, (?:A[KLRZ]|C[AOT]|"
+    r"D[CE]|FL|GA|HI|I[ADLN]|K[SY]|LA|M[ADEINOST]|N[CDEHJMVY]|O[HKR]|"
+    r"PA|RI|S[CD]|T[NX]|UT|V[AT]|W[AIVY]) [0-9]{5}(?:-[0-9]{4})?(?![0-9])"
+)
+_POSTCODE = re.compile(
+    r"(?<![A-Za-z0-9])(?:(?:[A-PR-UWYZ][A-HK-Y]?[0-9][0-9A-HJKMNPR-Y]?) [0-9][ABD-HJLNP-UW-Z]{2}|"
+    r"[ABCEGHJ-NPRSTVXY][0-9][ABCEGHJ-NPRSTV-Z] [0-9][ABCEGHJ-NPRSTV-Z][0-9])"
+    r"(?![A-Za-z0-9])"
+)
+_OTHERS = (
+    # German and Dutch: the kind of street is the end of the word; the number follows.
+    re.compile(
+        r"(?<![A-Za-zÀ-ÿ])[A-ZÄÖÜ][a-zäöüß-]{2,30}(?:straße|strasse|str\.|weg|platz|allee|gasse|"
+        r"ring|ufer|damm|straat|laan|plein|gracht) "
+        r"[0-9]{1,4} ?[a-z]?(?![0-9A-Za-z])(?:,? [0-9]{4,5}(?: [A-Z]{2})? [A-ZÄÖÜ][a-zäöüß-]{2,24})?"
+    ),
+    # French, Spanish, Italian, Portuguese: the kind of street comes first.
+    re.compile(
+        r"(?<![A-Za-zÀ-ÿ0-9])[0-9]{1,4}(?: ?(?:bis|ter))?,? (?:[Rr]ue|[Aa]venue|[Bb]oulevard|"
+        r"[Pp]lace|[Cc]hemin|[Ii]mpasse|[Aa]llée|[Qq]uai)"
+        r"(?: (?:de la|de l'|du|des|de|"
+        r"d')){0,1} ?[A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}){0,3}(?:,? "
+        r"[0-9]{5} [A-ZÀ-Ý][A-Za-zÀ-ÿ-]{1,24})?"
+    ),
+    re.compile(
+        r"(?<![A-Za-zÀ-ÿ])(?:Calle|C/|Avenida|Avda\.|Plaza|Paseo|Via|Viale|Corso|Piazza|Rua|"
+        r"Travessa|Largo|Ulica|ul\.)"
+        r"(?: (?:de la|de los|de las|del|della|delle|dei|di|de|do|da|"
+        r"dos))? ?[A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}){0,3},? (?:n[º°]? "
+        r"?)?[0-9]{1,4}"
+        r"(?![0-9])(?:,? [0-9]{5}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ-]{1,24})?)?"
+    ),
+)
+_LABEL = re.compile(r"(?<![A-Za-z])[Aa]ddress(?:es)?[\"'*]{0,2} ?(?:is|:|=) {0,2}[\"'*]{0,2}(?=[A-Za-z0-9#])")
+# A line that can be an address: a digit, # or a capital first, and a number in it that is a word of its own.
+_LIKELY = re.compile(r"(?=[0-9#A-Z])(?=[^()=]*\Z)(?:.*[^A-Za-z0-9])?#?[0-9]")
+_LINE = re.compile(r"[^\n\0\"'<>;|{}\[\]]{6,160}")
+
+
+def _streets(text: str) -> Iterator[Finding]:
+    for found in _STREET.finditer(text):
+        words = found["name"].split(" ")
+        at = found.start("name")
+        # The last word of the name that is a kind of street ends it.
+        ends = []
+        for i, word in enumerate(words):
+            at += len(word)
+            bare = word.rstrip(".,")
+            if i and bare in _SUFFIXES and (bare in _SURE or i >= 1):
+                ends.append((at - (len(word) - len(bare)), bare, i))
+            at += 1
+        if not ends:
+            continue
+        end, suffix, n = ends[-1]
+        tail = _AFTER.match(text, end)
+        stop = tail.end() if tail else end
+        if suffix not in _SURE and n < 2 and stop - end < 5 and not _more(text, stop):
+            # "221 Baker Street" is one; "12 Golden Valley" only with a number of three digits or more.
+            digits = sum(char.isdigit() for char in text[found.start() : found.start("name")])
+            if digits < 3:
+                continue
+        yield Finding(found.start(), stop, "ADDRESS", 0.8)
+
+
+# Every pattern here needs a capital letter and, but for labels, a digit.
+_ANY = re.compile("[A-ZÀ-Ý]|[Aa]ddress")
+
+
+def _more(text: str, at: int) -> bool:
+    return text[at : at + 2] == ", " and text[at + 2 : at + 3].isupper()
+
+
+def scan(text: str) -> Iterator[Finding]:
+    """Findings in a plain view (:func:`sllm.privacy.normal.plain`)."""
+    if not _ANY.search(text):
+        return
+    yield from _streets(text)
+    for pattern in (_BOX, _SECONDARY, _CITY_STATE, _POSTCODE, *_OTHERS):
+        for found in pattern.finditer(text):
+            yield Finding(found.start(), found.end(), "ADDRESS", 0.75)
+    done = 0
+    for label in _LABEL.finditer(text):
+        if label.start() < done:
+            continue
+        line = _LINE.match(text, label.end())
+        if not line:
+            continue
+        done = line.end()
+        # Up to the end of the sentence: a full stop behind a word of more than four letters.
+        value = re.split(
+            r"(?<=[a-z]{4})\. |(?<=[0-9]{4})[.,]? (?=[a-z])|, (?=and |please |my |phone|tel|email)", line[0]
+        )[0].rstrip(" .,")
+        if (
+            _LIKELY.match(value)
+            and "@" not in value
+            and "://" not in value
+            and any(c.isdigit() for c in value)
+            and sum(c.isalpha() for c in value) >= 4
+            and " " in value
+        ):
+            yield Finding(label.end(), label.end() + len(value), "ADDRESS", 0.6)

@@ -1,0 +1,66 @@
+"""The last check: nothing of the vault's, and nothing that looks private, is in what is to be sent."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from sllm.errors import LeakError
+from sllm.privacy.vault import search
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sllm.privacy.findings import Detector
+    from sllm.privacy.vault import Vault
+
+__all__ = ["egress_check"]
+
+
+def egress_check(data: str | bytes, vault: Vault, detectors: Sequence[Detector] | None = None) -> None:
+    """Raises unless ``data`` may leave the machine.
+
+    Placeholders as the vault issued them are taken out first. The rest must hold no value of the vault:
+        compared
+    by compatibility form and without case, without zero-width characters, numbers by their digits alone, also
+    behind JSON, percent and HTML escapes, in base64 and in hexadecimal. And the detectors must find nothing
+    in it, nor behind its escapes.
+
+    Args:
+        data: everything that is about to be sent: text, or its UTF-8.
+        vault: of the conversation.
+        detectors: for the second scan; None is the vault's own, an empty sequence leaves only the comparison.
+
+    Raises:
+        LeakError: something private is in it, it is no UTF-8, or a detector failed. The message names kinds
+            and counts, never values.
+        TypeError: neither text nor bytes.
+
+    """
+    if isinstance(data, bytes | bytearray | memoryview):
+        failed = False
+        text = ""
+        try:
+            text = bytes(data).decode()
+        except UnicodeDecodeError:
+            failed = True
+        if failed:
+            raise LeakError(
+                f"{len(data)} bytes about to be sent are no UTF-8, so nothing says what is in them"
+            )
+    elif isinstance(data, str):
+        text = data
+    else:
+        raise TypeError(f"expected text or bytes, got {type(data).__name__}")
+    rest = vault.blanked(text)
+    used = vault.detectors if detectors is None else tuple(detectors)
+    spans = {(one.start, one.end): one.kind for one in vault.find_known(rest)}
+    for one in search(used, rest):
+        spans.setdefault((one.start, one.end), one.kind)
+    found = Counter(spans.values())
+    if found:
+        what = ", ".join(f"{n} of kind {kind}" for kind, n in sorted(found.items()))
+        raise LeakError(
+            f"text about to be sent still holds {what}; nothing was sent;"
+            f" mask it with the conversation's Vault"
+        )

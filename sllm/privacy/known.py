@@ -1,0 +1,231 @@
+"""Values that were found once, found again wherever they stand and however they are written.
+
+The vault masks by this and the last check before sending looks by this, so that what the one leaves the other
+does not complain about.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sllm.privacy.findings import Finding
+from sllm.privacy.normal import View, decoded, folded, packed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["LITERAL", "KnownValues"]
+
+# The kind of a piece of the user's text that looks like a part of a placeholder; it is masked for exactness
+# and is no secret.
+LITERAL = "TEXT"
+
+# From so many characters on a value is looked for inside longer words too.
+_LONG = 8
+# From so many digits on a value is looked for by its digits alone.
+_DIGITS = 7
+# From so many bytes on a value is looked for in base64 and hexadecimal.
+_PACKED = 6
+_NUMBER = re.compile(r"[0-9](?:[ \t\-._()/,:+]{0,3}[0-9])*")
+_ASCII_WORD = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    form: str  # folded
+    kind: str
+    bounded: bool  # only as a word of its own
+    cased: str | None  # without case folding, where the case has to agree
+
+
+class _Finder:
+    """Finds many strings in a text: one by one while they are few, by their first characters once they are
+    many, so that a conversation with thousands of values does not read every text thousands of times.
+    """
+
+    _FEW = 48
+    _SIZES = (8, 6, 4, 3, 2)
+
+    def __init__(self) -> None:
+        self._forms: dict[str, None] = {}
+        self._starts: dict[int, dict[str, list[str]]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._forms)
+
+    def add(self, form: str) -> None:
+        """Takes in a string of two or more characters."""
+        if form not in self._forms:
+            self._forms[form] = None
+            size = next(size for size in self._SIZES if size <= len(form))
+            self._starts.setdefault(size, {}).setdefault(form[:size], []).append(form)
+
+    def find(self, body: str, accept: Callable[[int, str], bool]) -> Iterator[tuple[int, str]]:
+        """Offset and string for each occurrence that ``accept`` takes; those of one string do not overlap."""
+        if len(self._forms) <= self._FEW:
+            for form in self._forms:
+                at = body.find(form)
+                while at >= 0:
+                    good = accept(at, form)
+                    if good:
+                        yield at, form
+                    at = body.find(form, at + len(form) if good else at + 1)
+            return
+        ends: dict[str, int] = {}
+        for size, starts in self._starts.items():
+            for at in range(len(body) - size + 1):
+                forms = starts.get(body[at : at + size])
+                for form in forms or ():
+                    if body.startswith(form, at) and at >= ends.get(form, 0) and accept(at, form):
+                        ends[form] = at + len(form)
+                        yield at, form
+
+
+class KnownValues:
+    """A set of values with their kinds, and the search for them.
+
+    Values of one character are not looked for. Short ones that begin or end with an ASCII letter or digit
+    count only where no other follows there; short words of letters only (Will, May) only in their own case.
+    """
+
+    def __init__(self) -> None:
+        self._values: dict[str, _Known] = {}
+        self._forms: dict[str, list[_Known]] = {}
+        self._digits: dict[str, str] = {}
+        self._finder = _Finder()
+        self._packed_finder = _Finder()
+        self._digit_finder = _Finder()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def add(self, value: str, kind: str) -> None:
+        """Takes a value in, unless it, or one that is compared as the same, is there already."""
+        form = folded(value).text
+        if len(form.strip()) < 2:
+            return
+        short = len(form) < _LONG
+        cased = value if short and value.isascii() and value.isalpha() else None
+        key = cased or form
+        if key not in self._values:
+            self._take(key, _Known(form, kind, short, cased))
+            digits = "".join(char for char in form if "0" <= char <= "9")
+            # The digits of a street address are no number that anybody writes.
+            if len(digits) >= _DIGITS and len(digits) >= 0.6 * sum(char.isalnum() for char in form):
+                self._take_digits(digits, kind)
+
+    def _take(self, key: str, known: _Known) -> None:
+        self._values[key] = known
+        self._forms.setdefault(known.form, []).append(known)
+        self._finder.add(known.form)
+        if len(known.form.encode()) >= _PACKED:
+            self._packed_finder.add(known.form)
+
+    def _take_digits(self, digits: str, kind: str) -> None:
+        self._digits.setdefault(digits, kind)
+        self._digit_finder.add(digits)
+
+    def add_all(self, texts: Sequence[str], findings: Sequence[Sequence[Finding]]) -> None:
+        """Takes in what was found in each of the texts, but for pieces of placeholders."""
+        for text, found in zip(texts, findings, strict=True):
+            for one in found:
+                if one.kind != LITERAL:
+                    self.add(text[one.start : one.end], one.kind)
+
+    def update(self, other: KnownValues) -> None:
+        """Takes in what another set holds; what was here keeps its kind."""
+        for key, known in other._values.items():
+            if key not in self._values:
+                self._take(key, known)
+        for digits, kind in other._digits.items():
+            self._take_digits(digits, kind)
+
+    def findings(self, text: str, view: View | None = None) -> Iterator[Finding]:
+        """Where the values stand in a text, plainly or under an encoding.
+
+        Args:
+            text: to search.
+            view: its :func:`~sllm.privacy.normal.folded` view, if the caller has it.
+
+        """
+        if not self._values:
+            return
+        yield from self._in_view(text, view or folded(text))
+        others = list(decoded(text))
+        if "+" in text:  # for a space, as in the queries of URLs
+            others.append(View(text.replace("+", " "), None))
+        for other in others:
+            for one in self._in_view(other.text, folded(other.text)):
+                yield Finding(*other.span(one.start, one.end), one.kind)
+        yield from self._in_packed(text)
+
+    def _in_view(self, text: str, view: View) -> Iterator[Finding]:
+        body = view.text
+
+        def kind(at: int, form: str) -> str | None:
+            end = at + len(form)
+            for known in self._forms[form]:
+                if _stands(body, at, end, known):
+                    start, stop = view.span(at, end)
+                    if known.cased is None or known.cased in (text[start:stop], _upright(text[start:stop])):
+                        return known.kind
+            return None
+
+        for at, form in self._finder.find(body, lambda at, form: kind(at, form) is not None):
+            yield Finding(*view.span(at, at + len(form)), kind(at, form) or "")
+        if self._digit_finder:
+            yield from self._by_digits(view)
+
+    def _in_packed(self, text: str) -> Iterator[Finding]:
+        """Runs of base64 or hexadecimal that hold a value. Short values turn up in noise and are left out."""
+        if not self._packed_finder:
+            return
+        starts: list[int] = []
+        runs: list[tuple[int, int]] = []
+        bodies: list[str] = []
+        size = 0
+        for start, end, body in packed(text):
+            starts.append(size)
+            runs.append((start, end))
+            bodies.append(folded(body).text)
+            size += len(bodies[-1]) + 1
+        for at, form in self._packed_finder.find("\n".join(bodies), lambda *_: True):
+            yield Finding(*runs[bisect.bisect_right(starts, at) - 1], self._forms[form][0].kind)
+
+    def _by_digits(self, view: View) -> Iterator[Finding]:
+        numbers: list[str] = []
+        places: list[int] = []
+        for run in _NUMBER.finditer(view.text):
+            if run.end() - run.start() < _DIGITS:
+                continue
+            raw = run[0]
+            if raw.isdigit():
+                numbers.append(raw)
+                places.extend(range(run.start(), run.end()))
+            else:
+                at = [i for i, char in enumerate(raw, run.start()) if "0" <= char <= "9"]
+                numbers.append("".join([view.text[i] for i in at]))
+                places.extend(at)
+            numbers.append(" ")
+            places.append(-1)
+        for first, digits in self._digit_finder.find("".join(numbers), lambda *_: True):
+            last = first + len(digits)
+            yield Finding(*view.span(places[first], places[last - 1] + 1), self._digits[digits])
+
+
+def _stands(body: str, at: int, end: int, known: _Known) -> bool:
+    """Whether a short value stands there as a word of its own."""
+    if not known.bounded:
+        return True
+    if at and known.form[0] in _ASCII_WORD and body[at - 1] in _ASCII_WORD:
+        return False
+    return not (known.form[-1] in _ASCII_WORD and body[end : end + 1] in _ASCII_WORD)
+
+
+def _upright(text: str) -> str:
+    """The text with full-width letters made ASCII and what has no width left out, in its own case."""
+    return "".join(unicodedata.normalize("NFKC", char) for char in text if folded(char).text)

@@ -1,0 +1,258 @@
+"""Views of a text: written plainly for those who search, with the way back to the text as it was.
+
+A phone number may come in full-width digits, with zero-width characters or in Chinese numerals. Searching
+runs over a view in which all of that is written in ASCII, and what is found there is mapped back to offsets
+of the original. The views: :func:`plain` for detectors (keeps case and length wherever it can),
+:func:`folded` for comparing with known values (compatibility decomposition and case folding), and
+:func:`decoded` for what hides behind the escapes of JSON, URLs and HTML, or in base64 and hexadecimal.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import html
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+__all__ = ["View", "decoded", "fold_char", "folded", "packed", "plain"]
+
+# What is drawn with no width: soft hyphen, joiners, direction marks, byte order mark, variation selectors.
+_INVISIBLE = (
+    "\u00ad\u034f\u061c\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff"
+)
+INVISIBLE = re.compile(f"[{_INVISIBLE}]+")
+
+_SPACES = "\u00a0\u2000-\u200a\u202f\u205f\u3000"
+_DASHES = "\u2010-\u2015\u2212\ufe58\ufe63"
+# ASCII punctuation that is part of identifiers, in its full-width form. The full-width comma and the like
+# end a clause in Chinese and stay what they are.
+_SIGNS = "＠．＿－＋／：＃（）＝＆％＼［］＜＞"
+_NUMERALS = str.maketrans("零〇一二三四五六七八九幺", "0012345678" + "91")
+_NUMERAL_RUN = re.compile("[零〇一二三四五六七八九幺]{7,}")
+# Digits of every script, full-width and mathematical letters, and the classes above.
+_CHANGING = re.compile(
+    f"[{_SPACES}{_DASHES}{_SIGNS}０-９Ａ-Ｚａ-ｚ\u0660-\u0669\u06f0-\u06f9\u07c0-\u07c9\u0966-\u096f"
+    "\u09e6-\u09ef\u0a66-\u0a6f\u0ae6-\u0aef\u0b66-\u0b6f\u0be6-\u0bef\u0c66-\u0c6f\u0ce6-\u0cef\u0d66-\u0d6f"
+    "\u0e50-\u0e59\u0ed0-\u0ed9\u0f20-\u0f29\u1040-\u1049\u17e0-\u17e9\u1810-\u1819①-⑨\U0001d400-\U0001d7ff]"
+)
+_SPACE_OR_DASH = re.compile(f"[{_SPACES}]|([{_DASHES}])")
+
+
+@dataclass(frozen=True)
+class View:
+    """A text as written for searching.
+
+    Attributes:
+        text: what to search.
+        offsets: for each character of ``text`` the offset in the original that it came from; None where the
+            two have the same offsets.
+        ends: for each character the offset behind what it came from; None where that is one character.
+
+    """
+
+    text: str
+    offsets: Sequence[int] | None
+    ends: Sequence[int] | None = None
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """The original's half-open range that became ``text[start:end]``, which must not be empty."""
+        if self.offsets is None:
+            return start, end
+        return self.offsets[start], self.offsets[end - 1] + 1 if self.ends is None else self.ends[end - 1]
+
+
+@functools.lru_cache(maxsize=4096)
+def _plain_char(char: str) -> str:
+    kind = _SPACE_OR_DASH.fullmatch(char)
+    if kind:
+        return "-" if kind[1] else " "
+    digit = unicodedata.digit(char, None)
+    if digit is not None:
+        return str(digit)
+    form = unicodedata.normalize("NFKC", char)
+    return form if len(form) == 1 else char
+
+
+def _without(text: str, gaps: re.Pattern[str]) -> View:
+    """The text with every match of ``gaps`` taken out."""
+    pieces: list[str] = []
+    offsets: list[int] = []
+    last = 0
+    for gap in gaps.finditer(text):
+        pieces.append(text[last : gap.start()])
+        offsets.extend(range(last, gap.start()))
+        last = gap.end()
+    if not last:
+        return View(text, None)
+    pieces.append(text[last:])
+    offsets.extend(range(last, len(text)))
+    return View("".join(pieces), offsets)
+
+
+def plain(text: str) -> View:
+    """The view that detectors search: full-width forms, foreign digits, unusual spaces and dashes as ASCII,
+    runs of seven or more Chinese numerals as digits, zero-width characters gone.
+    """
+    if text.isascii():
+        return View(text, None)
+    view = _without(text, INVISIBLE)
+    changed = _CHANGING.sub(lambda m: _plain_char(m[0]), view.text)
+    changed = _NUMERAL_RUN.sub(lambda m: m[0].translate(_NUMERALS), changed)
+    return View(changed, view.offsets)
+
+
+@functools.lru_cache(maxsize=65536)
+def fold_char(char: str) -> str:
+    """One character as it is compared: compatibility form, decomposed, case folded; "" if it has no width."""
+    if INVISIBLE.fullmatch(char):
+        return ""
+    form = unicodedata.normalize("NFKD", char).casefold()
+    # Case folding may undo the decomposition, and the other way round.
+    return unicodedata.normalize("NFKD", form).casefold()
+
+
+# Neither ASCII nor plain Han: characters that folding may change.
+_FOLDING = re.compile("[^\x00-\x7f\u3001\u3002\u4e00-\u9fff]")
+
+
+def folded(text: str) -> View:
+    """The view in which known values are looked for; see :func:`fold_char`."""
+    if text.isascii():
+        return View(text.lower(), None)
+    pieces: list[str] = []
+    offsets: list[int] = []
+    last = 0
+    moved = False
+    for match in _FOLDING.finditer(text):
+        at = match.start()
+        form = fold_char(match[0])
+        pieces += (text[last:at].lower(), form)
+        offsets.extend(range(last, at))
+        offsets.extend([at] * len(form))
+        moved = moved or len(form) != 1
+        last = at + 1
+    pieces.append(text[last:].lower())
+    offsets.extend(range(last, len(text)))
+    return View("".join(pieces), offsets if moved else None)
+
+
+_ESCAPE = re.compile(
+    r"\\(?:u([0-9a-fA-F]{4})(?:\\u([dD][c-fC-F][0-9a-fA-F]{2}))?|x([0-9a-fA-F]{2})|([\"\\/bfnrt]))"
+)
+_SIMPLE = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
+_PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
+_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,24});")
+# JSON within JSON within JSON: a tool's arguments in a message in a request.
+_LEVELS = 3
+
+
+def _unescaped(match: re.Match[str]) -> list[tuple[str, int]]:
+    high, low, byte, simple = match.groups()
+    width = match.end() - match.start()
+    if simple:
+        return [(_SIMPLE.get(simple, simple), width)]
+    if byte:
+        return [(chr(int(byte, 16)), width)]
+    code = int(high, 16)
+    if 0xD800 <= code < 0xDC00 and low:
+        return [(chr(0x10000 + ((code - 0xD800) << 10) + (int(low, 16) - 0xDC00)), width)]
+    # Half of a pair is no character.
+    first = "\ufffd" if 0xD800 <= code < 0xE000 else chr(code)
+    return [(first, width - 6), ("\ufffd", 6)] if low else [(first, width)]
+
+
+def _unquoted(match: re.Match[str]) -> list[tuple[str, int]]:
+    data = bytes.fromhex(match[0].replace("%", ""))
+    try:
+        return [(char, 3 * len(char.encode())) for char in data.decode()]
+    except UnicodeDecodeError:
+        return [(chr(byte), 3) for byte in data]
+
+
+def _entity(match: re.Match[str]) -> list[tuple[str, int]]:
+    char = html.unescape(match[0])
+    return [(char, len(match[0]))] if len(char) == 1 and not 0xD800 <= ord(char) < 0xE000 else []
+
+
+def _replaced(
+    view: View, pattern: re.Pattern[str], put: Callable[[re.Match[str]], list[tuple[str, int]]]
+) -> View:
+    """A view with matches of a pattern replaced by characters, each with the length it came from."""
+    pieces: list[str] = []
+    starts: list[int] = []
+    stops: list[int] = []
+    last = 0
+    for match in pattern.finditer(view.text):
+        chars = put(match)
+        if not chars:
+            continue
+        at = match.start()
+        pieces.append(view.text[last:at])
+        starts.extend(range(last, at))
+        stops.extend(range(last + 1, at + 1))
+        for char, width in chars:
+            pieces.append(char)
+            starts.append(at)
+            at += width
+            stops.append(at)
+        last = match.end()
+    if not last:
+        return view
+    pieces.append(view.text[last:])
+    starts.extend(range(last, len(view.text)))
+    stops.extend(range(last + 1, len(view.text) + 1))
+    if view.offsets is not None and view.ends is not None:
+        starts = [view.offsets[i] for i in starts]
+        stops = [view.ends[i - 1] for i in stops]
+    return View("".join(pieces), starts, stops)
+
+
+def decoded(text: str) -> Iterator[View]:
+    """What the text is behind the escapes of JSON and program code, of URLs and of HTML, where that is
+    another.
+    """
+    if "\\" in text:
+        view = View(text, None)
+        for _ in range(_LEVELS):
+            inner = _replaced(view, _ESCAPE, _unescaped)
+            if inner is view:
+                break
+            view = inner
+            yield view
+    for sign, pattern, put in (("%", _PERCENT, _unquoted), ("&", _ENTITY, _entity)):
+        if sign in text:
+            view = _replaced(View(text, None), pattern, put)
+            if view.offsets is not None:
+                yield view
+
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{8,}")
+_HEX = re.compile(r"(?<![0-9a-fA-F])(?:[0-9a-fA-F]{2}){6,}(?![0-9a-fA-F])")
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+def packed(text: str) -> Iterator[tuple[int, int, str]]:
+    """Runs of base64 and hexadecimal digits: start, end, and what they hold as text, with U+FFFD for what is
+    none.
+    """
+    for run in _BASE64.finditer(text):
+        body = run[0].translate(_URL_SAFE)
+        forms = []
+        # Letters in front of it may have shifted the run.
+        for shift in range(4):
+            part = body[shift:]
+            part = part[: len(part) - (len(part) % 4 == 1)]
+            try:
+                forms.append(base64.b64decode(part + "=" * (-len(part) % 4)).decode("utf-8", "replace"))
+            except binascii.Error:
+                continue
+        yield run.start(), run.end(), "\n".join(forms)
+    for run in _HEX.finditer(text):
+        yield run.start(), run.end(), bytes.fromhex(run[0]).decode("utf-8", "replace")

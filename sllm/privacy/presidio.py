@@ -1,0 +1,89 @@
+"""Presidio's analyzer as a detector; needs the extra ``presidio`` (``pip install 'sllm[presidio]'``)."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sllm.privacy.findings import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["PresidioDetector"]
+
+_KINDS = {
+    "CREDIT_CARD": "CARD",
+    "CRYPTO": "WALLET",
+    "DATE_TIME": None,
+    "EMAIL_ADDRESS": "EMAIL",
+    "IBAN_CODE": "IBAN",
+    "IP_ADDRESS": "IP",
+    "LOCATION": "ADDRESS",
+    "MAC_ADDRESS": "MAC",
+    "MEDICAL_LICENSE": "LICENCE",
+    "NRP": None,
+    "ORGANIZATION": "ORG",
+    "PERSON": "NAME",
+    "PHONE_NUMBER": "PHONE",
+    "UK_NHS": "NATIONALID",
+    "URL": None,
+    "US_BANK_NUMBER": "ACCOUNT",
+    "US_DRIVER_LICENSE": "LICENCE",
+    "US_ITIN": "NATIONALID",
+    "US_PASSPORT": "PASSPORT",
+    "US_SSN": "SSN",
+}
+
+
+class _Analyzer(Protocol):
+    def analyze(self, *, text: str, language: str) -> Sequence[Any]: ...
+
+
+class PresidioDetector:
+    """What a Presidio ``AnalyzerEngine`` finds, under the kinds used here.
+
+    Args:
+        analyzer: the engine; anything with its ``analyze(text=..., language=...)``. None makes one, which
+            loads Presidio's default language model.
+        languages: each is asked in turn.
+        min_score: results below it are left out.
+        kinds: entity type -> kind, or None to leave the type out; added to the built-in table. Types in
+            neither keep their own name, letters only. Dates, plain URLs and NRP are left out unless named
+            here.
+
+    Raises:
+        ImportError: no analyzer was given and ``presidio_analyzer`` is not installed.
+
+    """
+
+    def __init__(
+        self,
+        analyzer: _Analyzer | None = None,
+        *,
+        languages: Sequence[str] = ("en",),
+        min_score: float = 0.4,
+        kinds: Mapping[str, str | None] | None = None,
+    ) -> None:
+        if analyzer is None:
+            try:
+                from presidio_analyzer import AnalyzerEngine
+            except ImportError as exc:
+                raise ImportError("presidio-analyzer is not installed; pip install 'sllm[presidio]'") from exc
+            analyzer = AnalyzerEngine()
+        self._analyzer: _Analyzer = analyzer
+        self._languages = tuple(languages)
+        self._min_score = min_score
+        self._kinds: dict[str, str | None] = {**_KINDS, **(kinds or {})}
+
+    def detect(self, text: str) -> list[Finding]:
+        """Findings in the order in which Presidio gave them."""
+        found = []
+        for language in self._languages:
+            for result in self._analyzer.analyze(text=text, language=language):
+                entity = str(result.entity_type)
+                kind = self._kinds.get(entity, re.sub("[^A-Z]", "", entity.upper())[:16])
+                score = float(result.score)
+                if kind and score >= self._min_score:
+                    found.append(Finding(int(result.start), int(result.end), kind, min(score, 1.0)))
+        return found

@@ -1,0 +1,322 @@
+"""Restoring a stream: every chunking gives the same text, what models do to placeholders is undone, nothing
+is guessed.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import examples
+
+from sllm.privacy import Finding, Restorer, Vault
+
+
+class Marked:
+    """Finds what stands between « and »; the kind is told by the first letter."""
+
+    KINDS: ClassVar = {"e": "EMAIL", "p": "PHONE", "n": "NAME", "a": "ADDRESS"}
+
+    def detect(self, text: str) -> list[Finding]:
+        return [
+            Finding(m.start(), m.end(), self.KINDS.get(m[1][:1], "NAME"))
+            for m in re.finditer("«([^«»\0]+)»", text)
+        ]
+
+
+def vault_with(*values: str) -> tuple[Vault, list[str]]:
+    """A vault that holds the values, and their placeholders."""
+    vault = Vault([Marked()])
+    placeholders = [vault.mask(f"«{value}»").text for value in values]
+    return vault, placeholders
+
+
+MANY = ["e1", "p1", "n1", *(f"n{i}x" for i in range(2, 130)), "a1"]
+VAULT, PLACEHOLDERS = vault_with(*MANY)
+VALUES = [f"«{value}»" for value in MANY]
+NONCE = VAULT.nonces[0]
+
+
+def pieces(text: str, cuts: list[int]) -> list[str]:
+    at = sorted({cut % (len(text) + 1) for cut in cuts})
+    return [text[a:b] for a, b in zip([0, *at], [*at, len(text)], strict=True)]
+
+
+def restored(vault: Vault, chunks: list[str]) -> tuple[str, int, int]:
+    restorer = Restorer(vault)
+    text = "".join(restorer.feed(chunk) for chunk in chunks) + restorer.finish()
+    return text, restorer.n_restored, restorer.n_unknown
+
+
+# ---- manglings ---------------------------------------------------------------------------------------------
+
+WIDE = {ord(c): ord(c) + 0xFEE0 for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_[]"}
+
+
+def mangle(placeholder: str, rng: random.Random) -> str:
+    """One or two of the things that models and Markdown do to a placeholder."""
+    parts = placeholder[1:-1].split("_")
+    kind, index, nonce = parts[0], parts[1], parts[2]
+    opening, closing, joint = "[", "]", "_"
+    for how in rng.sample(range(11), rng.choice([1, 1, 2])):
+        if how == 0:
+            kind = kind.lower()
+        elif how == 1:
+            kind, nonce = kind.title(), nonce.upper()
+        elif how == 2:
+            opening, closing = "[ ", " ]"
+        elif how == 3:
+            opening = closing = ""
+        elif how == 4:
+            opening, closing = rng.choice([("【", "】"), ("［", "］"), ("〔", "〕")])
+        elif how == 5:
+            joint = "\\_"
+        elif how == 6:
+            index = index.zfill(rng.choice([2, 3, 4]))
+        elif how == 7:
+            kind, index, nonce = (part.translate(WIDE) for part in (kind, index, nonce))
+        elif how == 8:
+            joint = rng.choice([" ", "-", " _ ", "＿", "_\u200b"])
+        elif how == 9:
+            opening, closing = rng.choice([("[", ""), ("", "]")])
+        else:
+            opening, closing, joint = "\\[", "\\]", "\\_"
+    return f"{opening}{kind}{joint}{index}{joint}{nonce}{closing}"
+
+
+def test_mangled_placeholders_are_restored() -> None:
+    rng = random.Random(0)
+    right = wrong = 0
+    for n in range(6000):
+        i = rng.randrange(len(VALUES))
+        before, after = rng.choice(
+            [("请联系", "。"), ("Write to ", ", please"), ("", ""), ("(", ")"), ("“", "”"), ("**", "**")]
+        )
+        if before == "**":
+            before, after = "** ", " **"
+        mangled = mangle(PLACEHOLDERS[i], rng)
+        text = f"{before}{mangled}{after}"
+        got, *_ = restored(VAULT, list(text) if n % 2 else [text])
+        right += got == f"{before}{VALUES[i]}{after}"
+        # Another value than the right one must never appear.
+        wrong += any(value in got for value in VALUES if value != VALUES[i])
+    assert wrong == 0
+    assert right >= 0.99 * 6000, right
+
+
+@pytest.mark.parametrize(
+    ("form", "n_restored"),
+    [
+        ("[NAME_2_{n}]", 1),
+        ("[NAME_20_{n}]", 1),
+        ("[NAME_1234_{n}]", 0),  # never issued
+        ("[NAME_0_{n}]", 0),
+        ("[NAME_2{n}]", 1),  # the joints were lost, and still only one reading is possible
+        ("[NAME_2_{n}x]", 0),
+        ("[NAME_2_x{n}]", 0),
+        ("[NAME_2_]", 0),
+        ("[NAME_{n}]", 0),
+        ("[NAME_2a_{n}]", 0),
+        ("[NAME_2.0_{n}]", 0),
+        ("[NAMES_2_{n}]", 0),
+        ("[XNAME_2_{n}]", 0),
+        ("XNAME_2_{n}", 0),
+        ("[PHONE_2_{n}]", 0),  # there is one phone only
+        ("[FAX_1_{n}]", 0),
+        ("[名字_2_{n}]", 0),
+        ("[NAME\n_2_{n}]", 0),
+    ],
+)
+def test_nothing_is_guessed(form: str, n_restored: int) -> None:
+    text = form.format(n=NONCE)
+    for chunks in ([text], list(text)):
+        got, n, _ = restored(VAULT, chunks)
+        assert n == n_restored
+        if not n_restored:
+            assert got == text
+
+
+def test_an_index_that_begins_another() -> None:
+    for i in (1, 2, 3, 12, 13, 99, 100, 128):
+        # Behind NAME_1 (n1) come n2x, n3x and so on.
+        value = "«n1»" if i == 1 else f"«n{i}x»"
+        for text in (f"[NAME_{i}_{NONCE}]", f"NAME_{i}_{NONCE}", f"name {i} {NONCE}"):
+            assert restored(VAULT, list(text))[0] == value
+
+
+def test_brackets_of_the_text_stay() -> None:
+    placeholder = f"NAME_2_{NONCE}"
+    for text, expected in [
+        (f"[[{placeholder}]]", "[«n2x»]"),
+        (f"[see {placeholder}]", "[see «n2x»]"),
+        (f"[{placeholder}](mailto:{placeholder})", "«n2x»(mailto:«n2x»)"),
+        (f"({placeholder})", "(«n2x»)"),
+        (f"<{placeholder}>", "<«n2x»>"),
+        (rf"\[{placeholder}]", r"\«n2x»"),
+        (rf"\[{placeholder}\]", "«n2x»"),
+        (f"{placeholder}]", "«n2x»"),
+        (f"[{placeholder}", "«n2x»"),
+        (f"{placeholder} ]", "«n2x» ]"),
+        (f"[{placeholder} and", "«n2x» and"),
+        (f"a[1] {placeholder}]", "a[1] «n2x»"),
+    ]:
+        assert restored(VAULT, [text])[0] == expected
+        assert restored(VAULT, list(text))[0] == expected
+
+
+def test_restored_text_is_not_looked_at_again() -> None:
+    vault = Vault([Marked()])
+    first = vault.mask("«nA»").text
+    # The second value is the text of the first one's placeholder, with the nonce masked inside it.
+    tricky = f"«n{first}»"
+    second = vault.mask(tricky).text
+    assert NONCE not in second
+    assert vault.restore(second) == tricky
+    assert vault.restore(f"{second} {first}") == f"{tricky} «nA»"
+
+
+def test_unknown_placeholders_stay_and_are_counted() -> None:
+    text = f"[EMAIL_7_{NONCE}] and [PHONE_3_b7c8], [NAME_2_{NONCE}], name 555 {NONCE}, a[1], [see_this], [x]"
+    for chunks in ([text], list(text), pieces(text, [5, 9, 30, 44])):
+        got, n_restored, n_unknown = restored(VAULT, chunks)
+        assert got == text.replace(f"[NAME_2_{NONCE}]", "«n2x»")
+        assert (n_restored, n_unknown) == (1, 3)
+
+
+def test_only_what_can_become_a_placeholder_is_held_back() -> None:
+    for text, held in [
+        ("hello", ""),
+        ("hello [", "["),
+        ("hello [x", ""),
+        ("hello [NA", "[NA"),
+        ("hello [NAX", ""),
+        ("NAME_", "NAME_"),
+        ("[NAME_12", "[NAME_12"),
+        ("[NAME_999", ""),
+        ("[PHONE_2", ""),
+        ("[PHONE_1", "[PHONE_1"),
+        ("[FAX_1", ""),
+        (f"[NAME_1_{NONCE[:2]}", f"[NAME_1_{NONCE[:2]}"),
+        ("[NAME_1_0", ""),
+        (f"[NAME_1_{NONCE}", f"[NAME_1_{NONCE}"),
+        (f"[NAME_1_{NONCE}]", ""),
+        ("ends with a backslash \\", "\\"),
+        ("unnamed", ""),
+        ("a \\x", ""),
+        ("[" * 50, "["),
+        ("name" + " " * 5, ""),
+        ("[NAME_0000000001", ""),
+    ]:
+        restorer = Restorer(VAULT)
+        out = restorer.feed(text)
+        assert restorer.finish() != "" or held == ""
+        if NONCE not in text or held:
+            assert out == text[: len(text) - len(held)]
+
+
+def test_what_is_held_back_is_bounded() -> None:
+    rng = random.Random(1)
+    alphabet = ["[", "NAME", "_", "1", "0", " ", "\\", NONCE, NONCE[:2], "]", "n", "\u200b", "＿", "é"]
+    longest = 0
+    for _ in range(300):
+        restorer = Restorer(VAULT)
+        n_in = n_out = 0
+        for _ in range(60):
+            piece = rng.choice(alphabet)
+            n_in += len(piece)
+            before = restorer.n_restored
+            out = restorer.feed(piece)
+            n_out += len(out)
+            if restorer.n_restored == before == 0:
+                longest = max(longest, n_in - n_out)
+    assert 0 < longest <= 48
+
+
+def test_an_empty_vault_changes_nothing() -> None:
+    text = "[EMAIL_1_k7q4] \\[NAME"
+    restorer = Restorer(Vault([]))
+    assert restorer.feed(text) == text
+    assert restorer.finish() == ""
+    assert restorer.n_unknown == 1
+
+
+def test_placeholders_issued_while_restoring() -> None:
+    vault = Vault([Marked()])
+    restorer = Restorer(vault)
+    assert restorer.feed("none so far. ") == "none so far. "
+    placeholder = vault.mask("«e9»").text
+    assert restorer.feed(placeholder) + restorer.finish() == "«e9»"
+
+
+def test_feed_after_finish_is_refused() -> None:
+    restorer = Restorer(VAULT)
+    restorer.feed("[NAME_1")
+    assert restorer.finish() == "[NAME_1"
+    assert restorer.finish() == ""
+    with pytest.raises(ValueError, match="finished"):
+        restorer.feed("x")
+    with pytest.raises(TypeError, match="bytes"):
+        Restorer(VAULT).feed(b"x")  # type: ignore[arg-type]
+    assert "n1" not in repr(restorer)
+
+
+# ---- every chunking ----------------------------------------------------------------------------------------
+
+PARTS = st.one_of(
+    st.sampled_from(PLACEHOLDERS),
+    st.sampled_from(PLACEHOLDERS).flatmap(
+        lambda p: st.integers(0, 10**6).map(lambda s: mangle(p, random.Random(s)))
+    ),
+    st.sampled_from(
+        [
+            "[",
+            "]",
+            "\\",
+            "_",
+            " ",
+            "【",
+            "［",
+            "NAME",
+            "name_",
+            "EMAIL_1",
+            "[PHONE_",
+            "0",
+            "00",
+            "1",
+            NONCE,
+            NONCE.upper(),
+            "\\_",
+            "\n",
+            "是",
+            "x",
+            "Na",
+            "[e",
+            f"[NAME_9999_{NONCE}]",
+            "[NAME_1_b2c3]",
+            "\u200b",
+            "ＮＡＭＥ",
+        ]
+    ),
+    st.text(max_size=6),
+)
+STREAMS = st.lists(PARTS, max_size=12).map("".join)
+
+
+@given(STREAMS, st.lists(st.integers(0, 10**6), max_size=8))
+@examples(5500)
+def test_every_chunking_gives_the_same(text: str, cuts: list[int]) -> None:
+    whole = restored(VAULT, [text])
+    assert restored(VAULT, pieces(text, cuts)) == whole
+    assert restored(VAULT, list(text)) == whole
+
+
+@given(STREAMS)
+@examples(500)
+def test_every_single_cut(text: str) -> None:
+    whole = restored(VAULT, [text])
+    for cut in range(len(text) + 1):
+        assert restored(VAULT, [text[:cut], text[cut:]]) == whole
