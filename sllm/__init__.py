@@ -44,6 +44,7 @@ from sllm.targets.local import LocalTarget
 from sllm.text_stream import Run
 
 if TYPE_CHECKING:
+    from sllm import rpc
     from sllm.targets.connection import connect
     from sllm.targets.remote import RemoteTarget
     from sllm.worker import Worker
@@ -76,6 +77,7 @@ __all__ = [
     "connect",
     "generate",
     "hub",
+    "rpc",
 ]
 
 __version__: str = _ffi.string(_lib.sllm_version()).decode()
@@ -88,13 +90,15 @@ _LAZY = {
     "RemoteTarget": "sllm.targets.remote",
     "Worker": "sllm.worker",
     "connect": "sllm.targets.connection",
+    "rpc": "sllm.rpc",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+    module = importlib.import_module(_LAZY[name])
+    value = globals()[name] = module if module.__name__ == f"sllm.{name}" else getattr(module, name)
     return value
 
 
