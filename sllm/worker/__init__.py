@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from sllm.model import Model
 from sllm.wire import auth
-from sllm.wire.protocol import CHANNEL_OPTIONS, size_limit
+from sllm.wire.protocol import CHANNEL_OPTIONS, RELAY_OPTIONS, size_limit
 from sllm.worker.scheduler import Limits, Scheduler, SchedulerStats
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from sllm.worker.relay import Relay
 
 __all__ = ["Limits", "Worker"]
 
@@ -50,17 +52,23 @@ class Worker:
             :class:`~sllm.Context`. Texts that do not depend on drafts and neighbours to the last bit need
             what :class:`~sllm.LocalTarget` says.
         draft_threads: CPU threads of the draft; None: as for :class:`~sllm.Context`.
+        rpc: keep an RPC server (:class:`sllm.rpc.RPCServer`) for this machine's devices, too, for clients
+            that run a model themselves: :meth:`Remote.rpc_devices`. Whoever has the token can then crash that
+            server's process, and do what it may do.
         pass_seconds: no pass takes less: a stand-in for a larger model, for tests and benchmarks.
 
     Raises:
         ValueError: an argument out of range; no TLS on an address that others can reach.
         VocabMismatchError: ``draft`` has another vocabulary.
         OSError: the address is in use, or a file cannot be read or written.
+        RPCError: the RPC server does not start.
 
     Attributes:
         address: where the worker is; its ``port`` is the one in use.
 
     """
+
+    _relay: Relay | None = None
 
     def __init__(
         self,
@@ -85,6 +93,7 @@ class Worker:
         type_k: str = "f16",
         type_v: str = "f16",
         offload_kqv: bool = True,
+        rpc: bool = False,
         pass_seconds: float = 0.0,
     ) -> None:
         if insecure and not auth.is_loopback(host):
@@ -146,6 +155,10 @@ class Worker:
                 )
             self._scheduler = Scheduler(context, limits, draft=drafting, pass_seconds=pass_seconds)
             stack.callback(self._scheduler.close)
+            if rpc:
+                from sllm.worker.relay import Relay
+
+                self._relay = stack.enter_context(Relay(n_threads))
             self._listen(big, context.n_ctx_seq, host, port, token, credentials, drafting is not None, stack)
             self._stack = stack.pop_all()
         bound = self._port
@@ -177,7 +190,12 @@ class Worker:
 
         limits = self._scheduler.limits
         service = Service(
-            model, self._scheduler, n_ctx, own_draft=own_draft, software=f"sllm {sllm.__version__}"
+            model,
+            self._scheduler,
+            n_ctx,
+            own_draft=own_draft,
+            software=f"sllm {sllm.__version__}",
+            relay=self._relay,
         )
         n_calls = limits.sessions + limits.queue + 8
         # Nothing that the server or the scheduler holds leads back to this object, or it could never be
@@ -192,6 +210,7 @@ class Worker:
             maximum_concurrent_rpcs=n_calls,
             options=[
                 *CHANNEL_OPTIONS,
+                *(() if self._relay is None else RELAY_OPTIONS),
                 ("grpc.so_reuseport", 0),  # a second worker on the same port is an error
                 ("grpc.max_receive_message_length", size_limit(n_ctx)),
                 ("grpc.max_metadata_size", 4096),

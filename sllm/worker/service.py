@@ -21,6 +21,7 @@ from sllm.errors import RemoteError
 from sllm.wire import auth
 from sllm.wire.protocol import (
     FEATURES,
+    PIECE_BYTES,
     PROTOCOL,
     SERVICE,
     abort,
@@ -35,12 +36,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sllm.model import Model
+    from sllm.worker.relay import Relay
 
 __all__ = ["Authentication", "Health", "Service"]
 
 log = logging.getLogger("sllm.worker")
 
-_PIECE_BYTES = 1 << 18
 _MAX_ECHO = 1 << 20
 
 
@@ -150,7 +151,14 @@ class Service:
     """The methods of ``sllm.proto`` over a :class:`Scheduler`."""
 
     def __init__(
-        self, model: Model, scheduler: Scheduler, n_ctx: int, *, own_draft: bool, software: str
+        self,
+        model: Model,
+        scheduler: Scheduler,
+        n_ctx: int,
+        *,
+        own_draft: bool,
+        software: str,
+        relay: Relay | None = None,
     ) -> None:
         self._model = model
         self._scheduler = scheduler
@@ -162,6 +170,9 @@ class Service:
             self._features.append("grammar")
         if own_draft:
             self._features.append("worker-draft")
+        self._relay = relay
+        if relay is not None:
+            self._features.append("rpc")
         self._started = time.monotonic()
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
@@ -185,6 +196,7 @@ class Service:
                     self._vocabulary, _parser(pb.VocabularyRequest), _serialize
                 ),
                 "Generate": grpc.stream_stream_rpc_method_handler(self._generate, _parser(pb.Up), _serialize),
+                "Relay": grpc.stream_stream_rpc_method_handler(self._relayed, _parser(pb.Piece), _serialize),
             },
         )
 
@@ -221,8 +233,15 @@ class Service:
         if isinstance(request, ValueError):
             abort(context, request)
         data = self._identity.vocabulary
-        for begin in range(0, len(data), _PIECE_BYTES):
-            yield pb.Piece(data=data[begin : begin + _PIECE_BYTES])
+        for begin in range(0, len(data), PIECE_BYTES):
+            yield pb.Piece(data=data[begin : begin + PIECE_BYTES])
+
+    def _relayed(
+        self, requests: Iterator[pb.Piece | ValueError], context: grpc.ServicerContext
+    ) -> Iterator[pb.Piece]:
+        if self._relay is None:
+            abort(context, not_offered(["rpc"]))
+        yield from self._relay.serve(requests, context)
 
     def _echo(self, request: pb.EchoRequest, context: grpc.ServicerContext) -> pb.EchoReply:
         if request.reply_bytes > _MAX_ECHO:
