@@ -164,8 +164,8 @@ def _parser() -> _Parser:
             "rpc-server",
             cli_rpc.rpc_server,
             "Serve this machine's devices by ggml's RPC, on loopback.",
-            "The line on stdout is HOST:PORT. From another machine, use sllm worker --rpc there, which relays to"
-            " such a server over TLS with a token.",
+            "The line on stdout is HOST:PORT. For other machines use sllm worker --rpc, which relays to such"
+            " a server over TLS with a token.",
         )
     )
     status = command("status", cli_remote.status, "Show what a worker is doing.", _SECRET)
@@ -240,8 +240,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add(
         "--rpc",
         metavar="HOST:PORT|URI",
-        help="run layers of --target (see --n-gpu-layers) on the devices of an RPC server, or of a worker that"
-        " was started with --rpc (its sllm:// line, or @FILE)",
+        help="run layers of --target (see --n-gpu-layers) on the devices of an RPC server, or of a worker"
+        " that was started with --rpc (its sllm:// line, or @FILE)",
     )
     link = parser.add_argument_group("link (with --remote)")
     link.add_argument(

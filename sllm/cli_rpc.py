@@ -56,9 +56,9 @@ def rpc_server(args: argparse.Namespace, out: Output) -> int:
         cli_remote.signals(watch_stdin=args.until_eof) as received,
     ):
         out.line(server.endpoint)
-        found = rpc.add_server(server.endpoint.replace("0.0.0.0:", "127.0.0.1:"))
-        memory = ", ".join(size(device.memory_free) for device in found)
-        out.note(f"sllm: serving {count(len(found), 'device')} to one client at a time; free: {memory}")
+        memory = ", ".join(size(free) for free, _ in server.memory) or "unknown"
+        n_devices = count(len(server.memory), "device")
+        out.note(f"sllm: serving {n_devices} to one client at a time; free: {memory}")
         if args.allow_public:
             out.note("sllm: warning: whoever reaches this port can use the server, without a password")
         while (number := received(1.0)) is None:

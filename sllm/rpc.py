@@ -138,6 +138,10 @@ class RPCServer:
         RPCError: the server does not start; says why.
         UnsupportedModelError: this build has no RPC backend.
 
+    Attributes:
+        host, port: where it listens.
+        memory: bytes that were free at the start and in all, for each device.
+
     """
 
     def __init__(
@@ -174,6 +178,7 @@ class RPCServer:
         }
         self.host = address
         self.port = port
+        self.memory: tuple[tuple[int, int], ...] = ()
         self._pid = os.getpid()
         self._child: Child | None = None
         for attempt in range(_ATTEMPTS):
@@ -192,7 +197,7 @@ class RPCServer:
                 raise RPCError(f"the RPC server did not start: {told['error']}")
             reached = "127.0.0.1" if self.host == "0.0.0.0" else self.host
             until = time.monotonic() + _START_SECONDS
-            while not _answers(f"{reached}:{port}"):
+            while not self._answers(f"{reached}:{port}"):
                 if not child.alive or time.monotonic() > until:
                     if _is_taken(self.host, port):
                         child.close()
@@ -209,6 +214,16 @@ class RPCServer:
             child.close()
             raise
         self.port, self._child = port, child
+        return True
+
+    def _answers(self, endpoint: str) -> bool:
+        try:
+            info = ggml_rpc.probe(endpoint, 1.0)
+        except ggml_rpc.SilentError:
+            return True  # a client was quicker
+        except RPCError:
+            return False
+        self.memory = info.memory
         return True
 
     @property
@@ -305,14 +320,6 @@ def _free_port(host: str, port: int) -> int:
             ) from error
         number: int = probe.getsockname()[1]
         return number
-
-
-def _answers(endpoint: str) -> bool:
-    try:
-        ggml_rpc.probe(endpoint)
-    except RPCError:
-        return False
-    return True
 
 
 def _is_taken(host: str, port: int) -> bool:
