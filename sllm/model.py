@@ -542,7 +542,7 @@ _with_servers: weakref.WeakSet[Model] = weakref.WeakSet()
 def _name(device: Device | str) -> str:
     name = device.name if isinstance(device, Device) else device
     if not isinstance(name, str):
-        raise TypeError(f"devices holds {device!r}, expected a Device or a name")
+        raise ValueError(f"there is no device {device!r}; expected a Device or a name")
     return name
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,10 +17,11 @@ import pytest
 from oracles import EXACT, GREEDY
 from remote_worker import WorkerProcess, n_threads, through, wait_until
 from test_robustness import gguf, llama
-from test_rpc import Fake, gone, listening, refuses
+from test_rpc import Fake, gone, greeted, listening, refuses
 
 import sllm
 from sllm import embedded, rpc
+from sllm.wire import ggml_rpc
 from sllm.wire.auth import Address
 from sllm.wire.link import Link
 from sllm.wire.protocol import method, pb
@@ -244,12 +246,52 @@ def test_a_load_that_fails_is_told(server: rpc.RPCServer, tmp_path: Path, nothin
         sllm.LocalTarget(embedded.DRAFT, devices=devices)
 
 
-def test_a_server_that_lies_ends_its_own_process_alone(nothing_left: None) -> None:
-    """It greets as it should, and then allocates nothing and hangs up."""
+def test_a_server_that_hangs_up_during_the_load_is_told(nothing_left: None) -> None:
     with listening(Fake()) as endpoint:
         devices = rpc.add_server(endpoint)
         with pytest.raises(sllm.RPCError, match=f"the RPC server {endpoint} went away"):
             sllm.LocalTarget(embedded.DRAFT, devices=devices)
+
+
+def liar(server: rpc.RPCServer, command: int, lie: bytes) -> Any:
+    """Passes everything on, but for the first answer to a command."""
+
+    def answer(client: socket.socket) -> None:
+        with socket.create_connection((server.host, server.port)) as honest:
+            while request := greeted(client):
+                honest.sendall(request)
+                if request[0] not in ggml_rpc._ANSWERS and request[0] != GET_TENSOR:
+                    continue
+                head = honest.recv(8, socket.MSG_WAITALL)
+                if not head:
+                    return
+                size = int.from_bytes(head, "little")
+                data = honest.recv(size, socket.MSG_WAITALL)
+                if request[0] == command and told:
+                    data = (told.pop() * size)[:size]
+                client.sendall(head + data)
+
+    told = [lie]
+    return answer
+
+
+GET_TENSOR = 8
+
+
+@pytest.mark.parametrize(
+    ("command", "lie"),
+    [(0, b"\xff"), (0, b"\0"), (1, b"\0"), (2, b"\0"), (3, b"\x10\0"), (3, b"\0"), (GET_TENSOR, b"\xff")],
+)
+def test_a_server_that_lies_ends_nothing_but_its_target(command: int, lie: bytes, nothing_left: None) -> None:
+    """Where a buffer is, how large one may be, what was computed: some lies kill the process."""
+    with (
+        rpc.RPCServer(cache=False, n_threads=1) as server,
+        listening(liar(server, command, lie)) as endpoint,
+        suppress(sllm.SllmError, ValueError, MemoryError),  # whatever llama.cpp makes of it
+    ):
+        devices = rpc.add_server(endpoint)
+        with sllm.LocalTarget(embedded.DRAFT, devices=devices, deadline=5.0, n_ctx=64) as target:
+            sllm.generate(target, PROMPT, sampling=GREEDY, max_tokens=5).text()
 
 
 def test_arguments_that_do_not_go_together(draft_model: sllm.Model, server: rpc.RPCServer) -> None:
@@ -369,4 +411,5 @@ def test_a_lost_worker_is_an_error(tmp_path: Path, how: str, nothing_left: None)
         target = stack.enter_context(sllm.LocalTarget(embedded.TARGET, devices=devices, **SETTINGS))
         error, read, seconds = lose(target, worker.kill if how == "worker" else link.cut)
         assert seconds < 5
+        assert f"behind 127.0.0.1:{link.port}" in str(error)
         assert list(error.tokens[: len(read)]) == read

@@ -235,7 +235,7 @@ def greeted(connection: socket.socket) -> bytes:
     """A request, whole."""
     head = connection.recv(9, socket.MSG_WAITALL)
     size = struct.unpack("<Q", head[1:])[0] if len(head) == 9 else 0
-    return head + (connection.recv(size, socket.MSG_WAITALL) if 0 < size < 1000 else b"")
+    return head + (connection.recv(size, socket.MSG_WAITALL) if 0 < size < 1 << 26 else b"")
 
 
 def said(data: bytes) -> bytes:
@@ -440,7 +440,7 @@ def test_a_server_that_is_not_there_is_told_before_llama_cpp_is_asked() -> None:
         pytest.raises(sllm.RPCError, match=r"version 1\.2\.3"),
     ):
         sllm.Model(embedded.DRAFT, devices=[f"RPC0[{endpoint}]"])
-    with pytest.raises(TypeError, match="devices holds 5"):
+    with pytest.raises(ValueError, match="no device 5"):
         sllm.Model(embedded.DRAFT, devices=[5])  # type: ignore[list-item]
 
 
@@ -467,6 +467,19 @@ def test_the_front_says_how_a_server_was_lost(answer: Any, said: str) -> None:
             front.close()
     assert lost[0].startswith(f"the RPC server {endpoint} ") and said in lost[0]
     assert n_threads("sllm-rpc-front") == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="whose a connection is, is read from /proc")
+def test_the_front_is_for_its_own_user(server: rpc.RPCServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    front = ggml_rpc.Front(server.endpoint, deadline=PATIENCE, on_loss=print)
+    try:
+        monkeypatch.setattr(os, "getuid", lambda: 12345)
+        with pytest.raises(sllm.RPCError, match="hung up"):
+            ggml_rpc.probe(front.endpoint)
+        monkeypatch.undo()
+        assert ggml_rpc.probe(front.endpoint).memory
+    finally:
+        front.close()
 
 
 def test_the_front_passes_everything_on(server: rpc.RPCServer) -> None:

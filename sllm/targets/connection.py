@@ -11,7 +11,7 @@ import time
 import warnings
 import zlib
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -493,8 +493,8 @@ class Remote:
         """The devices behind the worker, for a model that runs here: ``LocalTarget(path, devices=...)``.
 
         A port on 127.0.0.1 stands for the worker's RPC server; what goes through it travels over this
-        connection's TLS and token. Every program on this machine can use the port, until the connection is
-        closed. A worker's RPC server serves one client at a time.
+        connection's TLS and token. Until the connection is closed, every program of this user can use the
+        port (and of others, except on Linux). A worker's RPC server serves one client at a time.
 
         Raises:
             UnsupportedModelError: the worker has no RPC server.
@@ -514,7 +514,9 @@ class Remote:
             relay = self._relay
         relay.trouble = None
         try:
-            return rpc.add_server(relay.endpoint, timeout=timeout)
+            found = rpc.add_server(relay.endpoint, timeout=timeout)
+            where = f"of the RPC server behind {self.address.endpoint}"
+            return [replace(device, description=f"device {device.index} {where}") for device in found]
         except RPCError:
             if relay.trouble is not None:
                 raise relay.trouble from None

@@ -67,7 +67,11 @@ class IsolatedTarget(RemoteTarget):
         deadline: float,
     ) -> None:
         devices: Sequence[Device | str] | None = model_options.get("devices")
+        self._described: dict[str, str] = {}  # endpoints that say nothing of where they lead to
         if devices is not None:
+            for device in devices:
+                if isinstance(device, Device) and device.endpoint not in (None, *device.description.split()):
+                    self._described[str(device.endpoint)] = device.description
             names = [device.name if isinstance(device, Device) else device for device in devices]
             model_options = {**model_options, "devices": names}
         with ExitStack() as stack:
@@ -130,7 +134,9 @@ class IsolatedTarget(RemoteTarget):
         """Why the child has ended."""
         words = self._child.last_words()
         # The sentence alone, where it has ended by itself and says why.
-        return words.partition(f"ended with status {_LOST_STATUS}: ")[2] or words
+        words = words.partition(f"ended with status {_LOST_STATUS}: ")[2] or words
+        known = [text for endpoint, text in self._described.items() if f" {endpoint} " in words]
+        return f"{words} ({known[0]})" if known else words
 
     def close(self) -> None:
         """Hang up and end the child. More calls do nothing."""

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sllm.errors import RemoteError
+from sllm.wire.ggml_rpc import same_user
 from sllm.wire.protocol import PIECE_BYTES, failure, pb
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ log = logging.getLogger("sllm.remote")
 class RelayEnd:
     """Listens on loopback, and carries each connection over a stream of its own.
 
-    Every program on this machine can connect to the port, and so use the server: no token is asked for here.
+    No token is asked for here. On Linux connections of other users of this machine are refused; elsewhere
+    every program on it can use the server.
 
     Args:
         open_stream: makes a call of ``Relay`` (``sllm.proto``) from what goes up.
@@ -62,6 +64,9 @@ class RelayEnd:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
+            if not same_user(connection):
+                connection.close()
+                continue
             thread = threading.Thread(
                 target=self._carry, args=(connection,), name="sllm-relay-connection", daemon=True
             )

@@ -13,13 +13,16 @@ bytes.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sllm._ffi import check, ffi, lib
@@ -28,7 +31,18 @@ from sllm.errors import RPCError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["DEFAULT_PORT", "Front", "ServerInfo", "SilentError", "probe", "register", "resolved", "version"]
+__all__ = [
+    "DEFAULT_PORT",
+    "Front",
+    "ServerInfo",
+    "SilentError",
+    "probe",
+    "register",
+    "resolved",
+    "same_user",
+    "split",
+    "version",
+]
 
 log = logging.getLogger("sllm.rpc")
 
@@ -394,7 +408,8 @@ class Front:
     tensors of most models are not. The front asks for all weights, many at a time; what a text is about
     (activations, and so on) is never kept.
 
-    One thread serves each connection. Anybody on this machine can connect, as to the server itself.
+    One connection is served at a time, as the server does. Other users of this machine cannot use it where
+    the system tells whose a connection is (:func:`same_user`).
 
     Args:
         endpoint: the server.
@@ -434,6 +449,9 @@ class Front:
                 client, _ = self._listener.accept()
             except OSError:
                 return
+            if not same_user(client):
+                client.close()
+                continue
             self._sockets.add(client)
             # One after the other: that is how the server takes them.
             self._serve(client)
@@ -470,6 +488,24 @@ class Front:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
         self._thread.join(5)
+
+
+def same_user(connection: socket.socket) -> bool:
+    """Whether the other end of a loopback connection belongs to this user; True where the system does not
+    tell (it does on Linux).
+    """
+
+    def written(address: tuple[str, int]) -> str:
+        number = int.from_bytes(socket.inet_aton(address[0]), sys.byteorder)
+        return f"{number:08X}:{address[1]:04X}"
+
+    try:
+        ours, theirs = written(connection.getsockname()), written(connection.getpeername())
+        lines = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
+    except OSError:
+        return True
+    owners = {(fields[1], fields[2]): int(fields[7]) for fields in map(str.split, lines)}
+    return (ours, theirs) not in owners or owners.get((theirs, ours)) == os.getuid()
 
 
 def keep_alive(connection: socket.socket) -> None:
