@@ -46,8 +46,8 @@ class ChildEndedError(SllmError, RuntimeError):
 
 class Child:
     """A process that calls ``entry`` (``"module:function"``) with the parent's process id and ``options``
-    (JSON). It ends when :meth:`close` is called and when this process ends, however that does: its stdin
-    does, or its parent is another.
+    (JSON, or it is a TypeError). It ends when :meth:`close` is called and when this process ends, however
+    that does: its stdin does, or its parent is another.
 
     The function begins by calling :func:`begin`, which returns how it tells things to :meth:`hear`.
     """
@@ -58,9 +58,9 @@ class Child:
         self._pid = os.getpid()
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._heard = b""
-        self._closed = False
         path = [os.path.abspath(part) for part in sys.path]  # noqa: PTH100 - "" is the current folder
         told = {"path": path, "entry": entry, "parent": self._pid, "options": options}
+        line = json.dumps(told).encode() + b"\n"
         self._process = subprocess.Popen(
             [sys.executable, "-c", _BOOT],
             stdin=subprocess.PIPE,
@@ -69,11 +69,12 @@ class Child:
             bufsize=0,
             start_new_session=True,  # a Ctrl-C in the terminal is for this process alone
         )
+        self._closed = False
         self._reader = threading.Thread(target=self._read_stderr, name="sllm-child", daemon=True)
         self._reader.start()
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # hear() tells
-            self._process.stdin.write(json.dumps(told).encode() + b"\n")
+            self._process.stdin.write(line)
 
     def _read_stderr(self) -> None:
         assert self._process.stderr is not None

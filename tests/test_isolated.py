@@ -84,6 +84,7 @@ def test_layers_on_a_server_say_the_same(
 ) -> None:
     devices = rpc.add_server(server.endpoint)
     options: dict[str, Any] = {"devices": devices, "n_gpu_layers": n_gpu_layers, "use_mmap": False}
+    options["tensor_split"] = np.array([1.0])
     with sllm.LocalTarget(embedded.TARGET, **options, **SETTINGS) as target:
         assert target.isolated and target.pid != os.getpid() and not gone(target.pid)
         for sampling, text in expected.items():
@@ -129,6 +130,9 @@ def test_one_text_at_a_time(nothing_left: None) -> None:
             target.open(tokens[:0], GREEDY, 5)
         with pytest.raises(ValueError, match="grammar"):
             target.open(tokens, sllm.SamplingParams(grammar="root ::= ("), 5)
+        biased = sllm.SamplingParams(grammar='root ::= "a"', logit_bias=dict.fromkeys(range(2560), -np.inf))
+        with pytest.raises(sllm.InferenceError, match=r"^draft\.gguf: no token can be selected"):
+            text_of(target, biased)
         generation = target.open(tokens, ENDLESS, None)
         generation.cancel()
         with pytest.raises(sllm.CancelledError):
@@ -299,6 +303,8 @@ def test_arguments_that_do_not_go_together(draft_model: sllm.Model, server: rpc.
         sllm.LocalTarget(draft_model, isolated=True)
     with pytest.raises(TypeError, match="n_gpu_layers, use_mmap belong to loading"):
         sllm.LocalTarget(draft_model, n_gpu_layers=3, use_mmap=False)
+    with pytest.raises(TypeError, match="JSON"):
+        sllm.LocalTarget(embedded.DRAFT, isolated=True, n_batch=object())  # type: ignore[arg-type]
     for deadline in (0, -1, float("nan"), "5", True):
         with pytest.raises(ValueError, match="deadline"):
             sllm.LocalTarget(embedded.DRAFT, isolated=True, deadline=deadline)  # type: ignore[arg-type]

@@ -74,6 +74,9 @@ class IsolatedTarget(RemoteTarget):
                     self._described[str(device.endpoint)] = device.description
             names = [device.name if isinstance(device, Device) else device for device in devices]
             model_options = {**model_options, "devices": names}
+        if model_options.get("tensor_split") is not None:
+            split = [float(part) for part in model_options["tensor_split"]]
+            model_options = {**model_options, "tensor_split": split}
         with ExitStack() as stack:
             # Vocabulary and metadata, without the weights.
             self.model = stack.enter_context(Model(path, vocab_only=True))
@@ -162,6 +165,10 @@ class IsolatedGeneration(RemoteGeneration):
     def _fail(self, error: Exception) -> None:
         if isinstance(error, RemoteError) and not isinstance(error, (AuthError, RPCError)):
             error = self._as_loss(error)
+        # What the child refuses begins with its address, which means nothing to the caller.
+        _, prefix, text = str(error).partition(f"{self._remote.address.endpoint}: ")
+        if prefix and str(error).startswith(prefix):
+            error = type(error)(f"{self._target.model.path.name}: {text}")
         super()._fail(error)
 
     def _as_loss(self, error: RemoteError) -> RPCError:
