@@ -13,7 +13,7 @@ import time
 import warnings
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from sllm.errors import SllmError
 
@@ -70,26 +70,17 @@ class Child:
             start_new_session=True,  # a Ctrl-C in the terminal is for this process alone
         )
         self._closed = False
-        self._reader = threading.Thread(target=self._read_stderr, name="sllm-child", daemon=True)
+        # Nothing of the thread leads back to this object, or it could never be found forgotten.
+        self._reader = threading.Thread(
+            target=_read_stderr,
+            args=(self._process.stderr, self._lines, self._process.pid),
+            name="sllm-child",
+            daemon=True,
+        )
         self._reader.start()
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # hear() tells
             self._process.stdin.write(line)
-
-    def _read_stderr(self) -> None:
-        assert self._process.stderr is not None
-        rest = b""
-        while data := self._process.stderr.read(65536):
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                self._note(line)
-        self._note(rest)
-
-    def _note(self, line: bytes) -> None:
-        text = line.decode("utf-8", "replace").strip()
-        if text:
-            self._lines.append(text)
-            log.debug("%d: %s", self._process.pid, text)
 
     @property
     def pid(self) -> int:
@@ -171,6 +162,23 @@ class Child:
         if not getattr(self, "_closed", True) and self._pid == os.getpid():
             warnings.warn(f"unclosed child process {self.pid}", ResourceWarning, source=self, stacklevel=2)
             self.close()
+
+
+def _read_stderr(stderr: IO[bytes], lines: deque[str], pid: int) -> None:
+    """Keep the last lines that a child writes, and log all."""
+    rest = b""
+    while data := stderr.read(65536):
+        *whole, rest = (rest + data).split(b"\n")
+        for line in whole:
+            _note(line, lines, pid)
+    _note(rest, lines, pid)
+
+
+def _note(line: bytes, lines: deque[str], pid: int) -> None:
+    text = line.decode("utf-8", "replace").strip()
+    if text:
+        lines.append(text)
+        log.debug("%d: %s", pid, text)
 
 
 class begin:  # noqa: N801 - a function with a memory
