@@ -67,6 +67,9 @@ bool shutting_down();
 // What the interrupt callback says, asked at most every 100 ms; false when there is none.
 bool interrupted();
 
+// The device with this index, be it this machine's or an RPC server's (rpc.cpp).
+ggml_backend_device * device_at(int32_t index);
+
 // Frees llama.cpp's objects where unique_ptr expects it.
 struct Free {
     void operator()(llama_context * p) const { llama_free(p); }

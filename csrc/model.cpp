@@ -90,10 +90,7 @@ std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
     std::vector<ggml_backend_dev_t> devices;
     if (params.devices != nullptr) {
         for (int32_t i = 0; i < params.n_devices; ++i) {
-            if (params.devices[i] < 0 || params.devices[i] >= sllm_device_count()) {
-                sllm::fail(SLLM_ERR_INVALID, "there is no device %d", params.devices[i]);
-            }
-            devices.push_back(ggml_backend_dev_get(static_cast<size_t>(params.devices[i])));
+            devices.push_back(sllm::device_at(params.devices[i]));
         }
         devices.push_back(nullptr);
         p.devices = devices.data();

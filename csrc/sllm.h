@@ -118,7 +118,7 @@ struct sllm_model_params {
     int32_t use_mlock;
     int32_t check_tensors;
     int32_t vocab_only;
-    const int32_t * devices; /* indices for sllm_device_get(); NULL: all */
+    const int32_t * devices; /* indices for sllm_device_get() or of sllm_rpc_add_server(); NULL: all of the former */
     int32_t n_devices;
     const float * tensor_split; /* n_tensor_split proportions, or NULL */
     int32_t n_tensor_split;
@@ -339,6 +339,21 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * jobs, int
  * For a context of layers, `hidden` has n_tokens + n_more rows for each job, one behind the other; else it is NULL. */
 int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * jobs, int32_t n_items, sllm_sampling * const * samplings,
                 int32_t stride, const float * hidden, int32_t * selected, int32_t * n_accepted, float * logprobs);
+
+/* ---- rpc.cpp: ggml's RPC backend ------------------------------------------------------------------------ */
+
+/* The version of ggml's RPC protocol that this build speaks: major, minor, patch. This and the next two return
+ * SLLM_ERR_UNSUPPORTED in builds without the backend. */
+int sllm_rpc_version(int32_t * version);
+/* Connect to the server at `endpoint` ("IPV4:PORT" or "NAME:PORT") and give its devices the indices `first` .. `first + count - 1`,
+ * for sllm_model_load() alone; asked again, the same ones. Without a limit of time. A server that cannot be reached is an error here,
+ * but one that is lost while a model uses it ends the process: llama.cpp aborts on a thread of its own. */
+int sllm_rpc_add_server(const char * endpoint, int32_t * first, int32_t * count);
+/* Serve devices (indices for sllm_device_get()) at `endpoint` ("IPV4:PORT") to one client at a time until the process ends; tells
+ * what it does on stdout. `cache_dir`: an existing folder for uploaded tensors, or NULL. Returns only where it cannot. */
+int sllm_rpc_serve(const char * endpoint, const char * cache_dir, int32_t n_threads, const int32_t * devices, int32_t n_devices);
+/* What a server names a cached tensor by: FNV-1a of its bytes, 64 bits. */
+uint64_t sllm_rpc_hash(const uint8_t * data, uint64_t size);
 
 /* cffi: end */
 

@@ -45,6 +45,7 @@ from sllm.targets.local import LocalTarget
 from sllm.text_stream import Run
 
 if TYPE_CHECKING:
+    from sllm import rpc
     from sllm.privacy.vault import Vault
     from sllm.targets.connection import connect
     from sllm.targets.remote import RemoteTarget
@@ -87,6 +88,7 @@ __all__ = [
     "export_layers",
     "generate",
     "hub",
+    "rpc",
 ]
 
 __version__: str = _ffi.string(_lib.sllm_version()).decode()
@@ -104,13 +106,15 @@ _LAZY = {
     "Vault": "sllm.privacy.vault",
     "Worker": "sllm.worker",
     "connect": "sllm.targets.connection",
+    "rpc": "sllm.rpc",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+    module = importlib.import_module(_LAZY[name])
+    value = globals()[name] = module if module.__name__ == f"sllm.{name}" else getattr(module, name)
     return value
 
 

@@ -1,5 +1,5 @@
-"""The command line: ``sllm demo``, ``run``, ``worker``, ``status``, ``ping``, ``split``, ``audit``,
-``codec-report``, ``calibrate``, ``devices``, ``inspect``.
+"""The command line: ``sllm demo``, ``run``, ``worker``, ``rpc-server``, ``status``, ``ping``, ``split``,
+``audit``, ``codec-report``, ``calibrate``, ``devices``, ``inspect``.
 
 Text goes to stdout as it comes; everything about it goes to stderr. An error is one line there and exit
 status 2, Ctrl-C is exit status 130 within a second, and a reader that goes away (``sllm run ... | head -1``)
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import sllm
-from sllm import cli_layers, cli_remote, cli_triage, demo, embedded
+from sllm import cli_layers, cli_remote, cli_rpc, cli_triage, demo, embedded
 from sllm.cli_remote import EXACT, VARIABLE
 from sllm.console import (
     DIM,
@@ -173,6 +173,15 @@ def _parser() -> _Parser:
             " clients go on elsewhere, or when the worker is back.",
         )
     )
+    cli_rpc.add_rpc_server(
+        command(
+            "rpc-server",
+            cli_rpc.rpc_server,
+            "Serve this machine's devices by ggml's RPC, on loopback.",
+            "The line on stdout is HOST:PORT. For other machines use sllm worker --rpc, which relays to such"
+            " a server over TLS with a token.",
+        )
+    )
     status = command("status", cli_remote.status, "Show what a worker is doing.", _SECRET)
     status.add_argument("--json", action="store_true", help="as a JSON object")
     ping = command("ping", cli_remote.ping, "Measure the link to a worker and show what it offers.", _SECRET)
@@ -261,6 +270,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     ]:
         sampling.add_argument(option, metavar=metavar, type=kind, default=value, help=_SHOWN)
     sampling.add_argument("--grammar-file", metavar="FILE", help="a GBNF grammar that the text must match")
+    add(
+        "--rpc",
+        metavar="HOST:PORT|URI",
+        help="run layers of --target (see --n-gpu-layers) on the devices of an RPC server, or of a worker"
+        " that was started with --rpc (its sllm:// line, or @FILE)",
+    )
     link = parser.add_argument_group("link (with --remote)")
     link.add_argument(
         "--no-run-ahead",
@@ -332,6 +347,12 @@ def _add_worker(parser: argparse.ArgumentParser) -> None:
         type=_layers,
         help="serve these layers of the model, and no texts (sllm run --head); without a range: those that"
         " clients ask for. Of a file of some layers (sllm split), they must be in it",
+    )
+    add(
+        "--rpc",
+        action="store_true",
+        help="keep an RPC server on loopback, too, for clients that run a model themselves and want this"
+        " machine's devices for it; whoever has the token can use it",
     )
     network = parser.add_argument_group("network")
     network.add_argument(
@@ -471,6 +492,11 @@ def _open_local(args: argparse.Namespace, sampling: sllm.SamplingParams, stack: 
             raise CommandError(f"--{option.replace('_', '-')} is for --remote alone")
     ours = args.target is None
     name = embedded.TARGET if ours else args.target
+    if args.rpc is not None:
+        isolated = cli_rpc.local_target(args, name, EXACT if ours else {}, stack)
+        if sampling.grammar is not None:
+            _check_grammar(isolated.model, sampling, args.grammar_file)
+        return isolated.model, isolated, _open_draft(args, embedded.DRAFT if ours else None, stack)
     model = stack.enter_context(sllm.Model(name, n_gpu_layers=args.n_gpu_layers))
     if sampling.grammar is not None:
         _check_grammar(model, sampling, args.grammar_file)
@@ -487,6 +513,8 @@ def _open_remote(
     uris: list[str], args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack
 ) -> _Opened:
     """A model of a worker: its vocabulary, the target, and what is to draft."""
+    if args.rpc is not None:
+        raise CommandError("--rpc is for models that run here, and --remote names one that does not")
     cli_remote.quiet_grpc()
     on_loss, deadline = args.on_loss or "wait", args.deadline or 60.0
     remote = stack.enter_context(sllm.connect(uris, on_loss=on_loss, deadline=deadline))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sllm.targets.connection import Ping, WorkerInfo
     from sllm.wire.protocol import pb
 
-__all__ = ["EXACT", "VARIABLE", "addresses", "ping", "quiet_grpc", "status", "worker"]
+__all__ = ["EXACT", "VARIABLE", "addresses", "ping", "quiet_grpc", "signals", "status", "worker"]
 
 EXACT: dict[str, Any] = {"flash_attn": True, "type_k": "q8_0", "type_v": "q8_0"}
 """With these a q8_0 model's text does not depend on the draft to the last bit (see LocalTarget)."""
@@ -123,11 +123,12 @@ def worker(args: argparse.Namespace, out: Output) -> int:
                 n_threads=args.threads,
                 n_threads_batch=args.threads,
                 draft_threads=args.threads,
+                rpc=args.rpc,
                 pass_seconds=args.pass_seconds,
                 **(EXACT if args.exact or args.model is None else {}),
             )
         )
-        with _signals(watch_stdin=args.until_eof) as received:
+        with signals(watch_stdin=args.until_eof) as received:
             out.line(_public(serving.address, host, args.public).uri)
             _introduce(serving, Path(name).name, layers, args, out)
             while (number := received(1.0)) is None:
@@ -234,7 +235,7 @@ def _end(serving: Worker, seconds: float, received: Callable[[float], int | None
 
 
 @contextmanager
-def _signals(*, watch_stdin: bool) -> Iterator[Callable[[float], int | None]]:
+def signals(*, watch_stdin: bool) -> Iterator[Callable[[float], int | None]]:
     """From now on signals that end a program are only told: by a function that waits for one so long.
 
     With ``watch_stdin`` the end of stdin counts as SIGTERM: whoever started this program has ended.

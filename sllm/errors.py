@@ -65,7 +65,17 @@ class AuthError(RemoteError, PermissionError):
 
 
 class RPCError(RemoteError):
-    """A ggml RPC server could not be reached, speaks another protocol version, or went away."""
+    """A ggml RPC server could not be reached, speaks another protocol version, or went away.
+
+    Attributes:
+        tokens: where a text of an isolated :class:`~sllm.LocalTarget` was cut off: the ids that had been
+            committed behind the prompt, so that it can go on elsewhere behind prompt and tokens.
+        text: what they say.
+
+    """
+
+    tokens: tuple[int, ...] = ()
+    text: str = ""
 
 
 class UnsupportedModelError(SllmError, NotImplementedError):

@@ -134,7 +134,7 @@ def _can_overlap(target: Target, drafter: Drafter, generation: Generation) -> bo
     """Whether the draft can go on while the target verifies without taking its cores."""
     if isinstance(generation, RemoteWork) and isinstance(drafter, ModelDrafter):
         return True  # it waits for the link most of the time
-    if not isinstance(target, LocalTarget) or not isinstance(drafter, ModelDrafter):
+    if not isinstance(target, LocalTarget) or target.isolated or not isinstance(drafter, ModelDrafter):
         return False
     busy = 1 if target.model.offloaded else max(target.context.n_threads, target.context.n_threads_batch)
     return busy + drafter.context.n_threads <= available_cores()
@@ -159,9 +159,8 @@ def _make_drafter(draft: object, target: Target, n_threads: int | None, stack: E
             )
         return None
     if isinstance(draft, Model):
-        n_ctx = min(
-            draft.n_ctx_train or 4096, target.context.n_ctx_seq if isinstance(target, LocalTarget) else 4096
-        )
+        local = target if isinstance(target, LocalTarget) and not target.isolated else None
+        n_ctx = min(draft.n_ctx_train or 4096, 4096 if local is None else local.context.n_ctx_seq)
         return stack.enter_context(ModelDrafter(draft, n_ctx=n_ctx, n_threads=n_threads))
     if isinstance(draft, str):
         if draft != "ngram":

@@ -19,7 +19,7 @@ from sllm._ffi import check, checked_int, ffi, int32_array, lib, take_log
 from sllm.context import hidden_array, positions
 from sllm.errors import ClosedError, ModelLoadError
 from sllm.gguf_layers import LayeredFile
-from sllm.model import Model, _check_file, _devices_of, _load_params
+from sllm.model import Model, _check_file, _endpoints_of, _load_params, _may_offload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -197,7 +197,8 @@ class _LayerModel(Model):
             finally:
                 take_log(expected="dummy tokens")  # of a file without a vocabulary
         self._vocabulary = vocabulary
-        self.offloaded = n_gpu_layers != 0 and any(d.type in ("gpu", "igpu") for d in _devices_of(devices))
+        self._endpoints = _endpoints_of(devices or ())
+        self.offloaded = n_gpu_layers != 0 and _may_offload(devices)
         self._own(out[0])
         if vocabulary is not None:
             self.vocab = vocabulary.vocab

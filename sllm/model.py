@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 import weakref
 from collections import OrderedDict
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from sllm.context import Context
 
-__all__ = ["Device", "Model", "Vocab", "devices"]
+__all__ = ["Device", "Model", "Vocab", "devices", "server_of"]
 
 _DEVICE_TYPES = ("cpu", "gpu", "igpu", "accelerator", "other")
 _SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}
@@ -35,7 +36,11 @@ _SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}
 
 @dataclass(frozen=True)
 class Device:
-    """A device that ggml can compute on; ``memory_free`` and ``memory_total`` are bytes, 0 where unknown."""
+    """A device that ggml can compute on; ``memory_free`` and ``memory_total`` are bytes, 0 where unknown.
+
+    ``endpoint`` is that of the RPC server whose device it is (:func:`sllm.rpc.add_server`), ``index`` then
+    its number there; None: a device of this machine.
+    """
 
     index: int
     name: str
@@ -43,6 +48,7 @@ class Device:
     type: str
     memory_free: int
     memory_total: int
+    endpoint: str | None = None
 
 
 def devices() -> list[Device]:
@@ -288,7 +294,9 @@ class Model(Handle):
     Args:
         path: a local path, or ``hf://owner/repo/file.gguf``, which is downloaded first.
         n_gpu_layers: how many layers go to GPUs; None: all, if there is one.
-        devices: the devices to use, from :func:`devices`, or their names; None: all.
+        devices: the devices to use, from :func:`devices` or :func:`sllm.rpc.add_server`, or their names;
+            None: all of this machine. With RPC servers, whose loss ends the process, better leave the model
+            to :class:`~sllm.LocalTarget`.
         tensor_split: proportions of the model for each device.
         split_mode: ``"none"``, ``"layer"`` or ``"row"``.
         use_mmap: map the file instead of reading it.
@@ -301,6 +309,7 @@ class Model(Handle):
         ModelLoadError: the file is missing, unreadable or not a model llama.cpp can run; has llama.cpp's own
             words.
         UnsupportedModelError: an encoder or diffusion model.
+        RPCError: an RPC server is not there.
         ValueError: an argument out of range.
 
     Attributes:
@@ -338,6 +347,7 @@ class Model(Handle):
         params.use_mlock = use_mlock
         params.check_tensors = check_tensors
         params.vocab_only = vocab_only
+        self._endpoints = _endpoints_of(devices or ())
 
         out = ffi.new("sllm_model **")
         take_log()
@@ -345,7 +355,7 @@ class Model(Handle):
             check(lib.sllm_model_load(params, out), str(self.path))
         finally:
             take_log()
-        self.offloaded = n_gpu_layers != 0 and any(d.type in ("gpu", "igpu") for d in _devices_of(devices))
+        self.offloaded = n_gpu_layers != 0 and _may_offload(devices)
         self._own(out[0])
 
     def _own(self, pointer: Any) -> None:
@@ -368,6 +378,8 @@ class Model(Handle):
         self._samplings_lock = threading.Lock()
         self._last_sampling: tuple[SamplingParams | None, Any] = (None, None)
         self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
+        if self._endpoints:
+            _with_servers.add(self)
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -536,18 +548,64 @@ def _load_params(
     return params, keep
 
 
-def _devices_of(wanted: Sequence[Device | str] | None) -> list[Device]:
-    """The devices that a model may use."""
-    every = devices()
-    return every if wanted is None else [every[index] for index in _device_indices(wanted)]
+_SERVER_DEVICE = re.compile(r"RPC(\d{1,3})\[([^\[\]]+)\]")
+"""The name of an RPC server's device."""
+
+_with_servers: weakref.WeakSet[Model] = weakref.WeakSet()
+"""Models of this process that use RPC servers."""
+
+
+def _name(device: Device | str) -> str:
+    name = device.name if isinstance(device, Device) else device
+    if not isinstance(name, str):
+        raise ValueError(f"there is no device {device!r}; expected a Device or a name")
+    return name
+
+
+def server_of(device: Device | str) -> tuple[int, str] | None:
+    """The number of an RPC server's device and the server's endpoint; None for this machine's devices."""
+    found = _SERVER_DEVICE.fullmatch(_name(device))
+    return None if found is None else (int(found[1]), found[2])
+
+
+def _endpoints_of(wanted: Sequence[Device | str]) -> set[str]:
+    """The RPC servers among the devices."""
+    return {server[1] for server in map(server_of, wanted) if server is not None}
+
+
+def _may_offload(wanted: Sequence[Device | str] | None) -> bool:
+    """Whether layers can go somewhere else than to this machine's CPU."""
+    if wanted is not None and _endpoints_of(wanted):
+        return True
+    names = None if wanted is None else {_name(device) for device in wanted}
+    return any(d.type in ("gpu", "igpu") for d in devices() if names is None or d.name in names)
 
 
 def _device_indices(wanted: Sequence[Device | str]) -> list[int]:
     known = {device.name: device.index for device in devices()}
+    servers: dict[str, list[int]] = {}
     indices = []
     for device in wanted:
-        name = device.name if isinstance(device, Device) else device
+        name, server = _name(device), server_of(device)
+        if server is not None:
+            index, endpoint = server
+            if endpoint not in servers:
+                servers[endpoint] = _server_indices(endpoint)
+            if index >= len(servers[endpoint]):
+                raise ValueError(f"there is no device {name!r}; the server has {len(servers[endpoint])}")
+            indices.append(servers[endpoint][index])
+            continue
         if name not in known:
             raise ValueError(f"there is no device {name!r}; there are {', '.join(known)}")
         indices.append(known[name])
     return indices
+
+
+def _server_indices(endpoint: str) -> list[int]:
+    """Hand an RPC server to llama.cpp, which would end the process were it not there."""
+    from sllm.wire import ggml_rpc
+
+    # A server that one of our models is using has no time to answer questions.
+    if not any(endpoint in model._endpoints and not model.closed for model in list(_with_servers)):
+        ggml_rpc.probe(endpoint)
+    return ggml_rpc.register(endpoint)

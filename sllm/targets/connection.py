@@ -11,16 +11,26 @@ import time
 import warnings
 import zlib
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sllm.errors import AuthError, BusyError, ClosedError, RemoteError, SllmError, UnsupportedModelError
+from sllm import rpc
+from sllm.errors import (
+    AuthError,
+    BusyError,
+    ClosedError,
+    RemoteError,
+    RPCError,
+    SllmError,
+    UnsupportedModelError,
+)
 from sllm.model import Model
 from sllm.targets.reconnect import OtherModelError
+from sllm.targets.relay import RelayEnd
 from sllm.targets.remote import RemoteTarget, checked_on_loss
 from sllm.wire import auth
-from sllm.wire.protocol import CHANNEL_OPTIONS, PROTOCOL, failure, method, padded, pb
+from sllm.wire.protocol import CHANNEL_OPTIONS, PROTOCOL, RELAY_OPTIONS, failure, method, padded, pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +40,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Self
 
-    from sllm.model import Vocab
+    from sllm.model import Device, Vocab
 
 __all__ = ["LayersInfo", "Ping", "Remote", "WorkerInfo", "connect"]
 
@@ -187,6 +197,8 @@ class Remote:
         self._certificates: dict[str, bytes] = {}  # fingerprint -> PEM
         self._channel: grpc.Channel | None = None
         self._model: Model | None = None
+        self._relay: RelayEnd | None = None
+        self._relay_channel: grpc.Channel | None = None
         self._streams: set[_Stream] = set()
         self._calls: set[grpc.Future[Any]] = set()
         self._closed = False
@@ -207,7 +219,9 @@ class Remote:
 
     # ---- the channel
 
-    def _open_channel(self, address: auth.Address, timeout: float) -> grpc.Channel:
+    def _open_channel(
+        self, address: auth.Address, timeout: float, more: Sequence[tuple[str, int]] = ()
+    ) -> grpc.Channel:
         """A channel; nothing but the certificate has crossed the link yet.
 
         Raises:
@@ -219,6 +233,7 @@ class Remote:
         milliseconds = int(self._keepalive * 1000)
         options: list[tuple[str, Any]] = [
             *CHANNEL_OPTIONS,
+            *more,
             ("grpc.use_local_subchannel_pool", 1),  # a new channel means a new connection
             ("grpc.enable_retries", 0),  # what has to be done again, we do
             ("grpc.keepalive_time_ms", milliseconds),
@@ -530,6 +545,50 @@ class Remote:
             f"{self.address.endpoint} serves layers of a model, not texts: use SplitTarget(middle=...)"
         )
 
+    # ---- the worker's RPC server
+
+    def rpc_devices(self, *, timeout: float = 10.0) -> list[Device]:
+        """The devices behind the worker, for a model that runs here: ``LocalTarget(path, devices=...)``.
+
+        A port on 127.0.0.1 stands for the worker's RPC server; what goes through it travels over this
+        connection's TLS and token. Until the connection is closed, every program of this user can use the
+        port (and of others, except on Linux). A worker's RPC server serves one client at a time.
+
+        Raises:
+            UnsupportedModelError: the worker has no RPC server.
+            BusyError: it serves another client.
+            RPCError: it does not answer, or is of another version.
+            RemoteError: the link was lost.
+
+        """
+        self._live()
+        if "rpc" not in self.info.features:
+            raise UnsupportedModelError(
+                f"{self.address.endpoint} offers no RPC server; start it with `sllm worker --rpc`"
+            )
+        with self._loading:
+            if self._relay is None:
+                self._relay, self._relay_channel = self._open_relay()
+            relay = self._relay
+        relay.trouble = None
+        try:
+            found = rpc.add_server(relay.endpoint, timeout=timeout)
+            where = f"of the RPC server behind {self.address.endpoint}"
+            return [replace(device, description=f"device {device.index} {where}") for device in found]
+        except RPCError:
+            if relay.trouble is not None:
+                raise relay.trouble from None
+            raise
+
+    def _open_relay(self) -> tuple[RelayEnd, grpc.Channel]:
+        address = self.address
+        channel = self._open_channel(address, self.timeout, RELAY_OPTIONS)
+        stub = channel.stream_stream(method("Relay"), pb.Piece.SerializeToString, pb.Piece.FromString)
+        return (
+            RelayEnd(lambda pieces: stub(pieces, metadata=auth.bearer(address.token)), address.endpoint),
+            channel,
+        )
+
     def ping(self, *, n: int = 5, bandwidth: bool = False) -> Ping:
         """Measure the link: ``n`` round trips, and with ``bandwidth`` also 256 KiB up and 1 MiB down.
 
@@ -590,6 +649,10 @@ class Remote:
         for stream in streams:
             stream._join()
         with self._loading, self._lock:
+            if self._relay is not None and self._relay_channel is not None:
+                self._relay.close()
+                self._relay_channel.close()
+                self._relay = self._relay_channel = None
             if self._channel is not None:
                 self._channel.close()
                 self._channel = None

@@ -83,6 +83,10 @@ class RemoteTarget:
             ValueError: no tokens, or one that is none.
 
         """
+        return RemoteGeneration(self, self.checked_prompt(tokens), sampling, max_tokens)
+
+    def checked_prompt(self, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """``tokens``, if the worker takes them for a prompt; raises as :meth:`open` does."""
         prompt = int32_array(tokens, "tokens")
         info = self.remote.info
         if len(prompt) == 0:
@@ -93,7 +97,7 @@ class RemoteTarget:
             )
         if int(prompt.min()) < 0 or int(prompt.max()) >= info.n_vocab:
             raise ValueError(f"the prompt holds ids that are not in the vocabulary of {info.n_vocab} tokens")
-        return RemoteGeneration(self, prompt, sampling, max_tokens)
+        return prompt
 
     def close(self) -> None:
         """Nothing to free: texts and connection close by themselves."""

@@ -32,7 +32,9 @@ __all__ = [
     "CHANNEL_OPTIONS",
     "FEATURES",
     "FRAMING",
+    "PIECE_BYTES",
     "PROTOCOL",
+    "RELAY_OPTIONS",
     "SERVICE",
     "abort",
     "failure",
@@ -50,7 +52,17 @@ log = logging.getLogger("sllm.wire")
 PROTOCOL = 1
 SERVICE = "sllm.v1.Worker"
 FEATURES = ("generate", "hints", "run-ahead", "vocabulary", "status", "echo")
-"""What every worker of this version offers; ``"grammar"`` and ``"worker-draft"`` depend on its options."""
+"""What every worker of this version offers; ``"grammar"``, ``"worker-draft"`` and ``"rpc"`` depend on its
+options.
+"""
+
+PIECE_BYTES = 1 << 18
+"""The most that a message ``Piece`` carries."""
+
+RELAY_OPTIONS: tuple[tuple[str, int], ...] = (("grpc.http2.lookahead_bytes", 1 << 23),)
+"""For both ends of a relay: what may be under way without having been asked for. The 64 KiB that are usual
+would let a link with a round trip of 50 ms carry 10 Mbit/s.
+"""
 
 FRAMING = 5 + 9 + 22
 """Bytes around a message on the wire: gRPC's prefix, one HTTP/2 frame header, one TLS 1.3 record."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sllm.model import Model
 from sllm.wire import auth
-from sllm.wire.protocol import CHANNEL_OPTIONS, size_limit
+from sllm.wire.protocol import CHANNEL_OPTIONS, RELAY_OPTIONS, size_limit
 from sllm.worker.layers import LayerScheduler
 from sllm.worker.scheduler import Limits, Scheduler, SchedulerStats
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from sllm.worker.layer_service import LayerService
+    from sllm.worker.relay import Relay
     from sllm.worker.service import Service
 
 __all__ = ["Limits", "Worker"]
@@ -78,6 +79,9 @@ class Worker:
             :class:`~sllm.Context`. Texts that do not depend on drafts and neighbours to the last bit need
             what :class:`~sllm.LocalTarget` says.
         draft_threads: CPU threads of the draft; None: as for :class:`~sllm.Context`.
+        rpc: keep an RPC server (:class:`sllm.rpc.RPCServer`) for this machine's devices, too, for clients
+            that run a model themselves: :meth:`Remote.rpc_devices`. Whoever has the token can then crash that
+            server's process, and do what it may do.
         pass_seconds: no pass takes less: a stand-in for a larger model, for tests and benchmarks.
 
     Raises:
@@ -85,11 +89,14 @@ class Worker:
         VocabMismatchError: ``draft`` has another vocabulary.
         UnsupportedModelError: the model's layers cannot be run apart from one another.
         OSError: the address is in use, or a file cannot be read or written.
+        RPCError: the RPC server does not start.
 
     Attributes:
         address: where the worker is; its ``port`` is the one in use.
 
     """
+
+    _relay: Relay | None = None
 
     def __init__(
         self,
@@ -116,6 +123,7 @@ class Worker:
         type_k: str = "f16",
         type_v: str = "f16",
         offload_kqv: bool = True,
+        rpc: bool = False,
         pass_seconds: float = 0.0,
     ) -> None:
         import sllm
@@ -159,8 +167,8 @@ class Worker:
         with ExitStack() as stack:
             service: LayerService | Service
             if layers is not False:
-                if isinstance(model, Model) or draft is not None:
-                    raise ValueError("layers are served from a file and without a draft")
+                if isinstance(model, Model) or draft is not None or rpc:
+                    raise ValueError("layers are served from a file, and with neither a draft nor rpc")
                 settings["n_batch"] = min(n_batch, _LAYER_ROWS)
                 self._scheduler: Any = LayerScheduler(
                     model,
@@ -204,8 +212,17 @@ class Worker:
                 self._scheduler = Scheduler(context, limits, draft=drafting, pass_seconds=pass_seconds)
                 stack.callback(self._scheduler.close)
                 name, n_ctx = big.path.name, context.n_ctx_seq
+                if rpc:
+                    from sllm.worker.relay import Relay
+
+                    self._relay = stack.enter_context(Relay(n_threads))
                 service = Service(
-                    big, self._scheduler, n_ctx, own_draft=drafting is not None, software=software
+                    big,
+                    self._scheduler,
+                    n_ctx,
+                    own_draft=drafting is not None,
+                    software=software,
+                    relay=self._relay,
                 )
             self._listen(service, n_ctx, host, port, token, credentials, stack)
             self._stack = stack.pop_all()
@@ -249,6 +266,7 @@ class Worker:
             maximum_concurrent_rpcs=n_calls,
             options=[
                 *CHANNEL_OPTIONS,
+                *(() if self._relay is None else RELAY_OPTIONS),
                 ("grpc.so_reuseport", 0),  # a second worker on the same port is an error
                 (
                     "grpc.max_receive_message_length",

@@ -21,6 +21,7 @@ from sllm.errors import RemoteError
 from sllm.wire import auth
 from sllm.wire.protocol import (
     FEATURES,
+    PIECE_BYTES,
     PROTOCOL,
     SERVICE,
     abort,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from sllm.model import Model
+    from sllm.worker.relay import Relay
 
 __all__ = [
     "Authentication",
@@ -50,7 +52,6 @@ __all__ = [
 
 log = logging.getLogger("sllm.worker")
 
-_PIECE_BYTES = 1 << 18
 _MAX_ECHO = 1 << 20
 
 
@@ -160,7 +161,14 @@ class Service:
     """The methods of ``sllm.proto`` over a :class:`Scheduler`."""
 
     def __init__(
-        self, model: Model, scheduler: Scheduler, n_ctx: int, *, own_draft: bool, software: str
+        self,
+        model: Model,
+        scheduler: Scheduler,
+        n_ctx: int,
+        *,
+        own_draft: bool,
+        software: str,
+        relay: Relay | None = None,
     ) -> None:
         self._model = model
         self._scheduler = scheduler
@@ -172,6 +180,9 @@ class Service:
             self._features.append("grammar")
         if own_draft:
             self._features.append("worker-draft")
+        self._relay = relay
+        if relay is not None:
+            self._features.append("rpc")
         self._started = time.monotonic()
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
@@ -186,6 +197,7 @@ class Service:
                     self._vocabulary, parser(pb.VocabularyRequest), serialize
                 ),
                 "Generate": grpc.stream_stream_rpc_method_handler(self._generate, parser(pb.Up), serialize),
+                "Relay": grpc.stream_stream_rpc_method_handler(self._relayed, parser(pb.Piece), serialize),
             },
         )
 
@@ -215,8 +227,15 @@ class Service:
         if isinstance(request, ValueError):
             abort(context, request)
         data = self._identity.vocabulary
-        for begin in range(0, len(data), _PIECE_BYTES):
-            yield pb.Piece(data=data[begin : begin + _PIECE_BYTES])
+        for begin in range(0, len(data), PIECE_BYTES):
+            yield pb.Piece(data=data[begin : begin + PIECE_BYTES])
+
+    def _relayed(
+        self, requests: Iterator[pb.Piece | ValueError], context: grpc.ServicerContext
+    ) -> Iterator[pb.Piece]:
+        if self._relay is None:
+            abort(context, not_offered(["rpc"]))
+        yield from self._relay.serve(requests, context)
 
     def _status(self, _request: pb.StatusRequest, _context: grpc.ServicerContext) -> pb.StatusReply:
         stats, now = self._scheduler.stats, time.monotonic()

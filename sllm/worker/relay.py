@@ -1,0 +1,138 @@
+"""The worker's end of a relay: an RPC server on loopback, and streams that carry its connections."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from sllm.errors import BusyError, RPCError
+from sllm.rpc import RPCServer
+from sllm.wire.protocol import PIECE_BYTES, abort, pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import grpc
+    from typing_extensions import Self
+
+__all__ = ["Relay"]
+
+log = logging.getLogger("sllm.worker")
+
+_TURN_SECONDS = 5.0
+"""How long a connection waits for the one before it, which its client has just closed, to be over."""
+
+
+class Relay:
+    """Keeps an RPC server on loopback, and lets one client at a time talk to it by ``Relay`` of
+    ``sllm.proto``.
+
+    A client can crash the server, which is a process of its own; the next one finds a new one.
+
+    Args:
+        n_threads: CPU threads of the server; None: all cores.
+
+    """
+
+    def __init__(self, n_threads: int | None) -> None:
+        self._n_threads = n_threads
+        self._lock = threading.Lock()  # over the server
+        self._turn = threading.Lock()  # held by the connection that talks to it
+        self._closed = False
+        self._server = RPCServer(n_threads=n_threads)
+
+    def _running(self) -> RPCServer:
+        with self._lock:
+            if self._closed:
+                raise RPCError("the worker is ending")
+            if not self._server.alive:
+                log.warning("the RPC server has ended; starting another")
+                self._server.close()
+                self._server = RPCServer(n_threads=self._n_threads)
+            return self._server
+
+    def serve(
+        self, requests: Iterator[pb.Piece | ValueError], context: grpc.ServicerContext
+    ) -> Iterator[pb.Piece]:
+        """One call: one connection to the server."""
+        if not self._turn.acquire(timeout=_TURN_SECONDS):
+            abort(context, BusyError("the RPC server serves another client, and takes one at a time"))
+        connection = None
+        try:
+            server = self._running()
+            connection = socket.create_connection((server.host, server.port), timeout=_TURN_SECONDS)
+            connection.settimeout(None)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
+            self._turn.release()
+            if connection is not None:
+                connection.close()
+            trouble = error if isinstance(error, RPCError) else RPCError(f"no RPC server: {error}")
+            abort(context, trouble)
+        over = _Once(connection, self._turn)
+        if not context.add_callback(over):
+            over()
+            return
+        threading.Thread(
+            target=_carry_up, args=(requests, connection), name="sllm-relay", daemon=True
+        ).start()
+        try:
+            while data := connection.recv(PIECE_BYTES):
+                yield pb.Piece(data=data)
+        except OSError as error:
+            log.debug("a relay has ended: %s", error)
+        finally:
+            over()
+
+    def close(self) -> None:
+        """End the server."""
+        with self._lock:
+            self._closed = True
+            self._server.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+
+class _Once:
+    """Hangs up and gives the turn away, the first time it is called: at the end of the call or of the
+    connection, whichever comes first.
+    """
+
+    def __init__(self, connection: socket.socket, turn: threading.Lock) -> None:
+        self._connection = connection
+        self._turn = turn
+        self._lock = threading.Lock()
+        self._done = False
+
+    def __call__(self) -> None:
+        with self._lock:
+            if self._done:
+                return
+            self._done = True
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+        self._turn.release()
+
+
+def _carry_up(requests: Iterator[Any], connection: socket.socket) -> None:
+    """What the client sends, to the server; ends with the call. One piece at a time, so that a server that is
+    slow to read holds up the client and fills no memory.
+    """
+    try:
+        for piece in requests:
+            if not isinstance(piece, pb.Piece):
+                break
+            connection.sendall(piece.data)
+        connection.shutdown(socket.SHUT_WR)
+    except Exception as error:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
+        log.debug("a relay's client went away: %s", type(error).__name__)
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
