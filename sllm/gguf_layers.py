@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sllm import gguf
-from sllm._ffi import lib
+from sllm._ffi import ffi, lib
 from sllm.errors import ModelLoadError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -242,12 +242,17 @@ class LayeredFile:
         for name, (index, tensor) in list(self._tensors.items()):
             if not tensor.dims or not all(0 < dim < 1 << 31 for dim in tensor.dims):
                 raise self._damaged(f"{name} has the shape {tensor.dims}")
-            row = lib.sllm_row_size(tensor.kind, tensor.dims[0]) if tensor.kind < 1 << 31 else 0
+            known = tensor.kind < 1 << 31
+            row = lib.sllm_row_size(tensor.kind, tensor.dims[0]) if known else 0
             if row == 0:
                 raise self._damaged(
                     f"{name} has rows of {tensor.dims[0]} numbers of ggml's type {tensor.kind}, which this"
                     " build does not know"
                 )
+            # llama.cpp would load integers too, and crash when it computes.
+            readable = lib.sllm_dequantize(tensor.kind, ffi.NULL, 0, 0, tensor.dims[0], ffi.NULL)
+            if readable != lib.SLLM_OK or (len(tensor.dims) == 1 and tensor.kind != _F32):
+                raise self._damaged(f"{name} is of ggml's type {tensor.kind}, which is not for such weights")
             expected = row * math.prod(tensor.dims[1:])
             if tensor.size < expected:
                 raise self._damaged(

@@ -368,6 +368,26 @@ def test_exported_files_are_as_good_as_the_whole(
     assert sorted(f.name for f in tmp_path.iterdir()) == ["0.gguf", "1.gguf", "2.gguf"]
 
 
+def test_the_vocabulary_of_a_part(tmp_path: Path, target_model: sllm.Model) -> None:
+    """The first and the last part can say what their tokens mean, those between cannot."""
+    parts = [tmp_path / f"{i}.gguf" for i in range(3)]
+    for part, (start, stop) in zip(parts, ((0, 2), (2, 7), (7, 8)), strict=True):
+        export_layers(embedded.TARGET, part, start, stop)
+    for part in (parts[0], parts[2]):
+        with sllm.Model(part, vocab_only=True) as vocabulary:
+            assert vocabulary.vocab.fingerprint == target_model.vocab.fingerprint
+            with (
+                Split(parts, (0, 2, 7, 8), vocabulary=vocabulary) as split,
+                target_model.context(**OPTIONS) as context,
+            ):
+                prompt = vocabulary.vocab.encode("Once upon a time")
+                found = split.ranges[-1].verify([0], [prompt], hidden=split.hidden(prompt))
+                assert np.array_equal(found.tokens, context.verify([0], [prompt]).tokens)
+    with pytest.raises((sllm.ModelLoadError, sllm.UnsupportedModelError)), sllm.Model(parts[1]) as model:
+        model.vocab.encode("Once")
+    assert b"Once" not in parts[1].read_bytes()
+
+
 def test_norm_and_head_in_a_file_of_their_own(llama: Path, tmp_path: Path) -> None:
     parts = [tmp_path / "layers.gguf", tmp_path / "head.gguf"]
     export_layers(llama, parts[0], 0, 4)

@@ -724,6 +724,26 @@ def test_tensors_that_do_not_fit(tmp_path: Path, dims: list[int], kind: int, sai
         open_layers(path)
 
 
+@pytest.mark.parametrize("kind", [24, 25, 26, 27, 28, 9, 15, 4, 5, 31, 36])
+@pytest.mark.parametrize("name", ["token_embd.weight", "blk.1.attn_q.weight"])
+def test_types_that_are_not_for_weights(tmp_path: Path, name: str, kind: int) -> None:
+    """Integers, doubles, and what ggml keeps to itself or gave up: a crash, were they loaded."""
+    file = random_models.make(dataclasses.replace(SHAPES["llama"], n_embd=256, n_head=8))
+    dims, _kind, _data = file.tensors[name.encode()]
+    file.tensors[name.encode()] = (dims, kind, bytes(8 * dims[0] * dims[1]))
+    with pytest.raises(sllm.ModelLoadError, match=rf"{name} .*ggml's type {kind}, which"):
+        open_layers(file.write(tmp_path / "m.gguf"))
+
+
+@pytest.mark.parametrize("name", ["blk.1.attn_norm.weight", "output_norm.weight", "blk.0.attn_q.bias"])
+def test_norms_and_biases_are_float32(tmp_path: Path, name: str) -> None:
+    file = random_models.make(SHAPES["llama, biases"])
+    dims, _kind, data = file.tensors[name.encode()]
+    file.tensors[name.encode()] = (dims, 1, data)
+    with pytest.raises(sllm.ModelLoadError, match=f"{name} is of ggml's type 1, which is not for such"):
+        open_layers(file.write(tmp_path / "m.gguf"))
+
+
 def test_a_model_without_some_of_its_tensors(tmp_path: Path) -> None:
     file = random_models.make(SHAPES["llama"])
     del file.tensors[b"blk.1.attn_q.weight"]
