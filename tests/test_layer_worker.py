@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -380,7 +381,7 @@ def test_memory_is_kept_for_a_while_only(make: Callable[..., LayerScheduler]) ->
     sequence = scheduler.open(MIDDLE, 7)
     ask(sequence, 0, noise(5, 1))
     sequence.detach()
-    wait_until(lambda: scheduler._slots[0].freed < scheduling.time.monotonic())
+    wait_until(lambda: scheduler._slots[0].freed < time.monotonic())
     assert scheduler.open(MIDDLE, 7).n_kept == 0
 
 
@@ -714,7 +715,14 @@ class Stream:
 
 
 def opening(known: str, **more: Any) -> Any:
-    fields: dict[str, Any] = {"model_id": known, "start": 2, "stop": 7, "codec": "f32", "sequence_id": 1234, **more}
+    fields: dict[str, Any] = {
+        "model_id": known,
+        "start": 2,
+        "stop": 7,
+        "codec": "f32",
+        "sequence_id": 1234,
+        **more,
+    }
     return pb.LayersUp(open=pb.LayersOpen(**fields))
 
 
@@ -999,7 +1007,7 @@ def test_closing_while_clients_are_at_it(tmp_path: Path, model_id: str) -> None:
         streams = [Stream(client, opening(model_id, sequence_id=i + 1), rows(0, ONE)) for i in range(3)]
         for stream in streams:
             stream.next()
-        wait_until(lambda: worker._scheduler._slots[0].busy)
+        wait_until(lambda: any(slot.busy for slot in worker._scheduler._slots))
         assert not worker.drain(0)
         assert Stream(client, opening(model_id, sequence_id=9)).end()[0] is Code.UNAVAILABLE
         worker.close()
