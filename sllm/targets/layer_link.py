@@ -13,6 +13,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from google.protobuf.message import DecodeError
+
 from sllm.errors import BusyError, CancelledError, ClosedError, RemoteError
 from sllm.targets.reconnect import Reconnection
 from sllm.wire import auth, codec
@@ -282,9 +284,8 @@ class LayerLink:
         remote = self._remote
         self._outbox = queue.SimpleQueue()
         outgoing: Iterator[pb.LayersUp] = iter(self._outbox.get, None)
-        stream = channel.stream_stream(
-            method("Layers"), pb.LayersUp.SerializeToString, pb.LayersDown.FromString
-        )
+        # What comes is parsed in _read(): grpc leaves a call open whose answer it could not parse.
+        stream = channel.stream_stream(method("Layers"), pb.LayersUp.SerializeToString, None)
         self._put(
             pb.LayersUp(
                 open=pb.LayersOpen(
@@ -374,7 +375,9 @@ class LayerLink:
 
         endpoint = self._remote.address.endpoint
         try:
-            message: pb.LayersDown = next(self._call)
+            message = pb.LayersDown.FromString(next(self._call))
+        except DecodeError:
+            raise _Broken(RemoteError(f"{endpoint} sent what is no message of layers")) from None
         except StopIteration:
             raise _Broken("the worker ended the stream") from None
         except grpc.RpcError as error:
