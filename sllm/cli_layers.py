@@ -518,6 +518,6 @@ def _panel(
             f'<circle cx="{x(n):.1f}" cy="{y(s):.1f}" r="3" fill="{colour}"/>'
             for n, s in zip(numbers, shares, strict=True)
         ]
-        at = low - 12 - 16 * (len(curves) - 1 - i)
-        parts.append(f'<text x="{left + 10}" y="{at}" fill="{colour}">{escape(name)}</text>')
+        at = f'x="{right - 8}" y="{y(0.8) + 16 * i:.1f}" text-anchor="end"'
+        parts.append(f'<text {at} fill="{colour}">{escape(name)}</text>')
     return parts

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import sllm
-from sllm import audit, embedded
+from sllm import audit, cli_layers, embedded
 from sllm.layers import Embedding, LayerRange, export_layers, open_layers
 from sllm.wire.codec import CODECS
 
@@ -76,6 +76,25 @@ def test_matching_finds_the_text(n_layers: int, codec: str, tokens: npt.NDArray[
         found = audit.match_vocabulary(layers, embedding, seen, near.order, codec=codec)
         assert found.tokens.tolist() == tokens.tolist()
         assert 2560 < found.n_tried < 2560 * len(tokens) / 2
+
+
+def test_tokens_that_are_nearly_alike_are_told_apart(target_model: sllm.Model) -> None:
+    """Two that training hardly saw: either is far nearer to the other than the rest are."""
+    tokens = target_model.vocab.encode(cli_layers.SAMPLE)[:40]
+    file = open_layers(embedded.TARGET)
+    with (
+        Embedding(file) as embedding,
+        LayerRange(file, 0, 1, n_seq_max=32, n_ctx=32 * len(tokens), **ONE) as layers,
+    ):
+        rare, twin = (target_model.vocab.encode(piece)[0] for piece in (" v", "urt"))
+        matrix = embedding.rows(np.arange(embedding.n_tokens, dtype=np.int32))
+        apart = np.linalg.norm(matrix - matrix[rare], axis=1)
+        assert rare in tokens
+        assert apart[twin] < np.median(apart) / 8
+        seen = audit.across(layers.forward(embedding.rows(tokens)), "q8")
+        near = audit.nearest_embedding(embedding, seen, embedding.n_tokens)
+        found = audit.match_vocabulary(layers, embedding, seen, near.order, codec="q8")
+    assert found.tokens.tolist() == tokens.tolist()
 
 
 def test_matching_goes_on_behind_errors_or_behind_the_truth(tokens: npt.NDArray[np.int32]) -> None:
