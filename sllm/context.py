@@ -714,6 +714,50 @@ class Context(Handle):
                     self.memory.clear(other)
         return totals
 
+    def token_logprobs(
+        self, tokens: npt.ArrayLike, *, seq_id: int = 0, pos: int | None = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """How likely each token of a text is behind those before it, under the unfiltered softmax.
+
+        The tokens but the last are written to the sequence.
+
+        Args:
+            tokens: int32 (n,), n >= 2; the first one is only gone on from.
+            seq_id: the sequence.
+            pos: where the first one goes, at most the sequence's length; None: at its end.
+
+        Returns:
+            Log-probabilities, float32 (n - 1,), and ranks, int32 (n - 1,), of ``tokens[1:]``; rank 0 is the
+            likeliest token.
+
+        Raises:
+            ValueError: fewer than two tokens, or one that is none.
+            ContextFullError, CancelledError, BusyError, InferenceError, ClosedError.
+
+        """
+        array = int32_array(tokens, "tokens")
+        if len(array) < 2:
+            raise ValueError(
+                f"tokens has {len(array)} items, and the first one is not scored: expected 2 or more"
+            )
+        sequence = checked_int(seq_id, "seq_id")
+        if pos is not None:
+            self.memory.truncate(sequence, pos)
+        logprobs = np.empty(len(array) - 1, _FLOAT32)
+        ranks = np.empty(len(array) - 1, _INT32)
+        check(
+            lib.sllm_score(
+                self._live,
+                1,
+                [sequence],
+                _from_buffer(_INTS, array),
+                [len(array)],
+                _from_buffer(_FLOATS, logprobs),
+                _from_buffer(_INTS, ranks),
+            )
+        )
+        return logprobs, ranks
+
     def _score(self, seq_ids: list[int], tokens: list[npt.NDArray[np.int32]]) -> list[float]:
         """The log-probabilities of each array's tokens behind its first, summed; they stay in memory but for
         the last.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sllm.model import Model
     from sllm.sampling import SamplingParams
 
-__all__ = ["CallableDrafter", "Drafter", "ModelDrafter", "NGramDrafter"]
+__all__ = ["AnswerDrafter", "CallableDrafter", "Drafter", "ModelDrafter", "NGramDrafter"]
 
 
 @runtime_checkable
@@ -212,6 +212,65 @@ class NGramDrafter:
 
     def __repr__(self) -> str:
         return f"<sllm.NGramDrafter of {self._sizes[-1]}..{self._sizes[0]} tokens>"
+
+
+class AnswerDrafter:
+    """Drafts an answer that somebody else has written already, for a target that is to write its own.
+
+    Where the text has left the answer, it goes on behind the place in the answer that ends with the text's
+    last few tokens, the one nearest to where the text is: what follows there may be right again.
+
+    Args:
+        answer: its token ids.
+        start: the position of its first token in the text.
+        n_min: so many last tokens have to agree.
+
+    """
+
+    adaptive = False  # it costs nothing
+    n_caught_up = 0
+    _LONGEST = 8
+
+    def __init__(self, answer: Sequence[int], start: int, *, n_min: int = 2) -> None:
+        if n_min < 1 or start < 0:
+            raise ValueError(f"n_min is {n_min} and start {start}, expected n_min >= 1 and start >= 0")
+        self._answer = list(answer)
+        self._start = start
+        self._n_min = n_min
+        self._places: dict[tuple[int, ...], list[int]] = {}  # the last n_min tokens -> positions behind them
+        for end in range(n_min, len(self._answer)):
+            self._places.setdefault(tuple(self._answer[end - n_min : end]), []).append(end)
+
+    def open(self, tokens: Sequence[int], sampling: SamplingParams) -> None:
+        """See :meth:`Drafter.open`; there is nothing to prepare."""
+
+    def draft(self, text: Sequence[int], chain: Sequence[int], n_max: int, p_min: float) -> list[int]:  # noqa: ARG002
+        """See :meth:`Drafter.draft`."""
+        begin = max(len(text) - self._LONGEST, self._start)
+        last = [*text[begin:], *chain]
+        at = len(text) + len(chain) - self._start  # where the answer is now, if the text has followed it
+        size = len(last)
+        if 0 <= at <= len(self._answer) and self._answer[at - size : at] == last:
+            return self._answer[at : at + n_max]
+        places = self._places.get(tuple(last[-self._n_min :]), ())
+        best = max(places, key=lambda end: (self._agreeing(last, end), -abs(end - at)), default=None)
+        return [] if best is None else self._answer[best : best + n_max]
+
+    def _agreeing(self, last: list[int], end: int) -> int:
+        """How many tokens in front of ``end`` are the text's last ones."""
+        n = 0
+        while n < len(last) and n < end and self._answer[end - 1 - n] == last[-1 - n]:
+            n += 1
+        return n
+
+    def cancel(self) -> None:
+        """Nothing to do: a look-up takes microseconds."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    def __repr__(self) -> str:
+        return f"<sllm.AnswerDrafter of {len(self._answer)} tokens>"
 
 
 class CallableDrafter:

@@ -22,7 +22,16 @@ from sllm import embedded
 from sllm.draft_length import PassTimes
 from sllm.sampling import SamplingParams
 from sllm.worker import scheduler as scheduling
-from sllm.worker.scheduler import Committed, Finished, Limits, Opened, Scheduler, Session, rows_to_check
+from sllm.worker.scheduler import (
+    Committed,
+    Finished,
+    Limits,
+    Opened,
+    Scheduler,
+    Scored,
+    Session,
+    rows_to_check,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -86,7 +95,7 @@ class Reader:
 
     def __init__(self, session: Session, seen: Callable[[Session, list[int]], None] | None = None) -> None:
         self.session = session
-        self.events: list[Opened | Committed | Finished] = []
+        self.events: list[Opened | Committed | Scored | Finished] = []
         self.text: list[int] = []
         self.trouble: list[BaseException] = []
         self._seen = seen

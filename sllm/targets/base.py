@@ -11,12 +11,21 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
-    from numpy import int32
+    from numpy import float32, int32
 
     from sllm.model import Vocab
     from sllm.sampling import SamplingParams
 
-__all__ = ["Commit", "Generation", "PipelinedGeneration", "RemoteStats", "RemoteWork", "Target"]
+__all__ = [
+    "Commit",
+    "Generation",
+    "PipelinedGeneration",
+    "RemoteStats",
+    "RemoteWork",
+    "Scorer",
+    "Scores",
+    "Target",
+]
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,35 @@ class RemoteStats:
         """A message went there and back in ``seconds``: TCP's smoothing (RFC 6298)."""
         seconds = max(seconds, 0.0)
         self.round_trip = seconds if self.round_trip == 0.0 else 0.875 * self.round_trip + 0.125 * seconds
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How likely a target finds the tokens of a text that is there already.
+
+    Attributes:
+        logprobs: float32 (n,), under the unfiltered softmax at temperature 1.
+        ranks: int32 (n,); 0: the likeliest token.
+        n_reused: tokens of the text that were still in memory.
+        seconds: of computing.
+
+    """
+
+    logprobs: npt.NDArray[float32]
+    ranks: npt.NDArray[int32]
+    n_reused: int
+    seconds: float
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A target that can score a text besides writing one."""
+
+    def score(self, tokens: npt.NDArray[int32], start: int) -> Scores:
+        """Score ``tokens[start:]``, int32 (n,), 1 <= start < n, in one pass.
+
+        What was computed stays in memory: a text that goes on from there costs only what is new.
+        """
 
 
 class Generation(Protocol):

@@ -15,17 +15,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from sllm import rpc
+from sllm._ffi import checked_int, int32_array
 from sllm.errors import (
     AuthError,
     BusyError,
     ClosedError,
+    ContextFullError,
     RemoteError,
     RPCError,
     SllmError,
     UnsupportedModelError,
 )
 from sllm.model import Model
+from sllm.targets.base import Scores
 from sllm.targets.reconnect import OtherModelError
 from sllm.targets.relay import RelayEnd
 from sllm.targets.remote import RemoteTarget, checked_on_loss
@@ -36,7 +41,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import grpc
-    import numpy as np
     import numpy.typing as npt
     from typing_extensions import Self
 
@@ -315,7 +319,7 @@ class Remote:
         name: str,
         request: Any,
         reply: Any,
-        timeout: float,
+        timeout: float | None,
     ) -> Any:
         """One unary call.
 
@@ -522,6 +526,47 @@ class Remote:
         except zlib.error as error:
             raise RemoteError(f"{self.address.endpoint} sent a damaged vocabulary: {error}") from error
         return bytes(data)
+
+    def score(self, tokens: npt.NDArray[np.int32], start: int, *, timeout: float | None = None) -> Scores:
+        """Let the worker say how likely it finds ``tokens[start:]``, in one pass.
+
+        Token ids go up, a log-probability and a rank for each come back. The worker keeps the text in memory
+        for a while, so going on from it costs only what is new.
+
+        Args:
+            tokens: int32 (n,).
+            start: the first token to be scored, 1 <= start < n.
+            timeout: seconds; None: any time.
+
+        Raises:
+            ValueError: no such start, or a token that is none.
+            ContextFullError: the text is longer than the worker takes.
+            BusyError: no place.
+            UnsupportedModelError: the worker does not score.
+            RemoteError: the link is lost.
+
+        """
+        info = self.info
+        if "score" not in info.features:
+            raise UnsupportedModelError(f"{self.address.endpoint} does not score texts; update sllm there")
+        text = int32_array(tokens, "tokens")
+        checked_int(start, "start", 1, max(len(text) - 1, 1))
+        if len(text) > info.max_prompt:
+            raise ContextFullError(f"the text has {len(text)} tokens, and the worker takes {info.max_prompt}")
+        if len(text) < 2 or int(text.min()) < 0 or int(text.max()) >= info.n_vocab:
+            raise ValueError(f"the text needs two tokens or more, all of the vocabulary of {info.n_vocab}")
+        request = padded(pb.ScoreRequest(tokens=text.tolist(), start=start, model_id=info.model_id))
+        reply: pb.ScoreReply = self._call(
+            self._live(), self.address, "Score", request, pb.ScoreReply, timeout
+        )
+        n = len(text) - start
+        logprobs = np.array(reply.logprobs, dtype=np.float32)
+        ranks = np.array(reply.ranks, dtype=np.int64)
+        if len(logprobs) != n or len(ranks) != n or not np.isfinite(logprobs).all() or ranks.max() >= 1 << 31:
+            raise RemoteError(
+                f"{self.address.endpoint} sent {len(logprobs)} scores, expected {n} finite ones"
+            )
+        return Scores(logprobs, ranks.astype(np.int32), reply.n_reused, reply.compute_us * 1e-6)
 
     def target(self, *, run_ahead: bool = True, on_loss: str | None = None) -> RemoteTarget:
         """The worker as a :class:`~sllm.Target`.

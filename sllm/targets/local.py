@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sllm import hub
-from sllm._ffi import int32_array
+from sllm._ffi import checked_int, int32_array
 from sllm.errors import BusyError, ContextFullError, UnsupportedModelError
 from sllm.model import Model, server_of
+from sllm.targets.base import Scores
 from sllm.targets.lockstep import LockstepGeneration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
     from typing_extensions import Self
@@ -184,6 +186,40 @@ class LocalTarget:
         self.context.decode(prompt[:-1], pos=0)
         self._generation = LocalGeneration(self.context, prompt, sampling, max_tokens)
         return self._generation
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+    ) -> npt.NDArray[np.int32]:
+        """The prompt of a conversation by the file's chat template; see :meth:`sllm.Model.chat`."""
+        return self.model.chat(messages, add_generation_prompt=add_generation_prompt)
+
+    def score(self, tokens: npt.NDArray[np.int32], start: int) -> Scores:
+        """How likely the model finds ``tokens[start:]``, in one pass; see :class:`~sllm.targets.base.Scorer`.
+
+        Raises:
+            ContextFullError: the text does not fit.
+            BusyError: a generation is open.
+            RPCError: isolated: the process has ended.
+            ValueError: a token that is none, or no ``1 <= start < n``.
+
+        """
+        if self._generation is not None and not self._generation.closed:
+            raise BusyError("this target has a generation open; close it first, or make another LocalTarget")
+        text = int32_array(tokens, "tokens")
+        checked_int(start, "start", 1, max(len(text) - 1, 1))
+        if self._process is not None:
+            return self._process.score(text, start)
+        if len(text) - 1 > self.context.n_ctx_seq:
+            raise ContextFullError(
+                f"the text has {len(text)} tokens, and the context holds {self.context.n_ctx_seq}"
+            )
+        began = time.perf_counter()
+        known = self.context.memory.tokens(0)
+        same = np.flatnonzero(known[: start - 1] != text[: start - 1][: len(known)])
+        n_reused = int(same[0]) if len(same) else min(len(known), start - 1)
+        self.context.decode(text[: start - 1], pos=0)
+        logprobs, ranks = self.context.token_logprobs(text[start - 1 :], pos=start - 1)
+        return Scores(logprobs, ranks, n_reused, time.perf_counter() - began)
 
     def close(self) -> None:
         """Free the context, and the model that was loaded for it. More calls do nothing."""

@@ -27,13 +27,14 @@ from sllm.wire import auth
 from sllm.wire.protocol import failure, method, padded, pb, to_sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import grpc
     import numpy.typing as npt
     from typing_extensions import Self
 
     from sllm.model import Vocab
+    from sllm.targets.base import Scores
     from sllm.targets.connection import Remote
 
 __all__ = ["RemoteGeneration", "RemoteTarget", "checked_on_loss"]
@@ -98,6 +99,16 @@ class RemoteTarget:
         if int(prompt.min()) < 0 or int(prompt.max()) >= info.n_vocab:
             raise ValueError(f"the prompt holds ids that are not in the vocabulary of {info.n_vocab} tokens")
         return prompt
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+    ) -> npt.NDArray[np.int32]:
+        """The prompt of a conversation; see :meth:`Remote.chat`."""
+        return self.remote.chat(messages, add_generation_prompt=add_generation_prompt)
+
+    def score(self, tokens: npt.NDArray[np.int32], start: int) -> Scores:
+        """How likely the worker finds ``tokens[start:]``; see :meth:`Remote.score`."""
+        return self.remote.score(tokens, start)
 
     def close(self) -> None:
         """Nothing to free: texts and connection close by themselves."""

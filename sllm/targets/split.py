@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import warnings
 from collections import deque
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sllm import gguf
-from sllm._ffi import int32_array
-from sllm.errors import BusyError, ContextFullError, RemoteError
+from sllm._ffi import checked_int, int32_array
+from sllm.errors import BusyError, ContextFullError, RemoteError, UnsupportedModelError
 from sllm.layers import Embedding, LayerRange, open_layers
 from sllm.model import Model
-from sllm.targets.base import RemoteStats
+from sllm.sampling import SamplingParams
+from sllm.targets.base import RemoteStats, Scores
 from sllm.targets.connection import Remote
 from sllm.targets.layer_link import LayerLink
 from sllm.targets.lockstep import LockstepGeneration
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
 
     from sllm.gguf_layers import LayeredFile
     from sllm.model import Device, Vocab
-    from sllm.sampling import SamplingParams
     from sllm.targets.layer_link import Answer
 
 __all__ = ["SplitGeneration", "SplitTarget"]
@@ -268,6 +269,24 @@ class SplitTarget:
             raise
         return generation
 
+    def score(self, tokens: npt.NDArray[np.int32], start: int) -> Scores:
+        """How likely the model finds ``tokens[start:]``, in one pass; see :class:`~sllm.targets.base.Scorer`.
+
+        Raises:
+            UnsupportedModelError: with ``tail=None``, which leaves the output to the worker.
+            ContextFullError, BusyError, ValueError, RemoteError: as :meth:`open`.
+
+        """
+        if self._tail is None:
+            raise UnsupportedModelError("a split with tail=None has no output here to score with")
+        text = int32_array(tokens, "tokens")
+        checked_int(start, "start", 1, max(len(text) - 1, 1))
+        began = time.perf_counter()
+        with closing(self.open(text[:start], SamplingParams(), None)) as generation:
+            n_reused = generation.n_shared
+            logprobs, ranks = generation.score(text[start:].tolist())
+        return Scores(logprobs, ranks, n_reused, time.perf_counter() - began)
+
     # ---- for its generations
 
     def _enter(self, pos: int, tokens: list[int], seq_id: int) -> _Chunk:
@@ -319,6 +338,7 @@ class SplitGeneration(LockstepGeneration):
 
     Attributes:
         remote: what it has cost on the links.
+        n_shared: tokens of the prompt that were in memory.
 
     """
 
@@ -336,7 +356,7 @@ class SplitGeneration(LockstepGeneration):
         self._slot = slot
         self._sampling = sampling
         self.remote = RemoteStats(round_trip=0.0)
-        n_shared = min(_shared(slot.tokens, prompt), len(prompt) - 1)
+        n_shared = self.n_shared = min(_shared(slot.tokens, prompt), len(prompt) - 1)
         del slot.tokens[n_shared:]
         for link in slot.links:
             link.begin(n_shared, self.remote, sampling if target.tail is None else None, self._start)
@@ -393,22 +413,48 @@ class SplitGeneration(LockstepGeneration):
         target, slot = self._target, self._slot
         for link in slot.links:
             link.connect()
-        begin, tokens = len(slot.tokens), self._text[:-1]
-        size = min(_CHUNK, *(link.max_rows for link in slot.links))
-        chunks: Iterable[_Chunk] = (
-            target._enter(pos, tokens[pos : pos + size], slot.seq_id)
-            for pos in range(begin, len(tokens), size)
-        )
-        for i, link in enumerate(slot.links):
-            ends = target._tail is None and i == len(slot.links) - 1
-            chunks = _stream(link, chunks, silent=ends)
-        for chunk in chunks:
+        for chunk in self._chunks(self._text[:-1]):
             if target._tail is not None:
                 with target._computing:
                     target._tail.context.decode(
                         chunk.tokens, seq_id=slot.seq_id, pos=chunk.pos, hidden=chunk.hidden
                     )
             slot.tokens += chunk.tokens
+
+    def score(self, tokens: list[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """The log-probability and the rank of each of ``tokens`` behind the text, with the output here."""
+        target, slot = self._target, self._slot
+        assert target._tail is not None
+        whole = [*self._text, *tokens]
+        found: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]] = []
+        for chunk in self._chunks(whole[:-1]):
+            with target._computing:
+                rows = target._tail.context.decode(
+                    chunk.tokens, seq_id=slot.seq_id, pos=chunk.pos, hidden=chunk.hidden, logits="all"
+                )
+                assert rows is not None
+                shifted = rows - rows.max(axis=1, keepdims=True)
+            following = np.array(whole[chunk.pos + 1 : chunk.pos + 1 + len(rows)])
+            chosen = shifted[np.arange(len(rows)), following]
+            spread = np.log(np.exp(shifted).sum(axis=1, dtype=np.float64))
+            ranks = (shifted > chosen[:, None]).sum(axis=1).astype(np.int32)
+            found.append(((chosen - spread).astype(np.float32), ranks))
+            slot.tokens += chunk.tokens
+        n = len(tokens)  # the first row may have been the prompt's
+        return np.concatenate([f for f, _ in found])[-n:], np.concatenate([r for _, r in found])[-n:]
+
+    def _chunks(self, tokens: list[int]) -> Iterable[_Chunk]:
+        """What is not computed yet of ``tokens``, as it leaves the last worker."""
+        target, slot = self._target, self._slot
+        size = min(_CHUNK, *(link.max_rows for link in slot.links))
+        chunks: Iterable[_Chunk] = (
+            target._enter(pos, tokens[pos : pos + size], slot.seq_id)
+            for pos in range(len(slot.tokens), len(tokens), size)
+        )
+        for i, link in enumerate(slot.links):
+            ends = target._tail is None and i == len(slot.links) - 1
+            chunks = _stream(link, chunks, silent=ends)
+        return chunks
 
     def cancel(self) -> None:
         """See :meth:`~sllm.targets.base.Generation.cancel`."""

@@ -51,7 +51,7 @@ log = logging.getLogger("sllm.wire")
 
 PROTOCOL = 1
 SERVICE = "sllm.v1.Worker"
-FEATURES = ("generate", "hints", "run-ahead", "vocabulary", "status", "echo")
+FEATURES = ("generate", "hints", "run-ahead", "score", "vocabulary", "status", "echo")
 """What every worker of this version offers; ``"grammar"``, ``"worker-draft"`` and ``"rpc"`` depend on its
 options.
 """

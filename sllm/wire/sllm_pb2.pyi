@@ -273,6 +273,32 @@ class LayersOpened(_message.Message):
     n_ctx: int
     def __init__(self, length: _Optional[int] = ..., n_ctx: _Optional[int] = ...) -> None: ...
 
+class ScoreRequest(_message.Message):
+    __slots__ = ("tokens", "start", "model_id", "padding")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    start: int
+    model_id: str
+    padding: bytes
+    def __init__(self, tokens: _Optional[_Iterable[int]] = ..., start: _Optional[int] = ..., model_id: _Optional[str] = ..., padding: _Optional[bytes] = ...) -> None: ...
+
+class ScoreReply(_message.Message):
+    __slots__ = ("logprobs", "ranks", "n_reused", "compute_us", "padding")
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    N_REUSED_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    ranks: _containers.RepeatedScalarFieldContainer[int]
+    n_reused: int
+    compute_us: int
+    padding: bytes
+    def __init__(self, logprobs: _Optional[_Iterable[float]] = ..., ranks: _Optional[_Iterable[int]] = ..., n_reused: _Optional[int] = ..., compute_us: _Optional[int] = ..., padding: _Optional[bytes] = ...) -> None: ...
+
 class StatusRequest(_message.Message):
     __slots__ = ("padding",)
     PADDING_FIELD_NUMBER: _ClassVar[int]

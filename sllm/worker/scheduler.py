@@ -38,6 +38,7 @@ __all__ = [
     "Opened",
     "Scheduler",
     "SchedulerStats",
+    "Scored",
     "Session",
     "rows_to_check",
 ]
@@ -112,6 +113,16 @@ class Committed:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """What a text that was to be scored has come to: float32 and int32 (n,), and seconds of computing."""
+
+    logprobs: npt.NDArray[np.float32]
+    ranks: npt.NDArray[np.int32]
+    n_reused: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Finished:
     """The end of a text. ``error`` is what went wrong, if something did."""
 
@@ -182,11 +193,13 @@ class Session:
         self.answered = 0
         self.acceptance = _Acceptance()
         self.length = DraftLength()  # of the worker's own drafts
+        self.score_from: int | None = None  # the first token to be scored; None: it is a text to be written
+        self.scores: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]] = []
         self.can_draft = True  # False: the worker's own draft could not
         self.on_idle: Callable[[], None] | None = None
         """Called on the scheduler's thread when the session has ended because nothing was heard of it."""
         self.finished = False
-        self._events: deque[Opened | Committed | Finished] = deque()
+        self._events: deque[Opened | Committed | Scored | Finished] = deque()
         self._arrived = threading.Condition()
 
     # -- the client's side
@@ -202,7 +215,7 @@ class Session:
         """End the session; its memory is kept for a while."""
         self._scheduler.end(self, Finished("cancelled"))
 
-    def events(self) -> Iterator[Opened | Committed | Finished]:
+    def events(self) -> Iterator[Opened | Committed | Scored | Finished]:
         """What happens to the session, until :class:`Finished`; blocks."""
         while True:
             with self._arrived:
@@ -219,11 +232,16 @@ class Session:
 
     # -- the scheduler's side
 
-    def tell(self, event: Opened | Committed | Finished) -> None:
+    def tell(self, event: Opened | Committed | Scored | Finished) -> None:
         """Hand an event to the client's side."""
         with self._arrived:
             self._events.append(event)
             self._arrived.notify()
+
+    @property
+    def scores_next(self) -> bool:
+        """Whether the next tokens to be computed are scored."""
+        return self.score_from is not None and self.n_computed >= self.score_from - 1
 
     @property
     def backlog(self) -> int:
@@ -378,9 +396,11 @@ class Scheduler:
         *,
         run_ahead: bool,
         text_id: int = 0,
+        score_from: int | None = None,
     ) -> Session:
         """A new session behind ``tokens``, int32 (n,), of which those from ``start`` on are generated text.
 
+        With ``score_from``, nothing is generated: it ends with :class:`Scored`, for the tokens from there on.
         It ends a session with the same ``text_id`` (0: none), whose client has lost it.
 
         Raises:
@@ -409,7 +429,10 @@ class Scheduler:
         self._context.model.compiled(sampling)  # a bad grammar is told now
         asked_end = None if max_tokens is None else len(tokens) + max_tokens
         end = n_ctx if asked_end is None else min(asked_end, n_ctx)
+        if score_from is not None and not 1 <= score_from < len(tokens):
+            raise ValueError(f"the first token to be scored is {score_from}, expected 1 to {len(tokens) - 1}")
         session = Session(self, tokens, start, sampling, end, asked_end, run_ahead, text_id)
+        session.score_from = score_from
         with self._wake:
             lost = [s for s in [*self.running(), *self._queue] if text_id and s.text_id == text_id]
             self._ending.extend((one, Finished("cancelled")) for one in lost)
@@ -601,6 +624,8 @@ class Scheduler:
                 slot.session, slot.held = session, []
             session.slot = slot
             session.heard = time.monotonic()
+            if session.score_from is not None:
+                n_same = min(n_same, session.score_from - 1)  # what is scored has to be computed
             session.n_computed = session.n_reused = n_same
             self.stats.prompt_tokens += session.n_prompt
             self.stats.reused_tokens += n_same
@@ -642,16 +667,25 @@ class Scheduler:
             session = slot.session
             assert session is not None
             share = max(1, budget // (len(order) - i))
+            if session.score_from is not None and session.n_computed < session.score_from - 1:
+                share = min(share, session.score_from - 1 - session.n_computed)
             part = session.text[session.n_computed : len(session.text) - 1][:share]
             budget -= len(part)
             chunks.append((slot, session, np.array(part, dtype=np.int32)))
             if budget <= 0:
                 break
         began = time.perf_counter()
-        seq_ids = [slot.seq_id for slot, _, _ in chunks]
-        arrays = [chunk for _, _, chunk in chunks]
-        self._context.decode(arrays, seq_id=seq_ids, pos=[s.n_computed for _, s, _ in chunks])
-        for slot, session, chunk in chunks:
+        scored = [one for one in chunks if one[1].scores_next]
+        plain = [one for one in chunks if not one[1].scores_next]
+        if plain:
+            seq_ids = [slot.seq_id for slot, _, _ in plain]
+            arrays = [chunk for _, _, chunk in plain]
+            self._context.decode(arrays, seq_id=seq_ids, pos=[s.n_computed for _, s, _ in plain])
+        for slot, session, chunk in scored:
+            at = session.n_computed
+            behind = np.array([*chunk, session.text[at + len(chunk)]], dtype=np.int32)
+            session.scores.append(self._context.token_logprobs(behind, seq_id=slot.seq_id, pos=at))
+        for slot, session, chunk in plain:
             if self._draft is not None and session.can_draft and slot.draft_length == session.n_computed:
                 try:
                     self._draft.decode([chunk], seq_id=[slot.seq_id], pos=[slot.draft_length])
@@ -670,6 +704,12 @@ class Scheduler:
 
     def _opened(self, session: Session) -> None:
         session.heard = time.monotonic()
+        if session.score_from is not None:
+            logprobs = np.concatenate([part for part, _ in session.scores])
+            ranks = np.concatenate([part for _, part in session.scores])
+            session.tell(Scored(logprobs, ranks, session.n_reused, session.prompt_seconds))
+            self._finish(session, Finished("scored"))
+            return
         session.tell(Opened(session.n_reused, session.prompt_seconds, session.queued_seconds))
         if len(session.text) >= session.end:
             self._finish(session, Finished("length" if session.end == session.asked_end else "context"))

@@ -17,7 +17,8 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2
 
 from sllm import gguf
-from sllm.errors import RemoteError
+from sllm.errors import ClosedError, RemoteError
+from sllm.sampling import SamplingParams
 from sllm.wire import auth
 from sllm.wire.protocol import (
     FEATURES,
@@ -30,10 +31,13 @@ from sllm.wire.protocol import (
     padded,
     pb,
 )
-from sllm.worker.scheduler import Committed, Opened, Scheduler, Session
+from sllm.worker.scheduler import Committed, Finished, Opened, Scheduler, Scored, Session
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    import numpy.typing as npt
 
     from sllm.model import Model
     from sllm.worker.relay import Relay
@@ -196,6 +200,7 @@ class Service:
                 "Vocabulary": grpc.unary_stream_rpc_method_handler(
                     self._vocabulary, parser(pb.VocabularyRequest), serialize
                 ),
+                "Score": unary(self._score, pb.ScoreRequest),
                 "Generate": grpc.stream_stream_rpc_method_handler(self._generate, parser(pb.Up), serialize),
                 "Relay": grpc.stream_stream_rpc_method_handler(self._relayed, parser(pb.Piece), serialize),
             },
@@ -268,6 +273,48 @@ class Service:
             ],
         )
 
+    def _score(self, request: pb.ScoreRequest, context: grpc.ServicerContext) -> pb.ScoreReply:
+        try:
+            self._check_model(request.model_id)
+            session = self._scheduler.submit(
+                self._tokens(request.tokens),
+                len(request.tokens),
+                SamplingParams(),
+                None,
+                run_ahead=False,
+                score_from=request.start,
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
+            abort(context, error)
+        if not context.add_callback(session.cancel):
+            session.cancel()  # the client is gone already
+        scored: Scored | None = None
+        for event in session.events():
+            if isinstance(event, Scored):
+                scored = event
+            elif isinstance(event, Finished) and event.error is not None:
+                abort(context, event.error)
+        if scored is None:
+            abort(context, ClosedError("the worker is ending; go on elsewhere"))
+        return pb.ScoreReply(
+            logprobs=scored.logprobs.tolist(),
+            ranks=scored.ranks.tolist(),
+            n_reused=scored.n_reused,
+            compute_us=microseconds(scored.seconds),
+        )
+
+    def _check_model(self, model_id: str) -> None:
+        if model_id and model_id != self._identity.model_id:
+            raise RemoteError(f"the worker now has another model, {self._identity.model_name}")
+
+    def _tokens(self, ids: Sequence[int]) -> npt.NDArray[np.int32]:
+        tokens = np.array(ids, dtype=np.int64)
+        if len(tokens) and int(tokens.max()) >= self._scheduler.n_vocab:
+            raise ValueError(
+                f"the prompt holds ids that are not in the vocabulary of {self._scheduler.n_vocab} tokens"
+            )
+        return tokens.astype(np.int32)
+
     # ---- one text
 
     def _generate(
@@ -310,7 +357,7 @@ class Service:
                         hint_age_us=microseconds(time.monotonic() - arrived) if hint_id else 0,
                     )
                 )
-            else:
+            elif isinstance(event, Finished):
                 failed = trouble[0] if trouble else event.error
                 if failed is not None:
                     abort(context, failed)
@@ -320,15 +367,9 @@ class Service:
         unknown = [name for name in message.require if name not in self._features]
         if unknown:
             raise not_offered(unknown)
-        if message.model_id and message.model_id != self._identity.model_id:
-            raise RemoteError(f"the worker now has another model, {self._identity.model_name}")
-        tokens = np.array(message.tokens, dtype=np.int64)
-        if len(tokens) and int(tokens.max()) >= self._scheduler.n_vocab:
-            raise ValueError(
-                f"the prompt holds ids that are not in the vocabulary of {self._scheduler.n_vocab} tokens"
-            )
+        self._check_model(message.model_id)
         return self._scheduler.submit(
-            tokens.astype(np.int32),
+            self._tokens(message.tokens),
             message.start,
             from_sampling(message.sampling),
             message.max_tokens or None,
