@@ -46,6 +46,7 @@ from sllm.text_stream import Run
 
 if TYPE_CHECKING:
     from sllm import rpc
+    from sllm.hybrid import Hybrid
     from sllm.privacy.vault import Vault
     from sllm.targets.connection import connect
     from sllm.targets.remote import RemoteTarget
@@ -62,6 +63,7 @@ __all__ = [
     "ContextFullError",
     "Draft",
     "Grade",
+    "Hybrid",
     "InferenceError",
     "LayerRange",
     "LeakError",
@@ -99,6 +101,7 @@ logging.getLogger("sllm").addHandler(logging.NullHandler())
 # What needs protobuf and grpc, or is not in every program's way, is imported when it is first used.
 _LAZY = {
     "Grade": "sllm.triage",
+    "Hybrid": "sllm.hybrid",
     "RemoteTarget": "sllm.targets.remote",
     "SplitTarget": "sllm.targets.split",
     "Tier": "sllm.triage",
