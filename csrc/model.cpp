@@ -61,8 +61,9 @@ template <class Get> int32_t get_text(char * text, int32_t size, Get && get) {
     return get(text, static_cast<size_t>(size));
 }
 
-// llama.cpp takes any epsilon and asserts in a thread of ggml's, where nothing can be caught, that it is not negative or NaN.
-void check_epsilon(const llama_model & model) {
+// What llama.cpp takes and cannot compute with: it asserts in a thread of ggml's, where nothing can be caught, that an epsilon is not
+// negative or NaN.
+void check_numbers(const llama_model & model) {
     char text[128];
     if (llama_model_meta_val_str(&model, "general.architecture", text, sizeof text) < 0) {
         return;
@@ -77,6 +78,12 @@ void check_epsilon(const llama_model & model) {
         if (!std::isfinite(epsilon) || epsilon < 0) {
             sllm::fail(SLLM_ERR_LOAD, "%s is %s, not a finite number >= 0; the file is damaged", key.c_str(), text);
         }
+    }
+    // Rotating none of the dimensions is an endless loop in ggml.
+    const std::string key = architecture + ".rope.dimension_count";
+    const bool rotates = llama_model_rope_type(&model) != LLAMA_ROPE_TYPE_NONE;
+    if (rotates && llama_model_meta_val_str(&model, key.c_str(), text, sizeof text) >= 0 && std::strtol(text, nullptr, 10) == 0) {
+        sllm::fail(SLLM_ERR_LOAD, "%s is 0; the file is damaged", key.c_str());
     }
 }
 
@@ -147,7 +154,7 @@ std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
     if (llama_model_is_diffusion(model->model.get())) {
         sllm::fail(SLLM_ERR_UNSUPPORTED, "it is a diffusion model, which does not write token by token");
     }
-    check_epsilon(*model->model);
+    check_numbers(*model->model);
     model->vocab = llama_model_get_vocab(model->model.get());
     model->n_vocab = llama_vocab_n_tokens(model->vocab);
     model->is_layers = is_layers;

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import random_models
 
 import sllm
 from sllm import embedded
@@ -368,3 +369,13 @@ def test_loads_on_several_threads_at_once_keep_their_callbacks_apart() -> None:
 
     with sllm.Model(DRAFT) as model:
         assert outcomes == {i: i if i % 2 else model.n_layer for i in range(8)}
+
+
+def test_a_model_that_would_rotate_nothing(tmp_path: Path) -> None:
+    """ggml would look for the end of an endless loop, where no Ctrl-C reaches it."""
+    for name in ("gemma3", "phi3"):
+        file = random_models.make(random_models.SHAPES[name])
+        file.metadata[f"{name}.rope.dimension_count".encode()] = (4, 0)
+        path = file.write(tmp_path / f"{name}.gguf")
+        with pytest.raises(sllm.ModelLoadError, match=r"rope\.dimension_count is 0"):
+            sllm.Model(path)
