@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_check
 
 import numpy as np
 
+from sllm import gguf
+from sllm.calibration import ProfileError
 from sllm.check_answer import Acceptance, check_answer
 from sllm.drafters import AnswerDrafter, ModelDrafter
 from sllm.errors import BusyError, ClosedError, ContextFullError, LeakError, RemoteError
@@ -217,6 +219,7 @@ class Hybrid:
 
     Raises:
         ValueError, TypeError: an argument out of range or of another type.
+        ProfileError: the profile is of another model than ``small``, whose answers it speaks of.
 
     Attributes:
         vault: of the conversation; :meth:`new_conversation` begins another one.
@@ -268,6 +271,16 @@ class Hybrid:
             if triage is None:
                 triage = Triage(stack.enter_context(ContextScorer(small, n_threads=n_threads)))
             self.triage = triage
+            profile = getattr(triage, "profile", None)
+            if profile is not None and profile.model_id != gguf.model_id(small.path):
+                raise ProfileError(
+                    f"the profile is for model {profile.model_id}, and the small model is {small.path.name}"
+                )
+            # A threshold for the confidence of another model's answers says nothing of these.
+            self._knows_local = profile is None or (
+                profile.verify_model_id is not None
+                and profile.verify_model_id == gguf.model_id((local or small).path)
+            )
             self._small_model = small
             self._small = stack.enter_context(LocalTarget(small, **self._settings))
             self._local = self._small
@@ -409,7 +422,7 @@ class Hybrid:
             yield from self._streamed(self._local, answer, sides, which)
             return
         runs, logprobs = self._written(self._local, answer, sides, which)
-        if not self.triage.verifies(answer.grade, self.verify, logprobs):
+        if not self.triage.verifies(answer.grade, self.verify, logprobs if self._knows_local else None):
             yield from runs
             return
         try:

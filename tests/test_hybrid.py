@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +17,13 @@ import pytest
 from oracles import EXACT
 
 import sllm
-from sllm import embedded
+from sllm import embedded, gguf
+from sllm.calibration import Profile, ProfileError
 from sllm.check_answer import Acceptance
 from sllm.hybrid import ChatCloud, Hybrid
 from sllm.privacy import Vault, egress_check
 from sllm.targets.base import Scores, Target
-from sllm.triage import Grade, Tier, Triage
+from sllm.triage import ContextScorer, Grade, Policy, Tier, Triage
 from sllm.worker import Worker
 
 if TYPE_CHECKING:
@@ -474,6 +476,33 @@ def test_the_last_look_finds_what_masking_missed(make: Callable[..., Hybrid], cl
     assert answer.route in (["local"], ["cloud"])
     if answer.route == ["local"]:
         assert cloud.sent == []
+
+
+def test_a_profile_of_another_model(draft_model: Model, target_model: Model) -> None:
+    profile = Profile.load(embedded.TARGET_PROFILE)
+    policy = Policy(ask_privacy=False)
+    with ContextScorer(target_model, n_threads=1) as scorer:
+        triage = Triage(scorer, policy, profile)
+        with pytest.raises(ProfileError, match=r"the small model is draft\.gguf"):
+            Hybrid(draft_model, target_model, triage=triage)
+        with Hybrid(target_model, triage=triage, max_tokens=8, n_threads=1) as hybrid:
+            answer = hybrid.ask(user(PUBLIC))
+            answer.text()
+            assert answer.grade.profile_id == profile.id
+
+
+def test_a_threshold_for_another_models_answers_saves_no_verification(
+    make: Callable[..., Hybrid], cloud: Wiretap
+) -> None:
+    graded = Graded(verify=False)
+    graded.profile = SimpleNamespace(model_id=gguf.model_id(embedded.DRAFT), verify_model_id="0" * 64)  # type: ignore[attr-defined]
+    seen: list[Any] = []
+    graded.verifies = lambda _grade, _verify, logprobs=None: seen.append(logprobs)  # type: ignore[assignment, method-assign, return-value]
+    make(cloud, graded=graded).ask(user(PUBLIC)).text()
+    assert seen == [None]
+    graded.profile.verify_model_id = gguf.model_id(embedded.TARGET)  # type: ignore[attr-defined]
+    make(cloud, graded=graded).ask(user(PUBLIC)).text()
+    assert len(seen[1]) > 0
 
 
 # ---- a cloud that takes messages
