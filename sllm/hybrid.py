@@ -28,7 +28,7 @@ from sllm.privacy import Restorer, Vault, default_detectors, egress_check
 from sllm.sampling import SamplingParams
 from sllm.targets.base import Scorer, Target
 from sllm.targets.local import LocalTarget
-from sllm.text_stream import Run
+from sllm.text_stream import Run, RunStream
 from sllm.triage import ContextScorer, Grade, Tier, Triage
 
 if TYPE_CHECKING:
@@ -97,8 +97,10 @@ class HybridStats:
     seconds: float = 0.0
 
 
-class Answer:
+class Answer(RunStream):
     """An answer on its way: an iterator of :class:`~sllm.Run`, made by :meth:`Hybrid.ask`.
+
+    The tokens of a run are those that its writer has; in its text placeholders have their values back.
 
     Attributes:
         grade: what triage says of the request.
@@ -111,42 +113,12 @@ class Answer:
     """
 
     def __init__(self, grade: Grade, resources: ExitStack) -> None:
+        super().__init__(iter(()), resources)
         self.grade = grade
         self.route: list[str] = []
         self.reasons: list[str] = list(grade.reasons)
         self.masked: dict[str, int] = {}
         self.stats = HybridStats()
-        self._resources = resources
-        self._runs: Iterator[Run] = iter(())
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Run:
-        try:
-            return next(self._runs)
-        except BaseException:
-            self.close()
-            raise
-
-    def text(self) -> str:
-        """The rest of the answer, to its end."""
-        parts: list[str] = []
-        for run in self:
-            del parts[max(0, len(parts) - len(run.withdrawn)) :]
-            parts.append(run.text)
-        return "".join(parts)
-
-    def close(self) -> None:
-        """Stop. More calls do nothing."""
-        self._runs = iter(())
-        self._resources.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<sllm.hybrid.Answer: tier {int(self.grade.tier)}, {' > '.join(self.route) or 'not begun'}>"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sllm.model import Vocab
     from sllm.targets.base import Commit, Generation, RemoteStats
 
-__all__ = ["GenerationStats", "Run", "TextBuilder", "TextStream", "committed_runs"]
+__all__ = ["GenerationStats", "Run", "RunStream", "TextBuilder", "TextStream", "committed_runs"]
 
 
 @dataclass(frozen=True)
@@ -146,19 +146,14 @@ class TextBuilder:
         return "" if self.stopped else shown
 
 
-class TextStream:
-    """A text being generated: an iterator of :class:`Run`, made by :func:`generate`.
+class RunStream:
+    """An iterator of :class:`Run` that holds resources.
 
     Iterating to the end, :meth:`close`, leaving a ``with`` block, an exception on the way and forgetting the
-    object all free what the generation holds.
-
-    Attributes:
-        stats: running figures.
-
+    object all free what it holds.
     """
 
-    def __init__(self, runs: Iterator[Run], stats: GenerationStats, resources: ExitStack) -> None:
-        self.stats = stats
+    def __init__(self, runs: Iterator[Run], resources: ExitStack) -> None:
         self._runs = runs
         self._resources = resources
 
@@ -194,6 +189,19 @@ class TextStream:
     def __del__(self) -> None:
         if hasattr(self, "_resources"):
             self.close()
+
+
+class TextStream(RunStream):
+    """A text being generated, made by :func:`generate`.
+
+    Attributes:
+        stats: running figures.
+
+    """
+
+    def __init__(self, runs: Iterator[Run], stats: GenerationStats, resources: ExitStack) -> None:
+        super().__init__(runs, resources)
+        self.stats = stats
 
     def __repr__(self) -> str:
         return f"<sllm.TextStream, {self.stats.n_tokens} tokens, {self.stats.finish_reason or 'going on'}>"
