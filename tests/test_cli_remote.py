@@ -503,7 +503,7 @@ def test_own_draft_and_limits(
         (["status", "sllm://127.0.0.1:1#insecure"], "127.0.0.1:1"),
         (["status", "--timeout", "0"], "--timeout: 0 is out of range, expected more than 0"),
         (["run", "--remote", "a prompt"], "and write --remote behind the prompt"),
-        (["run", "x", "--remote", "sllm://h", "--target", "y"], "not allowed with argument"),
+        (["run", "x", "--remote", "sllm://h", "--target", "y"], "--target and --remote exclude each other"),
         (["run", "x", "--on-loss", "local"], "--on-loss is for --remote alone"),
         (["run", "x", "--on-loss", "cry", "--remote", "y"], "invalid choice: 'cry'"),
         (["run", "x", "--no-run-ahead"], "--no-run-ahead is for --remote alone"),

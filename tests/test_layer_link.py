@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -127,13 +127,17 @@ def test_a_worker_that_ends_every_stream_after_a_while_is_one(
 def test_rows_that_are_none(connected: Callable[..., Any], name: str, n_true: int) -> None:
     remote = connected(saying(*[answer] * n_true, ROWS[name]))
     with split_of(remote) as split:
-        generation = split.open(np.array([5, 6, 7], dtype=np.int32), GREEDY, 20)
         for _ in range(2):  # once more after an error: no hang either
             with pytest.raises(sllm.RemoteError):
-                for _ in range(20):
-                    next(generation)
-        generation.close()
+                read(split)
         assert not remote._streams
+
+
+def read(split: sllm.SplitTarget) -> None:
+    """Begin a text and read it."""
+    with closing(split.open(np.array([5, 6, 7], dtype=np.int32), GREEDY, 20)) as generation:
+        for _ in range(20):
+            next(generation)
 
 
 COMMITS: dict[str, Callable[[pb.Rows], Any]] = {
@@ -176,11 +180,8 @@ def test_selections_that_are_none(connected: Callable[..., Any], lie: Any) -> No
     ids=["rows", "commit", "nothing", "idle", "closing", "no room", "garbage"],
 )
 def test_openings_that_are_none(connected: Callable[..., Any], first: Any) -> None:
-    with split_of(connected(saying(answer, first=first))) as split:
-        generation = split.open(np.array([5, 6, 7], dtype=np.int32), GREEDY, 20)
-        with pytest.raises(sllm.RemoteError):
-            next(generation)
-        generation.close()
+    with split_of(connected(saying(answer, first=first))) as split, pytest.raises(sllm.RemoteError):
+        read(split)
 
 
 def test_a_length_that_nobody_has(connected: Callable[..., Any]) -> None:
@@ -273,11 +274,11 @@ def test_a_chain_goes_on_after_its_second_worker_was_busy(target_model: Model) -
         patch.setattr("sllm.targets.split._CHUNK", 7)
         holder = second._scheduler.open(sllm.worker.layers.RangeKey(4, 7, output=False), 1)
         with split_of([a, b]) as split:
-            generation = split.open(prompt, GREEDY, 8)
             for _ in range(2):
                 with pytest.raises(sllm.BusyError, match="no place"):
-                    next(generation)
+                    split.open(prompt, GREEDY, 8)
             holder.release()
+            generation = split.open(prompt, GREEDY, 8)
             found = [token for one in generation for token in one.tokens]
             assert found == one_by_one(target_model, prompt, GREEDY, 8, N_CTX)
             generation.close()
