@@ -313,7 +313,7 @@ class LayerLink:
         if first_message.WhichOneof("kind") != "opened":
             raise _Broken(RemoteError(f"{remote.address.endpoint} answers before it has opened the sequence"))
         opened = first_message.opened
-        if len(self._kept) > opened.n_ctx * self._row:
+        if opened.n_ctx < max(1, len(self._kept) // self._row):
             raise _Broken(RemoteError(f"{remote.address.endpoint} holds only {opened.n_ctx} positions"))
         # What was answered is there, unless it was lost; what was not is sent again in any case.
         end = len(self._kept) // self._row
