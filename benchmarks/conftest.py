@@ -14,13 +14,14 @@ import sllm
 from sllm.embedded import DRAFT, TARGET
 
 from . import models, peers
-from .measure import Benchmark, Figures, RemoteFigures
+from .measure import Benchmark, Figures, RemoteFigures, SplitFigures
 
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
 _reported: list[tuple[str, Figures]] = []
 _reported_remote: list[tuple[str, list[RemoteFigures]]] = []
+_reported_split: list[tuple[str, list[SplitFigures]]] = []
 
 
 @pytest.fixture(scope="session")
@@ -98,8 +99,21 @@ def report_remote(
     return hand_in
 
 
+@pytest.fixture
+def report_split(
+    benchmark: Benchmark, request: pytest.FixtureRequest
+) -> Callable[[Sequence[SplitFigures]], None]:
+    """As ``report_remote``, for split models."""
+
+    def hand_in(figures: Sequence[SplitFigures]) -> None:
+        benchmark.extra_info.update(figures[0].info(), modes=[f.info() for f in figures])
+        _reported_split.append((request.node.name, list(figures)))
+
+    return hand_in
+
+
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    if _reported or _reported_remote:
+    if _reported or _reported_remote or _reported_split:
         terminalreporter.section(
             f"sllm {sllm.__version__} on {platform.machine()}, llama.cpp {sllm.llama_cpp_commit[:9]}"
         )
@@ -107,6 +121,8 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
         _show(terminalreporter)
     if _reported_remote:
         _show_remote(terminalreporter)
+    if _reported_split:
+        _show_split(terminalreporter)
 
 
 def _cell(value: float | None, form: str) -> str:
@@ -184,3 +200,30 @@ def _show_remote(terminalreporter: TerminalReporter) -> None:
                 )
             )
     _write_table(terminalreporter, rows)
+
+
+def _show_split(terminalreporter: TerminalReporter) -> None:
+    heads = ("benchmark", "mode", "codec", "tokens/s", "tokens/round", "bytes/token", "/ llama rpc")
+    rows = [(*heads, "local MB", "whole MB", "aims")]
+    for name, modes in _reported_split:
+        for i, f in enumerate(modes):
+            aims = f.more.get("aims", {})
+            rows.append(
+                (
+                    "" if i else name,
+                    f.mode,
+                    f.codec or "",
+                    _cell(f.tokens_per_s, ".1f"),
+                    _cell(f.tokens_per_round, ".2f"),
+                    _cell(f.bytes_per_token, ".0f"),
+                    _cell(f.ratio_vs_llama_rpc, ".2f"),
+                    _cell(f.local_rss_mb, ".0f"),
+                    _cell(f.whole_rss_mb, ".0f"),
+                    "; ".join(f"{'met' if met else 'MISSED'}: {aim}" for aim, met in aims.items()),
+                )
+            )
+    _write_table(terminalreporter, rows)
+    for name, modes in _reported_split:
+        for f in modes:
+            more = {key: value for key, value in f.more.items() if key != "aims"}
+            _show_more(terminalreporter, f"{name} {f.mode} {f.codec or ''}".rstrip(), more)

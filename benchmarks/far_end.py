@@ -1,4 +1,5 @@
-"""What is far away, in processes of their own: a worker, and the emulated link to it.
+"""What is far away, in processes of their own: a worker, and the emulated link to it; and clients whose
+memory is looked at.
 
 Run as a script this file is such a process, told what to be by one line of JSON and ended by the end of its
 standard input, so that none is left over when a benchmark dies. In the process of the client, threads that
@@ -12,9 +13,12 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import sllm
 from sllm.wire.link import Link
@@ -91,10 +95,41 @@ class LinkProcess(_Process):
         """Count from 0 again."""
         self.ask(reset=True)
 
+    def turns(self) -> int:
+        """How often bytes went the other way than those before them, since then."""
+        n: int = self.ask()["turns"]
+        return n
+
     def carried(self) -> tuple[int, int]:
         """Bytes up and down since it was made or the counters were reset."""
         stats = self.ask()
         return stats["bytes_up"], stats["bytes_down"]
+
+
+class ClientProcess(_Process):
+    """Nothing but a vocabulary (``hold="vocabulary"``), a whole model (``"whole"``), or the local part of a
+    split one (``"split"``), with the settings of its target.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        hold: Literal["vocabulary", "whole", "split"],
+        *,
+        uri: str | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(role="client", model=str(model), hold=hold, uri=uri, settings=settings)
+
+    def generate(self, prompt: Sequence[int], max_tokens: int) -> tuple[list[int], float]:
+        """A greedy text, and how many seconds it took."""
+        answer = self.ask(prompt=list(map(int, prompt)), max_tokens=max_tokens)
+        return answer["tokens"], answer["seconds"]
+
+    def memory_mb(self) -> tuple[float, float]:
+        """What of it is in memory now, and the most that ever was: 10^6 bytes."""
+        answer = self.ask(memory=True)
+        return answer["VmRSS"], answer["VmHWM"]
 
 
 # ---- in the child
@@ -118,10 +153,45 @@ def _link(job: dict[str, Any]) -> None:
             _say(**asdict(link.reset_stats() if json.loads(line).get("reset") else link.stats))
 
 
+def _client(job: dict[str, Any]) -> None:
+    target: Any = None
+    with ExitStack() as stack:
+        remote = stack.enter_context(sllm.connect(job["uri"])) if job["uri"] is not None else None
+        if job["hold"] == "vocabulary":
+            stack.enter_context(sllm.Model(job["model"], vocab_only=True))
+        elif job["hold"] == "whole":
+            model = stack.enter_context(sllm.Model(job["model"]))
+            target = stack.enter_context(sllm.LocalTarget(model, **job["settings"]))
+        else:
+            target = stack.enter_context(sllm.SplitTarget(job["model"], middle=remote, **job["settings"]))
+        _say(ready=True)
+        for line in sys.stdin:
+            request = json.loads(line)
+            if request.get("memory"):
+                _say(**_memory())
+                continue
+            began = time.perf_counter()
+            with sllm.generate(
+                target,
+                request["prompt"],
+                sampling=sllm.SamplingParams(temperature=0.0),
+                max_tokens=request["max_tokens"],
+            ) as stream:
+                tokens = [token for run in stream for token in run.tokens]
+            _say(tokens=tokens, seconds=time.perf_counter() - began)
+
+
+def _memory() -> dict[str, float]:
+    """Of this process, as Linux tells it."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return {name: int(fields[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM")}
+
+
 def _say(**answer: Any) -> None:
     print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
     job = json.loads(sys.stdin.readline())
-    {"worker": _worker, "link": _link}[job["role"]](job)
+    {"worker": _worker, "link": _link, "client": _client}[job["role"]](job)

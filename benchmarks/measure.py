@@ -126,6 +126,34 @@ class RemoteFigures:
         return {**own, **self.more}
 
 
+@dataclass
+class SplitFigures:
+    """What one mode of a split model did over one link: the keys of ``extra_info``, None where they say
+    nothing.
+    """
+
+    rtt_ms: float
+    mbit_s: float | None
+    mode: str
+    codec: str | None
+    tokens_per_s: float
+    rounds_per_token: float | None = None
+    tokens_per_round: float | None = None
+    bytes_per_token: float | None = None
+    ratio_vs_llama_rpc: float | None = None
+    local_rss_mb: float | None = None
+    whole_rss_mb: float | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def aims_at(self, aim: str, met: bool) -> None:
+        """One more aim and whether it was met."""
+        self.more.setdefault("aims", {})[aim] = met
+
+    def info(self) -> dict[str, Any]:
+        own = {name: value for name, value in vars(self).items() if name != "more"}
+        return {**own, **self.more}
+
+
 def generated(
     target: sllm.LocalTarget,
     prompts: Sequence[Tokens],

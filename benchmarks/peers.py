@@ -127,16 +127,17 @@ def llama_bench(
     type_kv: str = "f16",
     repetitions: int = 1,
     rpc: str | None = None,
+    rpc_layers: int = 99,
 ) -> list[float]:
     """Tokens/s of each repetition: ``n_gen`` passes of one token, or one of ``n_prompt``; no selection.
 
-    ``rpc`` is the endpoint of a server that gets all layers.
+    ``rpc`` is the endpoint of a server that gets the last ``rpc_layers``, the output counted as one.
     """
     command: list[str | Path] = [build() / "llama-bench", "-m", model, "-n", str(n_gen), "-p", str(n_prompt)]
     command += ["-t", str(n_threads), "-fa", "1", "-ctk", type_kv, "-ctv", type_kv]
     command += ["-r", str(repetitions), "-o", "json"]
     if rpc is not None:
-        command += ["--rpc", rpc, "-ngl", "99"]
+        command += ["--rpc", rpc, "-ngl", str(rpc_layers)]
     output = _run(command).stdout
     try:
         (test,) = json.loads(output)
@@ -179,10 +180,12 @@ def llama_speculative_simple(
     type_kv: str = "q8_0",
     n_ctx: int = 1024,
     rpc: str | None = None,
+    rpc_layers: int = 99,
 ) -> SpeculativeRun:
     """Greedy speculation with a draft model that llama.cpp's own example runs, ``n_max`` tokens a draft.
 
-    ``rpc`` is the endpoint of a server that gets the whole target; the draft stays here.
+    ``rpc`` is the endpoint of a server that gets the target's last ``rpc_layers``, the output counted as one;
+    the draft stays here.
     """
     command: list[str | Path] = [
         build() / "llama-speculative-simple",
@@ -198,7 +201,7 @@ def llama_speculative_simple(
     command += ["-ctk", type_kv, "-ctv", type_kv, "-ctkd", type_kv, "-ctvd", type_kv]
     command += ["--temp", "0", "--top-k", "1", "--color", "off"]
     if rpc is not None:
-        command += ["--rpc", rpc, "-ngl", "99", "-devd", "none", "-ngld", "0"]
+        command += ["--rpc", rpc, "-ngl", str(rpc_layers), "-devd", "none", "-ngld", "0"]
     for _ in range(
         5
     ):  # its log thread is not waited for: now and then the last lines, or all of them, are lost
