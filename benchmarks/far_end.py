@@ -107,14 +107,14 @@ class LinkProcess(_Process):
 
 
 class ClientProcess(_Process):
-    """Nothing but a vocabulary (``hold="vocabulary"``), a whole model (``"whole"``), or the local part of a
-    split one (``"split"``), with the settings of its target.
+    """Nothing but a vocabulary (``hold="vocabulary"``), a whole model, mapped (``"whole"``) or read
+    (``"whole, read"``), or the local part of a split one (``"split"``), with the settings of its target.
     """
 
     def __init__(
         self,
         model: Path,
-        hold: Literal["vocabulary", "whole", "split"],
+        hold: Literal["vocabulary", "whole", "whole, read", "split"],
         *,
         uri: str | None = None,
         **settings: Any,
@@ -126,10 +126,12 @@ class ClientProcess(_Process):
         answer = self.ask(prompt=list(map(int, prompt)), max_tokens=max_tokens)
         return answer["tokens"], answer["seconds"]
 
-    def memory_mb(self) -> tuple[float, float]:
-        """What of it is in memory now, and the most that ever was: 10^6 bytes."""
-        answer = self.ask(memory=True)
-        return answer["VmRSS"], answer["VmHWM"]
+    def memory_mb(self) -> dict[str, float]:
+        """What of it is in memory now (``VmRSS``), the most that ever was (``VmHWM``), and the part that no
+        file backs (``RssAnon``), as Linux names them; in 10^6 bytes.
+        """
+        answer: dict[str, float] = self.ask(memory=True)
+        return answer
 
 
 # ---- in the child
@@ -159,8 +161,8 @@ def _client(job: dict[str, Any]) -> None:
         remote = stack.enter_context(sllm.connect(job["uri"])) if job["uri"] is not None else None
         if job["hold"] == "vocabulary":
             stack.enter_context(sllm.Model(job["model"], vocab_only=True))
-        elif job["hold"] == "whole":
-            model = stack.enter_context(sllm.Model(job["model"]))
+        elif job["hold"].startswith("whole"):
+            model = stack.enter_context(sllm.Model(job["model"], use_mmap=job["hold"] == "whole"))
             target = stack.enter_context(sllm.LocalTarget(model, **job["settings"]))
         else:
             target = stack.enter_context(sllm.SplitTarget(job["model"], middle=remote, **job["settings"]))
@@ -182,10 +184,9 @@ def _client(job: dict[str, Any]) -> None:
 
 
 def _memory() -> dict[str, float]:
-    """Of this process, as Linux tells it."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     fields = dict(line.split(":", 1) for line in lines)
-    return {name: int(fields[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM")}
+    return {name: int(fields[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM", "RssAnon")}
 
 
 def _say(**answer: Any) -> None:
