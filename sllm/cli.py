@@ -1,5 +1,5 @@
-"""The command line: ``sllm demo``, ``run``, ``worker``, ``rpc-server``, ``status``, ``ping``, ``split``,
-``audit``, ``codec-report``, ``calibrate``, ``devices``, ``inspect``.
+"""The command line: ``sllm demo``, ``run``, ``ask``, ``worker``, ``rpc-server``, ``status``, ``ping``,
+``split``, ``audit``, ``codec-report``, ``calibrate``, ``devices``, ``inspect``.
 
 Text goes to stdout as it comes; everything about it goes to stderr. An error is one line there and exit
 status 2, Ctrl-C is exit status 130 within a second, and a reader that goes away (``sllm run ... | head -1``)
@@ -14,7 +14,6 @@ import logging
 import math
 import os
 import signal
-import sys
 import tempfile
 import threading
 import traceback
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import sllm
-from sllm import cli_layers, cli_remote, cli_rpc, cli_triage, demo, embedded
+from sllm import cli_ask, cli_layers, cli_remote, cli_rpc, cli_triage, demo, embedded
 from sllm.cli_remote import EXACT, VARIABLE
 from sllm.console import (
     DIM,
@@ -34,6 +33,7 @@ from sllm.console import (
     hide_tokens,
     one_line,
     parameters,
+    read_prompt,
     size,
     table,
 )
@@ -163,6 +163,8 @@ def _parser() -> _Parser:
         command("demo", demo.demo, "Show it all on this machine: a worker, a slow link, a draft, a table.")
     )
     _add_run(command("run", _run, "Write the text behind a prompt.", _SECRET))
+    asking = command("ask", cli_ask.ask, "Answer a request here or in a cloud, by tiers.", cli_ask.EPILOG)
+    cli_ask.add_arguments(asking, _whole, _MODEL, _URI)
     _add_worker(
         command(
             "worker",
@@ -452,7 +454,7 @@ def _run(args: argparse.Namespace, out: Output) -> int:
         raise CommandError("--target and --remote exclude each other, except for a split: name --head")
     if args.head is not None and uris is None:
         raise CommandError("--head splits a model with a worker: name that by --remote")
-    text = _read_prompt(args.prompt)
+    text = read_prompt(args.prompt, "run")
     with ExitStack() as stack:
         if uris is not None and args.head is not None:
             model, target, draft = _open_split(uris, args, sampling, stack)
@@ -607,18 +609,6 @@ class _Answer:
             self._unverified = 0
         out.text(run.text)
         self._line = (self._line + run.text).rpartition("\n")[2]
-
-
-def _read_prompt(argument: str | None) -> str:
-    """The prompt, from the command line or from stdin, there without the line end that ``echo`` adds."""
-    if argument is not None and argument != "-":
-        return argument
-    if sys.stdin is None or (argument is None and sys.stdin.isatty()):
-        raise CommandError("there is no prompt: name one, or pipe it into stdin (see sllm run --help)")
-    try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise CommandError(f"stdin is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def _read_grammar(name: str) -> str:

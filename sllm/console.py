@@ -25,6 +25,7 @@ __all__ = [
     "hide_tokens",
     "one_line",
     "parameters",
+    "read_prompt",
     "size",
     "table",
 ]
@@ -126,6 +127,24 @@ class Output:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, out.fileno())
                 os.close(nowhere)
+
+
+def read_prompt(argument: str | None, command: str) -> str:
+    """The prompt of ``sllm COMMAND``, from the command line or from stdin, there without the line end that
+    ``echo`` adds.
+
+    Raises:
+        CommandError: there is none, or no UTF-8.
+
+    """
+    if argument is not None and argument != "-":
+        return argument
+    if sys.stdin is None or (argument is None and sys.stdin.isatty()):
+        raise CommandError(f"there is no prompt: name one, or pipe it into stdin (see sllm {command} --help)")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise CommandError(f"stdin is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def hide_tokens(text: str) -> str:

@@ -461,6 +461,11 @@ class Hybrid:
                     shown = True
                 answer.stats.n_restored = restorer.n_restored
                 yield run
+            if not shown:
+                answer.route.append("cloud")  # it has answered nothing
+        except _StaysHere:
+            answer.masked = {}  # nothing has left
+            raise
         except (RemoteError, BusyError, ContextFullError) as error:
             if shown:
                 raise
@@ -468,17 +473,20 @@ class Hybrid:
 
     def _verified(self, answer: Answer, sides: _Sides, text: str) -> Iterator[Run]:
         """A local answer as far as the cloud lets it stand, and what the cloud goes on with."""
-        messages = self._masked(answer, sides)
-        masked = self._checked_mask(answer, text)
         restorer = Restorer(self.vault)
         cloud = self._cloud
         try:
+            messages = self._masked(answer, sides)
+            masked = self._checked_mask(answer, text)
             if isinstance(cloud, Target):
                 runs = self._checked(answer, cloud, messages, masked, sides)
             else:
                 assert cloud is not None
                 runs = self._asked(answer, cloud, messages, masked, sides)
             first = next(runs, None)  # the verdict: until then the local answer can stand in
+        except _StaysHere:
+            answer.masked = {}  # nothing has left
+            raise
         except (RemoteError, BusyError, ContextFullError) as error:
             raise _StaysHere(f"the cloud does not answer ({type(error).__name__})") from error
         for run in _restored(_with(first, runs), restorer):

@@ -57,9 +57,11 @@ class OpenAICloud:
         """The answer to a conversation, piece by piece.
 
         Raises:
-            RemoteError: it does not answer; the message does not repeat what was sent.
+            RemoteError: it does not answer, or breaks off; the message does not repeat what was sent.
+            AuthError: it refuses the key.
 
         """
+        ended = False
         try:
             chunks = self._client.chat.completions.create(
                 model=self.model,
@@ -70,13 +72,19 @@ class OpenAICloud:
             with chunks:
                 for chunk in chunks:
                     for choice in chunk.choices[:1]:
-                        if choice.delta.content:
+                        ended = ended or choice.finish_reason is not None
+                        # Some send a last choice without a delta.
+                        if choice.delta is not None and choice.delta.content:
                             yield choice.delta.content
         except self._openai.APIStatusError as error:
             kind = AuthError if error.status_code in (401, 403) else RemoteError
             raise kind(f"{self.model}: the endpoint answered with HTTP status {error.status_code}") from None
-        except self._openai.OpenAIError as error:
+        except Exception as error:  # noqa: BLE001 - its own errors, and those of what it stands on (a broken
+            # stream, an event that is no JSON, a key that no header can hold), which may quote what was sent
             raise RemoteError(f"{self.model}: {type(error).__name__}") from None
+        if not ended:
+            # A connection that closes looks like the end of an answer, which is told by a finish_reason.
+            raise RemoteError(f"{self.model}: the stream ended before the answer did")
 
     def count(self, text: str) -> int:
         """About how many tokens a text has: a quarter of its Latin letters, and its other characters."""

@@ -57,6 +57,7 @@ def run(name: str, folder: pathlib.Path, typed: str = "") -> str:
 
 def test_all_are_known() -> None:
     assert SCRIPTS == [
+        "ask.py",
         "chat.py",
         "draft_verify.py",
         "prompt_lookup.py",
@@ -70,6 +71,16 @@ def test_all_are_known() -> None:
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_short(name: str) -> None:
     assert len((EXAMPLES / name).read_text(encoding="utf-8").splitlines()) < 40
+
+
+def test_ask(tmp_path: pathlib.Path) -> None:
+    written = run("ask.py", tmp_path)
+    told = re.findall(
+        r"^-- tier (\d), local > (verified|corrected), masked: (.*)$", written, flags=re.MULTILINE
+    )
+    assert [tier for tier, _, _ in told] == ["2", "2", "2"]
+    assert [masked for _, _, masked in told] == ["{}", "{'EMAIL': 1}", "{'PHONE': 1}"]
+    assert not re.search(r"\[(EMAIL|PHONE)_", written)  # what the cloud has seen does not come back
 
 
 def test_speculative(tmp_path: pathlib.Path) -> None:
