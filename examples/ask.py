@@ -30,7 +30,8 @@ with (
     triage.ContextScorer(small) as scorer,
 ):
     grader = sllm.Triage(scorer, triage.Policy(ask_privacy=False))
-    with sllm.Hybrid(small, local, remote.target(), triage=grader, privacy="deidentify") as hybrid:
+    settings = {"privacy": "deidentify", "sampling": sllm.SamplingParams(temperature=0)}
+    with sllm.Hybrid(small, local, remote.target(), triage=grader, **settings) as hybrid:
         for question in questions:
             answer = hybrid.ask([{"role": "user", "content": question}], max_tokens=48)
             print(answer.text())

@@ -8,6 +8,7 @@ decision keeps the request here.
 
 from __future__ import annotations
 
+import codecs
 import logging
 import threading
 import time
@@ -590,9 +591,10 @@ class Hybrid:
         answer.stats.cloud_in += len(tokens)
         verdict = check_answer(cloud, tokens[:n_prompt], tokens[n_prompt:], accept=self._accept)
         answer.stats.n_checked = len(tokens) - n_prompt
-        answer.stats.n_kept = verdict.n_kept
-        kept = tokens[n_prompt : n_prompt + verdict.n_kept]
-        whole = verdict.n_kept == len(tokens) - n_prompt
+        n_kept = _to_a_character(cloud.vocab, tokens[n_prompt:], verdict.n_kept)
+        answer.stats.n_kept = n_kept
+        kept = tokens[n_prompt : n_prompt + n_kept]
+        whole = n_kept == len(tokens) - n_prompt
         answer.route.append("verified" if whole else "corrected")
         if len(kept):
             text = cloud.vocab.decode(kept)
@@ -603,7 +605,7 @@ class Hybrid:
         room = min(max(sides.max_tokens - len(kept), 1), left)
         with generate(
             cloud,
-            tokens[: n_prompt + verdict.n_kept],
+            tokens[: n_prompt + n_kept],
             draft=drafter,
             sampling=sides.sampling,
             max_tokens=room,
@@ -710,6 +712,20 @@ def _chat_of(target: Target) -> Any:
 
 def _end_of_turn(vocab: Vocab) -> int | None:
     return vocab.eot if vocab.eot is not None else vocab.eos
+
+
+def _to_a_character(vocab: Vocab, tokens: npt.NDArray[np.int32], n: int) -> int:
+    """``n``, or less where the first ``n`` tokens end within a character: its other bytes would be lost."""
+    if n == len(tokens):
+        return n
+    while n:
+        pieces = [vocab.piece(token) for token in tokens[max(0, n - 4) : n].tolist()]
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(b"".join(pieces))
+        if not decoder.getstate()[0]:
+            break
+        n -= 1
+    return n
 
 
 def _with(first: Run | None, rest: Iterator[Run]) -> Iterator[Run]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socketserver
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ class ChatServer:
         self.received = bytearray()
         self.requests: list[dict[str, Any]] = []
         self.fault: int | str | None = None
+        self._failed: list[str] = []
         outer = self
 
         class Handler(socketserver.StreamRequestHandler):
@@ -41,6 +43,11 @@ class ChatServer:
         class Server(socketserver.ThreadingTCPServer):
             daemon_threads = False
             allow_reuse_address = True
+
+            def handle_error(self, request: Any, client_address: Any) -> None:
+                error = sys.exc_info()[1]
+                if not isinstance(error, OSError):  # a client may leave within an answer
+                    outer._failed.append(repr(error))
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -106,7 +113,8 @@ class ChatServer:
     def close(self) -> None:
         self._server.shutdown()
         self._thread.join()
-        self._server.server_close()
+        self._server.server_close()  # and wait for its threads
+        assert self._failed == []
 
     def __enter__(self) -> ChatServer:
         return self

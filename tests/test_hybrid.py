@@ -20,7 +20,7 @@ import sllm
 from sllm import embedded, gguf
 from sllm.calibration import Profile, ProfileError
 from sllm.check_answer import Acceptance
-from sllm.hybrid import ChatCloud, Hybrid
+from sllm.hybrid import ChatCloud, Hybrid, _to_a_character
 from sllm.privacy import Vault, egress_check
 from sllm.targets.base import Scores, Target
 from sllm.triage import ContextScorer, Grade, Policy, Tier, Triage
@@ -211,6 +211,17 @@ def test_tier_2_is_corrected(
     assert answer.route == ["local", "corrected"]
     assert answer.stats.n_kept < answer.stats.n_checked
     assert answer.stats.cloud_out > 0
+
+
+def test_what_stands_ends_with_a_character(target_model: Model) -> None:
+    """Of an emoji whose bytes are tokens of their own, none stands alone."""
+    vocab = target_model.vocab
+    tokens = vocab.encode("ok 😀龘", add_special=False)
+    assert len(tokens) > 7
+    head = len(tokens) - 7
+    found = [_to_a_character(vocab, tokens, n) - head for n in range(head, len(tokens) + 1)]
+    assert found == [0, 0, 0, 0, 4, 4, 4, 7]
+    assert _to_a_character(vocab, tokens, 0) == 0
 
 
 def test_tier_2_without_verification(
@@ -445,6 +456,16 @@ def test_a_cloud_out_of_reach(make: Callable[..., Hybrid], target_model: Model) 
         assert answer.text() == answer_of(target_model, PUBLIC)
         assert answer.route == ["local"]
         assert any("does not answer (RemoteError)" in reason for reason in answer.reasons)
+
+
+def test_nothing_counts_as_masked_that_has_not_left(make: Callable[..., Hybrid], cloud: Wiretap) -> None:
+    for tier in (2, 3):
+        hybrid = make(cloud, graded=Graded(tier), privacy="deidentify", verify="always", max_cloud_tokens=1)
+        answer = hybrid.ask(user(PRIVATE))
+        answer.text()
+        assert answer.route == ["local"]
+        assert answer.masked == {}
+    assert cloud.sent == []
 
 
 def test_the_spending_cap(make: Callable[..., Hybrid], cloud: Wiretap) -> None:
