@@ -5,6 +5,10 @@ from __future__ import annotations
 from bisect import bisect, insort
 from collections import deque
 from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["DraftLength", "PassTimes"]
 
@@ -71,6 +75,7 @@ class DraftLength:
         self._draft_passes: deque[float] = deque(maxlen=15)  # seconds each
         self._accepted = 2.1  # a prior of .7, worth three tokens
         self._tried = 3.0
+        self._confidence = 2.1 / 3.0  # the draft's own mean probability of its tokens, a running mean
         self._rounds: deque[tuple[int, float]] = deque(maxlen=12)  # with a draft: tokens committed, seconds
         self._pause = 0  # plain rounds that are left
         self._next_pause = self._SHORTEST_PAUSE
@@ -123,7 +128,14 @@ class DraftLength:
         # would buy otherwise.
         row = (self._pass.estimate(best + 1) - self._pass.estimate(1)) / best
         cost = (median(self._draft_passes) + row) * self._expected_rate(best)
-        return best, min(max(cost, 0.0), 0.8)
+        # A draft that is right more often than it believes is held to what it believes.
+        modesty = min(1.0, self._confidence / self.acceptance)
+        return best, min(max(cost, 0.0), 0.8) * modesty
+
+    def observe_confidence(self, probs: Sequence[float]) -> None:
+        """The draft gave its tokens these probabilities."""
+        for prob in probs:
+            self._confidence += 0.05 * (prob - self._confidence)
 
     def observe_draft(self, n_passes: int, seconds: float) -> None:
         """The draft took ``n_passes`` passes of its model in ``seconds``."""

@@ -200,6 +200,7 @@ def _runs(
                 spent = time.perf_counter() - began
                 stats.draft_seconds += spent
                 settled = drafter.n_caught_up <= DraftLength.LIMIT
+                length.observe_confidence(list(getattr(drafter, "probs", ()))[: len(new)])
                 if settled:
                     length.observe_draft(len(new) + (len(new) < wanted), spent)
                 chain += new

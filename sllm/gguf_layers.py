@@ -29,7 +29,14 @@ if TYPE_CHECKING:
 __all__ = ["ARCHITECTURES", "LayeredFile", "Piece", "View"]
 
 _ALIGNMENT = 32
-_F32, _Q4_0 = 0, 2
+_F32, _Q4_0, _Q1_0 = 0, 2, 41
+_Q1_0_BLOCK = 128
+_ZEROS = {_F32: (1, 4), _Q4_0: (32, 18), _Q1_0: (_Q1_0_BLOCK, 18)}
+"""Types that tensors of zeros have: numbers and bytes of a block."""
+
+_REPACKED = {2, 10, 12, 13, 14, 20, 39}
+"""Types that ggml packs anew for some CPUs: Q4_0, Q2_K, Q4_K, Q5_K, Q6_K, IQ4_NL, MXFP4 (repack.cpp)."""
+
 _NO_VOCABULARY = 32  # tokens that a file without a vocabulary pretends to have
 _SMALL_FFN = 32  # the width of a layer that does nothing
 
@@ -129,7 +136,8 @@ class _Entry:
         n = 1
         for dim in self.dims:
             n *= dim
-        return n * 4 if self.kind == _F32 else n // 32 * 18
+        block, size = _ZEROS[self.kind]
+        return n // block * size
 
 
 def _padded(size: int) -> int:
@@ -343,10 +351,25 @@ class LayeredFile:
         entries += [self._entry(name, name) for name in globals_]
         if output:
             assert self.output is not None
-            entries.append(self._entry(self.output, "token_embd.weight"))
+            entries += self._output_entries()
         else:
             entries.append(_Entry("token_embd.weight", (self.n_embd, _NO_VOCABULARY), _F32, None))
         return _assemble(self._range_pairs(start, stop, output=output), entries)
+
+    def _output_entries(self) -> list[_Entry]:
+        """The head, and the embedding that llama.cpp asks for besides and never reads a row of.
+
+        One matrix serves as both, unless ggml would keep it twice: as it is, and packed anew for the product.
+        Then zeros of the smallest type stand in for the embedding.
+        """
+        assert self.output is not None
+        dims, kind = (getattr(self._tensors[self.output][1], name) for name in ("dims", "kind"))
+        if kind not in _REPACKED or dims[0] % _Q1_0_BLOCK:
+            return [self._entry(self.output, "token_embd.weight")]
+        return [
+            self._entry(self.output, "output.weight"),
+            _Entry("token_embd.weight", dims, _Q1_0, None),
+        ]
 
     def _entry(self, name: str, called: str) -> _Entry:
         index, tensor = self._tensors[name]
