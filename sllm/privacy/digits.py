@@ -38,7 +38,7 @@ _OTHER_NUMBER = re.compile(
 )
 _CARD_WORD = re.compile(r"(?:卡|card|visa|master|amex|debit|credit|账|帐|account)[^0-9]{0,16}\Z", re.I)
 _PHONE_WORD = re.compile(
-    r"(?:电话|手机|座机|固话|热线|联系|致电|拨打|传真|短信|号码|来电|呼叫|微信|phone|tel|mobile|"
+    r"(?:电话|手机|電話|手機|聯絡|聯繫|傳真|市話|行動|座机|固话|热线|联系|致电|拨打|传真|短信|号码|来电|呼叫|微信|phone|tel|mobile|"
     r"cell|call|fax|whatsapp|text|contact"
     r"|hotline|dial|reach|ring|sms|viber|telegram|signal)[^0-9]{0,24}\Z",
     re.I,
@@ -61,7 +61,7 @@ _CARD_GROUPS = frozenset(
     ]
 )  # fmt: skip
 _ID_GROUPS = frozenset(
-    [(6, 8, 4), (6, 4, 4, 4), (6, 12), (14, 4), (3, 3, 4, 4, 4), (6, 4, 2, 2, 4), (10, 8), (3, 3, 8, 4)]
+    [(6, 8, 4), (4, 4, 4, 4, 2), (6, 6, 6), (3, 3, 3, 3, 3, 3), (6, 4, 4, 4), (6, 12), (14, 4), (3, 3, 4, 4, 4), (6, 4, 2, 2, 4), (10, 8), (3, 3, 8, 4)]
 )
 # The same with X as the last character.
 _ID_X_GROUPS = frozenset(
@@ -150,7 +150,8 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
     if total == 18 and (lengths == (18,) or lengths in _ID_GROUPS):
         digits = run.digits(i, j)
         good = checksums.cn_id(digits)
-        if good is not None:
+        # In the groups of a bank card only a number that is right counts.
+        if good is not None and (good or lengths not in _CARD_GROUPS):
             return Finding(start, end, "IDCARD", 1.0 if good else 0.8, checked=good)
         if lengths == (18,) and digits[:2] in _USCC_STARTS and checksums.uscc(digits):
             return Finding(start, end, "COMPANYID", 0.9, checked=True)
@@ -373,9 +374,22 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
     letters = _ALNUM_TAIL.search(before)
     if letters and letters[0].lower() not in _GLUED:
         return False
-    if before[-1:] in ".," and before[-2:-1].isdigit():
+    if before[-1:] in (".", ",") and before[-2:-1].isdigit():
+        if before[-1:] == "." or not _COLUMNS_BEFORE.search(before) and not _LONG.match(text, start):
+            return False
+    if follow == "." and text[end + 1 : end + 2].isdigit():
         return False
-    return not (follow in (".", ",") and text[end + 1 : end + 2].isdigit() and follow)
+    return not (follow == "," and text[end + 1 : end + 2].isdigit() and not _long_tail(text, start, end))
+
+
+# Commas between the groups of one number have at most three digits before each; longer groups are the columns
+# of a table.
+_COLUMNS_BEFORE = re.compile(r"[0-9]{4},\Z")
+_LONG = re.compile("[0-9]{4}")
+
+
+def _long_tail(text: str, start: int, end: int) -> bool:
+    return end - start >= 4 and text[end - 4 : end].isdigit()
 
 
 def scan(text: str) -> Iterator[Finding]:
