@@ -558,3 +558,277 @@ Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 Chrome/120.0.6099.71
 color: #ff00ff; margin: 0 10px
 v1.2.3-beta.4+build.567
 """
+
+# Written after the detectors were changed for what the first set had shown, and measured once before anything
+# else was changed.
+SECOND = r"""
+客服您好，我叫⟦NAME|邹凯文⟧，昨天买的耳机左耳没声音，电话⟦PHONE|18217760043⟧
+用户：麻烦改下收货地址，改成⟦ADDRESS|苏州市工业园区星湖街328号创意产业园5栋403⟧
+用户：收件人改成我老公⟦NAME|蒋文韬⟧，他手机⟦PHONE|137 6455 2091⟧
+亲这边核实一下，您尾号8345的手机号绑定的邮箱是⟦EMAIL|jiang_wt@outlook.com⟧吗
+退款失败了，我的招行卡是⟦CARD|6225 6886 4684 1419⟧
+名字⟦NAME|范晓萱⟧ 手机⟦PHONE|15021337789⟧ 地址⟦ADDRESS|武汉市江汉区解放大道688号武汉广场30楼⟧
+【顺丰】您的快件已由⟦NAME|丁师傅⟧签收，电话⟦PHONE|13297001845⟧
+寄件人：⟦NAME|程立军⟧/⟦PHONE|0531-88995566⟧/⟦ADDRESS|济南市历下区经十路12345号⟧
+⟦NAME|秦海璐⟧ ⟦PHONE|18500012345⟧ ⟦ADDRESS|北京市通州区新华大街甲1号院6号楼2204⟧
+姓名：⟦NAME|温知夏⟧ 年龄：29岁 证件号：⟦IDCARD|450102199508197338⟧
+患者⟦NAME|龚德明⟧因“反复咳嗽2月”入院，床号12，病历号：⟦ACCOUNT|B2023-11802⟧
+家属⟦NAME|龚小军⟧（儿子）签字，联系电话⟦PHONE|13307190022⟧
+入院记录 姓名：⟦NAME|尹素珍⟧ 出生地：湖南 职业：退休 出生日期：⟦BIRTHDATE|1948年11月03日⟧
+检验者：⟦NAME|樊丽⟧ 审核者：⟦NAME|倪娜⟧
+体检号⟦ACCOUNT|TJ20231188⟧，⟦NAME|施展⟧，男
+医生⟦NAME|骆红梅⟧建议复查
+应聘人：⟦NAME|殷子涵⟧，现居⟦ADDRESS|南京市鼓楼区汉口路22号⟧，⟦EMAIL|yzh.1997@gmail.com⟧
+联系方式：⟦PHONE|(+86)15951880123⟧ 微信：⟦USER|yin_zihan97⟧
+出借人：⟦NAME|俞国华⟧（身份证号码：⟦IDCARD|330106197804208803⟧）
+借款人⟦NAME|章玉梅⟧向⟦NAME|俞国华⟧借款五万元整
+丙方（保证人）：⟦NAME|施明远⟧，住址：⟦ADDRESS|宁波市鄞州区中山东路1999弄7号⟧
+买方：⟦ORG|青岛海纳食品有限公司⟧ 地址：⟦ADDRESS|青岛市市北区辽阳西路100号⟧
+账户名称：⟦ORG|厦门鹭江物流有限公司⟧，账号：⟦ACCOUNT|35050161553800000123⟧
+统一信用代码：⟦COMPANYID|9135020047065K322B⟧
+询问笔录：被询问人⟦NAME|柳青山⟧，曾用名⟦NAME|柳大山⟧，户籍所在地⟦ADDRESS|贵州省遵义市红花岗区忠庄镇幸福村7组⟧
+经查，⟦NAME|童某⟧使用的手机号码为⟦PHONE|17358820911⟧，微信号⟦USER|tong_168168⟧
+被告人⟦NAME|祝家辉⟧，⟦BIRTHDATE|1986年1月9日⟧出生于浙江省
+一辆牌号为⟦PLATE|鲁B·5T0R8⟧的白色轿车
+⟦PLATE|皖AD83721⟧请速挪车，电话⟦PHONE|18956012233⟧
+新能源车牌 ⟦PLATE|渝A F67890⟧
+群里@⟦NAME|谭晓⟧ 你的工资卡⟦CARD|6217036441855345789⟧对吗
+12栋1单元⟦NAME|贺阿姨⟧家漏水，她电话⟦PHONE|13980012277⟧
+团购：⟦NAME|侯雪⟧，3份，⟦PHONE|15882001133⟧，⟦ADDRESS|金科城2期8栋1单元902⟧
+序号	姓名	手机⏎1	⟦NAME|于洋⟧	⟦PHONE|13601234567⟧⏎2	⟦NAME|白雪⟧	⟦PHONE|13701234568⟧
+⟦NAME|毛宁⟧,女,⟦IDCARD|371002201010153114⟧,⟦PHONE|18600011122⟧
+{"userName":"⟦USER|xiaomao2020⟧","phone":"⟦PHONE|13899001122⟧","address":"⟦ADDRESS|沈阳市和平区南京南街88号⟧"}
+{"客户姓名":"⟦NAME|戴志强⟧","手机号":⟦PHONE|13512340099⟧}
+⟦ADDRESS|香港銅鑼灣軒尼詩道500號希慎廣場20樓2003室⟧
+⟦ADDRESS|新界沙田石門安群街3號京瑞廣場一期15樓⟧
+聯絡人：⟦NAME|黃嘉敏⟧ 電話：⟦PHONE|2345 6789⟧
+⟦ADDRESS|台中市西屯區台灣大道三段99號⟧
+⟦ADDRESS|桃園市中壢區中大路300號⟧ ⟦NAME|吳建宏⟧收
+連絡電話 ⟦PHONE|0987654321⟧
+統一編號：⟦COMPANYID|12345675⟧
+身分證 ⟦IDCARD|H170204347⟧
+香港身份證號碼：⟦IDCARD|R384517(5)⟧
+護照號碼⟦PASSPORT|K12345678⟧
+澳门居民身份证 ⟦IDCARD|1234567(8)⟧
+台胞证⟦PASSPORT|12345678⟧
+我的扣扣⟦USER|765432109⟧
+扣扣号：⟦USER|1098765432⟧
+➕v：⟦USER|abc_2233⟧
+邮箱⟦EMAIL|wu.lei艾特163点com⟧
+Email：⟦EMAIL|test_user@vip.qq.com⟧，欢迎来信
+固定电话：⟦PHONE|0431—85166666⟧
+手机：⟦PHONE|138．0013．8000⟧
+tel ⟦PHONE|（0755）8888 6666⟧
+⟦PHONE|138-0571-2233⟧是我新号码
+我生日是⟦BIRTHDATE|95年3月12日⟧
+⟦BIRTHDATE|1988.08.08⟧生，属龙
+农历⟦BIRTHDATE|八月十五⟧生日
+房卡密码 ⟦SECRET|0821#⟧
+门锁密码是⟦SECRET|135790⟧
+支付密码：⟦SECRET|246810⟧
+管理员账号 ⟦USER|admin_lz⟧，密码 ⟦SECRET|Lz@2024#dev⟧
+token=⟦SECRET|ou9OWP2MKuikCuAlxS6rfv12⟧
+内网地址⟦IP|172.16.8.99⟧不通
+我在⟦ORG|成都天府软件园有限公司⟧做测试
+驾照号⟦LICENCE|420111199912124078⟧
+营业执照号 ⟦COMPANYID|12320500N1RB6C849L⟧
+设备IMEI号⟦DEVICE|019733212104561⟧
+工牌号：⟦ACCOUNT|GH00812⟧
+医保号⟦ACCOUNT|3301020045⟧
+Hello, my name is ⟦NAME|Nkechi Balogun⟧ and I need help with my account.
+You can text me at ⟦PHONE|312.555.0176⟧ after 5.
+My email address is ⟦EMAIL|wren_h@example.co.uk⟧ and my dob is ⟦BIRTHDATE|1979/10/02⟧.
+I'm ⟦NAME|Ravi Subramanian⟧, calling from ⟦PHONE|+91 80 4123 4567⟧.
+Agent: May I have your full name?⏎Customer: ⟦NAME|Lucia Fernandez⟧
+Customer: it's ⟦EMAIL|lucia (dot) f (at) example (dot) net⟧
+Sure, it is ⟦CARD|4988-0727-6816-0100⟧ expiring 11/27 with security code ⟦SECRET|905⟧.
+Could you send it to ⟦ADDRESS|5210 Willow Creek Dr, Plano, TX 75093⟧?
+We moved to ⟦ADDRESS|19 Rosemary Close, Leeds LS8 2QT⟧ in May.
+mail it to ⟦ADDRESS|PO Box 882, Boise, ID 83701⟧
+⟦ADDRESS|400 S Hope St, Los Angeles, CA⟧
+Office: ⟦ADDRESS|Level 9, 155 Queen Street, Auckland 1010⟧
+⟦ADDRESS|Flat 12B, Tower 3, 88 Nathan Road, Kowloon⟧
+⟦ADDRESS|Rua Augusta 1508, São Paulo⟧
+⟦ADDRESS|Keizersgracht 174, 1016 DW Amsterdam⟧
+⟦ADDRESS|Calle de Alcalá 45, 28014 Madrid⟧
+Patient ⟦NAME|Eleanor Voss⟧, DOB ⟦BIRTHDATE|09/30/1951⟧, MRN# ⟦ACCOUNT|5508123⟧
+This 54-year-old woman was referred by Dr. ⟦NAME|Okonkwo⟧ on 5/2.
+Provider: ⟦NAME|James T. Holloway⟧, DO
+⟦NAME|PEMBERTON, ALICE R⟧⏎DOB: ⟦BIRTHDATE|1938-05-17⟧
+Discharge summary electronically signed by: ⟦NAME|Marta Kowalczyk⟧ MD
+Next of kin: ⟦NAME|Rosa Jimenez⟧ (daughter) ⟦PHONE|(305) 555-0144⟧
+Insurance: Aetna, member ID ⟦ACCOUNT|W88210047⟧
+Pager ⟦PHONE|555-0199⟧
+SSN is ⟦SSN|078-05-1120⟧
+soc sec # ⟦SSN|412 67 3390⟧
+Taxpayer ID ⟦NATIONALID|98-7654321⟧
+CPF nº ⟦NATIONALID|985.549.481-49⟧
+NIE ⟦NATIONALID|X1234567L⟧
+Personal number ⟦NATIONALID|850709-9805⟧
+BSN: ⟦NATIONALID|111222333⟧
+Aadhaar: ⟦NATIONALID|5299 7834 2105⟧
+NI no: ⟦NATIONALID|JG 10 37 59 A⟧
+Passport no ⟦PASSPORT|L8982104⟧ issued in Oslo
+my passport (⟦PASSPORT|XD4471920⟧) expires soon
+Driver license ⟦LICENCE|T168-4023-2291⟧ state MI
+DL: ⟦LICENCE|Y7734219⟧
+Card: ⟦CARD|2223899614157909⟧
+Diners ⟦CARD|3056 225039 9899⟧
+IBAN ⟦IBAN|AT61 1904 3002 3457 3201⟧ BIC ⟦ACCOUNT|BKAUATWW⟧
+pay ⟦IBAN|PT50000201231234567890154⟧ by Friday
+⟦IBAN|SE45 5000 0000 0583 9825 7466⟧
+checking account ⟦ACCOUNT|1100223344⟧, routing number ⟦ACCOUNT|122105155⟧
+Loan number: ⟦ACCOUNT|LN-2231-0098⟧
+Reservation under ⟦NAME|Thompson⟧, confirmation ⟦ACCOUNT|XK4P2Q⟧
+frequent flyer ⟦ACCOUNT|BA40221998⟧
+User ⟦USER|k.ivanova⟧ logged in from ⟦IP|91.198.174.192⟧
+sshd[812]: Accepted publickey for ⟦USER|deploy7⟧ from ⟦IP|10.20.30.40⟧ port 55122
+remote_addr: ⟦IP|2001:0db8:0000:0000:0000:ff00:0042:8329⟧
+src=⟦IP|192.168.44.7⟧ dst=⟦IP|8.8.4.4⟧
+Device MAC ⟦MAC|F0:9F:C2:33:81:0D⟧, hostname lab3
+git remote add o ⟦URL|https://jdoe:ghtok123@git.example.com/a/b.git⟧
+amqp url ⟦URL|amqp://guest:rabbit77@10.1.2.3:5672/vh⟧
+GITHUB_TOKEN=⟦SECRET|github_pat_11ABCDEFG0Y6mYut0WpFRbErlGUAmFHKtOc3ZVLzhv⟧
+"secretKey": "⟦SECRET|wTIHMB8mZakhpfR9ZX8i7z6hd8P⟧"
+AZURE_CLIENT_SECRET=⟦SECRET|Q8x8Q~SRdakcfJebJNzXhi8XO1J80xC5UpqO⟧
+MONGO_PASSWORD: ⟦SECRET|xT9!mango⟧
+passwd ⟦SECRET|Summer2023!⟧
+The Wi-Fi password is ⟦SECRET|blueSky_42⟧
+telegram bot ⟦SECRET|412345678:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw⟧
+npm token ⟦SECRET|npm_jCCFFQWaS47dD61rOshQzLbKu0wTTQPKrZOX⟧
+x-auth-token: ⟦SECRET|515c5d368d565a03f0ab4e9df161652e9639911b⟧
+one-time code ⟦SECRET|55 21 09⟧
+DOGE ⟦WALLET|DAj2kjgMutWvAY8igb5da5XSY1yzVdeYyc⟧
+wallet: ⟦WALLET|3GdME4uZrgSH84kdXztxRAfgAHSJ1kY5AZ⟧
+VIN: ⟦VIN|JTDA9HPDX84884776⟧, plate ⟦PLATE|8XYZ456⟧
+registration ⟦PLATE|LB71 KFX⟧
+S/N ⟦DEVICE|R58M31ABCDE⟧
+add me on snap: ⟦USER|jess.k99⟧
+my insta is ⟦USER|@kai_surfs⟧
+GitHub: ⟦USER|octo-fan22⟧
+Hi ⟦NAME|Beatrix⟧,⏎Please find attached.
+Thanks,⏎⟦NAME|Owen⟧
+Kind regards,⏎Dr. ⟦NAME|Amara Nwosu⟧
+From: ⟦NAME|Lars Mikkelsen⟧ <⟦EMAIL|lars@example.dk⟧>
+Cc: ⟦NAME|Fatou Diop⟧ <⟦EMAIL|fd@example.sn⟧>; ⟦NAME|Ken Ito⟧ <⟦EMAIL|ki@example.jp⟧>
+My brother ⟦NAME|Anders⟧ lives with us.
+The suspect, ⟦NAME|Darnell Hughes⟧, was seen nearby.
+⟦NAME|Katarzyna Nowak⟧ called to cancel her subscription.
+Meeting with ⟦NAME|Henrik Lund⟧ and ⟦NAME|Anna Petrova⟧ at noon
+{"customer": {"name": "⟦NAME|Isolde Kerr⟧", "tel": "⟦PHONE|+353 1 234 5678⟧"}}
+name=⟦NAME|Malik Osei⟧&email=⟦EMAIL|m.osei@example.com⟧
+<lastName>⟦NAME|Grünwald⟧</lastName>
+Employee: ⟦NAME|Bronwyn Pugh⟧, badge number ⟦ACCOUNT|77120⟧
+3,⟦NAME|Harriet Nash⟧,⟦PHONE|0161 496 0345⟧,⟦EMAIL|hn@example.org⟧
+⟦NAME|Soo-jin Park⟧;⟦EMAIL|sjp@example.kr⟧;⟦PHONE|+82 10-1234-5678⟧
+We signed with ⟦ORG|Halcyon Freight Pty Ltd⟧ last week.
+coordinates ⟦GEO|-33.8688, 151.2093⟧
+lat=⟦GEO|52.5200⟧&lng=⟦GEO|13.4050⟧
+Case number ⟦ACCOUNT|CR-2020-04417⟧
+phone number: ⟦PHONE|+234 803 123 4567⟧
+Mobile: ⟦PHONE|+62 812-3456-7890⟧
+T: ⟦PHONE|020 7946 0991⟧ M: ⟦PHONE|07700 900456⟧
+ring ⟦PHONE|0044 20 7946 0958⟧
+(Home) ⟦PHONE|718-555-0163⟧ (Work) ⟦PHONE|718-555-0170 ext 12⟧
+"""
+
+SECOND_CLEAN = r"""
+我想查一下我的快递什么时候到
+单号 773182930412345 一直没有物流信息
+您的工单2024031500871已受理
+这款洗衣机功率2200W，容量10公斤
+第五届中国国际进口博览会
+高考志愿怎么填
+向老师请教问题
+语文老师布置了作业
+基金经理怎么选
+方经理不在吗还是应经理
+找到了吗
+@所有人 明天放假
+找工作太难了
+找时间聊聊
+乙方应当按时付款
+甲方有权单方面解除
+医师资格考试什么时候报名
+家属可以陪护吗
+老板说下周涨工资
+领导安排的任务
+邻居太吵了怎么办
+叔叔阿姨好
+我找不到订单
+请找管理员
+护士站在三楼
+秘书处的通知
+校长发言稿怎么写
+请在2号窗口办理
+共3层楼，每层5户
+地铁2号线从浦东机场到徐泾东
+台湾的首都在哪
+國慶日放假嗎
+請問這個多少錢
+價格是1200元
+民国八年五四运动
+1995年3月上映的电影
+出生在农村的作家
+列车D2281次，08车12A号
+航班MU5101准点
+房间面积89.5平方米
+比分是21:18
+数学题：123456789×987654321
+温度区间-20到50摄氏度
+微信小程序怎么开发
+加我好友吧
+加微信群
+QQ音乐会员
+密码锁怎么换电池
+token是什么意思
+Please confirm the delivery of order #88213-2291.
+Reference: PO-2023-7781, qty 200
+See figure 3.2 in chapter 12.
+The rate is 4.25% for 30 years.
+Contact Customer Support at any time.
+Call Center hours are 9-5.
+Contact Technical Support via chat.
+Meet at noon on Friday.
+Ask for Help Desk
+This is Spring Boot.
+From: Monday To: Friday
+Best regards,
+Name: required
+Client: Chrome on Windows
+Author: unknown
+@Override public void run() {}
+import { x } from '@scope/pkg_name'
+@pytest.fixture
+@app.route("/user_list")
+at the dot com boom
+look at this dot
+The ratio was 0.4512, 0.5488
+points (12.3456, 45.6789), (1.2345, 2.3456)
+[0.1234, -0.5678, 0.9012]
+1.2345, -2.3456
+user = get_user(id)
+user: null
+login failed
+social media is down
+line 42 of main.py
+signal 11 received
+handle errors gracefully
+No. 5 in the charts
+No. 1 Best Seller, Amazon
+Lane 3, Gate 12
+Tower Bridge is in London
+Section 4, Paragraph 2
+Block 12 of the chain
+12 months, 30 days
+100,000 users
+1,234,567 downloads
+2,048,000 and 4,096,000
+10,000,000.50
+12345,67890
+x=1234567,y=89
+ABC, DEF
+TODO, FIXME
+README, LICENSE
+SELECT, INSERT
+"""

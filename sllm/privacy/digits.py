@@ -40,7 +40,7 @@ _CARD_WORD = re.compile(r"(?:卡|card|visa|master|amex|debit|credit|账|帐|acco
 _PHONE_WORD = re.compile(
     r"(?:电话|手机|電話|手機|聯絡|聯繫|傳真|市話|行動|座机|固话|热线|联系|致电|拨打|传真|短信|号码|来电|呼叫|微信|phone|tel|mobile|"
     r"cell|call|fax|whatsapp|text|contact"
-    r"|hotline|dial|reach|ring|sms|viber|telegram|signal)[^0-9]{0,24}\Z",
+    r"|hotline|pager|beeper|dial|reach|ring|sms|viber|telegram|signal)[^0-9]{0,24}\Z",
     re.I,
 )
 _ID_WORD = re.compile(r"(?:身份|证件|证号|id|identity)[^0-9]{0,20}\Z", re.I)

@@ -35,13 +35,13 @@ DATE = (
 )
 # What may stand between a label and its value: more of the label, a verb, a sign, quotes.
 _LINK = (
-    r"\.?[\"'”’*`]{0,3}(?:[ _.-]{0,2}(?:numbers?|nos?\.?|num|nr\.?|id|code|card|details?|value|"
+    r"\.?(?:号码?|码|號碼?)?[\"'”’*`]{0,3}(?:[ _.-]{0,2}(?:numbers?|nos?\.?|num|nr\.?|id|code|card|details?|value|"
     r"address|#)(?![a-z])){0,2}"
     r"[\"'”’*`)\]]{0,3}[ \t]{0,3}"
     r"(?:(?:is|was|are|of|on|ending in|[:：=#>]|->|-|=>|为|是)[ \t]{0,3}){0,3}[\"'“‘(*`\[]{0,3}[ \t]?"
 )
 _CN_LINK = (
-    r"(?:号码|号|编号|信息|码)?[\"'”’*]{0,3}[ \t]{0,2}(?:[(（][^()（）\n]{1,8}[)）])?[ \t]{0,2}"
+    r"(?:号码|号|编号|信息|码|號碼|號|編號)?[\"'”’*]{0,3}[ \t]{0,2}(?:[(（][^()（）\n]{1,8}[)）])?[ \t]{0,2}"
     r"(?:(?:应该是|改成|改为|换成|设为|设成|设置为|就是|分别是|分别为|[:：=]|为|是|叫|填|写|"
     r":)[ \t]{0,2}){0,2}[\"'“‘「(（*]{0,3}[ \t]?"
 )
@@ -117,7 +117,7 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
             "insurance number;insurance id;insurance policy;health plan;health insurance;beneficiary;"
             "case number;claim number;"
             "loyalty number;frequent flyer;badge number;registration number;certificate number;"
-            "emp id;user number;subscriber id;hicn;mbi;health record;chart number;encounter;booking reference;pnr"
+            "emp id;user number;subscriber id;hicn;mbi;health record;chart number;encounter;booking reference;pnr;loan number;loan no;loan id;mortgage number"
         ),
     ),
     (
@@ -132,7 +132,7 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
             "username;user name;login name;login id;login;user id;userid;screen name;handle;skype;"
             "skype id;telegram;wechat;"
             "wechat id;weixin;qq;qq number;line id;discord;twitter;instagram;snapchat;weibo;"
-            "github username;account name;ig;insta;line;kakao;signal;tiktok;steam id;gamertag"
+            "github username;account name;ig;insta;line;kakao;signal;tiktok;steam id;gamertag;snap;github;instagram handle"
         ),
     ),
     (
@@ -143,7 +143,7 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
     (
         "DEVICE",
         "code",
-        "imei;imsi;serial number;device id;udid;device identifier;imei number;serial no;meid;iccid",
+        "imei;imsi;s/n;serial number;device id;udid;device identifier;imei number;serial no;meid;iccid",
     ),
     ("VIN", "code", "vin;vehicle identification;chassis;chassis number;vehicle id;vehicle vin"),
     (
@@ -152,7 +152,7 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
         (
             "license plate;licence plate;plate number;plate no;number plate;plate;"
             "vehicle registration;vrm;reg number;car plate;"
-            "registration plate;vehicle plate"
+            "registration plate;vehicle plate;registration;reg"
         ),
     ),
     ("ADDRESS", "zip", "zip;zip code;zipcode;postal code;postcode;post code;postalcode;plz"),
@@ -187,17 +187,17 @@ _CHINESE: tuple[tuple[str, str, str], ...] = (
         (
             "银行账|银行帐|账号|帐号|账户|帐户|开户账|收款账|工号|学号|员工号|员工编号|会员号|会员卡|"
             "客户号|病历号|住院号|门诊号|就诊卡|"
-            "就诊号|病案号|病案|病例号|诊疗号|登记号|影像号|检查号|员工编码|客户编号|会员编号|病歷號|學號|員工編號|帳號|"
+            "就诊号|工牌号|体检号|床号|借据号|卡券号|病案号|病案|病例号|诊疗号|登记号|影像号|检查号|员工编码|客户编号|会员编号|病歷號|學號|員工編號|帳號|"
             "保单号|保单|社保号|社保卡|医保号|医保卡|社会保障|公积金|学籍号|准考证|报名号|"
             "合同号|税号|纳税人识别|档案号|编制号"
         ),
     ),
     ("CARD", "digits", "银行卡|信用卡|借记卡|储蓄卡|卡号|工资卡"),
-    ("COMPANYID", "code", "统一社会信用|信用代码|组织机构代码|营业执照|注册号"),
+    ("COMPANYID", "code", "統一編號|统一编号|统一社会信用|信用代码|组织机构代码|营业执照|注册号"),
     (
         "USER",
         "token",
-        "用户名|登录名|用戶名|微信|微信號|vx|VX|Vx|wx|WX|V信|v信|加微|加V|加v|威信|薇信|LINE|Line|IG|ins|B站|脸书|QQ|qq|Qq|抖音|微博|昵称|网名|支付宝|推特|小红书|快手|登录账|用户ID",
+        "用户名|登录名|用戶名|微信|微信號|vx|VX|Vx|wx|WX|V信|v信|加微|加V|加v|威信|薇信|扣扣|企鹅号|➕v|➕V|加我v|加我V|LINE|Line|IG|ins|B站|脸书|QQ|qq|Qq|抖音|微博|昵称|网名|支付宝|推特|小红书|快手|登录账|用户ID",
     ),
     (
         "BIRTHDATE",
@@ -469,7 +469,7 @@ _LOGINS = frozenset(["账号", "帐号", "账户", "帐户", "帳號"])
 # Lines of logs: Failed password for jdoe from 192.0.2.1, user=jdoe from 192.0.2.1.
 _LOG_USER = re.compile(
     r"(?:(?<= for )(?:invalid user |user )?|(?<=[Uu]ser=)|(?<=[Uu]ser ))([A-Za-z][A-Za-z0-9_.-]{2,31}) "
-    r"(?:from|at|by|on) (?=[0-9]{1,3}\.[0-9]{1,3}\.|[0-9a-fA-F]{1,4}:[0-9a-fA-F:]{4})"
+    r"(?:logged in |connected |login |signed in )?(?:from|at|by|on) (?=[0-9]{1,3}\.[0-9]{1,3}\.|[0-9a-fA-F]{1,4}:[0-9a-fA-F:]{4})"
 )
 # A handle in a sentence; at the start of a line it is a decorator, before a slash a package.
 _HANDLE = re.compile(

@@ -34,7 +34,7 @@ _CN_BEFORE = re.compile(
     r"担保人|委托人|代理人|证人|死者|伤者|司机|车主|户主|投诉人|举报人|推荐人|真名|全名|中文名|"
     r"曾用名|他叫|她叫|叫|致|尊敬的|收款人|付款人|汇款人|开户人|联络人|医师|护士长|护士|亲属|家属|表哥|表弟|表姐|表妹|堂哥|堂弟|"
     r"堂姐|堂妹|叔叔|舅舅|姑姑|爷爷|奶奶|外公|外婆|邻居|室友|男朋友|女朋友|男友|女友|老板|秘书|助理|领导|班主任|校长|签收人|"
-    r"参会人|报告人|检验者|审核人|审批人|制单人|配偶|出租方|承租方|甲方|乙方|被害人|报案人|报警人|被询问人|询问人|记录人|见证人|"
+    r"参会人|审核者|检验人|记录者|应聘人|被告人|原告人|团购|保证人|监护者|投保者|受访者|访客|来访人|报告人|检验者|审核人|审批人|制单人|配偶|出租方|承租方|甲方|乙方|被害人|报案人|报警人|被询问人|询问人|记录人|见证人|"
     r"联络窗口|聯絡人|聯繫人|聯系人|負責人|經辦人|監護人|簽名|簽收人|收貨人|寄件者|收件者|醫師|醫生|老師|經理|護理師|客戶|戶名|病患|"
     r"我係|找|@)"
     # Roles are often followed by what kind they are: 甲方（出租方）：
@@ -50,7 +50,7 @@ _CN_TITLE = re.compile(
 )
 # A surname alone with a form of address is a person too, unless it is the end of a word: 语文老师, 基金经理.
 _CN_ADDRESSED = re.compile(
-    rf"(?:(?<![{_HAN}])|(?<=[找系给请问与和是跟叫让由被栋室户号为的致]))"
+    rf"(?:(?<![{_HAN}])|(?<=[找系给请问与和是跟叫让由被栋室户号元楼层为的致]))"
     r"(?P<name>(?:[王李张刘陈杨黄赵吴周徐孙马朱胡郭何林罗郑梁谢宋唐许韩冯邓曹彭曾肖董袁潘蒋蔡余杜叶程苏魏吕丁沈姚卢姜崔钟谭陆汪范石"
     r"廖贾夏韦付邹孟熊秦邱尹薛闫雷侯龙陶黎贺顾龚邵钱严覃武戴莫孔汤康赖施洪辛柯庄葛樊聂梅盛霍翁邢殷俞倪"
     rf"張劉陳楊黃趙吳孫馬羅鄭謝許韓馮鄧葉蘇呂盧鍾譚陸]|{words.DOUBLE_SURNAMES})(?:先生|女士|小姐|太太|老师|医生|教授|律师|师傅|"
@@ -108,10 +108,9 @@ _LABELS_EN = (
     "name", "surname", "patient", "contact person", "contact", "attn", "attention", "recipient", "cardholder",
     "signed by",
     "signed", "applicant", "employee", "customer", "guardian", "spouse", "beneficiary", "sender",
-    "account holder", "tenant", "client", "landlord", "buyer", "seller", "attending", "physician", "provider",
-    "driver", "passenger", "student", "author", "owner", "manager", "agent", "witness", "plaintiff", "defendant",
+    "account holder", "tenant", "landlord", "buyer", "seller", "attending", "physician", "passenger", "witness", "plaintiff", "defendant",
     "insured", "payee", "payer", "borrower", "lender", "subscriber", "emergency contact", "firstname",
-    "lastname", "fullname", "next of kin", "referring physician", "doctor", "nurse", "teacher", "caller", "member",
+    "lastname", "fullname", "next of kin", "referring physician", "doctor", "nurse", "caller",
 )  # fmt: skip
 _CLOSINGS_EN = (
     "sincerely",
@@ -130,7 +129,7 @@ _VERBS_EN = (
     "my son", "my daughter", "my mother", "my father", "my brother", "my sister", "my boss", "my colleague",
     "my friend", "his wife", "her husband", "my boyfriend", "my girlfriend", "my partner", "my neighbor",
     "my neighbour", "my roommate", "my landlord", "my doctor", "my manager", "my mom", "my dad", "my uncle",
-    "my aunt", "my cousin", "the patient", "care of", "c/o", "attn", "this is",
+    "my aunt", "my cousin", "the patient", "care of", "c/o", "attn", "the suspect", "reservation under",
 )  # fmt: skip
 def _announced(before: str) -> bool:
     """Whether the text right before a capitalised word says that a name comes."""
@@ -170,7 +169,8 @@ _MAILBOX = re.compile(
 _SECOND = re.compile(r", (?P<word>[A-Z][A-Za-z'’-]{1,24}(?: [A-Z]\.?(?![A-Za-z]))?)(?![A-Za-z])")
 # HOLLIS, MARGARET on a line of its own, or in front of the next field.
 _CAPITALS_EN = re.compile(
-    r"^[ \t]*(?P<name>[A-Z][A-Z'-]{1,24}, ?[A-Z][A-Z'-]{1,24}(?: [A-Z]\.?)?)(?=[ \t]*$|[ \t]*[|;(]|[ \t]+(?:DOB|MRN|SSN|ID)\b)", re.M
+    r"^[ \t]*(?P<name>[A-Z][A-Z'-]{1,24}, ?[A-Z][A-Z'-]{1,24}(?: [A-Z]\.?)?)(?=[ \t|;(]*\n?[ \t]*(?:DOB|MRN|SSN|ID|Sex|Gender|Age|Date of [Bb]irth)(?![A-Za-z]))",
+    re.M,
 )
 
 # One of these and a capitalised word behind it are a person.
@@ -213,6 +213,11 @@ def _english(text: str, run: str, start: int) -> Iterator[Finding]:
     if not parts:
         return
     rest = " ".join(parts)
+    if len(parts) >= 3 and parts[0] in ("I'm", "I’m", "It's", "It’s"):
+        start += len(parts[0]) + 1
+        parts.pop(0)
+        rest = " ".join(parts)
+        score = 0.7 if parts[-1] not in _NOT_NAMES else 0.0
     if not score:
         before = text[max(0, start - 40) : start]
         tail = before[-1:]
@@ -222,6 +227,8 @@ def _english(text: str, run: str, start: int) -> Iterator[Finding]:
             elif _announced(before):
                 score = 0.8
             elif len(parts) >= 2 and before.endswith(_AM_BEFORE):
+                score = 0.7
+            elif before.endswith(("this is ", "This is ")) and text.startswith(_CALLING, start + len(rest)):
                 score = 0.7
             elif 2 <= len(parts) <= 4 and parts[-1] not in _NOT_NAMES and (
                 _MAILBOX.match(text, start + len(rest)) or (before.endswith(" ") and _mentioned(text, before, start + len(rest)))
@@ -250,6 +257,9 @@ def _english(text: str, run: str, start: int) -> Iterator[Finding]:
                 yield Finding(*span, "NAME", 0.7)
                 return
         start += len(word) + 1
+
+
+_CALLING = (" calling", " speaking", " from ", " here", " writing", ", calling")
 
 
 def _mentioned(text: str, before: str, end: int) -> bool:

@@ -124,7 +124,7 @@ _VERSION_BEFORE = re.compile(
     r"[ :：=]{0,2}\Z"
 )
 _IP_BEFORE = re.compile(
-    r"(?:ip|host|server|address|ping|ssh|dns|gateway|地址|服务器|网关|主机)[^0-9]{0,12}\Z", re.I
+    r"(?:ip|src|dst|addr|peer|inet|remote|from|host|server|address|ping|ssh|dns|gateway|地址|服务器|网关|主机)[^0-9]{0,12}\Z", re.I
 )
 
 
