@@ -103,6 +103,7 @@ _STOP = re.compile(
     re.S,
 )
 _MAX_NAME = 12
+_MAX_PARTS = 500
 _INNER = frozenset("室舍栋幢座层楼元户")
 
 
@@ -175,7 +176,11 @@ def _addresses(text: str) -> Iterator[Finding]:
 def _in_stretch(text: str, start: int, end: int) -> Iterator[Finding]:
     first = last = -1  # the address being built
     score: list[str] = []
-    for part in _PART.finditer(text, start, end):
+    for n, part in enumerate(_PART.finditer(text, start, end)):
+        if n >= _MAX_PARTS:
+            # Nobody writes so many without a full stop: all of it counts, at no further cost.
+            yield Finding(start, end, "ADDRESS", 0.5)
+            return
         kind = part.lastgroup or ""
         gap = part.start() - last if last >= 0 else 0
         # A name of up to twelve characters between two suffixes; a number follows at once.

@@ -249,12 +249,7 @@ _CHINESE_LABELS = {
     word: (kind, value) for kind, value, words in reversed(_CHINESE) for word in words.split("|")
 }
 # Plain words only, the longest first: so the engine can skip to their first characters.
-_CHINESE_ANY = re.compile(
-    "|".join(
-        f"(?<![A-Za-z]){word}(?![a-z])" if word.isascii() else word
-        for word in sorted(_CHINESE_LABELS, key=len, reverse=True)
-    )
-)
+_CHINESE_ANY = re.compile("|".join(sorted(_CHINESE_LABELS, key=len, reverse=True)))
 _CHINESE_LINK = re.compile(_CN_LINK)
 
 _SECRET_WORDS = {
@@ -467,32 +462,37 @@ def _labelled(text: str, link_end: int, link: str, kind: str, value_kind: str) -
 # Numbers of a bank, and as often the name of a login.
 _LOGINS = frozenset(["账号", "帐号", "账户", "帐户", "帳號"])
 # Lines of logs: Failed password for jdoe from 192.0.2.1, user=jdoe from 192.0.2.1.
+_FROM = re.compile(r" (?:from|at|by|on) (?=[0-9]{1,3}\.[0-9]{1,3}\.|[0-9a-fA-F]{1,4}:[0-9a-fA-F:]{4})")
 _LOG_USER = re.compile(
-    r"(?:(?<= for )(?:invalid user |user )?|(?<=[Uu]ser=)|(?<=[Uu]ser ))([A-Za-z][A-Za-z0-9_.-]{2,31}) "
-    r"(?:logged in |connected |login |signed in )?(?:from|at|by|on) (?=[0-9]{1,3}\.[0-9]{1,3}\.|[0-9a-fA-F]{1,4}:[0-9a-fA-F:]{4})"
+    r"(?: for (?:invalid user |user )?|[Uu]ser[= ])(?P<user>[A-Za-z][A-Za-z0-9_.-]{2,31})"
+    r"(?: (?:logged in|connected|login|signed in))?\Z"
 )
 # A handle in a sentence; at the start of a line it is a decorator, before a slash a package.
 _HANDLE = re.compile(
-    r"(?:(?<=[a-z:,(] )|(?<=[\u4e00-\u9fff:])|(?<=[\u4e00-\u9fff] ))@(?=[A-Za-z0-9.]{0,30}[0-9_])[A-Za-z]"
-    r"[A-Za-z0-9_.]{2,30}(?![A-Za-z0-9_/@(-])"
+    r"@(?=[A-Za-z0-9.]{0,30}[0-9_])[A-Za-z][A-Za-z0-9_.]{2,30}(?![A-Za-z0-9_/@(-])"
 )
+_HANDLE_BEFORE = re.compile(r"(?:[a-z:,(\u4e00-\u9fff] |[\u4e00-\u9fff:])\Z")
 _HAN_HANDLE = re.compile(
     r"(?:微博|抖音|小红书|B站|快手|知乎|豆瓣|公众号)[号名]?[:：是 ]{0,2}@([\u4e00-\u9fffA-Za-z0-9_-]{2,20})"
 )
-_LOGIN_PAIR = re.compile(r"(?:[Ll]ogin|[Cc]redentials?|账号|帐号|[Uu]ser)[ :：=]{1,3}[^\s/]{3,40} ?/ ?(?=[!-~]{6})")
-_PAIR = re.compile(
-    r"(?<![0-9.,] )(?<![0-9.,+-])[-+]?[0-9]{1,3}\.[0-9]{4,10} ?, ?[-+]?[0-9]{1,3}\.[0-9]{4,10}(?![0-9]|\.[0-9]| ?, ?[-+]?[0-9])"
+_LOGIN_PAIR = re.compile(
+    r"(?:login|Login|credential|Credential|账号|帐号|user|User)s?[ :：=]{1,3}[^\s/:=]{3,40} ?/ ?(?=[!-~]{6})"
 )
+_PAIR = re.compile(r"\.[0-9]{4,10} ?, ?[-+]?[0-9]{1,3}\.[0-9]{4,10}(?![0-9]|\.[0-9]| ?, ?[-+]?[0-9])")
+_PAIR_BEFORE = re.compile(r"(?<![0-9.,+-])(?<![0-9.,] )[-+]?[0-9]{1,3}\Z")
 
 
 def _others(text: str) -> Iterator[Finding]:
     """What a whole phrase gives away."""
-    if " from " in text or "ser=" in text or " for " in text:
-        for found in _LOG_USER.finditer(text):
-            yield Finding(found.start(1), found.end(1), "USER", 0.8)
+    for sign in _FROM.finditer(text):
+        at = max(0, sign.start() - 72)
+        found = _LOG_USER.search(text[at : sign.start()])
+        if found:
+            yield Finding(at + found.start("user"), at + found.end("user"), "USER", 0.8)
     if "@" in text:
         for found in _HANDLE.finditer(text):
-            if any(c.isdigit() or c == "_" for c in found[0]):
+            before = _HANDLE_BEFORE.search(text[max(0, found.start() - 2) : found.start()])
+            if before and any(c.isdigit() or c == "_" for c in found[0]):
                 yield Finding(found.start(), found.start() + len(found[0].rstrip(".")), "USER", 0.6)
         for found in _HAN_HANDLE.finditer(text):
             yield Finding(found.start(1), found.end(1), "USER", 0.7)
@@ -501,12 +501,17 @@ def _others(text: str) -> Iterator[Finding]:
             one = _secret(text, found.end(), "", True, False)
             if one:
                 yield one
-    for found in _PAIR.finditer(text):
-        first, second = (abs(float(part)) for part in found[0].split(","))
+    for middle in _PAIR.finditer(text):
+        at = max(0, middle.start() - 6)
+        head = _PAIR_BEFORE.search(text[at : middle.start()])
+        if not head:
+            continue
+        value = head[0] + middle[0]
+        first, second = (abs(float(part)) for part in value.split(","))
         # A place on earth; two readings of an instrument are seldom negative or over ninety.
-        far = "-" in found[0] or second > 90
+        far = "-" in value or second > 90
         if far and first <= 90 and second <= 180 and max(first, second) > 10:
-            yield Finding(found.start(), found.end(), "GEO", 0.6)
+            yield Finding(at + head.start(), middle.end(), "GEO", 0.6)
 
 
 def scan(text: str) -> Iterator[Finding]:
@@ -536,6 +541,11 @@ def scan(text: str) -> Iterator[Finding]:
     if text.isascii():
         return
     for label in _CHINESE_ANY.finditer(text):
+        if label[0][0].isascii():
+            # vx, QQ, LINE: not inside another word.
+            around = text[max(0, label.start() - 1) : label.start()], text[label.end() : label.end() + 1]
+            if (around[0].isascii() and around[0].isalpha()) or "a" <= around[1] <= "z":
+                continue
         link = _CHINESE_LINK.match(text, label.end())
         kind, value_kind = _CHINESE_LABELS[label[0]]
         one = _labelled(text, link.end(), label[0] + link[0], kind, value_kind) if link else None

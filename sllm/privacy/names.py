@@ -50,26 +50,25 @@ _CN_TITLE = re.compile(
 )
 # A surname alone with a form of address is a person too, unless it is the end of a word: 语文老师, 基金经理.
 _CN_ADDRESSED = re.compile(
-    rf"(?:(?<![{_HAN}])|(?<=[找系给请问与和是跟叫让由被栋室户号元楼层为的致]))"
     r"(?P<name>(?:[王李张刘陈杨黄赵吴周徐孙马朱胡郭何林罗郑梁谢宋唐许韩冯邓曹彭曾肖董袁潘蒋蔡余杜叶程苏魏吕丁沈姚卢姜崔钟谭陆汪范石"
     r"廖贾夏韦付邹孟熊秦邱尹薛闫雷侯龙陶黎贺顾龚邵钱严覃武戴莫孔汤康赖施洪辛柯庄葛樊聂梅盛霍翁邢殷俞倪"
     rf"張劉陳楊黃趙吳孫馬羅鄭謝許韓馮鄧葉蘇呂盧鍾譚陸]|{words.DOUBLE_SURNAMES})(?:先生|女士|小姐|太太|老师|医生|教授|律师|师傅|"
     r"警官|阿姨|大夫|老師|醫生|總|总(?![{_HAN}])))".replace("{_HAN}", _HAN)
 )
+_ADDRESSED_BEHIND = frozenset("找系给请问与和是跟叫让由被栋室户号元楼层为的致")
 # A name beside a number of its owner: in a column, on a label of a parcel, behind an account.
 _CN_BESIDE = re.compile(
-    rf"(?:(?<=[0-9]{{6}}[ ,，|/、:])|(?<=[0-9]{{6}}，)|(?<=[0-9X]{{6}}\t))(?P<name>{_SURNAME}{_GIVEN}{{1,2}})"
-    r"(?=\s*(?:$|[，,。；;|\t\n]| [0-9]))",
-    re.M,
+    rf"[ ,，|/、:\t](?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=\s*(?:$|[，,。；;|\t\n]| [0-9]))", re.M
 )
+_BESIDE_BEFORE = re.compile(r"[0-9]{5}[0-9X]\Z")
 _CN_LISTED = re.compile(
     rf"^[ \t]*(?:[0-9]{{1,3}}[.、,，) \t|]{{1,2}} ?)(?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=[ ,，\t|][^\n]{{0,40}}?"
     r"(?:1[3-9][0-9][ -]?[0-9]{4}|[0-9]{17}))",
     re.M,
 )
-_CN_JSON = re.compile(
-    rf"(?i:name|xm|user|contact|customer|patient|receiver|sender|owner|holder)[\"']?[ ]?[:=][ ]?[\"']?"
-    rf"(?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=[\"',;&}}\s]|\Z)"
+_CN_JSON = re.compile(rf"[:=] ?[\"']?(?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=[\"',;&}}\s]|\Z)")
+_JSON_BEFORE = re.compile(
+    r"(?:name|xm|user|contact|customer|patient|receiver|sender|owner|holder)[\"']?[ ]?\Z", re.I
 )
 _CN_MY = re.compile(rf"(?:我|本人|她|他)姓(?P<name>{_SURNAME})(?![名{_HAN}])(?:[，, ]{{0,2}}(?:名|叫)?(?P<full>{_SURNAME}{_GIVEN}{{1,2}}))?")
 _CN_FIELD = re.compile(
@@ -79,10 +78,13 @@ _CN_FIELD = re.compile(
     rf"[A-Za-z0-9._+-]{{1,40}}@|9[0-9]{{3}} [0-9]{{4}}))",
     re.M,
 )
-_CN_ORG = re.compile(
-    rf"[{_HAN}A-Za-z0-9（）()]{{2,24}}?(?:有限责任公司|股份有限公司|有限公司|集团公司|分公司|"
-    rf"律师事务所|会计师事务所|研究院|研究所|事务所)"
+_CN_ORG_END = re.compile(
+    r"有限责任公司|股份有限公司|有限公司|集团公司|分公司|律师事务所|会计师事务所|研究院|研究所|事务所"
 )
+_CN_ORG_NAME = re.compile(rf"[{_HAN}A-Za-z0-9（）()]{{2,24}}\Z")
+# Candidates of one pattern in one text that are judged. What comes behind them counts as found: a text so full
+# of names costs bounded time and leaks nothing.
+_MAX_JUDGED = 30_000
 _ORG_LEAD = re.compile(
     (
         r".*(?:就职于|任职于|供职于|工作于|单位是|单位[:：为]|公司[:：是为]|我在|他在|她在|加入|来自|"
@@ -315,7 +317,10 @@ class NameDetector:
                     yield Finding(found.start(), found.end(), "ORG", 0.7)
         if text.isascii():
             return
-        for found in _CN_BEFORE.finditer(text):
+        for judged, found in enumerate(_CN_BEFORE.finditer(text)):
+            if judged >= _MAX_JUDGED:
+                yield Finding(found.start(), len(text), "NAME", 0.5)
+                break
             start = found.end()
             given = start + len(found["surname"])
             n = _given_length(text, given, len(found["given"]))
@@ -333,25 +338,42 @@ class NameDetector:
                 continue
             yield Finding(start, given + n, "NAME", 0.8)
         for pattern in (_CN_TITLE, _CN_FIELD, _CN_BESIDE, _CN_LISTED, _CN_JSON):
-            for found in pattern.finditer(text):
+            for judged, found in enumerate(pattern.finditer(text)):
+                if judged >= _MAX_JUDGED:
+                    yield Finding(found.start(), len(text), "NAME", 0.5)
+                    break
+                before = _BEFORE.get(pattern)
+                if before and not before.search(text[max(0, found.start() - 24) : found.start()]):
+                    continue
                 name = found["name"]
                 inner = name[1:-1] if pattern is not _CN_TITLE and name[-1] in _GIVEN_AT_END else name[1:]
                 if not any(c in words.NOT_GIVEN for c in inner) and not _WORDS_CN.match(name):
                     yield Finding(found.start("name"), found.end("name"), "NAME", 0.8)
         for found in _CN_ADDRESSED.finditer(text):
+            ahead = text[max(0, found.start() - 1) : found.start()]
+            if "\u4e00" <= ahead <= "\u9fff" and ahead not in _ADDRESSED_BEHIND:
+                continue
             yield Finding(found.start("name"), found.end("name"), "NAME", 0.7)
         if "姓" in text:
             for found in _CN_MY.finditer(text):
                 yield Finding(found.start("name"), found.end("name"), "NAME", 0.6)
                 if found["full"] and found["full"].startswith(found["name"]):
                     yield Finding(found.start("full"), found.end("full"), "NAME", 0.7)
-        for found in _CN_ORG.finditer(text):
-            lead = _ORG_LEAD.match(found[0][:-4])
-            start = found.start() + (lead.end() if lead else 0)
-            if found.end() - start >= 4:
-                yield Finding(start, found.end(), "ORG", 0.7)
+        done = 0
+        for suffix in _CN_ORG_END.finditer(text):
+            low = max(done, suffix.start() - 24)
+            done = suffix.end()
+            found = _CN_ORG_NAME.search(text[low : suffix.start()])
+            if not found:
+                continue
+            begin = low + found.start()
+            lead = _ORG_LEAD.match(text[begin : suffix.end() - 4])
+            start = begin + (lead.end() if lead else 0)
+            if suffix.end() - start >= 4:
+                yield Finding(start, suffix.end(), "ORG", 0.7)
 
 
+_BEFORE = {_CN_BESIDE: _BESIDE_BEFORE, _CN_JSON: _JSON_BEFORE}
 _CANDIDATE_CN = re.compile(f"(?={_SURNAME}{_GIVEN})")
 _CANDIDATE_ORG = re.compile(
     rf"[{_HAN}]{{2,14}}?(?:公司|集团|大学|学院|医院|银行|中学|小学|法院|研究院|委员会|协会|事务所|工厂|酒店)"
