@@ -1,4 +1,4 @@
-# ruff: noqa: E501, RUF001, RUF003
+# ruff: noqa: E501
 """Sentences written by hand with the private values in them marked, and sentences without any.
 
 Independent of the generator in ``privacy_corpus`` and of the detectors: chats, forms, notes, logs, rows of

@@ -164,7 +164,9 @@ def _name_start(text: str, low: int, marker: int) -> int:
 
 
 # Without one of these there is neither a house nor a third level.
-_NEEDED = re.compile("[區縣鎮鄉號樓棟廈邨園灣閣路街道巷弄村镇乡县区号室栋幢楼座苑园寓厦场社里屯墅城府庭湾轩阁邸庄坊居同心舍]")
+_NEEDED = re.compile(
+    "[區縣鎮鄉號樓棟廈邨園灣閣路街道巷弄村镇乡县区号室栋幢楼座苑园寓厦场社里屯墅城府庭湾轩阁邸庄坊居同心舍]"
+)
 
 
 def _addresses(text: str) -> Iterator[Finding]:

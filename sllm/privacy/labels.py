@@ -178,7 +178,11 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
     ),
 )
 _CHINESE: tuple[tuple[str, str, str], ...] = (
-    ("IDCARD", "code", "身份证|身分证|身分證|身份證|證件號|居留證|公民身份|证件号|居民证|身份号|港澳居民证|居住证|证件"),
+    (
+        "IDCARD",
+        "code",
+        "身份证|身分证|身分證|身份證|證件號|居留證|公民身份|证件号|居民证|身份号|港澳居民证|居住证|证件",
+    ),
     ("PASSPORT", "code", "护照|護照|港澳通行证|通行证|台胞证|回乡证|签证|旅行证"),
     ("LICENCE", "code", "驾驶证|驾照|行驶证|档案编号|军官证|士兵证|警官证|执业证|资格证"),
     (
@@ -216,7 +220,11 @@ _CHINESE: tuple[tuple[str, str, str], ...] = (
             "提取码|解锁码"
         ),
     ),
-    ("PHONE", "digits", "电话|手机|電話|手機|聯絡|傳真|市話|座机|固话|传真|联系方式|热线|号码是|致电|拨打|联系号码|紧急联系"),
+    (
+        "PHONE",
+        "digits",
+        "电话|手机|電話|手機|聯絡|傳真|市話|座机|固话|传真|联系方式|热线|号码是|致电|拨打|联系号码|紧急联系",
+    ),
     ("GEO", "geo", "经纬度|坐标|纬度|经度|定位"),
 )
 
@@ -468,9 +476,7 @@ _LOG_USER = re.compile(
     r"(?: (?:logged in|connected|login|signed in))?\Z"
 )
 # A handle in a sentence; at the start of a line it is a decorator, before a slash a package.
-_HANDLE = re.compile(
-    r"@(?=[A-Za-z0-9.]{0,30}[0-9_])[A-Za-z][A-Za-z0-9_.]{2,30}(?![A-Za-z0-9_/@(-])"
-)
+_HANDLE = re.compile(r"@(?=[A-Za-z0-9.]{0,30}[0-9_])[A-Za-z][A-Za-z0-9_.]{2,30}(?![A-Za-z0-9_/@(-])")
 _HANDLE_BEFORE = re.compile(r"(?:[a-z:,(\u4e00-\u9fff] |[\u4e00-\u9fff:])\Z")
 _HAN_HANDLE = re.compile(
     r"(?:微博|抖音|小红书|B站|快手|知乎|豆瓣|公众号)[号名]?[:：是 ]{0,2}@([\u4e00-\u9fffA-Za-z0-9_-]{2,20})"

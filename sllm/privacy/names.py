@@ -70,7 +70,9 @@ _CN_JSON = re.compile(rf"[:=] ?[\"']?(?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=[\"',
 _JSON_BEFORE = re.compile(
     r"(?:name|xm|user|contact|customer|patient|receiver|sender|owner|holder)[\"']?[ ]?\Z", re.I
 )
-_CN_MY = re.compile(rf"(?:我|本人|她|他)姓(?P<name>{_SURNAME})(?![名{_HAN}])(?:[，, ]{{0,2}}(?:名|叫)?(?P<full>{_SURNAME}{_GIVEN}{{1,2}}))?")
+_CN_MY = re.compile(
+    rf"(?:我|本人|她|他)姓(?P<name>{_SURNAME})(?![名{_HAN}])(?:[，, ]{{0,2}}(?:名|叫)?(?P<full>{_SURNAME}{_GIVEN}{{1,2}}))?"
+)
 _CN_FIELD = re.compile(
     rf"(?:^|(?<=[，。；、：:,;\s|（(\"“]))(?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=[，,、（(\s|"
     rf"]{{1,3}}(?:性别)?(?:[男女](?![{_HAN}])|[0-9]{{2}}岁|"
@@ -133,6 +135,8 @@ _VERBS_EN = (
     "my neighbour", "my roommate", "my landlord", "my doctor", "my manager", "my mom", "my dad", "my uncle",
     "my aunt", "my cousin", "the patient", "care of", "c/o", "attn", "the suspect", "reservation under",
 )  # fmt: skip
+
+
 def _announced(before: str) -> bool:
     """Whether the text right before a capitalised word says that a name comes."""
     head = before.rstrip(" \"'*\n\t")
@@ -159,7 +163,9 @@ def _announced(before: str) -> bool:
         return True
     follow = head[-len(word) - 1]
     # firstName: a capital begins a word as a space does.
-    return not (follow.isascii() and follow.isalpha()) or (sign in (":", "=") and written[-len(word)].isupper())
+    return not (follow.isascii() and follow.isalpha()) or (
+        sign in (":", "=") and written[-len(word)].isupper()
+    )
 
 
 _TAG = re.compile(r"<(?:[a-z]{0,20}_?[Nn]ame|patient|contact|author|customer|sender|recipient|owner)>\Z")
@@ -228,12 +234,15 @@ def _english(text: str, run: str, start: int) -> Iterator[Finding]:
                 score = 0.9
             elif _announced(before):
                 score = 0.8
-            elif len(parts) >= 2 and before.endswith(_AM_BEFORE):
+            elif (len(parts) >= 2 and before.endswith(_AM_BEFORE)) or (before.endswith(("this is ", "This is ")) and text.startswith(_CALLING, start + len(rest))):
                 score = 0.7
-            elif before.endswith(("this is ", "This is ")) and text.startswith(_CALLING, start + len(rest)):
-                score = 0.7
-            elif 2 <= len(parts) <= 4 and parts[-1] not in _NOT_NAMES and (
-                _MAILBOX.match(text, start + len(rest)) or (before.endswith(" ") and _mentioned(text, before, start + len(rest)))
+            elif (
+                2 <= len(parts) <= 4
+                and parts[-1] not in _NOT_NAMES
+                and (
+                    _MAILBOX.match(text, start + len(rest))
+                    or (before.endswith(" ") and _mentioned(text, before, start + len(rest)))
+                )
             ):
                 score = 0.6
         if not score and 2 <= len(parts) <= 4 and _MAILBOX.match(text, start + len(rest)):
@@ -247,7 +256,9 @@ def _english(text: str, run: str, start: int) -> Iterator[Finding]:
     if score:
         span = _trim_name(rest, start)
         if span and not (text[span[0] : span[1]].isupper() and " " not in text[span[0] : span[1]]):
-            second = _SECOND.match(text, span[1]) if score == 0.8 and " " not in text[span[0] : span[1]] else None
+            second = (
+                _SECOND.match(text, span[1]) if score == 0.8 and " " not in text[span[0] : span[1]] else None
+            )
             if second and second["word"].split(" ")[0] not in _NOT_NAMES:
                 span = span[0], second.end()
             yield Finding(*span, "NAME", score)

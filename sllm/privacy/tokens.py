@@ -45,9 +45,7 @@ _SAID = re.compile(
     r"[A-Za-z0-9-]{1,40}(?:(?: (?:dot|DOT|Dot) |\.|点| 点 )[A-Za-z0-9-]{1,24}){0,3}"
     rf"(?: (?:dot|DOT|Dot) |点| 点 ){_TLD}"
 )
-_PROVIDERS = (
-    r"(?:qq|163|126|139|189|gmail|foxmail|sina|sohu|yeah|aliyun|outlook|hotmail|yahoo|icloud|live|msn|protonmail)"
-)
+_PROVIDERS = r"(?:qq|163|126|139|189|gmail|foxmail|sina|sohu|yeah|aliyun|outlook|hotmail|yahoo|icloud|live|msn|protonmail)"
 # Written so that no machine reads it: liuyang#163.com; and with spaces around the sign.
 _OTHER_AT = re.compile(
     rf"(?<![A-Za-z0-9._+-])[A-Za-z0-9][A-Za-z0-9._+-]{{1,40}}(?: ?[#&*] ?{_PROVIDERS}\.(?:com|net|cn)(?![A-Za-z0-9])"
@@ -73,7 +71,10 @@ def _emails(text: str) -> Iterator[Finding]:
                 and all(0 < len(label) < 64 for label in labels)
                 and labels[-1].isalpha()
                 and 2 <= len(labels[-1]) <= 24
-                and not (local == "git" and (text.startswith(":", at + 1 + len(domain)) or text.startswith(_FORGES, at + 1)))
+                and not (
+                    local == "git"
+                    and (text.startswith(":", at + 1 + len(domain)) or text.startswith(_FORGES, at + 1))
+                )
             ):
                 yield Finding(at - len(local), at + 1 + len(domain), "EMAIL", 1.0)
     for spoken in _SPOKEN_AT.finditer(text):
@@ -124,7 +125,8 @@ _VERSION_BEFORE = re.compile(
     r"[ :：=]{0,2}\Z"
 )
 _IP_BEFORE = re.compile(
-    r"(?:ip|src|dst|addr|peer|inet|remote|from|host|server|address|ping|ssh|dns|gateway|地址|服务器|网关|主机)[^0-9]{0,12}\Z", re.I
+    r"(?:ip|src|dst|addr|peer|inet|remote|from|host|server|address|ping|ssh|dns|gateway|地址|服务器|网关|主机)[^0-9]{0,12}\Z",
+    re.I,
 )
 
 
