@@ -86,8 +86,10 @@ _OTHERS = (
     re.compile(
         r"(?<![A-Za-z0-9])(?:[0-9]{1,3}F(?:-[0-9]{1,3})?\.?, ?)?No\. ?[0-9]{1,5}(?:-[0-9]{1,4})?,? "
         r"(?:Alley [0-9]{1,4}, ?)?(?:(?:Lane|Ln\.) [0-9]{1,5}, ?)?(?:(?:Sec\.|Section) ?[0-9],? ?)?"
-        r"[A-Z][A-Za-z'-]{1,24}(?: [A-Z0-9][A-Za-z.'-]{0,24}){0,3}? (?:Road|Rd|Street|St|Avenue|Ave|Boulevard|Blvd|"
-        r"Lane|Alley|Highway)(?![A-Za-z])\.?(?: (?:East|West|North|South|Central))?(?:, [A-Z][A-Za-z.'-]{2,24}(?: [A-Z][a-z]{2,20})?){0,4}"
+        r"[A-Z][A-Za-z'-]{1,24}(?: [A-Z0-9][A-Za-z.'-]{0,24}){0,3}? (?:Road|Rd|Street|St|Avenue|Ave|"
+        r"Boulevard|Blvd|"
+        r"Lane|Alley|Highway)(?![A-Za-z])\.?(?: (?:East|West|North|South|"
+        r"Central))?(?:, [A-Z][A-Za-z.'-]{2,24}(?: [A-Z][a-z]{2,20})?){0,4}"
         r"(?:,? [0-9]{3,6}(?![0-9]))?"
     ),
     # German and Dutch: the kind of street is the end of the word; the number follows.

@@ -49,7 +49,8 @@ _WORD_EXTENSION = re.compile(
     r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2})([0-9]{1,6})(?![0-9])", re.I
 )
 
-# How many times phonenumberslite is asked about numbers of one text, by region; behind that, form alone decides.
+# How many times phonenumberslite is asked about numbers of one text, by region; behind that, form alone
+# decides.
 # A check costs a fifth of a millisecond, and a text of nothing but numbers must not cost minutes.
 _LOOKUPS = 600
 _REGIONS = 12
@@ -390,9 +391,9 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
     letters = _ALNUM_TAIL.search(before)
     if letters and letters[0].lower() not in _GLUED:
         return False
-    if before[-1:] in (".", ",") and before[-2:-1].isdigit():
-        if before[-1:] == "." or (not _COLUMNS_BEFORE.search(before) and not _LONG.match(text, start)):
-            return False
+    columns = _COLUMNS_BEFORE.search(before) or (before[-1:] == "," and _LONG.match(text, start))
+    if before[-1:] in (".", ",") and before[-2:-1].isdigit() and not columns:
+        return False
     if follow == "." and text[end + 1 : end + 2].isdigit():
         return False
     return not (follow == "," and text[end + 1 : end + 2].isdigit() and not _long_tail(text, start, end))

@@ -35,7 +35,8 @@ DATE = (
 )
 # What may stand between a label and its value: more of the label, a verb, a sign, quotes.
 _LINK = (
-    r"\.?(?:号码?|码|號碼?)?[\"'”’*`]{0,3}(?:[ _.-]{0,2}(?:numbers?|nos?\.?|num|nr\.?|id|code|card|details?|value|"
+    r"\.?(?:号码?|码|號碼?)?[\"'”’*`]{0,3}(?:[ _.-]{0,2}(?:numbers?|nos?\.?|num|nr\.?|id|code|card|"
+    r"details?|value|"
     r"address|#)(?![a-z])){0,2}"
     r"[\"'”’*`)\]]{0,3}[ \t]{0,3}"
     r"(?:(?:is|was|are|of|on|ending in|[:：=#>]|->|-|=>|为|是)[ \t]{0,3}){0,3}[\"'“‘(*`\[]{0,3}[ \t]?"
@@ -90,7 +91,8 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
         "NATIONALID",
         "code",
         (
-            "tax id;tax number;tax file;tax code;tax reference;utr;taxpayer id;taxpayer identification;taxnum;tax identification;tin;"
+            "tax id;tax number;tax file;tax code;tax reference;utr;taxpayer id;taxpayer identification;"
+            "taxnum;tax identification;tin;"
             "itin;ein;vat;vat number;nino;"
             "national insurance;nhs;medicare;medicaid;aadhaar;aadhar;national id;national identity;"
             "national identification;"
@@ -117,7 +119,8 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
             "insurance number;insurance id;insurance policy;health plan;health insurance;beneficiary;"
             "case number;claim number;"
             "loyalty number;frequent flyer;badge number;registration number;certificate number;"
-            "emp id;user number;subscriber id;hicn;mbi;health record;chart number;encounter;booking reference;pnr;loan number;loan no;loan id;mortgage number"
+            "emp id;user number;subscriber id;hicn;mbi;health record;chart number;encounter;"
+            "booking reference;pnr;loan number;loan no;loan id;mortgage number"
         ),
     ),
     (
@@ -132,7 +135,8 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
             "username;user name;login name;login id;login;user id;userid;screen name;handle;skype;"
             "skype id;telegram;wechat;"
             "wechat id;weixin;qq;qq number;line id;discord;twitter;instagram;snapchat;weibo;"
-            "github username;account name;ig;insta;line;kakao;signal;tiktok;steam id;gamertag;snap;github;instagram handle"
+            "github username;account name;ig;insta;line;kakao;signal;tiktok;steam id;gamertag;snap;"
+            "github;instagram handle"
         ),
     ),
     (

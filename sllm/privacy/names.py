@@ -62,7 +62,8 @@ _CN_BESIDE = re.compile(
 )
 _BESIDE_BEFORE = re.compile(r"[0-9]{5}[0-9X]\Z")
 _CN_LISTED = re.compile(
-    rf"^[ \t]*(?:[0-9]{{1,3}}[.、,，) \t|]{{1,2}} ?)(?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=[ ,，\t|][^\n]{{0,40}}?"
+    rf"^[ \t]*(?:[0-9]{{1,3}}[.、,，) \t|]{{1,2}} ?)(?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=[ ,，\t|"
+    rf"][^\n]{{0,40}}?"
     r"(?:1[3-9][0-9][ -]?[0-9]{4}|[0-9]{17}))",
     re.M,
 )
@@ -71,12 +72,14 @@ _JSON_BEFORE = re.compile(
     r"(?:name|xm|user|contact|customer|patient|receiver|sender|owner|holder)[\"']?[ ]?\Z", re.I
 )
 _CN_MY = re.compile(
-    rf"(?:我|本人|她|他)姓(?P<name>{_SURNAME})(?![名{_HAN}])(?:[，, ]{{0,2}}(?:名|叫)?(?P<full>{_SURNAME}{_GIVEN}{{1,2}}))?"
+    rf"(?:我|本人|她|他)姓(?P<name>{_SURNAME})(?![名{_HAN}])(?:[，, ]{{0,2}}(?:名|"
+    rf"叫)?(?P<full>{_SURNAME}{_GIVEN}{{1,2}}))?"
 )
 _CN_FIELD = re.compile(
     rf"(?:^|(?<=[，。；、：:,;\s|（(\"“]))(?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=[，,、（(\s|"
     rf"]{{1,3}}(?:性别)?(?:[男女](?![{_HAN}])|[0-9]{{2}}岁|"
-    rf"身份证|手机|电话|联系电话|出生|生于|1[3-9][0-9]{{9}}|[0-9]{{17}}|住址|汉族|(?:\+?86[ -]?)?1[3-9][0-9][ -]?[0-9]{{4}}|联系方式|聯絡|電話|手機|微信|邮箱|"
+    rf"身份证|手机|电话|联系电话|出生|生于|1[3-9][0-9]{{9}}|[0-9]{{17}}|住址|汉族|"
+    rf"(?:\+?86[ -]?)?1[3-9][0-9][ -]?[0-9]{{4}}|联系方式|聯絡|電話|手機|微信|邮箱|"
     rf"[A-Za-z0-9._+-]{{1,40}}@|9[0-9]{{3}} [0-9]{{4}}))",
     re.M,
 )
@@ -84,7 +87,8 @@ _CN_ORG_END = re.compile(
     r"有限责任公司|股份有限公司|有限公司|集团公司|分公司|律师事务所|会计师事务所|研究院|研究所|事务所"
 )
 _CN_ORG_NAME = re.compile(rf"[{_HAN}A-Za-z0-9（）()]{{2,24}}\Z")
-# Candidates of one pattern in one text that are judged. What comes behind them counts as found: a text so full
+# Candidates of one pattern in one text that are judged. What comes behind them counts as found: a text so
+# full
 # of names costs bounded time and leaks nothing.
 _MAX_JUDGED = 30_000
 _ORG_LEAD = re.compile(
@@ -97,7 +101,8 @@ _ORG_LEAD = re.compile(
 
 _W = r"[A-ZÀ-ÖØ-Þ][A-Za-zÀ-ÿ'’-]{1,24}"
 _NAME = (
-    rf"{_W}(?: (?:[A-Z]\.?(?!['’])|(?:van|von|de|der|den|da|di|del|la|le|bin|ibn|al|el|dos|ten)(?: (?:der|den|"
+    rf"{_W}(?: (?:[A-Z]\.?(?!['’])|(?:van|von|de|der|den|da|di|del|la|le|bin|ibn|al|el|dos|"
+    rf"ten)(?: (?:der|den|"
     rf"la))?(?= [A-Z])|{_W})){{0,3}}"
 )
 _TITLES_TEXT = "Mr Mrs Ms Mx Miss Dr Prof Sir Madam Mister Professor Doctor Rev Capt Sgt Lt Dear"
@@ -112,7 +117,8 @@ _LABELS_EN = (
     "name", "surname", "patient", "contact person", "contact", "attn", "attention", "recipient", "cardholder",
     "signed by",
     "signed", "applicant", "employee", "customer", "guardian", "spouse", "beneficiary", "sender",
-    "account holder", "tenant", "landlord", "buyer", "seller", "attending", "physician", "passenger", "witness", "plaintiff", "defendant",
+    "account holder", "tenant", "landlord", "buyer", "seller", "attending", "physician", "passenger",
+    "witness", "plaintiff", "defendant",
     "insured", "payee", "payer", "borrower", "lender", "subscriber", "emergency contact", "firstname",
     "lastname", "fullname", "next of kin", "referring physician", "doctor", "nurse", "caller",
 )  # fmt: skip
@@ -127,9 +133,11 @@ _CLOSINGS_EN = (
     "faithfully",
 )
 _VERBS_EN = (
-    "name is", "name's", "i am called", "is called", "named", "names are", "last name", "first name", "full name",
+    "name is", "name's", "i am called", "is called", "named", "names are", "last name", "first name",
+    "full name",
     "given name", "family name", "ask for", "asked for", "speak to", "speak with", "spoke to", "spoke with",
-    "speaking with", "talked to", "dictated by", "seen by", "referred by", "signed by", "my wife", "my husband",
+    "speaking with", "talked to", "dictated by", "seen by", "referred by", "signed by", "my wife",
+    "my husband",
     "my son", "my daughter", "my mother", "my father", "my brother", "my sister", "my boss", "my colleague",
     "my friend", "his wife", "her husband", "my boyfriend", "my girlfriend", "my partner", "my neighbor",
     "my neighbour", "my roommate", "my landlord", "my doctor", "my manager", "my mom", "my dad", "my uncle",
@@ -171,13 +179,15 @@ def _announced(before: str) -> bool:
 _TAG = re.compile(r"<(?:[a-z]{0,20}_?[Nn]ame|patient|contact|author|customer|sender|recipient|owner)>\Z")
 # <ann@example.org> behind a name, and the columns of a table.
 _MAILBOX = re.compile(
-    r"[\"']?(?: ?<[^\s<>@]{1,64}@|[,|;\t] ?\"?(?:[A-Za-z0-9._+-]{1,64}@[A-Za-z0-9]|\+[0-9]|\(?[0-9]{3}\)?[ .-][0-9]{3}[ .-][0-9]{4}))"
+    r"[\"']?(?: ?<[^\s<>@]{1,64}@|[,|;\t] ?\"?(?:[A-Za-z0-9._+-]{1,64}@[A-Za-z0-9]|\+[0-9]|"
+    r"\(?[0-9]{3}\)?[ .-][0-9]{3}[ .-][0-9]{4}))"
     r"| \([A-Za-z0-9._+-]{1,64}@[A-Za-z0-9]"
 )
 _SECOND = re.compile(r", (?P<word>[A-Z][A-Za-z'’-]{1,24}(?: [A-Z]\.?(?![A-Za-z]))?)(?![A-Za-z])")
 # HOLLIS, MARGARET on a line of its own, or in front of the next field.
 _CAPITALS_EN = re.compile(
-    r"^[ \t]*(?P<name>[A-Z][A-Z'-]{1,24}, ?[A-Z][A-Z'-]{1,24}(?: [A-Z]\.?)?)(?=[ \t|;(]*\n?[ \t]*(?:DOB|MRN|SSN|ID|Sex|Gender|Age|Date of [Bb]irth)(?![A-Za-z]))",
+    r"^[ \t]*(?P<name>[A-Z][A-Z'-]{1,24}, ?[A-Z][A-Z'-]{1,24}(?: [A-Z]\.?)?)(?=[ \t|"
+    r";(]*\n?[ \t]*(?:DOB|MRN|SSN|ID|Sex|Gender|Age|Date of [Bb]irth)(?![A-Za-z]))",
     re.M,
 )
 
@@ -234,7 +244,9 @@ def _english(text: str, run: str, start: int) -> Iterator[Finding]:
                 score = 0.9
             elif _announced(before):
                 score = 0.8
-            elif (len(parts) >= 2 and before.endswith(_AM_BEFORE)) or (before.endswith(("this is ", "This is ")) and text.startswith(_CALLING, start + len(rest))):
+            elif (len(parts) >= 2 and before.endswith(_AM_BEFORE)) or (
+                before.endswith(("this is ", "This is ")) and text.startswith(_CALLING, start + len(rest))
+            ):
                 score = 0.7
             elif (
                 2 <= len(parts) <= 4
@@ -361,8 +373,8 @@ class NameDetector:
                 if not any(c in words.NOT_GIVEN for c in inner) and not _WORDS_CN.match(name):
                     yield Finding(found.start("name"), found.end("name"), "NAME", 0.8)
         for found in _CN_ADDRESSED.finditer(text):
-            ahead = text[max(0, found.start() - 1) : found.start()]
-            if "\u4e00" <= ahead <= "\u9fff" and ahead not in _ADDRESSED_BEHIND:
+            left = text[max(0, found.start() - 1) : found.start()]
+            if "\u4e00" <= left <= "\u9fff" and left not in _ADDRESSED_BEHIND:
                 continue
             yield Finding(found.start("name"), found.end("name"), "NAME", 0.7)
         if "姓" in text:
@@ -374,10 +386,10 @@ class NameDetector:
         for suffix in _CN_ORG_END.finditer(text):
             low = max(done, suffix.start() - 24)
             done = suffix.end()
-            found = _CN_ORG_NAME.search(text[low : suffix.start()])
-            if not found:
+            ahead = _CN_ORG_NAME.search(text[low : suffix.start()])
+            if not ahead:
                 continue
-            begin = low + found.start()
+            begin = low + ahead.start()
             lead = _ORG_LEAD.match(text[begin : suffix.end() - 4])
             start = begin + (lead.end() if lead else 0)
             if suffix.end() - start >= 4:

@@ -45,10 +45,14 @@ _SAID = re.compile(
     r"[A-Za-z0-9-]{1,40}(?:(?: (?:dot|DOT|Dot) |\.|点| 点 )[A-Za-z0-9-]{1,24}){0,3}"
     rf"(?: (?:dot|DOT|Dot) |点| 点 ){_TLD}"
 )
-_PROVIDERS = r"(?:qq|163|126|139|189|gmail|foxmail|sina|sohu|yeah|aliyun|outlook|hotmail|yahoo|icloud|live|msn|protonmail)"
+_PROVIDERS = (
+    r"(?:qq|163|126|139|189|gmail|foxmail|sina|sohu|yeah|aliyun|outlook|hotmail|yahoo|icloud|"
+    r"live|msn|protonmail)"
+)
 # Written so that no machine reads it: liuyang#163.com; and with spaces around the sign.
 _OTHER_AT = re.compile(
-    rf"(?<![A-Za-z0-9._+-])[A-Za-z0-9][A-Za-z0-9._+-]{{1,40}}(?: ?[#&*] ?{_PROVIDERS}\.(?:com|net|cn)(?![A-Za-z0-9])"
+    rf"(?<![A-Za-z0-9._+-])[A-Za-z0-9][A-Za-z0-9._+-]{{1,40}}(?: ?[#&*] ?{_PROVIDERS}\.(?:com|net|"
+    rf"cn)(?![A-Za-z0-9])"
     rf"| ?@ ?(?:[A-Za-z0-9-]{{1,40}} ?\. ?){{1,3}}{_TLD})"
 )
 
@@ -148,7 +152,8 @@ def _ipv4(text: str) -> Iterator[Finding]:
 
 
 _IPV6 = re.compile(
-    # A label may come right before it: addr:2001:db8::1, IPv6：fe80::1 (the colon is ASCII in the plain view).
+    # A label may come right before it: addr:2001:db8::1, IPv6：fe80::1 (the colon is ASCII in the plain
+    # view).
     r"(?<![0-9A-Za-z.])(?:(?<![0-9A-Fa-f:]:)|(?<=[Vv]6:))(?:[0-9A-Fa-f]{1,4}|:):[0-9A-Fa-f:]{1,37}(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3})?"
 )
 _IPV6_ZONE = re.compile(r"%[A-Za-z0-9]{1,15}")
@@ -260,7 +265,8 @@ def _ibans(text: str) -> Iterator[Finding]:
                 yield Finding(start, done, "IBAN", 0.6)
 
 
-# Candidates in one text that are checked; behind them everything counts as found, so that a text of nothing but
+# Candidates in one text that are checked; behind them everything counts as found, so that a text of nothing
+# but
 # beginnings of numbers costs bounded time and leaks nothing.
 _MAX_IBANS = 5000
 _IBAN_GROUP = re.compile(r"[ -]?[A-Za-z0-9]{1,30}")
