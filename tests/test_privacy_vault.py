@@ -488,7 +488,7 @@ class Runs:
 
 
 @given(
-    st.text(alphabet="xyXY01 [_]\\NAMEPHOTXnameq\u200b１ｘ", max_size=24),
+    st.text(alphabet="xyXY01 [_]\\NAMEPHOTXnameq\u200b１ｘ", max_size=10),
     st.lists(st.integers(0, 1000), min_size=1, max_size=2),
 )
 @examples(3500)
