@@ -488,7 +488,7 @@ class Runs:
 
 
 @given(
-    st.text(alphabet="xyXY01 [_]\\NAMEPHOTXnameq\u200b１ｘ", max_size=24),
+    st.text(alphabet="xyXY01 [_]\\NAMEPHOTXnameq\u200b１ｘ", max_size=10),
     st.lists(st.integers(0, 1000), min_size=1, max_size=2),
 )
 @examples(3500)
@@ -512,7 +512,7 @@ def test_round_trip_in_one_conversation(text: str, picks: list[int]) -> None:
         text = f"{text[:at]}{seen[pick % len(seen)]}{text[at:]}"
         masked = vault.mask(text)
         assert vault.restore(masked.text) == text
-        egress_check(masked.text, vault)
+    egress_check(masked.text, vault)  # of the last text, which holds all the others
 
 
 def test_round_trip_of_the_corpus() -> None:

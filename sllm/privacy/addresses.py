@@ -53,12 +53,14 @@ _ZIP = (
 )
 _TAIL = (
     rf"(?:{_UNIT}{{0,2}}(?:,? ?\n? ?{_CITY})?(?:, {_CITY})?(?:,? (?:[A-Z]{{2}}|{_CITY}))?,? {_ZIP}|"
-    rf"{_UNIT}{{1,2}}(?:, {_CITY}){{0,2}}|, {_CITY}, [A-Z]{{2}}(?![A-Za-z]))?"
+    rf"{_UNIT}{{1,2}}(?:, {_CITY}){{0,2}}|, {_CITY}, [A-Z]{{2}}(?![A-Za-z])|(?: (?:Central|East|West|North|"
+    rf"South))?(?:, [A-Z][A-Za-z'’-]{{2,20}}(?: [A-Z][a-z]{{2,20}})?(?![A-Za-z]))?)?"
 )
 _WORD = r"[A-Z0-9][A-Za-z0-9.'’-]{0,24}"
 _STREET = re.compile(
     rf"(?<![A-Za-z0-9.$€£¥/-])(?:(?:Flat|Apt|Apartment|Unit|"
-    rf"Suite)\.? [0-9]{{1,4}}[A-Za-z]?, ?)?(?:No\.? ?)?[0-9]{{1,6}}(?:[A-Za-z]|[-/][0-9]{{1,5}}|½|"
+    rf"Suite|Room|Rm|Shop|Block|Floor|Tower|Building|Level)\.? (?:[0-9]{{1,4}}[A-Za-z]?|[A-Z]), ?"
+    rf"(?:[0-9]{{1,3}}/F, ?)?){{0,3}}(?:No\.? ?)?[0-9]{{1,6}}(?:[A-Za-z]|[-/][0-9]{{1,5}}|½|"
     rf" 1/2)?,? (?:(?:[NSEW]\.?|North|South|East|West|NE|NW|SE|SW) )?"
     rf"(?P<name>{_WORD}(?: {_WORD}){{0,4}})",
 )
@@ -80,6 +82,16 @@ _POSTCODE = re.compile(
     r"(?![A-Za-z0-9])"
 )
 _OTHERS = (
+    # As addresses of Taiwan and China are written in English: the parts from small to large.
+    re.compile(
+        r"(?<![A-Za-z0-9])(?:[0-9]{1,3}F(?:-[0-9]{1,3})?\.?, ?)?No\. ?[0-9]{1,5}(?:-[0-9]{1,4})?,? "
+        r"(?:Alley [0-9]{1,4}, ?)?(?:(?:Lane|Ln\.) [0-9]{1,5}, ?)?(?:(?:Sec\.|Section) ?[0-9],? ?)?"
+        r"[A-Z][A-Za-z'-]{1,24}(?: [A-Z0-9][A-Za-z.'-]{0,24}){0,3}? (?:Road|Rd|Street|St|Avenue|Ave|"
+        r"Boulevard|Blvd|"
+        r"Lane|Alley|Highway)(?![A-Za-z])\.?(?: (?:East|West|North|South|"
+        r"Central))?(?:, [A-Z][A-Za-z.'-]{2,24}(?: [A-Z][a-z]{2,20})?){0,4}"
+        r"(?:,? [0-9]{3,6}(?![0-9]))?"
+    ),
     # German and Dutch: the kind of street is the end of the word; the number follows.
     re.compile(
         r"(?<![A-Za-zÀ-ÿ])[A-ZÄÖÜ][a-zäöüß-]{2,30}(?:straße|strasse|str\.|weg|platz|allee|gasse|"

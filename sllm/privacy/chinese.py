@@ -67,6 +67,7 @@ _CITIES = (
     "常德|张家界|郴州|永州|怀化|娄底|南宁|柳州|桂林|北海|海口|三亚|成都|自贡|攀枝花|泸州|德阳|"
     "绵阳|广元|遂宁|内江|乐山|南充|眉山|宜宾|达州|"
     "贵阳|遵义|昆明|曲靖|玉溪|大理|丽江|拉萨|西安|铜川|宝鸡|咸阳|渭南|延安|汉中|兰州|西宁|银川|"
+    "臺北|臺中|臺南|臺灣|台南|桃園|桃园|新竹|嘉義|基隆|屏東|彰化|九龍|九龙|新界|澳門|廣州|廣東|"
     "乌鲁木齐|石家庄|唐山|秦皇岛|邯郸|邢台|保定|"
     "张家口|承德|沧州|廊坊|衡水|太原|大同|临汾|呼和浩特|包头|鄂尔多斯|沈阳|大连|鞍山|抚顺|丹东|"
     "锦州|长春|哈尔滨|齐齐哈尔|大庆|台北|新北|高雄|台中"
@@ -74,17 +75,20 @@ _CITIES = (
 _START = re.compile(f"(?:{PROVINCES}|{_CITIES})")
 
 # One part of an address ends in one of these; what stands before it, back to the part before, is its name.
-_AREA = "特别行政区|自治区|自治州|自治县|新区|开发区|高新区|省|市|区|县|旗|盟|州|镇|乡|街道"
-_ROAD = "大道|大街|马路|公路|胡同|路|街|巷|弄|道|里|村|屯|社区|环路"
+_AREA = "特别行政区|自治区|自治州|自治县|新区|开发区|高新区|省|市|区|县|旗|盟|州|镇|乡|街道|區|縣|鎮|鄉"
+_ROAD = "大道|大街|马路|公路|胡同|路|街|巷|弄|道|里|村|屯|社区|环路|社區|馬路"
 _PLACE = (
     "小区|花园|公寓|大厦|广场|家园|新村|花苑|别墅|中心|科技园|工业园|产业园|产业区|园区|宿舍|大楼|"
-    "写字楼|苑|园|城|府|庭|湾|轩|阁|邸|庄|坊|号院|居"
+    "写字楼|苑|园|城|府|庭|湾|轩|阁|邸|庄|坊|号院|居|大廈|廣場|花園|中心|邨|閣|臺|灣|軒|園|大樓|商場"
 )
 _NUMBER = (
     r"(?:[A-Za-z]?[0-9]{1,5}(?:[-–][0-9]{1,5}){0,2}[A-Za-z]?|"
     r"[一二三四五六七八九十百零〇甲乙丙丁]{1,5}|[A-Za-z])"
 )
-_UNIT = "号楼|号院|号门|号铺|号店|号|弄|栋|幢|座|单元|楼|层|室|舍|户|房|组|队|门|铺|排|期|区"
+_UNIT = (
+    "号楼|号院|号门|号铺|号店|号|弄|栋|幢|座|单元|楼|层|室|舍|户|房|组|队|门|铺|排|期|区|號|樓|棟|"
+    "層|戶|段|鄰|巷|單元|舖|組|门牌"
+)
 _PART = re.compile(
     rf"(?P<number>{_NUMBER}[ ]?(?:{_UNIT})(?!线|码|称|召|角|令|外|机|文件|通知|元|年))|(?P<area>{_AREA})|"
     rf"(?P<road>{_ROAD})|(?P<place>{_PLACE})"
@@ -102,6 +106,7 @@ _STOP = re.compile(
     re.S,
 )
 _MAX_NAME = 12
+_MAX_PARTS = 500
 _INNER = frozenset("室舍栋幢座层楼元户")
 
 
@@ -162,7 +167,9 @@ def _name_start(text: str, low: int, marker: int) -> int:
 
 
 # Without one of these there is neither a house nor a third level.
-_NEEDED = re.compile("[路街道巷弄村镇乡县区号室栋幢楼座苑园寓厦场社里屯墅城府庭湾轩阁邸庄坊居同心舍]")
+_NEEDED = re.compile(
+    "[區縣鎮鄉號樓棟廈邨園灣閣路街道巷弄村镇乡县区号室栋幢楼座苑园寓厦场社里屯墅城府庭湾轩阁邸庄坊居同心舍]"
+)
 
 
 def _addresses(text: str) -> Iterator[Finding]:
@@ -174,7 +181,11 @@ def _addresses(text: str) -> Iterator[Finding]:
 def _in_stretch(text: str, start: int, end: int) -> Iterator[Finding]:
     first = last = -1  # the address being built
     score: list[str] = []
-    for part in _PART.finditer(text, start, end):
+    for n, part in enumerate(_PART.finditer(text, start, end)):
+        if n >= _MAX_PARTS:
+            # Nobody writes so many without a full stop: all of it counts, at no further cost.
+            yield Finding(start, end, "ADDRESS", 0.5)
+            return
         kind = part.lastgroup or ""
         gap = part.start() - last if last >= 0 else 0
         # A name of up to twelve characters between two suffixes; a number follows at once.

@@ -38,9 +38,9 @@ _OTHER_NUMBER = re.compile(
 )
 _CARD_WORD = re.compile(r"(?:卡|card|visa|master|amex|debit|credit|账|帐|account)[^0-9]{0,16}\Z", re.I)
 _PHONE_WORD = re.compile(
-    r"(?:电话|手机|座机|固话|热线|联系|致电|拨打|传真|短信|号码|来电|呼叫|微信|phone|tel|mobile|"
+    r"(?:电话|手机|電話|手機|聯絡|聯繫|傳真|市話|行動|座机|固话|热线|联系|致电|拨打|传真|短信|号码|来电|呼叫|微信|phone|tel|mobile|"
     r"cell|call|fax|whatsapp|text|contact"
-    r"|hotline|dial|reach|ring|sms|viber|telegram|signal)[^0-9]{0,24}\Z",
+    r"|hotline|pager|beeper|dial|reach|ring|sms|viber|telegram|signal)[^0-9]{0,24}\Z",
     re.I,
 )
 _ID_WORD = re.compile(r"(?:身份|证件|证号|id|identity)[^0-9]{0,20}\Z", re.I)
@@ -49,9 +49,13 @@ _WORD_EXTENSION = re.compile(
     r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2})([0-9]{1,6})(?![0-9])", re.I
 )
 
-# How many numbers of one text phonenumberslite is asked about; behind that, form alone decides. A check costs
-# a fifth of a millisecond, and a text of nothing but numbers must not cost minutes.
-_LOOKUPS = 500
+# How many times phonenumberslite is asked about numbers of one text, by region; behind that, form alone
+# decides.
+# A check costs a fifth of a millisecond, and a text of nothing but numbers must not cost minutes.
+_LOOKUPS = 600
+_REGIONS = 12
+# How many windows of runs are judged in one text; runs behind them count as found.
+_WINDOWS = 20_000
 
 _CARD_GROUPS = frozenset(
     [
@@ -61,7 +65,19 @@ _CARD_GROUPS = frozenset(
     ]
 )  # fmt: skip
 _ID_GROUPS = frozenset(
-    [(6, 8, 4), (6, 4, 4, 4), (6, 12), (14, 4), (3, 3, 4, 4, 4), (6, 4, 2, 2, 4), (10, 8), (3, 3, 8, 4)]
+    [
+        (6, 8, 4),
+        (4, 4, 4, 4, 2),
+        (6, 6, 6),
+        (3, 3, 3, 3, 3, 3),
+        (6, 4, 4, 4),
+        (6, 12),
+        (14, 4),
+        (3, 3, 4, 4, 4),
+        (6, 4, 2, 2, 4),
+        (10, 8),
+        (3, 3, 8, 4),
+    ]
 )
 # The same with X as the last character.
 _ID_X_GROUPS = frozenset(
@@ -105,13 +121,14 @@ class _Lookups:
 
     def __init__(self) -> None:
         self.left = _LOOKUPS
+        self.windows = _WINDOWS
 
     def international(self, digits: str) -> bool | None:
         self.left -= 1
         return phones.international(digits) if self.left >= 0 else None
 
     def national(self, digits: str, *, mobile: bool = False) -> bool | None:
-        self.left -= 1
+        self.left -= _REGIONS  # each is asked in turn
         return phones.national(digits, mobile=mobile) if self.left >= 0 else None
 
 
@@ -150,7 +167,8 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
     if total == 18 and (lengths == (18,) or lengths in _ID_GROUPS):
         digits = run.digits(i, j)
         good = checksums.cn_id(digits)
-        if good is not None:
+        # In the groups of a bank card only a number that is right counts.
+        if good is not None and (good or lengths not in _CARD_GROUPS):
             return Finding(start, end, "IDCARD", 1.0 if good else 0.8, checked=good)
         if lengths == (18,) and digits[:2] in _USCC_STARTS and checksums.uscc(digits):
             return Finding(start, end, "COMPANYID", 0.9, checked=True)
@@ -373,9 +391,22 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
     letters = _ALNUM_TAIL.search(before)
     if letters and letters[0].lower() not in _GLUED:
         return False
-    if before[-1:] in ".," and before[-2:-1].isdigit():
+    columns = _COLUMNS_BEFORE.search(before) or (before[-1:] == "," and _LONG.match(text, start))
+    if before[-1:] in (".", ",") and before[-2:-1].isdigit() and not columns:
         return False
-    return not (follow in (".", ",") and text[end + 1 : end + 2].isdigit() and follow)
+    if follow == "." and text[end + 1 : end + 2].isdigit():
+        return False
+    return not (follow == "," and text[end + 1 : end + 2].isdigit() and not _long_tail(text, start, end))
+
+
+# Commas between the groups of one number have at most three digits before each; longer groups are the columns
+# of a table.
+_COLUMNS_BEFORE = re.compile(r"[0-9]{4},\Z")
+_LONG = re.compile("[0-9]{4}")
+
+
+def _long_tail(text: str, start: int, end: int) -> bool:
+    return end - start >= 4 and text[end - 4 : end].isdigit()
 
 
 def scan(text: str) -> Iterator[Finding]:
@@ -383,6 +414,10 @@ def scan(text: str) -> Iterator[Finding]:
     lookups = _Lookups()
     for found in _RUN.finditer(text):
         if found.end() - found.start() >= 7:
+            if lookups.windows <= 0:
+                if sum(map(str.isdigit, found[0])) >= 7:
+                    yield Finding(found.start(), found.end(), "ACCOUNT", 0.5)
+                continue
             yield from _run(_Run(text, found.start(), found.end()), lookups)
 
 
@@ -392,6 +427,7 @@ def _run(run: _Run, lookups: _Lookups) -> Iterator[Finding]:
     total = sum(lengths)
     if total < 7:
         return
+    lookups.windows -= 1
     # A run that fits is taken whole first: the gaps inside say that it is one number.
     if n <= 19 and total <= 19:
         whole = _judge(run, 0, n, lookups)
@@ -415,6 +451,10 @@ def _run(run: _Run, lookups: _Lookups) -> Iterator[Finding]:
                     break
                 if size < 7 or not _worth(run, i, j):
                     continue
+                lookups.windows -= 1
+                if lookups.windows <= 0:
+                    yield Finding(run.groups[i][0], run.groups[-1][1], "ACCOUNT", 0.5)
+                    return
                 one = _judge(run, i, j, lookups)
                 if one and (best is None or one.checked >= best[0].checked):
                     best = (one, j)

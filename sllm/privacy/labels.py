@@ -30,17 +30,19 @@ DATE = (
     rf"|{_MONTH}\.?[ /-][0-9]{{1,2}}(?:st|nd|rd|th)?(?:,? ?|[/-])(?:[0-9]{{4}})(?![0-9])"
     r"|[〇零一二三四五六七八九]{4}年[一二三四五六七八九十]{1,2}月[一二三四五六七八九十]{1,3}[日号]"
     r"|[0-9]{1,2}月[0-9]{1,2}[日号]"
+    r"|(?:民[国國])?[0-9]{2,3}年[0-9]{1,2}月[0-9]{1,2}日"
     r")"
 )
 # What may stand between a label and its value: more of the label, a verb, a sign, quotes.
 _LINK = (
-    r"[\"'”’*`]{0,3}(?:[ _.-]{0,2}(?:numbers?|nos?\.?|num|nr\.?|id|code|card|details?|value|"
+    r"\.?(?:号码?|码|號碼?)?[\"'”’*`]{0,3}(?:[ _.-]{0,2}(?:numbers?|nos?\.?|num|nr\.?|id|code|card|"
+    r"details?|value|"
     r"address|#)(?![a-z])){0,2}"
     r"[\"'”’*`)\]]{0,3}[ \t]{0,3}"
     r"(?:(?:is|was|are|of|on|ending in|[:：=#>]|->|-|=>|为|是)[ \t]{0,3}){0,3}[\"'“‘(*`\[]{0,3}[ \t]?"
 )
 _CN_LINK = (
-    r"(?:号码|号|编号|信息|码)?[\"'”’*]{0,3}[ \t]{0,2}(?:[(（][^()（）\n]{1,8}[)）])?[ \t]{0,2}"
+    r"(?:号码|号|编号|信息|码|號碼|號|編號)?[\"'”’*]{0,3}[ \t]{0,2}(?:[(（][^()（）\n]{1,8}[)）])?[ \t]{0,2}"
     r"(?:(?:应该是|改成|改为|换成|设为|设成|设置为|就是|分别是|分别为|[:：=]|为|是|叫|填|写|"
     r":)[ \t]{0,2}){0,2}[\"'“‘「(（*]{0,3}[ \t]?"
 )
@@ -49,10 +51,10 @@ _VALUES = {
     # Letters and digits, with the separators of forms.
     "code": rf"[A-Za-z0-9](?:[ ./-]?[A-Za-z0-9]){{3,30}}{_E}",
     "digits": r"[0-9](?:[ .-]{0,2}[0-9]){2,24}(?![0-9])",
-    "token": r"[A-Za-z0-9@_][A-Za-z0-9._@+-]{1,40}[A-Za-z0-9_]",
-    "date": DATE,
+    "token": r"(?:live:)?[A-Za-z0-9@_][A-Za-z0-9._@+-]{1,40}[A-Za-z0-9_](?:#[0-9]{4}(?![0-9]))?",
+    "date": rf"(?:{DATE}|(?:19|20)[0-9]{{2}} ?[-/.年] ?(?:1[0-2]|0?[1-9])(?:月|(?![0-9])))",
     "plate": r"[A-Za-z0-9](?:[ ·•-]?[A-Za-z0-9]){3,9}(?![A-Za-z0-9])",
-    "pin": r"[0-9]{3,8}(?![0-9])",
+    "pin": r"(?:[A-Z]-)?[0-9]{3,8}(?![0-9])",
     "zip": (
         r"(?:[0-9]{4,6}(?:-[0-9]{3,4})?|[A-Za-z]{1,2}[0-9][A-Za-z0-9]? ?[0-9][A-Za-z]{2}|"
         r"[A-Za-z][0-9][A-Za-z] ?[0-9][A-Za-z][0-9])"
@@ -77,19 +79,20 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
             "driver license;driver licence;drivers license;drivers licence;driver's license;"
             "driver's licence;driving license;"
             "driving licence;driver’s license;license number;licence number;license no;licence no;"
-            "dl number;dl no;driverlicense"
+            "dl number;dl no;dl;driverlicense;dea;npi;medical license;medical licence"
         ),
     ),
     (
         "SSN",
         "digits",
-        "ssn;social security;socialsecurity;social number;social num;socialnum;social insurance",
+        "ssn;social security;social;socialsecurity;social number;social num;socialnum;social insurance",
     ),
     (
         "NATIONALID",
         "code",
         (
-            "tax id;tax number;taxpayer id;taxpayer identification;taxnum;tax identification;tin;"
+            "tax id;tax number;tax file;tax code;tax reference;utr;taxpayer id;taxpayer identification;"
+            "taxnum;tax identification;tin;"
             "itin;ein;vat;vat number;nino;"
             "national insurance;nhs;medicare;medicaid;aadhaar;aadhar;national id;national identity;"
             "national identification;"
@@ -116,7 +119,8 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
             "insurance number;insurance id;insurance policy;health plan;health insurance;beneficiary;"
             "case number;claim number;"
             "loyalty number;frequent flyer;badge number;registration number;certificate number;"
-            "emp id;user number;subscriber id"
+            "emp id;user number;subscriber id;hicn;mbi;health record;chart number;encounter;"
+            "booking reference;pnr;loan number;loan no;loan id;mortgage number"
         ),
     ),
     (
@@ -131,7 +135,8 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
             "username;user name;login name;login id;login;user id;userid;screen name;handle;skype;"
             "skype id;telegram;wechat;"
             "wechat id;weixin;qq;qq number;line id;discord;twitter;instagram;snapchat;weibo;"
-            "github username;account name"
+            "github username;account name;ig;insta;line;kakao;signal;tiktok;steam id;gamertag;snap;"
+            "github;instagram handle"
         ),
     ),
     (
@@ -142,7 +147,7 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
     (
         "DEVICE",
         "code",
-        "imei;imsi;serial number;device id;udid;device identifier;imei number;serial no;meid;iccid",
+        "imei;imsi;s/n;serial number;device id;udid;device identifier;imei number;serial no;meid;iccid",
     ),
     ("VIN", "code", "vin;vehicle identification;chassis;chassis number;vehicle id;vehicle vin"),
     (
@@ -151,7 +156,7 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
         (
             "license plate;licence plate;plate number;plate no;number plate;plate;"
             "vehicle registration;vrm;reg number;car plate;"
-            "registration plate;vehicle plate"
+            "registration plate;vehicle plate;registration;reg"
         ),
     ),
     ("ADDRESS", "zip", "zip;zip code;zipcode;postal code;postcode;post code;postalcode;plz"),
@@ -177,8 +182,12 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
     ),
 )
 _CHINESE: tuple[tuple[str, str, str], ...] = (
-    ("IDCARD", "code", "身份证|身分证|公民身份|证件号|居民证|身份号|港澳居民证|居住证|证件"),
-    ("PASSPORT", "code", "护照|港澳通行证|通行证|台胞证|回乡证|签证|旅行证"),
+    (
+        "IDCARD",
+        "code",
+        "身份证|身分证|身分證|身份證|證件號|居留證|公民身份|证件号|居民证|身份号|港澳居民证|居住证|证件",
+    ),
+    ("PASSPORT", "code", "护照|護照|港澳通行证|通行证|台胞证|回乡证|签证|旅行证"),
     ("LICENCE", "code", "驾驶证|驾照|行驶证|档案编号|军官证|士兵证|警官证|执业证|资格证"),
     (
         "ACCOUNT",
@@ -186,35 +195,40 @@ _CHINESE: tuple[tuple[str, str, str], ...] = (
         (
             "银行账|银行帐|账号|帐号|账户|帐户|开户账|收款账|工号|学号|员工号|员工编号|会员号|会员卡|"
             "客户号|病历号|住院号|门诊号|就诊卡|"
-            "就诊号|保单号|保单|社保号|社保卡|医保号|医保卡|社会保障|公积金|学籍号|准考证|报名号|"
+            "就诊号|工牌号|体检号|床号|借据号|卡券号|病案号|病案|病例号|诊疗号|登记号|影像号|检查号|员工编码|客户编号|会员编号|病歷號|學號|員工編號|帳號|"
+            "保单号|保单|社保号|社保卡|医保号|医保卡|社会保障|公积金|学籍号|准考证|报名号|"
             "合同号|税号|纳税人识别|档案号|编制号"
         ),
     ),
     ("CARD", "digits", "银行卡|信用卡|借记卡|储蓄卡|卡号|工资卡"),
-    ("COMPANYID", "code", "统一社会信用|信用代码|组织机构代码|营业执照|注册号"),
+    ("COMPANYID", "code", "統一編號|统一编号|统一社会信用|信用代码|组织机构代码|营业执照|注册号"),
     (
         "USER",
         "token",
-        "用户名|登录名|微信|QQ|qq|Qq|抖音|微博|昵称|网名|支付宝|推特|小红书|快手|登录账|用户ID",
+        "用户名|登录名|用戶名|微信|微信號|vx|VX|Vx|wx|WX|V信|v信|加微|加V|加v|威信|薇信|扣扣|企鹅号|➕v|➕V|加我v|加我V|LINE|Line|IG|ins|B站|脸书|QQ|qq|Qq|抖音|微博|昵称|网名|支付宝|推特|小红书|快手|登录账|用户ID",
     ),
     (
         "BIRTHDATE",
         "date",
-        "出生日期|出生年月日|出生年月|出生时间|出生于|出生在|出生|生日|生于|诞辰|阳历|农历|阴历",
+        "出生日期|出生年月日|西元生日|生辰|出生年月|出生时间|出生于|出生在|出生|生日|生于|诞辰|阳历|农历|阴历",
     ),
     ("DEVICE", "code", "设备号|序列号|串号|设备编号|机器码"),
     ("VIN", "code", "车架号|车辆识别|发动机号|车辆识别代号"),
-    ("PLATE", "plate", "车牌|牌照|车号"),
+    ("PLATE", "plate", "车牌|車牌|牌照|车号"),
     ("ADDRESS", "zip", "邮编|邮政编码"),
     (
         "SECRET",
         "pin",
         (
-            "验证码|校验码|安全码|动态码|取件码|支付密码|取款密码|交易密码|锁屏密码|门禁密码|短信码|"
+            "验证码|驗證碼|校验码|安全码|动态码|取件码|支付密码|取款密码|交易密码|锁屏密码|门禁密码|短信码|"
             "提取码|解锁码"
         ),
     ),
-    ("PHONE", "digits", "电话|手机|座机|固话|传真|联系方式|热线|号码是|致电|拨打|联系号码|紧急联系"),
+    (
+        "PHONE",
+        "digits",
+        "电话|手机|電話|手機|聯絡|傳真|市話|座机|固话|传真|联系方式|热线|号码是|致电|拨打|联系号码|紧急联系",
+    ),
     ("GEO", "geo", "经纬度|坐标|纬度|经度|定位"),
 )
 
@@ -399,7 +413,8 @@ def _trim(kind: str, value_kind: str, text: str, start: int, end: int, *, bare: 
         n_digits = sum("0" <= c <= "9" for c in value)
         if kind in ("ACCOUNT",) and value.isalpha() and value.isupper() and len(value) in (8, 11):
             return Finding(start, start + len(value), kind, 0.6)  # SWIFT and BIC
-        if n_digits < 4 and not (n_digits >= 3 and kind in ("ACCOUNT", "LICENCE")):
+        enough = 2 if kind == "DEVICE" and len(value) >= 8 else 3 if kind in ("ACCOUNT", "LICENCE") else 4
+        if n_digits < enough:
             return None
         if len(value) < {"PASSPORT": 5, "LICENCE": 5, "VIN": 5, "NATIONALID": 7}.get(kind, 0):
             return None
@@ -448,11 +463,65 @@ def _labelled(text: str, link_end: int, link: str, kind: str, value_kind: str) -
         # 微信 wxid_abc, QQ12345: a handle right behind its label, told by its digits.
         chinese = kind == "USER" and (not link.isascii() or link.upper().startswith("QQ"))
         handle = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*[0-9_][A-Za-z0-9_-]*|[0-9]{5,11}", found[0])
-        if not (chinese and handle and len(found[0]) >= 5):
+        marked = found[0][0] == "@" or found[0][-5:-4] == "#"
+        if not marked and not (chinese and handle and len(found[0]) >= 5):
             return None
     # login = lexer.token is code: what is assigned without quotes needs a digit to be a name.
     bare = "=" in link and not any(c in link for c in "\"'“")
     return _trim(kind, value_kind, text, found.start(), found.end(), bare=bare)
+
+
+# Numbers of a bank, and as often the name of a login.
+_LOGINS = frozenset(["账号", "帐号", "账户", "帐户", "帳號"])
+# Lines of logs: Failed password for jdoe from 192.0.2.1, user=jdoe from 192.0.2.1.
+_FROM = re.compile(r" (?:from|at|by|on) (?=[0-9]{1,3}\.[0-9]{1,3}\.|[0-9a-fA-F]{1,4}:[0-9a-fA-F:]{4})")
+_LOG_USER = re.compile(
+    r"(?: for (?:invalid user |user )?|[Uu]ser[= ])(?P<user>[A-Za-z][A-Za-z0-9_.-]{2,31})"
+    r"(?: (?:logged in|connected|login|signed in))?\Z"
+)
+# A handle in a sentence; at the start of a line it is a decorator, before a slash a package.
+_HANDLE = re.compile(r"@(?=[A-Za-z0-9.]{0,30}[0-9_])[A-Za-z][A-Za-z0-9_.]{2,30}(?![A-Za-z0-9_/@(-])")
+_HANDLE_BEFORE = re.compile(r"(?:[a-z:,(\u4e00-\u9fff] |[\u4e00-\u9fff:])\Z")
+_HAN_HANDLE = re.compile(
+    r"(?:微博|抖音|小红书|B站|快手|知乎|豆瓣|公众号)[号名]?[:：是 ]{0,2}@([\u4e00-\u9fffA-Za-z0-9_-]{2,20})"
+)
+_LOGIN_PAIR = re.compile(
+    r"(?:login|Login|credential|Credential|账号|帐号|user|User)s?[ :：=]{1,3}[^\s/:=]{3,40} ?/ ?(?=[!-~]{6})"
+)
+_PAIR = re.compile(r"\.[0-9]{4,10} ?, ?[-+]?[0-9]{1,3}\.[0-9]{4,10}(?![0-9]|\.[0-9]| ?, ?[-+]?[0-9])")
+_PAIR_BEFORE = re.compile(r"(?<![0-9.,+-])(?<![0-9.,] )[-+]?[0-9]{1,3}\Z")
+
+
+def _others(text: str) -> Iterator[Finding]:
+    """What a whole phrase gives away."""
+    for sign in _FROM.finditer(text):
+        at = max(0, sign.start() - 72)
+        found = _LOG_USER.search(text[at : sign.start()])
+        if found:
+            yield Finding(at + found.start("user"), at + found.end("user"), "USER", 0.8)
+    if "@" in text:
+        for found in _HANDLE.finditer(text):
+            before = _HANDLE_BEFORE.search(text[max(0, found.start() - 2) : found.start()])
+            if before and any(c.isdigit() or c == "_" for c in found[0]):
+                yield Finding(found.start(), found.start() + len(found[0].rstrip(".")), "USER", 0.6)
+        for found in _HAN_HANDLE.finditer(text):
+            yield Finding(found.start(1), found.end(1), "USER", 0.7)
+    if "/" in text:
+        for found in _LOGIN_PAIR.finditer(text):
+            one = _secret(text, found.end(), "", True, False)
+            if one:
+                yield one
+    for middle in _PAIR.finditer(text):
+        at = max(0, middle.start() - 6)
+        head = _PAIR_BEFORE.search(text[at : middle.start()])
+        if not head:
+            continue
+        value = head[0] + middle[0]
+        first, second = (abs(float(part)) for part in value.split(","))
+        # A place on earth; two readings of an instrument are seldom negative or over ninety.
+        far = "-" in value or second > 90
+        if far and first <= 90 and second <= 180 and max(first, second) > 10:
+            yield Finding(at + head.start(), middle.end(), "GEO", 0.6)
 
 
 def scan(text: str) -> Iterator[Finding]:
@@ -478,12 +547,22 @@ def scan(text: str) -> Iterator[Finding]:
                 if one:
                     yield one
                     break
+    yield from _others(text)
     if text.isascii():
         return
     for label in _CHINESE_ANY.finditer(text):
+        if label[0][0].isascii():
+            # vx, QQ, LINE: not inside another word.
+            around = text[max(0, label.start() - 1) : label.start()], text[label.end() : label.end() + 1]
+            if (around[0].isascii() and around[0].isalpha()) or "a" <= around[1] <= "z":
+                continue
         link = _CHINESE_LINK.match(text, label.end())
         kind, value_kind = _CHINESE_LABELS[label[0]]
         one = _labelled(text, link.end(), label[0] + link[0], kind, value_kind) if link else None
+        if one is None and link and label[0] in _LOGINS:
+            one = _labelled(text, link.end(), label[0] + link[0], "USER", "token")
+            if one and not any(c.isdigit() or c in "_@" for c in text[one.start : one.end]):
+                one = None
         if one:
             yield one
     for link in _CN_SECRET.finditer(text):

@@ -24,10 +24,36 @@ __all__ = ["entropy", "scan"]
 _LOCAL = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_`{|}~-"
 _AT = re.compile(r"(?<=[A-Za-z0-9_+\-!#$%&'*/=?^`{|}~])@(?=[A-Za-z0-9])")
 _DOMAIN = re.compile(r"[A-Za-z0-9.-]{1,253}")
+# git@ of these is the same for everyone.
+_FORGES = ("github.com", "gitlab.com", "bitbucket.org", "gitee.com", "ssh.dev.azure.com", "codeberg.org")
 _SPOKEN_AT = re.compile(r"[\[({<] ?(?:at|AT|@) ?[\])}>]")
 _SPOKEN_CHARS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-"
 _SPOKEN_DOMAIN = re.compile(
     r" ?[A-Za-z0-9-]{1,63}(?:(?: ?[\[({<] ?(?:dot|DOT|\.) ?[\])}>] ?|\.| dot )[A-Za-z0-9-]{1,63}){1,5}"
+)
+
+# priya [dot] nair: the part in front of the last of a local part that is spelled out.
+_SPOKEN_HEAD = re.compile(r"[A-Za-z0-9_+-]{1,24} ?[\[({<] ?(?:dot|DOT|\.) ?[\])}>] ?\Z")
+_TLD = (
+    r"(?:com|org|net|edu|gov|info|biz|io|me|dev|app|co|ai|cn|hk|tw|uk|de|fr|es|it|nl|eu|us|ca|au|jp|kr|in|br|"
+    r"ru|ch|se|no|pl|be|at|ie|sg|nz|mx)(?![A-Za-z0-9])"
+)
+# tom at example dot com; 张三艾特qq点com.
+_SAID = re.compile(
+    r"(?<![A-Za-z0-9._+-])[A-Za-z0-9][A-Za-z0-9._+-]{0,40}(?: (?:dot|DOT|Dot) [A-Za-z0-9_-]{1,24}){0,3}"
+    r"(?: (?:at|AT|At|\(at\)) |艾特|小老鼠|圈[aA])"
+    r"[A-Za-z0-9-]{1,40}(?:(?: (?:dot|DOT|Dot) |\.|点| 点 )[A-Za-z0-9-]{1,24}){0,3}"
+    rf"(?: (?:dot|DOT|Dot) |点| 点 ){_TLD}"
+)
+_PROVIDERS = (
+    r"(?:qq|163|126|139|189|gmail|foxmail|sina|sohu|yeah|aliyun|outlook|hotmail|yahoo|icloud|"
+    r"live|msn|protonmail)"
+)
+# Written so that no machine reads it: liuyang#163.com; and with spaces around the sign.
+_OTHER_AT = re.compile(
+    rf"(?<![A-Za-z0-9._+-])[A-Za-z0-9][A-Za-z0-9._+-]{{1,40}}(?: ?[#&*] ?{_PROVIDERS}\.(?:com|net|"
+    rf"cn)(?![A-Za-z0-9])"
+    rf"| ?@ ?(?:[A-Za-z0-9-]{{1,40}} ?\. ?){{1,3}}{_TLD})"
 )
 
 
@@ -49,7 +75,10 @@ def _emails(text: str) -> Iterator[Finding]:
                 and all(0 < len(label) < 64 for label in labels)
                 and labels[-1].isalpha()
                 and 2 <= len(labels[-1]) <= 24
-                and not (local == "git" and text[at + 1 + len(domain) : at + 2 + len(domain)] == ":")
+                and not (
+                    local == "git"
+                    and (text.startswith(":", at + 1 + len(domain)) or text.startswith(_FORGES, at + 1))
+                )
             ):
                 yield Finding(at - len(local), at + 1 + len(domain), "EMAIL", 1.0)
     for spoken in _SPOKEN_AT.finditer(text):
@@ -58,7 +87,14 @@ def _emails(text: str) -> Iterator[Finding]:
         tail = _SPOKEN_DOMAIN.match(text, spoken.end()) if head else None
         if tail:
             gap = text[spoken.start() - 1] == " "
-            yield Finding(spoken.start() - gap - len(head), tail.end(), "EMAIL", 0.9)
+            start = spoken.start() - gap - len(head)
+            more = _SPOKEN_HEAD.search(text[max(0, start - 40) : start])
+            yield Finding(start - (len(more[0]) if more else 0), tail.end(), "EMAIL", 0.9)
+    for found in _SAID.finditer(text):
+        yield Finding(found.start(), found.end(), "EMAIL", 0.8)
+    if "#" in text or " @ " in text or "@ " in text:
+        for found in _OTHER_AT.finditer(text):
+            yield Finding(found.start(), found.end(), "EMAIL", 0.8)
 
 
 _USERINFO = re.compile(
@@ -93,7 +129,8 @@ _VERSION_BEFORE = re.compile(
     r"[ :：=]{0,2}\Z"
 )
 _IP_BEFORE = re.compile(
-    r"(?:ip|host|server|address|ping|ssh|dns|gateway|地址|服务器|网关|主机)[^0-9]{0,12}\Z", re.I
+    r"(?:ip|src|dst|addr|peer|inet|remote|from|host|server|address|ping|ssh|dns|gateway|地址|服务器|网关|主机)[^0-9]{0,12}\Z",
+    re.I,
 )
 
 
@@ -115,7 +152,9 @@ def _ipv4(text: str) -> Iterator[Finding]:
 
 
 _IPV6 = re.compile(
-    r"(?<![0-9A-Za-z:.])(?:[0-9A-Fa-f]{1,4}|:):[0-9A-Fa-f:]{1,37}(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3})?"
+    # A label may come right before it: addr:2001:db8::1, IPv6：fe80::1 (the colon is ASCII in the plain
+    # view).
+    r"(?<![0-9A-Za-z.])(?:(?<![0-9A-Fa-f:]:)|(?<=[Vv]6:))(?:[0-9A-Fa-f]{1,4}|:):[0-9A-Fa-f:]{1,37}(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3})?"
 )
 _IPV6_ZONE = re.compile(r"%[A-Za-z0-9]{1,15}")
 
@@ -151,7 +190,7 @@ def _ipv6(text: str) -> Iterator[Finding]:
 
 _MAC_START = re.compile("[0-9A-Fa-f]{2}[:.-][0-9A-Fa-f]{2}")
 _MAC = re.compile(
-    r"(?<![0-9A-Za-z:-])[0-9A-Fa-f]{2}([:-])[0-9A-Fa-f]{2}(?:\1[0-9A-Fa-f]{2}){4}(?![0-9A-Za-z]|"
+    r"(?<![0-9A-Za-z-])(?<![0-9A-Fa-f]:)[0-9A-Fa-f]{2}([:-])[0-9A-Fa-f]{2}(?:\1[0-9A-Fa-f]{2}){4}(?![0-9A-Za-z]|"
     r"[:-][0-9A-Fa-f]{2})"
     r"|(?<![0-9A-Za-z.])[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}(?![0-9A-Za-z]|\.[0-9])"
 )
@@ -188,12 +227,16 @@ _IBAN_LABEL = re.compile(r"iban[^A-Za-z0-9]{0,4}\Z", re.I)
 
 
 def _ibans(text: str) -> Iterator[Finding]:
-    done = 0
+    done = judged = 0
     for head in _IBAN_START.finditer(text):
         start = head.start()
         length = _IBAN_LENGTHS.get(head[0][:2].upper())
         if start < done or length is None:
             continue
+        judged += 1
+        if judged > _MAX_IBANS:
+            yield Finding(start, len(text), "IBAN", 0.5)
+            return
         # As many letters and digits as the country's numbers have, whatever words follow.
         end, n = head.end(), 4
         for group in _IBAN_GROUP.finditer(text, end, end + 50):
@@ -222,6 +265,10 @@ def _ibans(text: str) -> Iterator[Finding]:
                 yield Finding(start, done, "IBAN", 0.6)
 
 
+# Candidates in one text that are checked; behind them everything counts as found, so that a text of nothing
+# but
+# beginnings of numbers costs bounded time and leaks nothing.
+_MAX_IBANS = 5000
 _IBAN_GROUP = re.compile(r"[ -]?[A-Za-z0-9]{1,30}")
 
 

@@ -17,11 +17,14 @@ SURNAMES = (
     "王李张刘陈杨黄赵吴周徐孙马朱胡郭何高林罗郑梁谢宋唐许韩冯邓曹彭曾肖田董袁潘于蒋蔡余杜叶程苏魏吕丁任沈姚卢姜崔钟谭陆汪范金"
     "石廖贾夏韦付方白邹孟熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严覃武戴莫孔向汤康易乔赖文施洪辛柯庄温鲁葛樊聂梅盛霍翁邢"
     "殷俞倪章骆申耿关焦柳欧祝纪尚毕舒游阳裴卓窦詹苗岳齐包冉宫费卞季阮蓝褚应宁柴詹卫蒲谷车凌邬甘童鲍凤路池宗祁简涂饶沙敖管娄危"
-    "桂牛萧闵丘庞"
+    "桂牛萧闵丘庞覃佟仇蔺晏班芦曲邸凃岑褟揭雒"
+    # The same in traditional characters, where they differ.
+    "張劉陳楊黃趙吳孫馬羅鄭謝許韓馮鄧蕭葉蘇魏呂盧鍾譚陸範賈鄒閻龍賀顧龔萬錢嚴湯賴溫魯聶顏倪莊樊歐陽簡塗連鄔饒龐駱紀齊寧關詹"
 )
 # And of two, as a pattern.
 DOUBLE_SURNAMES = (
-    "欧阳|司马|上官|诸葛|东方|皇甫|尉迟|公孙|慕容|令狐|司徒|端木|夏侯|南宫|轩辕|长孙|宇文|独孤|西门|百里"
+    "欧阳|歐陽|司馬|諸葛|司马|上官|诸葛|东方|皇甫|尉迟|公孙|慕容|令狐|司徒|端木|夏侯|"
+    "南宫|轩辕|长孙|宇文|独孤|西门|百里"
 )
 # Characters that hardly stand in a given name and often come right behind one.
 NOT_GIVEN = (
@@ -43,11 +46,15 @@ NOT_NAMES_CN = (
     "凌晨|宫殿|童[年话]|游[戏客泳]|阳[光台]|和平|花[园费]|"
     "水[果平]|范[围例]|习[惯题]|易[于用]|时[间候]|冷静|林[业区]|罗[列马]|唐[朝诗]|宋[朝代词]|"
     "汉[语字]|明[天白显]|华[为语]|洪水|湖[北南]|"
-    "海[洋南]|边[界缘]|费[用率]|舒[服适]|莫名|项[链]|顾虑|鲁莽|尚[未且]|丰富"
+    "馬上|馬路|黃[金色]|許多|萬一|謝謝|葉子|陳述|連接|關[於係心]|顧客|嚴重|龍頭|溫度|簡[單介]|齊全|範[圍例]|"
+    "董事|连[忙衣]|曲[子线调]|班[级长车主组]|应聘|海[洋南]|边[界缘]|费[用率]|舒[服适]|莫名|项[链]|顾虑|鲁莽|尚[未且]|丰富"
 )
 # Words that a name may follow, and a lot else.
 CN_WEAK = (
-    "丈夫 主任 乘客 儿子 医生 叫 司机 同事 名字 员工 哥哥 女儿 妈妈 妹妹 妻子 姐姐 学生 客人 "
+    "丈夫 主任 表哥 表弟 表姐 表妹 堂哥 堂弟 堂姐 堂妹 叔叔 舅舅 姑姑 爷爷 奶奶 外公 外婆 邻居 室友 "
+    "男友 女友 男朋友 女朋友 老板 秘书 助理 领导 找 @ 病患 護士 護理師 醫師 醫生 老師 護士 客戶 學生 "
+    "父親 母親 同學 我係 "
+    "乘客 儿子 医生 叫 司机 同事 名字 员工 哥哥 女儿 妈妈 妹妹 妻子 姐姐 学生 客人 "
     "客户 家长 尊敬的 弟弟 律师 患者 我是 房东 教授 旅客 朋友 本人 母亲 法人 父亲 "
     "爸爸 病人 签名 经理 署名 老公 老婆 老师 致 证人"
 )
@@ -78,11 +85,51 @@ GIVEN_EN = (
     "Scott Sean Sebastian Sergio Sharon Sheila Shirley Simon Sofia Sophia Sophie Stephanie Stephen Steve "
     "Steven Stuart Susan Suzanne Sylvia Tamara Teresa Terry Theodore Theresa Thomas Tiffany Timothy Tina "
     "Todd Tony Tracy Tyler Valerie Vanessa Veronica Victor Victoria Vincent Virginia Walter Wanda Wayne "
-    "Wendy William Willie Yusuf Yvonne Zachary Zoe"
+    "Wendy William Willie Yusuf Yvonne Zachary Zoe "
+    "Aaliyah Abdul Adele Aditya Agnieszka Aidan Akira Alana Alina Alvin Amara Amelie Amina Amir Amit "
+    "Anders Andrei "
+    "Andreas Angelo Anika Anil Anjali Annika Antoine Anton Arjun Arnold Arturo Astrid Ayesha Barry "
+    "Beatrix Bella "
+    "Benedict Benoit Bernadette Bianca Birgit Bjorn Bogdan Boris Brandi Brendan Bridget Bronwyn Camila "
+    "Camille Carmen "
+    "Cedric Celeste Chad Chantal Chinedu Chiara Clement Clifford Clinton Cody Cole Corey Cristian "
+    "Curtis Damian Dana "
+    "Darnell Darren Darryl Deepak Delia Dennis Desmond Diego Dimitri Dominic Doreen Doris Duncan "
+    "Dwayne Edgar Eduardo "
+    "Eleni Elias Elijah Eliza Elsa Emanuel Emilio Enrique Erika Ernest Esther Etienne Evan Fabian "
+    "Farah Felicity "
+    "Felipe Florian Francois Freya Gareth Gavin Genevieve Georgina Gerhard Gianni Gilbert Gina Giulia "
+    "Greta Guillermo "
+    "Gunther Gustavo Hamza Hanna Hans Haruto Heidi Heinz Henrik Herbert Hilary Hiroshi Hugh Ibrahim "
+    "Igor Imani Ingrid "
+    "Irina Isla Ismail Jamal Jan Jana Jasmine Jasper Jed Jens Jill Joachim Joaquin Jodi Jonas "
+    "Josephine Josie "
+    "Julio Jurgen Jürgen Kamala Karim Karin Katarzyna Kayla Kelsey Kenji Khalid Kieran Kirsten "
+    "Konstantin Krzysztof "
+    "Kurt Lakshmi Lars Latoya Layla Leila Lena Leon Leroy Liam Liliana Lionel Lloyd Lorenzo Lorraine "
+    "Luca Luisa "
+    "Magdalena Malcolm Malik Manoj Marcel Marco Marek Margot Marian Mariana Marina Marlene Marta "
+    "Marvin Mateo Mathias "
+    "Matteo Maximilian Mehmet Mei Mercedes Mika Mikhail Milan Miles Miranda Mohammad Moritz Mustafa "
+    "Nadia Natalia "
+    "Natasha Neil Nelson Nigel Niklas Nikolai Nina Nisha Nkechi Norbert Olga Oleg Osman Otto Pablo "
+    "Paolo Pascal Petra "
+    "Phoebe Pierre Pierrette Pooja Rahul Rajesh Ramesh Raquel Raul Ravi Regina Renee Rhonda Rohan "
+    "Roland Roman Rosalind "
+    "Roxanne Ruben Rudolf Rupert Sabrina Sadie Salma Salvatore Sanjay Santiago Saskia Selena Sergei "
+    "Shannon Shane Shaun "
+    "Shawn Sigrid Silvia Simone Sonia Stacey Stacy Stanley Stefan Stefania Sunita Sven Svetlana "
+    "Tabitha Takashi Tamika "
+    "Tanya Tara Tatiana Tomas Tomasz Travis Trevor Trisha Tunde Ursula Valentina Vera Vijay Vikram "
+    "Viktor Vivian "
+    "Vladimir Wesley Wilfred Wojciech Xavier Yasmin Yuki Yuri Yusuf Yvette Zainab Zara Zhanna"
 )
 # Capitalised words that are no part of a name.
 NOT_NAMES = (
-    "Address All An And Anonymous April Are At August Avenue Bank Be But Can Colleague Colleagues College "
+    "Address All An Desk Help Technical Sales Spring Center Centre Office Department Windows Group "
+    "Human Online "
+    "Account Accounts Billing Chrome Firefox  And Anonymous April Are At August Avenue Bank Be But Can "
+    "Colleague Colleagues College "
     "Committee Company Corporation Could Customer Customers Date December Did Do Does Dr Editor Else "
     "Email Everyone Example False February First Folks For Friday Friend Friends From Full Glad God Going "
     "Guest Guests Guys Had Happy Has Have Her Here Hiring His Hospital How Human Id If In Inc Is It Its "
