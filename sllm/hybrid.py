@@ -183,7 +183,8 @@ class Hybrid:
         verify: which tier-2 answers the cloud verifies: ``"always"``, ``"uncertain"`` (by the profile) or
             ``"never"``.
         accept: when the cloud lets a token of a local answer stand.
-        sampling: of every answer.
+        sampling: of every answer; None: temperature 0, at which ``sllm calibrate`` labels answers. A profile
+            promises nothing of others.
         max_tokens: of an answer.
         max_cloud_tokens: so many tokens are sent to and written by the cloud in all, over the life of this
             object; None: any number.
@@ -232,7 +233,7 @@ class Hybrid:
         self.max_cloud_tokens = max_cloud_tokens
         self.cloud_tokens = 0
         self._cloud = cloud
-        self._sampling = sampling or SamplingParams()
+        self._sampling = sampling or SamplingParams(temperature=0.0)
         self._max_tokens = max_tokens
         self._accept = accept or Acceptance()
         self._detectors = default_detectors() if detectors is None else tuple(detectors)
