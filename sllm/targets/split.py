@@ -15,6 +15,7 @@ import numpy as np
 
 from sllm import gguf
 from sllm._ffi import checked_int, int32_array
+from sllm.draft_length import DraftLength
 from sllm.errors import BusyError, ContextFullError, RemoteError, UnsupportedModelError
 from sllm.layers import Embedding, LayerRange, open_layers
 from sllm.model import Model
@@ -44,8 +45,10 @@ _CHUNK = 128
 _IN_FLIGHT = 8
 """Chunks of a prompt on the way to a worker and back."""
 
-_ROWS = 64
-"""Rows of logits that the last layers keep: a pass checks one drafted token less."""
+_ROWS = DraftLength.LIMIT + 1
+"""Rows of logits that the last layers keep for a text: a pass checks one drafted token less. With a large
+vocabulary each takes a megabyte.
+"""
 
 
 @dataclass
@@ -201,7 +204,7 @@ class SplitTarget:
                         self.n_layer,
                         output=True,
                         vocabulary=self._vocabulary,
-                        n_outputs_max=max(_ROWS, 17 * n_seq_max),
+                        n_outputs_max=_ROWS * n_seq_max,
                         **settings,
                     )
                 )
