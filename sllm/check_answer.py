@@ -2,9 +2,9 @@
 
 The target scores every token of the answer behind the prompt. Up to the first token that it finds too
 unlikely, the answer stands; from there on it is the target's to go on, with the rest as a draft
-(:class:`sllm.drafters.AnswerDrafter`). This is the acceptance test of speculative decoding loosened to a
-threshold ("typical acceptance", 2401.10774, section 3.3.2, accepts by a threshold too): what stands is no
-sample of the target, but nothing that the target would be surprised by.
+(:class:`sllm.drafters.AnswerDrafter`). Rolling back to the first token that the big model finds
+too unlikely is the rollback policy of BiLD (2302.07863); what stands is no sample of the target, but nothing
+that the target would be surprised by.
 """
 
 from __future__ import annotations

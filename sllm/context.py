@@ -742,6 +742,16 @@ class Context(Handle):
             )
         sequence = checked_int(seq_id, "seq_id")
         if pos is not None:
+            # Truncating comes first, so what the C side would refuse has to be refused before it.
+            n_vocab = self._n_vocab
+            bad = array[(array < 0) | (array >= n_vocab)]
+            if len(bad):
+                raise ValueError(f"token {bad[0]} is not in the vocabulary of {n_vocab} tokens")
+            if pos + len(array) - 1 > self.n_ctx_seq:
+                raise ContextFullError(
+                    f"{len(array) - 1} tokens at position {pos} do not fit:"
+                    f" a sequence of this context holds {self.n_ctx_seq}"
+                )
             self.memory.truncate(sequence, pos)
         logprobs = np.empty(len(array) - 1, _FLOAT32)
         ranks = np.empty(len(array) - 1, _INT32)

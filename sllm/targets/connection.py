@@ -562,9 +562,16 @@ class Remote:
         n = len(text) - start
         logprobs = np.array(reply.logprobs, dtype=np.float32)
         ranks = np.array(reply.ranks, dtype=np.int64)
-        if len(logprobs) != n or len(ranks) != n or not np.isfinite(logprobs).all() or ranks.max() >= 1 << 31:
+        # Rounding may lift the logarithm of a probability next to 1 a little above 0.
+        if (
+            len(logprobs) != n
+            or len(ranks) != n
+            or not (np.isfinite(logprobs) & (logprobs < 1e-3)).all()
+            or ranks.max() >= info.n_vocab
+        ):
             raise RemoteError(
-                f"{self.address.endpoint} sent {len(logprobs)} scores, expected {n} finite ones"
+                f"{self.address.endpoint} sent {len(logprobs)} log-probabilities and {len(ranks)} ranks,"
+                f" expected {n} of each, finite and <= 0, and below {info.n_vocab}"
             )
         return Scores(logprobs, ranks.astype(np.int32), reply.n_reused, reply.compute_us * 1e-6)
 
