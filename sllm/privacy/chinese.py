@@ -45,7 +45,7 @@ _PASSPORT_WORD = re.compile(
 _HKID = re.compile(
     rf"{_B}([A-Za-z]{{1,2}}) ?([0-9]{{6}}) ?[(]([0-9Aa])[)]|{_B}([A-Z]{{1,2}})([0-9]{{6}})([0-9A]){_E}"
 )
-_MILITARY = re.compile("[军武海空政后装士]字第[ ]?[0-9]{5,10}[ ]?号")
+_MILITARY = re.compile("[军武海空政后装士南北沈兰济成广参总文战火联支][\u4e00-\u9fff]{0,2}字第?[ ]?[0-9]{5,10}(?:[ ]?号)?")
 _HK_LABEL = re.compile(r"(?:身份证|香港|HKID|hkid|HK ID|ID card|identity card)[^A-Za-z0-9]{0,8}\Z")
 _MACAU = re.compile(rf"{_B}[157][0-9]{{6}}[(][0-9][)]|{_B}[157]/[0-9]{{6}}/[0-9]{_E}")
 _TWID = re.compile(rf"{_B}[A-Z][1289][0-9]{{8}}{_E}")
@@ -105,6 +105,7 @@ _STOP = re.compile(
     r"约在|定在|[在至到从往是为于住寄送去和与及或的了跑找过沿给])",
     re.S,
 )
+_FLAT = re.compile(r"之[0-9]{1,3}(?![0-9])")
 _MAX_NAME = 12
 _MAX_PARTS = 500
 _INNER = frozenset("室舍栋幢座层楼元户")
@@ -154,11 +155,11 @@ def _name_start(text: str, low: int, marker: int) -> int:
     """Where the name in front of a suffix begins: behind the last word that cannot be part of it."""
     low = max(low, marker - _MAX_NAME)
     name = text[low:marker]
-    known = _START.search(name)
-    if known:
-        return low + known.start()
     stop = _STOP.match(name)
     cut = stop.end() if stop else 0
+    known = _START.search(name, cut) or _START.search(name)
+    if known:
+        return low + known.start()
     for i in range(len(name) - 1, cut - 1, -1):
         if name[i] in " ()（）-–·":
             cut = i + 1
@@ -244,6 +245,10 @@ def _finish(text: str, first: int, last: int, parts: list[str], end: int) -> Fin
             last = room.end()
     if not good:
         return None
+    # 5樓之2: a part of a floor.
+    flat = _FLAT.match(text, last, end)
+    if flat:
+        last = flat.end()
     return Finding(first, last, "ADDRESS", 0.8)
 
 

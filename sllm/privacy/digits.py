@@ -43,6 +43,7 @@ _PHONE_WORD = re.compile(
     r"|hotline|pager|beeper|dial|reach|ring|sms|viber|telegram|signal)[^0-9]{0,24}\Z",
     re.I,
 )
+_PAID_WORD = re.compile(r"(?:打到|转到|转给|汇到|付到|存到|打款|转账|汇款|收款|退款|打钱|工资)[^0-9]{0,12}\Z")
 _ID_WORD = re.compile(r"(?:身份|证件|证号|id|identity)[^0-9]{0,20}\Z", re.I)
 _EXTENSION = re.compile(r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2}|-)([0-9]{1,6})(?![0-9])", re.I)
 _WORD_EXTENSION = re.compile(
@@ -184,6 +185,12 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
             digits = run.digits(i, j)
             if checksums.card(digits) and (run.follows(_CARD_WORD, i) or not run.follows(_OTHER_NUMBER, i)):
                 return Finding(start, end, "CARD", 1.0, checked=True)
+            # A slip of the pen, or invented: still somebody's where it is said to be a card.
+            if (
+                (lengths in ((15,), (16,), (19,)) and digits[0] in "3456" and run.follows(_CARD_WORD, i))
+                or (lengths in ((16,), (19,)) and digits[:2] == "62" and run.follows(_PAID_WORD, i))
+            ) and not run.follows(_OTHER_NUMBER, i):
+                return Finding(start, end, "CARD", 0.6)
             grouped = lengths in ((4, 4, 4, 4), (4, 6, 5), (4, 4, 4, 4, 3))
             if grouped and digits[0] in "3456" and "." not in gaps and not run.follows(_OTHER_NUMBER, i):
                 return Finding(start, end, "CARD", 0.6)

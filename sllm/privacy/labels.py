@@ -42,19 +42,27 @@ _LINK = (
     r"(?:(?:is|was|are|of|on|ending in|[:：=#>]|->|-|=>|为|是)[ \t]{0,3}){0,3}[\"'“‘(*`\[]{0,3}[ \t]?"
 )
 _CN_LINK = (
-    r"(?:号码|号|编号|信息|码|號碼|號|編號)?[\"'”’*]{0,3}[ \t]{0,2}(?:[(（][^()（）\n]{1,8}[)）])?[ \t]{0,2}"
+    r"(?:号码|号|编号|信息|码|號碼|號|編號|ID|id|UID|帐号|账号|名|昵称)?[\"'”’*]{0,3}[ \t]{0,2}(?:[(（][^()（）\n]{1,8}[)）])?[ \t]{0,2}"
     r"(?:(?:应该是|改成|改为|换成|设为|设成|设置为|就是|分别是|分别为|[:：=]|为|是|叫|填|写|"
     r":)[ \t]{0,2}){0,2}[\"'“‘「(（*]{0,3}[ \t]?"
 )
 _E = r"(?![A-Za-z0-9])"
+# 48°51'24.5"N 2°21'03"E
+_DEGREES = (
+    r"[0-9]{1,2}° ?[0-9]{1,2}[′'’] ?[0-9]{1,2}(?:\.[0-9]{1,4})?[″\"”]? ?[NS][ ,]{1,2}"
+    r"[0-9]{1,3}° ?[0-9]{1,2}[′'’] ?[0-9]{1,2}(?:\.[0-9]{1,4})?[″\"”]? ?[EW]"
+)
 _VALUES = {
     # Letters and digits, with the separators of forms.
     "code": rf"[A-Za-z0-9](?:[ ./-]?[A-Za-z0-9]){{3,30}}{_E}",
     "digits": r"[0-9](?:[ .-]{0,2}[0-9]){2,24}(?![0-9])",
     "token": r"(?:live:)?[A-Za-z0-9@_][A-Za-z0-9._@+-]{1,40}[A-Za-z0-9_](?:#[0-9]{4}(?![0-9]))?",
-    "date": rf"(?:{DATE}|(?:19|20)[0-9]{{2}} ?[-/.年] ?(?:1[0-2]|0?[1-9])(?:月|(?![0-9])))",
+    "date": (
+        rf"(?:{DATE}|(?:19|20)[0-9]{{2}} ?[-/.年] ?(?:1[0-2]|0?[1-9])(?:月|(?![0-9]))"
+        rf"|{_MONTH}\.?,? (?:19|20)[0-9]{{2}}(?![0-9]))"
+    ),
     "plate": r"[A-Za-z0-9](?:[ ·•-]?[A-Za-z0-9]){3,9}(?![A-Za-z0-9])",
-    "pin": r"(?:[A-Z]-)?[0-9]{3,8}(?![0-9])",
+    "pin": r"(?:[A-Z]-)?[0-9]{3,8}(?![0-9])|[0-9]{2,4}(?:[ -][0-9]{2,4}){1,2}(?![0-9])",
     "zip": (
         r"(?:[0-9]{4,6}(?:-[0-9]{3,4})?|[A-Za-z]{1,2}[0-9][A-Za-z0-9]? ?[0-9][A-Za-z]{2}|"
         r"[A-Za-z][0-9][A-Za-z] ?[0-9][A-Za-z][0-9])"
@@ -64,6 +72,7 @@ _VALUES = {
         r"[-+]?[0-9]{1,3}\.[0-9]{2,10}°?[ ]?[NSns]?(?:[ ]?[,;/，][ ]?|"
         r"[ ])[-+]?[0-9]{1,3}\.[0-9]{2,10}°?[ ]?[EWew]?"
         r"|[-+]?[0-9]{1,3}\.[0-9]{3,10}"
+        rf"|{_DEGREES}"
     ),
     "hash": r"[A-Za-z0-9:]{20,110}",
 }
@@ -111,7 +120,7 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
             "account number;account no;account num;account id;account;acct;bank account;acc no;"
             "routing number;routing;aba;"
             "sort code;swift;bic;policy number;policy no;policy id;member id;member number;"
-            "membership number;membership id;"
+            "membership number;membership id;membership no;membership;card id;"
             "customer id;customer number;customer no;client id;client number;employee id;"
             "employee number;employee no;staff id;"
             "student id;student number;student no;patient id;patient number;medical record;"
@@ -136,7 +145,7 @@ _ENGLISH: tuple[tuple[str, str, str], ...] = (
             "skype id;telegram;wechat;"
             "wechat id;weixin;qq;qq number;line id;discord;twitter;instagram;snapchat;weibo;"
             "github username;account name;ig;insta;line;kakao;signal;tiktok;steam id;gamertag;snap;"
-            "github;instagram handle"
+            "github;git hub;instagram handle;xbox;psn;twitch;reddit;slack;whatsapp id;imessage"
         ),
     ),
     (
@@ -188,7 +197,7 @@ _CHINESE: tuple[tuple[str, str, str], ...] = (
         "身份证|身分证|身分證|身份證|證件號|居留證|公民身份|证件号|居民证|身份号|港澳居民证|居住证|证件",
     ),
     ("PASSPORT", "code", "护照|護照|港澳通行证|通行证|台胞证|回乡证|签证|旅行证"),
-    ("LICENCE", "code", "驾驶证|驾照|行驶证|档案编号|军官证|士兵证|警官证|执业证|资格证"),
+    ("LICENCE", "code", "驾驶证|驾照|行驶证|档案编号|军官证|士官证|文职干部证|士兵证|警官证|执业证|资格证"),
     (
         "ACCOUNT",
         "code",
@@ -274,7 +283,8 @@ _SECRET_WORDS = {
 _KEY_BEFORE = re.compile(
     r"(?:api|access|secret|private|encryption|license|account|auth|app|client|service|shared|"
     r"master|signing|ssh|aes|aws|"
-    r"product|activation|session|user|admin|root|db|basic|storage|subscription)[ _.-]?\Z",
+    r"product|activation|session|user|admin|root|db|basic|storage|subscription|wi-?fi|wlan|wpa2?|network|router|"
+    r"decryption|host|deploy|bot|webhook)[ _.-]?\Z",
     re.I,
 )
 _WEAK_SECRET_WORDS = {"key", "auth", "signature", "sig", "cookie", "session", "pass", "pw", "pat"}
@@ -292,6 +302,17 @@ _CN_SECRET = re.compile(
     r"(?P<quote>[\"'“‘「`]{0,2})[ \t]?"
 )
 _SECRET_VALUE = re.compile(r"[!-~]{4,200}")
+_HAN_PIN = re.compile(r"密码[ \t是为：:]{0,3}(?=[0-9]{4,8}#?(?![0-9A-Za-z位个年]))(?P<pin>[0-9]{4,8}#?)")
+# Words behind which a lone run of mixed characters, some way on, is what they speak of.
+_SPOKEN_SECRET = re.compile(
+    r"(?<![A-Za-z])(?:[Pp]assword|[Pp]asscode|[Pp]assphrase|[Cc]redentials?|[Ss]ecret|PIN|[Pp]wd|[Ll]ogin|"
+    r"[Tt]oken)s?(?![A-Za-z_])|密码|口令|密钥"
+)
+_LONE = re.compile(r"(?<![^\s\"'“‘(（：:，,为是])[!-~]{8,48}(?=[\s\"'”’)），。；]|\Z)")
+_PHRASE = re.compile(
+    r"(?:[Pp]assphrase|[Ss]eed phrase|[Rr]ecovery phrase|[Mm]nemonic(?: phrase)?|助记词|恢复短语)[^A-Za-z\n]{0,4}(?:is|are|was)?"
+    r"[ :：\"'“]{1,4}(?P<value>[a-z]{2,12}(?:[ -][a-z]{2,12}){3,24})"
+)
 _HAN_SECRET_SPACE = re.compile(r"(?:密码|口令|密钥|令牌|授权码)[ \t]{0,2}(?=[A-Za-z0-9][!-~]{5})")
 _NOT_SECRET = re.compile(
     r"(?:none|null|nil|true|false|undefined|str|string|int|bool|bytes|optional\[?.*|required|text|"
@@ -450,7 +471,11 @@ _COMMON_TEXT = (
     "handle login account"
 )
 _COMMON = frozenset(_COMMON_TEXT.split())
-_DATE_THEN_BORN = re.compile(rf"({DATE})(?=[ ]?(?:出生|生人|生，|生,|生于|诞生|生。))")
+_DATE_THEN_BORN = re.compile(rf"({DATE}|(?:19|20)[0-9]{{2}}年[0-9]{{1,2}}月)(?=[ ]?(?:出生|生人|生，|生,|生于|诞生|生。))")
+_HANDLE_ALONE = re.compile(
+    r"(?!(?:[vV]|[a-z]+_?)[0-9.]{1,4}\Z)(?=[A-Za-z0-9._-]{0,40}[0-9])[A-Za-z][A-Za-z_-]{2,30}[._-]?[A-Za-z0-9_-]{1,30}\Z"
+)
+_COUNTED = re.compile("[位个分秒小天次条年月日%]")
 _SIGN_NEEDED = frozenset(["USER", "SECRET"])
 
 
@@ -460,6 +485,11 @@ def _labelled(text: str, link_end: int, link: str, kind: str, value_kind: str) -
         return None
     signed = any(c in link for c in ":：=#为是“\"'") or " is " in link or "叫" in link
     if kind in _SIGN_NEEDED and not signed and not (kind == "SECRET" and text[link_end - 1] == " "):
+        # user jdoe42 is a name, and so is octo-fan22; user id1 and user table_2 are not.
+        if kind == "USER" and link.isascii() and _HANDLE_ALONE.match(found[0]):
+            return _trim(kind, value_kind, text, found.start(), found.end(), bare=False)
+        if kind == "SECRET" and not link.isascii() and len(found[0]) >= 4 and not _COUNTED.match(text, found.end()):
+            return _trim(kind, value_kind, text, found.start(), found.end(), bare=False)
         # 微信 wxid_abc, QQ12345: a handle right behind its label, told by its digits.
         chinese = kind == "USER" and (not link.isascii() or link.upper().startswith("QQ"))
         handle = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*[0-9_][A-Za-z0-9_-]*|[0-9]{5,11}", found[0])
@@ -492,6 +522,42 @@ _PAIR = re.compile(r"\.[0-9]{4,10} ?, ?[-+]?[0-9]{1,3}\.[0-9]{4,10}(?![0-9]|\.[0
 _PAIR_BEFORE = re.compile(r"(?<![0-9.,+-])(?<![0-9.,] )[-+]?[0-9]{1,3}\Z")
 
 
+_DMS = re.compile(_DEGREES)
+_MAX_SPOKEN = 2000
+_LOOKS_LIKE_CODE = re.compile(r"[(\[{<=$]|://|\\|--|\.(?:com|org|net|io|py|js|ts|md|json|txt|html|cn|log|yml)\b")
+
+
+def _spoken(text: str) -> Iterator[Finding]:
+    """Passwords that a sentence speaks of before it says them: "the temporary one is ..."."""
+    done = 0
+    for judged, word in enumerate(_SPOKEN_SECRET.finditer(text)):
+        if judged >= _MAX_SPOKEN:
+            yield Finding(word.start(), len(text), "SECRET", 0.5)
+            return
+        if word.start() < done:
+            continue
+        stop = text.find("\n", word.end(), word.end() + 90)
+        stop = word.end() + 90 if stop < 0 else stop
+        done = stop - 48
+        for lone in _LONE.finditer(text, word.end(), stop):
+            value = lone[0].rstrip(".,;:!?")
+            if (
+                len(value) >= 8
+                and _MIXED.match(value)
+                and not _LOOKS_LIKE_CODE.search(value)
+                and not _NOT_SECRET.match(value)
+                and "@" not in value[1:-1].replace("@", "", 1)
+                and entropy(value) >= 2.8
+            ):
+                yield Finding(lone.start(), lone.start() + len(value), "SECRET", 0.6)
+
+
+_MIXED = re.compile(r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])|(?=.*[0-9])(?=.*[A-Za-z])(?=.*[!#$%^&*?~+])")
+_ADDED = re.compile(
+    r"加[我他她下一个这那联系\u4e00-\u9fff]{0,5}(?:[vV][xX信]?|[微薇威][信芯]?)[:：是 ]{1,3}(?P<user>[A-Za-z0-9_][A-Za-z0-9_-]{4,24})"
+)
+
+
 def _others(text: str) -> Iterator[Finding]:
     """What a whole phrase gives away."""
     for sign in _FROM.finditer(text):
@@ -506,11 +572,20 @@ def _others(text: str) -> Iterator[Finding]:
                 yield Finding(found.start(), found.start() + len(found[0].rstrip(".")), "USER", 0.6)
         for found in _HAN_HANDLE.finditer(text):
             yield Finding(found.start(1), found.end(1), "USER", 0.7)
+    if "加" in text:
+        for found in _ADDED.finditer(text):
+            yield Finding(found.start("user"), found.end("user"), "USER", 0.8)
     if "/" in text:
         for found in _LOGIN_PAIR.finditer(text):
             one = _secret(text, found.end(), "", True, False)
             if one:
                 yield one
+    for found in _PHRASE.finditer(text):
+        yield Finding(found.start("value"), found.end("value"), "SECRET", 0.8)
+    yield from _spoken(text)
+    if "°" in text:
+        for found in _DMS.finditer(text):
+            yield Finding(found.start(), found.end(), "GEO", 0.8)
     for middle in _PAIR.finditer(text):
         at = max(0, middle.start() - 6)
         head = _PAIR_BEFORE.search(text[at : middle.start()])
@@ -573,5 +648,7 @@ def scan(text: str) -> Iterator[Finding]:
         one = _secret(text, link.end(), "", True, False)
         if one:
             yield one
+    for found in _HAN_PIN.finditer(text):
+        yield Finding(found.start("pin"), found.end("pin"), "SECRET", 0.7)
     for found in _DATE_THEN_BORN.finditer(text):
         yield Finding(found.start(1), found.end(1), "BIRTHDATE", 0.9)

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["entropy", "scan"]
 
-_LOCAL = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_`{|}~-"
-_AT = re.compile(r"(?<=[A-Za-z0-9_+\-!#$%&'*/=?^`{|}~])@(?=[A-Za-z0-9])")
-_DOMAIN = re.compile(r"[A-Za-z0-9.-]{1,253}")
+# Letters of Latin script beyond ASCII, as internationalised addresses have them (RFC 6531).
+_LATIN = "".join(chr(c) for c in range(0xC0, 0x250) if chr(c).isalpha())
+_LOCAL = f"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_`{{|}}~-{_LATIN}"
+_AT = re.compile(rf"(?<=[A-Za-z0-9_+\-!#$%&'*/=?^`{{|}}~{_LATIN}])@(?=[A-Za-z0-9{_LATIN}])")
+_DOMAIN = re.compile(rf"[A-Za-z0-9.{_LATIN}-]{{1,253}}")
 # git@ of these is the same for everyone.
 _FORGES = ("github.com", "gitlab.com", "bitbucket.org", "gitee.com", "ssh.dev.azure.com", "codeberg.org")
 _SPOKEN_AT = re.compile(r"[\[({<] ?(?:at|AT|@) ?[\])}>]")

@@ -1,0 +1,309 @@
+"""Chinese people and companies, told without a model: by labels, roles, forms of address and signatures, and
+by characters that are hardly anything but a given name.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from sllm.privacy import english_names, words
+from sllm.privacy.findings import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["SURNAME", "given_length", "is_word", "scan"]
+
+_HAN = "\u4e00-\u9fff"
+SURNAME = f"(?:{words.DOUBLE_SURNAMES}|[{words.SURNAMES}])"
+_SURNAME = SURNAME
+# With those that are ordinary words too; only where something else says that a name comes.
+_ANY_SURNAME = f"(?:{words.DOUBLE_SURNAMES}|[{words.SURNAMES}{words.RARE_SURNAMES}])"
+_GIVEN = f"[{_HAN}]"
+_WORDS_CN = re.compile(words.NOT_NAMES_CN)
+_CN_BEFORE = re.compile(
+    r"(?:我叫|我是|名叫|叫做|名字是|名字叫|名字|姓名|本人|联系人|收件人|收货人|寄件人|发件人|患者|"
+    r"病人|客户|申请人|法定代表人|法人代表|法人|负责人|经办人|"
+    r"持卡人|开户名|户名|投保人|被保险人|受益人|学生|同事|朋友|员工|嫌疑人|当事人|原告|被告|父亲|"
+    r"母亲|爸爸|妈妈|妻子|丈夫|老公|老婆|儿子|女儿|"
+    r"哥哥|弟弟|姐姐|妹妹|签名|署名|签字|经理|主任|医生|老师|教授|律师|紧急联系人|监护人|家长|"
+    r"业主|租客|房东|乘客|旅客|客人|候选人|应聘者|借款人|"
+    r"担保人|委托人|代理人|证人|死者|伤者|司机|车主|户主|投诉人|举报人|推荐人|真名|全名|中文名|"
+    r"曾用名|他叫|她叫|叫|致|尊敬的|收款人|付款人|汇款人|开户人|联络人|医师|护士长|护士|亲属|家属|表哥|表弟|表姐|表妹|堂哥|堂弟|"
+    r"堂姐|堂妹|叔叔|舅舅|姑姑|爷爷|奶奶|外公|外婆|邻居|室友|男朋友|女朋友|男友|女友|老板|秘书|助理|领导|班主任|校长|签收人|"
+    r"参会人|审核者|检验人|记录者|应聘人|被告人|原告人|团购|保证人|监护者|投保者|受访者|访客|来访人|报告人|检验者|审核人|审批人|制单人|配偶|出租方|承租方|甲方|乙方|被害人|报案人|报警人|被询问人|询问人|记录人|见证人|"
+    r"联络窗口|聯絡人|聯繫人|聯系人|負責人|經辦人|監護人|簽名|簽收人|收貨人|寄件者|收件者|醫師|醫生|老師|經理|護理師|客戶|戶名|病患|"
+    r"我係|找|@)"
+    # Roles are often followed by what kind they are: 甲方（出租方）：
+    r"(?:[（(][^()（）\n]{1,8}[)）])?"
+    r"(?P<link>[\"'”：:是为係為叫“\"（( ]{0,4})(?=(?P<surname>" + _SURNAME + rf")(?P<given>{_GIVEN}{{1,3}}))"
+)
+# All sorts of things follow these; a name is taken behind them only where a sign or an end comes after it.
+_CN_WEAK = frozenset(words.CN_WEAK.split())
+_CN_TITLE = re.compile(
+    rf"(?P<name>{_SURNAME}{_GIVEN}{{1,2}}?)(?:先生|女士|小姐|太太|老师|医生|教授|经理|主任|律师|"
+    rf"同学|师傅|护士|局长|院长|警官|博士|老師|醫生|醫師|經理|同學|師傅|"
+    rf"同志|夫人|阿姨|总监|校长|大夫|法官|检察官|会计|教练|部长|处长|科长|董事长|总经理|妈妈|爸爸|家长)"
+)
+# A surname alone with a form of address is a person too, unless it is the end of a word: 语文老师, 基金经理.
+_CN_ADDRESSED = re.compile(
+    r"(?P<name>(?:[王李张刘陈杨黄赵吴周徐孙马朱胡郭何林罗郑梁谢宋唐许韩冯邓曹彭曾肖董袁潘蒋蔡余杜叶程苏魏吕丁沈姚卢姜崔钟谭陆汪范石"
+    r"廖贾夏韦付邹孟熊秦邱尹薛闫雷侯龙陶黎贺顾龚邵钱严覃武戴莫孔汤康赖施洪辛柯庄葛樊聂梅盛霍翁邢殷俞倪"
+    rf"張劉陳楊黃趙吳孫馬羅鄭謝許韓馮鄧葉蘇呂盧鍾譚陸]|{words.DOUBLE_SURNAMES})(?:先生|女士|小姐|太太|老师|医生|教授|律师|师傅|"
+    r"警官|阿姨|大夫|老師|醫生|總|总(?![{_HAN}])))".replace("{_HAN}", _HAN)
+)
+_ADDRESSED_BEHIND = frozenset("找系给请问与和是跟叫让由被栋室户号元楼层为的致")
+# A name beside a number of its owner: in a column, on a label of a parcel, behind an account.
+_CN_BESIDE = re.compile(
+    rf"[ ,，|/、:\t](?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=\s*(?:$|[，,。；;|\t\n]| [0-9]))", re.M
+)
+_BESIDE_BEFORE = re.compile(r"[0-9]{5}[0-9X]\Z")
+_CN_LISTED = re.compile(
+    rf"^[ \t]*(?:[0-9]{{1,3}}[.、,，) \t|]{{1,2}} ?)(?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=[ ,，\t|"
+    rf"][^\n]{{0,40}}?"
+    r"(?:1[3-9][0-9][ -]?[0-9]{4}|[0-9]{17}))",
+    re.M,
+)
+_CN_JSON = re.compile(rf"[:=] ?[\"']?(?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=[\"',;&}}\s]|\Z)")
+_JSON_BEFORE = re.compile(
+    r"(?:name|xm|user|contact|customer|patient|receiver|sender|owner|holder)[\"']?[ ]?\Z", re.I
+)
+_CN_MY = re.compile(
+    rf"(?:我|本人|她|他)姓(?P<name>{_SURNAME})(?![名{_HAN}])(?:[，, ]{{0,2}}(?:名|"
+    rf"叫)?(?P<full>{_SURNAME}{_GIVEN}{{1,2}}))?"
+)
+_CN_FIELD = re.compile(
+    rf"(?:^|(?<=[，。；、：:,;\s|（(\"“]))(?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=[，,、（(\s|"
+    rf"]{{1,3}}(?:性别)?(?:[男女](?![{_HAN}])|[0-9]{{2}}岁|"
+    rf"身份证|手机|电话|联系电话|出生|生于|1[3-9][0-9]{{9}}|[0-9]{{17}}|住址|汉族|"
+    rf"(?:\+?86[ -]?)?1[3-9][0-9][ -]?[0-9]{{4}}|联系方式|聯絡|電話|手機|微信|邮箱|"
+    rf"[A-Za-z0-9._+-]{{1,40}}@|9[0-9]{{3}} [0-9]{{4}}))",
+    re.M,
+)
+_CN_ORG_END = re.compile(
+    r"有限责任公司|股份有限公司|有限公司|集团公司|分公司|律师事务所|会计师事务所|研究院|研究所|事务所"
+)
+_CN_ORG_NAME = re.compile(rf"[{_HAN}A-Za-z0-9（）()]{{2,24}}\Z")
+# Candidates of one pattern in one text that are judged. What comes behind them counts as found: a text so
+# full
+# of names costs bounded time and leaks nothing.
+_MAX_JUDGED = 30_000
+_ORG_LEAD = re.compile(
+    (
+        r".*(?:就职于|任职于|供职于|工作于|单位是|单位[:：为]|公司[:：是为]|我在|他在|她在|加入|来自|"
+        r"毕业于|就读于|入职|是|在|于|从|向|与|和|给|为|由|对|被|到|的|了)"
+    ),
+    re.S,
+)
+
+
+# A label with a colon: what fills the field is a name whatever its characters, unless it says that there is none.
+_FIELD_LABELS = (
+    "姓名|姓 名|名字|真实姓名|客户姓名|学生姓名|患者姓名|联系人|联络人|紧急联系人|收件人|收货人|寄件人|发件人|患者|病人|申请人|法定代表人|"
+    "法人代表|法人|负责人|经办人|持卡人|户名|开户名|账户名|投保人|被保险人|受益人|当事人|犯罪嫌疑人|嫌疑人|原告|被告|被告人|原告人|被害人|"
+    "签名|署名|签字|签章|监护人|户主|车主|业主|配偶|收款人|付款人|汇款人|借款人|出借人|担保人|保证人|委托人|受托人|代理人|证人|乙方|甲方|"
+    "出租人|承租人|出租方|承租方|乘客|旅客|乘机人|入住人|投诉人|举报人|推荐人|中文名|真名|全名|曾用名|班主任|主治医生|主治医师|管床医生|"
+    "责任护士|审核人|审批人|制单人|记录人|填表人|报销人|领用人|签收人|承办人|申报人|参保人|缴费人|报案人|应聘人|候选人|员工姓名|员工|学生|"
+    "教师|导师|家长|父亲|母亲|丈夫|妻子|姓名（中文）|聯絡人|聯繫人|收貨人|負責人|經辦人|監護人|簽名|戶名"
+)
+_CN_FILLED = re.compile(
+    rf"(?:{_FIELD_LABELS})(?:[（(][^()（）\n]{{1,8}}[)）])?[ \t]?[：:][ \t\"“]{{0,3}}"
+    rf"(?P<name>[{_HAN}]{{2,4}}|[{_HAN}]{{1,8}}(?:[·•・][{_HAN}]{{1,8}}){{1,3}})"
+    r"(?=[，。；、,;.\s（(）)|/<\"”】\]]|\Z)"
+)
+_EMPTY = re.compile(
+    r".*(?:[无未请待见暂空必选填某同详略缺]|公司|单位|部门|本人|客户|用户|匿名|保密|先生们|全体|各位|如下|以上|以下|上述|不详|不明|自己|其他|人员|管理员|"
+    r"[部局司处科组院校队会厂店行室站所网]\Z)"
+)
+_ETHNIC = re.compile(
+    rf"(?P<lead>我叫|我是|名叫|叫|{_FIELD_LABELS}|同事|朋友|客户|老师|同学)[是为：: ]{{0,3}}"
+    rf"(?P<name>[{_HAN}]{{1,8}}(?:[·•・][{_HAN}]{{1,8}}){{1,3}}?)(?=[^{_HAN}·•・]|\Z|[的是在和与及说了来])"
+)
+_CN_SAID = re.compile(
+    rf"(?:据|记者|通讯员|编辑|摄影)(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})(?=介绍|表示|透露|回忆|反映|陈述|交代|讲述|称|说|[ 　）)/，]|\Z)"
+)
+_OWNED = (
+    "电话|手机|邮箱|身份证|住址|地址|家庭住址|微信|号码|银行卡|卡号|生日|护照|病历|账号|账户|工资|联系方式|简历|快递|血型|学号|工号|社保|车牌|密码|"
+    "邮件|合同|档案|体检|化验|成绩单|报销|房产|车|老公|老婆|妻子|丈夫|儿子|女儿|父亲|母亲|妈妈|爸爸"
+)
+_CN_OWNER = re.compile(rf"(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}}?)的(?:{_OWNED})")
+_CN_CALLED = re.compile(
+    rf"(?<![百贵同何老异])姓(?P<name>{_ANY_SURNAME})(?=[，,。；;！!、\s]|的|\Z)"
+)
+_CN_POLITE = re.compile(rf"(?P<name>{_ANY_SURNAME}[{_HAN}]{{0,2}}?)(?:先生|女士|小姐|太太)")
+_CN_PET = re.compile(rf"叫(?P<name>[小阿][{_HAN}])(?=[，。,.！!？?；\s]|\Z|的)")
+# A name on a line of its own, behind the end of a letter or in front of its date.
+_CN_SIGNED = re.compile(
+    rf"(?:(?:敬礼|此致|祝好|商祺|顺颂|谨启|敬上|谨上|致谢|谢谢|感谢|顺祝[{_HAN}]{{2,4}}|祝[{_HAN}]{{2,6}}|敬禮|落款)[！!。：:，,]?[ \t]*\n\s*)"
+    rf"(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})[ \t]*(?=\n|\Z|[ 　]*[0-9]{{4}})"
+)
+_CN_DATED = re.compile(
+    rf"^[ \t　]*(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})[ \t　]*(?=\n[ \t　]*[0-9]{{4}} ?[年.-]|(?:敬上|谨上|谨启|上)[ \t]*$)", re.M
+)
+_CN_LATIN = re.compile(
+    rf"(?:我叫|名叫|叫做|英文名字?|姓名拼音|拼音|我是|叫|{_FIELD_LABELS})(?:[（(][^()（）\n]{{1,8}}[)）])?[是为：: ]{{0,3}}(?=[A-Z])"
+)
+_CN_PARCEL = re.compile(rf"(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})(?:亲启|台启|敬启|收)(?=[\s，。,.）)]|\Z)")
+_LATIN_CAPITALS = re.compile(r"[A-Z]{2,15}[ ,/]{1,2}[A-Z]{2,20}(?: [A-Z]{2,20})?(?![A-Za-z])")
+# What goes on behind a name: the next one of a list.
+_CN_NEXT = re.compile(rf"[、，,和与及/ ]{{1,2}}(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})(?=[、，,。；;和与及/\s）)]|\Z|等)")
+# Characters of given names. Where two stand behind a surname, one of them of the second list, and no word goes
+# on around them, it is a person whatever announces it.
+_CN_TYPICAL = re.compile(
+    rf"(?P<name>{_SURNAME}(?:[{words.GIVEN_CN}][{words.GIVEN_CN_SURE}]|[{words.GIVEN_CN_SURE}][{words.GIVEN_CN}]))"
+)
+_GOES_ON = frozenset("的说是在和与及跟把被给去来已将要会想也都就刚请打问找叫让为对从向等、说曾因于先女老同医教经主律")
+_AHEAD = frozenset("和与及跟给让请找由被对向问是为叫把替约见、据说到帮从和同经与，")
+_BEFORE = {_CN_BESIDE: _BESIDE_BEFORE, _CN_JSON: _JSON_BEFORE}
+
+
+def _apart(text: str, start: int, end: int) -> bool:
+    """Whether no word goes on around a range, for all that its neighbours say."""
+    before, follow = text[max(0, start - 1) : start], text[end : end + 1]
+    return (before in _AHEAD or not "\u4e00" <= before <= "\u9fff") and (
+        follow in _GOES_ON or not "\u4e00" <= follow <= "\u9fff"
+    )
+
+
+def given_length(text: str, at: int, longest: int) -> int:
+    """How many characters from ``at`` are a given name: one or two, up to what cannot be in one."""
+    n = 0
+    while n < min(2, longest) and text[at + n : at + n + 1]:
+        char = text[at + n]
+        # 冯志刚, 魏来: at the end of a clause these are the end of a name.
+        last = char in _GIVEN_AT_END and not "\u4e00" <= text[at + n + 1 : at + n + 2] <= "\u9fff"
+        if char in words.NOT_GIVEN and not last:
+            break
+        n += 1
+    return n
+
+
+_GIVEN_AT_END = frozenset("刚来信月可为有正如若先得博")
+
+
+def is_word(text: str, at: int) -> bool:
+    """Whether an ordinary word begins at an offset, rather than a name."""
+    return _WORDS_CN.match(text, at) is not None
+
+
+def _people(text: str) -> Iterator[Finding]:
+    for judged, found in enumerate(_CN_BEFORE.finditer(text)):
+        if judged >= _MAX_JUDGED:
+            yield Finding(found.start(), len(text), "NAME", 0.5)
+            break
+        start = found.end()
+        given = start + len(found["surname"])
+        n = given_length(text, given, len(found["given"]))
+        if not n or _WORDS_CN.match(text, start):
+            continue
+        word = text[found.start() : found.start("link")]
+        follow = text[given + n : given + n + 1]
+        signed = any(c in found["link"] for c in "：:是为係為叫")
+        if (
+            word in _CN_WEAK
+            and not signed
+            and "\u4e00" <= follow <= "\u9fff"
+            and follow not in words.NOT_GIVEN
+        ):
+            typical = _CN_TYPICAL.match(text, start)
+            if typical:
+                yield Finding(start, typical.end(), "NAME", 0.7)
+            continue
+        yield Finding(start, given + n, "NAME", 0.8)
+    for pattern in (_CN_TITLE, _CN_FIELD, _CN_BESIDE, _CN_LISTED, _CN_JSON):
+        for judged, found in enumerate(pattern.finditer(text)):
+            if judged >= _MAX_JUDGED:
+                yield Finding(found.start(), len(text), "NAME", 0.5)
+                break
+            before = _BEFORE.get(pattern)
+            if before and not before.search(text[max(0, found.start() - 24) : found.start()]):
+                continue
+            name = found["name"]
+            inner = name[1:-1] if pattern is not _CN_TITLE and name[-1] in _GIVEN_AT_END else name[1:]
+            if not any(c in words.NOT_GIVEN for c in inner) and not _WORDS_CN.match(name):
+                yield Finding(found.start("name"), found.end("name"), "NAME", 0.8)
+    for found in _CN_ADDRESSED.finditer(text):
+        left = text[max(0, found.start() - 1) : found.start()]
+        if "\u4e00" <= left <= "\u9fff" and left not in _ADDRESSED_BEHIND:
+            continue
+        yield Finding(found.start("name"), found.end("name"), "NAME", 0.7)
+    if "姓" in text:
+        for found in _CN_MY.finditer(text):
+            yield Finding(found.start("name"), found.end("name"), "NAME", 0.6)
+            if found["full"] and found["full"].startswith(found["name"]):
+                yield Finding(found.start("full"), found.end("full"), "NAME", 0.7)
+    done = 0
+    for suffix in _CN_ORG_END.finditer(text):
+        low = max(done, suffix.start() - 24)
+        done = suffix.end()
+        ahead = _CN_ORG_NAME.search(text[low : suffix.start()])
+        if not ahead:
+            continue
+        begin = low + ahead.start()
+        lead = _ORG_LEAD.match(text[begin : suffix.end() - 4])
+        start = begin + (lead.end() if lead else 0)
+        if suffix.end() - start >= 4:
+            yield Finding(start, suffix.end(), "ORG", 0.7)
+
+
+
+
+_TYPICAL_END = 3
+
+
+def _plainly(text: str) -> Iterator[Finding]:
+    """What needs no list of roles in front of it."""
+    for pattern, score in (
+        (_CN_FILLED, 0.8), (_ETHNIC, 0.8), (_CN_SAID, 0.7), (_CN_OWNER, 0.6), (_CN_CALLED, 0.6), (_CN_POLITE, 0.7),
+        (_CN_PET, 0.6), (_CN_PARCEL, 0.6), (_CN_SIGNED, 0.8), (_CN_DATED, 0.7), (_CN_TYPICAL, 0.6),
+    ):  # fmt: skip
+        for judged, found in enumerate(pattern.finditer(text)):
+            if judged >= _MAX_JUDGED:
+                yield Finding(found.start(), len(text), "NAME", 0.5)
+                break
+            start, end = found.span("name")
+            name = found["name"]
+            if pattern is _CN_FILLED:
+                good = not _EMPTY.match(name)
+            elif pattern in (_CN_OWNER, _CN_POLITE, _CN_TYPICAL, _CN_PARCEL):
+                good = (
+                    not is_word(text, start)
+                    and not any(c in words.NOT_GIVEN for c in name[1:])
+                    and (_apart(text, start, end) or (pattern is not _CN_TYPICAL and not _han(text, start - 1)))
+                )
+                if pattern is _CN_POLITE:
+                    good = good and not _han(text, start - 1) or text[start - 1 : start] in _ADDRESSED_BEHIND
+            else:
+                good = not is_word(text, start) and not any(c in words.NOT_GIVEN for c in name[1:-1])
+            if good:
+                yield Finding(start, end, "NAME", score)
+                yield from _listed(text, end)
+    for label in _CN_LATIN.finditer(text):
+        run = english_names.CANDIDATE.match(text, label.end())
+        span = english_names.trimmed(run[0], label.end()) if run else None
+        capitals = _LATIN_CAPITALS.match(text, label.end())
+        if capitals:
+            yield Finding(capitals.start(), capitals.end(), "NAME", 0.7)
+        elif span and span[0] == label.end() and not text[span[0] : span[1]].isupper():
+            yield Finding(*span, "NAME", 0.7)
+
+
+def _han(text: str, at: int) -> bool:
+    return at >= 0 and "\u4e00" <= text[at : at + 1] <= "\u9fff"
+
+
+def _listed(text: str, at: int) -> Iterator[Finding]:
+    """The other names of a list, behind its first."""
+    for _ in range(50):
+        found = _CN_NEXT.match(text, at)
+        if not found or is_word(text, found.start("name")):
+            return
+        at = found.end("name")
+        yield Finding(found.start("name"), at, "NAME", 0.7)
+
+
+def scan(text: str) -> Iterator[Finding]:
+    """People and companies in a plain view (:func:`sllm.privacy.normal.plain`)."""
+    yield from _people(text)
+    yield from _plainly(text)
