@@ -32,7 +32,8 @@ _SUFFIX = (
     "Estate|Estates|Extension|Falls|Ferry|Flat|Flats|Fort|Inlet|Isle|Land|Light|Loaf|Locks|Mall|"
     "Mission|Neck|Ramp|"
     "Rest|Shoal|Skyway|Stravenue|Stream|Camp|Branch|Bluff|Bend|Beach|Bayou|Arcade|Annex|Motorway|"
-    "Overpass|Underpass"
+    "Overpass|Underpass|Artery|Rotary|Glade|Anchorage|Dell|Intersection|Rapid|Rue|Lock|Curve|Crossroad|Radial|"
+    "Trafficway|Croft|Drove|Fold|Gate|Wynd|Brae|Vale|Chase|Paddock|Esplanade|Embankment|Mound|Copse"
 )
 # Suffixes that name little else: behind a number they are enough. The others need two words before them, so
 # that "3 Key Points" stays.
@@ -60,10 +61,77 @@ _WORD = r"[A-Z0-9][A-Za-z0-9.'’-]{0,24}"
 _STREET = re.compile(
     rf"(?<![A-Za-z0-9.$€£¥/-])(?:(?:Flat|Apt|Apartment|Unit|"
     rf"Suite|Room|Rm|Shop|Block|Floor|Tower|Building|Level)\.? (?:[0-9]{{1,4}}[A-Za-z]?|[A-Z]), ?"
-    rf"(?:[0-9]{{1,3}}/F, ?)?){{0,3}}(?:No\.? ?)?[0-9]{{1,6}}(?:[A-Za-z]|[-/][0-9]{{1,5}}|½|"
-    rf" 1/2)?,? (?:(?:[NSEW]\.?|North|South|East|West|NE|NW|SE|SW) )?"
+    rf"(?:[0-9]{{1,3}}/F, ?)?){{0,3}}(?P<number>(?:No\.? ?)?[0-9]{{1,6}}(?:[A-Za-z]|[-/][0-9]{{1,5}}|½|"
+    rf" 1/2)?),? (?:(?:[NSEW]\.?|North|South|East|West|NE|NW|SE|SW) )?"
     rf"(?P<name>{_WORD}(?: {_WORD}){{0,4}})",
 )
+_WITH_TOWN = re.compile(
+    rf",? {_CITY},?\n? ?(?:(?:Apt|Suite|Ste|Unit|Apartment|Flat)\.? #?[0-9]{{1,5}}[A-Za-z]?(?![0-9A-Za-z])"
+    rf"(?:,? ?\n? ?{_CITY}(?:, {_CITY})?,? ?(?:[A-Z]{{2,3}},? )?{_ZIP})?"
+    rf"|[,\n] ?{_CITY}(?:,? {_CITY})?,? ?(?:[A-Z]{{2,3}},? )?{_ZIP})"
+)
+# Where somebody lives, or something is sent: what follows is an address if it has a number and a name in it.
+_AT = re.compile(
+    r"(?<![A-Za-z])(?:(?:[Ll]ives?|[Ll]ived|[Ll]iving|[Rr]esid(?:es?|ing|ed)|[Ss]tay(?:s|ing)?|[Mm]eet (?:me|us|him|her)|[Ll]ocated|"
+    r"[Pp]ick (?:me|us|it|him|her) up|[Dd]elivered?|[Aa]rrived?|[Dd]rop (?:it|me) off|[Oo]ffice is|[Hh]ouse is|[Hh]ome is|[Bb]ased) (?:at|on|in)|"
+    r"(?:[Ss]end|[Ss]ent|[Ss]hip|[Ss]hipped|[Dd]eliver|[Dd]elivered|[Mm]ail|[Mm]ailed|[Pp]ost|[Ff]orward|[Rr]eturn|goes|[Mm]oved?|"
+    r"[Mm]oving|[Tt]axi|[Uu]ber|[Cc]ome|[Dd]rive|[Rr]elocated?|address)(?: [a-z]{1,10}){0,4} (?:to|from|at)|"
+    r"[Hh]ouse is|[Aa]ddress(?: is|:)|[Rr]esidence(?: is|:)|[Ss]hip to:|[Bb]ill to:|[Dd]eliver to:)"
+    r"[ \n]{1,2}(?=[0-9A-ZÀ-Ý#Ś-Ž]|ul\.|al\.|pl\.|aleja |plac |ulica |rue |avenue |boulevard |via |calle )"
+)
+_PARTICLE = (
+    "de la del di da do das dos du des van von der den 't ten ter op aan of the na pod nad i y e el los las le les und "
+    "utca tér út útja ulica rue avenue boulevard place chemin allée via viale calle plaza aleja plac utcája sándor tere"
+)
+_PARTICLES = frozenset(_PARTICLE.split())
+_ADDRESS_TOKEN = re.compile(
+    r"[ \n,/-]{0,3}((?:[A-Za-z]{0,2}[-.#]?)?[0-9][0-9A-Za-zº°/.-]{0,12}|[A-ZÀ-ÖØ-ÞĀ-Ž][A-Za-zÀ-ɏḀ-ỿ0-9.'’-]{0,28}|"
+    r"[a-zà-ɏ'’-]{1,10}|#[0-9A-Za-z-]{1,6}|\([A-Z]{2}\))(?=[ \n,/).;:!?]|\Z)"
+)
+_NO_ADDRESS = frozenset(
+    ["Terminal", "Gate", "Platform", "Line", "Exit", "Table", "Booth", "Hall", "Lab", "Port", "Version", "Windows",
+     "Chapter", "Page", "Level", "Step", "Section", "Python", "Stage", "January", "February", "March", "April", "May",
+     "June", "July", "August", "September", "October", "November", "December", "Monday", "Tuesday", "Wednesday",
+     "Thursday", "Friday", "Saturday", "Sunday"]
+)  # fmt: skip
+_MAX_TOKENS = 24
+
+
+def _told(text: str) -> Iterator[Finding]:
+    """Addresses of any country behind the words that a sentence leads up to one with."""
+    done = 0
+    for lead in _AT.finditer(text):
+        if lead.start() < done:
+            continue
+        start = end = lead.end()
+        numbers = names = 0
+        kept = start
+        for n in range(_MAX_TOKENS):
+            token = _ADDRESS_TOKEN.match(text, end)
+            if not token:
+                break
+            word = token[1]
+            bare = word.strip(".,")
+            if word[0].islower() and bare not in _PARTICLES:
+                break
+            if not n and bare in _NO_ADDRESS:
+                break
+            if any(c.isdigit() for c in word):
+                numbers += 1
+            elif len(bare) >= 3 and bare[1:].islower() and bare not in _NO_ADDRESS:
+                names += 1
+            end = token.end()
+            if not word[0].islower():
+                kept = end
+            # A full stop behind a long word ends the sentence.
+            if word.endswith(".") and len(word) > 5 and text[end : end + 1] in (" ", ""):
+                kept -= 1
+                break
+        if numbers and names and kept - start >= 7:
+            done = kept
+            yield Finding(start, kept, "ADDRESS", 0.6)
+
+
 _SUFFIXES = frozenset(_SUFFIX.split("|"))
 _AFTER = re.compile(rf"\.?(?: (?:[NSEW]|NE|NW|SE|SW)(?![A-Za-z]))?{_TAIL}")
 _BOX = re.compile(
@@ -95,8 +163,9 @@ _OTHERS = (
     # German and Dutch: the kind of street is the end of the word; the number follows.
     re.compile(
         r"(?<![A-Za-zÀ-ÿ])[A-ZÄÖÜ][a-zäöüß-]{2,30}(?:straße|strasse|str\.|weg|platz|allee|gasse|"
-        r"ring|ufer|damm|straat|laan|plein|gracht) "
-        r"[0-9]{1,4} ?[a-z]?(?![0-9A-Za-z])(?:,? [0-9]{4,5}(?: [A-Z]{2})? [A-ZÄÖÜ][a-zäöüß-]{2,24})?"
+        r"ring|ufer|damm|straat|laan|plein|gracht|steeg|singel|gatan|vägen|gränd|vej|gade|stræde|veien|katu|kuja|polku|"
+        r"boulevard|markt|chaussee) "
+        r"[0-9]{1,4}(?:[-/][0-9]{1,4})? ?[a-zA-Z]?(?![0-9A-Za-z])(?:,? [0-9]{4,5}(?: [A-Z]{2})? [A-ZÄÖÜ][a-zäöüß-]{2,24})?"
     ),
     # French, Spanish, Italian, Portuguese: the kind of street comes first.
     re.compile(
@@ -108,7 +177,7 @@ _OTHERS = (
     ),
     re.compile(
         r"(?<![A-Za-zÀ-ÿ])(?:Calle|C/|Avenida|Avda\.|Plaza|Paseo|Via|Viale|Corso|Piazza|Rua|"
-        r"Travessa|Largo|Ulica|ul\.)"
+        r"Travessa|Largo|Ulica|ulica|ul\.|al\.|aleja|pl\.|plac|Strada|Borgo|Vicolo|Cuesta|Alameda|Glorieta|Camino|Ronda|Praça|Estrada)"
         r"(?: (?:de la|de los|de las|del|della|delle|dei|di|de|do|da|"
         r"dos))? ?[A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}){0,3},? (?:n[º°]? "
         r"?)?[0-9]{1,4}"
@@ -130,10 +199,14 @@ def _streets(text: str) -> Iterator[Finding]:
         for i, word in enumerate(words):
             at += len(word)
             bare = word.rstrip(".,")
-            if i and bare in _SUFFIXES and (bare in _SURE or i >= 1):
+            if i and (bare in _SUFFIXES or bare.removesuffix("s") in _SUFFIXES) and (bare in _SURE or i >= 1):
                 ends.append((at - (len(word) - len(bare)), bare, i))
             at += 1
         if not ends:
+            # Whatever the street is called: a flat, or a town with its code, behind it.
+            whole = _WITH_TOWN.match(text, found.end("number"))
+            if whole:
+                yield Finding(found.start(), whole.end(), "ADDRESS", 0.7)
             continue
         end, suffix, n = ends[-1]
         tail = _AFTER.match(text, end)
@@ -159,6 +232,7 @@ def scan(text: str) -> Iterator[Finding]:
     if not _ANY.search(text):
         return
     yield from _streets(text)
+    yield from _told(text)
     for pattern in (_BOX, _SECONDARY, _CITY_STATE, _POSTCODE, *_OTHERS):
         for found in pattern.finditer(text):
             yield Finding(found.start(), found.end(), "ADDRESS", 0.75)

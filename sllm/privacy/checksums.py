@@ -56,6 +56,7 @@ def card(digits: str) -> bool:
         or (first2 in (34, 37) and n == 15)
         or (first2 in (30, 36, 38, 39) and n in (14, 16, 19))
         or (first2 == 35 and 16 <= n <= 19)
+        or (first4 in (1800, 2131) and n == 15)
         or (first2 in (60, 62, 64, 65, 81) and n >= 16)
         or (first2 in (50, 56, 57, 58, 63, 67) and n in (13, 15, 16, 18, 19))
         or (2200 <= first4 <= 2204 and n >= 16)

@@ -106,6 +106,8 @@ _STOP = re.compile(
     re.S,
 )
 _FLAT = re.compile(r"之[0-9]{1,3}(?![0-9])")
+_CODE_BEHIND = re.compile(r"[ ,，]{0,2}[0-9]{6}(?![0-9])")
+_CODE_BEFORE = re.compile(r"(?<![0-9])(?:[0-9]{3}|[0-9]{5,6}) ?\Z")
 _MAX_NAME = 12
 _MAX_PARTS = 500
 _INNER = frozenset("室舍栋幢座层楼元户")
@@ -245,10 +247,13 @@ def _finish(text: str, first: int, last: int, parts: list[str], end: int) -> Fin
             last = room.end()
     if not good:
         return None
-    # 5樓之2: a part of a floor.
-    flat = _FLAT.match(text, last, end)
-    if flat:
-        last = flat.end()
+    # 5樓之2: a part of a floor; a postal code on either side.
+    for more in (_FLAT, _CODE_BEHIND):
+        found = more.match(text, last, end)
+        last = found.end() if found else last
+    code = _CODE_BEFORE.search(text[max(0, first - 7) : first])
+    if code:
+        first -= len(code[0])
     return Finding(first, last, "ADDRESS", 0.8)
 
 

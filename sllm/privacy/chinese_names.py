@@ -133,6 +133,16 @@ _CN_CALLED = re.compile(
 )
 _CN_POLITE = re.compile(rf"(?P<name>{_ANY_SURNAME}[{_HAN}]{{0,2}}?)(?:先生|女士|小姐|太太)")
 _CN_PET = re.compile(rf"叫(?P<name>[小阿][{_HAN}])(?=[，。,.！!？?；\s]|\Z|的)")
+# Of two characters: only between words that stand before and behind somebody.
+_CN_SHORT = re.compile(
+    rf"(?<=[和与跟给让请找被对向问叫把替约见帮由于告])(?P<name>{_SURNAME}[{words.GIVEN_CN_SURE}])"
+    rf"(?=[的说是在和与及跟把被给去来已将要会想也都就刚一负批借][{_HAN}]|明天|今天|昨天)"
+)
+_CN_FRAMED = re.compile(
+    rf"(?:(?<=由)(?P<a>{_SURNAME}[{_HAN}]{{1,2}}?)(?=负责|主持|担任|承办|接待|陪同|代理|签字|保管|执行|签收|陈述)"
+    rf"|(?:转告|转交给?|通知|告诉|邀请|拜访|致电|感谢|抄送)(?P<b>{_SURNAME}[{_HAN}]{{1,2}}?)(?=明天|今天|后天|下周|一声|[，。,；！\s]|\Z)"
+    rf"|(?<=[和与跟])(?P<c>{_SURNAME}[{_HAN}]{{1,2}}?)(?=一起|一块|一同|聊天|谈话|见面|商量|吵架|约好|结婚|离婚|合作))"
+)
 # A name on a line of its own, behind the end of a letter or in front of its date.
 _CN_SIGNED = re.compile(
     rf"(?:(?:敬礼|此致|祝好|商祺|顺颂|谨启|敬上|谨上|致谢|谢谢|感谢|顺祝[{_HAN}]{{2,4}}|祝[{_HAN}]{{2,6}}|敬禮|落款)[！!。：:，,]?[ \t]*\n\s*)"
@@ -153,7 +163,9 @@ _CN_NEXT = re.compile(rf"[、，,和与及/ ]{{1,2}}(?P<name>{_ANY_SURNAME}[{_HA
 _CN_TYPICAL = re.compile(
     rf"(?P<name>{_SURNAME}(?:[{words.GIVEN_CN}][{words.GIVEN_CN_SURE}]|[{words.GIVEN_CN_SURE}][{words.GIVEN_CN}]))"
 )
-_GOES_ON = frozenset("的说是在和与及跟把被给去来已将要会想也都就刚请打问找叫让为对从向等、说曾因于先女老同医教经主律")
+_CN_TWO = re.compile(rf"(?P<name>{_SURNAME}[{words.GIVEN_CN_SURE}])(?![{words.GIVEN_CN}])")
+_CN_BOTH = re.compile(rf"{_SURNAME}[{words.GIVEN_CN_SURE}]{{2}}")
+_GOES_ON = frozenset("的说是在和与及跟把被给去来已将要会想也都就刚请打问找叫让为对从向等、曾因于先女老同医教经主律负批一借收付汇还签支提带送接不没昨今明")
 _AHEAD = frozenset("和与及跟给让请找由被对向问是为叫把替约见、据说到帮从和同经与，")
 _BEFORE = {_CN_BESIDE: _BESIDE_BEFORE, _CN_JSON: _JSON_BEFORE}
 
@@ -206,7 +218,7 @@ def _people(text: str) -> Iterator[Finding]:
             and "\u4e00" <= follow <= "\u9fff"
             and follow not in words.NOT_GIVEN
         ):
-            typical = _CN_TYPICAL.match(text, start)
+            typical = _CN_TYPICAL.match(text, start) or _CN_TWO.match(text, start)
             if typical:
                 yield Finding(start, typical.end(), "NAME", 0.7)
             continue
@@ -256,7 +268,7 @@ def _plainly(text: str) -> Iterator[Finding]:
     """What needs no list of roles in front of it."""
     for pattern, score in (
         (_CN_FILLED, 0.8), (_ETHNIC, 0.8), (_CN_SAID, 0.7), (_CN_OWNER, 0.6), (_CN_CALLED, 0.6), (_CN_POLITE, 0.7),
-        (_CN_PET, 0.6), (_CN_PARCEL, 0.6), (_CN_SIGNED, 0.8), (_CN_DATED, 0.7), (_CN_TYPICAL, 0.6),
+        (_CN_PET, 0.6), (_CN_PARCEL, 0.6), (_CN_SHORT, 0.6), (_CN_SIGNED, 0.8), (_CN_DATED, 0.7), (_CN_TYPICAL, 0.6),
     ):  # fmt: skip
         for judged, found in enumerate(pattern.finditer(text)):
             if judged >= _MAX_JUDGED:
@@ -270,7 +282,11 @@ def _plainly(text: str) -> Iterator[Finding]:
                 good = (
                     not is_word(text, start)
                     and not any(c in words.NOT_GIVEN for c in name[1:])
-                    and (_apart(text, start, end) or (pattern is not _CN_TYPICAL and not _han(text, start - 1)))
+                    and (
+                        _apart(text, start, end)
+                        or (pattern is not _CN_TYPICAL and not _han(text, start - 1))
+                        or (_CN_BOTH.fullmatch(name) is not None and _after_somebody(text, start))
+                    )
                 )
                 if pattern is _CN_POLITE:
                     good = good and not _han(text, start - 1) or text[start - 1 : start] in _ADDRESSED_BEHIND
@@ -279,6 +295,14 @@ def _plainly(text: str) -> Iterator[Finding]:
             if good:
                 yield Finding(start, end, "NAME", score)
                 yield from _listed(text, end)
+    for judged, found in enumerate(_CN_FRAMED.finditer(text)):
+        if judged >= _MAX_JUDGED:
+            yield Finding(found.start(), len(text), "NAME", 0.5)
+            break
+        group = found.lastgroup or "a"
+        name = found[group]
+        if not is_word(name, 0) and not any(c in words.NOT_GIVEN for c in name[1:]):
+            yield Finding(*found.span(group), "NAME", 0.6)
     for label in _CN_LATIN.finditer(text):
         run = english_names.CANDIDATE.match(text, label.end())
         span = english_names.trimmed(run[0], label.end()) if run else None
@@ -287,6 +311,10 @@ def _plainly(text: str) -> Iterator[Finding]:
             yield Finding(capitals.start(), capitals.end(), "NAME", 0.7)
         elif span and span[0] == label.end() and not text[span[0] : span[1]].isupper():
             yield Finding(*span, "NAME", 0.7)
+
+
+def _after_somebody(text: str, start: int) -> bool:
+    return text[max(0, start - 1) : start] in _AHEAD or not _han(text, start - 1)
 
 
 def _han(text: str, at: int) -> bool:

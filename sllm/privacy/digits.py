@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["scan"]
 
 # Groups of digits with at most three signs between them; behind a 区号 there may be a bracket.
-_RUN = re.compile(r"(?:\+ ?|\()?\(?[0-9]+(?:(?:[ .\-/]| ?\(| ?\)[ -]?| - |--)[0-9]+)*\)?")
+_RUN = re.compile(r"(?:\+ ?|\()?\(?[0-9]+(?:(?:[ .\-/]| ?\(| ?\)[ ./-]?| - |--)[0-9]+)*\)?")
 _GROUP = re.compile(r"[0-9]+")
 _ALNUM_TAIL = re.compile(r"[A-Za-z]+\Z")
 # Words that may stand right before a number without a space.
@@ -36,11 +36,11 @@ _OTHER_NUMBER = re.compile(
     r"[^0-9]{0,14}\Z",
     re.I,
 )
-_CARD_WORD = re.compile(r"(?:卡|card|visa|master|amex|debit|credit|账|帐|account)[^0-9]{0,16}\Z", re.I)
+_CARD_WORD = re.compile(r"(?:卡|card|visa|master|amex|debit|credit|账|帐|account|charge|(?<![a-z])cc)[^0-9]{0,16}\Z", re.I)
 _PHONE_WORD = re.compile(
     r"(?:电话|手机|電話|手機|聯絡|聯繫|傳真|市話|行動|座机|固话|热线|联系|致电|拨打|传真|短信|号码|来电|呼叫|微信|phone|tel|mobile|"
     r"cell|call|fax|whatsapp|text|contact"
-    r"|hotline|pager|beeper|dial|reach|ring|sms|viber|telegram|signal)[^0-9]{0,24}\Z",
+    r"|(?:my|his|her|their|our|your|the|new|work|home|cell)[ ]number(?:[ ]is)?|messages?[ ](?:to|at)|hotline|pager|beeper|dial|reach|ring|sms|viber|telegram|signal)[^0-9]{0,24}\Z",
     re.I,
 )
 _PAID_WORD = re.compile(r"(?:打到|转到|转给|汇到|付到|存到|打款|转账|汇款|收款|退款|打钱|工资)[^0-9]{0,12}\Z")
@@ -179,6 +179,8 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
             return Finding(start, end, "IDCARD", 0.9, checked=True)
         if digits[0] in "12" and digits[3:5] <= "12" and _nir(digits):
             return Finding(start, end, "NATIONALID", 0.9, checked=True)
+    if lengths == (12,) and text[start] in "56" and run.follows(_CARD_WORD, i) and checksums.luhn(text[start:end]):
+        return Finding(start, end, "CARD", 0.7)  # Maestro has cards of 12 digits
     if 13 <= total <= 19 and (len(lengths) == 1 or lengths in _CARD_GROUPS):
         gaps = run.gaps(i, j)
         if gaps <= {" ", "-", " - ", "--", "."} and len(gaps) <= 1:
@@ -319,6 +321,11 @@ def _phone(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
     area = bracket and len(lengths) >= 2 and ")" in gaps[0] and 2 <= lengths[0] <= 5 and 7 <= total <= 12
     if area and (total >= 9 or lookups.national(digits) is not False):
         return Finding(left, end, "PHONE", 0.85)
+    # 1 (926) 018-1590: a country's code, an area's in brackets.
+    if len(gaps) >= 2 and "(" in gaps[0] and ")" in gaps[1] and lengths[0] <= 3 and 9 <= total <= 13:
+        if not any("(" in gap or ")" in gap for gap in gaps[2:]) and lengths[1] in (2, 3, 4):
+            return Finding(start, end, "PHONE", 0.8)
+        return None
     if any("(" in gap or ")" in gap for gap in gaps[1:]):
         return None
     uniform = len(set(gaps)) == 1

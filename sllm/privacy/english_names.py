@@ -202,6 +202,7 @@ _LOWER = re.compile(
 )
 
 _GIVEN = frozenset(words.GIVEN_EN.split())
+_FAMOUS = frozenset(words.NOT_ALONE_EN.split())
 _SURNAMES = frozenset(words.SURNAMES_EN.split())
 _NOT_NAMES = frozenset(words.NOT_NAMES.split())
 _COMMON = frozenset(words.COMMON_EN.split())
@@ -242,6 +243,45 @@ _SEPARATORS = frozenset([", ", " and ", ", and ", "; ", " & ", " / ", "/", "\n",
 _CALLING = (" calling", " speaking", " from ", " here", " writing", ", calling")
 
 
+# Said of people only, in front of a name and behind one.
+_HUMAN_BEFORE = re.compile(
+    r"(?:(?<![A-Za-z])(?:"
+    r"(?:spoke|speak|speaking|talk|talked|talking|meet|met|meeting|interview|appointment|lunch|dinner|call|chat|work|"
+    r"working|live|living|married|session|conversation|discussed|agreement|lease|engaged) (?:to|with)"
+    r"|ask|asked|tell|told|email|emailed|called|texted|thank|invite|invited|hire|hired|remind|reminded|notify|notified|"
+    r"contacted|assist|marry|married|fired|know|knew|refund|owes|[Dd]oes|[Hh]as|[Dd]id|Why is|Why does|Why did|Where is|"
+    r"When does|When will|add|include|remove|[Ll]et|with|[Ll]isten to|accompanied by|cared for by|treated by|written to"
+    r"|(?:send|sent|forward|forwarded|give|gave|given|report|reports|assign|assigned|transferred|wrote|reply|replied|"
+    r"deliver|delivered|issued|return|returned|refer|referred|sold|lent|introduced|apologize|apologise|write)"
+    r"(?: [a-z]{1,12}){0,4} to)|(?:'s|s'|’s) name|hear that,|[Ww]ho is|and I and|between)[ ]\Z"
+)
+_HUMAN_BEHIND = re.compile(
+    r"(?:'s|’s)? (?:said|says|told|asked|asks|called|calls|emailed|texted|wrote|replied|will be (?:talking|speaking|joining|"
+    r"there|here|absent|late|out)|will (?:call|speak|join|attend|pick|contact|arrive|talk|send|bring|meet|present)|wants|"
+    r"wanted|needs (?:to|a|his|her)|lives|lived|resides|is (?:a very|very|my|our|his|her|not available|on (?:leave|vacation|"
+    r"holiday|sick)|out of office|sick|pregnant|married|divorced|retired|late|absent|away|moving|traveling|travelling|"
+    r"looking|unable|allergic|scheduled|due)|was (?:born|hired|fired|diagnosed|admitted|discharged|seen|late|absent|married|"
+    r"promoted|injured|arrested|my|our|his|her)|has (?:been (?:diagnosed|admitted|our|my|promoted|working)|asked|called|"
+    r"requested|agreed|signed|paid)|from (?:accounting|accounts|HR|IT|sales|support|marketing|finance|legal|the|our|my|"
+    r"reception|billing|payroll)|who (?:is|was|lives|works|has)|whose|attended|signed|reported|complained|paid|owes|"
+    r"requested|confirmed|visited|joined|resigned|died|can be reached|works|worked|still|as (?:a|an|the|my|our) "
+    r"(?:beneficiary|guardian|authori[sz]ed|contact|reference|co|emergency|next|executor|tenant|witness|member|user)|"
+    r"to (?:call|email|contact|send|meet|the (?:account|list|group|meeting|team))|by (?:Monday|Tuesday|Wednesday|"
+    r"Thursday|Friday|tomorrow|noon|tonight)|(?:reached|phoned|messaged))(?![A-Za-z])"
+)
+_TOLD = re.compile(r"(?:[Aa]sk|[Aa]sked|[Tt]ell|[Tt]old|[Rr]emind|[Rr]eminded|[Ll]et|[Tt]hank|[Ii]nvite) \Z")
+_TOLD_BEHIND = (" to ", " that ", " know", " if ", " about ", " whether ", " for ", " not ")
+_SPOKEN_TO = re.compile(r",? (?:can|could|would|will|please|I|we|may|do|did|are|have|thank|your|here|this|what|when) ")
+_TWO_WORDS = frozenset(
+    ["Addis Ababa", "Sierra Leone", "Abu Dhabi", "Tel Aviv", "Kuala Lumpur", "Nova Scotia", "Phnom Penh", "Palo Alto",
+     "Ann Arbor", "Coca Cola", "Louis Vuitton", "Visual Basic", "Novo Nordisk", "Bosnia Herzegovina", "Costa Rica",
+     "Ho Chi", "Ulan Bator", "Aston Martin", "Lockheed Martin", "Harley Davidson", "Goldman Sachs", "Morgan Stanley",
+     "Wells Fargo", "Merrill Lynch", "Rolls Royce", "Mercedes Benz", "Alfa Romeo", "Land Rover", "Calvin Klein",
+     "Tommy Hilfiger", "Jack Daniels", "Johnnie Walker", "Ben Jerry", "Trader Joe", "Burning Man", "Mona Lisa",
+     "Machu Picchu", "Taj Mahal", "Notre Dame", "Buckingham Palace", "Lorem Ipsum", "Pokemon Go"]
+)  # fmt: skip
+
+
 def _no_word(word: str) -> bool:
     """Whether a capitalised word can be part of a name for all that its letters say."""
     return (
@@ -260,14 +300,16 @@ def _shaped(word: str) -> bool:
     )
 
 
-def trimmed(name: str, start: int) -> tuple[int, int] | None:
-    """The part of a run of capitalised words that can be a name."""
+def trimmed(name: str, start: int, *, sure: bool = False) -> tuple[int, int] | None:
+    """The part of a run of capitalised words that can be a name; ``sure``: May and Will begin one, too."""
     parts = name.split(" ")
     while parts and parts[0].rstrip(".,") in _NOT_NAMES:
+        if sure and len(parts) > 1 and parts[0] in _GIVEN and len(parts[1]) > 1:
+            break
         start += len(parts[0]) + 1
         parts.pop(0)
     for i, word in enumerate(parts):
-        if word in _NOT_NAMES or word.endswith(("'s", "’s")):
+        if (word in _NOT_NAMES and not (sure and not i)) or word.endswith(("'s", "’s")):
             if word.endswith(("'s", "’s")) and word not in _NOT_NAMES:
                 parts = [*parts[:i], word[:-2]]
             else:
@@ -336,14 +378,40 @@ class _Reader:
                 known = first in _GIVEN or self._known(first)
                 score = 0.8 if known else 0.6 if follow == "," or (follow == "!" and len(parts) == 1) else 0.0
         if not score:
-            score = self._by_what_is_before(parts, start, end)
+            score = self._by_what_is_before(parts, start, end) or self._as_a_person(parts, start, end)
         if score:
-            span = trimmed(rest_text, start)
+            span = trimmed(rest_text, start, sure=score == 0.8)
             if span and not (text[span[0] : span[1]].isupper() and " " not in text[span[0] : span[1]]):
                 one = self._with_second(span, score)
                 yield Finding(*one, "NAME", score)
                 return
         yield from self._by_its_words(parts, start, begin)
+
+    def _as_a_person(self, parts: list[str], start: int, end: int) -> float:
+        """By what is said of people only."""
+        text = self.text
+        before = text[max(0, start - 64) : start]
+        if 2 <= len(parts) <= 5:
+            if not all(map(_no_word, parts)) or " ".join(parts[:2]) in _TWO_WORDS:
+                return 0.0
+            if parts[0].isupper() or parts[-1].isupper():
+                return 0.0
+            if _HUMAN_BEHIND.match(text, end) or (before[-1:] == " " and _HUMAN_BEFORE.search(before)):
+                return 0.5
+            return 0.0
+        word = parts[0]
+        if len(parts) != 1 or word in _PLAIN or not _no_word(word) or word.isupper():
+            return 0.0
+        if before[-1:] == " ":
+            if _TOLD.search(before) and text.startswith(_TOLD_BEHIND, end):
+                return 0.5
+            if word in _SURE_GIVEN and _HUMAN_BEFORE.search(before):
+                return 0.5
+        elif word in _SURE_GIVEN and before[-1:] in ("", "\n", "\"", "“") and _SPOKEN_TO.match(text, end):
+            return 0.5
+        if word in _SURE_GIVEN and word not in _FAMOUS and _HUMAN_BEHIND.match(text, end):
+            return 0.5
+        return 0.0
 
     def _known(self, word: str) -> bool:
         return word in _GIVEN or word in _SURNAMES or _shaped(word)

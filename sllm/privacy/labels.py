@@ -39,7 +39,7 @@ _LINK = (
     r"details?|value|"
     r"address|#)(?![a-z])){0,2}"
     r"[\"'”’*`)\]]{0,3}[ \t]{0,3}"
-    r"(?:(?:is|was|are|of|on|ending in|[:：=#>]|->|-|=>|为|是)[ \t]{0,3}){0,3}[\"'“‘(*`\[]{0,3}[ \t]?"
+    r"(?:(?:is|was|are|of|on|it['’]s|it is|ending in|[:：=#>]|->|-|=>|为|是)[ \t]{0,3}){0,3}[\"'“‘(*`\[]{0,3}[ \t]?"
 )
 _CN_LINK = (
     r"(?:号码|号|编号|信息|码|號碼|號|編號|ID|id|UID|帐号|账号|名|昵称)?[\"'”’*]{0,3}[ \t]{0,2}(?:[(（][^()（）\n]{1,8}[)）])?[ \t]{0,2}"
@@ -357,11 +357,12 @@ def _secret(text: str, at: int, quote: str, strong: bool, sign: bool) -> Finding
         if stop:
             value = value[: stop.start()]
         value = value.rstrip(".,;:)]}")
-    if len(value) < 4 or _NOT_SECRET.match(value):
+    mixed = len(value) >= 8 and _THREE.match(value) is not None and not _LOOKS_LIKE_CODE.search(value)
+    if len(value) < 4 or (_NOT_SECRET.match(value) and not mixed):
         return None
     digit = _CLASSES[2].search(value) is not None
     kinds = _classes(value)
-    if _CODE_EXPRESSION.match(value) or (_DOTTED.match(value) and not quoted):
+    if (_CODE_EXPRESSION.match(value) and not mixed) or (_DOTTED.match(value) and not quoted):
         return None
     if strong:
         if quoted:
@@ -473,20 +474,35 @@ _COMMON_TEXT = (
 _COMMON = frozenset(_COMMON_TEXT.split())
 _DATE_THEN_BORN = re.compile(rf"({DATE}|(?:19|20)[0-9]{{2}}年[0-9]{{1,2}}月)(?=[ ]?(?:出生|生人|生，|生,|生于|诞生|生。))")
 _HANDLE_ALONE = re.compile(
-    r"(?!(?:[vV]|[a-z]+_?)[0-9.]{1,4}\Z)(?=[A-Za-z0-9._-]{0,40}[0-9])[A-Za-z][A-Za-z_-]{2,30}[._-]?[A-Za-z0-9_-]{1,30}\Z"
+    r"(?!(?:[vV][0-9.]+|[A-Za-z]+_?[0-9])\Z)(?=[A-Za-z0-9._-]{0,40}[0-9])[A-Za-z][A-Za-z_-]{2,30}[._-]?[A-Za-z0-9_-]{1,30}\Z"
 )
+_MARKED = re.compile("[0-9_@]")
 _COUNTED = re.compile("[位个分秒小天次条年月日%]")
 _SIGN_NEEDED = frozenset(["USER", "SECRET"])
 
 
-def _labelled(text: str, link_end: int, link: str, kind: str, value_kind: str) -> Finding | None:
+# Labels of a user that are ordinary words too.
+_LOOSE_USER = frozenset(
+    ["line", "signal", "handle", "login", "slack", "reddit", "twitch", "snap", "ig", "ins", "github", "git", "xbox",
+     "discord", "twitter", "telegram", "kakao", "imessage"]
+)  # fmt: skip
+
+
+def _labelled(
+    text: str, link_end: int, link: str, kind: str, value_kind: str, label: str = ""
+) -> Finding | None:
     found = _COMPILED[value_kind].match(text, link_end)
+    if not found and kind == "SSN":
+        # Where others have letters in such a number: ZZ 12 34 56 A, 131052-308T.
+        found = _COMPILED["code"].match(text, link_end)
+        value_kind = "code"
     if not found:
         return None
+    named = kind == "USER" and label in ("user", "username", "login", "handle", "account")
     signed = any(c in link for c in ":：=#为是“\"'") or " is " in link or "叫" in link
     if kind in _SIGN_NEEDED and not signed and not (kind == "SECRET" and text[link_end - 1] == " "):
         # user jdoe42 is a name, and so is octo-fan22; user id1 and user table_2 are not.
-        if kind == "USER" and link.isascii() and _HANDLE_ALONE.match(found[0]):
+        if kind == "USER" and named and _HANDLE_ALONE.match(found[0]):
             return _trim(kind, value_kind, text, found.start(), found.end(), bare=False)
         if kind == "SECRET" and not link.isascii() and len(found[0]) >= 4 and not _COUNTED.match(text, found.end()):
             return _trim(kind, value_kind, text, found.start(), found.end(), bare=False)
@@ -496,6 +512,8 @@ def _labelled(text: str, link_end: int, link: str, kind: str, value_kind: str) -
         marked = found[0][0] == "@" or found[0][-5:-4] == "#"
         if not marked and not (chinese and handle and len(found[0]) >= 5):
             return None
+    if label in _LOOSE_USER and not any(c in link for c in ":=#") and not _MARKED.search(found[0]):
+        return None
     # login = lexer.token is code: what is assigned without quotes needs a digit to be a name.
     bare = "=" in link and not any(c in link for c in "\"'“")
     return _trim(kind, value_kind, text, found.start(), found.end(), bare=bare)
@@ -522,9 +540,14 @@ _PAIR = re.compile(r"\.[0-9]{4,10} ?, ?[-+]?[0-9]{1,3}\.[0-9]{4,10}(?![0-9]|\.[0
 _PAIR_BEFORE = re.compile(r"(?<![0-9.,+-])(?<![0-9.,] )[-+]?[0-9]{1,3}\Z")
 
 
+_ACTIVE_USER = re.compile(
+    r"(?<![A-Za-z])[Uu]ser (?P<user>[A-Za-z][A-Za-z0-9_.-]{3,31}) (?:logged|signed|has logged|registered|connected|joined)(?![a-z])"
+)
 _DMS = re.compile(_DEGREES)
 _MAX_SPOKEN = 2000
-_LOOKS_LIKE_CODE = re.compile(r"[(\[{<=$]|://|\\|--|\.(?:com|org|net|io|py|js|ts|md|json|txt|html|cn|log|yml)\b")
+_LOOKS_LIKE_CODE = re.compile(
+    r"\A[A-Za-z_][A-Za-z0-9_.]*[(\[].*[)\];]\Z|\$\{|\{\{|\A<.*>\Z|\A--|\A\$[A-Z_]+\Z|://|\\|\.(?:com|org|net|io|py|js|ts|md|json|txt|html|cn|log|yml)\b"
+)
 
 
 def _spoken(text: str) -> Iterator[Finding]:
@@ -541,15 +564,30 @@ def _spoken(text: str) -> Iterator[Finding]:
         done = stop - 48
         for lone in _LONE.finditer(text, word.end(), stop):
             value = lone[0].rstrip(".,;:!?")
-            if (
-                len(value) >= 8
-                and _MIXED.match(value)
-                and not _LOOKS_LIKE_CODE.search(value)
-                and not _NOT_SECRET.match(value)
-                and "@" not in value[1:-1].replace("@", "", 1)
-                and entropy(value) >= 2.8
-            ):
+            if _is_lone_secret(value):
                 yield Finding(lone.start(), lone.start() + len(value), "SECRET", 0.6)
+    for found in _AS_PASSWORD.finditer(text):
+        low = max(0, found.start() - 44)
+        ahead = _WORD_AHEAD.search(text[low : found.start()])
+        if ahead and _is_lone_secret(ahead[1]):
+            yield Finding(low + ahead.start(1), low + ahead.end(1), "SECRET", 0.6)
+
+
+def _is_lone_secret(value: str) -> bool:
+    """Whether a word that nothing but a sentence around it calls a secret looks like one."""
+    return (
+        len(value) >= 8
+        and _MIXED.match(value) is not None
+        and not _LOOKS_LIKE_CODE.search(value)
+        and (_THREE.match(value) is not None or not _NOT_SECRET.match(value))
+        and entropy(value) >= 2.8
+    )
+
+
+_AS_PASSWORD = re.compile(r" as (?:the |my |your |a |his |her |new )*(?:password|passcode|secret|PIN|passphrase)(?![A-Za-z])")
+_WORD_AHEAD = re.compile(r"(?:\A|[\s\"'“])([!-~]{8,40})\Z")
+# Lower case, capitals and digits.
+_THREE = re.compile(r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])")
 
 
 _MIXED = re.compile(r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])|(?=.*[0-9])(?=.*[A-Za-z])(?=.*[!#$%^&*?~+])")
@@ -572,6 +610,9 @@ def _others(text: str) -> Iterator[Finding]:
                 yield Finding(found.start(), found.start() + len(found[0].rstrip(".")), "USER", 0.6)
         for found in _HAN_HANDLE.finditer(text):
             yield Finding(found.start(1), found.end(1), "USER", 0.7)
+    for found in _ACTIVE_USER.finditer(text):
+        if found["user"].lower() not in _COMMON:
+            yield Finding(found.start("user"), found.end("user"), "USER", 0.7)
     if "加" in text:
         for found in _ADDED.finditer(text):
             yield Finding(found.start("user"), found.end("user"), "USER", 0.8)
@@ -618,7 +659,7 @@ def scan(text: str) -> Iterator[Finding]:
         for pattern, kind, value_kind in entries:
             link = pattern.match(text, start)
             if link:
-                one = _labelled(text, link.end(), link[0][len(lower) :], kind, value_kind)
+                one = _labelled(text, link.end(), link[0][len(lower) :], kind, value_kind, lower)
                 if one:
                     yield one
                     break

@@ -411,7 +411,7 @@ _CODES: tuple[tuple[re.Pattern[str], str, str], ...] = (
         "NATIONALID",
         "",
     ),
-    (re.compile(rf"{_B}[0-9]{{6}}[A+][0-9]{{3}}[0-9A-FHJ-NPR-Y]{_E}"), "NATIONALID", "fi.hetu"),
+    (re.compile(rf"{_B}[0-9]{{6}}[A+-][0-9]{{3}}[0-9A-FHJ-NPR-Y]{_E}"), "NATIONALID", "fi.hetu"),
 )
 # The two machine-readable lines of a passport.
 _MACHINE_READABLE = (
