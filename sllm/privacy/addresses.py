@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from sllm.privacy.bounds import Budget
 from sllm.privacy.findings import Finding
 
 if TYPE_CHECKING:
@@ -79,6 +80,11 @@ _AT = re.compile(
     r"[Hh]ouse is|[Aa]ddress(?: is|:)|[Rr]esidence(?: is|:)|[Ss]hip to:|[Bb]ill to:|[Dd]eliver to:)"
     r"[ \n]{1,2}(?=[0-9A-ZÀ-Ý#Ś-Ž]|ul\.|al\.|pl\.|aleja |plac |ulica |rue |avenue |boulevard |via |calle )"
 )
+# One of these is in everything that the pattern takes.
+_AT_WORDS = (
+    "iv", "esid", "tay", "eet", "ocated", "ick", "rrive", "rop", "ffice", "ouse", "ome", "ased", "end", "ent ", "hip",
+    "ail", "ost", "orward", "eturn", "goes", "ov", "axi", "ber", "elocate", "ddress",
+)  # fmt: skip
 _PARTICLE = (
     "de la del di da do das dos du des van von der den 't ten ter op aan of the na pod nad i y e el los las le les und "
     "utca tér út útja ulica rue avenue boulevard place chemin allée via viale calle plaza aleja plac utcája sándor tere"
@@ -97,12 +103,17 @@ _NO_ADDRESS = frozenset(
 _MAX_TOKENS = 24
 
 
-def _told(text: str) -> Iterator[Finding]:
+def _told(text: str, budget: Budget) -> Iterator[Finding]:
     """Addresses of any country behind the words that a sentence leads up to one with."""
+    if not any(word in text for word in _AT_WORDS):
+        return
     done = 0
     for lead in _AT.finditer(text):
         if lead.start() < done:
             continue
+        if not budget.spend():
+            yield Finding(lead.end(), len(text), "ADDRESS", 0.5)
+            return
         start = end = lead.end()
         numbers = names = 0
         kept = start
@@ -190,8 +201,11 @@ _LIKELY = re.compile(r"(?=[0-9#A-Z])(?=[^()=]*\Z)(?:.*[^A-Za-z0-9])?#?[0-9]")
 _LINE = re.compile(r"[^\n\0\"'<>;|{}\[\]]{6,160}")
 
 
-def _streets(text: str) -> Iterator[Finding]:
+def _streets(text: str, budget: Budget) -> Iterator[Finding]:
     for found in _STREET.finditer(text):
+        if not budget.spend():
+            yield Finding(found.start(), len(text), "ADDRESS", 0.5)
+            return
         words = found["name"].split(" ")
         at = found.start("name")
         # The last word of the name that is a kind of street ends it.
@@ -231,15 +245,22 @@ def scan(text: str) -> Iterator[Finding]:
     """Findings in a plain view (:func:`sllm.privacy.normal.plain`)."""
     if not _ANY.search(text):
         return
-    yield from _streets(text)
-    yield from _told(text)
+    budget = Budget(text)
+    yield from _streets(text, budget)
+    yield from _told(text, budget)
     for pattern in (_BOX, _SECONDARY, _CITY_STATE, _POSTCODE, *_OTHERS):
         for found in pattern.finditer(text):
+            if not budget.spend():
+                yield Finding(found.start(), len(text), "ADDRESS", 0.5)
+                return
             yield Finding(found.start(), found.end(), "ADDRESS", 0.75)
     done = 0
     for label in _LABEL.finditer(text):
         if label.start() < done:
             continue
+        if not budget.spend():
+            yield Finding(label.start(), len(text), "ADDRESS", 0.5)
+            return
         line = _LINE.match(text, label.end())
         if not line:
             continue

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from sllm.privacy import checksums
+from sllm.privacy.bounds import Budget
 from sllm.privacy.findings import Finding
 
 if TYPE_CHECKING:
@@ -125,6 +126,8 @@ def _company_codes(text: str) -> Iterator[Finding]:
 
 
 def _plates(text: str) -> Iterator[Finding]:
+    if not _DIGIT.search(text):
+        return
     for found in _PLATE.finditer(text):
         tail = found[0][2:]
         n_digits = sum(char.isdigit() for char in found[0])
@@ -132,7 +135,13 @@ def _plates(text: str) -> Iterator[Finding]:
             yield Finding(found.start(), found.end(), "PLATE", 0.9, checked=True)
 
 
+_DIGIT = re.compile("[0-9]")
+_SIX = re.compile("[0-9]{5}")
+
+
 def _permits(text: str) -> Iterator[Finding]:
+    if not _SIX.search(text):
+        return
     for found in _PASSPORT.finditer(text):
         labelled = _PASSPORT_WORD.search(text[max(0, found.start() - 20) : found.start()])
         if labelled or (found[0][0] in "EG" and len(found[0]) == 9):
@@ -176,15 +185,21 @@ _NEEDED = re.compile(
 
 
 def _addresses(text: str) -> Iterator[Finding]:
+    budget = Budget(text)
     for stretch in _STRETCH.finditer(text):
         if stretch.end() - stretch.start() >= 4 and _NEEDED.search(text, *stretch.span()):
-            yield from _in_stretch(text, stretch.start(), stretch.end())
+            yield from _in_stretch(text, stretch.start(), stretch.end(), budget)
+            if budget.left < 0:
+                return
 
 
-def _in_stretch(text: str, start: int, end: int) -> Iterator[Finding]:
+def _in_stretch(text: str, start: int, end: int, budget: Budget) -> Iterator[Finding]:
     first = last = -1  # the address being built
     score: list[str] = []
     for n, part in enumerate(_PART.finditer(text, start, end)):
+        if not budget.spend():
+            yield Finding(start, len(text), "ADDRESS", 0.5)
+            return
         if n >= _MAX_PARTS:
             # Nobody writes so many without a full stop: all of it counts, at no further cost.
             yield Finding(start, end, "ADDRESS", 0.5)

@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 from sllm.privacy import english_names, words
+from sllm.privacy.bounds import Budget
 from sllm.privacy.findings import Finding
 
 if TYPE_CHECKING:
@@ -85,10 +86,6 @@ _CN_ORG_END = re.compile(
     r"有限责任公司|股份有限公司|有限公司|集团公司|分公司|律师事务所|会计师事务所|研究院|研究所|事务所"
 )
 _CN_ORG_NAME = re.compile(rf"[{_HAN}A-Za-z0-9（）()]{{2,24}}\Z")
-# Candidates of one pattern in one text that are judged. What comes behind them counts as found: a text so
-# full
-# of names costs bounded time and leaks nothing.
-_MAX_JUDGED = 30_000
 _ORG_LEAD = re.compile(
     (
         r".*(?:就职于|任职于|供职于|工作于|单位是|单位[:：为]|公司[:：是为]|我在|他在|她在|加入|来自|"
@@ -107,11 +104,12 @@ _FIELD_LABELS = (
     "责任护士|审核人|审批人|制单人|记录人|填表人|报销人|领用人|签收人|承办人|申报人|参保人|缴费人|报案人|应聘人|候选人|员工姓名|员工|学生|"
     "教师|导师|家长|父亲|母亲|丈夫|妻子|姓名（中文）|聯絡人|聯繫人|收貨人|負責人|經辦人|監護人|簽名|戶名"
 )
+_FIELD_LABELS = "|".join(sorted(_FIELD_LABELS.split("|"), key=len, reverse=True))
 _CN_FILLED = re.compile(
-    rf"(?:{_FIELD_LABELS})(?:[（(][^()（）\n]{{1,8}}[)）])?[ \t]?[：:][ \t\"“]{{0,3}}"
-    rf"(?P<name>[{_HAN}]{{2,4}}|[{_HAN}]{{1,8}}(?:[·•・][{_HAN}]{{1,8}}){{1,3}})"
+    rf"[：:][ \t\"“]{{0,3}}(?P<name>[{_HAN}]{{2,4}}|[{_HAN}]{{1,8}}(?:[·•・][{_HAN}]{{1,8}}){{1,3}})"
     r"(?=[，。；、,;.\s（(）)|/<\"”】\]]|\Z)"
 )
+_FIELD_END = re.compile(rf"(?:{_FIELD_LABELS})(?:[（(][^()（）\n]{{1,8}}[)）])?\Z")
 _EMPTY = re.compile(
     r".*(?:[无未请待见暂空必选填某同详略缺]|公司|单位|部门|本人|客户|用户|匿名|保密|先生们|全体|各位|如下|以上|以下|上述|不详|不明|自己|其他|人员|管理员|"
     r"[部局司处科组院校队会厂店行室站所网]\Z)"
@@ -199,9 +197,9 @@ def is_word(text: str, at: int) -> bool:
     return _WORDS_CN.match(text, at) is not None
 
 
-def _people(text: str) -> Iterator[Finding]:
-    for judged, found in enumerate(_CN_BEFORE.finditer(text)):
-        if judged >= _MAX_JUDGED:
+def _people(text: str, budget: Budget) -> Iterator[Finding]:
+    for found in _CN_BEFORE.finditer(text):
+        if not budget.spend():
             yield Finding(found.start(), len(text), "NAME", 0.5)
             break
         start = found.end()
@@ -224,8 +222,8 @@ def _people(text: str) -> Iterator[Finding]:
             continue
         yield Finding(start, given + n, "NAME", 0.8)
     for pattern in (_CN_TITLE, _CN_FIELD, _CN_BESIDE, _CN_LISTED, _CN_JSON):
-        for judged, found in enumerate(pattern.finditer(text)):
-            if judged >= _MAX_JUDGED:
+        for found in pattern.finditer(text):
+            if not budget.spend():
                 yield Finding(found.start(), len(text), "NAME", 0.5)
                 break
             before = _BEFORE.get(pattern)
@@ -236,17 +234,26 @@ def _people(text: str) -> Iterator[Finding]:
             if not any(c in words.NOT_GIVEN for c in inner) and not _WORDS_CN.match(name):
                 yield Finding(found.start("name"), found.end("name"), "NAME", 0.8)
     for found in _CN_ADDRESSED.finditer(text):
+        if not budget.spend():
+            yield Finding(found.start(), len(text), "NAME", 0.5)
+            break
         left = text[max(0, found.start() - 1) : found.start()]
         if "\u4e00" <= left <= "\u9fff" and left not in _ADDRESSED_BEHIND:
             continue
         yield Finding(found.start("name"), found.end("name"), "NAME", 0.7)
     if "姓" in text:
         for found in _CN_MY.finditer(text):
+            if not budget.spend():
+                yield Finding(found.start(), len(text), "NAME", 0.5)
+                break
             yield Finding(found.start("name"), found.end("name"), "NAME", 0.6)
             if found["full"] and found["full"].startswith(found["name"]):
                 yield Finding(found.start("full"), found.end("full"), "NAME", 0.7)
     done = 0
     for suffix in _CN_ORG_END.finditer(text):
+        if not budget.spend():
+            yield Finding(suffix.start(), len(text), "ORG", 0.5)
+            break
         low = max(done, suffix.start() - 24)
         done = suffix.end()
         ahead = _CN_ORG_NAME.search(text[low : suffix.start()])
@@ -260,25 +267,40 @@ def _people(text: str) -> Iterator[Finding]:
 
 
 
+# Each with its score, and signs of which a text needs one: most texts are spared most patterns.
+_PLAINLY: tuple[tuple[re.Pattern[str], float, str], ...] = (
+    (_CN_FILLED, 0.8, ":|："), (_ETHNIC, 0.8, "·|•|・"), (_CN_SAID, 0.7, "据|记者|通讯员|编辑|摄影"),
+    (_CN_OWNER, 0.6, "的"), (_CN_CALLED, 0.6, "姓"), (_CN_POLITE, 0.7, "先生|女士|小姐|太太"), (_CN_PET, 0.6, "叫小|叫阿"),
+    (_CN_PARCEL, 0.6, "收|启"), (_CN_SHORT, 0.6, ""), (_CN_SIGNED, 0.8, "\n"), (_CN_DATED, 0.7, "\n|上|启"),
+    (_CN_TYPICAL, 0.6, ""),
+)  # fmt: skip
 
-_TYPICAL_END = 3
 
-
-def _plainly(text: str) -> Iterator[Finding]:
+def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
     """What needs no list of roles in front of it."""
-    for pattern, score in (
-        (_CN_FILLED, 0.8), (_ETHNIC, 0.8), (_CN_SAID, 0.7), (_CN_OWNER, 0.6), (_CN_CALLED, 0.6), (_CN_POLITE, 0.7),
-        (_CN_PET, 0.6), (_CN_PARCEL, 0.6), (_CN_SHORT, 0.6), (_CN_SIGNED, 0.8), (_CN_DATED, 0.7), (_CN_TYPICAL, 0.6),
-    ):  # fmt: skip
-        for judged, found in enumerate(pattern.finditer(text)):
-            if judged >= _MAX_JUDGED:
+    listed = 0  # up to here lists were followed
+    for pattern, score, signs in _PLAINLY:
+        if not any(sign in text for sign in signs.split("|")):
+            continue
+        for found in pattern.finditer(text):
+            if not budget.spend():
                 yield Finding(found.start(), len(text), "NAME", 0.5)
                 break
             start, end = found.span("name")
             name = found["name"]
             if pattern is _CN_FILLED:
-                good = not _EMPTY.match(name)
-            elif pattern in (_CN_OWNER, _CN_POLITE, _CN_TYPICAL, _CN_PARCEL):
+                label = text[max(0, found.start() - 18) : found.start()].rstrip(" \t")
+                good = _FIELD_END.search(label) is not None and not _EMPTY.match(name)
+            elif pattern is _ETHNIC:
+                good = True
+            elif pattern is _CN_POLITE:
+                ahead = text[start - 1 : start]
+                good = (
+                    (not _han(text, start - 1) or ahead in _ADDRESSED_BEHIND)
+                    and not is_word(text, start)
+                    and not any(c in words.NOT_GIVEN for c in name[1:])
+                )
+            elif pattern in (_CN_OWNER, _CN_TYPICAL, _CN_PARCEL):
                 good = (
                     not is_word(text, start)
                     and not any(c in words.NOT_GIVEN for c in name[1:])
@@ -288,15 +310,16 @@ def _plainly(text: str) -> Iterator[Finding]:
                         or (_CN_BOTH.fullmatch(name) is not None and _after_somebody(text, start))
                     )
                 )
-                if pattern is _CN_POLITE:
-                    good = good and not _han(text, start - 1) or text[start - 1 : start] in _ADDRESSED_BEHIND
             else:
                 good = not is_word(text, start) and not any(c in words.NOT_GIVEN for c in name[1:-1])
             if good:
                 yield Finding(start, end, "NAME", score)
-                yield from _listed(text, end)
-    for judged, found in enumerate(_CN_FRAMED.finditer(text)):
-        if judged >= _MAX_JUDGED:
+                if end > listed:
+                    for one in _listed(text, end):
+                        listed = one.end
+                        yield one
+    for found in _CN_FRAMED.finditer(text):
+        if not budget.spend():
             yield Finding(found.start(), len(text), "NAME", 0.5)
             break
         group = found.lastgroup or "a"
@@ -304,6 +327,9 @@ def _plainly(text: str) -> Iterator[Finding]:
         if not is_word(name, 0) and not any(c in words.NOT_GIVEN for c in name[1:]):
             yield Finding(*found.span(group), "NAME", 0.6)
     for label in _CN_LATIN.finditer(text):
+        if not budget.spend():
+            yield Finding(label.start(), len(text), "NAME", 0.5)
+            break
         run = english_names.CANDIDATE.match(text, label.end())
         span = english_names.trimmed(run[0], label.end()) if run else None
         capitals = _LATIN_CAPITALS.match(text, label.end())
@@ -333,5 +359,6 @@ def _listed(text: str, at: int) -> Iterator[Finding]:
 
 def scan(text: str) -> Iterator[Finding]:
     """People and companies in a plain view (:func:`sllm.privacy.normal.plain`)."""
-    yield from _people(text)
-    yield from _plainly(text)
+    budget = Budget(text)
+    yield from _people(text, budget)
+    yield from _plainly(text, budget)

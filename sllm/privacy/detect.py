@@ -57,6 +57,9 @@ class PatternDetector:
                     continue
                 if one.score < self._min_score or one.end <= one.start:
                     continue
+                if view.offsets is None:
+                    found.append(one)
+                    continue
                 start, end = view.span(one.start, one.end)
                 found.append(Finding(start, end, one.kind, one.score, one.checked))
         return sorted(found, key=lambda one: (one.start, -one.end))

@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING
 
 from sllm.privacy import words
+from sllm.privacy.bounds import Budget
 from sllm.privacy.findings import Finding
 
 if TYPE_CHECKING:
@@ -191,6 +192,7 @@ _MAILBOX = re.compile(
 _BORN = re.compile(r",? \(?(?:born|b\.|DOB|aged|age|d\.o\.b|née|nee)(?![a-z])")
 _SECOND = re.compile(rf", (?P<word>[{_CAP}][{_LETTER}'’-]{{1,24}}(?: [A-Z]\.?(?![A-Za-z]))?)(?![{_LETTER}])")
 # HOLLIS, MARGARET on a line of its own, or in front of the next field.
+_CAPITAL = re.compile(f"[{_CAP}]")
 _CAPITALS_EN = re.compile(
     r"^[ \t]*(?P<name>[A-Z][A-Z'-]{1,24}, ?[A-Z][A-Z'-]{1,24}(?: [A-Z]\.?)?)(?=[ \t|"
     r";(]*\n?[ \t]*(?:DOB|MRN|SSN|ID|Sex|Gender|Age|Date of [Bb]irth)(?![A-Za-z]))",
@@ -238,6 +240,17 @@ _CAMEL_NAME = re.compile(r"(?:Mc|Mac|De|Di|La|Le|Van|Von|Du|Fitz|O|D|Da|Del|Ja|R
 _PERSONAL = re.compile(
     r"(?<![A-Za-z])(?:[Ii]|I'm|I've|I'll|[Mm]e|[Mm]y|[Ww]e|[Uu]s|[Oo]ur|[Yy]ou|[Yy]our|[Pp]lease|[Tt]hanks|"
     r"[Rr]egards|[Hh]i|[Hh]ello|[Dd]ear)(?![A-Za-z])"
+)
+# What may follow a name at once: a mailbox, a column, a date of birth.
+_OPENING = frozenset("<|;,(\t\"'’")
+# The last words of all that announces, of titles without a full stop, and of what is said in front of people only.
+_HUMAN_LAST = (
+    "with ask asked tell told email emailed called texted thank invite invited hire hired remind reminded notify "
+    "notified contacted assist marry married fired know knew refund owes does has did is why will add include remove "
+    "let name and between contact call reach met meet am where when"
+)
+_LEADING = (
+    _LAST | frozenset(_HUMAN_LAST.split()) | frozenset(title.lower() for title in (*_TITLES, *_RANKS, *_GREETINGS))
 )
 _SEPARATORS = frozenset([", ", " and ", ", and ", "; ", " & ", " / ", "/", "\n", "\n- ", ",\n", " or ", " with "])
 _CALLING = (" calling", " speaking", " from ", " here", " writing", ", calling")
@@ -326,6 +339,7 @@ class _Reader:
         self.text = text
         self.last = -1  # the end of the last name found
         self.listed = False  # whether more may follow it in a list
+        self.budget = Budget(text)
         self._personal: tuple[int, int, bool] = (0, 0, False)
 
     def personal(self, start: int) -> bool:
@@ -338,10 +352,39 @@ class _Reader:
         return known
 
     def run(self, run: str, start: int) -> Iterator[Finding]:
+        if " " not in run and self._idle(run, start):
+            return
+        if not self.budget.spend():
+            yield Finding(start, len(self.text), "NAME", 0.5)
+            return
         for one in self._run(run, start):
             self.last = one.end
             self.listed = one.score >= 0.7
             yield one
+
+    def _idle(self, word: str, start: int) -> bool:
+        """Whether a capitalised word is done with at once: neither known for a name, nor announced by the word
+        in front of it.
+        """
+        if word in _NOT_NAMES:
+            return True
+        if word[-2:-1] in "'’" and word[-1] == "s":
+            word = word[:-2]
+        if word in _GIVEN or self.listed:
+            return False
+        text = self.text
+        if start < 2 or text[start - 1] != " ":
+            return False
+        at = text.rfind(" ", max(0, start - 16), start - 1)
+        ahead = text[at + 1 : start - 1].lower()
+        ahead = ahead.removesuffix(",")
+        return (
+            at >= 0
+            and ahead.isalnum()
+            and ahead not in _LEADING
+            and not ahead.endswith(("name", "by", "to"))
+            and text[start + len(word) : start + len(word) + 1] not in _OPENING
+        )
 
     def _run(self, run: str, start: int) -> Iterator[Finding]:
         text = self.text
@@ -529,11 +572,23 @@ def _mentioned(text: str, before: str, end: int) -> bool:
 
 def scan(text: str) -> Iterator[Finding]:
     """People in a plain view (:func:`sllm.privacy.normal.plain`)."""
+    if not _CAPITAL.search(text):
+        yield from _lower(text)
+        return
     reader = _Reader(text)
     for run in CANDIDATE.finditer(text):
         yield from reader.run(run[0], run.start())
+        if reader.budget.left < 0:
+            break
     for found in _CAPITALS_EN.finditer(text):
         yield Finding(found.start("name"), found.end("name"), "NAME", 0.6)
+    yield from _lower(text)
+
+
+def _lower(text: str) -> Iterator[Finding]:
+    """Names that were written without capitals, behind what can only announce one."""
+    if not any(said in text for said in ("name", "his is", "am ", "'m ", "all me")):
+        return
     for found in _LOWER.finditer(text):
         said, first, second = found["said"].lower(), found["first"], found["second"]
         if first in _LOWER_GIVEN and (not said.startswith("this") or second in _LOWER_SURNAMES):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sllm.privacy.findings import Finding
-from sllm.privacy.normal import View, decoded, folded, packed
+from sllm.privacy.normal import View, compact, decoded, folded, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +30,10 @@ _LONG = 8
 _DIGITS = 7
 # From so many bytes on a value is looked for in base64 and hexadecimal.
 _PACKED = 6
-_NUMBER = re.compile(r"[0-9](?:[ \t\-._()/,:+]{0,3}[0-9])*")
+# From so many letters and digits on, ASCII or other, a value is looked for spelled out, too.
+_SPELLED = 8
+_SPELLED_OTHER = 3
+_NUMBER = re.compile(r"[0-9](?:[ \t\r\n\-._()/,:+\"'*]{0,5}[0-9])*")
 _ASCII_WORD = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 
 
@@ -47,8 +50,9 @@ class _Finder:
     many, so that a conversation with thousands of values does not read every text thousands of times.
     """
 
-    _FEW = 48
-    _SIZES = (8, 6, 4, 3, 2)
+    # Up to so many, looking for each is faster: the search of str takes a nanosecond for a character or less.
+    _FEW = 150
+    _SIZES = (4, 2)
 
     def __init__(self) -> None:
         self._forms: dict[str, None] = {}
@@ -77,9 +81,9 @@ class _Finder:
             return
         ends: dict[str, int] = {}
         for size, starts in self._starts.items():
-            for at in range(len(body) - size + 1):
-                forms = starts.get(body[at : at + size])
-                for form in forms or ():
+            # Pieces of the text that begin no string are by far the most: they are sorted out in one go.
+            for at in [i for i in range(len(body) - size + 1) if body[i : i + size] in starts]:
+                for form in starts[body[at : at + size]]:
                     if body.startswith(form, at) and at >= ends.get(form, 0) and accept(at, form):
                         ends[form] = at + len(form)
                         yield at, form
@@ -99,6 +103,8 @@ class KnownValues:
         self._finder = _Finder()
         self._packed_finder = _Finder()
         self._digit_finder = _Finder()
+        self._spelled: dict[str, str] = {}
+        self._spelled_finder = _Finder()
 
     def __len__(self) -> int:
         return len(self._values)
@@ -114,6 +120,7 @@ class KnownValues:
         if key not in self._values:
             self._take(key, _Known(form, kind, short, cased))
             digits = "".join(char for char in form if "0" <= char <= "9")
+            self._take_spelled(compact(View(form, None)).text, kind)
             # The digits of a street address are no number that anybody writes.
             if len(digits) >= _DIGITS and len(digits) >= 0.6 * sum(char.isalnum() for char in form):
                 self._take_digits(digits, kind)
@@ -124,6 +131,12 @@ class KnownValues:
         self._finder.add(known.form)
         if len(known.form.encode()) >= _PACKED:
             self._packed_finder.add(known.form)
+
+    def _take_spelled(self, form: str, kind: str) -> None:
+        others = sum(not char.isascii() and char.isalnum() for char in form)
+        if others >= _SPELLED_OTHER or others + sum(map(str.isalnum, form)) >= _SPELLED:
+            self._spelled.setdefault(form, kind)
+            self._spelled_finder.add(form)
 
     def _take_digits(self, digits: str, kind: str) -> None:
         self._digits.setdefault(digits, kind)
@@ -143,6 +156,9 @@ class KnownValues:
                 self._take(key, known)
         for digits, kind in other._digits.items():
             self._take_digits(digits, kind)
+        for form, kind in other._spelled.items():
+            self._spelled.setdefault(form, kind)
+            self._spelled_finder.add(form)
 
     def findings(self, text: str, view: View | None = None) -> Iterator[Finding]:
         """Where the values stand in a text, plainly or under an encoding.
@@ -179,6 +195,10 @@ class KnownValues:
             yield Finding(*view.span(at, at + len(form)), kind(at, form) or "")
         if self._digit_finder:
             yield from self._by_digits(view)
+        if self._spelled_finder:
+            close = compact(view)
+            for at, form in self._spelled_finder.find(close.text, lambda *_: True):
+                yield Finding(*close.span(at, at + len(form)), self._spelled[form])
 
     def _in_packed(self, text: str) -> Iterator[Finding]:
         """Runs of base64 or hexadecimal that hold a value. Short values turn up in noise and are left out."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from sllm.privacy.bounds import Budget
 from sllm.privacy.findings import Finding
 from sllm.privacy.tokens import entropy
 
@@ -544,17 +545,22 @@ _ACTIVE_USER = re.compile(
     r"(?<![A-Za-z])[Uu]ser (?P<user>[A-Za-z][A-Za-z0-9_.-]{3,31}) (?:logged|signed|has logged|registered|connected|joined)(?![a-z])"
 )
 _DMS = re.compile(_DEGREES)
-_MAX_SPOKEN = 2000
 _LOOKS_LIKE_CODE = re.compile(
     r"\A[A-Za-z_][A-Za-z0-9_.]*[(\[].*[)\];]\Z|\$\{|\{\{|\A<.*>\Z|\A--|\A\$[A-Z_]+\Z|://|\\|\.(?:com|org|net|io|py|js|ts|md|json|txt|html|cn|log|yml)\b"
 )
 
 
+_SPOKEN_WORDS = ("ass", "redential", "ecret", "PIN", "wd", "ogin", "oken", "密码", "口令", "密钥")
+
+
 def _spoken(text: str) -> Iterator[Finding]:
     """Passwords that a sentence speaks of before it says them: "the temporary one is ..."."""
     done = 0
-    for judged, word in enumerate(_SPOKEN_SECRET.finditer(text)):
-        if judged >= _MAX_SPOKEN:
+    if not any(word in text for word in _SPOKEN_WORDS):
+        return
+    budget = Budget(text)
+    for word in _SPOKEN_SECRET.finditer(text):
+        if not budget.spend():
             yield Finding(word.start(), len(text), "SECRET", 0.5)
             return
         if word.start() < done:
@@ -610,7 +616,7 @@ def _others(text: str) -> Iterator[Finding]:
                 yield Finding(found.start(), found.start() + len(found[0].rstrip(".")), "USER", 0.6)
         for found in _HAN_HANDLE.finditer(text):
             yield Finding(found.start(1), found.end(1), "USER", 0.7)
-    for found in _ACTIVE_USER.finditer(text):
+    for found in _ACTIVE_USER.finditer(text) if "ser " in text else ():
         if found["user"].lower() not in _COMMON:
             yield Finding(found.start("user"), found.end("user"), "USER", 0.7)
     if "加" in text:
@@ -621,7 +627,8 @@ def _others(text: str) -> Iterator[Finding]:
             one = _secret(text, found.end(), "", True, False)
             if one:
                 yield one
-    for found in _PHRASE.finditer(text):
+    phrased = any(word in text for word in ("hrase", "nemonic", "助记词", "恢复短语"))
+    for found in _PHRASE.finditer(text) if phrased else ():
         yield Finding(found.start("value"), found.end("value"), "SECRET", 0.8)
     yield from _spoken(text)
     if "°" in text:
@@ -643,10 +650,14 @@ def _others(text: str) -> Iterator[Finding]:
 def scan(text: str) -> Iterator[Finding]:
     """Findings in a plain view (:func:`sllm.privacy.normal.plain`)."""
     done = 0  # up to here a secret reaches: what it is made of labels nothing
+    budget = Budget(text)
     for word in _CAMEL.finditer(text):
         lower = word[0].lower()
         start = word.start()
         if lower in _SECRET_WORDS and start >= done:
+            if not budget.spend():
+                yield Finding(start, len(text), "SECRET", 0.5)
+                break
             one = _secrets_at(text, start, word.end(), lower)
             if one:
                 done = one.end
@@ -656,6 +667,9 @@ def scan(text: str) -> Iterator[Finding]:
             start and text[start - 1].isascii() and text[start - 1].isalpha() and word[0][0].islower()
         ):
             continue
+        if not budget.spend():
+            yield Finding(start, len(text), "ACCOUNT", 0.5)
+            break
         for pattern, kind, value_kind in entries:
             link = pattern.match(text, start)
             if link:
@@ -667,6 +681,9 @@ def scan(text: str) -> Iterator[Finding]:
     if text.isascii():
         return
     for label in _CHINESE_ANY.finditer(text):
+        if not budget.spend():
+            yield Finding(label.start(), len(text), "ACCOUNT", 0.5)
+            break
         if label[0][0].isascii():
             # vx, QQ, LINE: not inside another word.
             around = text[max(0, label.start() - 1) : label.start()], text[label.end() : label.end() + 1]

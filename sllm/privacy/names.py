@@ -41,6 +41,8 @@ class NameDetector:
     def detect(self, text: str) -> list[Finding]:
         """Findings of kinds NAME and ORG."""
         view = plain(text)
+        if view.offsets is None:
+            return list(self._scan(view.text))
         found = []
         for one in self._scan(view.text):
             start, end = view.span(one.start, one.end)

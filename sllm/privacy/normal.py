@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["View", "decoded", "fold_char", "folded", "packed", "plain"]
+__all__ = ["View", "compact", "decoded", "fold_char", "folded", "packed", "plain"]
 
 # What is drawn with no width: soft hyphen, joiners, direction marks, byte order mark, variation selectors.
 _INVISIBLE = (
     "\u00ad\u034f\u061c\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff"
+    "\U000e0000-\U000e007f\U000e0100-\U000e01ef"
 )
 INVISIBLE = re.compile(f"[{_INVISIBLE}]+")
 
@@ -96,14 +97,25 @@ def _without(text: str, gaps: re.Pattern[str]) -> View:
     return View("".join(pieces), offsets)
 
 
+_FEW = 100
+
+
 def plain(text: str) -> View:
     """The view that detectors search: full-width forms, foreign digits, unusual spaces and dashes as ASCII,
     runs of seven or more Chinese numerals as digits, zero-width characters gone.
     """
     if text.isascii():
         return View(text, None)
-    view = _without(text, INVISIBLE)
-    changed = _CHANGING.sub(lambda m: _plain_char(m[0]), view.text)
+    chars = set(text)
+    view = _without(text, INVISIBLE) if any(map(INVISIBLE.match, chars)) else View(text, None)
+    changed = view.text
+    changing = [char for char in chars if _CHANGING.match(char)]
+    if len(changing) <= _FEW:
+        # A few passes that the machine makes at once, instead of a call for each character.
+        for char in changing:
+            changed = changed.replace(char, _plain_char(char))
+    else:
+        changed = _CHANGING.sub(lambda m: _plain_char(m[0]), changed)
     changed = _NUMERAL_RUN.sub(lambda m: m[0].translate(_NUMERALS), changed)
     return View(changed, view.offsets)
 
@@ -113,6 +125,8 @@ def fold_char(char: str) -> str:
     """One character as it is compared: compatibility form, decomposed, case folded; "" if it has no width."""
     if INVISIBLE.fullmatch(char):
         return ""
+    if char.isdecimal():
+        return str(unicodedata.decimal(char))
     form = unicodedata.normalize("NFKD", char).casefold()
     # Case folding may undo the decomposition, and the other way round.
     return unicodedata.normalize("NFKD", form).casefold()
@@ -140,26 +154,60 @@ def folded(text: str) -> View:
         last = at + 1
     pieces.append(text[last:].lower())
     offsets.extend(range(last, len(text)))
-    return View("".join(pieces), offsets if moved else None)
+    body = _NUMERAL_RUN.sub(lambda m: m[0].translate(_NUMERALS), "".join(pieces))
+    return View(body, offsets if moved else None)
+
+
+# What is written between the letters of a word without ending it: spaces, signs of Markdown and of joining, tags,
+# marks on letters. The signs that end a clause are not among them.
+_BETWEEN = re.compile(
+    "(?:[\\s_.*~`'\"/\\\\+|()\\[\\]{}#=&\u00b7\u2022\u0300-\u036f-]|</?[A-Za-z][^<>\\n]{0,40}>|[<>])+"
+)
+# Cyrillic and Greek letters that are drawn as Latin ones (case folded).
+_LOOKALIKES = str.maketrans("аеорсухіјѕһԁԛԝкмнтвαεορυχικνητ", "aeopcyxijshdqwkmhtbaeopuxiknht")
+
+
+def compact(view: View) -> View:
+    """A folded view with the letters and digits moved together: spaces, signs, tags and accents between them
+    gone, letters of other scripts that look Latin made so. For comparing values that were spelled out or
+    broken.
+    """
+    close = _without(view.text, _BETWEEN)
+    offsets = close.offsets
+    if offsets is not None and view.offsets is not None:
+        offsets = [view.offsets[i] for i in offsets]
+    elif offsets is None:
+        offsets = view.offsets
+    return View(close.text.translate(_LOOKALIKES), offsets)
 
 
 _ESCAPE = re.compile(
-    r"\\(?:u([0-9a-fA-F]{4})(?:\\u([dD][c-fC-F][0-9a-fA-F]{2}))?|x([0-9a-fA-F]{2})|([\"\\/bfnrt]))"
+    r"\\(?:u([0-9a-fA-F]{4})(?:\\u([dD][c-fC-F][0-9a-fA-F]{2}))?|([\"\\/bfnrt])|"
+    r"(?:u\{([0-9a-fA-F]{1,6})\}|U([0-9a-fA-F]{8})))"
+    r"|((?:\\x[0-9a-fA-F]{2})+)|((?:\\[0-3][0-7]{2})+)"
 )
 _SIMPLE = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
-_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,24});")
+# Quoted-printable, as in mail.
+_QUOTED = re.compile(r"(?:=[0-9A-F]{2}|=\r?\n)+")
+_ENTITY = re.compile(r"&(?:#[0-9]{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[A-Za-z][A-Za-z0-9]{1,24};)")
 # JSON within JSON within JSON: a tool's arguments in a message in a request.
 _LEVELS = 3
 
 
 def _unescaped(match: re.Match[str]) -> list[tuple[str, int]]:
-    high, low, byte, simple = match.groups()
+    high, low, simple, braced, long, hexes, octals = match.groups()
     width = match.end() - match.start()
     if simple:
         return [(_SIMPLE.get(simple, simple), width)]
-    if byte:
-        return [(chr(int(byte, 16)), width)]
+    if hexes:
+        return _of_bytes(bytes.fromhex(hexes.replace("\\x", "")), 4)
+    if octals:
+        return _of_bytes(bytes(int(octals[i + 1 : i + 4], 8) for i in range(0, len(octals), 4)), 4)
+    if braced or long:
+        point = int(braced or long, 16)
+        good = point < 0x110000 and not 0xD800 <= point < 0xE000
+        return [(chr(point) if good else "\ufffd", width)]
     code = int(high, 16)
     if 0xD800 <= code < 0xDC00 and low:
         return [(chr(0x10000 + ((code - 0xD800) << 10) + (int(low, 16) - 0xDC00)), width)]
@@ -169,11 +217,33 @@ def _unescaped(match: re.Match[str]) -> list[tuple[str, int]]:
 
 
 def _unquoted(match: re.Match[str]) -> list[tuple[str, int]]:
-    data = bytes.fromhex(match[0].replace("%", ""))
+    return _of_bytes(bytes.fromhex(match[0].replace("%", "")), 3)
+
+
+def _of_bytes(data: bytes, width: int) -> list[tuple[str, int]]:
+    """The characters of UTF-8, or of Latin-1 where it is none, each byte having come from ``width`` characters."""
     try:
-        return [(char, 3 * len(char.encode())) for char in data.decode()]
+        return [(char, width * len(char.encode())) for char in data.decode()]
     except UnicodeDecodeError:
-        return [(chr(byte), 3) for byte in data]
+        return [(chr(byte), width) for byte in data]
+
+
+def _printable(match: re.Match[str]) -> list[tuple[str, int]]:
+    if "\n" not in match[0]:
+        return _of_bytes(bytes.fromhex(match[0].replace("=", "")), 3)
+    # A line that goes on: nothing stands between its halves.
+    chars: list[tuple[str, int]] = []
+    left = 0
+    for piece in re.finditer(r"(=\r?\n)|(?:=[0-9A-F]{2})+", match[0]):
+        if piece[1]:
+            left += len(piece[0])
+            continue
+        for char, width in _of_bytes(bytes.fromhex(piece[0].replace("=", "")), 3):
+            chars.append((char, width + left))
+            left = 0
+    if left:
+        chars.append(("\u200b", left))
+    return chars
 
 
 def _entity(match: re.Match[str]) -> list[tuple[str, int]]:
@@ -218,23 +288,26 @@ def decoded(text: str) -> Iterator[View]:
     """What the text is behind the escapes of JSON and program code, of URLs and of HTML, where that is
     another.
     """
-    if "\\" in text:
+    for sign, pattern, put in (
+        ("\\", _ESCAPE, _unescaped),
+        ("%", _PERCENT, _unquoted),
+        ("&", _ENTITY, _entity),
+        ("=", _QUOTED, _printable),
+    ):
+        if sign not in text:
+            continue
         view = View(text, None)
         for _ in range(_LEVELS):
-            inner = _replaced(view, _ESCAPE, _unescaped)
+            inner = _replaced(view, pattern, put)
             if inner is view:
                 break
             view = inner
             yield view
-    for sign, pattern, put in (("%", _PERCENT, _unquoted), ("&", _ENTITY, _entity)):
-        if sign in text:
-            view = _replaced(View(text, None), pattern, put)
-            if view.offsets is not None:
-                yield view
 
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{8,}")
-_HEX = re.compile(r"(?<![0-9a-fA-F])(?:[0-9a-fA-F]{2}){6,}(?![0-9a-fA-F])")
+_HEX = re.compile(r"(?<![0-9a-fA-F])[0-9a-fA-F]{2}(?:[ :,-]?[0-9a-fA-F]{2}){5,}(?![0-9a-fA-F])")
+_GAPS = str.maketrans("", "", " :,-")
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
@@ -250,9 +323,13 @@ def packed(text: str) -> Iterator[tuple[int, int, str]]:
             part = body[shift:]
             part = part[: len(part) - (len(part) % 4 == 1)]
             try:
-                forms.append(base64.b64decode(part + "=" * (-len(part) % 4)).decode("utf-8", "replace"))
+                data = base64.b64decode(part + "=" * (-len(part) % 4)).replace(b"\0", b"")
+                forms.append(data.decode("utf-8", "replace"))
             except binascii.Error:
                 continue
         yield run.start(), run.end(), "\n".join(forms)
     for run in _HEX.finditer(text):
-        yield run.start(), run.end(), bytes.fromhex(run[0]).decode("utf-8", "replace")
+        data = bytes.fromhex(run[0].translate(_GAPS))
+        # UTF-16 of ASCII has a zero byte for each character.
+        body = data.replace(b"\0", b"")
+        yield run.start(), run.end(), body.decode("utf-8", "replace")

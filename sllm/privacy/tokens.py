@@ -426,6 +426,8 @@ def _codes(text: str) -> Iterator[Finding]:
         for pattern in _MACHINE_READABLE:
             for found in pattern.finditer(text):
                 yield Finding(found.start(), found.end(), "PASSPORT", 0.9)
+    if not _DIGIT.search(text):
+        return
     for pattern, kind, check in _CODES:
         for found in pattern.finditer(text):
             value = found[0].replace("-", "").replace(" ", "")
