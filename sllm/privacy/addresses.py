@@ -173,7 +173,7 @@ _OTHERS = (
     ),
     # German and Dutch: the kind of street is the end of the word; the number follows.
     re.compile(
-        r"(?<![A-Za-zÀ-ÿ])[A-ZÄÖÜ][a-zäöüß-]{2,30}(?:straße|strasse|str\.|weg|platz|allee|gasse|"
+        r"(?<![A-Za-zÀ-ÿ])[A-ZÄÖÜ](?=[a-zäöüß-]{3,42} [0-9])[a-zäöüß-]{2,30}(?:straße|strasse|str\.|weg|platz|allee|gasse|"
         r"ring|ufer|damm|straat|laan|plein|gracht|steeg|singel|gatan|vägen|gränd|vej|gade|stræde|veien|katu|kuja|polku|"
         r"boulevard|markt|chaussee) "
         r"[0-9]{1,4}(?:[-/][0-9]{1,4})? ?[a-zA-Z]?(?![0-9A-Za-z])(?:,? [0-9]{4,5}(?: [A-Z]{2})? [A-ZÄÖÜ][a-zäöüß-]{2,24})?"

@@ -375,11 +375,10 @@ class _Reader:
         text = self.text
         if start < 2 or text[start - 1] != " ":
             return False
-        at = text.rfind(" ", max(0, start - 16), start - 1)
-        ahead = text[at + 1 : start - 1].lower()
-        ahead = ahead.removesuffix(",")
+        low = max(0, start - 16)
+        ahead = text[low : start - 1].rpartition(" ")[2].lower().removesuffix(",")
         return (
-            at >= 0
+            start > 16
             and ahead.isalnum()
             and ahead not in _LEADING
             and not ahead.endswith(("name", "by", "to"))

@@ -112,16 +112,18 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,20}\Z")
 def _urls(text: str) -> Iterator[Finding]:
     at = text.find("://")
     while at >= 0:
+        done = at + 3
         scheme = _SCHEME.search(text[max(0, at - 22) : at])
         if scheme:
             found = _USERINFO.match(text, at + 3)
             if found:
                 yield Finding(at - len(scheme[0]), found.end(), "URL", 1.0, checked=True)
+                done = found.end()  # addresses within it are found with it
             else:
                 found = _PROFILE.match(text, at + 3)
                 if found:
                     yield Finding(at - len(scheme[0]), found.end(), "USER", 0.8)
-        at = text.find("://", at + 3)
+        at = text.find("://", done)
 
 
 _IPV4 = re.compile(r"(?<![0-9.])[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?![0-9])(?!\.[0-9])")
