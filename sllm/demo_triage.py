@@ -44,14 +44,11 @@ REQUESTS: tuple[tuple[str, Verify], ...] = (
 )
 """Requests, and which answers of tier 2 the cloud is to verify."""
 
-SECRET = "415-555-0147"
-"""Invented, as all numbers of the pattern 555-01xx are."""
+SECRET = "13900001234"
+"""Invented, as all numbers of the pattern 1xx 0000 xxxx are here."""
 
-PRIVATE = (
-    "What is the phone number in this message?\n"
-    f"Customs froze our shipment of microscopes. Urgent: {SECRET}."
-)
-"""A private request of tier 3."""
+PRIVATE = f"这条消息里的电话是多少？\n合同纠纷已经仲裁。请打{SECRET}联系我。"
+"""A private request of tier 3: which phone number is in this message?"""
 
 _MAX_TOKENS = 48
 
@@ -71,6 +68,10 @@ def show_triage(remote: Remote, small: sllm.Model, n_threads: int, out: Output) 
         Whether nothing private was sent.
 
     """
+    out.line(
+        "Who answers: the target here grades every request, and the worker, with the same weights, is the"
+    )
+    out.line("cloud. So small a model has no answer to the hard ones, there as here.")
     tapped = _TappedTarget(remote)
     with ExitStack() as stack:
         scorer = stack.enter_context(ContextScorer(small, n_threads=n_threads))
@@ -87,7 +88,6 @@ def show_triage(remote: Remote, small: sllm.Model, n_threads: int, out: Output) 
             )
         )
         asked = [_ask(hybrid, tapped, text, verify) for text, verify in (*REQUESTS, (PRIVATE, "uncertain"))]
-    out.line("Who answers: the target here grades each request; the worker is the cloud, with the same weights")
     rows = [("tier", "route", "cloud tokens", "request")]
     rows += [(str(one.tier), one.route, str(one.cloud_tokens), one_line(one.request)) for one in asked]
     for line in table(rows, right=(0, 2)):
@@ -98,9 +98,11 @@ def show_triage(remote: Remote, small: sllm.Model, n_threads: int, out: Output) 
     sent = [text for one in asked for text in one.sent]
     n_leaks = sum(_holds(text, SECRET) for text in sent)
     if n_leaks:
-        out.note(f"sllm: {n_leaks} of {count(len(sent), 'message')} to the worker held the private number")
+        out.note(f"sllm: the private number is in {n_leaks} of {count(len(sent), 'text')} for the worker")
         return False
-    out.line(f"Of {count(len(sent), 'message')} to the worker, none holds the number.")
+    out.line(
+        f"Of {count(len(sent), 'text')} that the connection was handed for the worker, none holds the number."
+    )
     return True
 
 
@@ -143,26 +145,27 @@ def _ask(hybrid: Hybrid, tapped: _TappedTarget, request: str, verify: Verify) ->
 def _private_lines(one: _Asked) -> list[str]:
     """One request as it was asked, sent, answered and shown."""
     lines = [f"asked here:  {one_line(one.request)}"]
-    masked = next((text for text in one.sent if _PLACEHOLDER.search(text)), None)
-    if masked is None:
+    if not one.sent:
         return [*lines, f"nothing of it was sent: {one_line('; '.join(one.reasons))}"]
     lines += [
-        f"sent:        {one_line(masked)}",
+        f"sent:        {one_line(one.sent[0])}",
         f"came back:   {one_line(one.received)}",
         f"shown here:  {one_line(one.answer)}",
     ]
-    if one.n_restored:
-        lines.append(f"{count(one.n_restored, 'placeholder')} put back. The pair cannot spell one: a grammar")
-        lines[-1] += " lets the worker write only those that it was sent."
-    else:
-        lines.append("The worker's answer holds no placeholder that was sent, so none was put back.")
+    if not one.n_restored:
+        return [*lines, "The answer holds no placeholder that was sent, so none was put back."]
+    put_back = count(one.n_restored, "placeholder")
+    lines.append(
+        f"{put_back} put back. A grammar lets the worker write only those that it was sent: left to itself,"
+    )
+    lines.append("a model this small drops the end of one, and then there is nothing to put back.")
     return lines
 
 
 def _holds(text: str, value: str) -> bool:
     """Whether a text holds a value as it is, or its digits whatever stands between them."""
-    digits = "".join(filter(str.isdigit, value))
-    return value in text or digits in re.sub(r"[^0-9]", "", text)
+    digits = re.sub("[^0-9]", "", value)
+    return value in text or (digits != "" and digits in re.sub("[^0-9]", "", text))
 
 
 # ---- what is sent
@@ -227,8 +230,8 @@ class _TappedGeneration(RemoteGeneration):
 def _grammar(issued: Sequence[str]) -> str:
     """Any text in which a bracket opens nothing but one of these placeholders.
 
-    A model of five million weights abbreviates a placeholder to the form that it was trained on, without the
-    nonce, and that is restored for nobody.
+    A model of five million weights cuts a placeholder down to the form that it was trained on, which has no
+    nonce and which nobody puts a value in for.
     """
     options = " | ".join(f'"{one}"' for one in issued)
     return f"root ::= ([^\\[【<] | placeholder)*\nplaceholder ::= {options}\n"
