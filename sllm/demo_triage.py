@@ -42,7 +42,9 @@ REQUESTS: tuple[tuple[str, Verify], ...] = (
     ("Prove that the square root of 47 is irrational.", "uncertain"),
     ("证明根号47是无理数。", "uncertain"),
 )
-"""Requests, and which answers of tier 2 the cloud is to verify."""
+"""Requests, and whether the cloud verifies an answer of tier 2 always or by the profile. The profile of the
+embedded target has no threshold for that, so every such answer is verified.
+"""
 
 SECRET = "13900001234"
 """Invented, as all numbers of the pattern 1xx 0000 xxxx are here."""
