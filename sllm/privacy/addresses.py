@@ -14,27 +14,19 @@ if TYPE_CHECKING:
 __all__ = ["scan"]
 
 _SUFFIX = (
-    "Street|St|Avenue|Ave|Av|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Place|Pl|Square|Sq|"
-    "Way|Terrace|Ter|Trail|"
-    "Trl|Parkway|Pkwy|Highway|Hwy|Circle|Cir|Loop|Alley|Crescent|Cres|Close|Gardens|Mews|Row|"
-    "Walk|Hill|Plaza|Broadway|"
-    "Expressway|Freeway|Turnpike|Bypass|Route|Crossing|Point|Ridge|View|Park|Grove|Green|Heights|"
-    "Island|Manor|Meadow|"
-    "Mill|Mount|Path|Pike|Quay|Rise|Run|Spur|Station|Valley|Village|Villages|Vista|Wharf|Yard|"
-    "Creek|Canyon|Bridge|"
-    "Common|Commons|Corner|Cove|Field|Fields|Ford|Forest|Forge|Fork|Garden|Gateway|Glen|Harbor|"
-    "Haven|Hills|Hollow|"
-    "Junction|Key|Knoll|Lake|Lakes|Landing|Lodge|Meadows|Mountain|Orchard|Oval|Parade|Passage|"
-    "Pass|Pine|Pines|Plain|"
-    "Plains|Port|Prairie|Ranch|Rapids|River|Shore|Shores|Spring|Springs|Summit|Throughway|Trace|"
-    "Track|Tunnel|Union|"
-    "Viaduct|Ville|Wall|Well|Wells|Brook|Burg|Cape|Causeway|Center|Centre|Cliff|Club|Course|"
-    "Crest|Dale|Dam|Divide|"
-    "Estate|Estates|Extension|Falls|Ferry|Flat|Flats|Fort|Inlet|Isle|Land|Light|Loaf|Locks|Mall|"
-    "Mission|Neck|Ramp|"
-    "Rest|Shoal|Skyway|Stravenue|Stream|Camp|Branch|Bluff|Bend|Beach|Bayou|Arcade|Annex|Motorway|"
-    "Overpass|Underpass|Artery|Rotary|Glade|Anchorage|Dell|Intersection|Rapid|Rue|Lock|Curve|Crossroad|Radial|"
-    "Trafficway|Croft|Drove|Fold|Gate|Wynd|Brae|Vale|Chase|Paddock|Esplanade|Embankment|Mound|Copse"
+    "Street|St|Avenue|Ave|Av|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Place|Pl|Square|Sq|Way|Terrace|"
+    "Ter|Trail|Trl|Parkway|Pkwy|Highway|Hwy|Circle|Cir|Loop|Alley|Crescent|Cres|Close|Gardens|Mews|Row|Walk|"
+    "Hill|Plaza|Broadway|Expressway|Freeway|Turnpike|Bypass|Route|Crossing|Point|Ridge|View|Park|Grove|Green|"
+    "Heights|Island|Manor|Meadow|Mill|Mount|Path|Pike|Quay|Rise|Run|Spur|Station|Valley|Village|Villages|"
+    "Vista|Wharf|Yard|Creek|Canyon|Bridge|Common|Commons|Corner|Cove|Field|Fields|Ford|Forest|Forge|Fork|"
+    "Garden|Gateway|Glen|Harbor|Haven|Hills|Hollow|Junction|Key|Knoll|Lake|Lakes|Landing|Lodge|Meadows|"
+    "Mountain|Orchard|Oval|Parade|Passage|Pass|Pine|Pines|Plain|Plains|Port|Prairie|Ranch|Rapids|River|Shore|"
+    "Shores|Spring|Springs|Summit|Throughway|Trace|Track|Tunnel|Union|Viaduct|Ville|Wall|Well|Wells|Brook|"
+    "Burg|Cape|Causeway|Center|Centre|Cliff|Club|Course|Crest|Dale|Dam|Divide|Estate|Estates|Extension|Falls|"
+    "Ferry|Flat|Flats|Fort|Inlet|Isle|Land|Light|Loaf|Locks|Mall|Mission|Neck|Ramp|Rest|Shoal|Skyway|"
+    "Stravenue|Stream|Camp|Branch|Bluff|Bend|Beach|Bayou|Arcade|Annex|Motorway|Overpass|Underpass|Artery|"
+    "Rotary|Glade|Anchorage|Dell|Intersection|Rapid|Rue|Lock|Curve|Crossroad|Radial|Trafficway|Croft|Drove|"
+    "Fold|Gate|Wynd|Brae|Vale|Chase|Paddock|Esplanade|Embankment|Mound|Copse"
 )
 # Suffixes that name little else: behind a number they are enough. The others need two words before them, so
 # that "3 Key Points" stays.
@@ -73,32 +65,35 @@ _WITH_TOWN = re.compile(
 )
 # Where somebody lives, or something is sent: what follows is an address if it has a number and a name in it.
 _AT = re.compile(
-    r"(?<![A-Za-z])(?:(?:[Ll]ives?|[Ll]ived|[Ll]iving|[Rr]esid(?:es?|ing|ed)|[Ss]tay(?:s|ing)?|[Mm]eet (?:me|us|him|her)|[Ll]ocated|"
-    r"[Pp]ick (?:me|us|it|him|her) up|[Dd]elivered?|[Aa]rrived?|[Dd]rop (?:it|me) off|[Oo]ffice is|[Hh]ouse is|[Hh]ome is|[Bb]ased) (?:at|on|in)|"
-    r"(?:[Ss]end|[Ss]ent|[Ss]hip|[Ss]hipped|[Dd]eliver|[Dd]elivered|[Mm]ail|[Mm]ailed|[Pp]ost|[Ff]orward|[Rr]eturn|goes|[Mm]oved?|"
-    r"[Mm]oving|[Tt]axi|[Uu]ber|[Cc]ome|[Dd]rive|[Rr]elocated?|address)(?: [a-z]{1,10}){0,4} (?:to|from|at)|"
-    r"[Hh]ouse is|[Aa]ddress(?: is|:)|[Rr]esidence(?: is|:)|[Ss]hip to:|[Bb]ill to:|[Dd]eliver to:)"
-    r"[ \n]{1,2}(?=[0-9A-ZÀ-Ý#Ś-Ž]|ul\.|al\.|pl\.|aleja |plac |ulica |rue |avenue |boulevard |via |calle )"
+    r"(?<![A-Za-z])(?:(?:[Ll]ives?|[Ll]ived|[Ll]iving|[Rr]esid(?:es?|ing|ed)|[Ss]tay(?:s|ing)?|[Mm]eet (?:me|"
+    r"us|him|her)|[Ll]ocated|[Pp]ick (?:me|us|it|him|her) up|[Dd]elivered?|[Aa]rrived?|[Dd]rop (?:it|me) off|"
+    r"[Oo]ffice is|[Hh]ouse is|[Hh]ome is|[Bb]ased) (?:at|on|in)|(?:[Ss]end|[Ss]ent|[Ss]hip|[Ss]hipped|"
+    r"[Dd]eliver|[Dd]elivered|[Mm]ail|[Mm]ailed|[Pp]ost|[Ff]orward|[Rr]eturn|goes|[Mm]oved?|[Mm]oving|"
+    r"[Tt]axi|[Uu]ber|[Cc]ome|[Dd]rive|[Rr]elocated?|address)(?: [a-z]{1,10}){0,4} (?:to|from|at)|"
+    r"[Hh]ouse is|[Aa]ddress(?: is|:)|[Rr]esidence(?: is|:)|[Ss]hip to:|[Bb]ill to:|[Dd]eliver to:)[ \n]{1,2}"
+    r"(?=[0-9A-ZÀ-Ý#Ś-Ž]|ul\.|al\.|pl\.|aleja |plac |ulica |rue |avenue |boulevard |via |calle )"
 )
 # One of these is in everything that the pattern takes.
 _AT_WORDS = (
-    "iv", "esid", "tay", "eet", "ocated", "ick", "rrive", "rop", "ffice", "ouse", "ome", "ased", "end", "ent ", "hip",
-    "ail", "ost", "orward", "eturn", "goes", "ov", "axi", "ber", "elocate", "ddress",
+    "iv", "esid", "tay", "eet", "ocated", "ick", "rrive", "rop", "ffice", "ouse", "ome", "ased", "end",
+    "ent ", "hip", "ail", "ost", "orward", "eturn", "goes", "ov", "axi", "ber", "elocate", "ddress",
 )  # fmt: skip
 _PARTICLE = (
-    "de la del di da do das dos du des van von der den 't ten ter op aan of the na pod nad i y e el los las le les und "
-    "utca tér út útja ulica rue avenue boulevard place chemin allée via viale calle plaza aleja plac utcája sándor tere"
+    "de la del di da do das dos du des van von der den 't ten ter op aan of the na pod nad i y e el los las "
+    "le les und utca tér út útja ulica rue avenue boulevard place chemin allée via viale calle plaza aleja "
+    "plac utcája sándor tere"
 )
 _PARTICLES = frozenset(_PARTICLE.split())
 _ADDRESS_TOKEN = re.compile(
-    r"[ \n,/-]{0,3}((?:[A-Za-z]{0,2}[-.#]?)?[0-9][0-9A-Za-zº°/.-]{0,12}|[A-ZÀ-ÖØ-ÞĀ-Ž][A-Za-zÀ-ɏḀ-ỿ0-9.'’-]{0,28}|"
-    r"[a-zà-ɏ'’-]{1,10}|#[0-9A-Za-z-]{1,6}|\([A-Z]{2}\))(?=[ \n,/).;:!?]|\Z)"
+    r"[ \n,/-]{0,3}((?:[A-Za-z]{0,2}[-.#]?)?[0-9][0-9A-Za-zº°/.-]{0,12}|"
+    r"[A-ZÀ-ÖØ-ÞĀ-Ž][A-Za-zÀ-ɏḀ-ỿ0-9.'’-]{0,28}|[a-zà-ɏ'’-]{1,10}|#[0-9A-Za-z-]{1,6}|\([A-Z]{2}\))"
+    r"(?=[ \n,/).;:!?]|\Z)"
 )
 _NO_ADDRESS = frozenset(
-    ["Terminal", "Gate", "Platform", "Line", "Exit", "Table", "Booth", "Hall", "Lab", "Port", "Version", "Windows",
-     "Chapter", "Page", "Level", "Step", "Section", "Python", "Stage", "January", "February", "March", "April", "May",
-     "June", "July", "August", "September", "October", "November", "December", "Monday", "Tuesday", "Wednesday",
-     "Thursday", "Friday", "Saturday", "Sunday"]
+    ["Terminal", "Gate", "Platform", "Line", "Exit", "Table", "Booth", "Hall", "Lab", "Port", "Version",
+     "Windows", "Chapter", "Page", "Level", "Step", "Section", "Python", "Stage", "January", "February",
+     "March", "April", "May", "June", "July", "August", "September", "October", "November", "December",
+     "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 )  # fmt: skip
 _MAX_TOKENS = 24
 
@@ -173,10 +168,10 @@ _OTHERS = (
     ),
     # German and Dutch: the kind of street is the end of the word; the number follows.
     re.compile(
-        r"(?<![A-Za-zÀ-ÿ])[A-ZÄÖÜ](?=[a-zäöüß-]{3,42} [0-9])[a-zäöüß-]{2,30}(?:straße|strasse|str\.|weg|platz|allee|gasse|"
-        r"ring|ufer|damm|straat|laan|plein|gracht|steeg|singel|gatan|vägen|gränd|vej|gade|stræde|veien|katu|kuja|polku|"
-        r"boulevard|markt|chaussee) "
-        r"[0-9]{1,4}(?:[-/][0-9]{1,4})? ?[a-zA-Z]?(?![0-9A-Za-z])(?:,? [0-9]{4,5}(?: [A-Z]{2})? [A-ZÄÖÜ][a-zäöüß-]{2,24})?"
+        r"(?<![A-Za-zÀ-ÿ])[A-ZÄÖÜ](?=[a-zäöüß-]{3,42} [0-9])[a-zäöüß-]{2,30}(?:straße|strasse|str\.|weg|"
+        r"platz|allee|gasse|ring|ufer|damm|straat|laan|plein|gracht|steeg|singel|gatan|vägen|gränd|vej|gade|"
+        r"stræde|veien|katu|kuja|polku|boulevard|markt|chaussee) [0-9]{1,4}(?:[-/][0-9]{1,4})? ?[a-zA-Z]?"
+        r"(?![0-9A-Za-z])(?:,? [0-9]{4,5}(?: [A-Z]{2})? [A-ZÄÖÜ][a-zäöüß-]{2,24})?"
     ),
     # French, Spanish, Italian, Portuguese: the kind of street comes first.
     re.compile(
@@ -187,11 +182,10 @@ _OTHERS = (
         r"[0-9]{5} [A-ZÀ-Ý][A-Za-zÀ-ÿ-]{1,24})?"
     ),
     re.compile(
-        r"(?<![A-Za-zÀ-ÿ])(?:Calle|C/|Avenida|Avda\.|Plaza|Paseo|Via|Viale|Corso|Piazza|Rua|"
-        r"Travessa|Largo|Ulica|ulica|ul\.|al\.|aleja|pl\.|plac|Strada|Borgo|Vicolo|Cuesta|Alameda|Glorieta|Camino|Ronda|Praça|Estrada)"
-        r"(?: (?:de la|de los|de las|del|della|delle|dei|di|de|do|da|"
-        r"dos))? ?[A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}){0,3},? (?:n[º°]? "
-        r"?)?[0-9]{1,4}"
+        r"(?<![A-Za-zÀ-ÿ])(?:Calle|C/|Avenida|Avda\.|Plaza|Paseo|Via|Viale|Corso|Piazza|Rua|Travessa|Largo|"
+        r"Ulica|ulica|ul\.|al\.|aleja|pl\.|plac|Strada|Borgo|Vicolo|Cuesta|Alameda|Glorieta|Camino|Ronda|"
+        r"Praça|Estrada)(?: (?:de la|de los|de las|del|della|delle|dei|di|de|do|da|"
+        r"dos))? ?[A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}){0,3},? (?:n[º°]? ?)?[0-9]{1,4}"
         r"(?![0-9])(?:,? [0-9]{5}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ-]{1,24})?)?"
     ),
 )

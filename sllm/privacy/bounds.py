@@ -1,5 +1,5 @@
-"""How much work one text may cost: candidates are judged up to a number that grows with the text, and what lies
-behind the last of them counts as found.
+"""How much work one text may cost: candidates are judged up to a number that grows with the text, and what
+lies behind the last of them counts as found.
 
 So a text made of nothing but beginnings of values costs time linear in its length with a small factor, and
 leaks nothing: it is masked where nobody looked. Ordinary prose and ordinary tables stay far below.
@@ -29,6 +29,6 @@ class Budget:
         self.left = _FREE + len(text) // _PER
 
     def spend(self) -> bool:
-        """Takes one candidate; False once there is none left, and then the caller counts the rest as found."""
+        """Takes one candidate; False once none is left, and then the caller counts the rest as found."""
         self.left -= 1
         return self.left >= 0

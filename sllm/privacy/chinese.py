@@ -46,7 +46,9 @@ _PASSPORT_WORD = re.compile(
 _HKID = re.compile(
     rf"{_B}([A-Za-z]{{1,2}}) ?([0-9]{{6}}) ?[(]([0-9Aa])[)]|{_B}([A-Z]{{1,2}})([0-9]{{6}})([0-9A]){_E}"
 )
-_MILITARY = re.compile("[军武海空政后装士南北沈兰济成广参总文战火联支][\u4e00-\u9fff]{0,2}字第?[ ]?[0-9]{5,10}(?:[ ]?号)?")
+_MILITARY = re.compile(
+    "[军武海空政后装士南北沈兰济成广参总文战火联支][\u4e00-\u9fff]{0,2}字第?[ ]?[0-9]{5,10}(?:[ ]?号)?"
+)
 _HK_LABEL = re.compile(r"(?:身份证|香港|HKID|hkid|HK ID|ID card|identity card)[^A-Za-z0-9]{0,8}\Z")
 _MACAU = re.compile(rf"{_B}[157][0-9]{{6}}[(][0-9][)]|{_B}[157]/[0-9]{{6}}/[0-9]{_E}")
 _TWID = re.compile(rf"{_B}[A-Z][1289][0-9]{{8}}{_E}")

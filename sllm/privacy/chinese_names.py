@@ -24,18 +24,17 @@ _ANY_SURNAME = f"(?:{words.DOUBLE_SURNAMES}|[{words.SURNAMES}{words.RARE_SURNAME
 _GIVEN = f"[{_HAN}]"
 _WORDS_CN = re.compile(words.NOT_NAMES_CN)
 _CN_BEFORE = re.compile(
-    r"(?:我叫|我是|名叫|叫做|名字是|名字叫|名字|姓名|本人|联系人|收件人|收货人|寄件人|发件人|患者|"
-    r"病人|客户|申请人|法定代表人|法人代表|法人|负责人|经办人|"
-    r"持卡人|开户名|户名|投保人|被保险人|受益人|学生|同事|朋友|员工|嫌疑人|当事人|原告|被告|父亲|"
-    r"母亲|爸爸|妈妈|妻子|丈夫|老公|老婆|儿子|女儿|"
-    r"哥哥|弟弟|姐姐|妹妹|签名|署名|签字|经理|主任|医生|老师|教授|律师|紧急联系人|监护人|家长|"
-    r"业主|租客|房东|乘客|旅客|客人|候选人|应聘者|借款人|"
-    r"担保人|委托人|代理人|证人|死者|伤者|司机|车主|户主|投诉人|举报人|推荐人|真名|全名|中文名|"
-    r"曾用名|他叫|她叫|叫|致|尊敬的|收款人|付款人|汇款人|开户人|联络人|医师|护士长|护士|亲属|家属|表哥|表弟|表姐|表妹|堂哥|堂弟|"
-    r"堂姐|堂妹|叔叔|舅舅|姑姑|爷爷|奶奶|外公|外婆|邻居|室友|男朋友|女朋友|男友|女友|老板|秘书|助理|领导|班主任|校长|签收人|"
-    r"参会人|审核者|检验人|记录者|应聘人|被告人|原告人|团购|保证人|监护者|投保者|受访者|访客|来访人|报告人|检验者|审核人|审批人|制单人|配偶|出租方|承租方|甲方|乙方|被害人|报案人|报警人|被询问人|询问人|记录人|见证人|"
-    r"联络窗口|聯絡人|聯繫人|聯系人|負責人|經辦人|監護人|簽名|簽收人|收貨人|寄件者|收件者|醫師|醫生|老師|經理|護理師|客戶|戶名|病患|"
-    r"我係|找|@)"
+    r"(?:我叫|我是|名叫|叫做|名字是|名字叫|名字|姓名|本人|联系人|收件人|收货人|寄件人|发件人|患者|病人|客户|"
+    r"申请人|法定代表人|法人代表|法人|负责人|经办人|持卡人|开户名|户名|投保人|被保险人|受益人|学生|同事|朋友|"
+    r"员工|嫌疑人|当事人|原告|被告|父亲|母亲|爸爸|妈妈|妻子|丈夫|老公|老婆|儿子|女儿|哥哥|弟弟|姐姐|妹妹|"
+    r"签名|署名|签字|经理|主任|医生|老师|教授|律师|紧急联系人|监护人|家长|业主|租客|房东|乘客|旅客|客人|"
+    r"候选人|应聘者|借款人|担保人|委托人|代理人|证人|死者|伤者|司机|车主|户主|投诉人|举报人|推荐人|真名|全名|"
+    r"中文名|曾用名|他叫|她叫|叫|致|尊敬的|收款人|付款人|汇款人|开户人|联络人|医师|护士长|护士|亲属|家属|"
+    r"表哥|表弟|表姐|表妹|堂哥|堂弟|堂姐|堂妹|叔叔|舅舅|姑姑|爷爷|奶奶|外公|外婆|邻居|室友|男朋友|女朋友|"
+    r"男友|女友|老板|秘书|助理|领导|班主任|校长|签收人|参会人|审核者|检验人|记录者|应聘人|被告人|原告人|团购|"
+    r"保证人|监护者|投保者|受访者|访客|来访人|报告人|检验者|审核人|审批人|制单人|配偶|出租方|承租方|甲方|"
+    r"乙方|被害人|报案人|报警人|被询问人|询问人|记录人|见证人|联络窗口|聯絡人|聯繫人|聯系人|負責人|經辦人|"
+    r"監護人|簽名|簽收人|收貨人|寄件者|收件者|醫師|醫生|老師|經理|護理師|客戶|戶名|病患|我係|找|@)"
     # Roles are often followed by what kind they are: 甲方（出租方）：
     r"(?:[（(][^()（）\n]{1,8}[)）])?"
     r"(?P<link>[\"'”：:是为係為叫“\"（( ]{0,4})(?=(?P<surname>" + _SURNAME + rf")(?P<given>{_GIVEN}{{1,3}}))"
@@ -49,9 +48,10 @@ _CN_TITLE = re.compile(
 )
 # A surname alone with a form of address is a person too, unless it is the end of a word: 语文老师, 基金经理.
 _CN_ADDRESSED = re.compile(
-    r"(?P<name>(?:[王李张刘陈杨黄赵吴周徐孙马朱胡郭何林罗郑梁谢宋唐许韩冯邓曹彭曾肖董袁潘蒋蔡余杜叶程苏魏吕丁沈姚卢姜崔钟谭陆汪范石"
-    r"廖贾夏韦付邹孟熊秦邱尹薛闫雷侯龙陶黎贺顾龚邵钱严覃武戴莫孔汤康赖施洪辛柯庄葛樊聂梅盛霍翁邢殷俞倪"
-    rf"張劉陳楊黃趙吳孫馬羅鄭謝許韓馮鄧葉蘇呂盧鍾譚陸]|{words.DOUBLE_SURNAMES})(?:先生|女士|小姐|太太|老师|医生|教授|律师|师傅|"
+    r"(?P<name>(?:[王李张刘陈杨黄赵吴周徐孙马朱胡郭何林罗郑梁谢宋唐许韩冯邓曹彭曾肖董袁潘蒋蔡余杜叶程苏魏吕丁沈姚"
+    r"卢姜崔钟谭陆汪范石廖贾夏韦付邹孟熊秦邱尹薛闫雷侯龙陶黎贺顾龚邵钱严覃武戴莫孔汤康赖施洪辛柯庄葛樊聂梅盛霍翁邢殷俞倪"
+    rf"張劉陳楊黃趙吳孫馬羅鄭謝許韓馮鄧葉蘇呂盧鍾譚陸]|{words.DOUBLE_SURNAMES})(?:先生|女士|小姐|太太|老师|"
+    rf"医生|教授|律师|师傅|"
     r"警官|阿姨|大夫|老師|醫生|總|总(?![{_HAN}])))".replace("{_HAN}", _HAN)
 )
 _ADDRESSED_BEHIND = frozenset("找系给请问与和是跟叫让由被栋室户号元楼层为的致")
@@ -95,14 +95,17 @@ _ORG_LEAD = re.compile(
 )
 
 
-# A label with a colon: what fills the field is a name whatever its characters, unless it says that there is none.
+# A label with a colon: what fills the field is a name whatever its characters, unless it says that there is
+# none.
 _FIELD_LABELS = (
-    "姓名|姓 名|名字|真实姓名|客户姓名|学生姓名|患者姓名|联系人|联络人|紧急联系人|收件人|收货人|寄件人|发件人|患者|病人|申请人|法定代表人|"
-    "法人代表|法人|负责人|经办人|持卡人|户名|开户名|账户名|投保人|被保险人|受益人|当事人|犯罪嫌疑人|嫌疑人|原告|被告|被告人|原告人|被害人|"
-    "签名|署名|签字|签章|监护人|户主|车主|业主|配偶|收款人|付款人|汇款人|借款人|出借人|担保人|保证人|委托人|受托人|代理人|证人|乙方|甲方|"
-    "出租人|承租人|出租方|承租方|乘客|旅客|乘机人|入住人|投诉人|举报人|推荐人|中文名|真名|全名|曾用名|班主任|主治医生|主治医师|管床医生|"
-    "责任护士|审核人|审批人|制单人|记录人|填表人|报销人|领用人|签收人|承办人|申报人|参保人|缴费人|报案人|应聘人|候选人|员工姓名|员工|学生|"
-    "教师|导师|家长|父亲|母亲|丈夫|妻子|姓名（中文）|聯絡人|聯繫人|收貨人|負責人|經辦人|監護人|簽名|戶名"
+    "姓名|姓 名|名字|真实姓名|客户姓名|学生姓名|患者姓名|联系人|联络人|紧急联系人|收件人|收货人|寄件人|"
+    "发件人|患者|病人|申请人|法定代表人|法人代表|法人|负责人|经办人|持卡人|户名|开户名|账户名|投保人|"
+    "被保险人|受益人|当事人|犯罪嫌疑人|嫌疑人|原告|被告|被告人|原告人|被害人|签名|署名|签字|签章|监护人|户主|"
+    "车主|业主|配偶|收款人|付款人|汇款人|借款人|出借人|担保人|保证人|委托人|受托人|代理人|证人|乙方|甲方|"
+    "出租人|承租人|出租方|承租方|乘客|旅客|乘机人|入住人|投诉人|举报人|推荐人|中文名|真名|全名|曾用名|班主任|"
+    "主治医生|主治医师|管床医生|责任护士|审核人|审批人|制单人|记录人|填表人|报销人|领用人|签收人|承办人|"
+    "申报人|参保人|缴费人|报案人|应聘人|候选人|员工姓名|员工|学生|教师|导师|家长|父亲|母亲|丈夫|妻子|"
+    "姓名（中文）|聯絡人|聯繫人|收貨人|負責人|經辦人|監護人|簽名|戶名"
 )
 _FIELD_LABELS = "|".join(sorted(_FIELD_LABELS.split("|"), key=len, reverse=True))
 _CN_FILLED = re.compile(
@@ -111,24 +114,24 @@ _CN_FILLED = re.compile(
 )
 _FIELD_END = re.compile(rf"(?:{_FIELD_LABELS})(?:[（(][^()（）\n]{{1,8}}[)）])?\Z")
 _EMPTY = re.compile(
-    r".*(?:[无未请待见暂空必选填某同详略缺]|公司|单位|部门|本人|客户|用户|匿名|保密|先生们|全体|各位|如下|以上|以下|上述|不详|不明|自己|其他|人员|管理员|"
-    r"[部局司处科组院校队会厂店行室站所网]\Z)"
+    r".*(?:[无未请待见暂空必选填某同详略缺]|公司|单位|部门|本人|客户|用户|匿名|保密|先生们|全体|各位|如下|"
+    r"以上|以下|上述|不详|不明|自己|其他|人员|管理员|[部局司处科组院校队会厂店行室站所网]\Z)"
 )
 _ETHNIC = re.compile(
     rf"(?P<lead>我叫|我是|名叫|叫|{_FIELD_LABELS}|同事|朋友|客户|老师|同学)[是为：: ]{{0,3}}"
     rf"(?P<name>[{_HAN}]{{1,8}}(?:[·•・][{_HAN}]{{1,8}}){{1,3}}?)(?=[^{_HAN}·•・]|\Z|[的是在和与及说了来])"
 )
 _CN_SAID = re.compile(
-    rf"(?:据|记者|通讯员|编辑|摄影)(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})(?=介绍|表示|透露|回忆|反映|陈述|交代|讲述|称|说|[ 　）)/，]|\Z)"
+    rf"(?:据|记者|通讯员|编辑|摄影)(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})(?=介绍|表示|透露|回忆|反映|陈述|"
+    rf"交代|讲述|称|说|[ 　）)/，]|\Z)"
 )
 _OWNED = (
-    "电话|手机|邮箱|身份证|住址|地址|家庭住址|微信|号码|银行卡|卡号|生日|护照|病历|账号|账户|工资|联系方式|简历|快递|血型|学号|工号|社保|车牌|密码|"
-    "邮件|合同|档案|体检|化验|成绩单|报销|房产|车|老公|老婆|妻子|丈夫|儿子|女儿|父亲|母亲|妈妈|爸爸"
+    "电话|手机|邮箱|身份证|住址|地址|家庭住址|微信|号码|银行卡|卡号|生日|护照|病历|账号|账户|工资|联系方式|"
+    "简历|快递|血型|学号|工号|社保|车牌|密码|邮件|合同|档案|体检|化验|成绩单|报销|房产|车|老公|老婆|妻子|"
+    "丈夫|儿子|女儿|父亲|母亲|妈妈|爸爸"
 )
 _CN_OWNER = re.compile(rf"(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}}?)的(?:{_OWNED})")
-_CN_CALLED = re.compile(
-    rf"(?<![百贵同何老异])姓(?P<name>{_ANY_SURNAME})(?=[，,。；;！!、\s]|的|\Z)"
-)
+_CN_CALLED = re.compile(rf"(?<![百贵同何老异])姓(?P<name>{_ANY_SURNAME})(?=[，,。；;！!、\s]|的|\Z)")
 _CN_POLITE = re.compile(rf"(?P<name>{_ANY_SURNAME}[{_HAN}]{{0,2}}?)(?:先生|女士|小姐|太太)")
 _CN_PET = re.compile(rf"叫(?P<name>[小阿][{_HAN}])(?=[，。,.！!？?；\s]|\Z|的)")
 # Of two characters: only between words that stand before and behind somebody.
@@ -137,33 +140,44 @@ _CN_SHORT = re.compile(
     rf"(?=[的说是在和与及跟把被给去来已将要会想也都就刚一负批借][{_HAN}]|明天|今天|昨天)"
 )
 _CN_FRAMED = re.compile(
-    rf"(?:(?<=由)(?P<a>{_SURNAME}[{_HAN}]{{1,2}}?)(?=负责|主持|担任|承办|接待|陪同|代理|签字|保管|执行|签收|陈述)"
-    rf"|(?:转告|转交给?|通知|告诉|邀请|拜访|致电|感谢|抄送)(?P<b>{_SURNAME}[{_HAN}]{{1,2}}?)(?=明天|今天|后天|下周|一声|[，。,；！\s]|\Z)"
-    rf"|(?<=[和与跟])(?P<c>{_SURNAME}[{_HAN}]{{1,2}}?)(?=一起|一块|一同|聊天|谈话|见面|商量|吵架|约好|结婚|离婚|合作))"
+    rf"(?:(?<=由)(?P<a>{_SURNAME}[{_HAN}]{{1,2}}?)(?=负责|主持|担任|承办|接待|陪同|代理|签字|保管|执行|签收|"
+    rf"陈述)|(?:转告|转交给?|通知|告诉|邀请|拜访|致电|感谢|抄送)(?P<b>{_SURNAME}[{_HAN}]{{1,2}}?)(?=明天|"
+    rf"今天|后天|下周|一声|[，。,；！\s]|\Z)|(?<=[和与跟])(?P<c>{_SURNAME}[{_HAN}]{{1,2}}?)(?=一起|一块|一同|"
+    rf"聊天|谈话|见面|商量|吵架|约好|结婚|离婚|合作))"
 )
 # A name on a line of its own, behind the end of a letter or in front of its date.
 _CN_SIGNED = re.compile(
-    rf"(?:(?:敬礼|此致|祝好|商祺|顺颂|谨启|敬上|谨上|致谢|谢谢|感谢|顺祝[{_HAN}]{{2,4}}|祝[{_HAN}]{{2,6}}|敬禮|落款)[！!。：:，,]?[ \t]*\n\s*)"
-    rf"(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})[ \t]*(?=\n|\Z|[ 　]*[0-9]{{4}})"
+    rf"(?:(?:敬礼|此致|祝好|商祺|顺颂|谨启|敬上|谨上|致谢|谢谢|感谢|顺祝[{_HAN}]{{2,4}}|祝[{_HAN}]{{2,6}}|"
+    rf"敬禮|落款)[！!。：:，,]?[ \t]*\n\s*)(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})[ \t]*(?=\n|\Z|"
+    rf"[ 　]*[0-9]{{4}})"
 )
 _CN_DATED = re.compile(
-    rf"^[ \t　]*(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})[ \t　]*(?=\n[ \t　]*[0-9]{{4}} ?[年.-]|(?:敬上|谨上|谨启|上)[ \t]*$)", re.M
+    rf"^[ \t　]*(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})[ \t　]*(?=\n[ \t　]*[0-9]{{4}} ?[年.-]|(?:敬上|谨上|"
+    rf"谨启|上)[ \t]*$)",
+    re.M,
 )
 _CN_LATIN = re.compile(
-    rf"(?:我叫|名叫|叫做|英文名字?|姓名拼音|拼音|我是|叫|{_FIELD_LABELS})(?:[（(][^()（）\n]{{1,8}}[)）])?[是为：: ]{{0,3}}(?=[A-Z])"
+    rf"(?:我叫|名叫|叫做|英文名字?|姓名拼音|拼音|我是|叫|{_FIELD_LABELS})"
+    rf"(?:[（(][^()（）\n]{{1,8}}[)）])?[是为：: ]{{0,3}}(?=[A-Z])"
 )
 _CN_PARCEL = re.compile(rf"(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})(?:亲启|台启|敬启|收)(?=[\s，。,.）)]|\Z)")
 _LATIN_CAPITALS = re.compile(r"[A-Z]{2,15}[ ,/]{1,2}[A-Z]{2,20}(?: [A-Z]{2,20})?(?![A-Za-z])")
 # What goes on behind a name: the next one of a list.
-_CN_NEXT = re.compile(rf"[、，,和与及/ ]{{1,2}}(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})(?=[、，,。；;和与及/\s）)]|\Z|等)")
-# Characters of given names. Where two stand behind a surname, one of them of the second list, and no word goes
-# on around them, it is a person whatever announces it.
+_CN_NEXT = re.compile(
+    rf"[、，,和与及/ ]{{1,2}}(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})"
+    rf"(?=[、，,。；;和与及/\s）)]|\Z|等)"
+)
+# Characters of given names. Where two stand behind a surname, one of them of the second list, and no word
+# goes on around them, it is a person whatever announces it.
 _CN_TYPICAL = re.compile(
-    rf"(?P<name>{_SURNAME}(?:[{words.GIVEN_CN}][{words.GIVEN_CN_SURE}]|[{words.GIVEN_CN_SURE}][{words.GIVEN_CN}]))"
+    rf"(?P<name>{_SURNAME}(?:[{words.GIVEN_CN}][{words.GIVEN_CN_SURE}]|"
+    rf"[{words.GIVEN_CN_SURE}][{words.GIVEN_CN}]))"
 )
 _CN_TWO = re.compile(rf"(?P<name>{_SURNAME}[{words.GIVEN_CN_SURE}])(?![{words.GIVEN_CN}])")
 _CN_BOTH = re.compile(rf"{_SURNAME}[{words.GIVEN_CN_SURE}]{{2}}")
-_GOES_ON = frozenset("的说是在和与及跟把被给去来已将要会想也都就刚请打问找叫让为对从向等、曾因于先女老同医教经主律负批一借收付汇还签支提带送接不没昨今明")
+_GOES_ON = frozenset(
+    "的说是在和与及跟把被给去来已将要会想也都就刚请打问找叫让为对从向等、曾因于先女老同医教经主律负批一借收付汇还签支提带送接不没昨今明"
+)
 _AHEAD = frozenset("和与及跟给让请找由被对向问是为叫把替约见、据说到帮从和同经与，")
 _BEFORE = {_CN_BESIDE: _BESIDE_BEFORE, _CN_JSON: _JSON_BEFORE}
 
@@ -266,11 +280,11 @@ def _people(text: str, budget: Budget) -> Iterator[Finding]:
             yield Finding(start, suffix.end(), "ORG", 0.7)
 
 
-
 # Each with its score, and signs of which a text needs one: most texts are spared most patterns.
 _PLAINLY: tuple[tuple[re.Pattern[str], float, str], ...] = (
     (_CN_FILLED, 0.8, ":|："), (_ETHNIC, 0.8, "·|•|・"), (_CN_SAID, 0.7, "据|记者|通讯员|编辑|摄影"),
-    (_CN_OWNER, 0.6, "的"), (_CN_CALLED, 0.6, "姓"), (_CN_POLITE, 0.7, "先生|女士|小姐|太太"), (_CN_PET, 0.6, "叫小|叫阿"),
+    (_CN_OWNER, 0.6, "的"),
+    (_CN_CALLED, 0.6, "姓"), (_CN_POLITE, 0.7, "先生|女士|小姐|太太"), (_CN_PET, 0.6, "叫小|叫阿"),
     (_CN_PARCEL, 0.6, "收|启"), (_CN_SHORT, 0.6, ""), (_CN_SIGNED, 0.8, "\n"), (_CN_DATED, 0.7, "\n|上|启"),
     (_CN_TYPICAL, 0.6, ""),
 )  # fmt: skip
@@ -289,8 +303,8 @@ def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
             start, end = found.span("name")
             name = found["name"]
             if pattern is _CN_FILLED:
-                label = text[max(0, found.start() - 18) : found.start()].rstrip(" \t")
-                good = _FIELD_END.search(label) is not None and not _EMPTY.match(name)
+                ahead = text[max(0, found.start() - 18) : found.start()].rstrip(" \t")
+                good = _FIELD_END.search(ahead) is not None and not _EMPTY.match(name)
             elif pattern is _ETHNIC:
                 good = True
             elif pattern is _CN_POLITE:

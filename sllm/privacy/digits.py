@@ -36,11 +36,16 @@ _OTHER_NUMBER = re.compile(
     r"[^0-9]{0,14}\Z",
     re.I,
 )
-_CARD_WORD = re.compile(r"(?:卡|card|visa|master|amex|debit|credit|账|帐|account|charge|(?<![a-z])cc)[^0-9]{0,16}\Z", re.I)
+_CARD_WORD = re.compile(
+    r"(?:卡|card|visa|master|amex|debit|credit|账|帐|account|charge|"
+    r"(?<![a-z])cc)[^0-9]{0,16}\Z",
+    re.I,
+)
 _PHONE_WORD = re.compile(
-    r"(?:电话|手机|電話|手機|聯絡|聯繫|傳真|市話|行動|座机|固话|热线|联系|致电|拨打|传真|短信|号码|来电|呼叫|微信|phone|tel|mobile|"
-    r"cell|call|fax|whatsapp|text|contact"
-    r"|(?:my|his|her|their|our|your|the|new|work|home|cell)[ ]number(?:[ ]is)?|messages?[ ](?:to|at)|hotline|pager|beeper|dial|reach|ring|sms|viber|telegram|signal)[^0-9]{0,24}\Z",
+    r"(?:电话|手机|電話|手機|聯絡|聯繫|傳真|市話|行動|座机|固话|热线|联系|致电|拨打|传真|短信|号码|来电|呼叫|"
+    r"微信|phone|tel|mobile|cell|call|fax|whatsapp|text|contact|(?:my|his|her|their|our|your|the|new|work|"
+    r"home|cell)[ ]number(?:[ ]is)?|messages?[ ](?:to|at)|hotline|pager|beeper|dial|reach|ring|sms|viber|"
+    r"telegram|signal)[^0-9]{0,24}\Z",
     re.I,
 )
 _PAID_WORD = re.compile(r"(?:打到|转到|转给|汇到|付到|存到|打款|转账|汇款|收款|退款|打钱|工资)[^0-9]{0,12}\Z")
@@ -179,7 +184,12 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
             return Finding(start, end, "IDCARD", 0.9, checked=True)
         if digits[0] in "12" and digits[3:5] <= "12" and _nir(digits):
             return Finding(start, end, "NATIONALID", 0.9, checked=True)
-    if lengths == (12,) and text[start] in "56" and run.follows(_CARD_WORD, i) and checksums.luhn(text[start:end]):
+    if (
+        lengths == (12,)
+        and text[start] in "56"
+        and run.follows(_CARD_WORD, i)
+        and checksums.luhn(text[start:end])
+    ):
         return Finding(start, end, "CARD", 0.7)  # Maestro has cards of 12 digits
     if 13 <= total <= 19 and (len(lengths) == 1 or lengths in _CARD_GROUPS):
         gaps = run.gaps(i, j)

@@ -49,10 +49,11 @@ _TITLES = frozenset(_TITLES_TEXT.split())
 _RANKS_TEXT = (
     "Judge Justice Officer Detective Sergeant Captain Lieutenant Colonel Inspector Senator Congressman "
     "Congresswoman Councillor Principal Nurse Coach Sheriff Deputy Chancellor Ambassador Agent Father Sister "
-    "Brother Uncle Aunt Auntie Aunty Grandma Grandpa Lady Lord Pastor Rabbi Imam Sheikh Dean Trooper Constable "
-    "Patient Customer Client Tenant Employee Colleague Passenger Witness Defendant Plaintiff Attorney Landlord "
-    "Buyer Seller Driver Student Resident Guest Contractor Caller User Member Candidate Applicant Claimant "
-    "Therapist Teacher Manager Supervisor Director Engineer Agent Counsel Mayor Governor Minister"
+    "Brother Uncle Aunt Auntie Aunty Grandma Grandpa Lady Lord Pastor Rabbi Imam Sheikh Dean Trooper "
+    "Constable Patient Customer Client Tenant Employee Colleague Passenger Witness Defendant Plaintiff "
+    "Attorney Landlord Buyer Seller Driver Student Resident Guest Contractor Caller User Member Candidate "
+    "Applicant Claimant Therapist Teacher Manager Supervisor Director Engineer Agent Counsel Mayor Governor "
+    "Minister"
 )
 _RANKS = frozenset(_RANKS_TEXT.split())
 _GREETINGS_TEXT = (
@@ -60,69 +61,75 @@ _GREETINGS_TEXT = (
     "Evening Hola Bonjour Hallo Ciao"
 )
 _GREETINGS = frozenset(_GREETINGS_TEXT.split())
-_NO_ONE = frozenset("Google Siri Alexa Cortana Kitty World ChatGPT Claude Gemini Copilot Kimi Qwen".split(" "))
+_NO_ONE_TEXT = "Google Siri Alexa Cortana Kitty World ChatGPT Claude Gemini Copilot Kimi Qwen"
+_NO_ONE = frozenset(_NO_ONE_TEXT.split())
 _TITLE_BEFORE = tuple(
     f"{title}. "
     for title in (
-        "Mr", "Mrs", "Ms", "Mx", "Dr", "Prof", "Rev", "Capt", "Sgt", "Lt", "Col", "Hon", "Sr", "Sra", "Messrs",
+        "Mr", "Mrs", "Ms", "Mx", "Dr", "Prof", "Rev", "Capt", "Sgt", "Lt", "Col", "Hon", "Sr", "Sra",
+        "Messrs",
     )
 )  # fmt: skip
 _AM_BEFORE = ("I am ", "I'm ", "I’m ", "i am ", "i'm ")
 # In front of a colon or equals sign, of a comma, and of nothing.
 _LABELS_EN = (
-    "name", "surname", "patient", "contact person", "contact", "attn", "attention", "recipient", "cardholder",
-    "signed by", "signed", "applicant", "employee", "customer", "guardian", "spouse", "beneficiary", "sender",
-    "account holder", "tenant", "landlord", "buyer", "seller", "attending", "physician", "passenger",
-    "witness", "plaintiff", "defendant", "insured", "payee", "payer", "borrower", "lender", "subscriber",
-    "emergency contact", "firstname", "lastname", "fullname", "next of kin", "referring physician", "doctor",
-    "nurse", "caller", "attendees", "participants", "present", "author", "authors", "cc", "prepared by",
-    "reviewed by", "approved by", "submitted by", "reported by", "client", "claimant", "policyholder",
-    "policy holder", "owner", "holder", "manager", "supervisor", "instructor", "teacher", "student", "parent",
-    "parents", "mother", "father", "wife", "husband", "son", "daughter", "partner", "agent", "broker",
-    "guest", "resident", "driver", "candidate", "interviewer", "therapist", "provider", "requester",
-    "requested by", "assigned to", "assignee", "reporter", "organizer", "host", "speaker", "respondent",
-    "petitioner", "victim", "suspect", "officer", "representative", "primary contact", "bill to", "ship to",
-    "deliver to", "sold to", "from", "to", "user", "counsel", "surgeon", "cardholder name", "given names",
-    "name of patient", "team", "members", "passengers", "children", "kin", "nominee", "trustee", "executor",
-    "licensee", "principal", "director", "auditor", "accountant", "analyst",
+    "name", "surname", "patient", "contact person", "contact", "attn", "attention", "recipient",
+    "cardholder", "signed by", "signed", "applicant", "employee", "customer", "guardian", "spouse",
+    "beneficiary", "sender", "account holder", "tenant", "landlord", "buyer", "seller", "attending",
+    "physician", "passenger", "witness", "plaintiff", "defendant", "insured", "payee", "payer", "borrower",
+    "lender", "subscriber", "emergency contact", "firstname", "lastname", "fullname", "next of kin",
+    "referring physician", "doctor", "nurse", "caller", "attendees", "participants", "present", "author",
+    "authors", "cc", "prepared by", "reviewed by", "approved by", "submitted by", "reported by", "client",
+    "claimant", "policyholder", "policy holder", "owner", "holder", "manager", "supervisor", "instructor",
+    "teacher", "student", "parent", "parents", "mother", "father", "wife", "husband", "son", "daughter",
+    "partner", "agent", "broker", "guest", "resident", "driver", "candidate", "interviewer", "therapist",
+    "provider", "requester", "requested by", "assigned to", "assignee", "reporter", "organizer", "host",
+    "speaker", "respondent", "petitioner", "victim", "suspect", "officer", "representative",
+    "primary contact", "bill to", "ship to", "deliver to", "sold to", "from", "to", "user", "counsel",
+    "surgeon", "cardholder name", "given names", "name of patient", "team", "members", "passengers",
+    "children", "kin", "nominee", "trustee", "executor", "licensee", "principal", "director", "auditor",
+    "accountant", "analyst",
 )  # fmt: skip
 # Labels behind which many other things stand, too.
-_LOOSE = frozenset(["from", "to", "present", "user", "host", "agent", "team", "members", "owner", "provider",
-                    "principal", "director", "parent", "partner", "children", "contact", "signed"])  # fmt: skip
+_LOOSE = frozenset(
+    ["from", "to", "present", "user", "host", "agent", "team", "members", "owner", "provider", "principal",
+     "director", "parent", "partner", "children", "contact", "signed"]
+)  # fmt: skip
 _CLOSINGS_EN = (
     "sincerely", "regards", "yours truly", "best wishes", "cheers", "thanks", "love", "faithfully", "best",
-    "yours", "cordially", "respectfully", "warmly", "thank you", "signed", "gratefully", "kindly", "take care",
-    "talk soon", "many thanks", "thanks again", "xoxo", "hugs",
+    "yours", "cordially", "respectfully", "warmly", "thank you", "signed", "gratefully", "kindly",
+    "take care", "talk soon", "many thanks", "thanks again", "xoxo", "hugs",
 )  # fmt: skip
 _VERBS_EN = (
     "name is", "name's", "nam is", "i am called", "is called", "named", "names are", "last name",
-    "first name", "full name", "given name", "family name", "ask for", "asked for", "speak to", "speak with",
-    "spoke to", "spoke with", "speaking with", "talked to", "dictated by", "seen by", "referred by",
-    "signed by", "my wife", "my husband", "my son", "my daughter", "my mother", "my father", "my brother",
-    "my sister", "my boss", "my colleague", "my friend", "his wife", "her husband", "my boyfriend",
-    "my girlfriend", "my partner", "my neighbor", "my neighbour", "my roommate", "my landlord", "my doctor",
-    "my manager", "my mom", "my dad", "my mum", "my uncle", "my aunt", "my cousin", "my kid", "my child",
-    "my fiancé", "my fiancee", "my lawyer", "my client", "my nephew", "my niece", "my supervisor",
-    "my coworker", "my assistant", "our colleague", "our client", "our customer", "the patient", "care of",
-    "c/o", "attn", "the suspect", "reservation under", "calls me", "call me", "called me", "known as",
-    "goes by", "maiden name is", "surname is", "account holder", "handed in by", "behalf of", "belongs to",
-    "assigned to", "reported by", "submitted by", "approved by", "prepared by", "patient", "customer",
-    "client", "tenant", "employee", "claimant", "passenger", "defendant", "plaintiff", "beneficiary",
-    "nominee", "cardholder", "colleague", "witness", "landlord", "certify that", "his daughter", "his son",
-    "her daughter", "her son", "his brother", "his sister", "her brother", "her sister", "his mother",
-    "her mother", "his father", "her father", "their daughter", "their son", "addressed to", "made out to",
-    "payable to", "in the name of", "under the name", "guardian of", "supervised by", "diagnosed by",
-    "interviewed by", "husband", "wife", "officer", "detective", "nurse", "attorney", "sincerely", "regards",
+    "first name", "full name", "given name", "family name", "ask for", "asked for", "speak to",
+    "speak with", "spoke to", "spoke with", "speaking with", "talked to", "dictated by", "seen by",
+    "referred by", "signed by", "my wife", "my husband", "my son", "my daughter", "my mother", "my father",
+    "my brother", "my sister", "my boss", "my colleague", "my friend", "his wife", "her husband",
+    "my boyfriend", "my girlfriend", "my partner", "my neighbor", "my neighbour", "my roommate",
+    "my landlord", "my doctor", "my manager", "my mom", "my dad", "my mum", "my uncle", "my aunt",
+    "my cousin", "my kid", "my child", "my fiancé", "my fiancee", "my lawyer", "my client", "my nephew",
+    "my niece", "my supervisor", "my coworker", "my assistant", "our colleague", "our client",
+    "our customer", "the patient", "care of", "c/o", "attn", "the suspect", "reservation under", "calls me",
+    "call me", "called me", "known as", "goes by", "maiden name is", "surname is", "account holder",
+    "handed in by", "behalf of", "belongs to", "assigned to", "reported by", "submitted by", "approved by",
+    "prepared by", "patient", "customer", "client", "tenant", "employee", "claimant", "passenger",
+    "defendant", "plaintiff", "beneficiary", "nominee", "cardholder", "colleague", "witness", "landlord",
+    "certify that", "his daughter", "his son", "her daughter", "her son", "his brother", "his sister",
+    "her brother", "her sister", "his mother", "her mother", "his father", "her father", "their daughter",
+    "their son", "addressed to", "made out to", "payable to", "in the name of", "under the name",
+    "guardian of", "supervised by", "diagnosed by", "interviewed by", "husband", "wife", "officer",
+    "detective", "nurse", "attorney", "sincerely", "regards",
 )  # fmt: skip
 # Verbs behind which a company or a place stands as often: two words are needed, or a name that is known.
 _LOOSE_VERBS = frozenset(
-    ["patient", "customer", "client", "tenant", "employee", "claimant", "passenger", "defendant", "plaintiff",
-     "beneficiary", "nominee", "cardholder", "colleague", "witness", "landlord", "behalf of", "belongs to",
-     "assigned to", "reported by", "submitted by", "approved by", "prepared by", "addressed to", "payable to",
-     "known as", "is called", "named", "husband", "wife", "officer", "detective", "nurse", "attorney",
-     "my client", "our client", "our customer", "seen by", "in the name of", "under the name", "called me",
-     "made out to", "supervised by", "full name", "handed in by", "account holder", "first name", "sincerely",
-     "regards"]
+    ["patient", "customer", "client", "tenant", "employee", "claimant", "passenger", "defendant",
+     "plaintiff", "beneficiary", "nominee", "cardholder", "colleague", "witness", "landlord", "behalf of",
+     "belongs to", "assigned to", "reported by", "submitted by", "approved by", "prepared by",
+     "addressed to", "payable to", "known as", "is called", "named", "husband", "wife", "officer",
+     "detective", "nurse", "attorney", "my client", "our client", "our customer", "seen by",
+     "in the name of", "under the name", "called me", "made out to", "supervised by", "full name",
+     "handed in by", "account holder", "first name", "sincerely", "regards"]
 )  # fmt: skip
 _ENDINGS: dict[str, tuple[str, ...]] = {
     ":": _LABELS_EN, "=": _LABELS_EN, "?": ("name", "account", "who is this", "who are you", "speaking"),
@@ -209,9 +216,9 @@ _SURNAMES = frozenset(words.SURNAMES_EN.split())
 _NOT_NAMES = frozenset(words.NOT_NAMES.split())
 _COMMON = frozenset(words.COMMON_EN.split())
 # A given name, and a word or a place or somebody that everybody knows.
-_AMBIGUOUS = (
-    frozenset(words.AMBIGUOUS_EN.split()) | (_GIVEN & (_COMMON | _NOT_NAMES))
-) - frozenset(words.NOT_ALONE_EN.split())
+_AMBIGUOUS = (frozenset(words.AMBIGUOUS_EN.split()) | (_GIVEN & (_COMMON | _NOT_NAMES))) - frozenset(
+    words.NOT_ALONE_EN.split()
+)
 _SURE_GIVEN = _GIVEN - _AMBIGUOUS
 _ALONE = _SURE_GIVEN - frozenset(words.NOT_ALONE_EN.split())
 _PLAIN = (_COMMON | _NOT_NAMES) - _SURE_GIVEN
@@ -229,9 +236,10 @@ _SHAPE = re.compile(
 )
 _FOREIGN = re.compile(f"[{_letters(False)}]")
 _PLACES_TEXT = (
-    "São Zürich Malmö Köln Düsseldorf Bogotá Curaçao Québec Montréal México Perú Brasília Côte Nestlé Citroën "
-    "Škoda Häagen Mötley Beyoncé Pokémon Café Münster Nürnberg Göteborg Córdoba Cádiz Málaga León Genève Besançon "
-    "Español Française Français Português Österreich Łódź Kraków Gdańsk Wrocław Poznań Türkiye İstanbul Ångström"
+    "São Zürich Malmö Köln Düsseldorf Bogotá Curaçao Québec Montréal México Perú Brasília Côte Nestlé "
+    "Citroën Škoda Häagen Mötley Beyoncé Pokémon Café Münster Nürnberg Göteborg Córdoba Cádiz Málaga León "
+    "Genève Besançon Español Française Français Português Österreich Łódź Kraków Gdańsk Wrocław Poznań "
+    "Türkiye İstanbul Ångström"
 )
 _PLACES = frozenset(_PLACES_TEXT.split())
 _INNER_CAPITAL = re.compile(r"[a-z][A-Z]")
@@ -243,55 +251,66 @@ _PERSONAL = re.compile(
 )
 # What may follow a name at once: a mailbox, a column, a date of birth.
 _OPENING = frozenset("<|;,(\t\"'’")
-# The last words of all that announces, of titles without a full stop, and of what is said in front of people only.
+# The last words of all that announces, of titles without a full stop, and of what is said in front of people
+# only.
 _HUMAN_LAST = (
-    "with ask asked tell told email emailed called texted thank invite invited hire hired remind reminded notify "
-    "notified contacted assist marry married fired know knew refund owes does has did is why will add include remove "
-    "let name and between contact call reach met meet am where when"
+    "with ask asked tell told email emailed called texted thank invite invited hire hired remind reminded "
+    "notify notified contacted assist marry married fired know knew refund owes does has did is why will add "
+    "include remove let name and between contact call reach met meet am where when"
 )
 _LEADING = (
-    _LAST | frozenset(_HUMAN_LAST.split()) | frozenset(title.lower() for title in (*_TITLES, *_RANKS, *_GREETINGS))
+    _LAST
+    | frozenset(_HUMAN_LAST.split())
+    | frozenset(title.lower() for title in (*_TITLES, *_RANKS, *_GREETINGS))
 )
-_SEPARATORS = frozenset([", ", " and ", ", and ", "; ", " & ", " / ", "/", "\n", "\n- ", ",\n", " or ", " with "])
+_SEPARATORS = frozenset(
+    [", ", " and ", ", and ", "; ", " & ", " / ", "/", "\n", "\n- ", ",\n", " or ", " with "]
+)
 _CALLING = (" calling", " speaking", " from ", " here", " writing", ", calling")
 
 
 # Said of people only, in front of a name and behind one.
 _HUMAN_BEFORE = re.compile(
-    r"(?:(?<![A-Za-z])(?:"
-    r"(?:spoke|speak|speaking|talk|talked|talking|meet|met|meeting|interview|appointment|lunch|dinner|call|chat|work|"
-    r"working|live|living|married|session|conversation|discussed|agreement|lease|engaged) (?:to|with)"
-    r"|ask|asked|tell|told|email|emailed|called|texted|thank|invite|invited|hire|hired|remind|reminded|notify|notified|"
-    r"contacted|assist|marry|married|fired|know|knew|refund|owes|[Dd]oes|[Hh]as|[Dd]id|Why is|Why does|Why did|Where is|"
-    r"When does|When will|add|include|remove|[Ll]et|with|[Ll]isten to|accompanied by|cared for by|treated by|written to"
-    r"|(?:send|sent|forward|forwarded|give|gave|given|report|reports|assign|assigned|transferred|wrote|reply|replied|"
-    r"deliver|delivered|issued|return|returned|refer|referred|sold|lent|introduced|apologize|apologise|write)"
+    r"(?:(?<![A-Za-z])(?:(?:spoke|speak|speaking|talk|talked|talking|meet|met|meeting|interview|appointment|"
+    r"lunch|dinner|call|chat|work|working|live|living|married|session|conversation|discussed|agreement|lease|"
+    r"engaged) (?:to|with)|ask|asked|tell|told|email|emailed|called|texted|thank|invite|invited|hire|hired|"
+    r"remind|reminded|notify|notified|contacted|assist|marry|married|fired|know|knew|refund|owes|[Dd]oes|"
+    r"[Hh]as|[Dd]id|Why is|Why does|Why did|Where is|When does|When will|add|include|remove|[Ll]et|with|"
+    r"[Ll]isten to|accompanied by|cared for by|treated by|written to|(?:send|sent|forward|forwarded|give|"
+    r"gave|given|report|reports|assign|assigned|transferred|wrote|reply|replied|deliver|delivered|issued|"
+    r"return|returned|refer|referred|sold|lent|introduced|apologize|apologise|write)"
     r"(?: [a-z]{1,12}){0,4} to)|(?:'s|s'|’s) name|hear that,|[Ww]ho is|and I and|between)[ ]\Z"
 )
 _HUMAN_BEHIND = re.compile(
-    r"(?:'s|’s)? (?:said|says|told|asked|asks|called|calls|emailed|texted|wrote|replied|will be (?:talking|speaking|joining|"
-    r"there|here|absent|late|out)|will (?:call|speak|join|attend|pick|contact|arrive|talk|send|bring|meet|present)|wants|"
-    r"wanted|needs (?:to|a|his|her)|lives|lived|resides|is (?:a very|very|my|our|his|her|not available|on (?:leave|vacation|"
-    r"holiday|sick)|out of office|sick|pregnant|married|divorced|retired|late|absent|away|moving|traveling|travelling|"
-    r"looking|unable|allergic|scheduled|due)|was (?:born|hired|fired|diagnosed|admitted|discharged|seen|late|absent|married|"
-    r"promoted|injured|arrested|my|our|his|her)|has (?:been (?:diagnosed|admitted|our|my|promoted|working)|asked|called|"
-    r"requested|agreed|signed|paid)|from (?:accounting|accounts|HR|IT|sales|support|marketing|finance|legal|the|our|my|"
-    r"reception|billing|payroll)|who (?:is|was|lives|works|has)|whose|attended|signed|reported|complained|paid|owes|"
-    r"requested|confirmed|visited|joined|resigned|died|can be reached|works|worked|still|as (?:a|an|the|my|our) "
-    r"(?:beneficiary|guardian|authori[sz]ed|contact|reference|co|emergency|next|executor|tenant|witness|member|user)|"
-    r"to (?:call|email|contact|send|meet|the (?:account|list|group|meeting|team))|by (?:Monday|Tuesday|Wednesday|"
-    r"Thursday|Friday|tomorrow|noon|tonight)|(?:reached|phoned|messaged))(?![A-Za-z])"
+    r"(?:'s|’s)? (?:said|says|told|asked|asks|called|calls|emailed|texted|wrote|replied|will be (?:talking|"
+    r"speaking|joining|there|here|absent|late|out)|will (?:call|speak|join|attend|pick|contact|arrive|talk|"
+    r"send|bring|meet|present)|wants|wanted|needs (?:to|a|his|her)|lives|lived|resides|is (?:a very|very|my|"
+    r"our|his|her|not available|on (?:leave|vacation|holiday|sick)|out of office|sick|pregnant|married|"
+    r"divorced|retired|late|absent|away|moving|traveling|travelling|looking|unable|allergic|scheduled|due)|"
+    r"was (?:born|hired|fired|diagnosed|admitted|discharged|seen|late|absent|married|promoted|injured|"
+    r"arrested|my|our|his|her)|has (?:been (?:diagnosed|admitted|our|my|promoted|working)|asked|called|"
+    r"requested|agreed|signed|paid)|from (?:accounting|accounts|HR|IT|sales|support|marketing|finance|legal|"
+    r"the|our|my|reception|billing|payroll)|who (?:is|was|lives|works|has)|whose|attended|signed|reported|"
+    r"complained|paid|owes|requested|confirmed|visited|joined|resigned|died|can be reached|works|worked|"
+    r"still|as (?:a|an|the|my|our) (?:beneficiary|guardian|authori[sz]ed|contact|reference|co|emergency|next|"
+    r"executor|tenant|witness|member|user)|to (?:call|email|contact|send|meet|the (?:account|list|group|"
+    r"meeting|team))|by (?:Monday|Tuesday|Wednesday|Thursday|Friday|tomorrow|noon|tonight)|(?:reached|phoned|"
+    r"messaged))(?![A-Za-z])"
 )
 _TOLD = re.compile(r"(?:[Aa]sk|[Aa]sked|[Tt]ell|[Tt]old|[Rr]emind|[Rr]eminded|[Ll]et|[Tt]hank|[Ii]nvite) \Z")
 _TOLD_BEHIND = (" to ", " that ", " know", " if ", " about ", " whether ", " for ", " not ")
-_SPOKEN_TO = re.compile(r",? (?:can|could|would|will|please|I|we|may|do|did|are|have|thank|your|here|this|what|when) ")
+_SPOKEN_TO = re.compile(
+    r",? (?:can|could|would|will|please|I|we|may|do|did|are|have|thank|your|here|this|"
+    r"what|when) "
+)
 _TWO_WORDS = frozenset(
-    ["Addis Ababa", "Sierra Leone", "Abu Dhabi", "Tel Aviv", "Kuala Lumpur", "Nova Scotia", "Phnom Penh", "Palo Alto",
-     "Ann Arbor", "Coca Cola", "Louis Vuitton", "Visual Basic", "Novo Nordisk", "Bosnia Herzegovina", "Costa Rica",
-     "Ho Chi", "Ulan Bator", "Aston Martin", "Lockheed Martin", "Harley Davidson", "Goldman Sachs", "Morgan Stanley",
-     "Wells Fargo", "Merrill Lynch", "Rolls Royce", "Mercedes Benz", "Alfa Romeo", "Land Rover", "Calvin Klein",
-     "Tommy Hilfiger", "Jack Daniels", "Johnnie Walker", "Ben Jerry", "Trader Joe", "Burning Man", "Mona Lisa",
-     "Machu Picchu", "Taj Mahal", "Notre Dame", "Buckingham Palace", "Lorem Ipsum", "Pokemon Go"]
+    ["Addis Ababa", "Sierra Leone", "Abu Dhabi", "Tel Aviv", "Kuala Lumpur", "Nova Scotia", "Phnom Penh",
+     "Palo Alto", "Ann Arbor", "Coca Cola", "Louis Vuitton", "Visual Basic", "Novo Nordisk",
+     "Bosnia Herzegovina", "Costa Rica", "Ho Chi", "Ulan Bator", "Aston Martin", "Lockheed Martin",
+     "Harley Davidson", "Goldman Sachs", "Morgan Stanley", "Wells Fargo", "Merrill Lynch", "Rolls Royce",
+     "Mercedes Benz", "Alfa Romeo", "Land Rover", "Calvin Klein", "Tommy Hilfiger", "Jack Daniels",
+     "Johnnie Walker", "Ben Jerry", "Trader Joe", "Burning Man", "Mona Lisa", "Machu Picchu", "Taj Mahal",
+     "Notre Dame", "Buckingham Palace", "Lorem Ipsum", "Pokemon Go"]
 )  # fmt: skip
 
 
@@ -363,8 +382,8 @@ class _Reader:
             yield one
 
     def _idle(self, word: str, start: int) -> bool:
-        """Whether a capitalised word is done with at once: neither known for a name, nor announced by the word
-        in front of it.
+        """Whether a capitalised word is done with at once: neither known for a name, nor announced by the
+        word in front of it.
         """
         if word in _NOT_NAMES:
             return True
@@ -388,7 +407,6 @@ class _Reader:
     def _run(self, run: str, start: int) -> Iterator[Finding]:
         text = self.text
         parts = run.split(" ")
-        begin = start
         score = 0.0
         greeted = False
         while parts and parts[0] in _TITLES:
@@ -427,7 +445,7 @@ class _Reader:
                 one = self._with_second(span, score)
                 yield Finding(*one, "NAME", score)
                 return
-        yield from self._by_its_words(parts, start, begin)
+        yield from self._by_its_words(parts, start)
 
     def _as_a_person(self, parts: list[str], start: int, end: int) -> float:
         """By what is said of people only."""
@@ -449,7 +467,7 @@ class _Reader:
                 return 0.5
             if word in _SURE_GIVEN and _HUMAN_BEFORE.search(before):
                 return 0.5
-        elif word in _SURE_GIVEN and before[-1:] in ("", "\n", "\"", "“") and _SPOKEN_TO.match(text, end):
+        elif word in _SURE_GIVEN and before[-1:] in ("", "\n", '"', "“") and _SPOKEN_TO.match(text, end):
             return 0.5
         if word in _SURE_GIVEN and word not in _FAMOUS and _HUMAN_BEHIND.match(text, end):
             return 0.5
@@ -503,14 +521,16 @@ class _Reader:
         if score != 0.8:
             return span
         value = self.text[span[0] : span[1]]
-        if " " in value and not value.split(" ")[0].lower().startswith(("van", "von", "de", "di", "la", "le", "al")):
+        if " " in value and not value.split(" ")[0].lower().startswith(
+            ("van", "von", "de", "di", "la", "le", "al")
+        ):
             return span
         second = _SECOND.match(self.text, span[1])
         if second and second["word"].split(" ")[0] not in _NOT_NAMES:
             return span[0], second.end()
         return span
 
-    def _by_its_words(self, parts: list[str], start: int, begin: int) -> Iterator[Finding]:
+    def _by_its_words(self, parts: list[str], start: int) -> Iterator[Finding]:
         """A given name and what follows it; a surname and what comes before; letters of other languages."""
         text = self.text
         n = len(parts)
@@ -557,7 +577,11 @@ class _Reader:
                     return
         if n == 1:
             word = parts[0].removesuffix("'s").removesuffix("’s")
-            if word in _ALONE and self.personal(start) and not text.startswith((" of ", " (disamb"), start + len(word)):
+            if (
+                word in _ALONE
+                and self.personal(start)
+                and not text.startswith((" of ", " (disamb"), start + len(word))
+            ):
                 yield Finding(start, start + len(word), "NAME", 0.5)
 
 

@@ -36,16 +36,14 @@ DATE = (
 )
 # What may stand between a label and its value: more of the label, a verb, a sign, quotes.
 _LINK = (
-    r"\.?(?:号码?|码|號碼?)?[\"'”’*`]{0,3}(?:[ _.-]{0,2}(?:numbers?|nos?\.?|num|nr\.?|id|code|card|"
-    r"details?|value|"
-    r"address|#)(?![a-z])){0,2}"
-    r"[\"'”’*`)\]]{0,3}[ \t]{0,3}"
-    r"(?:(?:is|was|are|of|on|it['’]s|it is|ending in|[:：=#>]|->|-|=>|为|是)[ \t]{0,3}){0,3}[\"'“‘(*`\[]{0,3}[ \t]?"
+    r"\.?(?:号码?|码|號碼?)?[\"'”’*`]{0,3}(?:[ _.-]{0,2}(?:numbers?|nos?\.?|num|nr\.?|id|code|card|details?|"
+    r"value|address|#)(?![a-z])){0,2}[\"'”’*`)\]]{0,3}[ \t]{0,3}(?:(?:is|was|are|of|on|it['’]s|it is|"
+    r"ending in|[:：=#>]|->|-|=>|为|是)[ \t]{0,3}){0,3}[\"'“‘(*`\[]{0,3}[ \t]?"
 )
 _CN_LINK = (
-    r"(?:号码|号|编号|信息|码|號碼|號|編號|ID|id|UID|帐号|账号|名|昵称)?[\"'”’*]{0,3}[ \t]{0,2}(?:[(（][^()（）\n]{1,8}[)）])?[ \t]{0,2}"
-    r"(?:(?:应该是|改成|改为|换成|设为|设成|设置为|就是|分别是|分别为|[:：=]|为|是|叫|填|写|"
-    r":)[ \t]{0,2}){0,2}[\"'“‘「(（*]{0,3}[ \t]?"
+    r"(?:号码|号|编号|信息|码|號碼|號|編號|ID|id|UID|帐号|账号|名|昵称)?[\"'”’*]{0,3}[ \t]{0,2}"
+    r"(?:[(（][^()（）\n]{1,8}[)）])?[ \t]{0,2}(?:(?:应该是|改成|改为|换成|设为|设成|设置为|就是|分别是|"
+    r"分别为|[:：=]|为|是|叫|填|写|:)[ \t]{0,2}){0,2}[\"'“‘「(（*]{0,3}[ \t]?"
 )
 _E = r"(?![A-Za-z0-9])"
 # 48°51'24.5"N 2°21'03"E
@@ -203,11 +201,10 @@ _CHINESE: tuple[tuple[str, str, str], ...] = (
         "ACCOUNT",
         "code",
         (
-            "银行账|银行帐|账号|帐号|账户|帐户|开户账|收款账|工号|学号|员工号|员工编号|会员号|会员卡|"
-            "客户号|病历号|住院号|门诊号|就诊卡|"
-            "就诊号|工牌号|体检号|床号|借据号|卡券号|病案号|病案|病例号|诊疗号|登记号|影像号|检查号|员工编码|客户编号|会员编号|病歷號|學號|員工編號|帳號|"
-            "保单号|保单|社保号|社保卡|医保号|医保卡|社会保障|公积金|学籍号|准考证|报名号|"
-            "合同号|税号|纳税人识别|档案号|编制号"
+            "银行账|银行帐|账号|帐号|账户|帐户|开户账|收款账|工号|学号|员工号|员工编号|会员号|会员卡|客户号|"
+            "病历号|住院号|门诊号|就诊卡|就诊号|工牌号|体检号|床号|借据号|卡券号|病案号|病案|病例号|诊疗号|"
+            "登记号|影像号|检查号|员工编码|客户编号|会员编号|病歷號|學號|員工編號|帳號|保单号|保单|社保号|"
+            "社保卡|医保号|医保卡|社会保障|公积金|学籍号|准考证|报名号|合同号|税号|纳税人识别|档案号|编制号"
         ),
     ),
     ("CARD", "digits", "银行卡|信用卡|借记卡|储蓄卡|卡号|工资卡"),
@@ -215,12 +212,19 @@ _CHINESE: tuple[tuple[str, str, str], ...] = (
     (
         "USER",
         "token",
-        "用户名|登录名|用戶名|微信|微信號|vx|VX|Vx|wx|WX|V信|v信|加微|加V|加v|威信|薇信|扣扣|企鹅号|➕v|➕V|加我v|加我V|LINE|Line|IG|ins|B站|脸书|QQ|qq|Qq|抖音|微博|昵称|网名|支付宝|推特|小红书|快手|登录账|用户ID",
+        (
+            "用户名|登录名|用戶名|微信|微信號|vx|VX|Vx|wx|WX|V信|v信|加微|加V|加v|威信|薇信|扣扣|企鹅号|➕v|"
+            "➕V|加我v|加我V|LINE|Line|IG|ins|B站|脸书|QQ|qq|Qq|抖音|微博|昵称|网名|支付宝|推特|小红书|快手|"
+            "登录账|用户ID"
+        ),
     ),
     (
         "BIRTHDATE",
         "date",
-        "出生日期|出生年月日|西元生日|生辰|出生年月|出生时间|出生于|出生在|出生|生日|生于|诞辰|阳历|农历|阴历",
+        (
+            "出生日期|出生年月日|西元生日|生辰|出生年月|出生时间|出生于|出生在|出生|生日|生于|诞辰|阳历|农历|"
+            "阴历"
+        ),
     ),
     ("DEVICE", "code", "设备号|序列号|串号|设备编号|机器码"),
     ("VIN", "code", "车架号|车辆识别|发动机号|车辆识别代号"),
@@ -282,10 +286,9 @@ _SECRET_WORDS = {
 }  # fmt: skip
 # "key", "auth" and their like alone name too many things: they need one of these before them.
 _KEY_BEFORE = re.compile(
-    r"(?:api|access|secret|private|encryption|license|account|auth|app|client|service|shared|"
-    r"master|signing|ssh|aes|aws|"
-    r"product|activation|session|user|admin|root|db|basic|storage|subscription|wi-?fi|wlan|wpa2?|network|router|"
-    r"decryption|host|deploy|bot|webhook)[ _.-]?\Z",
+    r"(?:api|access|secret|private|encryption|license|account|auth|app|client|service|shared|master|signing|"
+    r"ssh|aes|aws|product|activation|session|user|admin|root|db|basic|storage|subscription|wi-?fi|wlan|wpa2?|"
+    r"network|router|decryption|host|deploy|bot|webhook)[ _.-]?\Z",
     re.I,
 )
 _WEAK_SECRET_WORDS = {"key", "auth", "signature", "sig", "cookie", "session", "pass", "pw", "pat"}
@@ -311,8 +314,8 @@ _SPOKEN_SECRET = re.compile(
 )
 _LONE = re.compile(r"(?<![^\s\"'“‘(（：:，,为是])[!-~]{8,48}(?=[\s\"'”’)），。；]|\Z)")
 _PHRASE = re.compile(
-    r"(?:[Pp]assphrase|[Ss]eed phrase|[Rr]ecovery phrase|[Mm]nemonic(?: phrase)?|助记词|恢复短语)[^A-Za-z\n]{0,4}(?:is|are|was)?"
-    r"[ :：\"'“]{1,4}(?P<value>[a-z]{2,12}(?:[ -][a-z]{2,12}){3,24})"
+    r"(?:[Pp]assphrase|[Ss]eed phrase|[Rr]ecovery phrase|[Mm]nemonic(?: phrase)?|助记词|"
+    r"恢复短语)[^A-Za-z\n]{0,4}(?:is|are|was)?[ :：\"'“]{1,4}(?P<value>[a-z]{2,12}(?:[ -][a-z]{2,12}){3,24})"
 )
 _HAN_SECRET_SPACE = re.compile(r"(?:密码|口令|密钥|令牌|授权码)[ \t]{0,2}(?=[A-Za-z0-9][!-~]{5})")
 _NOT_SECRET = re.compile(
@@ -473,9 +476,13 @@ _COMMON_TEXT = (
     "handle login account"
 )
 _COMMON = frozenset(_COMMON_TEXT.split())
-_DATE_THEN_BORN = re.compile(rf"({DATE}|(?:19|20)[0-9]{{2}}年[0-9]{{1,2}}月)(?=[ ]?(?:出生|生人|生，|生,|生于|诞生|生。))")
+_DATE_THEN_BORN = re.compile(
+    rf"({DATE}|(?:19|20)[0-9]{{2}}年[0-9]{{1,2}}月)(?=[ ]?(?:出生|生人|生，|生,|"
+    rf"生于|诞生|生。))"
+)
 _HANDLE_ALONE = re.compile(
-    r"(?!(?:[vV][0-9.]+|[A-Za-z]+_?[0-9])\Z)(?=[A-Za-z0-9._-]{0,40}[0-9])[A-Za-z][A-Za-z_-]{2,30}[._-]?[A-Za-z0-9_-]{1,30}\Z"
+    r"(?!(?:[vV][0-9.]+|[A-Za-z]+_?[0-9])\Z)"
+    r"(?=[A-Za-z0-9._-]{0,40}[0-9])[A-Za-z][A-Za-z_-]{2,30}[._-]?[A-Za-z0-9_-]{1,30}\Z"
 )
 _MARKED = re.compile("[0-9_@]")
 _COUNTED = re.compile("[位个分秒小天次条年月日%]")
@@ -484,8 +491,8 @@ _SIGN_NEEDED = frozenset(["USER", "SECRET"])
 
 # Labels of a user that are ordinary words too.
 _LOOSE_USER = frozenset(
-    ["line", "signal", "handle", "login", "slack", "reddit", "twitch", "snap", "ig", "ins", "github", "git", "xbox",
-     "discord", "twitter", "telegram", "kakao", "imessage"]
+    ["line", "signal", "handle", "login", "slack", "reddit", "twitch", "snap", "ig", "ins", "github", "git",
+     "xbox", "discord", "twitter", "telegram", "kakao", "imessage"]
 )  # fmt: skip
 
 
@@ -505,7 +512,12 @@ def _labelled(
         # user jdoe42 is a name, and so is octo-fan22; user id1 and user table_2 are not.
         if kind == "USER" and named and _HANDLE_ALONE.match(found[0]):
             return _trim(kind, value_kind, text, found.start(), found.end(), bare=False)
-        if kind == "SECRET" and not link.isascii() and len(found[0]) >= 4 and not _COUNTED.match(text, found.end()):
+        if (
+            kind == "SECRET"
+            and not link.isascii()
+            and len(found[0]) >= 4
+            and not _COUNTED.match(text, found.end())
+        ):
             return _trim(kind, value_kind, text, found.start(), found.end(), bare=False)
         # 微信 wxid_abc, QQ12345: a handle right behind its label, told by its digits.
         chinese = kind == "USER" and (not link.isascii() or link.upper().startswith("QQ"))
@@ -542,11 +554,13 @@ _PAIR_BEFORE = re.compile(r"(?<![0-9.,+-])(?<![0-9.,] )[-+]?[0-9]{1,3}\Z")
 
 
 _ACTIVE_USER = re.compile(
-    r"(?<![A-Za-z])[Uu]ser (?P<user>[A-Za-z][A-Za-z0-9_.-]{3,31}) (?:logged|signed|has logged|registered|connected|joined)(?![a-z])"
+    r"(?<![A-Za-z])[Uu]ser (?P<user>[A-Za-z][A-Za-z0-9_.-]{3,31}) (?:logged|signed|has logged|registered|"
+    r"connected|joined)(?![a-z])"
 )
 _DMS = re.compile(_DEGREES)
 _LOOKS_LIKE_CODE = re.compile(
-    r"\A[A-Za-z_][A-Za-z0-9_.]*[(\[].*[)\];]\Z|\$\{|\{\{|\A<.*>\Z|\A--|\A\$[A-Z_]+\Z|://|\\|\.(?:com|org|net|io|py|js|ts|md|json|txt|html|cn|log|yml)\b"
+    r"\A[A-Za-z_][A-Za-z0-9_.]*[(\[].*[)\];]\Z|\$\{|\{\{|\A<.*>\Z|\A--|\A\$[A-Z_]+\Z|://|\\|\.(?:com|org|net|"
+    r"io|py|js|ts|md|json|txt|html|cn|log|yml)\b"
 )
 
 
@@ -590,7 +604,10 @@ def _is_lone_secret(value: str) -> bool:
     )
 
 
-_AS_PASSWORD = re.compile(r" as (?:the |my |your |a |his |her |new )*(?:password|passcode|secret|PIN|passphrase)(?![A-Za-z])")
+_AS_PASSWORD = re.compile(
+    r" as (?:the |my |your |a |his |her |new )*(?:password|passcode|secret|PIN|"
+    r"passphrase)(?![A-Za-z])"
+)
 _WORD_AHEAD = re.compile(r"(?:\A|[\s\"'“])([!-~]{8,40})\Z")
 # Lower case, capitals and digits.
 _THREE = re.compile(r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])")
@@ -598,7 +615,8 @@ _THREE = re.compile(r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])")
 
 _MIXED = re.compile(r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])|(?=.*[0-9])(?=.*[A-Za-z])(?=.*[!#$%^&*?~+])")
 _ADDED = re.compile(
-    r"加[我他她下一个这那联系\u4e00-\u9fff]{0,5}(?:[vV][xX信]?|[微薇威][信芯]?)[:：是 ]{1,3}(?P<user>[A-Za-z0-9_][A-Za-z0-9_-]{4,24})"
+    r"加[我他她下一个这那联系\u4e00-\u9fff]{0,5}(?:[vV][xX信]?|[微薇威][信芯]?)[:：是 ]{1,3}"
+    r"(?P<user>[A-Za-z0-9_][A-Za-z0-9_-]{4,24})"
 )
 
 

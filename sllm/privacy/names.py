@@ -145,7 +145,9 @@ class ModelDetector:
         for match in _CANDIDATE_CN.finditer(text):
             start = match.start()
             size = 2 if re.match(words.DOUBLE_SURNAMES, text[start : start + 2]) else 1
-            longest = 0 if chinese_names.is_word(text, start) else chinese_names.given_length(text, start + size, 2)
+            longest = (
+                0 if chinese_names.is_word(text, start) else chinese_names.given_length(text, start + size, 2)
+            )
             for n in range(1, longest + 1):
                 if "\u4e00" <= text[start + size + n - 1] <= "\u9fff":
                     found.setdefault((start, start + size + n), "NAME")

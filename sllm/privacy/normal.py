@@ -158,8 +158,8 @@ def folded(text: str) -> View:
     return View(body, offsets if moved else None)
 
 
-# What is written between the letters of a word without ending it: spaces, signs of Markdown and of joining, tags,
-# marks on letters. The signs that end a clause are not among them.
+# What is written between the letters of a word without ending it: spaces, signs of Markdown and of joining,
+# tags, marks on letters. The signs that end a clause are not among them.
 _BETWEEN = re.compile(
     "(?:[\\s_.*~`'\"/\\\\+|()\\[\\]{}#=&\u00b7\u2022\u0300-\u036f-]|</?[A-Za-z][^<>\\n]{0,40}>|[<>])+"
 )
@@ -221,7 +221,7 @@ def _unquoted(match: re.Match[str]) -> list[tuple[str, int]]:
 
 
 def _of_bytes(data: bytes, width: int) -> list[tuple[str, int]]:
-    """The characters of UTF-8, or of Latin-1 where it is none, each byte having come from ``width`` characters."""
+    """The characters of UTF-8, or of Latin-1 where it is none; each byte was ``width`` characters."""
     try:
         return [(char, width * len(char.encode())) for char in data.decode()]
     except UnicodeDecodeError:
@@ -329,7 +329,6 @@ def packed(text: str) -> Iterator[tuple[int, int, str]]:
                 continue
         yield run.start(), run.end(), "\n".join(forms)
     for run in _HEX.finditer(text):
-        data = bytes.fromhex(run[0].translate(_GAPS))
         # UTF-16 of ASCII has a zero byte for each character.
-        body = data.replace(b"\0", b"")
-        yield run.start(), run.end(), body.decode("utf-8", "replace")
+        data = bytes.fromhex(run[0].translate(_GAPS)).replace(b"\0", b"")
+        yield run.start(), run.end(), data.decode("utf-8", "replace")
