@@ -18,7 +18,6 @@ _B = r"(?<![A-Za-z0-9])"
 _E = r"(?![A-Za-z0-9])"
 
 _USCC = re.compile(rf"{_B}[1-9AGNYagny][1-9A-GNYa-gny][0-9]{{6}}[0-9A-HJ-NP-RTUWXYa-hj-np-rtuwxy]{{10}}{_E}")
-_USCC_LABEL = re.compile(r"(?:信用代码|执照|税号|识别号|注册号)[^A-Za-z0-9]{0,6}\Z")
 
 _PLATE_REGION = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼使领"
 _P = "A-HJ-NP-Za-hj-np-z"

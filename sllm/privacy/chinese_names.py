@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from sllm.privacy import english_names, words
+from sllm.privacy import name_words, words
 from sllm.privacy.bounds import Budget
 from sllm.privacy.findings import Finding
 
@@ -344,8 +344,8 @@ def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
         if not budget.spend():
             yield Finding(label.start(), len(text), "NAME", 0.5)
             break
-        run = english_names.CANDIDATE.match(text, label.end())
-        span = english_names.trimmed(run[0], label.end()) if run else None
+        run = name_words.CANDIDATE.match(text, label.end())
+        span = name_words.trimmed(run[0], label.end()) if run else None
         capitals = _LATIN_CAPITALS.match(text, label.end())
         if capitals:
             yield Finding(capitals.start(), capitals.end(), "NAME", 0.7)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sllm.privacy import addresses, chinese, digits, labels, tokens
+from sllm.privacy import addresses, chinese, digits, labels, passwords, phrases, tokens
 from sllm.privacy.findings import KINDS, Detector, Finding, LabelScorer
 from sllm.privacy.names import ModelDetector, NameDetector
 from sllm.privacy.normal import plain
@@ -26,6 +26,8 @@ __all__ = [
     "default_detectors",
     "union",
 ]
+
+_SCANNERS = (tokens, digits, labels, passwords, phrases, chinese, addresses)
 
 
 class PatternDetector:
@@ -51,8 +53,8 @@ class PatternDetector:
         """Findings in the order of their starts; they may overlap."""
         view = plain(text)
         found = []
-        for scan in (tokens.scan, digits.scan, labels.scan, chinese.scan, addresses.scan):
-            for one in scan(view.text):
+        for scanner in _SCANNERS:
+            for one in scanner.scan(view.text):
                 if self._kinds is not None and one.kind not in self._kinds:
                     continue
                 if one.score < self._min_score or one.end <= one.start:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from sllm.privacy.bounds import Budget
 from sllm.privacy.findings import Finding
-from sllm.privacy.tokens import entropy
+from sllm.privacy.passwords import SECRET_WORDS, secret_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DATE", "scan"]
+__all__ = ["COMMON", "DATE", "DEGREES", "scan"]
 
+_DIGIT = re.compile("[0-9]")
 _MONTH = (
     r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|"
     r"Sept?(?:ember)?|Oct(?:ober)?"
@@ -47,7 +48,7 @@ _CN_LINK = (
 )
 _E = r"(?![A-Za-z0-9])"
 # 48°51'24.5"N 2°21'03"E
-_DEGREES = (
+DEGREES = (
     r"[0-9]{1,2}° ?[0-9]{1,2}[′'’] ?[0-9]{1,2}(?:\.[0-9]{1,4})?[″\"”]? ?[NS][ ,]{1,2}"
     r"[0-9]{1,3}° ?[0-9]{1,2}[′'’] ?[0-9]{1,2}(?:\.[0-9]{1,4})?[″\"”]? ?[EW]"
 )
@@ -71,12 +72,11 @@ _VALUES = {
         r"[-+]?[0-9]{1,3}\.[0-9]{2,10}°?[ ]?[NSns]?(?:[ ]?[,;/，][ ]?|"
         r"[ ])[-+]?[0-9]{1,3}\.[0-9]{2,10}°?[ ]?[EWew]?"
         r"|[-+]?[0-9]{1,3}\.[0-9]{3,10}"
-        rf"|{_DEGREES}"
+        rf"|{DEGREES}"
     ),
     "hash": r"[A-Za-z0-9:]{20,110}",
 }
 _COMPILED = {name: re.compile(pattern) for name, pattern in _VALUES.items()}
-
 # Phrases: words separated by "_", "-", a space or nothing, so that passport_number and passportNumber count.
 _ENGLISH: tuple[tuple[str, str, str], ...] = (
     ("PASSPORT", "code", "passport;travel document"),
@@ -245,7 +245,6 @@ _CHINESE: tuple[tuple[str, str, str], ...] = (
     ),
     ("GEO", "geo", "经纬度|坐标|纬度|经度|定位"),
 )
-
 _CAMEL = re.compile(r"[A-Z]?[a-z]+[0-9]?|[A-Z]+(?![a-z])[0-9]?")
 
 
@@ -278,140 +277,6 @@ _CHINESE_LABELS = {
 _CHINESE_ANY = re.compile("|".join(sorted(_CHINESE_LABELS, key=len, reverse=True)))
 _CHINESE_LINK = re.compile(_CN_LINK)
 
-_SECRET_WORDS = {
-    "password", "passwd", "passwort", "pwd", "passphrase", "secret", "token", "apikey", "key", "credential",
-    "credentials",
-    "pass", "pw", "psw", "auth", "passcode", "mnemonic", "contrasena", "signature", "sig", "pat", "jwt",
-    "cookie", "session",
-}  # fmt: skip
-# "key", "auth" and their like alone name too many things: they need one of these before them.
-_KEY_BEFORE = re.compile(
-    r"(?:api|access|secret|private|encryption|license|account|auth|app|client|service|shared|master|signing|"
-    r"ssh|aes|aws|product|activation|session|user|admin|root|db|basic|storage|subscription|wi-?fi|wlan|wpa2?|"
-    r"network|router|decryption|host|deploy|bot|webhook)[ _.-]?\Z",
-    re.I,
-)
-_WEAK_SECRET_WORDS = {"key", "auth", "signature", "sig", "cookie", "session", "pass", "pw", "pat"}
-_SECRET_LINK = re.compile(
-    r"(?:[ _-]?(?:key|id|value|code|token|secret|hash))?[\"'”’*`\])]{0,3}[ \t]{0,3}"
-    r"(?P<sign>(?::=|=>|==|->|[:：=])|(?:is|was|are|为|是)(?: now|"
-    r" set to)?(?=[ :：\"'“]))?[ \t:：]{0,4}(?P<quote>[\"'“‘`*「]{0,3})",
-    re.I,
-)
-_CN_SECRET = re.compile(
-    r"(?:密码|口令|密钥|秘钥|令牌|授权码|私钥|公钥|通行码|暗号|访问凭证|密匙|激活码|"
-    r"注册码)(?:[(（][^()（）\n]{1,8}[)）])?"
-    r"[\"'”’]{0,2}[ \t]{0,2}(?P<sign>(?:应该是|改成了?|改为|换成|设为|设成|设置为|设置成|就是|"
-    r"还是|都是|[:：=]|为|是)[ \t]{0,2}){1,2}"
-    r"(?P<quote>[\"'“‘「`]{0,2})[ \t]?"
-)
-_SECRET_VALUE = re.compile(r"[!-~]{4,200}")
-_HAN_PIN = re.compile(r"密码[ \t是为：:]{0,3}(?=[0-9]{4,8}#?(?![0-9A-Za-z位个年]))(?P<pin>[0-9]{4,8}#?)")
-# Words behind which a lone run of mixed characters, some way on, is what they speak of.
-_SPOKEN_SECRET = re.compile(
-    r"(?<![A-Za-z])(?:[Pp]assword|[Pp]asscode|[Pp]assphrase|[Cc]redentials?|[Ss]ecret|PIN|[Pp]wd|[Ll]ogin|"
-    r"[Tt]oken)s?(?![A-Za-z_])|密码|口令|密钥"
-)
-_LONE = re.compile(r"(?<![^\s\"'“‘(（：:，,为是])[!-~]{8,48}(?=[\s\"'”’)），。；]|\Z)")
-_PHRASE = re.compile(
-    r"(?:[Pp]assphrase|[Ss]eed phrase|[Rr]ecovery phrase|[Mm]nemonic(?: phrase)?|助记词|"
-    r"恢复短语)[^A-Za-z\n]{0,4}(?:is|are|was)?[ :：\"'“]{1,4}(?P<value>[a-z]{2,12}(?:[ -][a-z]{2,12}){3,24})"
-)
-_HAN_SECRET_SPACE = re.compile(r"(?:密码|口令|密钥|令牌|授权码)[ \t]{0,2}(?=[A-Za-z0-9][!-~]{5})")
-_NOT_SECRET = re.compile(
-    r"(?:none|null|nil|true|false|undefined|str|string|int|bool|bytes|optional\[?.*|required|text|"
-    r"varchar.*|char|any|void|self.*"
-    r"|your.*|my[_-]?(?:password|secret|token|key).*|x{3,}[-_x]*|\*{3,}.*|\.{3,}.*|<.*|\$.*|%.*|"
-    r"\{.*|\[.*|\(.*|@.*|#.*|//.*|https?:.*|&.*"
-    r"|password[0-9]{0,1}|passwd|secret|token|example.*|placeholder.*|changeme|redacted.*|"
-    r"hidden.*|process\.env.*|os\.environ.*"
-    r"|env\..*|config.*|settings.*|getenv.*|input.*|args\..*|request.*|params.*|data\..*|this\..*|"
-    r"import.*|function.*|lambda.*)\Z",
-    re.I | re.S,
-)
-_CODE_EXPRESSION = re.compile(
-    r"[A-Za-z_][A-Za-z0-9_]*(?:(?:\.|->|::)[A-Za-z_][A-Za-z0-9_]*)*(?:\(.*|\[.*)\Z", re.S
-)
-_DOTTED = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)+[;,)]*\Z")
-
-
-_CLASSES = tuple(re.compile(chars) for chars in ("[a-z]", "[A-Z]", "[0-9]", "[^A-Za-z0-9_.-]"))
-
-
-def _classes(value: str) -> int:
-    return sum(pattern.search(value) is not None for pattern in _CLASSES)
-
-
-def _secret(text: str, at: int, quote: str, strong: bool, sign: bool) -> Finding | None:
-    """The secret that begins at an offset, if what stands there is one."""
-    found = _SECRET_VALUE.match(text, at)
-    if not found:
-        return None
-    value = found[0]
-    quoted = False
-    opening = quote[-1:]
-    closing = {"“": "”", "‘": "’", "「": "」"}.get(opening, opening)
-    if opening:
-        cut = value.find(closing)
-        if cut >= 0:
-            value = value[:cut]
-            quoted = True
-    if not quoted:
-        stop = re.search(r"[\"'`<>]|[,;](?=\Z)|\\n|&(?=[A-Za-z_]+=)", value)
-        if stop:
-            value = value[: stop.start()]
-        value = value.rstrip(".,;:)]}")
-    mixed = len(value) >= 8 and _THREE.match(value) is not None and not _LOOKS_LIKE_CODE.search(value)
-    if len(value) < 4 or (_NOT_SECRET.match(value) and not mixed):
-        return None
-    digit = _CLASSES[2].search(value) is not None
-    kinds = _classes(value)
-    if (_CODE_EXPRESSION.match(value) and not mixed) or (_DOTTED.match(value) and not quoted):
-        return None
-    if strong:
-        if quoted:
-            good = not (value.isalpha() and value.islower() and not sign)
-        elif sign:
-            good = kinds >= 2 and (
-                digit or any(not c.isalnum() and c not in "_-./" for c in value) or len(value) >= 12
-            )
-            good = good or (value.isdigit() and len(value) >= 4)
-        else:
-            good = digit and kinds >= 2 and len(value) >= 6
-    elif quoted:
-        good = len(value) >= 8 and digit and kinds >= 2 and " " not in value
-    else:
-        good = len(value) >= 8 and digit and kinds >= 2 and sign and entropy(value) >= 2.8
-    return Finding(at, at + len(value), "SECRET", 0.8) if good else None
-
-
-def _secrets_at(text: str, start: int, end: int, word: str) -> Finding | None:
-    strong = word in (
-        "password",
-        "passwd",
-        "passwort",
-        "pwd",
-        "passphrase",
-        "passcode",
-        "psw",
-        "contrasena",
-        "pass",
-        "pw",
-    )
-    if word in _WEAK_SECRET_WORDS and not strong and not _KEY_BEFORE.search(text[max(0, start - 14) : start]):
-        return None
-    link = _SECRET_LINK.match(text, end)
-    if not link:
-        return None
-    sign = link["sign"] is not None
-    if word in ("pass", "pw") and not (sign and link["sign"] in (":", "=", "：")):
-        return None
-    if not sign and not link["quote"] and text[link.end() - 1 : link.end()] not in (" ", "\t"):
-        return None
-    # "is" needs a value that no sentence goes on with.
-    worded = sign and link["sign"][:1].isalpha()
-    return _secret(text, link.end(), link["quote"], strong, sign and not worded)
-
 
 def _trim(kind: str, value_kind: str, text: str, start: int, end: int, *, bare: bool) -> Finding | None:
     """The value behind a label, if its form is one that such a label has."""
@@ -422,14 +287,14 @@ def _trim(kind: str, value_kind: str, text: str, start: int, end: int, *, bare: 
         words = value.split(" ")
         keep = 1
         while keep < len(words) and (
-            _CLASSES[2].search(words[keep]) or (len(words[keep]) <= 2 and words[keep].isupper())
+            _DIGIT.search(words[keep]) or (len(words[keep]) <= 2 and words[keep].isupper())
         ):
             keep += 1
-        while keep > 1 and not _CLASSES[2].search(words[keep - 1]) and len(words[keep - 1]) > 1:
+        while keep > 1 and not _DIGIT.search(words[keep - 1]) and len(words[keep - 1]) > 1:
             keep -= 1
         value = " ".join(words[:keep])
         cut = value.rfind("/")
-        if cut > 0 and not _CLASSES[2].search(value[cut:]):
+        if cut > 0 and not _DIGIT.search(value[cut:]):
             value = value[:cut]
         head = value.split(" ")[0]
         if len(head) > 3 and head.isalpha() and head != head.upper():
@@ -454,7 +319,7 @@ def _trim(kind: str, value_kind: str, text: str, start: int, end: int, *, bare: 
     elif value_kind == "token":
         if not n_digits and bare:
             return None
-        if value.lower() in _COMMON or not (
+        if value.lower() in COMMON or not (
             n_digits or "_" in value or "." in value or "@" in value or len(value) >= 5
         ):
             return None
@@ -475,7 +340,7 @@ _COMMON_TEXT = (
     "button screen required invalid missing unique already taken between after before using via through "
     "handle login account"
 )
-_COMMON = frozenset(_COMMON_TEXT.split())
+COMMON = frozenset(_COMMON_TEXT.split())
 _DATE_THEN_BORN = re.compile(
     rf"({DATE}|(?:19|20)[0-9]{{2}}年[0-9]{{1,2}}月)(?=[ ]?(?:出生|生人|生，|生,|"
     rf"生于|诞生|生。))"
@@ -487,8 +352,6 @@ _HANDLE_ALONE = re.compile(
 _MARKED = re.compile("[0-9_@]")
 _COUNTED = re.compile("[位个分秒小天次条年月日%]")
 _SIGN_NEEDED = frozenset(["USER", "SECRET"])
-
-
 # Labels of a user that are ordinary words too.
 _LOOSE_USER = frozenset(
     ["line", "signal", "handle", "login", "slack", "reddit", "twitch", "snap", "ig", "ins", "github", "git",
@@ -534,135 +397,6 @@ def _labelled(
 
 # Numbers of a bank, and as often the name of a login.
 _LOGINS = frozenset(["账号", "帐号", "账户", "帐户", "帳號"])
-# Lines of logs: Failed password for jdoe from 192.0.2.1, user=jdoe from 192.0.2.1.
-_FROM = re.compile(r" (?:from|at|by|on) (?=[0-9]{1,3}\.[0-9]{1,3}\.|[0-9a-fA-F]{1,4}:[0-9a-fA-F:]{4})")
-_LOG_USER = re.compile(
-    r"(?: for (?:invalid user |user )?|[Uu]ser[= ])(?P<user>[A-Za-z][A-Za-z0-9_.-]{2,31})"
-    r"(?: (?:logged in|connected|login|signed in))?\Z"
-)
-# A handle in a sentence; at the start of a line it is a decorator, before a slash a package.
-_HANDLE = re.compile(r"@(?=[A-Za-z0-9.]{0,30}[0-9_])[A-Za-z][A-Za-z0-9_.]{2,30}(?![A-Za-z0-9_/@(-])")
-_HANDLE_BEFORE = re.compile(r"(?:[a-z:,(\u4e00-\u9fff] |[\u4e00-\u9fff:])\Z")
-_HAN_HANDLE = re.compile(
-    r"(?:微博|抖音|小红书|B站|快手|知乎|豆瓣|公众号)[号名]?[:：是 ]{0,2}@([\u4e00-\u9fffA-Za-z0-9_-]{2,20})"
-)
-_LOGIN_PAIR = re.compile(
-    r"(?:login|Login|credential|Credential|账号|帐号|user|User)s?[ :：=]{1,3}[^\s/:=]{3,40} ?/ ?(?=[!-~]{6})"
-)
-_PAIR = re.compile(r"\.[0-9]{4,10} ?, ?[-+]?[0-9]{1,3}\.[0-9]{4,10}(?![0-9]|\.[0-9]| ?, ?[-+]?[0-9])")
-_PAIR_BEFORE = re.compile(r"(?<![0-9.,+-])(?<![0-9.,] )[-+]?[0-9]{1,3}\Z")
-
-
-_ACTIVE_USER = re.compile(
-    r"(?<![A-Za-z])[Uu]ser (?P<user>[A-Za-z][A-Za-z0-9_.-]{3,31}) (?:logged|signed|has logged|registered|"
-    r"connected|joined)(?![a-z])"
-)
-_DMS = re.compile(_DEGREES)
-_LOOKS_LIKE_CODE = re.compile(
-    r"\A[A-Za-z_][A-Za-z0-9_.]*[(\[].*[)\];]\Z|\$\{|\{\{|\A<.*>\Z|\A--|\A\$[A-Z_]+\Z|://|\\|\.(?:com|org|net|"
-    r"io|py|js|ts|md|json|txt|html|cn|log|yml)\b"
-)
-
-
-_SPOKEN_WORDS = ("ass", "redential", "ecret", "PIN", "wd", "ogin", "oken", "密码", "口令", "密钥")
-
-
-def _spoken(text: str) -> Iterator[Finding]:
-    """Passwords that a sentence speaks of before it says them: "the temporary one is ..."."""
-    done = 0
-    if not any(word in text for word in _SPOKEN_WORDS):
-        return
-    budget = Budget(text)
-    for word in _SPOKEN_SECRET.finditer(text):
-        if not budget.spend():
-            yield Finding(word.start(), len(text), "SECRET", 0.5)
-            return
-        if word.start() < done:
-            continue
-        stop = text.find("\n", word.end(), word.end() + 90)
-        stop = word.end() + 90 if stop < 0 else stop
-        done = stop - 48
-        for lone in _LONE.finditer(text, word.end(), stop):
-            value = lone[0].rstrip(".,;:!?")
-            if _is_lone_secret(value):
-                yield Finding(lone.start(), lone.start() + len(value), "SECRET", 0.6)
-    for found in _AS_PASSWORD.finditer(text):
-        low = max(0, found.start() - 44)
-        ahead = _WORD_AHEAD.search(text[low : found.start()])
-        if ahead and _is_lone_secret(ahead[1]):
-            yield Finding(low + ahead.start(1), low + ahead.end(1), "SECRET", 0.6)
-
-
-def _is_lone_secret(value: str) -> bool:
-    """Whether a word that nothing but a sentence around it calls a secret looks like one."""
-    return (
-        len(value) >= 8
-        and _MIXED.match(value) is not None
-        and not _LOOKS_LIKE_CODE.search(value)
-        and (_THREE.match(value) is not None or not _NOT_SECRET.match(value))
-        and entropy(value) >= 2.8
-    )
-
-
-_AS_PASSWORD = re.compile(
-    r" as (?:the |my |your |a |his |her |new )*(?:password|passcode|secret|PIN|"
-    r"passphrase)(?![A-Za-z])"
-)
-_WORD_AHEAD = re.compile(r"(?:\A|[\s\"'“])([!-~]{8,40})\Z")
-# Lower case, capitals and digits.
-_THREE = re.compile(r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])")
-
-
-_MIXED = re.compile(r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])|(?=.*[0-9])(?=.*[A-Za-z])(?=.*[!#$%^&*?~+])")
-_ADDED = re.compile(
-    r"加[我他她下一个这那联系\u4e00-\u9fff]{0,5}(?:[vV][xX信]?|[微薇威][信芯]?)[:：是 ]{1,3}"
-    r"(?P<user>[A-Za-z0-9_][A-Za-z0-9_-]{4,24})"
-)
-
-
-def _others(text: str) -> Iterator[Finding]:
-    """What a whole phrase gives away."""
-    for sign in _FROM.finditer(text):
-        at = max(0, sign.start() - 72)
-        found = _LOG_USER.search(text[at : sign.start()])
-        if found:
-            yield Finding(at + found.start("user"), at + found.end("user"), "USER", 0.8)
-    if "@" in text:
-        for found in _HANDLE.finditer(text):
-            before = _HANDLE_BEFORE.search(text[max(0, found.start() - 2) : found.start()])
-            if before and any(c.isdigit() or c == "_" for c in found[0]):
-                yield Finding(found.start(), found.start() + len(found[0].rstrip(".")), "USER", 0.6)
-        for found in _HAN_HANDLE.finditer(text):
-            yield Finding(found.start(1), found.end(1), "USER", 0.7)
-    for found in _ACTIVE_USER.finditer(text) if "ser " in text else ():
-        if found["user"].lower() not in _COMMON:
-            yield Finding(found.start("user"), found.end("user"), "USER", 0.7)
-    if "加" in text:
-        for found in _ADDED.finditer(text):
-            yield Finding(found.start("user"), found.end("user"), "USER", 0.8)
-    if "/" in text:
-        for found in _LOGIN_PAIR.finditer(text):
-            one = _secret(text, found.end(), "", True, False)
-            if one:
-                yield one
-    phrased = any(word in text for word in ("hrase", "nemonic", "助记词", "恢复短语"))
-    for found in _PHRASE.finditer(text) if phrased else ():
-        yield Finding(found.start("value"), found.end("value"), "SECRET", 0.8)
-    yield from _spoken(text)
-    if "°" in text:
-        for found in _DMS.finditer(text):
-            yield Finding(found.start(), found.end(), "GEO", 0.8)
-    for middle in _PAIR.finditer(text):
-        at = max(0, middle.start() - 6)
-        head = _PAIR_BEFORE.search(text[at : middle.start()])
-        if not head:
-            continue
-        value = head[0] + middle[0]
-        first, second = (abs(float(part)) for part in value.split(","))
-        # A place on earth; two readings of an instrument are seldom negative or over ninety.
-        far = "-" in value or second > 90
-        if far and first <= 90 and second <= 180 and max(first, second) > 10:
-            yield Finding(at + head.start(), middle.end(), "GEO", 0.6)
 
 
 def scan(text: str) -> Iterator[Finding]:
@@ -672,11 +406,11 @@ def scan(text: str) -> Iterator[Finding]:
     for word in _CAMEL.finditer(text):
         lower = word[0].lower()
         start = word.start()
-        if lower in _SECRET_WORDS and start >= done:
+        if lower in SECRET_WORDS and start >= done:
             if not budget.spend():
                 yield Finding(start, len(text), "SECRET", 0.5)
                 break
-            one = _secrets_at(text, start, word.end(), lower)
+            one = secret_at(text, start, word.end(), lower)
             if one:
                 done = one.end
                 yield one
@@ -695,7 +429,6 @@ def scan(text: str) -> Iterator[Finding]:
                 if one:
                     yield one
                     break
-    yield from _others(text)
     if text.isascii():
         return
     for label in _CHINESE_ANY.finditer(text):
@@ -716,15 +449,5 @@ def scan(text: str) -> Iterator[Finding]:
                 one = None
         if one:
             yield one
-    for link in _CN_SECRET.finditer(text):
-        one = _secret(text, link.end(), link["quote"], True, True)
-        if one:
-            yield one
-    for link in _HAN_SECRET_SPACE.finditer(text):
-        one = _secret(text, link.end(), "", True, False)
-        if one:
-            yield one
-    for found in _HAN_PIN.finditer(text):
-        yield Finding(found.start("pin"), found.end("pin"), "SECRET", 0.7)
     for found in _DATE_THEN_BORN.finditer(text):
         yield Finding(found.start(1), found.end(1), "BIRTHDATE", 0.9)

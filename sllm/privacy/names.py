@@ -11,7 +11,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from sllm.privacy import chinese_names, english_names, words
+from sllm.privacy import chinese_names, english_names, name_words, words
 from sllm.privacy.findings import Finding, LabelScorer
 from sllm.privacy.normal import plain
 
@@ -154,8 +154,8 @@ class ModelDetector:
         for pattern, kind in ((_CANDIDATE_ORG, "ORG"), (_CANDIDATE_ADDRESS, "ADDRESS")):
             for match in pattern.finditer(text):
                 found.setdefault(match.span(), kind)
-        for match in english_names.CANDIDATE.finditer(text):
-            span = english_names.trimmed(match[0], match.start())
+        for match in name_words.CANDIDATE.finditer(text):
+            span = name_words.trimmed(match[0], match.start())
             if span:
                 found.setdefault(span, "NAME")
         return sorted((start, end, kind) for (start, end), kind in found.items())
