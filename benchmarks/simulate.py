@@ -251,7 +251,7 @@ def _lockstep(world: _World) -> Simulated:
             n_shown = length.keep(probs)
         answer = world.rtt + world.pass_seconds(n_shown)
         right = _n_right(chain[:n_shown])
-        if n_shown > 0:
+        if n_shown > 0 or n_passes == 0:
             draft(min(length.LIMIT + 1, int(answer / world.draft_seconds)), 0.0)
         length.observe_pass(n_shown, answer)
         length.observe_truth(chain, probs, [True] * (right + 1))

@@ -101,16 +101,16 @@ class DraftLength:
 
     A chain goes on, and is shown to the target, as long as what one more token is likely to bring exceeds
     what it costs: its chance to hold with all before it, against the row that the target's pass gets longer
-    by and the pass of the draft, in tokens that this time would bring otherwise. (That stopping where the
-    chance of the whole chain falls below a threshold is optimal: 2405.19715, theorem 1.) The chance of a
-    token that is drafted comes from the draft's probability of it (:class:`~sllm.confidence.Confidence`), and
-    that of one to come is the acceptance so far; with it, k drafted tokens bring (1 - a^(k+1)) / (1 - a) with
-    the target's own (2211.17192, equation 1), from which follows what time is worth.
+    by and the pass of the draft, in tokens that this time would bring otherwise. (To stop where the chance of
+    the whole chain falls below a threshold is optimal: 2405.19715.) The chance of a token that is drafted
+    comes from the draft's probability of it (:class:`~sllm.confidence.Confidence`), and that of one to come
+    is the acceptance a so far; with it, k drafted tokens bring (1 - a^(k+1)) / (1 - a) with the target's own
+    (2211.17192, equation 1), from which follows what time is worth.
 
     Tokens below some probability are not drafted (``p_min``), so nothing would be learnt about them. The
-    first tokens of a text are therefore drafted and shown whatever their probability, and now and then a
-    round drafts such tokens and shows only what pays: the first one that is not shown is compared with what
-    the target says in its place.
+    first tokens of a text are therefore drafted whatever their probability, and shown as if it said nothing;
+    and now and then a round drafts such tokens and shows only what pays: the first one that is not shown is
+    compared with what the target says in its place.
 
     Whether to draft at all is not left to that model: where the last rounds with a draft committed fewer
     tokens per second than plain passes do, drafting pauses, and what follows a pause is a short try; pauses
@@ -118,7 +118,7 @@ class DraftLength:
     """
 
     LIMIT = 16
-    """No chain is longer: beyond this it is too seldom accepted to its end."""
+    """No chain is longer: beyond this one is too seldom accepted to its end."""
 
     _FIRST = 4
     """Tokens to draft as long as it is not known what that costs."""
@@ -130,6 +130,7 @@ class DraftLength:
     """Rounds with a draft, at first and after a pause, before they are judged."""
 
     _EXPLORE_EVERY = 16
+    """Of so many rounds with a draft one is for learning what unlikely tokens are worth."""
 
     _SHORTEST_PAUSE = 32
     _LONGEST_PAUSE = 512
@@ -155,7 +156,9 @@ class DraftLength:
         return self._confidence.acceptance
 
     def begin(self) -> bool:
-        """Whether the next round is to draft. To be asked once a round."""
+        """Whether the next round is to draft. To be asked once a round, and before :meth:`more` and
+        :meth:`keep`.
+        """
         if not self._pass.known(1):
             return False  # one plain pass says what not drafting costs
         if self._pause > 0:
@@ -212,7 +215,7 @@ class DraftLength:
         if room <= 0:
             return 0, 0.0
         if not self._draft_passes:
-            return max(min(self._FIRST, room), 1), 0.0
+            return min(self._FIRST, room), 0.0
         self._make_out()
         costs, rate, a = self._costs, self._rate, self.acceptance
         holds = chain_holds = self._confidence.of_chain(probs)
@@ -243,15 +246,22 @@ class DraftLength:
 
     def keep(self, probs: Sequence[float]) -> int:
         """How many tokens of a chain to whose tokens the draft gave ``probs`` the target should check."""
-        n = min(len(probs), self.LIMIT)
-        if self._learns or n == 0:
-            return n
+        shown = probs[: self.LIMIT]
+        chances = [self._confidence.chance(prob) for prob in shown]
+        best = self._best(chances)
+        if self._learns:  # what it says may be of no account
+            best = max(best, min(len(shown), self._FIRST), self._best([self.acceptance] * len(shown)))
+        elif self._tries:
+            best = max(best, min(len(shown), 1))  # a try that shows nothing can only fail
+        return best
+
+    def _best(self, chances: list[float]) -> int:
+        """How many tokens with these chances bring more than their rows cost."""
         self._make_out()
         costs, rate = self._costs, self._rate
-        best = int(self._tries)  # a try that shows nothing can only fail
-        holds, gain, best_gain = 1.0, 0.0, 0.0
-        for i in range(n):
-            holds *= self._confidence.chance(probs[i])
+        holds, gain, best_gain, best = 1.0, 0.0, 0.0, 0
+        for i, chance in enumerate(chances):
+            holds *= chance
             gain += holds - rate * (costs[i + 1] - costs[i])
             if gain > best_gain:
                 best, best_gain = i + 1, gain

@@ -224,7 +224,7 @@ def _runs(
                 n_shown = length.keep(probs) if drafter.adaptive else len(chain)
             stats.draft_seconds += spent
             generation.hint(len(text), chain[:n_shown])
-            if executor is not None and n_shown > 0:
+            if executor is not None and (n_shown > 0 or stats.n_passes == 0):
                 # One token stands for the target's own. Behind a link it is time that is left over; here
                 # it would be taken from the target.
                 n_ahead = 1 + (length.LIMIT if stats.remote is not None else n_shown)

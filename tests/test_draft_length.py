@@ -315,7 +315,7 @@ def test_no_measurement_breaks_it(rounds: list[tuple[int, int, float, int, float
                 n, p_min = length.more(chain)
                 assert 0 <= n <= DraftLength.LIMIT - len(chain)
                 assert 0 <= p_min <= 0.8
-        assert 0 <= length.keep(probs) <= drafted
+            assert 0 <= length.keep(probs) <= drafted
         length.observe_draft(drafted, draft_seconds)
         length.observe_pass(verified, seconds)
         length.observe_truth(list(range(drafted)), probs, [*range(accepted), -1])
