@@ -815,7 +815,7 @@ def _check_count(name: str, value: object) -> None:
 
 def _unanswered(error: Exception) -> _StaysHere:
     """For the answer's reasons: the kind of the trouble alone, for its text may be anybody's."""
-    log.warning("the cloud does not answer (%s)", type(error).__name__)
+    log.info("the cloud does not answer (%s)", type(error).__name__)
     return _StaysHere(f"the cloud does not answer ({type(error).__name__})")
 
 
