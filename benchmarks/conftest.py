@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _reported: list[tuple[str, Figures]] = []
 _reported_remote: list[tuple[str, list[RemoteFigures]]] = []
 _reported_split: list[tuple[str, list[SplitFigures]]] = []
+_reported_values: list[tuple[str, dict[str, Any], dict[str, bool]]] = []
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +48,15 @@ def llama_cpp_python() -> str:
     """The interpreter that has llama-cpp-python; skips with the reason where none has."""
     try:
         return peers.llama_cpp_python_interpreter()
+    except peers.PeerError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def presidio() -> str:
+    """The interpreter that has presidio-analyzer; skips with the reason where none has."""
+    try:
+        return peers.presidio_interpreter()
     except peers.PeerError as error:
         pytest.skip(str(error))
 
@@ -112,8 +122,23 @@ def report_split(
     return hand_in
 
 
+@pytest.fixture
+def report_values(
+    benchmark: Benchmark, request: pytest.FixtureRequest
+) -> Callable[[dict[str, Any], dict[str, bool]], None]:
+    """Hand in figures that stand beside no peer's speed, and which aims were met."""
+
+    def hand_in(values: dict[str, Any], aims: dict[str, bool]) -> None:
+        benchmark.extra_info.update(values)
+        if aims:
+            benchmark.extra_info.update(aim="; ".join(aims), aim_met=all(aims.values()))
+        _reported_values.append((request.node.name, values, aims))
+
+    return hand_in
+
+
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
-    if _reported or _reported_remote or _reported_split:
+    if _reported or _reported_remote or _reported_split or _reported_values:
         terminalreporter.section(
             f"sllm {sllm.__version__} on {platform.machine()}, llama.cpp {sllm.llama_cpp_commit[:9]}"
         )
@@ -123,6 +148,9 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
         _show_remote(terminalreporter)
     if _reported_split:
         _show_split(terminalreporter)
+    for name, values, aims in _reported_values:
+        told = {aim: "met" if met else "MISSED" for aim, met in aims.items()}
+        _show_more(terminalreporter, name, {**values, **told})
 
 
 def _cell(value: float | None, form: str) -> str:

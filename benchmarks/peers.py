@@ -2,8 +2,9 @@
 
 ``llama-bench``, ``llama-speculative-simple``, ``ggml-rpc-server`` and ``reference`` (bare ``llama_decode()``
 for the benchmark's own process) are built from the pinned sources into ``build/peers`` when they are first
-needed. ``llama-cpp-python`` takes part where it is installed: in this environment, or in the one whose
-interpreter ``$SLLM_BENCH_LLAMA_CPP_PYTHON`` names.
+needed. ``llama-cpp-python`` and ``presidio-analyzer`` take part where they are installed: in this
+environment, or in the ones whose interpreters ``$SLLM_BENCH_LLAMA_CPP_PYTHON`` and ``$SLLM_BENCH_PRESIDIO``
+name.
 
 Run ``python -m benchmarks.peers`` to build them beforehand.
 """
@@ -300,24 +301,26 @@ def llama_cpp_python_interpreter() -> str:
     Raises:
         PeerError: it is not there, or it is and cannot be imported, for want of a dependency say.
     """
-    named = os.environ.get("SLLM_BENCH_LLAMA_CPP_PYTHON")
+    return _interpreter("SLLM_BENCH_LLAMA_CPP_PYTHON", "llama_cpp", "llama-cpp-python")
+
+
+def _interpreter(variable: str, module: str, package: str) -> str:
+    named = os.environ.get(variable)
     interpreter = named or sys.executable
     try:
         # not only looked for: a package without its dependencies is there, and of no use
         result = subprocess.run(
-            [interpreter, "-c", "import llama_cpp"], capture_output=True, text=True, check=False
+            [interpreter, "-c", f"import {module}"], capture_output=True, text=True, check=False
         )
     except OSError as error:
-        raise PeerError(
-            f"$SLLM_BENCH_LLAMA_CPP_PYTHON is {interpreter}, which does not run: {error.strerror}"
-        ) from error
+        raise PeerError(f"${variable} is {interpreter}, which does not run: {error.strerror}") from error
     if result.returncode == 0:
         return interpreter
     reason = (result.stderr.strip() or f"status {result.returncode}").splitlines()[-1]
-    if "No module named 'llama_cpp'" in reason:
-        where = f"for {named}" if named else "here, nor named by SLLM_BENCH_LLAMA_CPP_PYTHON"
-        raise PeerError(f"llama-cpp-python is not installed {where} (see benchmarks/README.md)")
-    raise PeerError(f"llama-cpp-python cannot be imported by {interpreter}: {reason}")
+    if f"No module named '{module}'" in reason:
+        where = f"for {named}" if named else f"here, nor named by {variable}"
+        raise PeerError(f"{package} is not installed {where} (see benchmarks/README.md)")
+    raise PeerError(f"{package} cannot be imported by {interpreter}: {reason}")
 
 
 def llama_cpp_python(
@@ -351,6 +354,82 @@ def llama_cpp_python(
         raise PeerError(f"llama-cpp-python failed:\n{result.stderr[-1000:]}")
     answer: dict[str, Any] = json.loads(result.stdout)
     return PythonRun(answer["tokens"], n_tokens / answer["seconds"], answer["version"])
+
+
+# --- presidio-analyzer ---
+
+# Patterns alone, with the words of context that they know: its language models are not in the package, and
+# come from elsewhere. Its own list of domains serves, so nothing is fetched. Phones of China are added to the
+# regions that it looks for; it has no other recognizer for Chinese. What counts is what our adapter
+# (sllm/privacy/presidio.py) lets count.
+_PRESIDIO = """
+import importlib.metadata, json, sys, time
+import spacy
+import tldextract.tldextract as domains
+domains.TLD_EXTRACTOR = domains.TLDExtract(suffix_list_urls=(), cache_dir=None)
+from presidio_analyzer import AnalyzerEngine, RecognizerRegistry
+from presidio_analyzer.nlp_engine import SpacyNlpEngine
+from presidio_analyzer.predefined_recognizers import PhoneRecognizer
+class Blank(SpacyNlpEngine):
+    def load(self):
+        self.nlp = {"en": spacy.blank("en")}
+        self.nlp["en"].max_length = 10**8
+nlp = Blank(models=[{"lang_code": "en", "model_name": "blank"}])
+nlp.load()
+registry = RecognizerRegistry(supported_languages=["en"])
+registry.load_predefined_recognizers(languages=["en"])
+registry.remove_recognizer("PhoneRecognizer")
+regions = (*PhoneRecognizer.DEFAULT_SUPPORTED_REGIONS, "CN")
+registry.add_recognizer(PhoneRecognizer(supported_regions=regions))
+engine = AnalyzerEngine(registry=registry, nlp_engine=nlp, supported_languages=["en"])
+def ranges(text):
+    return [(one.start, one.end) for one in engine.analyze(text=text, language="en")
+            if one.score >= 0.4 and one.entity_type not in ("DATE_TIME", "NRP", "URL")]
+job = json.load(sys.stdin)
+ranges("a warm-up")
+found, seconds = [], []
+for text in job["texts"]:
+    began = time.process_time()
+    found.append(ranges(text))
+    seconds.append(time.process_time() - began)
+json.dump({"found": found, "seconds": seconds, "version": importlib.metadata.version("presidio-analyzer")},
+          sys.stdout)
+"""
+
+
+@dataclass(frozen=True)
+class ScanRun:
+    """Half-open ranges found in each text, and the processor's seconds for each."""
+
+    found: list[list[tuple[int, int]]]
+    seconds: list[float]
+    version: str
+
+
+def presidio_interpreter() -> str:
+    """The interpreter that has ``presidio_analyzer``.
+
+    Raises:
+        PeerError: as :func:`llama_cpp_python_interpreter`.
+    """
+    return _interpreter("SLLM_BENCH_PRESIDIO", "presidio_analyzer", "presidio-analyzer")
+
+
+def presidio(interpreter: str, texts: Sequence[str]) -> ScanRun:
+    """What Presidio's patterns find in ``texts``, each scanned by itself."""
+    result = subprocess.run(
+        [interpreter, "-c", _PRESIDIO],
+        input=json.dumps({"texts": list(texts)}),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    if result.returncode != 0:
+        raise PeerError(f"presidio-analyzer failed:\n{result.stderr[-1000:]}")
+    answer: dict[str, Any] = json.loads(result.stdout)
+    found = [[(start, end) for start, end in ranges] for ranges in answer["found"]]
+    return ScanRun(found, answer["seconds"], answer["version"])
 
 
 # --- reference ---

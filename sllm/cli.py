@@ -142,8 +142,8 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="sllm",
         description="Text from a language model, sooner with a draft model, exactly the target's own.",
-        epilog="Exit status: 0; 1 where the demo's texts differ; 2 after an error (SLLM_DEBUG=1 shows more);"
-        " 130 after Ctrl-C.",
+        epilog="Exit status: 0; 1 where the demo's texts differ, or it has sent something private; 2 after an"
+        " error (SLLM_DEBUG=1 shows more); 130 after Ctrl-C.",
         allow_abbrev=False,
     )
     version = f"sllm {sllm.__version__} (llama.cpp {sllm.llama_cpp_commit})"

@@ -1,4 +1,7 @@
-"""``sllm demo``: a worker, a slow link and a draft on one machine, and what each way over the link brings."""
+"""``sllm demo``: a worker, a slow link and a draft on one machine, and what each way over the link brings.
+
+Behind it :mod:`sllm.demo_triage` shows with the same worker who answers what, and what leaves the machine.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from sllm import embedded
 from sllm.cli_remote import EXACT, quiet_grpc
 from sllm.console import GREEN, CommandError, count, one_line, parameters, size, table
 from sllm.context import available_cores
+from sllm.demo_triage import show_triage
 from sllm.drafters import ModelDrafter
 from sllm.targets.connection import connect
 from sllm.wire.auth import Address
@@ -46,7 +50,7 @@ DRAFT_SECONDS = 0.010
 _WAIT_DRAFT = 8
 """Tokens that draft-then-wait drafts at a time."""
 
-_DIFFERS = 1
+_FAILED = 1
 
 _STREAMING = "cloud streaming"
 
@@ -92,7 +96,7 @@ class _Stage:
 
 
 def demo(args: argparse.Namespace, out: Output) -> int:
-    """Show the text arrive, and compare the ways."""
+    """Show the text arrive, compare the ways, and show who answers what."""
     quiet_grpc()
     sampling = sllm.SamplingParams(temperature=args.temperature, seed=args.seed)
     # Worker and draft work at the same time, and threads that wait by spinning take each other's cores.
@@ -139,16 +143,16 @@ def demo(args: argparse.Namespace, out: Output) -> int:
             ahead,
         ]
         alone = _alone(target, stage, n_threads)
-    for line in _comparison(ways):
-        out.line(line)
-    for one in ways:
-        difference = _difference(one, alone)
-        if difference is not None:
-            out.note(f"sllm: {difference}")
-            return _DIFFERS
-    tokens = count(len(alone.tokens), "token")
-    out.line(f"All {len(ways)} texts are the same, the target's own: {tokens}, compared one by one.")
-    return 0
+        for line in _comparison(ways):
+            out.line(line)
+        for one in ways:
+            difference = _difference(one, alone)
+            if difference is not None:
+                out.note(f"sllm: {difference}")
+                return _FAILED
+        tokens = count(len(alone.tokens), "token")
+        out.line(f"All {len(ways)} texts are the same, the target's own: {tokens}, compared one by one.\n")
+        return 0 if show_triage(remote, target, n_threads, out) else _FAILED
 
 
 @contextmanager

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import os
 import pathlib
 import pty
+import random
 import re
 import signal
 import subprocess
@@ -16,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from processes import ONE, PATIENCE, environment, first_byte, interrupt, one_line
 
-from sllm import cli, console, demo
+from sllm import cli, console, demo, demo_triage, hybrid
+from sllm.privacy import vault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +32,8 @@ def test_demo(command: Callable[..., Any]) -> None:
     args = ("-n", "32", "--seed", "3", *ONE, "Tell me a short story about a lost kite.")
     ended = command("demo", "--rtt", "20", *args)
     assert (ended.returncode, ended.stderr) == (0, "")
-    head, question, rest = ended.stdout.split("\n\n", 2)
+    ways, _, who = ended.stdout.partition("\n\nWho answers: ")
+    head, question, rest = ways.split("\n\n", 2)
     answer, table = rest.rsplit("\n\n", 1)
     assert "behind a link of 20 ms round trip\n" in head
     assert (
@@ -56,10 +61,34 @@ def test_demo(command: Callable[..., Any]) -> None:
     assert re.fullmatch(
         r"All 4 texts are the same, the target's own: \d+ tokens?, compared one by one\.", verdict
     )
+    check_tiers(who)
 
     # ... and what it showed is what `run` writes.
     alone = command("run", "--chat", "--draft", "none", "--temperature", "0.4", *args)
     assert re.sub(r"[][]", "", answer) == alone.stdout.rstrip("\n")
+
+
+def check_tiers(who: str) -> None:
+    """What is shown of who answers, whatever nonce the placeholder has."""
+    table, private = who.split("\n\n")
+    heading = next(i for i, line in enumerate(table.splitlines()) if line.startswith("tier  route"))
+    rows = [re.split(" {2,}", line.strip()) for line in table.splitlines()[heading + 1 :]]
+    asked = [text for text, _ in demo_triage.REQUESTS] + [demo_triage.PRIVATE.replace("\n", " ")]
+    assert [row[3] for row in rows] == asked
+    assert {row[0]: row[1].rpartition(" ")[2] for row in rows} == {
+        "1": "small",
+        "2": "verified",
+        "3": "cloud",
+    }
+    assert all((int(row[2]) > 0) == (row[0] != "1") for row in rows)  # what stays here costs no cloud tokens
+    for chinese in (False, True):
+        assert {row[0] for row in rows if row[3].isascii() != chinese} == {"1", "2", "3"}
+    here, sent, back, *_, verdict = private.splitlines()
+    assert here == f"asked here:  {asked[-1]}"
+    assert demo_triage.SECRET in here
+    assert re.fullmatch(r"sent:  .*请打\[PHONE_1_[a-z0-9]+\]联系我。.*", sent)
+    assert demo_triage.SECRET not in sent + back
+    assert re.fullmatch(r"Of \d+ texts that the connection was handed .*, none holds the number\.", verdict)
 
 
 def test_in_a_checkout(tmp_path: pathlib.Path) -> None:
@@ -103,6 +132,62 @@ def test_colours(start: Callable[..., Any], more: dict[str, str]) -> None:
     else:
         assert b"\x1b[32mgreen\x1b[0m: drafted" in shown
         assert shown.count(b"\x1b[32m") == shown.count(b"\x1b[0m")
+
+
+# ---- who answers
+
+QUICK = ("demo", "--unpaced", "--rtt", "0", "-n", "3", *ONE)
+
+
+def test_a_placeholder_comes_back(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    digits = random.Random(5)  # of the nonce, which takes its turn in deciding what so small a model says
+    monkeypatch.setattr(vault, "secrets", digits)
+    assert cli.main([*QUICK]) == 0
+    shown = capfd.readouterr()
+    assert shown.err == ""
+    lines = shown.out.splitlines()
+    line = {name: next(one for one in lines if one.startswith(name)) for name in ("sent:", "came", "shown")}
+    (placeholder,) = set(re.findall(r"\[PHONE_1_[a-z0-9]+\]", line["sent:"]))
+    assert placeholder in line["came"]
+    came, restored = (line[name].partition(":")[2].strip() for name in ("came", "shown"))
+    assert came.replace(placeholder, demo_triage.SECRET) == restored
+    assert re.search(r"^[1-9]\d* placeholders? put back\.", shown.out, re.MULTILINE)
+
+
+def test_what_leaks_is_an_error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Without detectors nothing is masked, and the demo sees the number in what it has sent."""
+    monkeypatch.setattr(demo_triage, "Hybrid", functools.partial(hybrid.Hybrid, detectors=()))
+    assert cli.main([*QUICK]) == 1
+    shown = capfd.readouterr()
+    assert re.fullmatch(r"the private number is in [1-9]\d* of \d+ texts for the worker", one_line(shown.err))
+    assert "none holds" not in shown.out
+
+
+def test_what_stays_here_is_told() -> None:
+    asked = demo_triage._Asked("ask", 2, "local", 0, "answer", ("failed closed: X", "stays here"), 0, (), "")
+    assert demo_triage._private_lines(asked)[1:] == ["nothing of it was sent: failed closed: X; stays here"]
+    unrestored = dataclasses.replace(asked, sent=("[PHONE_1_a1b2]",), received="[PHONE_1]", reasons=())
+    assert demo_triage._private_lines(unrestored)[1:] == [
+        "sent:        [PHONE_1_a1b2]",
+        "came back:   [PHONE_1]",
+        "shown here:  answer",
+        "The answer holds no placeholder that was sent, so none was put back.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ("call 415-555-0147", True),
+        ("call 415 555 01 47.", True),
+        ("call [PHONE_1_k7q4]", False),
+        ("415-555-0148", False),
+        ("", False),
+    ],
+)
+def test_what_holds_a_number(text: str, held: bool) -> None:
+    assert demo_triage._holds(text, "415-555-0147") is held
+    assert not demo_triage._holds(text, "Clara")  # no digits are not those of every text
 
 
 # ---- its end

@@ -264,7 +264,7 @@ def liar(server: rpc.RPCServer, command: int, lie: bytes) -> Any:
         with socket.create_connection((server.host, server.port)) as honest:
             while request := greeted(client):
                 honest.sendall(request)
-                if request[0] not in ggml_rpc._ANSWERS and request[0] != GET_TENSOR:
+                if request[0] not in ggml_rpc.ANSWERS and request[0] != GET_TENSOR:
                     continue
                 head = honest.recv(8, socket.MSG_WAITALL)
                 if not head:

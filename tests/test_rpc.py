@@ -26,6 +26,7 @@ import sllm
 from sllm import embedded, rpc
 from sllm._ffi import lib
 from sllm.wire import ggml_rpc
+from sllm.wire.ggml_front import Front
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -458,7 +459,7 @@ def test_a_server_that_is_not_there_is_told_before_llama_cpp_is_asked() -> None:
 def test_the_front_says_how_a_server_was_lost(answer: Any, said: str) -> None:
     lost: list[str] = []
     with listening(answer) as endpoint:
-        front = ggml_rpc.Front(endpoint, deadline=0.5, on_loss=lost.append)
+        front = Front(endpoint, deadline=0.5, on_loss=lost.append)
         try:
             with pytest.raises(sllm.RPCError):
                 ggml_rpc.probe(front.endpoint, 5.0)
@@ -471,7 +472,7 @@ def test_the_front_says_how_a_server_was_lost(answer: Any, said: str) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="whose a connection is, is read from /proc")
 def test_the_front_is_for_its_own_user(server: rpc.RPCServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    front = ggml_rpc.Front(server.endpoint, deadline=PATIENCE, on_loss=print)
+    front = Front(server.endpoint, deadline=PATIENCE, on_loss=print)
     try:
         monkeypatch.setattr(os, "getuid", lambda: 12345)
         with pytest.raises(sllm.RPCError, match="hung up"):
@@ -484,7 +485,7 @@ def test_the_front_is_for_its_own_user(server: rpc.RPCServer, monkeypatch: pytes
 
 def test_the_front_passes_everything_on(server: rpc.RPCServer) -> None:
     lost: list[str] = []
-    front = ggml_rpc.Front(server.endpoint, deadline=PATIENCE, on_loss=lost.append)
+    front = Front(server.endpoint, deadline=PATIENCE, on_loss=lost.append)
     try:
         assert ggml_rpc.probe(front.endpoint) == ggml_rpc.probe(server.endpoint)
         assert front.stats.bytes_up > 0 and front.stats.bytes_down > 0

@@ -196,7 +196,7 @@ def _serve(
 ) -> None:
     """What the child process runs."""
     ours = begin(parent)
-    from sllm.wire.ggml_rpc import Front
+    from sllm.wire.ggml_front import Front
     from sllm.worker import Limits, Worker
 
     with suppress(ValueError, OSError):

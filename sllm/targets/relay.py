@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sllm.errors import RemoteError
-from sllm.wire.ggml_rpc import same_user
+from sllm.wire.loopback import LoopbackPort
 from sllm.wire.protocol import PIECE_BYTES, failure, pb
 
 if TYPE_CHECKING:
@@ -24,8 +24,7 @@ log = logging.getLogger("sllm.remote")
 class RelayEnd:
     """Listens on loopback, and carries each connection over a stream of its own.
 
-    No token is asked for here. On Linux connections of other users of this machine are refused; elsewhere
-    every program on it can use the server.
+    No token is asked for here: see :class:`~sllm.wire.loopback.LoopbackPort` for who can use it.
 
     Args:
         open_stream: makes a call of ``Relay`` (``sllm.proto``) from what goes up.
@@ -37,7 +36,7 @@ class RelayEnd:
 
     """
 
-    host = "127.0.0.1"
+    host = LoopbackPort.host
 
     def __init__(self, open_stream: Callable[[Iterator[pb.Piece]], Any], worker: str) -> None:
         self._open_stream = open_stream
@@ -48,35 +47,25 @@ class RelayEnd:
         self._under_way: dict[socket.socket, Any] = {}
         self._threads: set[threading.Thread] = set()
         self.trouble: Exception | None = None
-        self._listener = socket.create_server((self.host, 0), backlog=8)
-        self.port: int = self._listener.getsockname()[1]
-        self._acceptor = threading.Thread(target=self._accept, name="sllm-relay-port", daemon=True)
-        self._acceptor.start()
+        self._port = LoopbackPort(self._take, "sllm-relay-port")
+        self.port: int = self._port.port
 
     @property
     def endpoint(self) -> str:
         """``HOST:PORT``, for :func:`sllm.rpc.add_server`."""
-        return f"{self.host}:{self.port}"
+        return self._port.endpoint
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            if not same_user(connection):
+    def _take(self, connection: socket.socket) -> None:
+        thread = threading.Thread(
+            target=self._carry, args=(connection,), name="sllm-relay-connection", daemon=True
+        )
+        with self._lock:
+            if self._closed:
                 connection.close()
-                continue
-            thread = threading.Thread(
-                target=self._carry, args=(connection,), name="sllm-relay-connection", daemon=True
-            )
-            with self._lock:
-                if self._closed:
-                    connection.close()
-                    return
-                self._under_way[connection] = None
-                self._threads.add(thread)
-            thread.start()
+                return
+            self._under_way[connection] = None
+            self._threads.add(thread)
+        thread.start()
 
     def _carry(self, connection: socket.socket) -> None:
         import grpc
@@ -118,15 +107,14 @@ class RelayEnd:
         with self._lock:
             self._closed = True
             under_way, threads = dict(self._under_way), list(self._threads)
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        self._port.hang_up()
         for connection, call in under_way.items():
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
             if call is not None:
                 call.cancel()
-        for thread in (self._acceptor, *threads):
+        self._port.join()
+        for thread in threads:
             thread.join(5)
 
 

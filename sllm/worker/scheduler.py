@@ -62,7 +62,8 @@ class Limits:
         max_hint: tokens of one hint.
         hints_per_s: hints of one session per second, over a few seconds.
         max_grammar: bytes of a grammar; 0: none are taken.
-        idle_seconds: a session that nothing is heard of, or whose client reads nothing, ends after this.
+        idle_seconds: a session that nothing is heard of, or whose client reads nothing, ends after this; and
+            a call that does not say what it wants.
         keep_seconds: how long the memory of an ended session is kept for the case that it goes on.
         backlog: passes that a session may be ahead of what its client has been sent.
         prefill: prompt tokens computed between two passes, all sessions together.
