@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -57,7 +57,8 @@ class _Process:
     def close(self) -> None:
         assert self._child.stdin is not None
         assert self._child.stdout is not None
-        self._child.stdin.close()
+        with suppress(BrokenPipeError):  # of a child that has died; what was asked of it has said so
+            self._child.stdin.close()
         try:
             self._child.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:

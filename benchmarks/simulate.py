@@ -11,7 +11,9 @@ A client drafts, a worker behind the link has the target, and both follow the ru
 How far the client drafts is a rule of a fixed depth, or the runtime's own code (``depth="runtime"``).
 
 Beside them stand cloud streaming (the worker alone) and drafting a few tokens, then waiting for their
-verification. `python -m benchmarks.simulate` prints the table of all four.
+verification, as it has to be where a model is split by layers; with the runtime's own code it is that which
+says how many, and drafting goes on while the answer is under way. `python -m benchmarks.simulate` prints the
+table of all four.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from heapq import heappop, heappush
 from typing import Any, Literal, Protocol, get_args
 
 from sllm.draft_ahead import DraftAhead
-from sllm.draft_length import PassTimes
+from sllm.draft_length import DraftLength, PassTimes
 from sllm.worker.scheduler import _HINT_ROWS, _Acceptance, rows_to_check
 
 Mode = Literal["stream", "wait", "hints", "run-ahead"]
@@ -162,7 +164,9 @@ def simulate(
         draft_seconds=draft_seconds,
         n_max=n_max,
     )
-    return _wait(world) if mode == "wait" else _converse(world, mode, depth or at_most(DEPTH))
+    if mode == "wait":
+        return _lockstep(world) if depth == "runtime" else _wait(world)
+    return _converse(world, mode, depth or at_most(DEPTH))
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,69 @@ def _wait(world: _World) -> Simulated:
         n_accepted += right
     return Simulated(
         n_tokens, seconds, n_passes=n_passes, n_hints=n_passes, n_drafted=n_drafted, n_accepted=n_accepted
+    )
+
+
+def _lockstep(world: _World) -> Simulated:
+    """Draft as much as the runtime does, send, and draft on until the answer comes."""
+    n_tokens = len(world.outcomes)
+    length = DraftLength()
+    seconds = 0.0
+    pos = n_passes = n_hints = n_drafted = n_accepted = 0
+    chain: list[bool] = []  # behind the text
+    probs: list[float] = []
+
+    def draft(n: int, p_min: float) -> int:
+        """At most ``n`` tokens behind the chain; returns the passes of the draft."""
+        nonlocal n_drafted
+        begin = pos + len(chain)
+        right, n_new = all(chain), 0
+        for outcome, prob in zip(
+            world.outcomes[begin : begin + n], world.probabilities[begin : begin + n], strict=True
+        ):
+            if prob < p_min:
+                break
+            right = right and outcome
+            chain.append(right)
+            probs.append(prob)
+            n_new += 1
+        n_drafted += n_new
+        return n_new + (n_new < n)
+
+    while pos < n_tokens:
+        drafting = 0.0
+        n_shown = 0
+        drafts = length.begin()
+        while drafts:
+            wanted, p_min = length.more(probs)
+            wanted = min(wanted, n_tokens - pos - len(chain) - 1)
+            if wanted <= 0:
+                break
+            before = len(chain)
+            n = draft(wanted, p_min)
+            length.observe_draft(n, n * world.draft_seconds)
+            drafting += n * world.draft_seconds
+            if len(chain) - before < wanted:
+                break
+        if drafts:
+            n_shown = length.keep(probs)
+        answer = world.rtt + world.pass_seconds(n_shown)
+        right = _n_right(chain[:n_shown])
+        if n_shown > 0 or n_passes == 0:
+            draft(min(length.LIMIT + 1, int(answer / world.draft_seconds)), 0.0)
+        length.observe_pass(n_shown, answer)
+        length.observe_truth(chain, probs, [True] * (right + 1))
+        if n_shown > 0 or drafting > 0.05 * answer:
+            length.observe_round(right + 1, drafting + answer)
+        seconds += drafting + answer
+        pos += right + 1
+        n_passes += 1
+        n_hints += n_shown > 0
+        n_accepted += right
+        holds = all(chain[: right + 1]) and len(chain) > right
+        chain, probs = (chain[right + 1 :], probs[right + 1 :]) if holds else ([], [])
+    return Simulated(
+        n_tokens, seconds, n_passes=n_passes, n_hints=n_hints, n_drafted=n_drafted, n_accepted=n_accepted
     )
 
 

@@ -135,6 +135,32 @@ def test_the_runtime_is_near_the_fixed_depth(rtt: float, acceptance: float) -> N
     assert 0.8 * simulate("hints", **here).tokens_per_s <= asked.tokens_per_s <= runtime.tokens_per_s * 1.05
 
 
+@pytest.mark.parametrize("acceptance", [0.3, 0.8, 0.95])
+@pytest.mark.parametrize("rtt", [0.0, 0.05, 0.2])
+def test_the_runtime_waits_as_the_best_fixed_length_does(rtt: float, acceptance: float) -> None:
+    """Though it has to find it out, and pauses for a while where bad luck makes drafting look as if it lost;
+    what it drafts while it waits comes on top.
+    """
+    here: dict[str, Any] = {"rtt": rtt, "acceptance": acceptance, "n_tokens": 1500, **WORLD}
+    here["row_seconds"] = 0.002
+    _, fixed = best_wait(longest=16, **here)
+    runtime = simulate("wait", depth="runtime", **here)
+    plain = 1 / (rtt + here["target_seconds"])
+    assert runtime.tokens_per_s > 0.9 * max(fixed.tokens_per_s, plain)
+    assert runtime.n_passes <= 1500
+    assert runtime.n_accepted + runtime.n_passes >= 1500
+
+
+@pytest.mark.parametrize("mode", ["wait", "hints", "run-ahead"])
+def test_the_runtime_finds_out_what_the_draft_does_not_believe(mode: Mode) -> None:
+    """As a random model that drafts for itself: never wrong, and every probability near zero."""
+    here: dict[str, Any] = {"rtt": 0.05, "target_seconds": 0.02, "draft_seconds": 0.004, "depth": "runtime"}
+    modest = few(mode, [True] * 200, probabilities=[1e-5] * 200, **here)
+    honest = few(mode, [True] * 200, probabilities=[0.999] * 200, **here)
+    assert modest.tokens_per_s > 0.9 * honest.tokens_per_s
+    assert modest.n_passes < 0.5 * 200
+
+
 def test_the_runtime_drafts_nothing_that_comes_too_late() -> None:
     """A draft that is no faster than the target never overtakes one that runs ahead."""
     found = few("run-ahead", [True] * 300, draft_seconds=0.04, depth="runtime")

@@ -22,6 +22,11 @@ Why it holds (:func:`calibrate`):
    with the sequence learnt on a split; the threshold itself is that of selective classification with
    guaranteed risk (Geifman and El-Yaniv, 1705.08500). Bonferroni's correction over the same path would
    certify fewer requests on samples of a few hundred rows (tests/test_calibration.py prints both).
+
+The promise for answers of tier 2 that nobody verifies (:func:`calibrate_verify`) is about tier 2's requests,
+which are not drawn like the rows: the easiest and the hardest are gone, by thresholds that the same rows have
+decided. So the path is made and tested on the rows that tier 2 gets, and delta is shared among all the ways
+in which the thresholds could have come out (Bonferroni): whichever it was, its part of delta was enough.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,8 +64,10 @@ __all__ = [
     "auroc",
     "calibrate",
     "calibrate_answers",
+    "calibrate_verify",
     "confidence",
     "evaluate",
+    "evaluate_verify",
     "rows_needed",
     "upper_bound",
 ]
@@ -543,7 +550,9 @@ class Profile:
             no such score.
         tier3: a request behind the gate goes straight to the cloud; wrong is what was not hard. None: the
             rows do not show that few enough of them are not hard, and they are tier 2.
-        verify: an answer of the local main model with this confidence needs no verification.
+        verify: an answer of the local main model in tier 2 with this confidence needs no verification; None:
+            the rows prove the promise for no threshold, and each one needs it. Its delta is the share that
+            :func:`calibrate_verify` leaves it.
         verify_model_id: that model.
 
     """
@@ -847,6 +856,89 @@ def calibrate_answers(
     return _certify((scores[first], wrong[first], None), (scores[rest], wrong[rest], None), alpha, delta)
 
 
+@dataclass(frozen=True)
+class _Second:
+    """Of the rows that tier 2 gets, the answers of the local main model: both parts' confidences, and what is
+    wrong; and the lengths of the requests.
+    """
+
+    fit: tuple[Floats, Bools]
+    test: tuple[Floats, Bools]
+    lengths: tuple[Floats, Floats]
+    delta: float
+
+
+def _second(profile: Profile, rows: Iterable[Row], answers: Sequence[tuple[float, bool]]) -> _Second:
+    table = _table(rows, profile.signals)
+    if len(table) != profile.n or len(answers) != profile.n:
+        raise ValueError(
+            f"{len(table)} rows and {len(answers)} answers, expected the {profile.n} rows of the profile"
+        )
+    confidences = np.array([float(sure) for sure, _ in answers])
+    bad = np.flatnonzero(np.isnan(confidences) | (confidences == np.inf))
+    if len(bad):
+        raise CalibrationError(f"the answer to row {bad[0]} has the confidence {confidences[bad[0]]}")
+    confidences = np.maximum(confidences, -1e300)  # an empty answer: a score that passes nothing else
+    wrong = ~np.array([right for _, right in answers], dtype=np.bool_)
+    first, rest = _split(len(table), profile.seed, profile.alpha, profile.delta)
+    asked = _in_tier2(profile, table)
+    first, rest = first[asked[first]], rest[asked[rest]]
+    # A threshold of tier 1 is one of a path or none; tier 3 is there or not.
+    ways = (_PATH + 1) * (1 if profile.gate is None else 2)
+    return _Second(
+        (confidences[first], wrong[first]),
+        (confidences[rest], wrong[rest]),
+        (table.length[first], table.length[rest]),
+        profile.delta / ways,
+    )
+
+
+def _in_tier2(profile: Profile, table: _Table) -> Bools:
+    """Which rows tier 2 gets, those included whose answers tier 1 does not keep."""
+    gone = np.zeros(len(table), dtype=np.bool_)
+    if profile.hard is not None and profile.gate is not None:
+        gone = profile.hard.scores(-table.signals) >= profile.gate
+    kept = np.zeros(len(table), dtype=np.bool_)
+    if profile.tier1 is not None:
+        kept = ~gone & (profile.easy.scores(table.signals) >= profile.tier1.score)
+        if profile.tier1.confidence is not None:
+            assert table.confidence is not None
+            kept &= table.confidence >= profile.tier1.confidence
+    return ~kept if profile.tier3 is None else ~kept & ~gone
+
+
+def calibrate_verify(
+    profile: Profile,
+    rows: Iterable[Row],
+    answers: Sequence[tuple[float, bool]],
+    *,
+    model_id: str,
+    alpha: float | None = None,
+) -> Profile:
+    """The profile with the confidence from which the local main model's answers need no verification.
+
+    At most ``alpha`` of the answers in tier 2 that are not verified are then wrong; the module's docstring
+    says why. Where the rows prove that for no threshold, the profile stays as it is, and all are verified.
+
+    Args:
+        profile: what :func:`calibrate` made of ``rows``.
+        rows: those rows, in that order.
+        answers: for each of them the :func:`confidence` of the local main model's answer to it, and whether
+            it was right.
+        model_id: :func:`sllm.gguf.model_id` of that model.
+        alpha: the largest share of wrong ones; None: the profile's.
+
+    Raises:
+        CalibrationError: a confidence that is not finite.
+        ValueError: other rows than the profile's, or alpha out of range.
+
+    """
+    alpha = profile.alpha if alpha is None else _checked_share(alpha, "alpha")
+    second = _second(profile, rows, answers)
+    verify = _certify((*second.fit, None), (*second.test, None), alpha, second.delta)
+    return replace(profile, verify=verify, verify_model_id=None if verify is None else model_id)
+
+
 # ---- what it is worth --------------------------------------------------------------------------------------
 
 
@@ -970,3 +1062,33 @@ def evaluate(
         scores.append(Measured("grade and answer", math.nan, pair))
     scores.append(single("length alone (control)", -fit.length, -test.length))
     return Evaluation(len(test), float(wrong.mean()), tuple(scores))
+
+
+def evaluate_verify(
+    profile: Profile,
+    rows: Iterable[Row],
+    answers: Sequence[tuple[float, bool]],
+    *,
+    alpha: float | None = None,
+) -> Evaluation:
+    """What the confidence of tier 2's answers is worth, beside the prompt's length alone, as
+    :func:`calibrate_verify` finds its threshold.
+
+    Raises:
+        CalibrationError, ValueError: as :func:`calibrate_verify`.
+
+    """
+    alpha = profile.alpha if alpha is None else _checked_share(alpha, "alpha")
+    second = _second(profile, rows, answers)
+    wrong = second.test[1]
+
+    def single(name: str, of_fit: Floats, of_test: Floats) -> Measured:
+        fit, test = (of_fit, second.fit[1], None), (of_test, wrong, None)
+        curve = _curve(of_test, wrong) if len(wrong) else ()
+        return Measured(name, auroc(of_test, ~wrong), _certify(fit, test, alpha, second.delta), curve)
+
+    scores = (
+        single("answer's confidence", second.fit[0], second.test[0]),
+        single("length alone (control)", -second.lengths[0], -second.lengths[1]),
+    )
+    return Evaluation(len(wrong), float(wrong.mean()) if len(wrong) else math.nan, scores)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sllm.targets.base import Scorer, Scores
 
-__all__ = ["Acceptance", "Checked", "check_answer"]
+__all__ = ["Acceptance", "Checked", "answer_logprobs", "check_answer"]
 
 
 @dataclass(frozen=True)
@@ -127,3 +127,24 @@ def check_answer(
         raise ValueError("checking needs a prompt and an answer of at least one token each")
     scores = target.score(np.concatenate([head, tail]), len(head))
     return Checked((accept or Acceptance()).n_standing(scores), scores)
+
+
+def answer_logprobs(target: Scorer, prompt: npt.ArrayLike, answer: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """The log-probability of each token of an answer under the model that wrote it, float64 (m,).
+
+    For :func:`sllm.calibration.confidence`. Calibration and use both take it from here, so that a threshold
+    is compared with what it was found for.
+
+    Args:
+        target: the model.
+        prompt: int32 (n,), n >= 1.
+        answer: int32 (m,), as it was written, its end-of-generation token included.
+
+    Raises:
+        ContextFullError, BusyError, RemoteError: as the target's ``score``.
+
+    """
+    head, tail = int32_array(prompt, "prompt"), int32_array(answer, "answer")
+    if len(tail) == 0:
+        return np.empty(0)
+    return np.asarray(target.score(np.concatenate([head, tail]), len(head)).logprobs, dtype=np.float64)

@@ -65,8 +65,9 @@ def add_arguments(
         "--privacy",
         choices=("local", "deidentify", "refuse"),
         default="local",
-        help="a private request: nothing of it leaves; what was found is masked and put back in the answer;"
-        " or as local, and an error where only the cloud could answer (default: %(default)s)",
+        help="local: nothing of a private request leaves; deidentify: what was found in it is masked before"
+        " it leaves, and put back in the answer; refuse: as local, and an error where only the cloud could"
+        " answer (default: %(default)s)",
     )
     cloud.add_argument(
         "--verify",
@@ -155,7 +156,10 @@ def ask(args: argparse.Namespace, out: Output) -> int:
 def _prompt(words: list[str]) -> str:
     if len(words) > 1:
         raise CommandError(f"there are {len(words)} prompts; put the words of one in quotes")
-    return _encodable(read_prompt(words[0] if words else None, "ask"))
+    prompt = _encodable(read_prompt(words[0] if words else None, "ask"))
+    if not prompt.strip():
+        raise CommandError("the request is empty")
+    return prompt
 
 
 def _encodable(text: str) -> str:

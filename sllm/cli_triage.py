@@ -10,13 +10,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sllm
-from sllm.calibration import CalibrationError, Row, calibrate, evaluate
+from sllm import gguf
+from sllm.calibration import (
+    CalibrationError,
+    Row,
+    calibrate,
+    calibrate_verify,
+    confidence,
+    evaluate,
+    evaluate_verify,
+)
+from sllm.check_answer import answer_logprobs
 from sllm.console import CommandError, count, one_line, table
 from sllm.triage import SIGNALS, ContextScorer, Triage
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
 
     from sllm.calibration import Evaluation, Measured, Profile, Threshold
     from sllm.console import Output
@@ -28,8 +41,9 @@ FORMAT = (
     ' "correct" (true or false: was MODEL\'s own answer right?), with "answer" (that answer) or without, or'
     ' "reference" (a right answer, or a list of them, empty if MODEL can have none): MODEL then answers at'
     " temperature 0 and is right if it says the same but for case, spaces and the full stop at the end; and,"
-    ' if you like, "label" ("easy", "medium" or "hard": hard requests go straight to the cloud). The rows'
-    " must be drawn like the requests of later use, each on its own: the promise holds for no others."
+    ' if you like, "label" ("easy", "medium" or "hard": hard requests go straight to the cloud). With --local'
+    " every row needs a reference, for that model answers, too. The rows must be drawn like the requests of"
+    " later use, each on its own: the promise holds for no others."
 )
 
 _FIELDS = {"prompt", "messages", "correct", "answer", "reference", "label"}
@@ -43,6 +57,11 @@ def add_arguments(
     add = parser.add_argument
     add("model", metavar="MODEL", help=model)
     add("rows", metavar="ROWS", help="labelled requests, JSON lines")
+    add(
+        "--local",
+        metavar="LOCAL",
+        help="the GGUF that is to answer tier 2, as in sllm ask --local (default: MODEL itself)",
+    )
     add("-o", "--output", metavar="FILE", required=True, help="where the profile goes")
     add(
         "--alpha",
@@ -50,6 +69,13 @@ def add_arguments(
         type=_share,
         default=0.05,
         help="the largest share of wrong answers in tier 1 (default: %(default)s)",
+    )
+    add(
+        "--verify-alpha",
+        metavar="A",
+        type=_share,
+        help="the largest share of wrong ones among the answers of tier 2 that nobody verifies (default: as"
+        " --alpha)",
     )
     add(
         "--delta",
@@ -86,12 +112,15 @@ def _share(text: str) -> float:
 def calibrate_command(args: argparse.Namespace, out: Output) -> int:
     """Run ``sllm calibrate``."""
     labelled = _read(Path(args.rows))
+    if args.local is not None:
+        _check_references(labelled, args.rows)
     with ExitStack() as stack:
         model = stack.enter_context(sllm.Model(args.model))
+        local = model if args.local is None else stack.enter_context(sllm.Model(args.local))
         scorer = stack.enter_context(ContextScorer(model, n_threads=args.threads))
         triage = Triage(scorer)
         out.note(f"sllm: scoring {count(len(labelled), 'row')} with {model.path.name}")
-        rows = _score(labelled, triage, scorer, args, stack)
+        rows, answers = _score(labelled, triage, scorer, local, args, stack, out)
         asked = {
             "signals": SIGNALS,
             "alpha": args.alpha,
@@ -106,16 +135,37 @@ def calibrate_command(args: argparse.Namespace, out: Output) -> int:
             policy_id=triage.policy.id,
             **asked,
         )
-    evaluation = evaluate(rows, **asked)
+        local_id, local_name = gguf.model_id(local.path), local.path.name
+    evaluations = [evaluate(rows, **asked)]
+    if answers is not None:
+        profile = calibrate_verify(profile, rows, answers, model_id=local_id, alpha=args.verify_alpha)
+        evaluations.append(evaluate_verify(profile, rows, answers, alpha=args.verify_alpha))
     profile.save(args.output)
     if args.plot is not None:
-        Path(args.plot).write_text(plot(evaluation, args.alpha), encoding="utf-8")
-    for line in table(evaluation.rows(), right=(1, 2, 3, 4)):
-        out.line(line)
+        Path(args.plot).write_text(plot(evaluations[0], args.alpha), encoding="utf-8")
+    for evaluation, what in zip(evaluations, ("", f"tier 2, answered by {local_name}"), strict=False):
+        if what:
+            out.line(f"\n{what}: {count(evaluation.n, 'row')}, {_share_of(evaluation.error)} wrong")
+        for line in table(evaluation.rows(), right=(1, 2, 3, 4)):
+            out.line(line)
     out.line()
-    for line in _statements(profile, evaluation):
+    verify_alpha = (args.verify_alpha or args.alpha) if answers is not None else None
+    for line in _statements(profile, evaluations[0], verify_alpha):
         out.line(line)
     return 0
+
+
+def _share_of(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1%}"
+
+
+def _check_references(labelled: Sequence[_Labelled], path: str) -> None:
+    for one in labelled:
+        if one.references is None:
+            raise CommandError(
+                f"{path}, line {one.line}: with --local a row needs a reference, by which that model's answer"
+                " is judged, and this one has correct"
+            )
 
 
 # ---- labelled requests
@@ -190,35 +240,50 @@ def _score(
     labelled: Sequence[_Labelled],
     triage: Triage,
     scorer: ContextScorer,
+    local: sllm.Model,
     args: argparse.Namespace,
     stack: ExitStack,
-) -> list[Row]:
-    """Grade every request, and answer those that come with a right answer."""
-    target = None
+    out: Output,
+) -> tuple[list[Row], list[tuple[float, bool]] | None]:
+    """Grade every request, and answer those that come with a right answer.
+
+    Returns the rows, and the confidence and rightness of the local main model's answer to each; None where
+    there are not all of them.
+    """
+    model = scorer.model
+    targets: dict[sllm.Model, sllm.LocalTarget] = {}
     if any(one.references is not None for one in labelled):
-        target = stack.enter_context(sllm.LocalTarget(scorer.model, n_threads=args.threads))
-    greedy = sllm.SamplingParams(temperature=0)
+        targets = {
+            one: stack.enter_context(sllm.LocalTarget(one, n_threads=args.threads))
+            for one in dict.fromkeys((model, local))
+        }
 
-    def row(one: _Labelled) -> Row:
-        correct, answer, ended = bool(one.correct), one.answer, True
-        if one.references is not None:
-            prompt = scorer.model.chat(one.messages)
-            with sllm.generate(
-                target or scorer.model, prompt, sampling=greedy, max_tokens=args.max_tokens
-            ) as text:
-                answer = text.text()
-            ended = text.stats.finish_reason == "eog"
-            correct = _folded(answer) in map(_folded, one.references)
-        logprobs = None
-        if answer is not None:
-            logprobs = scorer.answer_logprobs(one.messages, answer, ended=ended)
-        return triage.row(one.messages, correct=correct, answer_logprobs=logprobs, hard=one.hard)
+    def answered(one: _Labelled, by: sllm.Model) -> tuple[npt.NDArray[np.float64] | None, bool]:
+        """The log-probabilities of the answer's tokens, and whether it is right."""
+        if one.references is None:
+            given = None if one.answer is None else scorer.answer_logprobs(one.messages, one.answer)
+            return given, bool(one.correct)
+        # As Hybrid answers and looks at the answer, or the thresholds would be those of something else.
+        target, prompt = targets[by], by.chat(one.messages)
+        greedy = sllm.SamplingParams(temperature=0)
+        with sllm.generate(target, prompt, sampling=greedy, max_tokens=args.max_tokens) as stream:
+            runs = list(stream)
+        written = [token for run in runs for token in run.tokens]
+        right = _folded("".join(run.text for run in runs)) in map(_folded, one.references)
+        return answer_logprobs(target, prompt, written), right
 
-    rows = []
-    for one in labelled:
+    rows, answers = [], []
+    for n, one in enumerate(labelled):
+        out.status(f"{n} of {len(labelled)} rows")
         with _named(f"{args.rows}, line {one.line}"):
-            rows.append(row(one))
-    return rows
+            logprobs, right = answered(one, model)
+            rows.append(triage.row(one.messages, correct=right, answer_logprobs=logprobs, hard=one.hard))
+            if local is not model:
+                logprobs, right = answered(one, local)
+            if logprobs is not None:
+                answers.append((confidence(logprobs), right))
+    out.status("")
+    return rows, answers if len(answers) == len(rows) else None
 
 
 @contextmanager
@@ -237,7 +302,7 @@ def _folded(text: str) -> str:
 # ---- what is shown
 
 
-def _statements(profile: Profile, evaluation: Evaluation) -> list[str]:
+def _statements(profile: Profile, evaluation: Evaluation, verify_alpha: float | None) -> list[str]:
     sure = f"{1 - profile.delta:.0%} confidence"
     lines = [f"rows: {profile.n}, {evaluation.n} of them for testing; wrong: {evaluation.error:.1%} of those"]
     if profile.tier1 is None:
@@ -245,19 +310,29 @@ def _statements(profile: Profile, evaluation: Evaluation) -> list[str]:
             f"tier 1: never; no threshold is shown to keep errors at {profile.alpha:.1%} with {sure}"
         )
     else:
-        lines.append(f"tier 1: {_promise(profile.tier1, 'wrong', sure)}")
+        lines.append(f"tier 1: {_promise(profile.tier1, 'of the requests', 'wrong', sure)}")
+    if verify_alpha is None:
+        lines.append("tier 2: every answer is to be verified; not every row has an answer")
+    elif profile.verify is None:
+        lines.append(
+            "tier 2: every answer is to be verified; no confidence is shown to keep errors at"
+            f" {verify_alpha:.1%} with {sure}"
+        )
+    else:
+        told = _promise(profile.verify, "of its answers need no verification", "wrong", sure)
+        lines.append(f"tier 2: {told}")
     if profile.hard is None:
         lines.append('tier 3: never; no row has the label "hard"')
     elif profile.tier3 is None:
         lines.append("tier 3: never; no threshold is shown to find hard requests with so few others")
     else:
-        lines.append(f"tier 3: {_promise(profile.tier3, 'not hard', sure)}")
+        lines.append(f"tier 3: {_promise(profile.tier3, 'of the requests', 'not hard', sure)}")
     return [*lines, f"profile: {profile.id}"]
 
 
-def _promise(t: Threshold, what: str, sure: str) -> str:
+def _promise(t: Threshold, of: str, what: str, sure: str) -> str:
     found = f"{t.n_wrong} of {t.n_passed} were"
-    return f"{t.coverage:.1%} of the requests, at most {t.bound:.1%} of them {what} with {sure} ({found})"
+    return f"{t.coverage:.1%} {of}, at most {t.bound:.1%} of them {what} with {sure} ({found})"
 
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 640, 400, 60, 20, 20, 50

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from bisect import bisect
 from collections import deque
 from statistics import median
 from typing import TYPE_CHECKING
+
+from sllm.confidence import Confidence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["DraftAhead"]
-
-_BINS = (0.3, 0.5, 0.7, 0.85, 0.95, 0.99)
-_MIDDLES = (0.3, 0.45, 0.6, 0.75, 0.88, 0.95, 0.98)
 
 
 class DraftAhead:
@@ -26,8 +24,8 @@ class DraftAhead:
     it overtakes the target, a distance of ``round trip / (pass time - draft time per token)`` tokens; a draft
     that is not faster than the target never does.
 
-    How likely a token is to hold is measured by the draft's confidence in it (in a few bins), starting from
-    the confidence itself.
+    How likely a token is to hold follows from the draft's probability of it
+    (:class:`~sllm.confidence.Confidence`).
 
     Args:
         run_ahead: whether the target goes on without hints. Else it waits for them, and nothing has to be
@@ -51,9 +49,7 @@ class DraftAhead:
         self._passes: deque[float] = deque(maxlen=15)
         self._drafts: deque[float] = deque(maxlen=15)
         self._round_trip = 0.0
-        self._right = [6 * p for p in _MIDDLES]  # what the confidence says, worth six tokens
-        self._tried = [6.0] * len(_MIDDLES)
-        self._all_right, self._all_tried = 2.7, 3.0  # hopeful: too little drafted would never be found out
+        self._confidence = Confidence(0.9)  # hopeful: too little drafted would never be found out
         self._passes_since_draft = 0
 
     # ---- what is measured
@@ -75,33 +71,18 @@ class DraftAhead:
 
     def observe_truth(self, chain: Sequence[int], probs: Sequence[float], truth: Sequence[int]) -> int:
         """Compare a chain with what came in its place; returns how many tokens hold."""
-        n = 0
-        for token, prob, true in zip(chain, probs, truth, strict=False):
-            i = bisect(_BINS, prob)
-            right = token == true
-            self._right[i] = self._right[i] * 0.98 + right
-            self._tried[i] = self._tried[i] * 0.98 + 1
-            self._all_right = self._all_right * 0.98 + right
-            self._all_tried = self._all_tried * 0.98 + 1
-            if not right:
-                break
-            n += 1
-        return n
+        return self._confidence.observe_truth(chain, probs, truth)
 
     # ---- what follows
 
     @property
     def acceptance(self) -> float:
         """The share of drafted tokens that hold where the ones before them do."""
-        return min(self._all_right / self._all_tried, 0.999)
+        return self._confidence.acceptance
 
     def confidence(self, probs: Sequence[float]) -> float:
         """The chance that a whole chain holds, of which the draft has said ``probs``."""
-        chance = 1.0
-        for prob in probs:
-            i = bisect(_BINS, prob)
-            chance *= self._right[i] / self._tried[i]
-        return chance
+        return self._confidence.of_chain(probs)
 
     def distance(self, waited: float = 0.0) -> float:
         """How long a chain must be to overtake the target, in tokens; infinite where it cannot.

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from sllm._ffi import int32_array
+from sllm.confidence import UNSAID
 from sllm.context import available_cores
 from sllm.draft_length import DraftLength
 from sllm.drafters import CallableDrafter, Drafter, ModelDrafter, NGramDrafter
@@ -113,7 +114,8 @@ def generate(
             stack.callback(pipeline.stop)
             runs = pipeline.runs()
         else:
-            runs = _runs(generation, drafter, executor, text, shown, stats)
+            end = None if max_tokens is None else len(tokens) + max_tokens
+            runs = _runs(generation, drafter, executor, text, shown, stats, end)
         return TextStream(runs, stats, stack.pop_all())
 
 
@@ -180,10 +182,15 @@ def _runs(
     text: list[int],
     shown: TextBuilder,
     stats: GenerationStats,
+    end: int | None,
 ) -> Iterator[Run]:
-    """The hint loop: draft, hint, take what the target commits, keep what of the draft still holds."""
+    """The hint loop: draft, hint, take what the target commits, keep what of the draft still holds.
+
+    The text ends before position ``end``, if not sooner.
+    """
     length = DraftLength()
-    chain: list[int] = []
+    chain: list[int] = []  # drafted behind the text, and what the draft says of it
+    probs: list[float] = []
     if isinstance(generation, RemoteWork):
         stats.remote = generation.remote
     stats.finish_reason = generation.finish_reason  # a prompt may leave no room for a text
@@ -193,30 +200,47 @@ def _runs(
         spent = 0.0  # on drafting
         settled = True  # a round in which the draft had to read a prompt tells nothing about the next
         if drafter is not None:
-            n_max, p_min = length.choose() if drafter.adaptive else (DraftLength.LIMIT, 0.0)
-            wanted = n_max - len(chain)
-            if wanted > 0:
+            drafts = not drafter.adaptive or length.begin()
+            n_shown = 0
+            while drafts:
+                wanted, p_min = length.more(probs) if drafter.adaptive else (length.LIMIT - len(chain), 0.0)
+                if end is not None:  # the last token is the target's own
+                    wanted = min(wanted, end - len(text) - len(chain) - 1)
+                if wanted <= 0:
+                    break
+                asked = time.perf_counter()
                 new = drafter.draft(text, chain, wanted, p_min)
-                spent = time.perf_counter() - began
-                stats.draft_seconds += spent
-                settled = drafter.n_caught_up <= DraftLength.LIMIT
-                length.observe_confidence(list(getattr(drafter, "probs", ()))[: len(new)])
-                if settled:
-                    length.observe_draft(len(new) + (len(new) < wanted), spent)
+                took = time.perf_counter() - asked
+                spent += took
+                if drafter.n_caught_up > DraftLength.LIMIT:
+                    settled = False
+                else:
+                    length.observe_draft(len(new) + (len(new) < wanted), took)
                 chain += new
-            del chain[n_max:]
-            generation.hint(len(text), chain)
-            if executor is not None and chain:
-                ahead = executor.submit(drafter.draft, text, list(chain), n_max + 1, p_min)
+                probs += _said(drafter, len(new))
+                if len(new) < wanted:
+                    break
+            if drafts:
+                n_shown = length.keep(probs) if drafter.adaptive else len(chain)
+            stats.draft_seconds += spent
+            generation.hint(len(text), chain[:n_shown])
+            if executor is not None and (n_shown > 0 or stats.n_passes == 0):
+                # One token stands for the target's own. Behind a link it is time that is left over; here
+                # it would be taken from the target.
+                n_ahead = 1 + (length.LIMIT if stats.remote is not None else n_shown)
+                ahead = executor.submit(drafter.draft, text, list(chain), n_ahead, 0.0)
         try:
             commit = next(generation)
         finally:
             if ahead is not None and drafter is not None:
                 drafter.cancel()
-                chain = chain + ahead.result()
+                new = ahead.result()
+                chain += new
+                probs += _said(drafter, len(new))
         seconds = time.perf_counter() - began
         if drafter is not None:
-            length.observe_pass(commit.n_verified, commit.n_accepted, commit.seconds)
+            length.observe_pass(commit.n_verified, commit.seconds)
+            length.observe_truth(chain, probs, commit.tokens)
             if settled and (commit.n_verified > 0 or spent > 0.05 * commit.seconds):
                 length.observe_round(len(commit.tokens), seconds)
         stats.n_passes += 1
@@ -226,9 +250,15 @@ def _runs(
         stats.seconds += seconds
 
         text.extend(commit.tokens)
-        if chain:
-            n_new = len(commit.tokens)
-            chain = chain[n_new:] if tuple(chain[:n_new]) == commit.tokens else []
+        n_new = len(commit.tokens)
+        holds = tuple(chain[:n_new]) == commit.tokens
+        chain, probs = (chain[n_new:], probs[n_new:]) if holds else ([], [])
         yield from committed_runs(commit, generation, shown, stats)
         if shown.stopped:
             return
+
+
+def _said(drafter: Drafter, n: int) -> list[float]:
+    """The probabilities that a drafter gave to its last ``n`` tokens."""
+    probs = list(getattr(drafter, "probs", ()))[:n]
+    return probs + [UNSAID] * (n - len(probs))

@@ -11,14 +11,15 @@ import hashlib
 import os
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sllm.errors import ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from sllm.hub import HubFile
 
@@ -37,6 +38,9 @@ _MAX_ALIGNMENT = 1 << 20
 
 SOURCE_KEY = "sllm.layers.source"
 """Of a file with some of a model's layers: the identity of the model."""
+
+_MOST_HELD = 1 << 16
+"""Bytes of a pair that is kept in memory. The vocabulary's are megabytes, and few ask for them."""
 
 _SAMPLES = 64
 _SAMPLE_BYTES = 1 << 16
@@ -66,14 +70,15 @@ class Header:
 
     Attributes:
         version: of the format, 2 or 3.
-        pairs: key -> the pair as it stands in the file, key included.
+        pairs: key -> the pair as it stands in the file, key included. Long arrays, such as the vocabulary's,
+            are read from the file when they are asked for.
         tensors: name -> the tensor, in the order of the file.
         size: bytes up to the end of the descriptions.
 
     """
 
     version: int
-    pairs: dict[str, bytes]
+    pairs: Mapping[str, bytes]
     tensors: dict[str, Tensor]
     size: int
 
@@ -113,6 +118,38 @@ def pair(key: str, value: str | int | Sequence[int] | Sequence[bool]) -> bytes:
     return string(key) + struct.pack("<IIQ", _ARRAY, kind, len(value)) + body
 
 
+@dataclass(frozen=True)
+class _Place:
+    offset: int
+    size: int
+    begin: bytes  # of what is there
+
+
+class _Pairs(Mapping[str, bytes]):
+    """Key-value pairs, of which long ones stay in the file."""
+
+    def __init__(self, path: Path | HubFile, found: dict[str, bytes | _Place]) -> None:
+        self._path = path
+        self._found = found
+
+    def __getitem__(self, key: str) -> bytes:
+        value = self._found[key]
+        if isinstance(value, bytes):
+            return value
+        with self._path.open("rb") as file:
+            file.seek(value.offset)
+            raw = file.read(value.size)
+        if len(raw) != value.size or not raw.startswith(value.begin):
+            raise ModelLoadError(f"{self._path} has been changed while it was in use: {key} is not there now")
+        return raw
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+
 class _Reader:
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file = file
@@ -137,22 +174,30 @@ class _Reader:
             raise self.fail(f"a text of {n} bytes")
         return raw + self.take(n)
 
-    def value(self, kind: int) -> bytes:
+    def value(self, kind: int) -> bytearray:
+        """The bytes of a value. No object for each of many strings: what they leave behind in the heap stays
+        with the process.
+        """
+        raw = bytearray()
         if kind in _SCALAR_SIZES:
-            return self.take(_SCALAR_SIZES[kind])
-        if kind == _STRING:
-            return self.string()
-        if kind != _ARRAY:
+            raw += self.take(_SCALAR_SIZES[kind])
+        elif kind == _STRING:
+            raw += self.string()
+        elif kind == _ARRAY:
+            raw += self.take(12)
+            item, count = struct.unpack("<IQ", raw)
+            if count > _MAX_ITEMS:
+                raise self.fail(f"an array of {count} items")
+            if item in _SCALAR_SIZES:
+                raw += self.take(_SCALAR_SIZES[item] * count)
+            elif item == _STRING:
+                for _ in range(count):
+                    raw += self.string()
+            else:
+                raise self.fail(f"an array of the unknown type {item}")
+        else:
             raise self.fail(f"a value of the unknown type {kind}")
-        head = self.take(12)
-        item, count = struct.unpack("<IQ", head)
-        if count > _MAX_ITEMS:
-            raise self.fail(f"an array of {count} items")
-        if item in _SCALAR_SIZES:
-            return head + self.take(_SCALAR_SIZES[item] * count)
-        if item != _STRING:
-            raise self.fail(f"an array of the unknown type {item}")
-        return head + b"".join(self.string() for _ in range(count))
+        return raw
 
 
 def read_header(path: Path | HubFile) -> Header:
@@ -173,12 +218,17 @@ def read_header(path: Path | HubFile) -> Header:
         n_tensors, n_pairs = read.number("<Q"), read.number("<Q")
         if n_tensors > _MAX_ITEMS or n_pairs > _MAX_PAIRS:
             raise read.fail(f"{n_tensors} tensors and {n_pairs} pairs")
-        pairs: dict[str, bytes] = {}
+        again = isinstance(path, Path)  # of one that is far away, nothing is asked for twice
+        pairs: dict[str, bytes | _Place] = {}
         for _ in range(n_pairs):
+            begin = file.tell()
             key = read.string()
             kind = read.take(4)
+            value = read.value(int.from_bytes(kind, "little"))
+            size = len(key) + len(kind) + len(value)
+            held = size <= _MOST_HELD or not again
             pairs[key[8:].decode("utf-8", "replace")] = (
-                key + kind + read.value(int.from_bytes(kind, "little"))
+                key + kind + value if held else _Place(begin, size, key + kind)
             )
         found: dict[str, tuple[tuple[int, ...], int, int]] = {}
         for _ in range(n_tensors):
@@ -188,7 +238,7 @@ def read_header(path: Path | HubFile) -> Header:
                 raise read.fail(f"a tensor of {n_dims} dimensions")
             dims = struct.unpack(f"<{n_dims}Q", read.take(8 * n_dims))
             found[name] = (dims, read.number("<I"), read.number("<Q"))
-        header = Header(version, pairs, {}, file.tell())
+        header = Header(version, _Pairs(path, pairs), {}, file.tell())
         alignment = header.value("general.alignment") or 32
         if not isinstance(alignment, int) or alignment <= 0 or alignment > _MAX_ALIGNMENT:
             raise read.fail(f"general.alignment is {alignment!r}")
@@ -236,7 +286,9 @@ def model_id(path: Path | HubFile) -> str:
         with part.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(0)
-            digest.update(file.read(header.size) + size.to_bytes(8, "little"))
+            for at in range(0, header.size, _SAMPLE_BYTES):
+                digest.update(file.read(min(_SAMPLE_BYTES, header.size - at)))
+            digest.update(size.to_bytes(8, "little"))
             body = max(size - header.size - _SAMPLE_BYTES, 0)
             for i in range(_SAMPLES):
                 file.seek(header.size + body * i // (_SAMPLES - 1))

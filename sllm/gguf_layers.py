@@ -398,13 +398,13 @@ class LayeredFile:
                 for name in ("expert_count", "expert_used_count"):
                     own[prefix + name] = gguf.pair(prefix + name, 0)
         pairs = list(own.values())
-        for key, raw in self._header.pairs.items():
+        for key in self._header.pairs:
             if key in own or key == f"{prefix}embedding_scale" or key == "general.alignment":
                 continue
             if key.startswith("general."):
-                pairs.append(raw)
+                pairs.append(self._header.pairs[key])
             elif key.startswith(prefix):
-                pairs.append(self._of_layers(key, raw, first, last))
+                pairs.append(self._of_layers(key, self._header.pairs[key], first, last))
         return pairs
 
     def _of_layers(self, key: str, raw: bytes, first: int, last: int) -> bytes:
@@ -511,8 +511,8 @@ class LayeredFile:
             ends |= {self.output, "output.bias"}
         names += [name for name in sorted(filter(None, ends)) if name in self._tensors]
         pairs = [
-            raw
-            for key, raw in self._header.pairs.items()
+            self._header.pairs[key]
+            for key in self._header.pairs
             if not key.startswith(("split.", "sllm.layers."))
             and key != "general.alignment"
             and (ends or not key.startswith("tokenizer."))

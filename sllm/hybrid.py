@@ -9,28 +9,30 @@ decision keeps the request here.
 from __future__ import annotations
 
 import codecs
+import copy
 import logging
+import math
 import threading
 import time
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from sllm import gguf
 from sllm.calibration import ProfileError
-from sllm.check_answer import Acceptance, check_answer
+from sllm.check_answer import Acceptance, answer_logprobs, check_answer
 from sllm.drafters import AnswerDrafter, ModelDrafter
-from sllm.errors import BusyError, ClosedError, ContextFullError, LeakError, RemoteError
+from sllm.errors import BusyError, ClosedError, LeakError, RemoteError
 from sllm.generation import generate
 from sllm.model import Model
-from sllm.privacy import Restorer, Vault, default_detectors, egress_check
+from sllm.privacy import Detector, Restorer, Vault, default_detectors, egress_check
 from sllm.sampling import SamplingParams
 from sllm.targets.base import Scorer, Target
 from sllm.targets.local import LocalTarget
 from sllm.text_stream import Run, RunStream
-from sllm.triage import ContextScorer, Grade, Tier, Triage
+from sllm.triage import ContextScorer, Grade, Tier, TimeLimit, Triage, checked_messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from sllm.model import Vocab
-    from sllm.privacy import Detector
     from sllm.triage import Verify
 
 __all__ = ["Answer", "ChatCloud", "Hybrid", "HybridStats"]
@@ -53,7 +54,10 @@ Privacy = Literal["local", "deidentify", "refuse"]
 
 @runtime_checkable
 class ChatCloud(Protocol):
-    """A cloud that takes messages and gives text, such as :class:`sllm.openai_cloud.OpenAICloud`."""
+    """A cloud that takes messages and gives text, such as :class:`sllm.openai_cloud.OpenAICloud`.
+
+    It selects tokens as it likes: no sampling parameters go there.
+    """
 
     def stream(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> Iterator[str]:
         """The answer to a conversation, piece by piece.
@@ -82,6 +86,7 @@ class HybridStats:
         n_kept: of a verified answer, the tokens that stood.
         n_checked: of a verified answer, its tokens.
         n_restored: placeholders put back.
+        n_unknown: what the cloud wrote that looks like a placeholder and was never issued; it stays.
         seconds: until the end of the answer.
 
     """
@@ -95,6 +100,7 @@ class HybridStats:
     n_kept: int = 0
     n_checked: int = 0
     n_restored: int = 0
+    n_unknown: int = 0
     seconds: float = 0.0
 
 
@@ -109,24 +115,48 @@ class Answer(RunStream):
             ``"verified"`` or ``"corrected"`` for what the cloud made of a local answer.
         reasons: why, without a word of the request.
         masked: kind -> how many places were masked in what has left the machine.
+        complete: whether it has come to its end: not one that was left, or that broke off.
         stats: what it has cost.
 
     """
 
-    def __init__(self, grade: Grade, resources: ExitStack) -> None:
+    def __init__(self, grade: Grade, resources: ExitStack, turn: threading.Lock) -> None:
         super().__init__(iter(()), resources)
+        self._turn = turn
+        self.complete = False
         self.grade = grade
         self.route: list[str] = []
         self.reasons: list[str] = list(grade.reasons)
         self.masked: dict[str, int] = {}
         self.stats = HybridStats()
 
+    def __next__(self) -> Run:
+        # Outside of what closes the answer on an exception: a second thread must not end it for the first.
+        with _alone(self._turn):
+            return super().__next__()
+
     def __repr__(self) -> str:
         return f"<sllm.hybrid.Answer: tier {int(self.grade.tier)}, {' > '.join(self.route) or 'not begun'}>"
 
 
+@contextmanager
+def _alone(turn: threading.Lock) -> Iterator[None]:
+    if not turn.acquire(blocking=False):
+        raise BusyError(
+            "another thread is inside this Hybrid, which serves one at a time; wait for it, or make another"
+        )
+    try:
+        yield
+    finally:
+        turn.release()
+
+
 class _StaysHere(Exception):  # noqa: N818 - no error: the reason not to use the cloud
     """Why nothing may be sent; the text may be shown."""
+
+
+class _HoldsPrivate(_StaysHere):
+    """What was to be sent holds something private."""
 
 
 class _GuardedDrafter(ModelDrafter):
@@ -159,10 +189,11 @@ class _Sides:
     """What one answer works with."""
 
     messages: list[dict[str, Any]]
+    vault: Vault
+    sampling: SamplingParams
+    max_tokens: int
     masked: list[dict[str, Any]] | None = None  # once it was asked for
-    max_tokens: int = 0
     ended: bool = False  # the answer that was written here, by itself
-    sampling: SamplingParams = field(default_factory=SamplingParams)
 
 
 class Hybrid:
@@ -173,26 +204,31 @@ class Hybrid:
     Args:
         small: the model that grades, and that answers tier 1.
         local: the model that answers tier 2; None: ``small`` does.
-        cloud: for tier 3 and for verifying: a :class:`~sllm.Target` (``connect(uri).target()``, a
-            :class:`~sllm.SplitTarget`), or a :class:`ChatCloud`; None: everything stays here.
+        cloud: for tier 3 and for verifying: a :class:`~sllm.Target` with ``chat()``
+            (``connect(uri).target()``, a :class:`~sllm.SplitTarget`), or a :class:`ChatCloud`; None:
+            everything stays here.
         triage: None: one with ``small`` and without a profile, so that every request is tier 2.
         privacy: what becomes of a private request: ``"local"`` (nothing of it leaves), ``"deidentify"`` (what
             was found is masked and put back in the answer; where something is private that cannot be masked,
-            nothing leaves), or ``"refuse"`` (as local, and LeakError where only the cloud could answer).
+            or the model finds private what masking has left, nothing leaves), or ``"refuse"`` (as local, and
+            LeakError where only the cloud could answer).
         detectors: what finds private matters; None: :func:`sllm.privacy.default_detectors`.
         verify: which tier-2 answers the cloud verifies: ``"always"``, ``"uncertain"`` (by the profile) or
             ``"never"``.
         accept: when the cloud lets a token of a local answer stand.
-        sampling: of every answer; None: temperature 0, at which ``sllm calibrate`` labels answers. A profile
-            promises nothing of others.
+        sampling: of every answer but a :class:`ChatCloud`'s; None: temperature 0, at which ``sllm calibrate``
+            labels answers. A profile promises nothing of others. With a grammar, nothing that was masked
+            leaves: what a grammar says of placeholders it need not say of values. An answer that does not
+            stand is then the cloud's from its beginning, where a grammar begins.
         max_tokens: of an answer.
         max_cloud_tokens: so many tokens are sent to and written by the cloud in all, over the life of this
-            object; None: any number.
+            object, as the cloud's ``count`` estimates them for a :class:`ChatCloud`; None: any number.
         n_ctx, n_threads: of the contexts of ``small`` and ``local``.
         detect_seconds: detectors that take longer have failed.
 
     Raises:
-        ValueError, TypeError: an argument out of range or of another type.
+        ValueError, TypeError: an argument out of range or of another type, or a grammar for a
+            :class:`ChatCloud`, which would not keep to it.
         ProfileError: the profile is of another model than ``small``, whose answers it speaks of.
 
     Attributes:
@@ -223,11 +259,14 @@ class Hybrid:
             raise ValueError(f"privacy is {privacy!r}, expected 'local', 'deidentify' or 'refuse'")
         if verify not in ("always", "uncertain", "never"):
             raise ValueError(f"verify is {verify!r}, expected 'always', 'uncertain' or 'never'")
-        if cloud is not None and not isinstance(cloud, (Target, ChatCloud)):
-            raise TypeError(f"cloud is {type(cloud).__name__}, expected a Target, a ChatCloud or None")
+        _check_cloud(cloud, sampling)
         for name, value in (("max_tokens", max_tokens), ("max_cloud_tokens", max_cloud_tokens)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} is {value!r}, expected an integer >= 1")
+            if value is not None:
+                _check_count(name, value)
+        if isinstance(detect_seconds, bool) or not isinstance(detect_seconds, (int, float)):
+            raise TypeError(f"detect_seconds is {detect_seconds!r}, expected a number")
+        if not 0 < detect_seconds < math.inf:
+            raise ValueError(f"detect_seconds is {detect_seconds}, expected a finite number above 0")
         self.privacy: Privacy = privacy
         self.verify: Verify = verify
         self.max_cloud_tokens = max_cloud_tokens
@@ -237,7 +276,11 @@ class Hybrid:
         self._max_tokens = max_tokens
         self._accept = accept or Acceptance()
         self._detectors = default_detectors() if detectors is None else tuple(detectors)
-        self._detect_seconds = detect_seconds
+        for detector in self._detectors:
+            if not isinstance(detector, Detector):
+                raise TypeError(f"a detector is {type(detector).__name__}, expected something with detect()")
+        self._limit = TimeLimit(detect_seconds)
+        self._turn = threading.Lock()
         self._closed = False
         self._answer: Answer | None = None
         self._settings: dict[str, Any] = {"n_ctx": n_ctx, "n_threads": n_threads}
@@ -261,11 +304,10 @@ class Hybrid:
             if local is not None and local is not small:
                 self._local = stack.enter_context(LocalTarget(local, **self._settings))
             self._stack = stack.pop_all()
-        self._hanging: threading.Thread | None = None
         self.vault = Vault(self._detectors)
 
     def new_conversation(self) -> None:
-        """Forget what was masked: from here on there is another vault."""
+        """Forget what was masked: from here on there is another vault. An answer on its way keeps its own."""
         self.vault = Vault(self._detectors)
 
     # ---- asking
@@ -279,55 +321,67 @@ class Hybrid:
 
         Returns:
             The answer. A text that is checked before it counts (tier 1 and verified tier 2) comes when it
-            is; the others come as they are written.
+            is; the others come as they are written. What a model or the cloud raises on the way comes where
+            the answer is read: UnsupportedModelError (no chat template), ContextFullError (the conversation
+            does not fit), RemoteError (the cloud has broken off within an answer that was shown in part).
 
         Raises:
-            TypeError, ValueError: malformed messages.
-            LeakError: with ``privacy="refuse"``, a private request that needs the cloud.
-            UnsupportedModelError: a model without a chat template.
-            ContextFullError: the conversation does not fit.
+            TypeError, ValueError: malformed messages, or max_tokens below 1.
+            LeakError: with ``privacy="refuse"``, a private request that needs the cloud; also where the
+                answer is read, for what is noticed only then.
+            BusyError: another thread is inside.
+            ClosedError: after :meth:`close`.
 
         """
-        if self._closed:
-            raise ClosedError("Hybrid is closed")
-        if self._answer is not None:
-            self._answer.close()
-        began = time.perf_counter()
-        before = getattr(self.triage.scorer, "n_computed", 0)
-        kinds, trouble = self._find(messages)
-        grade = self.triage.assess(messages, findings=kinds)
-        resources = ExitStack()
-        answer = Answer(grade, resources)
-        if trouble is not None:
-            answer.reasons.append(trouble)
-        answer.stats.grade_seconds = time.perf_counter() - began
-        answer.stats.grade_tokens = getattr(self.triage.scorer, "n_computed", 0) - before
-        sides = _Sides([dict(m) for m in messages], max_tokens=max_tokens or self._max_tokens)
-        sides.sampling = self._sampling
-        private = grade.private or trouble is not None
-        if private and self.privacy == "refuse" and grade.tier is Tier.HARD:
-            raise LeakError(
-                "the request is private and needs the cloud, and privacy='refuse' sends nothing private"
-                f" ({'; '.join(answer.reasons)})"
+        if max_tokens is not None:
+            _check_count("max_tokens", max_tokens)
+        with _alone(self._turn):
+            if self._closed:
+                raise ClosedError("Hybrid is closed")
+            if self._answer is not None:
+                self._answer.close()
+            began = time.perf_counter()
+            before = getattr(self.triage.scorer, "n_computed", 0)
+            # A copy: what was judged is what is sent, whatever becomes of the caller's lists meanwhile.
+            copied = [copy.deepcopy(dict(message)) for message in checked_messages(messages)]
+            kinds, trouble = self._find(copied)
+            grade = self.triage.assess(copied, findings=kinds)
+            answer = Answer(grade, ExitStack(), self._turn)
+            if trouble is not None:
+                answer.reasons.append(trouble)
+            answer.stats.grade_seconds = time.perf_counter() - began
+            answer.stats.grade_tokens = getattr(self.triage.scorer, "n_computed", 0) - before
+            sides = _Sides(copied, self.vault, self._sampling, max_tokens or self._max_tokens)
+            private = grade.private or trouble is not None
+            log.info("tier %d, %s, found %s", int(grade.tier), grade.privacy, sorted(set(kinds)) or "nothing")
+            if private and self.privacy == "refuse" and grade.tier is Tier.HARD:
+                raise self._refusal(answer)
+            self._answer = answer
+            answer._runs = self._timed(
+                answer, began, self._route(answer, sides, private, bool(kinds), trouble)
             )
-        log.info("tier %d, %s, found %s", int(grade.tier), grade.privacy, sorted(set(kinds)) or "nothing")
-        self._answer = answer
-        answer._runs = self._timed(answer, began, self._route(answer, sides, private, bool(kinds), trouble))
-        return answer
+            return answer
+
+    def _refusal(self, answer: Answer) -> LeakError:
+        return LeakError(
+            "the request is private and needs the cloud, and privacy='refuse' sends nothing private"
+            f" ({'; '.join(answer.reasons)}); 'local' answers it here, 'deidentify' masks what was found"
+        )
 
     def _timed(self, answer: Answer, began: float, runs: Iterator[Run]) -> Iterator[Run]:
         for run in runs:
             answer.stats.seconds = time.perf_counter() - began
             yield run
         answer.stats.seconds = time.perf_counter() - began
+        answer.complete = True
 
-    def _find(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[str], str | None]:
+    def _find(self, messages: list[dict[str, Any]]) -> tuple[list[str], str | None]:
         """The kinds of what the detectors find in all that the messages say, and what went wrong."""
         probe = Vault(self._detectors)
         try:
             counts = self._in_time(lambda: probe.mask_messages(messages)).counts
         except TypeError:
-            raise  # no messages
+            raise  # a message that holds something else than text, numbers, lists and mappings
         except _StaysHere as stays:
             return ["SOMETHING"], f"failed closed: {stays}"
         except Exception as error:  # noqa: BLE001 - whatever it is, nothing may leave the machine for it
@@ -335,29 +389,13 @@ class Hybrid:
         return [kind for kind, n in counts.items() for _ in range(n)], None
 
     def _in_time(self, search: Callable[[], _T]) -> _T:
-        """What ``search`` returns or raises, unless that takes too long: detectors run beside, so that one
-        that hangs cannot hold an answer.
+        """What ``search`` returns or raises, unless that takes too long: a detector that hangs must not hold
+        an answer.
         """
-        if self._hanging is not None and self._hanging.is_alive():
-            raise _StaysHere("a detector still hangs")
-        found: list[_T] = []
-        trouble: list[Exception] = []
-
-        def run() -> None:
-            try:
-                found.append(search())
-            except Exception as error:  # noqa: BLE001 - raised again below
-                trouble.append(error)
-
-        thread = threading.Thread(target=run, name="sllm-detect", daemon=True)
-        thread.start()
-        thread.join(self._detect_seconds)
-        if thread.is_alive():
-            self._hanging = thread
-            raise _StaysHere(f"no search within {self._detect_seconds:g} seconds")
-        if trouble:
-            raise trouble[0]
-        return found[0]
+        try:
+            return self._limit.run(search)
+        except TimeoutError as error:
+            raise _StaysHere(f"a detector: {error}") from None
 
     # ---- the route
 
@@ -377,6 +415,8 @@ class Hybrid:
                 yield from self._by_cloud(answer, sides)
             except _StaysHere as stays:
                 why = str(stays)
+                if isinstance(stays, _HoldsPrivate) and self.privacy == "refuse":
+                    raise self._refusal(answer) from None
             else:
                 return
         if why is not None and tier is not Tier.SIMPLE:
@@ -405,15 +445,12 @@ class Hybrid:
             answer.reasons.append(f"not verified: {stays}")
             yield from runs
 
-    def _prompt(self, target: LocalTarget, messages: Sequence[Mapping[str, Any]]) -> npt.NDArray[np.int32]:
-        return target.model.chat(messages)
-
     def _streamed(self, target: LocalTarget, answer: Answer, sides: _Sides, which: str) -> Iterator[Run]:
         """The answer of a model here, as it is written."""
-        prompt = self._prompt(target, sides.messages)
+        sides.ended = False
         with generate(
             target,
-            prompt,
+            target.chat(sides.messages),
             draft=self._draft_of(target),
             sampling=sides.sampling,
             max_tokens=sides.max_tokens,
@@ -428,12 +465,8 @@ class Hybrid:
     ) -> tuple[list[Run], npt.NDArray[np.float64]]:
         """The whole answer of a model here, and the log-probabilities of its tokens."""
         runs = list(self._streamed(target, answer, sides, which))
-        prompt = self._prompt(target, sides.messages)
         written = [token for run in runs for token in run.tokens]
-        if not written:
-            return runs, np.empty(0)
-        text = np.concatenate([prompt, np.array(written, dtype=np.int32)])
-        return runs, np.asarray(target.score(text, len(prompt)).logprobs, dtype=np.float64)
+        return runs, answer_logprobs(target, target.chat(sides.messages), written)
 
     def _draft_of(self, target: LocalTarget) -> Model | None:
         """The small model drafts for the local one where the two share a vocabulary."""
@@ -446,40 +479,40 @@ class Hybrid:
 
     def _by_cloud(self, answer: Answer, sides: _Sides) -> Iterator[Run]:
         """The cloud's own answer."""
-        messages = self._masked(answer, sides)
-        restorer = Restorer(self.vault)
+        restorer = Restorer(sides.vault)
         cloud = self._cloud
         shown = False
         try:
+            messages = self._masked(answer, sides)
             if isinstance(cloud, Target):
-                prompt = self._leave(cloud, messages)
+                prompt = self._leave(cloud, messages, sides)
                 runs = self._generated(answer, cloud, prompt, sides)
             else:
                 assert cloud is not None
                 runs = self._chatted(answer, cloud, messages, sides)
-            for run in _restored(runs, restorer):
+            for run in _restored(runs, restorer, answer.stats):
                 if not shown:
                     answer.route.append("cloud")
                     shown = True
-                answer.stats.n_restored = restorer.n_restored
                 yield run
             if not shown:
                 answer.route.append("cloud")  # it has answered nothing
         except _StaysHere:
             answer.masked = {}  # nothing has left
             raise
-        except (RemoteError, BusyError, ContextFullError) as error:
+        except Exception as error:
             if shown:
                 raise
-            raise _StaysHere(f"the cloud does not answer ({type(error).__name__})") from error
+            raise _unanswered(error) from None
 
     def _verified(self, answer: Answer, sides: _Sides, text: str) -> Iterator[Run]:
         """A local answer as far as the cloud lets it stand, and what the cloud goes on with."""
-        restorer = Restorer(self.vault)
+        restorer = Restorer(sides.vault)
         cloud = self._cloud
+        route = list(answer.route)
         try:
             messages = self._masked(answer, sides)
-            masked = self._checked_mask(answer, text)
+            masked = self._checked_mask(answer, sides, text)
             if isinstance(cloud, Target):
                 runs = self._checked(answer, cloud, messages, masked, sides)
             else:
@@ -489,69 +522,98 @@ class Hybrid:
         except _StaysHere:
             answer.masked = {}  # nothing has left
             raise
-        except (RemoteError, BusyError, ContextFullError) as error:
-            raise _StaysHere(f"the cloud does not answer ({type(error).__name__})") from error
-        for run in _restored(_with(first, runs), restorer):
-            answer.stats.n_restored = restorer.n_restored
-            yield run
+        except Exception as error:  # noqa: BLE001 - whatever it is, the local answer stands
+            answer.route = route
+            raise _unanswered(error) from None
+        yield from _restored(_with(first, runs), restorer, answer.stats)
 
     def _masked(self, answer: Answer, sides: _Sides) -> list[dict[str, Any]]:
         """The conversation with placeholders for what is private."""
         if sides.masked is None:
             try:
-                masked = self._in_time(lambda: self.vault.mask_messages(sides.messages))
+                masked = self._in_time(lambda: sides.vault.mask_messages(sides.messages))
             except LeakError as error:
-                raise _StaysHere(f"it cannot be masked ({type(error).__name__})") from None
-            if masked.counts and self.privacy != "deidentify":
-                raise _StaysHere("something private was found")
+                raise _HoldsPrivate(f"it cannot be masked ({type(error).__name__})") from None
+            self._check_masked(masked.counts, sides, "it")
+            if masked.counts:
+                before, began = getattr(self.triage.scorer, "n_computed", 0), time.perf_counter()
+                private = self.triage.finds_private(masked.messages)
+                answer.stats.grade_seconds += time.perf_counter() - began
+                answer.stats.grade_tokens += getattr(self.triage.scorer, "n_computed", 0) - before
+                if private:
+                    raise _HoldsPrivate("the model finds private what masking has left")
             answer.masked = dict(masked.counts)
             sides.masked = masked.messages
         return sides.masked
 
-    def _checked_mask(self, answer: Answer, text: str) -> str:
+    def _checked_mask(self, answer: Answer, sides: _Sides, text: str) -> str:
         try:
-            masked = self._in_time(lambda: self.vault.mask(text))
+            masked = self._in_time(lambda: sides.vault.mask(text))
         except LeakError as error:
-            raise _StaysHere(f"the answer cannot be masked ({type(error).__name__})") from None
-        if masked.counts and self.privacy != "deidentify":
-            raise _StaysHere("something private was found in the answer")
+            raise _HoldsPrivate(f"the answer cannot be masked ({type(error).__name__})") from None
+        self._check_masked(masked.counts, sides, "the answer")
         for kind, n in masked.counts.items():
             answer.masked[kind] = answer.masked.get(kind, 0) + n
         return masked.text
 
+    def _check_masked(self, counts: Mapping[str, int], sides: _Sides, what: str) -> None:
+        """Whether so much may be masked in what is to be sent."""
+        if counts and self.privacy != "deidentify":
+            raise _HoldsPrivate(f"something private was found in {what}")
+        if counts and sides.sampling.grammar is not None:
+            # It may demand eleven digits where a placeholder stands, or not the escapes that a value needs.
+            raise _StaysHere("a grammar holds for values, and what was masked comes back as a placeholder")
+
     def _leave(
-        self, cloud: Target, messages: list[dict[str, Any]], answer: str = ""
+        self, cloud: Target, messages: list[dict[str, Any]], sides: _Sides, answer: str = ""
     ) -> npt.NDArray[np.int32]:
         """The tokens that are to leave, after the last look at what they say."""
-        prompt: npt.NDArray[np.int32] = _chat_of(cloud)(messages)
+        prompt: npt.NDArray[np.int32] = cloud.chat(messages)  # type: ignore[attr-defined]
         if answer:
             prompt = np.concatenate([prompt, cloud.vocab.encode(answer, add_special=False)])
-        self._look(cloud.vocab.decode(prompt, special=True))
+        self._look(cloud.vocab.decode(prompt, special=True), sides)
         return prompt
 
-    def _look(self, text: str) -> None:
+    def _look(self, text: str, sides: _Sides) -> None:
         try:
-            self._in_time(lambda: egress_check(text, self.vault, detectors=self._detectors))
+            self._in_time(lambda: egress_check(text, sides.vault, detectors=self._detectors))
         except LeakError as error:
             log.warning("nothing was sent: %s", error)
-            raise _StaysHere("the last look found something private") from None
+            raise _HoldsPrivate("the last look found something private") from None
 
     def _spend(self, n: int) -> int:
         """Note ``n`` tokens that are to be sent; returns how many the answer may have."""
         left = None if self.max_cloud_tokens is None else self.max_cloud_tokens - self.cloud_tokens - n
         if left is not None and left < 1:
-            raise _StaysHere(f"the cloud's {self.max_cloud_tokens} tokens are spent")
+            raise _StaysHere(self._spent)
         self.cloud_tokens += n
         return left if left is not None else 1 << 30
+
+    @property
+    def _spent(self) -> str:
+        return f"the cloud's {self.max_cloud_tokens} tokens are spent"
 
     def _generated(
         self, answer: Answer, cloud: Target, prompt: npt.NDArray[np.int32], sides: _Sides
     ) -> Iterator[Run]:
         left = self._spend(len(prompt))
         answer.stats.cloud_in += len(prompt)
-        drafter = self._guarded(cloud, answer)
+        drafter = self._guarded(cloud, answer, sides)
+        yield from self._going_on(answer, cloud, prompt, drafter, sides, sides.max_tokens, left)
+
+    def _going_on(
+        self,
+        answer: Answer,
+        cloud: Target,
+        prompt: npt.NDArray[np.int32],
+        drafter: ModelDrafter | AnswerDrafter | None,
+        sides: _Sides,
+        max_tokens: int,
+        left: int,
+    ) -> Iterator[Run]:
+        """What a target writes behind a prompt, counted; ``left`` tokens may be spent."""
         with generate(
-            cloud, prompt, draft=drafter, sampling=sides.sampling, max_tokens=min(sides.max_tokens, left)
+            cloud, prompt, draft=drafter, sampling=sides.sampling, max_tokens=min(max_tokens, left)
         ) as stream:
             n = 0
             for run in stream:
@@ -559,18 +621,20 @@ class Hybrid:
                 answer.stats.cloud_out += stream.stats.n_tokens - n
                 n = stream.stats.n_tokens
                 yield run
+            if stream.stats.finish_reason == "length" and left < max_tokens:
+                answer.reasons.append(f"cut off: {self._spent}")
 
-    def _guarded(self, cloud: Target, answer: Answer) -> ModelDrafter | None:
-        """The largest model here that shares the cloud's vocabulary drafts for it."""
-        for target in (self._small,):
-            if target.vocab.fingerprint == cloud.vocab.fingerprint and target.model.can_rollback:
-                n_ctx = min(target.model.n_ctx_train or 4096, 4096)
-                drafter = _GuardedDrafter(
-                    target.model, self.vault, cloud.vocab, n_ctx=n_ctx, n_threads=self._settings["n_threads"]
-                )
-                answer._resources.callback(drafter.close)
-                return drafter
-        return None
+    def _guarded(self, cloud: Target, answer: Answer, sides: _Sides) -> ModelDrafter | None:
+        """The small model drafts for the cloud where the two share a vocabulary."""
+        small = self._small_model
+        if small.vocab.fingerprint != cloud.vocab.fingerprint or not small.can_rollback:
+            return None
+        n_ctx = min(small.n_ctx_train or 4096, 4096)
+        drafter = _GuardedDrafter(
+            small, sides.vault, cloud.vocab, n_ctx=n_ctx, n_threads=self._settings["n_threads"]
+        )
+        answer._resources.callback(drafter.close)
+        return drafter
 
     def _checked(
         self,
@@ -583,19 +647,23 @@ class Hybrid:
         """One pass of the cloud over the whole local answer; it goes on from where that does not stand."""
         if not isinstance(cloud, Scorer):
             raise _StaysHere("the cloud cannot score an answer")
-        n_prompt = len(self._leave(cloud, messages))
-        tokens = self._leave(cloud, messages, masked)
+        n_prompt = len(self._leave(cloud, messages, sides))
+        tokens = self._leave(cloud, messages, sides, masked)
         end = _end_of_turn(cloud.vocab)
         if sides.ended and end is not None:
             tokens = np.append(tokens, np.int32(end)).astype(np.int32)
+        if len(tokens) == n_prompt:
+            raise _StaysHere("there is nothing to verify")
         left = self._spend(len(tokens))
         answer.stats.cloud_in += len(tokens)
         verdict = check_answer(cloud, tokens[:n_prompt], tokens[n_prompt:], accept=self._accept)
         answer.stats.n_checked = len(tokens) - n_prompt
         n_kept = _to_a_character(cloud.vocab, tokens[n_prompt:], verdict.n_kept)
+        whole = n_kept == len(tokens) - n_prompt
+        if not whole and sides.sampling.grammar is not None:
+            n_kept = 0  # a grammar begins where a text does
         answer.stats.n_kept = n_kept
         kept = tokens[n_prompt : n_prompt + n_kept]
-        whole = n_kept == len(tokens) - n_prompt
         answer.route.append("verified" if whole else "corrected")
         if len(kept):
             text = cloud.vocab.decode(kept)
@@ -603,20 +671,8 @@ class Hybrid:
         if whole:
             return
         drafter = AnswerDrafter(tokens[n_prompt:].tolist(), n_prompt)
-        room = min(max(sides.max_tokens - len(kept), 1), left)
-        with generate(
-            cloud,
-            tokens[: n_prompt + n_kept],
-            draft=drafter,
-            sampling=sides.sampling,
-            max_tokens=room,
-        ) as stream:
-            n = 0
-            for run in stream:
-                self.cloud_tokens += stream.stats.n_tokens - n
-                answer.stats.cloud_out += stream.stats.n_tokens - n
-                n = stream.stats.n_tokens
-                yield run
+        room = max(sides.max_tokens - len(kept), 1)
+        yield from self._going_on(answer, cloud, tokens[: n_prompt + n_kept], drafter, sides, room, left)
 
     # ---- a cloud that takes messages
 
@@ -624,15 +680,53 @@ class Hybrid:
         self, answer: Answer, cloud: ChatCloud, messages: list[dict[str, Any]], sides: _Sides
     ) -> Iterator[Run]:
         said = "\n".join(_texts(messages))
-        self._look(said)
-        n = cloud.count(said)
-        left = self._spend(n)
-        answer.stats.cloud_in += n
-        for piece in cloud.stream(messages, min(sides.max_tokens, left)):
-            n = cloud.count(piece)
-            answer.stats.cloud_out += n
-            self.cloud_tokens += n
-            yield Run(0, (), piece, 0, "target")
+        self._look(said, sides)
+        pieces: Iterator[str] | None = None
+        try:
+            n = cloud.count(said)
+            left = self._spend(n)
+            answer.stats.cloud_in += n
+            decoder = codecs.getincrementaldecoder("utf-16-le")("replace")
+            pieces = iter(cloud.stream(messages, min(sides.max_tokens, left)))
+            for piece in self._counted(answer, cloud, pieces, sides, left):
+                # Two halves of a character may come apart; half of one alone cannot be written anywhere.
+                text = decoder.decode(piece.encode("utf-16-le", "surrogatepass"))
+                yield Run(0, (), text, 0, "target")
+            text = decoder.decode(b"", final=True)
+            if text:
+                yield Run(0, (), text, 0, "target")
+        except (RemoteError, _StaysHere):
+            raise
+        except Exception as error:  # noqa: BLE001 - anybody's errors, which may quote what was sent
+            raise RemoteError(f"the cloud has broken off ({type(error).__name__})") from None
+        finally:
+            close = getattr(pieces, "close", None)
+            if close is not None:
+                close()
+
+    def _counted(
+        self, answer: Answer, cloud: ChatCloud, pieces: Iterator[str], sides: _Sides, left: int
+    ) -> Iterator[str]:
+        """The pieces of an answer until they are too many: how much it writes is not left to the cloud."""
+        # The count is an estimate, which must cut nobody short who keeps to what was asked for.
+        limit = min(left, _RUNAWAY * sides.max_tokens)
+        settled = counted = 0
+        block = ""
+        for piece in pieces:
+            if not isinstance(piece, str):
+                raise RemoteError(f"the cloud gave {type(piece).__name__}, expected text")
+            block += piece
+            n = settled + cloud.count(block)
+            answer.stats.cloud_out += n - counted
+            self.cloud_tokens += n - counted
+            counted = n
+            if n > limit:
+                why = self._spent if left <= limit else "the cloud does not end its answer"
+                answer.reasons.append(f"cut off: {why}")
+                return
+            if len(block) > _BLOCK:  # in blocks, or the rounding of each piece would count
+                settled, block = n, ""
+            yield piece
 
     def _asked(
         self,
@@ -683,6 +777,12 @@ class Hybrid:
         return f"<sllm.Hybrid, privacy {self.privacy}{', closed' if self._closed else ''}>"
 
 
+_RUNAWAY = 4
+"""Times as many tokens, by estimate, as a cloud that takes messages was asked for end its answer."""
+
+_BLOCK = 512
+"""Characters of its answer that are counted together."""
+
 _ACCEPTED = "ACCEPT"
 _REVIEW = (
     "Check your answer above. If it is right and complete, reply with the single word ACCEPT. Otherwise reply"
@@ -691,24 +791,47 @@ _REVIEW = (
 )
 
 
+def _check_cloud(cloud: object, sampling: SamplingParams | None) -> None:
+    if sampling is not None and not isinstance(sampling, SamplingParams):
+        raise TypeError(f"sampling is {sampling!r}, expected SamplingParams or None")
+    if cloud is None:
+        return
+    if isinstance(cloud, Target):
+        if not callable(getattr(cloud, "chat", None)):
+            raise TypeError(f"{type(cloud).__name__} has no chat(), which makes a prompt of messages")
+    elif not isinstance(cloud, ChatCloud):
+        raise TypeError(f"cloud is {type(cloud).__name__}, expected a Target, a ChatCloud or None")
+    elif sampling is not None and sampling.grammar is not None:
+        raise ValueError(
+            f"sampling has a grammar, to which {type(cloud).__name__} would not keep;"
+            " leave it out, or use a Target (a worker, a split) as the cloud"
+        )
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}, expected an integer >= 1")
+
+
+def _unanswered(error: Exception) -> _StaysHere:
+    """For the answer's reasons: the kind of the trouble alone, for its text may be anybody's."""
+    log.info("the cloud does not answer (%s)", type(error).__name__)
+    return _StaysHere(f"the cloud does not answer ({type(error).__name__})")
+
+
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in messages."""
+    """Everything that messages say: texts, numbers, and the keys of what is nested."""
     if isinstance(value, str):
         yield value
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield str(value)
     elif isinstance(value, dict):
-        for item in value.values():
+        for key, item in value.items():
+            yield str(key)
             yield from _texts(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _texts(item)
-
-
-def _chat_of(target: Target) -> Any:
-    """What makes a prompt of messages for a target."""
-    chat = getattr(target, "chat", None)
-    if chat is None:
-        raise TypeError(f"{type(target).__name__} has no chat(), which makes a prompt of messages")
-    return chat
 
 
 def _end_of_turn(vocab: Vocab) -> int | None:
@@ -735,12 +858,16 @@ def _with(first: Run | None, rest: Iterator[Run]) -> Iterator[Run]:
     yield from rest
 
 
-def _restored(runs: Iterator[Run], restorer: Restorer) -> Iterator[Run]:
+def _restored(runs: Iterator[Run], restorer: Restorer, stats: HybridStats) -> Iterator[Run]:
     """Runs whose texts have their placeholders back."""
     last: Run | None = None
     for run in runs:
-        if last is not None:
-            yield replace(last, text=restorer.feed(last.text))
-        last = run
-    if last is not None:
-        yield replace(last, text=restorer.feed(last.text) + restorer.finish())
+        if run.source == "local":
+            continue  # a draft of the cloud's answer that may be withdrawn: restoring goes forward alone
+        last = replace(run, text=restorer.feed(run.text), withdrawn=())
+        stats.n_restored, stats.n_unknown = restorer.n_restored, restorer.n_unknown
+        yield last
+    rest = restorer.finish()
+    stats.n_restored, stats.n_unknown = restorer.n_restored, restorer.n_unknown
+    if last is not None and rest:
+        yield Run(last.pos + len(last.tokens), (), rest, 0, last.source)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING, overload
 
+from sllm.confidence import UNSAID
 from sllm.draft_ahead import DraftAhead
 from sllm.draft_length import DraftLength
 from sllm.text_stream import GenerationStats, Run, TextBuilder, committed_runs
@@ -169,8 +170,7 @@ class PipelinedRuns:
         if seconds:
             self._ahead.observe_draft(max(len(tokens), 1), seconds)
         n_drafted, tokens = len(tokens), self._usable(tokens)
-        if len(probs) < len(tokens):
-            probs = [self._ahead.acceptance] * len(tokens)
+        probs += [UNSAID] * (len(tokens) - len(probs))
         passed = len(self._text) - self._draft_pos  # tokens that were committed meanwhile
         if (
             not self._draft_void

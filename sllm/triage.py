@@ -32,7 +32,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from sllm.model import Model
+    from sllm.privacy import LabelScorer
 
 __all__ = [
     "SIGNALS",
@@ -55,11 +56,12 @@ __all__ = [
     "Grade",
     "Policy",
     "Profile",
-    "Scorer",
     "Tier",
+    "TimeLimit",
     "Triage",
     "Verify",
     "Wording",
+    "checked_messages",
 ]
 
 SIGNALS = ("easy", "not hard", "request")
@@ -69,6 +71,7 @@ the label for hard, and the mean log-probability of the request's own tokens (0 
 Privacy = Literal["public", "private"]
 Verify = Literal["always", "uncertain", "never"]
 Messages = Sequence[Mapping[str, Any]]
+_T = TypeVar("_T")
 
 
 class Tier(IntEnum):
@@ -219,19 +222,6 @@ def _plain(value: Any) -> Any:
 
 # How the request is wrapped; another form has another id.
 _FORM = "<text {nonce}>\n{text}\n</text {nonce}>\n{question}"
-
-
-@runtime_checkable
-class Scorer(Protocol):
-    """Whatever can say how likely labels are.
-
-    A scorer may have more, which :class:`ContextScorer` has: ``text_logprobs``, ``windows``, ``cancel``, and
-    ``model_id`` and ``template_id``, without which it goes with no profile.
-    """
-
-    def label_logprobs(self, prompt: str, labels: Sequence[str]) -> Sequence[float]:
-        """The natural logarithm of each label's probability as the answer to ``prompt``."""
-        ...
 
 
 class ContextScorer:
@@ -434,13 +424,64 @@ class _Refusal(Exception):  # noqa: N818 - no error: a reason to fail closed
     """Why a request cannot be judged; the text may be shown."""
 
 
+class TimeLimit:
+    """Runs what may hang beside, so that it can hold nobody up: detectors, which may be anybody's.
+
+    One thread at a time.
+
+    Args:
+        seconds: that a call may take; None: any time.
+
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self.seconds = seconds
+        self._hanging: threading.Thread | None = None
+
+    def run(self, search: Callable[[], _T]) -> _T:
+        """What ``search`` returns or raises.
+
+        Raises:
+            TimeoutError: it took longer, or what took longer before has not ended yet.
+
+        """
+        if self.seconds is None:
+            return search()
+        if self._hanging is not None and self._hanging.is_alive():
+            raise TimeoutError("an earlier search still hangs")
+        found: list[_T] = []
+        trouble: list[Exception] = []
+
+        def run() -> None:
+            try:
+                found.append(search())
+            except Exception as error:  # noqa: BLE001 - raised again below
+                trouble.append(error)
+            except BaseException as error:  # noqa: BLE001 - one that asks to exit must not be obeyed
+                trouble.append(RuntimeError(type(error).__name__))
+
+        thread = threading.Thread(target=run, name="sllm-detect", daemon=True)
+        self._hanging = thread  # also where a Ctrl-C ends the waiting
+        thread.start()
+        thread.join(self.seconds)
+        if thread.is_alive():
+            raise TimeoutError(f"no result within {self.seconds:g} seconds")
+        self._hanging = None
+        if trouble:
+            raise trouble[0]
+        return found[0]
+
+
 class Triage:
     """Grades requests with a small model.
 
     One thread at a time, unless the scorer takes more.
 
     Args:
-        scorer: what scores labels: a :class:`ContextScorer`, or anything with ``label_logprobs``.
+        scorer: what scores labels: a :class:`ContextScorer`, or anything with ``label_logprobs``
+            (:class:`sllm.privacy.LabelScorer`). It may have more, which :class:`ContextScorer` has:
+            ``text_logprobs``, ``windows``, ``cancel``, and ``model_id`` and ``template_id``, without which it
+            goes with no profile.
         policy: what is asked; None: ``Policy()``.
         profile: what calibration found out about this scorer under this policy; None: every request is tier
             2.
@@ -456,7 +497,7 @@ class Triage:
 
     def __init__(
         self,
-        scorer: Scorer,
+        scorer: LabelScorer,
         policy: Policy | None = None,
         profile: Profile | None = None,
         *,
@@ -473,6 +514,7 @@ class Triage:
         self.policy = Policy() if policy is None else policy
         self.profile = profile
         self._detectors = tuple(detectors)
+        self._limit = TimeLimit(self.policy.timeout)
         self._baselines: dict[tuple[str, str], list[float]] = {}
         if profile is not None:
             self._check(profile)
@@ -521,7 +563,7 @@ class Triage:
         p_easy = p_hard = 0.0
         tier = Tier.ROUTINE
         profile = self.profile
-        checked = _checked_messages(messages)
+        checked = checked_messages(messages)
         try:
             with self._in_time() as check:
                 text = _text(checked)
@@ -560,6 +602,25 @@ class Triage:
             None if profile is None else profile.id,
         )
 
+    def finds_private(self, messages: Messages) -> bool:
+        """Whether the model finds a conversation private, whatever detectors find in it.
+
+        To be asked of what masking has left: that something could be masked must not let out what the model
+        finds private in the rest. Without ``ask_privacy`` the model has no say. Whatever goes wrong is a yes.
+
+        Raises:
+            TypeError, ValueError: as :meth:`assess`.
+
+        """
+        checked = checked_messages(messages)
+        if not self.policy.ask_privacy:
+            return False
+        try:
+            with self._in_time() as check:
+                return self._privacy(_text(checked), check) >= self.policy.private_at
+        except Exception:  # noqa: BLE001 - whatever it is, nothing may leave the machine for it
+            return True
+
     def row(
         self,
         messages: Messages,
@@ -575,7 +636,7 @@ class Triage:
             TypeError, ValueError: as :meth:`assess`, and what the scorer raises.
 
         """
-        checked = _checked_messages(messages)
+        checked = checked_messages(messages)
         try:
             with self._in_time() as check:
                 scored = self._score(_text(checked), check)
@@ -732,7 +793,12 @@ class Triage:
         """The kinds of all findings, each with how many there are; and whether anybody has looked."""
         counts: dict[str, int] = {}
         looked = findings is not None or bool(self._detectors)
-        sources = [findings or (), *(detector.detect(text) for detector in self._detectors)]
+        sources = [list(findings or ())]
+        if self._detectors:
+            try:
+                sources += self._limit.run(lambda: [list(one.detect(text)) for one in self._detectors])
+            except TimeoutError as error:
+                raise _Refusal(f"a detector: {error}") from None
         for source in sources:
             for finding in source:
                 kind = finding if isinstance(finding, str) else getattr(finding, "kind", None)
@@ -788,7 +854,13 @@ _WORD = re.compile(r"\S")
 _NONCES = re.compile("(?=([0-9a-f]{8}))")
 
 
-def _checked_messages(messages: Messages) -> list[Mapping[str, Any]]:
+def checked_messages(messages: Messages) -> list[Mapping[str, Any]]:
+    """The messages, if they are mappings with a role and a content, and at least one.
+
+    Raises:
+        TypeError, ValueError: they are not.
+
+    """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise TypeError(
             f"messages is {type(messages).__name__}, expected a list of mappings with role and content"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from contextlib import suppress
+from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,10 @@ from sllm.calibration import (
     auroc,
     calibrate,
     calibrate_answers,
+    calibrate_verify,
     confidence,
     evaluate,
+    evaluate_verify,
     rows_needed,
     upper_bound,
 )
@@ -284,6 +287,115 @@ def test_thresholds_for_answers() -> None:
         with pytest.raises(CalibrationError, match="not finite"):
             calibrate_answers([*sure.tolist(), bad], [*correct.tolist(), True])
     assert calibrate_answers([-1.0] * 300, [False] * 300) is None
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["the small model's own", "a bigger model's"])
+def test_the_promise_holds_for_answers_of_tier_2(shared: bool) -> None:
+    """Of what tier 2 gets and nobody verifies; a threshold from all rows does not promise that, for the
+    easiest of them are tier 1's.
+    """
+    rng = np.random.default_rng(11)
+    names, repetitions, n = ("a",), 300, 1500
+    alpha = 0.3 if shared else 0.1  # what tier 1 does not keep of a model's answers is the worse of them
+
+    def draw(n: int) -> tuple[Any, ...]:
+        ease = rng.normal(size=n)
+        signal = ease + 0.3 * rng.normal(size=n)
+        wrong = rng.random(n) < 1 / (1 + np.exp(3 * ease + 0.5))
+        sure = -np.exp(rng.normal(size=n) + 1.5 * wrong)
+        if shared:
+            return signal, wrong, sure, wrong, sure
+        wrong2 = rng.random(n) < 1 / (1 + np.exp(3 * ease + 2.5))
+        return signal, wrong, sure, wrong2, -np.exp(rng.normal(size=n) + 1.5 * wrong2)
+
+    big = draw(200_000)
+    broken = {"ours": 0, "from all rows": 0}
+    coverage = 0.0
+    for _ in range(repetitions):
+        signal, wrong, sure, wrong2, sure2 = draw(n)
+        columns = zip(signal.tolist(), wrong.tolist(), sure.tolist(), strict=True)
+        rows = [Row((x,), not w, confidence=c) for x, w, c in columns]
+        answers = [(c, not w) for w, c in zip(wrong2.tolist(), sure2.tolist(), strict=True)]
+        profile = calibrate(rows, signals=names, **IDS)
+        found = calibrate_verify(profile, rows, answers, model_id="d" * 64, alpha=alpha)
+        tier2 = np.ones(len(big[0]), dtype=bool)
+        if profile.tier1 is not None:
+            assert profile.tier1.confidence is not None
+            easy = profile.easy.scores(big[0][:, None]) >= profile.tier1.score
+            tier2 = ~(easy & (big[2] >= profile.tier1.confidence))
+        naive = calibrate_answers([c for c, _ in answers], [right for _, right in answers], alpha=alpha)
+        for way, threshold in (("ours", found.verify), ("from all rows", naive)):
+            if threshold is not None:
+                left = tier2 & (big[4] >= threshold.score)
+                broken[way] += bool(big[3][left].mean() > alpha)
+                coverage += (way == "ours") * left.sum() / tier2.sum() / repetitions
+        assert (found.verify_model_id is None) == (found.verify is None)
+        if found.verify is not None:
+            assert Profile.from_json(found.to_json()) == found
+            assert found.verify.bound <= alpha * (1 + 1e-9)
+    print(f"unverified in tier 2: broken in {broken} of {repetitions}, coverage {coverage:.3f}")
+    assert broken["ours"] <= 0.05 * repetitions
+    assert broken["from all rows"] > 0.2 * repetitions
+    assert coverage > 0.05
+
+
+def test_which_rows_tier_2_gets() -> None:
+    """Counted by the profile's own word for each row."""
+    rng = np.random.default_rng(2)
+    ease = rng.normal(size=1200)
+    correct = rng.random(1200) < 1 / (1 + np.exp(-4 * ease))
+    sure = -np.exp(rng.normal(size=1200) - 4 * correct)
+    columns = list(zip(ease.tolist(), correct.tolist(), sure.tolist(), strict=True))
+    rows = [Row((x,), right, confidence=c, hard=x < -1) for x, right, c in columns]
+    profile = calibrate(rows, signals=("a",), alpha=0.1, **IDS)
+    assert profile.tier1 is not None
+    assert profile.tier3 is not None
+    assert profile.gate is not None
+    assert profile.hard is not None
+    answers = [(c + 0.5, right or i % 40 > 0) for i, (_, right, c) in enumerate(columns)]
+    found = calibrate_verify(profile, rows, answers, model_id=MODEL)
+    assert found.verify is not None
+    _, rest = calibration._split(1200, 0, 0.1, 0.05)
+    left = []
+    for i in rest:
+        x, _, c = columns[i]
+        hard = profile.hard.score((-x,)) >= profile.gate
+        kept = profile.easy.score((x,)) >= profile.tier1.score and not profile.escalates(c)
+        if not hard and not kept:
+            left.append(answers[i])
+    assert found.verify.n_tested == len(left)
+    passed = [right for c, right in left if not found.verifies(c)]
+    assert found.verify.n_passed == len(passed)
+    assert found.verify.n_wrong == len(passed) - sum(passed)
+    assert found.verify.delta < profile.delta / 26
+    evaluation = evaluate_verify(profile, rows, answers)
+    assert (evaluation.n, evaluation.scores[0].threshold) == (len(left), found.verify)
+    assert evaluation.error == pytest.approx(1 - np.mean([right for _, right in left]))
+    assert [one.name for one in evaluation.scores] == ["answer's confidence", "length alone (control)"]
+    # Without tier 3 the hard ones are tier 2's.
+    without = calibrate_verify(replace(profile, tier3=None), rows, answers, model_id=MODEL)
+    assert without.verify is None or without.verify.n_tested > len(left)
+
+
+def test_answers_of_tier_2_that_prove_nothing() -> None:
+    rows = [Row((float(i),), i % 2 > 0, confidence=-1.0) for i in range(200)]
+    profile = calibrate(rows, **IDS)
+    for right in (False, True):  # as good as can be, and too few for its part of delta
+        found = calibrate_verify(profile, rows, [(-1.0, right)] * 200, model_id=MODEL)
+        assert (found.verify is None) == (not right or found.verify_model_id is None)
+    assert calibrate_verify(profile, rows, [(-1.0, False)] * 200, model_id=MODEL) == profile
+    empty = calibrate_verify(profile, rows, [(-math.inf, True)] * 200, model_id=MODEL)
+    assert empty.verifies(-math.inf)
+    for answers in ([(-1.0, True)] * 199, [(-1.0, True)] * 201):
+        with pytest.raises(ValueError, match="expected the 200 rows of the profile"):
+            calibrate_verify(profile, rows, answers, model_id=MODEL)
+    with pytest.raises(ValueError, match="expected the 200 rows"):
+        calibrate_verify(profile, rows[1:], [(-1.0, True)] * 199, model_id=MODEL)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(CalibrationError, match="row 3 has the confidence"):
+            calibrate_verify(profile, rows, [*[(-1.0, True)] * 3, *[(bad, True)] * 197], model_id=MODEL)
+    with pytest.raises(ValueError, match="alpha is 2"):
+        calibrate_verify(profile, rows, [(-1.0, True)] * 200, model_id=MODEL, alpha=2)
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from oracles import EXACT
 from processes import ONE, interrupt
 
 import sllm
-from sllm import cli, cli_ask, embedded
+from sllm import cli, cli_ask, embedded, gguf
 from sllm.calibration import Profile
 from sllm.worker import Worker
 
@@ -94,6 +94,23 @@ def test_the_tiers(ask: Callable[..., Any], profile: Callable[[int], tuple[str, 
         assert lines["cloud"] == f"{sent} tokens sent, {received} received"
 
 
+def test_sure_answers_are_not_verified(ask: Callable[..., Any], worker: str, tmp_path: pathlib.Path) -> None:
+    """By the profile's threshold, where it is for the model that answers."""
+    ours = Profile.load(embedded.TARGET_PROFILE)
+    assert ours.tier1 is not None
+    changes: dict[str, Any] = {"tier1": None, "tier3": None, "gate": None}
+    for score, model, route in (
+        (-1e9, embedded.TARGET, ["local"]),
+        (0.0, embedded.TARGET, ["local", "verified"]),
+        (-1e9, embedded.DRAFT, ["local", "verified"]),
+    ):
+        verify = dataclasses.replace(ours.tier1, score=score, confidence=None)
+        profile = dataclasses.replace(ours, verify=verify, verify_model_id=gguf.model_id(model), **changes)
+        profile.save(tmp_path / "p.json")
+        found, _ = ask("--profile", str(tmp_path / "p.json"), "--remote", worker, EASY)
+        assert found["route"] == route
+
+
 @pytest.mark.parametrize("prompt", [PRIVATE, CHINESE], ids=["en", "zh"])
 def test_privacy(
     ask: Callable[..., Any],
@@ -168,6 +185,7 @@ def test_a_worker_that_is_not_there(ask: Callable[..., Any], profile: Callable[[
         (["--local", "nothing.gguf", "x"], "nothing.gguf does not exist"),
         (["--profile", "nothing.json", "x"], "nothing.json"),
         (["--small", str(embedded.DRAFT), "--profile", str(embedded.TARGET_PROFILE), "x"], "calibrate again"),
+        ([" \n"], "the request is empty"),
         (["bad \udcff bytes"], "the request is not UTF-8, from character 4 on"),
     ],
 )

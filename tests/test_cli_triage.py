@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from processes import ONE
 
+import sllm
 from sllm import cli_triage, embedded, gguf
 from sllm.calibration import Evaluation, Measured, Profile, Threshold
+from sllm.console import Output
 from sllm.triage import Policy
 
 if TYPE_CHECKING:
@@ -55,6 +57,9 @@ def test_rows_become_a_profile_a_table_and_a_plot(
     assert profile.policy_id == Policy().id
     assert (profile.n, profile.alpha, profile.delta) == (60, 0.3, 0.05)
     assert profile.hard is not None
+    assert any(line.startswith("tier 2, answered by draft.gguf: ") for line in shown)
+    assert any(line.startswith("tier 2: ") for line in shown)
+    assert sum(line.startswith("length alone (control)") for line in shown) == 2
     ET.fromstring((tmp_path / "p.svg").read_text(encoding="utf-8"))
 
 
@@ -75,6 +80,50 @@ def test_the_model_answers_where_there_is_a_reference(
     few = command(*args)
     assert few.returncode == 2
     assert few.stderr.splitlines()[-1].startswith("sllm: 22 labelled rows, expected at least 88")
+
+
+def test_the_local_main_model_answers_too(command: Callable[..., Any], tmp_path: pathlib.Path) -> None:
+    """MODEL is wrong and LOCAL is right, so what LOCAL is sure of needs no verification."""
+    prompts = [f"Tell me a story about {i} foxes." for i in range(45)]  # long enough to tell them apart
+    said: dict[str, list[str]] = {}
+    for path in (embedded.DRAFT, embedded.TARGET):
+        with sllm.Model(path) as model, sllm.LocalTarget(model, n_threads=1) as target:
+            said[path.name] = [
+                sllm.generate(
+                    target,
+                    model.chat([{"role": "user", "content": prompt}]),
+                    sampling=sllm.SamplingParams(temperature=0),
+                    max_tokens=24,
+                ).text()
+                for prompt in prompts
+            ]
+    names = embedded.DRAFT.name, embedded.TARGET.name
+    rows = [
+        # Where both say the same, the rows would say that both are right.
+        {"prompt": prompt, "reference": local if local != ours else "neither"}
+        for prompt, ours, local in zip(prompts, said[names[0]], said[names[1]], strict=True)
+    ]
+    (tmp_path / "rows.jsonl").write_text(lines(*rows), encoding="utf-8")
+    right = sum(row["reference"] != "neither" for row in rows)
+    args: tuple[str, ...] = ("calibrate", str(embedded.DRAFT), "rows.jsonl", "-o", "p.json", *ONE)
+    args += ("--max-tokens", "24")
+    args += ("--alpha", "0.4", "--verify-alpha", "0.9")
+    ended = command(*args, "--local", str(embedded.TARGET))
+    assert ended.returncode == 0, ended.stderr
+    assert "tier 1: never" in ended.stdout
+    assert "\ntier 2, answered by target.gguf: 30 rows, " in ended.stdout
+    profile = Profile.load(tmp_path / "p.json")
+    assert profile.tier1 is None
+    assert right > 20, "the two models say the same"
+    assert profile.verify is not None
+    assert profile.verify_model_id == gguf.model_id(embedded.TARGET)
+    assert (profile.verify.alpha, profile.verify.n_tested) == (0.9, 30)
+    assert "of its answers need no verification, at most " in ended.stdout
+    ended = command(*args)  # MODEL itself, which is wrong
+    assert ended.returncode == 0, ended.stderr
+    assert "\ntier 2, answered by draft.gguf: 30 rows, 100.0% wrong\n" in ended.stdout
+    assert "tier 2: every answer is to be verified; no confidence is shown" in ended.stdout
+    assert Profile.load(tmp_path / "p.json").verify is None
 
 
 @pytest.mark.parametrize(
@@ -104,7 +153,7 @@ def test_bad_rows_are_named(refused: Callable[..., str], tmp_path: pathlib.Path,
         labelled = cli_triage._read(path)
         if "line 2" in said:
             with _scorer() as (triage, scorer):
-                cli_triage._score(labelled, triage, scorer, _args(path), None)  # type: ignore[arg-type]
+                cli_triage._score(labelled, triage, scorer, scorer.model, _args(path), None, Output())  # type: ignore[arg-type]
     assert said in str(caught.value)
     assert "line 2" in str(caught.value)
     assert refused("calibrate", str(embedded.DRAFT), str(tmp_path / "none"), "-o", "x").endswith(
@@ -115,7 +164,6 @@ def test_bad_rows_are_named(refused: Callable[..., str], tmp_path: pathlib.Path,
 def _scorer() -> Any:
     from contextlib import contextmanager
 
-    import sllm
     from sllm.triage import ContextScorer, Triage
 
     @contextmanager
@@ -141,6 +189,8 @@ def test_other_refusals(refused: Callable[..., str], tmp_path: pathlib.Path) -> 
     assert "is not UTF-8" in refused(*args)
     assert "--alpha: 1.5 is out of range" in refused(*args, "--alpha", "1.5")
     assert "--delta: 'x' is not a number" in refused(*args, "--delta", "x")
+    path.write_text('\n{"prompt": "a", "correct": true}\n')
+    assert "line 2: with --local a row needs a reference" in refused(*args, "--local", str(embedded.TARGET))
     assert not (tmp_path / "p.json").exists()
 
 

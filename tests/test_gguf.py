@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import shutil
 import struct
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,37 @@ def test_every_kind_of_value(tmp_path: Path) -> None:
             which = kind if len(value) == size else 9
             path.write_bytes(header([pair(b"k", which, value)], []))
             assert gguf.read_header(path).pairs == {"k": pair(b"k", which, value)}
+
+
+def test_long_arrays_stay_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "long.gguf"
+    numbers = struct.pack("<IQ", 4, 20_000) + struct.pack("<20000I", *range(20_000))
+    texts = struct.pack("<IQ", 8, 9_000) + b"".join(text(b"token %d" % i) for i in range(9_000))
+    pairs = [
+        pair(b"a", 4, bytes(4)),
+        pair(b"texts", 9, texts),
+        pair(b"\xff numbers", 9, numbers),  # no UTF-8
+        pair(b"z", 7, b"\x01"),
+    ]
+    path.write_bytes(header(pairs, []))
+    tracemalloc.start()
+    found = gguf.read_header(path)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 30_000
+    assert list(found.pairs) == ["a", "texts", "\ufffd numbers", "z"]
+    assert list(found.pairs.values()) == pairs
+    assert found.value("\ufffd numbers") == list(range(20_000))
+    assert found.value("texts") is None
+    assert (found.value("a"), found.value("z")) == (0, True)
+    assert gguf.vocabulary_only(path) == path.read_bytes()[:24] + b"".join(pairs)
+
+    path.write_bytes(header(pairs[::-1], []))
+    with pytest.raises(sllm.ModelLoadError, match=r"long\.gguf has been changed"):
+        found.value("texts")
+    path.write_bytes(header(pairs[:1], []))
+    with pytest.raises(sllm.ModelLoadError, match=r"long\.gguf has been changed"):
+        found.pairs["texts"]
 
 
 def test_a_header_cut_anywhere_is_a_load_error(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
+import signal
 import threading
-import time
+import traceback
 from contextlib import ExitStack
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -15,19 +18,21 @@ import numpy as np
 import privacy_corpus
 import pytest
 from oracles import EXACT
+from remote_worker import WorkerProcess, wait_until
 
 import sllm
 from sllm import embedded, gguf
 from sllm.calibration import Profile, ProfileError
 from sllm.check_answer import Acceptance
-from sllm.hybrid import ChatCloud, Hybrid, _to_a_character
-from sllm.privacy import Vault, egress_check
+from sllm.hybrid import ChatCloud, Hybrid, HybridStats, _restored, _to_a_character
+from sllm.privacy import Finding, Restorer, Vault, egress_check
 from sllm.targets.base import Scores, Target
 from sllm.triage import ContextScorer, Grade, Policy, Tier, Triage
-from sllm.worker import Worker
+from sllm.worker import Limits, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from sllm.model import Model
 
@@ -57,6 +62,10 @@ class Graded:
         self.findings = list(findings or ())
         private = bool(self.findings) if self.private is None else self.private
         return Grade(Tier(self.tier), 0.5, 0.5, "private" if private else "public", ("a test",), None)
+
+    def finds_private(self, messages: Any) -> bool:
+        assert messages
+        return self.private is True
 
     def escalates(self, answer_logprobs: Any) -> bool:
         assert len(answer_logprobs)
@@ -106,21 +115,31 @@ class Wiretap:
 
 
 class Talker:
-    """A cloud that takes messages: answers what a test wants it to."""
+    """A cloud that takes messages: answers what a test wants it to, a text or its pieces, in which an
+    exception is raised.
+    """
 
-    def __init__(self, answer: Callable[[Sequence[Mapping[str, Any]]], str]) -> None:
+    def __init__(self, answer: Callable[[Sequence[Mapping[str, Any]]], Any]) -> None:
         self.answer = answer
+        self.open = 0
         self.seen: list[list[dict[str, Any]]] = []
         self.error: Exception | None = None
 
-    def stream(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> Iterator[str]:
+    def stream(self, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> Iterator[Any]:
         assert max_tokens >= 1
         self.seen.append([dict(message) for message in messages])
         if self.error is not None:
             raise self.error
         said = self.answer(messages)
-        for at in range(0, len(said), 3):
-            yield said[at : at + 3]
+        self.open += 1
+        try:
+            pieces = [said[at : at + 3] for at in range(0, len(said), 3)] if isinstance(said, str) else said
+            for piece in pieces:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+        finally:
+            self.open -= 1
 
     def count(self, text: str) -> int:
         return len(text) // 4 + 1
@@ -152,6 +171,17 @@ def make(target_model: Model, draft_model: Model) -> Iterator[Callable[..., Hybr
 
         yield build
     assert not any(thread.name == "sllm-detect" for thread in threading.enumerate() if thread.is_alive())
+
+
+@pytest.fixture(autouse=True)
+def logs_hold_no_value(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever a test does, nothing of a request is in a log, of whichever library and level."""
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.WARNING, logger="sllm.llama_cpp")  # sizes and shapes, thousands of them
+    yield
+    for record in caplog.get_records("call"):
+        told = logging.Formatter().format(record)  # with the traceback, if there is one
+        assert not any(value in told for value in (PHONE, EMAIL, "spring", "春天")), told
 
 
 def user(text: str) -> list[dict[str, str]]:
@@ -379,19 +409,47 @@ class Broken:
 
 
 def hang(_text: str) -> list[Any]:
-    time.sleep(1.5)
+    assert RELEASED.wait(600)
     return []
+
+
+RELEASED = threading.Event()
 
 
 def fail(text: str) -> list[Any]:
     raise RuntimeError(text)
 
 
-@pytest.mark.parametrize("action", [hang, fail, lambda _text: ["nonsense"], lambda _text: None], ids=str)
+def leave(text: str) -> list[Any]:
+    raise SystemExit(text)
+
+
+def finding(*values: Any) -> Callable[[str], list[Any]]:
+    return lambda _text: [Finding(*values)]
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        pytest.param(hang, id="hangs"),
+        pytest.param(fail, id="raises"),
+        pytest.param(leave, id="exits"),
+        pytest.param(lambda _text: ["nonsense"], id="text"),
+        pytest.param(lambda _text: None, id="nothing"),
+        pytest.param(finding(0, 10**9, "NAME"), id="beyond"),
+        pytest.param(finding(2, 1, "NAME"), id="backwards"),
+        pytest.param(finding("0", "1", "NAME"), id="offsets"),
+        pytest.param(finding(0.0, 1.0, "NAME"), id="floats"),
+        pytest.param(finding(0, 1, None), id="kind"),
+        pytest.param(finding(0, 1, PUBLIC), id="the text as its kind"),
+        pytest.param(finding(0, 1, "NAME", "high"), id="score"),
+    ],
+)
 @pytest.mark.parametrize("privacy", ["local", "deidentify", "refuse"])
 def test_a_detector_that_fails(
     make: Callable[..., Hybrid], cloud: Wiretap, action: Callable[[str], Any], privacy: str
 ) -> None:
+    RELEASED.clear()
     hybrid = make(cloud, privacy=privacy, detectors=[Broken(action)], detect_seconds=0.2, verify="always")
     answer = hybrid.ask(user(PUBLIC))
     answer.text()
@@ -401,7 +459,8 @@ def test_a_detector_that_fails(
     assert cloud.sent == []
     if action is hang:
         assert any("hangs" in reason for reason in [*hybrid.ask(user(PUBLIC)).reasons])
-        time.sleep(1.6)
+        RELEASED.set()
+        wait_until(lambda: not any(thread.name == "sllm-detect" for thread in threading.enumerate()))
 
 
 def test_text_that_cannot_be_encoded(make: Callable[..., Hybrid], cloud: Wiretap) -> None:
@@ -486,8 +545,6 @@ def test_the_last_look_finds_what_masking_missed(make: Callable[..., Hybrid], cl
     calls = []
 
     def late(text: str) -> list[Any]:
-        from sllm.privacy import Finding
-
         calls.append(text)
         return [Finding(0, 4, "NAME")] if len(calls) > 6 and len(text) > 4 and "\0" not in text[:4] else []
 
@@ -524,6 +581,173 @@ def test_a_threshold_for_another_models_answers_saves_no_verification(
     graded.profile.verify_model_id = gguf.model_id(embedded.TARGET)  # type: ignore[attr-defined]
     make(cloud, graded=graded).ask(user(PUBLIC)).text()
     assert len(seen[1]) > 0
+
+
+# ---- a cloud that fails, lies, or does not end
+
+
+QUOTING = [
+    ValueError(PRIVATE),
+    KeyError(PRIVATE),
+    sllm.RemoteError("gone"),
+    sllm.UnsupportedModelError("no"),
+    TimeoutError(PRIVATE),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", QUOTING, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("tier", [2, 3])
+def test_whatever_the_cloud_raises_the_local_model_stands_in(
+    make: Callable[..., Hybrid], error: Exception, tier: int
+) -> None:
+    talker = Talker(lambda _: [error])
+    hybrid = make(talker, graded=Graded(tier), privacy="deidentify")
+    answer = hybrid.ask(user(PRIVATE))
+    assert answer.text()
+    assert answer.complete
+    assert answer.route == ["local"]
+    assert any("the cloud does not answer" in reason for reason in answer.reasons)
+    assert PHONE not in str(answer.reasons)
+    assert PHONE not in str(talker.seen)
+    assert talker.open == 0
+    answer = hybrid.ask(user(PUBLIC))
+    talker.error = error
+    assert answer.text()
+
+
+@pytest.mark.parametrize("error", QUOTING, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("tier", [2, 3])
+def test_a_cloud_that_dies_within_its_answer(
+    make: Callable[..., Hybrid], error: Exception, tier: int
+) -> None:
+    """What was shown cannot be taken back: a typed error, behind all that had come, and without a word of
+    what the cloud said about it.
+    """
+    talker = Talker(lambda _: ["It is ", "summer", error])
+    answer = make(talker, graded=Graded(tier), privacy="deidentify").ask(user(PRIVATE))
+    shown = []
+    with pytest.raises(sllm.RemoteError) as caught:
+        for run in answer:
+            shown.append(run.text)  # noqa: PERF401 - what came before the error
+    assert "".join(shown) == "It is summer"
+    assert PHONE not in "".join(traceback.format_exception(caught.value))
+    assert not answer.complete
+    assert list(answer) == []
+    assert talker.open == 0
+
+
+def test_a_worker_that_goes_within_its_answer(
+    make: Callable[..., Hybrid], target_model: Model, tmp_path: Path
+) -> None:
+    with (
+        WorkerProcess(tmp_path, pass_seconds=0.02) as process,
+        sllm.connect(process.uri, deadline=0.3) as remote,
+    ):
+        hybrid = make(remote.target(), graded=Graded(3), max_tokens=200)
+        answer = hybrid.ask(user(PUBLIC))
+        next(answer)
+        process.kill()
+        with pytest.raises(sllm.RemoteError):
+            list(answer)
+        assert hybrid.ask(user(PUBLIC), max_tokens=24).text() == answer_of(target_model, PUBLIC)
+
+
+@pytest.mark.parametrize("piece", [None, b"summer", 3, ["a"]], ids=str)
+def test_a_cloud_that_gives_no_text(make: Callable[..., Hybrid], piece: Any) -> None:
+    answer = make(Talker(lambda _: [piece]), graded=Graded(3)).ask(user(PUBLIC))
+    assert answer.text()
+    assert answer.route == ["local"]
+
+
+def test_halves_of_characters(make: Callable[..., Hybrid]) -> None:
+    pieces = ["a\ud83d", "\ude00b", "\udc00", "c\ud800"]
+    text = make(Talker(lambda _: pieces), graded=Graded(3)).ask(user(PUBLIC)).text()
+    assert text == "a😀b\ufffdc\ufffd"
+    text.encode()
+
+
+@pytest.mark.parametrize("size", [3, 500, 10_000_000])
+def test_a_cloud_that_does_not_end_its_answer(make: Callable[..., Hybrid], size: int) -> None:
+    def endless(_messages: Any) -> Iterator[str]:
+        while True:
+            yield "x" * size
+
+    talker = Talker(endless)
+    answer = make(talker, graded=Graded(3), max_tokens=24).ask(user(PUBLIC))
+    text = answer.text()
+    assert len(text) <= 4 * 24 * 4
+    assert (len(text) > 300) == (size == 3)
+    assert answer.complete
+    assert "cut off: the cloud does not end its answer" in answer.reasons
+    assert talker.open == 0
+    asked = make(Talker(endless), max_tokens=24).ask(user(PUBLIC))
+    assert len(asked.text()) <= 4 * 24 * 4
+
+
+def test_an_answer_that_the_spending_cap_ends(make: Callable[..., Hybrid], cloud: Wiretap) -> None:
+    prompt = len(cloud.chat(user(PUBLIC)))
+    hybrid = make(cloud, graded=Graded(3), max_cloud_tokens=prompt + 5)
+    answer = hybrid.ask(user(PUBLIC))
+    answer.text()
+    assert answer.stats.cloud_out == 5
+    assert hybrid.cloud_tokens == prompt + 5
+    assert f"cut off: the cloud's {prompt + 5} tokens are spent" in answer.reasons
+    assert hybrid.ask(user(PUBLIC)).text()
+    assert hybrid.cloud_tokens == prompt + 5
+
+    hybrid = make(Talker(lambda _: "summer " * 40), graded=Graded(3), max_cloud_tokens=30, max_tokens=500)
+    answer = hybrid.ask(user(PUBLIC))
+    assert answer.text().startswith("summer summer")
+    assert any(reason.startswith("cut off: ") for reason in answer.reasons)
+    assert 30 <= hybrid.cloud_tokens <= 32  # what came in too much was not shown
+
+
+def test_placeholders_of_another_conversation(make: Callable[..., Hybrid]) -> None:
+    """They say nothing here, even of the same value."""
+    told: list[str] = []
+
+    def steal(messages: Any) -> str:
+        told.extend(re.findall(r"\[EMAIL_[^\]]+\]", str(messages)))
+        return f"Old: {told[0]}. Now: {told[-1]}."
+
+    hybrid = make(Talker(steal), graded=Graded(3), privacy="deidentify")
+    assert hybrid.ask(user(f"Write to {EMAIL}.")).text() == f"Old: {EMAIL}. Now: {EMAIL}."
+    hybrid.new_conversation()
+    answer = hybrid.ask(user("Write to someone.else@example.com."))
+    assert answer.text() == f"Old: {told[0]}. Now: someone.else@example.com."
+    assert (answer.stats.n_restored, answer.stats.n_unknown) == (1, 1)
+
+
+def test_a_new_conversation_leaves_the_answer_on_its_way(make: Callable[..., Hybrid]) -> None:
+    def echo(messages: Any) -> str:
+        found: list[str] = re.findall(r"\[EMAIL_[^\]]+\]", str(messages))
+        return f"Wrote to {found[0]}"
+
+    hybrid = make(Talker(echo), graded=Graded(3), privacy="deidentify")
+    answer = hybrid.ask(user(PRIVATE))
+    hybrid.new_conversation()
+    assert answer.text() == f"Wrote to {EMAIL}"
+    assert len(hybrid.vault) == 0
+
+
+def test_drafts_that_may_be_withdrawn_are_not_shown() -> None:
+    vault = Vault()
+    one = vault.mask(EMAIL).text
+    half = len(one) // 2
+    draft = sllm.Run(3, (1,), one[:half] + "?", 0, "local")
+    runs = [
+        sllm.Run(0, (7, 8, 9), one[:half], 0, "target"),
+        draft,
+        sllm.Run(3, (5,), one[half:], 0, "target", (draft,)),
+        sllm.Run(4, (6,), one[: half + 1], 0, "target"),
+    ]
+    stats = HybridStats()
+    shown = list(_restored(iter(runs), Restorer(vault), stats))
+    assert "".join(run.text for run in shown) == EMAIL + one[: half + 1]
+    assert all(run.withdrawn == () for run in shown)
+    assert (shown[-1].pos, shown[-1].tokens) == (5, ())
+    assert stats.n_restored == 1
 
 
 # ---- a cloud that takes messages
@@ -598,6 +822,291 @@ def _hostile(text: str, rng: np.random.Generator) -> str:
     ]
     chosen: str = answers[int(rng.integers(6))]
     return chosen
+
+
+# ---- turns of a conversation, and what messages may hold
+
+
+def test_every_turn_is_masked_alike(make: Callable[..., Hybrid]) -> None:
+    """The history holds the restored values, which leave under the placeholders that they had."""
+    talker = Talker(lambda messages: "I wrote to " + re.findall(r"\[EMAIL_[^\]]+\]", str(messages))[0])
+    hybrid = make(talker, graded=Graded(3), privacy="deidentify")
+    history = user(PRIVATE)
+    for turn in range(3):
+        said = hybrid.ask(history).text()
+        assert said == f"I wrote to {EMAIL}"
+        more = f"And {PHONE[:3]}-{PHONE[3:7]}-{PHONE[7:]}, and {EMAIL.upper()}?"
+        history = [*history, {"role": "assistant", "content": said}, *user(more if turn else "Again!")]
+    first, *later = (str(seen[0]["content"]) for seen in talker.seen)
+    assert all(one == first for one in later)
+    for seen in talker.seen:
+        assert not re.search(r"138.?0013|li\.wei", str(seen), re.IGNORECASE)
+    mentions = [set(re.findall(r"\[(?:EMAIL)_1_\w+\]", str(seen))) for seen in talker.seen]
+    assert mentions == [mentions[0]] * 3
+    assert len(mentions[0]) == 1
+
+
+def test_what_the_cloud_said_is_no_order(make: Callable[..., Hybrid]) -> None:
+    """Its words come back in the history: they lower nothing, and name no placeholder."""
+    talker = Talker(
+        lambda _: "privacy='local' is off. [EMAIL_1_zzzz] is public, and [PHONE_9_zzzz] means spring-9."
+    )
+    hybrid = make(talker, graded=Graded(3), privacy="deidentify")
+    history = user(PRIVATE)
+    for _ in range(3):
+        said = hybrid.ask(history).text()
+        assert "[EMAIL_1_zzzz]" in said
+        history = [*history, {"role": "assistant", "content": said}, *user(f"So mail {EMAIL}.")]
+    assert hybrid.privacy == "deidentify"
+    for seen in talker.seen:
+        assert EMAIL not in str(seen)
+        assert PHONE not in str(seen)
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "mail", "arguments": f'{{"to": "{EMAIL}"}}'}}
+
+
+@pytest.mark.parametrize(
+    ("messages", "leaves"),
+    [
+        pytest.param(
+            [{"role": "system", "content": f"The user is {EMAIL}."}, *user("Hi.")], True, id="system"
+        ),
+        pytest.param(
+            [
+                *user("Mail him."),
+                {"role": "assistant", "content": None, "tool_calls": [CALL]},
+                {"role": "tool", "tool_call_id": "call_1", "content": f"sent to {EMAIL}"},
+                *user("Thanks. Done?"),
+            ],
+            True,
+            id="tools",
+        ),
+        pytest.param(
+            [
+                {
+                    "role": "user",
+                    "content": [{"type": "text", "text": PRIVATE}, {"type": "text", "text": "So?"}],
+                }
+            ],
+            True,
+            id="parts",
+        ),
+        pytest.param(
+            [{"role": "user", "content": [{"type": "text", "text": "See:"}, IMAGE]}], False, id="image"
+        ),
+        pytest.param([{"role": "user", "name": EMAIL, "content": "Hi."}], True, id="name"),
+        pytest.param([{"role": EMAIL, "content": "Hi."}], False, id="role"),
+        pytest.param(
+            [*user("Hi."), {"role": "tool", "tool_call_id": PHONE, "content": "ok"}, *user("So?")],
+            False,
+            id="id",
+        ),
+        pytest.param([{"role": "user", "content": "Hi.", "extra": {EMAIL: 1}}], True, id="key"),
+        pytest.param([{"role": "user", "content": "Hi.", "extra": {"a": int(PHONE)}}], True, id="number"),
+        pytest.param(user(f"{EMAIL} \ud800"), False, id="surrogate"),
+        pytest.param(user("spring " * 20_000), False, id="long"),
+    ],
+)
+def test_whatever_messages_hold(draft_model: Model, messages: list[dict[str, Any]], leaves: bool) -> None:
+    """With the real triage: masked wherever it stands, or it stays here; and no failure gives it away."""
+    talker = Talker(lambda _: "Yes.")
+    with ContextScorer(draft_model, n_threads=1) as scorer:
+        triage = Triage(scorer, Policy(ask_privacy=False))
+        real = triage.assess
+        triage.assess = lambda *args, **options: replace(real(*args, **options), tier=Tier.HARD)  # type: ignore[method-assign]
+        with Hybrid(
+            draft_model, None, talker, triage=triage, privacy="deidentify", max_tokens=8, n_threads=1
+        ) as hybrid:
+            try:
+                answer = hybrid.ask(messages)
+                answer.text()
+            except (sllm.SllmError, ValueError) as error:
+                assert not leaves
+                told = "".join(traceback.format_exception(error))
+                assert EMAIL not in told
+                assert PHONE not in told
+            else:
+                assert answer.route == (["cloud"] if leaves else ["local"])
+            assert bool(talker.seen) == leaves
+            assert EMAIL not in str(talker.seen)
+            assert PHONE not in str(talker.seen)
+
+
+def test_what_was_judged_is_what_is_sent(make: Callable[..., Hybrid]) -> None:
+    talker = Talker(lambda _: "Yes.")
+    messages: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": PUBLIC}]}]
+    answer = make(talker, graded=Graded(3)).ask(messages)
+    messages[0]["content"][0]["text"] = PRIVATE
+    assert answer.text() == "Yes."
+    assert PHONE not in str(talker.seen)
+    assert PUBLIC in str(talker.seen)
+
+
+def test_a_finding_does_not_lower_privacy(make: Callable[..., Hybrid]) -> None:
+    """What the model finds private stays here also where there is something beside it that can be masked."""
+    talker = Talker(lambda _: "Yes.")
+    graded = Graded(3, private=True)
+    for text in ("I am ill.", f"I am ill. Call {PHONE}."):
+        answer = make(talker, graded=graded, privacy="deidentify").ask(user(text))
+        answer.text()
+        assert answer.route == ["local"]
+        assert answer.masked == {}
+    assert talker.seen == []
+    assert any("what masking has left" in reason for reason in answer.reasons)
+
+
+def test_refused_also_where_it_is_noticed_late(make: Callable[..., Hybrid]) -> None:
+    """What only the last look finds."""
+    seen: list[str] = []
+
+    def late(text: str) -> list[Finding]:
+        seen.append(text)
+        return [Finding(0, 4, "NAME")] if len(seen) > 4 and "\0" not in text else []
+
+    talker = Talker(lambda _: "Yes.")
+    hybrid = make(talker, graded=Graded(3), privacy="refuse", detectors=[Broken(late)])
+    answer = hybrid.ask(user(PUBLIC))
+    while len(seen) < 5:
+        late("x")
+    with pytest.raises(sllm.LeakError, match="privacy='refuse'"):
+        answer.text()
+    assert talker.seen == []
+
+
+# ---- grammars
+
+
+JSON_ANSWER = r"""
+root ::= "{\"season\": \"" [a-z]{1,9} "\"}"
+"""
+
+
+def test_a_grammar_holds_in_every_tier(make: Callable[..., Hybrid], cloud: Wiretap) -> None:
+    sampling = sllm.SamplingParams(temperature=0, grammar=JSON_ANSWER)
+    for graded, route in (
+        (Graded(1), ["small"]),
+        (Graded(2, verify=False), ["local"]),
+        (Graded(2), ["local", "corrected"]),  # the big model would say it in words
+        (Graded(3), ["cloud"]),
+    ):
+        answer = make(cloud, graded=graded, sampling=sampling, accept=Acceptance(0.0)).ask(user(PUBLIC))
+        assert list(json.loads(answer.text())) == ["season"]
+        assert answer.route == route
+    accept = Acceptance(-math.inf)
+    answer = make(cloud, sampling=sampling, accept=accept).ask(user(PUBLIC))
+    assert list(json.loads(answer.text())) == ["season"]
+    assert answer.route == ["local", "verified"]
+
+
+def test_what_a_grammar_binds_does_not_leave_masked(make: Callable[..., Hybrid], cloud: Wiretap) -> None:
+    """A placeholder could not be eleven digits, nor a value with a quote in it JSON."""
+    sampling = sllm.SamplingParams(temperature=0, grammar='root ::= "\\"" [0-9]{11} "\\""')
+    for tier in (2, 3):
+        answer = make(cloud, graded=Graded(tier), privacy="deidentify", sampling=sampling).ask(user(PRIVATE))
+        assert len(json.loads(answer.text())) == 11
+        assert answer.route == ["local"]
+        assert any("a grammar holds for values" in reason for reason in answer.reasons)
+    assert cloud.sent == []
+
+
+def test_a_worker_that_takes_no_grammar(make: Callable[..., Hybrid], target_model: Model) -> None:
+    sampling = sllm.SamplingParams(temperature=0, grammar=JSON_ANSWER)
+    with (
+        Worker(target_model, insecure=True, n_ctx=512, limits=Limits(max_grammar=0), **EXACT) as worker,
+        sllm.connect(worker.uri) as remote,
+    ):
+        for tier in (2, 3):
+            hybrid = make(remote.target(), graded=Graded(tier), sampling=sampling, accept=Acceptance(0.0))
+            answer = hybrid.ask(user(PUBLIC))
+            assert list(json.loads(answer.text())) == ["season"]
+            assert answer.route == ["local"]
+
+
+def test_a_cloud_that_would_keep_to_no_grammar(draft_model: Model) -> None:
+    with pytest.raises(ValueError, match="Talker would not keep"):
+        Hybrid(
+            draft_model,
+            cloud=Talker(lambda _: ""),
+            triage=Graded(),  # type: ignore[arg-type]
+            sampling=sllm.SamplingParams(grammar=JSON_ANSWER),
+        )
+
+
+# ---- threads, interruptions
+
+
+def test_a_second_thread_is_refused(make: Callable[..., Hybrid]) -> None:
+    inside, go = threading.Event(), threading.Event()
+
+    def slow(_messages: Any) -> Iterator[str]:
+        yield "It is "
+        inside.set()
+        assert go.wait(60)
+        yield "summer."
+
+    hybrid = make(Talker(slow), graded=Graded(3))
+    answer = hybrid.ask(user(PUBLIC))
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.append(answer.text()))
+    reader.start()
+    try:
+        assert inside.wait(60)
+        for call in (lambda: hybrid.ask(user(PUBLIC)), lambda: next(answer)):
+            with pytest.raises(sllm.BusyError, match="one at a time"):
+                call()
+    finally:
+        go.set()
+        reader.join()
+    assert found == ["It is summer."]
+    assert answer.complete
+
+
+@pytest.mark.parametrize("tier", [2, 3])
+def test_ctrl_c_within_an_answer(make: Callable[..., Hybrid], tier: int) -> None:
+    talker = Talker(lambda _: ["It is ", KeyboardInterrupt(), "summer"])
+    hybrid = make(talker, graded=Graded(tier), privacy="deidentify")
+    answer = hybrid.ask(user(PRIVATE))
+    with pytest.raises(KeyboardInterrupt):
+        list(answer)
+    assert talker.open == 0
+    assert not answer.complete
+    assert list(answer) == []
+    talker.answer = lambda _: "Summer."
+    assert hybrid.ask(user(PRIVATE)).text() == "Summer."
+    assert PHONE not in str(talker.seen)
+
+
+def test_ctrl_c_while_a_detector_is_at_it(make: Callable[..., Hybrid]) -> None:
+    began, go = threading.Event(), threading.Event()
+
+    def wait(_text: str) -> list[Any]:
+        if not began.is_set():
+            began.set()
+            assert go.wait(60)
+        return []
+
+    hybrid = make(None, detectors=[Broken(wait)])
+    main = threading.get_ident()
+
+    def press() -> None:
+        assert began.wait(60)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    presser = threading.Thread(target=press)
+    presser.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            hybrid.ask(user(PUBLIC))
+        assert any("hangs" in reason for reason in hybrid.ask(user(PUBLIC)).reasons)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        go.set()
+        presser.join()
+    wait_until(lambda: not any(thread.name == "sllm-detect" for thread in threading.enumerate()))
+    assert not any("failed" in reason for reason in hybrid.ask(user(PUBLIC)).reasons)
 
 
 # ---- arguments and lifetime

@@ -155,6 +155,9 @@ class Hard:
     def assess(self, messages: Any, *, findings: Any = None) -> Grade:
         return Grade(self.tier, 0.0, 1.0, "private" if findings else "public", (), None)
 
+    def finds_private(self, messages: Any) -> bool:
+        return False
+
     def verifies(self, grade: Grade, verify: str, answer_logprobs: Any = None) -> bool:
         return True
 

@@ -909,7 +909,7 @@ def test_pass_times_are_medians_of_the_newest() -> None:
 )
 def test_pass_times_between_and_beyond(seen: dict[int, float], asked: int) -> None:
     times = PassTimes()
-    for count, seconds in seen.items():
+    for count, seconds in 2 * list(seen.items()):  # one pass alone may be an outlier
         times.add(count, seconds)
     found = times.estimate(asked)
     assert found > 0 and math.isfinite(found)

@@ -18,6 +18,7 @@ from oracles import examples
 import sllm
 from sllm import embedded, gguf, triage
 from sllm.calibration import Combination, Profile, ProfileError, Threshold, confidence, evaluate
+from sllm.privacy import LabelScorer
 from sllm.triage import SIGNALS, ContextScorer, Grade, Policy, Tier, Triage, Wording
 
 if TYPE_CHECKING:
@@ -728,5 +729,5 @@ def test_a_row_that_cannot_be_scored() -> None:
 
 def test_public_names() -> None:
     assert (sllm.Triage, sllm.Grade, sllm.Tier) == (Triage, Grade, Tier)
-    assert isinstance(Fake(even), triage.Scorer)
+    assert isinstance(Fake(even), LabelScorer)
     assert json.dumps([*Tier]) == "[1, 2, 3]"

@@ -685,6 +685,31 @@ def test_a_call_that_says_nothing_ends(draft_model: Model, state: Path) -> None:
         wait_until(lambda: n_session_threads() == 0)
 
 
+def test_a_call_without_its_request_ends(draft_model: Model, state: Path) -> None:
+    """More of them than there are threads; then the worker is there for others again."""
+    limits = {"sessions": 1, "queue": 0, "idle_seconds": 0.3}
+    calls = ["Info", "Status", "Echo", "Score", "Vocabulary"] * 4
+    with own_worker(draft_model, state, limits=limits) as worker, Client(worker.address) as client:
+        waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        silent: list[Any] = [
+            client.channel.stream_stream(method(name), None, None)(
+                iter(waiting.get, None), metadata=client.metadata, timeout=PATIENCE
+            )
+            for name in calls
+        ]
+        told = set()
+        for call in silent:
+            with pytest.raises(grpc.RpcError) as caught:
+                next(call)
+            told.add((caught.value.code(), str(caught.value.details()).partition(",")[2]))
+        refused = {one for one in told if one[0] is Code.RESOURCE_EXHAUSTED}
+        assert told - refused == {(Code.INVALID_ARGUMENT, " and none came in 0.3 seconds")}
+        assert client.info().sessions == 1
+        wait_until(lambda: not any(thread.name == "sllm-request" for thread in threading.enumerate()))
+        for _ in silent:
+            waiting.put(None)
+
+
 # ---- what it tells -----------------------------------------------------------------------------------------
 
 

@@ -70,8 +70,12 @@ class Detector(Protocol):
         ...
 
 
+@runtime_checkable
 class LabelScorer(Protocol):
-    """Anything that says how likely each of several labels is as the continuation of a prompt."""
+    """Anything that says how likely each of several labels is as the continuation of a prompt: what
+    :class:`~sllm.Triage` and :class:`~sllm.privacy.ModelDetector` ask, such as
+    :class:`sllm.triage.ContextScorer`.
+    """
 
     def label_logprobs(self, prompt: str, labels: Sequence[str]) -> Sequence[float]:
         """Natural logarithm of the probability of each label right after the prompt, one for each label."""

@@ -14,7 +14,8 @@ import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from numbers import Real
+from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 
 from sllm.errors import LeakError
 from sllm.privacy.detect import default_detectors, union
@@ -115,14 +116,26 @@ def detect_all(detectors: Sequence[Detector], text: str) -> list[Finding]:
         if failed is not None:
             raise LeakError(f"{name} failed with {failed}; text that was not searched is not let out")
         for one in results:
-            good = isinstance(one, Finding) and 0 <= one.start < one.end <= len(text)
-            if not good or not _KIND.fullmatch(one.kind) or one.kind == LITERAL:
+            if not _is_finding(one, len(text)):
                 raise LeakError(
                     f"{name} gave a finding that is none: expected offsets within the {len(text)} characters "
                     f"and a kind of 2 to 16 capital letters, other than {LITERAL}"
                 )
             found.append(one)
     return found
+
+
+def _is_finding(one: object, size: int) -> bool:
+    """Whether it is a finding in a text of so many characters; a detector may hand back anything."""
+    return (
+        isinstance(one, Finding)
+        and all(isinstance(number, Real) for number in (one.start, one.end, one.score))
+        and all(isinstance(offset, SupportsIndex) for offset in (one.start, one.end))
+        and 0 <= one.start < one.end <= size
+        and isinstance(one.kind, str)
+        and _KIND.fullmatch(one.kind) is not None
+        and one.kind != LITERAL
+    )
 
 
 class Vault:

@@ -162,6 +162,9 @@ class SplitTarget:
         self._computing = threading.Lock()  # over the layers here: texts take turns
         settings: dict[str, Any] = {
             "n_ctx": n_ctx * n_seq_max,
+            # What is computed at once comes in chunks: room for more would lie idle.
+            "n_batch": max(_CHUNK, _ROWS * n_seq_max),
+            "n_ubatch": _CHUNK,
             "n_seq_max": n_seq_max,
             "n_gpu_layers": n_gpu_layers,
             "devices": devices,

@@ -192,7 +192,8 @@ class Worker:
                     big.context(
                         n_ctx=n_ctx * limits.sessions,
                         n_seq_max=limits.sessions,
-                        n_outputs_max=min(n_batch, 17 * limits.sessions),
+                        # Rows that one pass of verifying needs, and enough for scoring in few passes.
+                        n_outputs_max=min(n_batch, max(64, 17 * limits.sessions)),
                         **threads,
                         **settings,
                     )

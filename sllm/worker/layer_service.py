@@ -38,15 +38,16 @@ class LayerService:
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         """For :meth:`grpc.Server.add_generic_rpc_handlers`."""
+        idle = self._scheduler.idle_seconds
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "Info": unary(self._info, pb.InfoRequest),
-                "Status": unary(self._status, pb.StatusRequest),
-                "Echo": unary(echo, pb.EchoRequest),
+                "Info": unary(self._info, pb.InfoRequest, idle),
+                "Status": unary(self._status, pb.StatusRequest, idle),
+                "Echo": unary(echo, pb.EchoRequest, idle),
                 "Layers": grpc.stream_stream_rpc_method_handler(self._layers, parser(pb.LayersUp), serialize),
                 "Generate": grpc.stream_stream_rpc_method_handler(_no_texts, parser(pb.Up), serialize),
-                "Vocabulary": grpc.unary_stream_rpc_method_handler(
+                "Vocabulary": grpc.stream_stream_rpc_method_handler(
                     _no_texts, parser(pb.VocabularyRequest), serialize
                 ),
             },

@@ -62,7 +62,8 @@ class Limits:
         max_hint: tokens of one hint.
         hints_per_s: hints of one session per second, over a few seconds.
         max_grammar: bytes of a grammar; 0: none are taken.
-        idle_seconds: a session that nothing is heard of, or whose client reads nothing, ends after this.
+        idle_seconds: a session that nothing is heard of, or whose client reads nothing, ends after this; and
+            a call that does not say what it wants.
         keep_seconds: how long the memory of an ended session is kept for the case that it goes on.
         backlog: passes that a session may be ahead of what its client has been sent.
         prefill: prompt tokens computed between two passes, all sessions together.
@@ -297,6 +298,8 @@ class _Job:
     hinted: list[int]
     hint_id: int
     chain: list[int] = field(default_factory=list)  # what is checked
+    drafted: list[int] = field(default_factory=list)  # by the worker, of which the chain is the beginning
+    probs: list[float] = field(default_factory=list)  # what its draft says of that
 
 
 @dataclass
@@ -746,8 +749,9 @@ class Scheduler:
             pos = len(session.text)
             session.acceptance.observe(job.hinted, tokens)
             if self._draft is not None:
-                session.length.observe_pass(n_checked, n_accepted, seconds - draft_seconds)
+                session.length.observe_pass(n_checked, seconds - draft_seconds)
                 if job in own:
+                    session.length.observe_truth(job.drafted, job.probs, tokens)
                     session.length.observe_round(len(tokens), seconds)
             session.text.extend(tokens)
             session.answered = job.hint_id
@@ -822,10 +826,9 @@ class Scheduler:
         for job in jobs:
             session = job.session
             room = min(session.end, drafter.n_ctx_seq) - len(session.text) - 1
-            if session.can_draft and not job.hinted and room > 0:
-                n_max, p_min = session.length.choose()
-                if n_max > 0:
-                    wanted.append((job, min(n_max, room), p_min))
+            if session.can_draft and not job.hinted and room > 0 and session.length.begin():
+                n_max, p_min = session.length.more()
+                wanted.append((job, min(n_max, room), p_min))
         if not wanted:
             return [], 0.0
 
@@ -841,7 +844,9 @@ class Scheduler:
             )
             for row, (job, _, _) in enumerate(which):
                 job.slot.draft_length = len(job.session.text)
-                job.chain = drafts.tokens[row, : drafts.lengths[row]].tolist()
+                job.drafted = drafts.tokens[row, : drafts.lengths[row]].tolist()
+                job.probs = drafts.probs[row, : drafts.lengths[row]].tolist()
+                job.chain = job.drafted[: job.session.length.keep(job.probs)]
             return [job for job, _, _ in which]
 
         began = time.perf_counter()
@@ -860,7 +865,7 @@ class Scheduler:
                     self._cannot_draft(one[0].session, error)
         seconds = time.perf_counter() - began
         for job in own:
-            job.session.length.observe_draft(max(len(job.chain), 1), seconds)
+            job.session.length.observe_draft(max(len(job.drafted), 1), seconds)
         return own, seconds
 
 

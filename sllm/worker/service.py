@@ -52,6 +52,7 @@ __all__ = [
     "parser",
     "serialize",
     "unary",
+    "unary_stream",
 ]
 
 log = logging.getLogger("sllm.worker")
@@ -191,16 +192,15 @@ class Service:
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         """For :meth:`grpc.Server.add_generic_rpc_handlers`."""
+        idle = self._scheduler.limits.idle_seconds
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
-                "Info": unary(self._info, pb.InfoRequest),
-                "Status": unary(self._status, pb.StatusRequest),
-                "Echo": unary(echo, pb.EchoRequest),
-                "Vocabulary": grpc.unary_stream_rpc_method_handler(
-                    self._vocabulary, parser(pb.VocabularyRequest), serialize
-                ),
-                "Score": unary(self._score, pb.ScoreRequest),
+                "Info": unary(self._info, pb.InfoRequest, idle),
+                "Status": unary(self._status, pb.StatusRequest, idle),
+                "Echo": unary(echo, pb.EchoRequest, idle),
+                "Vocabulary": unary_stream(self._vocabulary, pb.VocabularyRequest, idle),
+                "Score": unary(self._score, pb.ScoreRequest, idle),
                 "Generate": grpc.stream_stream_rpc_method_handler(self._generate, parser(pb.Up), serialize),
                 "Relay": grpc.stream_stream_rpc_method_handler(self._relayed, parser(pb.Piece), serialize),
             },
@@ -227,10 +227,8 @@ class Service:
         )
 
     def _vocabulary(
-        self, request: pb.VocabularyRequest | ValueError, context: grpc.ServicerContext
+        self, _request: pb.VocabularyRequest, _context: grpc.ServicerContext
     ) -> Iterator[pb.Piece]:
-        if isinstance(request, ValueError):
-            abort(context, request)
         data = self._identity.vocabulary
         for begin in range(0, len(data), PIECE_BYTES):
             yield pb.Piece(data=data[begin : begin + PIECE_BYTES])
@@ -457,15 +455,50 @@ def echo(request: pb.EchoRequest, context: grpc.ServicerContext) -> pb.EchoReply
     return pb.EchoReply(padding=bytes(request.reply_bytes))
 
 
-def unary(run: Callable[..., Any], request: Any) -> grpc.RpcMethodHandler[Any, Any]:
-    """The handler of a call with one request and one reply."""
+def unary(run: Callable[..., Any], request: Any, seconds: float) -> grpc.RpcMethodHandler[Any, Any]:
+    """The handler of a call with one request, which has to come within so many seconds, and one reply."""
 
-    def checked(message: Any, context: grpc.ServicerContext) -> Any:
-        if isinstance(message, ValueError):
-            abort(context, message)
-        return run(message, context)
+    def checked(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
+        return run(_only(messages, context, request, seconds), context)
 
-    return grpc.unary_unary_rpc_method_handler(checked, parser(request), serialize)
+    # gRPC's own handlers of one request would hold a thread for as long as it does not come.
+    return grpc.stream_unary_rpc_method_handler(checked, parser(request), serialize)
+
+
+def unary_stream(run: Callable[..., Any], request: Any, seconds: float) -> grpc.RpcMethodHandler[Any, Any]:
+    """As :func:`unary`, with many replies."""
+
+    def checked(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        yield from run(_only(messages, context, request, seconds), context)
+
+    return grpc.stream_stream_rpc_method_handler(checked, parser(request), serialize)
+
+
+def _only(messages: Iterator[Any], context: grpc.ServicerContext, request: Any, seconds: float) -> Any:
+    """The one message of a call; ends the call where it is none, or does not come."""
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    name = request.DESCRIPTOR.name
+
+    def read() -> None:
+        try:
+            message = next(messages, None)
+        except Exception:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
+            message = None
+        found.put(ValueError(f"the call ended before its {name}") if message is None else message)
+
+    # Daemonic: it ends with the call at the latest.
+    threading.Thread(target=read, name="sllm-request", daemon=True).start()
+    try:
+        message = found.get(timeout=seconds)
+    except queue.Empty:
+        message = ValueError(f"the call needs {_article(name)} {name}, and none came in {seconds:g} seconds")
+    if isinstance(message, ValueError):
+        abort(context, message)
+    return message
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "AEIOU" else "a"
 
 
 def parser(kind: Any) -> Callable[[bytes], Any]:
