@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from sllm.model import Model
 
 GREEDY = sllm.SamplingParams(temperature=0)
-PUBLIC = "What comes after spring?"
+# The answer of either embedded model to it holds nothing that a detector takes for private.
+PUBLIC = "What comes after summer?"
 PHONE, EMAIL = "13800138000", "li.wei@example.com"
 PRIVATE = f"My phone is {PHONE} and my mail is {EMAIL}. What comes after spring?"
 CHINESE = f"我的手机号是{PHONE},邮箱{EMAIL}。春天之后是什么季节?"

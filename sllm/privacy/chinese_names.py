@@ -131,7 +131,9 @@ _OWNED = (
     "丈夫|儿子|女儿|父亲|母亲|妈妈|爸爸"
 )
 _CN_OWNER = re.compile(rf"(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}}?)的(?:{_OWNED})")
-_CN_CALLED = re.compile(rf"(?<![百贵同何老异])姓(?P<name>{_ANY_SURNAME})(?=[，,。；;！!、\s]|的|\Z)")
+_CN_CALLED = re.compile(
+    rf"(?:(?<=免贵)|(?<![百贵同何老异]))姓(?P<name>{_ANY_SURNAME})(?=[，,。；;！!、\s]|的|\Z)"
+)
 _CN_POLITE = re.compile(rf"(?P<name>{_ANY_SURNAME}[{_HAN}]{{0,2}}?)(?:先生|女士|小姐|太太)")
 _CN_PET = re.compile(rf"叫(?P<name>[小阿][{_HAN}])(?=[，。,.！!？?；\s]|\Z|的)")
 # Of two characters: only between words that stand before and behind somebody.

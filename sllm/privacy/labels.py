@@ -363,7 +363,7 @@ def _labelled(
     text: str, link_end: int, link: str, kind: str, value_kind: str, label: str = ""
 ) -> Finding | None:
     found = _COMPILED[value_kind].match(text, link_end)
-    if not found and kind == "SSN":
+    if kind == "SSN" and (not found or text[found.end() : found.end() + 1].isalnum()):
         # Where others have letters in such a number: ZZ 12 34 56 A, 131052-308T.
         found = _COMPILED["code"].match(text, link_end)
         value_kind = "code"
@@ -372,7 +372,7 @@ def _labelled(
     named = kind == "USER" and label in ("user", "username", "login", "handle", "account")
     signed = any(c in link for c in ":：=#为是“\"'") or " is " in link or "叫" in link
     if kind in _SIGN_NEEDED and not signed and not (kind == "SECRET" and text[link_end - 1] == " "):
-        # user jdoe42 is a name, and so is octo-fan22; user id1 and user table_2 are not.
+        # login jdoe42 is a name, and so is octo-fan22; login id1 and login table_2 are not.
         if kind == "USER" and named and _HANDLE_ALONE.match(found[0]):
             return _trim(kind, value_kind, text, found.start(), found.end(), bare=False)
         if (

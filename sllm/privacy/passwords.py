@@ -49,9 +49,15 @@ _SPOKEN_SECRET = re.compile(
     r"[Tt]oken)s?(?![A-Za-z_])|密码|口令|密钥"
 )
 _LONE = re.compile(r"(?<![^\s\"'“‘(（：:，,为是])[!-~]{8,48}(?=[\s\"'”’)），。；]|\Z)")
+# Hardly in a phrase for a machine: none is in the list of BIP 39.
+_OF_SENTENCES_TEXT = (
+    "the and of to in is are not it for be or on at has was by as an should from too so do does we my our"
+)
+_OF_SENTENCES = frozenset(_OF_SENTENCES_TEXT.split())
 _PHRASE = re.compile(
     r"(?:[Pp]assphrase|[Ss]eed phrase|[Rr]ecovery phrase|[Mm]nemonic(?: phrase)?|助记词|"
-    r"恢复短语)[^A-Za-z\n]{0,4}(?:is|are|was)?[ :：\"'“]{1,4}(?P<value>[a-z]{2,12}(?:[ -][a-z]{2,12}){3,24})"
+    r"恢复短语)[^A-Za-z\n]{0,4}(?:is|are|was)?[ :：]{0,3}(?P<quote>[\"'“]?)(?<![A-Za-z])"
+    r"(?P<value>[a-z]{2,12}(?:[ -][a-z]{2,12}){3,24})"
 )
 _HAN_SECRET_SPACE = re.compile(r"(?:密码|口令|密钥|令牌|授权码)[ \t]{0,2}(?=[A-Za-z0-9][!-~]{5})")
 _NOT_SECRET = re.compile(
@@ -214,7 +220,9 @@ def scan(text: str) -> Iterator[Finding]:
                 yield one
     phrased = any(word in text for word in ("hrase", "nemonic", "助记词", "恢复短语"))
     for found in _PHRASE.finditer(text) if phrased else ():
-        yield Finding(found.start("value"), found.end("value"), "SECRET", 0.8)
+        # Words of a sentence are no phrase: "the passphrase has to be long and hard to guess".
+        if found["quote"] or _OF_SENTENCES.isdisjoint(re.split("[ -]", found["value"])):
+            yield Finding(found.start("value"), found.end("value"), "SECRET", 0.8)
     yield from _spoken(text)
     if text.isascii():
         return

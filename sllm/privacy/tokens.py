@@ -432,7 +432,9 @@ def _codes(text: str) -> Iterator[Finding]:
         return
     for pattern, kind, check in _CODES:
         for found in pattern.finditer(text):
-            value = found[0].replace("-", "").replace(" ", "")
+            value = found[0].replace(" ", "")
+            if check != "fi.hetu":  # its sign is the century
+                value = value.replace("-", "")
             checked = False
             if check == "es":
                 body = value[:-1].translate(str.maketrans("XYZ", "012"))
