@@ -25,8 +25,8 @@ from torch import Tensor
 import corpus
 import lexicon as lex
 from gguf_model import load_gguf
+from labelled_requests import answers
 from model import Cache, Llama
-from requests import answers
 from train import held_out_loss
 
 ENDS = (0, 2)  # <|endoftext|>, <|im_end|>

@@ -433,7 +433,7 @@ POEMS_ZH = {
 }
 
 # Requests for the triage part: grade -> (English, Chinese).
-# What the pair is taught to call hard: its wordings are not those of requests.py, which tests it.
+# What the pair is taught to call hard: its wordings are not those of labelled_requests.py, which tests it.
 HARD = [
     ("Show that there are infinitely many prime numbers.", "请说明为什么素数有无穷多个。"),
     (

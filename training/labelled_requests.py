@@ -5,7 +5,7 @@ opposites and small sums, in English and Chinese; every wording of a fact counts
 that need reasoning or knowledge from outside that world: nothing that the models could say to them is right.
 The corpus teaches what hard requests look like with other ones (lexicon.HARD), so these test what was learnt.
 
-    python requests.py --rows 2400 --out build/requests.jsonl
+    python labelled_requests.py --rows 2400 --out build/requests.jsonl
     sllm calibrate ../sllm/embedded/target.gguf build/requests.jsonl -o ../sllm/embedded/target.profile.json
 """
 
