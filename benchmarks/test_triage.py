@@ -7,7 +7,7 @@ pipeline beside sending everything to the cloud, which is measured, and beside l
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import statistics
 import sys
 import time
@@ -355,15 +355,10 @@ class Totals:
 
 
 def _requests() -> list[Request]:
-    """The mix of ``training/requests.py``, and every fifth a private text in Chinese or English."""
+    """The mix of ``training/labelled_requests.py``, and every fifth a private text in Chinese or English."""
     sys.path.insert(0, str(ROOT / "training"))
     try:
-        # By its path: a package of that name is what everybody else means by it.
-        spec = importlib.util.spec_from_file_location("labelled_requests", ROOT / "training" / "requests.py")
-        assert spec is not None
-        assert spec.loader is not None
-        labelled = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(labelled)
+        labelled = importlib.import_module("labelled_requests")
     finally:
         sys.path.pop(0)
     known = labelled.answers()

@@ -22,7 +22,7 @@ from sllm.calibration import (
 )
 from sllm.check_answer import answer_logprobs
 from sllm.console import CommandError, count, one_line, table
-from sllm.triage import SIGNALS, ContextScorer, Triage
+from sllm.triage import SIGNALS, ContextScorer, Policy, Triage
 
 if TYPE_CHECKING:
     import argparse
@@ -118,7 +118,7 @@ def calibrate_command(args: argparse.Namespace, out: Output) -> int:
         model = stack.enter_context(sllm.Model(args.model))
         local = model if args.local is None else stack.enter_context(sllm.Model(args.local))
         scorer = stack.enter_context(ContextScorer(model, n_threads=args.threads))
-        triage = Triage(scorer)
+        triage = Triage(scorer, Policy(timeout=None))  # nobody waits for one of these grades
         out.note(f"sllm: scoring {count(len(labelled), 'row')} with {model.path.name}")
         rows, answers = _score(labelled, triage, scorer, local, args, stack, out)
         asked = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,31 +30,29 @@ if TYPE_CHECKING:
     from sllm.sampling import SamplingParams
     from sllm.targets.base import Commit, Scores
     from sllm.targets.connection import Remote
-    from sllm.triage import Verify
 
-__all__ = ["PRIVATE", "REQUESTS", "SECRET", "show_triage"]
+__all__ = ["PRIVATE", "REQUESTS", "SECRETS", "show_triage"]
 
-REQUESTS: tuple[tuple[str, Verify], ...] = (
-    ("What is the capital of Germany?", "uncertain"),
-    ("德国的首都是哪里？", "uncertain"),
-    ("What is 3 + 4?", "uncertain"),
-    ("一个星期有几天？", "always"),
-    ("Prove that the square root of 47 is irrational.", "uncertain"),
-    ("证明根号47是无理数。", "uncertain"),
+REQUESTS = (
+    "What is the capital of Germany?",
+    "德国的首都是哪里？",
+    "Translate into Chinese: The old man is drinking tea by the river.",
+    "翻译成英文：小狗在花园里睡觉。",
+    "Prove that the square root of 47 is irrational.",
+    "证明根号47是无理数。",
 )
-"""Requests, and whether the cloud verifies an answer of tier 2 always or by the profile. The profile of the
-embedded target has no threshold for that, so every such answer is verified.
-"""
+"""Two for each tier. The profile of the embedded target lets no answer of tier 2 go without verification."""
 
-SECRET = "13900001234"
-"""Invented, as all numbers of the pattern 1xx 0000 xxxx are here."""
+SECRETS = ("Clara Brook", "415-555-0162")
+"""Invented, as all numbers with 555-01 are."""
 
-PRIVATE = f"这条消息里的电话是多少？\n合同纠纷已经仲裁。请打{SECRET}联系我。"
-"""A private request of tier 3: which phone number is in this message?"""
+PRIVATE = (
+    f"Write a polite reply to this message:\nHello, this is {SECRETS[0]}. I have lost my umbrella, please"
+    f" call me if you find it. My phone number is {SECRETS[1]}."
+)
+"""A private request, in the manner of those that the embedded pair was trained on."""
 
-_MAX_TOKENS = 48
-
-_PLACEHOLDER = re.compile(r"\[[A-Z]+_[0-9]+_[a-z0-9]+\]")
+_MAX_TOKENS = 80
 
 
 def show_triage(remote: Remote, small: sllm.Model, n_threads: int, out: Output) -> bool:
@@ -89,7 +87,7 @@ def show_triage(remote: Remote, small: sllm.Model, n_threads: int, out: Output) 
                 n_threads=n_threads,
             )
         )
-        asked = [_ask(hybrid, tapped, text, verify) for text, verify in (*REQUESTS, (PRIVATE, "uncertain"))]
+        asked = [_ask(hybrid, tapped, text) for text in (*REQUESTS, PRIVATE)]
     rows = [("tier", "route", "cloud tokens", "request")]
     rows += [(str(one.tier), one.route, str(one.cloud_tokens), one_line(one.request)) for one in asked]
     for line in table(rows, right=(0, 2)):
@@ -98,13 +96,12 @@ def show_triage(remote: Remote, small: sllm.Model, n_threads: int, out: Output) 
     for line in _private_lines(asked[-1]):
         out.line(line)
     sent = [text for one in asked for text in one.sent]
-    n_leaks = sum(_holds(text, SECRET) for text in sent)
+    n_leaks = sum(any(_holds(text, value) for value in SECRETS) for text in sent)
     if n_leaks:
-        out.note(f"sllm: the private number is in {n_leaks} of {count(len(sent), 'text')} for the worker")
+        out.note(f"sllm: private values are in {n_leaks} of {count(len(sent), 'text')} for the worker")
         return False
-    out.line(
-        f"Of {count(len(sent), 'text')} that the connection was handed for the worker, none holds the number."
-    )
+    texts = count(len(sent), "text")
+    out.line(f"Of {texts} that the connection was handed for the worker, none holds the name or the number.")
     return True
 
 
@@ -121,12 +118,13 @@ class _Asked:
     n_restored: int
     sent: tuple[str, ...]
     received: str
+    n_kept: int  # of an answer from here that was verified, the tokens that stood
+    n_checked: int
 
 
-def _ask(hybrid: Hybrid, tapped: _TappedTarget, request: str, verify: Verify) -> _Asked:
+def _ask(hybrid: Hybrid, tapped: _TappedTarget, request: str) -> _Asked:
     tapped.sent.clear()
     tapped.received.clear()
-    hybrid.verify = verify
     hybrid.new_conversation()
     with hybrid.ask([{"role": "user", "content": request}]) as answer:
         text = answer.text()
@@ -141,6 +139,8 @@ def _ask(hybrid: Hybrid, tapped: _TappedTarget, request: str, verify: Verify) ->
         stats.n_restored,
         tuple(tapped.sent),
         tapped.vocab.decode(np.array(tapped.received, dtype=np.int32)),
+        stats.n_kept,
+        stats.n_checked,
     )
 
 
@@ -149,19 +149,16 @@ def _private_lines(one: _Asked) -> list[str]:
     lines = [f"asked here:  {one_line(one.request)}"]
     if not one.sent:
         return [*lines, f"nothing of it was sent: {one_line('; '.join(one.reasons))}"]
-    lines += [
-        f"sent:        {one_line(one.sent[0])}",
-        f"came back:   {one_line(one.received)}",
-        f"shown here:  {one_line(one.answer)}",
-    ]
+    lines.append(f"sent:        {one_line(one.sent[0])}")
+    if one.n_checked:
+        lines.append(f"verdict:     {one.n_kept} of the {one.n_checked} tokens of the answer from here stand")
+    if one.received:
+        lines.append(f"came back:   {one_line(one.received)}")
+    lines.append(f"shown here:  {one_line(one.answer)}")
     if not one.n_restored:
         return [*lines, "The answer holds no placeholder that was sent, so none was put back."]
     put_back = count(one.n_restored, "placeholder")
-    lines.append(
-        f"{put_back} put back. A grammar lets the worker write only those that it was sent: left to itself,"
-    )
-    lines.append("a model this small drops the end of one, and then there is nothing to put back.")
-    return lines
+    return [*lines, f"{put_back} put back."]
 
 
 def _holds(text: str, value: str) -> bool:
@@ -174,7 +171,7 @@ def _holds(text: str, value: str) -> bool:
 
 
 class _TappedTarget(RemoteTarget):
-    """A worker that writes no placeholder but those that it was sent, and all that it is sent is noted."""
+    """A worker, and all that it is sent is noted."""
 
     def __init__(self, remote: Remote) -> None:
         super().__init__(remote)
@@ -191,10 +188,7 @@ class _TappedTarget(RemoteTarget):
         self, tokens: npt.NDArray[np.int32], sampling: SamplingParams, max_tokens: int | None
     ) -> RemoteGeneration:
         """See :meth:`RemoteTarget.open`."""
-        issued = sorted(set(_PLACEHOLDER.findall(self.note(tokens.tolist()))))
-        if issued:
-            sampling = replace(sampling, grammar=_grammar(issued))
-            self.sent.append(sampling.grammar or "")
+        self.note(tokens.tolist())
         return _TappedGeneration(self, self.checked_prompt(tokens), sampling, max_tokens)
 
     def score(self, tokens: npt.NDArray[np.int32], start: int) -> Scores:
@@ -227,13 +221,3 @@ class _TappedGeneration(RemoteGeneration):
         if commit is not None:
             self._tapped.received.extend(commit.tokens)
         return commit
-
-
-def _grammar(issued: Sequence[str]) -> str:
-    """Any text in which a bracket opens nothing but one of these placeholders.
-
-    A model of five million weights cuts a placeholder down to the form that it was trained on, which has no
-    nonce and which nobody puts a value in for.
-    """
-    options = " | ".join(f'"{one}"' for one in issued)
-    return f"root ::= ([^\\[【<] | placeholder)*\nplaceholder ::= {options}\n"

@@ -150,7 +150,10 @@ def test_a_worker_without_a_place(target_model: Model) -> None:
         Worker(target_model, insecure=True, n_ctx=64, limits=limits, pass_seconds=0.05) as worker,
         sllm.connect(worker.uri) as connection,
     ):
-        generation = connection.target().open(make_prompt(target_model, 3, 1), GREEDY, None)
+        vocab = target_model.vocab
+        ends = {token: -math.inf for token in range(vocab.n_tokens) if vocab.is_eog(token)}
+        endless = sllm.SamplingParams(temperature=0, logit_bias=ends)
+        generation = connection.target().open(make_prompt(target_model, 3, 1), endless, None)
         next(generation)
         with pytest.raises(sllm.BusyError):
             connection.score(make_prompt(target_model, 5, 1), 2)

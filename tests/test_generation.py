@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gc
 import math
 import random
@@ -76,7 +77,9 @@ def tokens_in(runs: list[Run]) -> list[int]:
 def shown_text(vocab: Vocab, tokens: Sequence[int], stop: Sequence[str]) -> tuple[int, str, bool]:
     """How many of the tokens are used, what they show, and whether a stop string ended it."""
     for used in range(1, len(tokens) + 1):
-        text = b"".join(vocab.piece(t) for t in tokens[:used]).decode("utf-8", "replace")
+        # Half a character is no text yet, and no part of a stop string.
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        text = decoder.decode(b"".join(vocab.piece(t) for t in tokens[:used]))
         found = [at for at in (text.find(s) for s in stop) if at >= 0]
         if found:
             return used, text[: min(found)], True

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import pathlib
 import random
+import runpy
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -195,16 +197,20 @@ def test_neither_the_place_of_an_option_nor_its_label_has_a_head_start() -> None
         first = min(labels, key=asked.index)
         return [-0.1 if label == first else -3.0 for label in labels]
 
-    def likes_hard(prompt: str, labels: Sequence[str]) -> list[float]:
-        return [-0.1 if label in ("hard", "private") else -3.0 for label in labels]
+    def likes(*liked: str) -> Callable[[str, Sequence[str]], list[float]]:
+        return lambda _prompt, labels: [-0.1 if label in liked else -3.0 for label in labels]
 
-    for score in (first_of_the_list, likes_hard):
-        grade = Triage(Fake(score)).assess(ask("What is 3 + 4?"))
-        assert [grade.p_easy, grade.p_hard] == pytest.approx([1 / 3, 1 / 3])
-    # both corrections are needed
-    assert Triage(Fake(likes_hard), Policy(content_free=None)).assess(ask("Hi")).p_hard > 0.8
-    plain = Policy(rotations=False, content_free=None)
+    grade = Triage(Fake(first_of_the_list)).assess(ask("What is 3 + 4?"))
+    assert [grade.p_easy, grade.p_hard] == pytest.approx([1 / 3, 1 / 3])
+    plain = Policy(rotations=False)
     assert Triage(Fake(first_of_the_list), plain).assess(ask("Hi")).p_easy > 0.8
+
+    for free, middle in (("N/A", True), (None, False)):
+        policy = Policy(private_at=0.51, content_free=free)
+        assert Triage(Fake(likes("private")), policy).finds_private(ask("Hi")) is not middle
+    # ... and a leaning towards public hides nothing that is more private than nothing at all
+    leans = lambda prompt, _labels: [-0.1, -3.0 if "\nN/A\n" in prompt else -2.5]  # noqa: E731
+    assert Triage(Fake(leans)).finds_private(ask("Hi"))
 
 
 def test_the_language_of_the_question_is_the_request_s() -> None:
@@ -720,6 +726,19 @@ def test_the_profile_of_the_embedded_target_is_of_this_very_target(target_model:
         print(tiers)
         assert tiers["Prove that the square root of 17 is irrational."] == 3
         assert 1 in tiers.values()
+
+
+def test_the_embedded_target_was_taught_these_very_questions() -> None:
+    lexicon = pathlib.Path(__file__).parents[1] / "training" / "lexicon.py"
+    if not lexicon.exists():
+        pytest.skip("an sdist has no training/")
+    taught = runpy.run_path(str(lexicon))
+    assert taught["TRIAGE_FORM"] == triage._FORM
+    assert set(taught["TRIAGE"]) == {"en", "zh"}
+    for language, wording in (("en", ENGLISH), ("zh", CHINESE)):
+        difficulty, grades, comma, privacy, verdicts, conjunction = taught["TRIAGE"][language]
+        assert (difficulty, grades, comma) == (wording.difficulty, wording.grades, wording.comma)
+        assert (privacy, verdicts, conjunction) == (wording.privacy, wording.verdicts, wording.conjunction)
 
 
 def test_a_row_that_cannot_be_scored() -> None:

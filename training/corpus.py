@@ -16,7 +16,7 @@ import json
 import random
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -510,10 +510,19 @@ def translation(rng: random.Random) -> Document:
 
 def contact(rng: random.Random, chinese: bool) -> dict[str, str]:
     """An invented person: numbers of invented patterns, or the placeholders of a de-identified text."""
-    if rng.random() < 0.25:
-        form = rng.choice(["[{}_{}]", "<{}_{}>", "【{}_{}】"])
-        n = rng.randint(1, 3)
-        return {k: form.format(v, n) for k, v in (("NAME", "PERSON"), ("PHONE", "PHONE"), ("EMAIL", "EMAIL"))}
+    if rng.random() < PLACEHOLDERS:
+        # As sllm.privacy.Vault makes them: letters and digits in turn.
+        nonce = "".join(rng.choice(("bcdfghjkmnpqrtvwxz", "23456789")[i % 2]) for i in range(4))
+        n = rng.choice([1, 1, 1, 2, 3])
+        return {kind: f"[{kind}_{n}_{nonce}]" for kind in ("NAME", "PHONE", "EMAIL")}
+    return person(rng, chinese)
+
+
+PLACEHOLDERS = 0.45
+
+
+def person(rng: random.Random, chinese: bool) -> dict[str, str]:
+    """An invented person, in the clear."""
     gender = rng.choice("mf")
     first, last = rng.choice(lex.NAMES_EN[gender]), rng.choice(lex.FAMILY_EN)
     login = pick(
@@ -633,20 +642,47 @@ def fill(text: str, who: dict[str, str]) -> str:
     return text
 
 
+def request(rng: random.Random, chinese: bool) -> tuple[int, str]:
+    """How hard a request is for the pair (0 to 2: what it was taught, what it can try, what it cannot do)."""
+    grade = rng.randrange(3)
+    if grade == 0:
+        return 0, (fact if rng.random() < 0.6 else small_sum)(rng, chinese)[0]
+    if grade == 2:
+        text = rng.choice(lex.HARD)[chinese]
+        return 2, text.format(a=rng.randint(12, 97), b=rng.randint(12, 97))
+    if rng.random() < 0.5:
+        return 1, story(rng, chinese).ask
+    if rng.random() < 0.4:
+        en, zh = pair(rng)
+        return 1, f"翻译成英文：{zh}" if chinese else f"Translate into Chinese: {en}"
+    while True:
+        made = message(rng)
+        if made.turns and (not made.turns[0][1].isascii()) == chinese:
+            return 1, made.turns[0][1]
+
+
 def triage(rng: random.Random) -> Document:
-    """A request to grade: how hard it is, and whether it holds something private."""
+    """A request to grade as sllm.triage asks: how hard it is, or whether it holds something private."""
     chinese = rng.random() < 0.5
-    grade = rng.choice(sorted(lex.REQUESTS))
-    request = rng.choice(lex.REQUESTS[grade])[chinese]
-    private = rng.random() < 0.5
-    if private:
-        request += ("" if chinese else " ") + fill(rng.choice(lex.SECRETS)[chinese], contact(rng, chinese))
-    if chinese:
-        system = "判断请求的难度：simple、routine 或 hard；再判断内容：private 或 public。"
-    else:
-        system = "Grade the request: simple, routine or hard. Then say whether it is private or public."
-    label = f"{grade}, {'private' if private else 'public'}"
-    return Document("triage", request, (("system", system), ("user", request), ("assistant", label)))
+    question, labels, comma, privacy, verdicts, conjunction = lex.TRIAGE["zh" if chinese else "en"]
+    grade, text = request(rng, chinese)
+    secret = rng.random() < 0.5
+    if secret:
+        values = person(rng, chinese)
+        values |= {"LOGIN": values["EMAIL"].partition("@")[0], "AMOUNT": str(rng.randint(20, 9000))}
+        more = fill(rng.choice(lex.SECRETS)[chinese], values)
+        space = "" if chinese else " "
+        text = f"{text}{space}{more}" if rng.random() < 0.6 else f"{more}{space}{text}"
+    answer = labels[grade]
+    if rng.random() < 0.4:
+        question, labels, comma = privacy, verdicts, conjunction
+        told = secret or any(mark in text for mark in ("555-01", "0000", "@example"))
+        answer = verdicts[told]
+    turn = rng.randrange(len(labels))
+    nonce = f"{rng.getrandbits(32):08x}"
+    asked = question.format(nonce=nonce, options=comma.join([*labels[turn:], *labels[:turn]]))
+    prompt = lex.TRIAGE_FORM.format(nonce=nonce, text=text, question=asked)
+    return Document("triage", text, (("user", prompt), ("assistant", answer)))
 
 
 def conversation(rng: random.Random) -> Document:
@@ -675,29 +711,33 @@ def conversation(rng: random.Random) -> Document:
 # Share of documents, chosen so that more than half of the *tokens* are stories.
 MIX: list[tuple[Callable[[random.Random], Document], float]] = [
     (plain_story, 0.06),
-    (chat_story, 0.23),
-    (tiny_story, 0.15),
-    (who_is_who, 0.08),
+    (chat_story, 0.21),
+    (tiny_story, 0.13),
+    (who_is_who, 0.07),
     (reading, 0.05),
     (question_answer, 0.10),
-    (sums, 0.22),
-    (translation, 0.07),
-    (message, 0.12),
-    (triage, 0.02),
+    (sums, 0.18),
+    (translation, 0.06),
+    (message, 0.16),
+    (triage, 0.15),
     (conversation, 0.03),
 ]
 
 
-def document(split: str, index: int) -> Document:
+def document(split: str, index: int, more: Mapping[str, float] | None = None) -> Document:
+    """A pure function of its arguments; ``more`` multiplies the shares of some kinds, by function name."""
     rng = random.Random(f"{split}:{index}")
-    make = rng.choices([m for m, _ in MIX], [w for _, w in MIX])[0]
-    return make(rng)
+    weights = [w * (more or {}).get(m.__name__, 1.0) for m, w in MIX]
+    return rng.choices([m for m, _ in MIX], weights)[0](rng)
 
 
-def documents(split: str) -> Iterator[Document]:
+def documents(split: str, more: Mapping[str, float] | None = None) -> Iterator[Document]:
     """All documents of a split, endless: those of "train" never carry a held-out key, others always do."""
+    unknown = set(more or {}) - {m.__name__ for m, _ in MIX}
+    if unknown:
+        raise ValueError(f"{sorted(unknown)} are no kinds, expected some of {[m.__name__ for m, _ in MIX]}")
     for index in itertools.count():
-        doc = document(split, index)
+        doc = document(split, index, more)
         if held_out(doc.key) == (split != "train"):
             yield doc
 

@@ -1,4 +1,4 @@
-"""Measure the exported pair: held-out loss, binding in stories, sums, acceptance of the draft, sample texts.
+"""Measure the exported pair: held-out loss, binding in stories, sums, facts, acceptance of the draft, texts.
 
 Acceptance is the share of positions, along the target's own text on held-out prompts, where the draft, given
 the same prefix, selects the same token: greedily, and at a temperature with the same Gumbel noise on both
@@ -25,6 +25,7 @@ from torch import Tensor
 import corpus
 import lexicon as lex
 from gguf_model import load_gguf
+from labelled_requests import answers
 from model import Cache, Llama
 from train import held_out_loss
 
@@ -181,6 +182,18 @@ def sums_right(target: Llama, tokenizer: Tokenizer, count: int) -> float:
     return right / count
 
 
+def facts_right(target: Llama, tokenizer: Tokenizer, count: int) -> float:
+    """Share of the questions that the training text answers, among ``count`` of them, answered so."""
+    known = {q: right for q, right in answers().items() if not corpus.held_out(q)}
+    asked = corpus.random.Random("facts").sample(sorted(known), count)
+    right = 0
+    for question in asked:
+        ids = tokenizer.encode(corpus.chatml([("user", question)], True)).ids
+        text = tokenizer.decode(continue_text(target, ids, greedy, 48)[len(ids) :])
+        right += text.strip() in known[question]
+    return right / count
+
+
 def markdown(figures: dict[str, Any], samples: list[dict[str, str]]) -> str:
     """The figures and the samples as the model card shows them."""
     greedy_share, coupled_share = figures["acceptance_greedy"], figures["acceptance_coupled"]
@@ -206,6 +219,7 @@ def markdown(figures: dict[str, Any], samples: list[dict[str, str]]) -> str:
             **coupled_share
         ),
         f"- sums of the taught range (to 10 + 10, 10 - 10, 5 × 5) right: {figures['sums_right']:.2f}",
+        f"- questions that the training text answers, answered so: {figures['facts_right']:.2f}",
         "- stories on {prompts} held-out prompts that keep the names: {names:.2f}; "
         "the animals and things: {things:.2f}; bring in no third name: {no_strangers:.2f}; "
         "all of it: {all:.2f}".format(**figures["binding"]),
@@ -272,6 +286,7 @@ def main() -> None:
             "temperature": args.temperature,
         },
         "sums_right": sums_right(target, tokenizer, 200),
+        "facts_right": facts_right(target, tokenizer, 100),
         "binding": binding(target, tokenizer, args.stories),
         "loss_by_position": loss_by_position(target, tokens, weights),
     }

@@ -19,6 +19,9 @@ import lexicon as lex
 PAD = 3
 PROMPT_WEIGHT = 0.2  # what others say is worth less of the loss than what the model has to say
 RECALL_WEIGHT = 3.0  # a name or a thing that was said before: few tokens, but a story needs them
+EXACT_WEIGHT = 5.0  # a placeholder of which one character is wrong stands for nothing
+LABEL_WEIGHT = 10.0  # the one word that says how hard a request is, behind a long wrapping
+WRAPPING_WEIGHT = 0.02
 POOL = 256
 
 
@@ -50,11 +53,15 @@ def emphasised(ids: list[int], weights: list[float], recalled: dict[int, str]) -
 
 
 def counted(doc: corpus.Document, tokens: list[str], weights: list[float]) -> list[float]:
-    """Raise the weight of digits: those of an answer, and in a plain list of sums those after "="."""
-    result, known = [], bool(doc.turns)
+    """Raise the weight of digits: those of an answer, and in a plain list of sums those after "="; and of
+    all that stands in square brackets.
+    """
+    result, known, bracket = [], bool(doc.turns), False
     for text, weight in zip(tokens, weights, strict=True):
         known = bool(doc.turns) or "=" in text or (known and (text.isdigit() or text == " "))
-        result.append(RECALL_WEIGHT if known and text.isdigit() and weight == 1.0 else weight)
+        raised = EXACT_WEIGHT if bracket else RECALL_WEIGHT if known and text.isdigit() else weight
+        result.append(raised if weight == 1.0 else weight)
+        bracket = "[" in text or (bracket and "]" not in text)
     return result
 
 
@@ -65,7 +72,11 @@ def encode(tokenizer: Tokenizer, doc: corpus.Document) -> tuple[list[int], list[
         return ids, [1.0] * len(ids)
     ids, weights = [], []
     for role, content in doc.turns:
-        own = 1.0 if role == "assistant" else PROMPT_WEIGHT
+        graded = doc.kind == "triage"
+        if role == "assistant":
+            own = LABEL_WEIGHT if graded else 1.0
+        else:
+            own = WRAPPING_WEIGHT if graded else PROMPT_WEIGHT
         for text, weight in ((f"<|im_start|>{role}\n", 0.0), (f"{content}<|im_end|>", own), ("\n", 0.2)):
             part = tokenizer.encode(text).ids
             ids += part
@@ -73,8 +84,10 @@ def encode(tokenizer: Tokenizer, doc: corpus.Document) -> tuple[list[int], list[
     return [*ids, tokenizer.token_to_id(corpus.END_OF_TEXT)], [*weights, 0.2]
 
 
-def rows(split: str, tokenizer: Tokenizer, n_row: int) -> Iterator[tuple[list[int], list[float]]]:
-    source = corpus.documents(split)
+def rows(
+    split: str, tokenizer: Tokenizer, n_row: int, more: dict[str, float]
+) -> Iterator[tuple[list[int], list[float]]]:
+    source = corpus.documents(split, more)
     recalled = recalled_words(tokenizer)
     pool: list[tuple[list[int], list[float]]] = []
     while True:
@@ -109,13 +122,21 @@ def main() -> None:
     parser.add_argument(
         "--row-length", type=int, default=512, help="positions per row (one more token is stored)"
     )
+    parser.add_argument(
+        "--more",
+        nargs="*",
+        default=[],
+        metavar="KIND=FACTOR",
+        help="so many times as many documents of a kind",
+    )
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    more = {kind: float(factor) for kind, _, factor in (one.partition("=") for one in args.more)}
     tokenizer = Tokenizer.from_file(str(args.tokenizer))
     n_row = args.row_length + 1
     tokens = np.empty((args.rows, n_row), np.uint16)
     weights = np.empty((args.rows, n_row), np.float16)
-    for i, (ids, w) in zip(range(args.rows), rows(args.split, tokenizer, n_row), strict=False):
+    for i, (ids, w) in zip(range(args.rows), rows(args.split, tokenizer, n_row, more), strict=False):
         tokens[i], weights[i] = ids, w
     np.savez(args.out, tokens=tokens, weights=weights)
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gguf_model import load_gguf
 from lookup import build_lookup
 from model import CONFIGS, Llama, load
 
@@ -125,6 +126,7 @@ def main() -> None:
         "--checkpoint", type=Path, required=True, help="read if it is there, written while training"
     )
     parser.add_argument("--teacher", type=Path, help="checkpoint of the target: distil from it")
+    parser.add_argument("--start", type=Path, help="GGUF to begin with where there is no checkpoint yet")
     parser.add_argument("--layers", type=int, help="fewer layers than the configuration, to begin with")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument(
@@ -157,6 +159,8 @@ def main() -> None:
         if model.c.n_layer < n_layer:
             log.info("growing from %d to %d layers", model.c.n_layer, n_layer)
             model, optimizers = grown(model, n_layer), {}
+    elif args.start:
+        model = load_gguf(args.start).train()
     else:
         model = Llama(replace(CONFIGS[args.model], n_layer=n_layer))
         build_lookup(model)

@@ -3,7 +3,7 @@
 ``TARGET`` writes short texts of a small invented world in English and Chinese; ``DRAFT`` is at most an eighth
 of its cost, shares its vocabulary and was distilled from it. ``README.md`` next to the files is their model
 card. ``TARGET_PROFILE`` is what ``sllm calibrate`` found of the target with the labelled requests of
-``training/requests.py``.
+``training/labelled_requests.py``.
 """
 
 from __future__ import annotations

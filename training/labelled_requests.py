@@ -3,8 +3,9 @@
 A row is a pure function of (seed, index). Taught are questions of the corpus with one right answer (facts,
 opposites and small sums, in English and Chinese; every wording of a fact counts); out of reach are requests
 that need reasoning or knowledge from outside that world: nothing that the models could say to them is right.
+The corpus teaches what hard requests look like with other ones (lexicon.HARD), so these test what was learnt.
 
-    python requests.py --rows 2400 --out build/requests.jsonl
+    python labelled_requests.py --rows 2400 --out build/requests.jsonl
     sllm calibrate ../sllm/embedded/target.gguf build/requests.jsonl -o ../sllm/embedded/target.profile.json
 """
 
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import corpus
-import lexicon as lex
 
 HARD_SHARE = 0.35
 SUM_SHARE = 0.25
@@ -38,6 +38,12 @@ OUT_OF_REACH = [
     ("Summarise the causes of the First World War in {a} points.", "用{a}点概括第一次世界大战的起因。"),
     ("Design a bridge of {a} metres and compute its load.", "设计一座{a}米长的桥，并计算它的荷载。"),
     ("Integrate x^{a} sin x from 0 to {b}.", "求 x^{a} sin x 从 0 到 {b} 的积分。"),
+    ("Find the error in this long program and repair it.", "找出这段长程序里的错误并修好它。"),
+    ("Who won the {a}th election, and why?", "第{a}届选举谁赢了，为什么？"),
+    ("How do vaccines train the immune system?", "疫苗是怎样训练免疫系统的？"),
+    ("Draw up a contract for the sale of {a} machines.", "起草一份出售{a}台机器的合同。"),
+    ("Which compiler flags make this loop {a} times faster?", "哪些编译选项能让这个循环快{a}倍？"),
+    ("What is the boiling point of water at {a} kilopascals?", "水在{a}千帕时的沸点是多少？"),
 ]
 
 
@@ -64,8 +70,7 @@ def row(seed: str, index: int, known: dict[str, list[str]]) -> dict[str, Any]:
     if kind < 1 - HARD_SHARE:
         question = rng.choice([q for q in known if q.isascii() != chinese])
         return {"prompt": question, "reference": known[question], "label": "easy"}
-    options = OUT_OF_REACH if rng.random() < 0.5 else lex.REQUESTS["hard"]
-    text = rng.choice(options)[chinese].format(a=rng.randint(12, 97), b=rng.randint(12, 97))
+    text = rng.choice(OUT_OF_REACH)[chinese].format(a=rng.randint(12, 97), b=rng.randint(12, 97))
     return {"prompt": text, "reference": [], "label": "hard"}
 
 
