@@ -190,6 +190,7 @@ _SIMPLE = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 # Quoted-printable, as in mail.
 _QUOTED = re.compile(r"(?:=[0-9A-F]{2}|=\r?\n)+")
+_QUOTED_BYTE = re.compile(r"=(?:([0-9A-F]{2})|\r?\n)")
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[A-Za-z][A-Za-z0-9]{1,24};)")
 # JSON within JSON within JSON: a tool's arguments in a message in a request.
 _LEVELS = 3
@@ -229,18 +230,21 @@ def _of_bytes(data: bytes, width: int) -> list[tuple[str, int]]:
 
 
 def _printable(match: re.Match[str]) -> list[tuple[str, int]]:
-    if "\n" not in match[0]:
-        return _of_bytes(bytes.fromhex(match[0].replace("=", "")), 3)
-    # A line that goes on: nothing stands between its halves.
-    chars: list[tuple[str, int]] = []
+    data = bytearray()
+    widths: list[int] = []  # of each byte, with the ends of lines in front of it: nothing stands there
     left = 0
-    for piece in re.finditer(r"(=\r?\n)|(?:=[0-9A-F]{2})+", match[0]):
+    for piece in _QUOTED_BYTE.finditer(match[0]):
         if piece[1]:
-            left += len(piece[0])
-            continue
-        for char, width in _of_bytes(bytes.fromhex(piece[0].replace("=", "")), 3):
-            chars.append((char, width + left))
+            data.append(int(piece[1], 16))
+            widths.append(3 + left)
             left = 0
+        else:
+            left += len(piece[0])
+    chars = []
+    at = 0
+    for char, n_bytes in _of_bytes(bytes(data), 1):
+        chars.append((char, sum(widths[at : at + n_bytes])))
+        at += n_bytes
     if left:
         chars.append(("\u200b", left))
     return chars
