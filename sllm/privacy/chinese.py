@@ -131,7 +131,7 @@ def _plates(text: str) -> Iterator[Finding]:
         return
     for found in _PLATE.finditer(text):
         tail = found[0][2:]
-        n_digits = sum(char.isdigit() for char in found[0])
+        n_digits = sum(map(str.isdigit, found[0]))
         if n_digits >= 2 or (n_digits >= 1 and found[0][1:2].isupper() and "·" in tail):
             yield Finding(found.start(), found.end(), "PLATE", 0.9, checked=True)
 

@@ -258,7 +258,7 @@ def _ibans(text: str) -> Iterator[Finding]:
                 done = end
                 yield Finding(start, end, "IBAN", 1.0, checked=True)
             # Of the right form, in capitals: a slip of the pen is still somebody's account.
-            elif labelled or (head[0].isupper() and sum(c.isdigit() for c in number) >= 0.6 * n):
+            elif labelled or (head[0].isupper() and sum(map(str.isdigit, number)) >= 0.6 * n):
                 done = end
                 yield Finding(start, end, "IBAN", 0.6)
         elif labelled:
@@ -316,7 +316,7 @@ def _words(text: str) -> Iterator[Finding]:
             if pattern.fullmatch(value):
                 yield Finding(start, end, kind, 0.9)
         if len(value) == 17 and _VIN.fullmatch(value):
-            letters = sum(char.isalpha() for char in value)
+            letters = sum(map(str.isalpha, value))
             if 2 <= letters <= 14 and checksums.vin(value):
                 yield Finding(start, end, "VIN", 0.95, checked=True)
         elif 26 <= len(value) <= 35 and _BASE58.fullmatch(value):
