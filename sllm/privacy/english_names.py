@@ -269,6 +269,9 @@ class _Reader:
         text = self.text
         n = len(parts)
         at = start
+        end = parts[-1].removesuffix("'s").removesuffix("’s")
+        end_shaped = n > 1 and shaped(end)
+        end_known = end in SURNAMES and end not in COMMON
         for i, word in enumerate(parts):
             capitals = len(word) > 2 and word.isupper()
             name = word.title() if capitals else word
@@ -288,18 +291,17 @@ class _Reader:
                     if span and " " in text[span[0] : span[1]]:
                         yield Finding(*span, "NAME", 0.7)
                         return
-            elif more and not capitals and n - i <= 4:
-                last = parts[-1].removesuffix("'s").removesuffix("’s")
-                if (
-                    no_word(word)
-                    and all(map(no_word, parts[i:-1]))
-                    and ((last in SURNAMES and last not in COMMON and i == 0) or shaped(last))
-                    and (shaped(word) or shaped(last) or len(word) > 2)
-                ):
-                    span = trimmed(" ".join(parts[i:]), at)
-                    if span and " " in text[span[0] : span[1]]:
-                        yield Finding(*span, "NAME", 0.6)
-                        return
+            elif (
+                more
+                and not capitals
+                and n - i <= 4
+                and (end_shaped or (end_known and i == 0 and (len(word) > 2 or shaped(word))))
+                and all(map(no_word, parts[i:-1]))
+            ):
+                span = trimmed(" ".join(parts[i:]), at)
+                if span and " " in text[span[0] : span[1]]:
+                    yield Finding(*span, "NAME", 0.6)
+                    return
             at += len(word) + 1
         # J. R. Pemberton
         if n >= 2 and len(parts[0]) == 2 and parts[0].endswith(".") and no_word(parts[-1]):

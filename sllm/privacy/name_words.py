@@ -99,7 +99,7 @@ def no_word(word: str) -> bool:
     return (
         word not in PLAIN
         and word not in _PLACES
-        and (not INNER_CAPITAL.search(word) or _CAMEL_NAME.match(word) is not None)
+        and (word[1:].islower() or not INNER_CAPITAL.search(word) or _CAMEL_NAME.match(word) is not None)
     )
 
 

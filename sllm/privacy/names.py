@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["ModelDetector", "NameDetector"]
 
 _HAN = "\u4e00-\u9fff"
+_ANY_HAN = re.compile(f"[{_HAN}]")
 _W = r"[A-ZÀ-ÖØ-Þ][A-Za-zÀ-ÿ'’-]{1,24}"
 _EN_ORG = re.compile(
     rf"(?<![A-Za-z])(?:{_W}|[A-Z]{{2,8}})(?:,? (?:(?:and|&|of) )?(?:{_W}|[A-Z]{{2,8}})){{0,4}}?,? "
@@ -33,9 +34,10 @@ _EN_ORG_END = re.compile(
 
 class NameDetector:
     """People and companies that the words around them give away: 我叫, 姓名, 联系人, my name is, Mr, Dear,
-    Inc., 有限公司; in English also a common given name with a capitalised word behind it.
+    Inc., 有限公司; and people whose own words do: a common given name with another word, the ending of a
+    surname, letters that English does not write, characters that are hardly anything but a Chinese name.
 
-    A name that nothing announces needs a :class:`ModelDetector`.
+    A name that neither gives away needs a :class:`ModelDetector`.
     """
 
     def detect(self, text: str) -> list[Finding]:
@@ -57,7 +59,7 @@ class NameDetector:
             for found in _EN_ORG.finditer(text, at, end.end() + 1):
                 if found.end() >= end.end():
                     yield Finding(found.start(), found.end(), "ORG", 0.7)
-        if not text.isascii():
+        if not text.isascii() and _ANY_HAN.search(text):
             yield from chinese_names.scan(text)
 
 
