@@ -429,7 +429,7 @@ class _Refusal(Exception):  # noqa: N818 - no error: a reason to fail closed
 class TimeLimit:
     """Runs what may hang beside, so that it can hold nobody up: detectors, which may be anybody's.
 
-    One thread at a time.
+    Threads take turns.
 
     Args:
         seconds: that a call may take; None: any time.
@@ -438,7 +438,8 @@ class TimeLimit:
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds
-        self._ended: threading.Event | None = None  # of the search that is under way
+        self._ended: threading.Event | None = None  # of the last search
+        self._turn = threading.Lock()
 
     def run(self, search: Callable[[], _T]) -> _T:
         """What ``search`` returns or raises.
@@ -449,6 +450,10 @@ class TimeLimit:
         """
         if self.seconds is None:
             return search()
+        with self._turn:
+            return self._run(search, self.seconds)
+
+    def _run(self, search: Callable[[], _T], seconds: float) -> _T:
         if self._ended is not None and not self._ended.is_set():
             raise TimeoutError("an earlier search still hangs")
         found: list[_T] = []
@@ -473,8 +478,8 @@ class TimeLimit:
             if not thread.is_alive():
                 ended.set()
             raise
-        if not ended.wait(self.seconds):
-            raise TimeoutError(f"no result within {self.seconds:g} seconds")
+        if not ended.wait(seconds):
+            raise TimeoutError(f"no result within {seconds:g} seconds")
         if trouble:
             raise trouble[0]
         return found[0]

@@ -9,6 +9,8 @@ import pathlib
 import random
 import runpy
 import threading
+import time
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -644,8 +646,20 @@ def test_scorers_and_contexts_are_closed(draft_model: sllm.Model) -> None:
     assert grade.reasons[-1].endswith("ClosedError")
 
 
-def test_grades_are_the_same_in_any_order_and_thread(scorer: ContextScorer) -> None:
-    judge = Triage(scorer)
+class Slowly:
+    """A detector that takes its time, so that two threads meet in it."""
+
+    def detect(self, _text: str) -> list[Any]:
+        time.sleep(0.01)
+        return []
+
+
+def test_grades_are_the_same_in_any_order_and_thread(
+    scorer: ContextScorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A nonce takes its turn in what a model says, and a verdict may be close to the line.
+    monkeypatch.setattr(triage, "_nonce", lambda text: f"{zlib.crc32(text.encode()):08x}")
+    judge = Triage(scorer, detectors=[Slowly()])
     texts = ["What is 3 + 4?", "草是什么颜色的？", "Say hello. My name is Tom."]
     first = {text: judge.assess(ask(text)) for text in texts}
     found: list[tuple[str, Grade]] = []
@@ -658,8 +672,10 @@ def test_grades_are_the_same_in_any_order_and_thread(scorer: ContextScorer) -> N
         thread.start()
     for thread in threads:
         thread.join()
+    assert len(found) == 2 * len(texts)
     for text, grade in found:
         assert grade.privacy == first[text].privacy
+        assert not any("failed" in reason for reason in grade.reasons)
         assert grade.p_easy == pytest.approx(first[text].p_easy, abs=0.02)
 
 
