@@ -757,10 +757,14 @@ class Inside:
         self.thread = threading.Thread(target=self._work)
 
     def _work(self) -> None:
-        try:
-            self.context.decode(self.tokens)
-        except sllm.SllmError as error:
-            self.error = error
+        while True:
+            try:
+                self.context.decode(self.tokens)
+            except sllm.BusyError:
+                continue  # who looks whether it is inside was in its way
+            except sllm.SllmError as error:
+                self.error = error
+            return
 
     def __enter__(self) -> Inside:
         self.thread.start()
