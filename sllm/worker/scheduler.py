@@ -597,12 +597,12 @@ class Scheduler:
                 self._queue.remove(session)
         slot = session.slot
         if slot is not None:
-            slot.session = None
-            slot.freed = time.monotonic()
             try:
                 slot.held = self._context.memory.tokens(slot.seq_id).tolist()
             except SllmError:  # closed under our hands; the client has to be told all the same
                 slot.held = []
+            slot.freed = time.monotonic()
+            slot.session = None  # last: to others a place without a session says what it holds
         session.tell(event)
 
     # -- places and prompts
