@@ -59,14 +59,15 @@ def test_cancelled_client(target_model: Any, how: str) -> None:
             seconds = 0.05 if how == "timeout" else None
             f = ex.submit(remote.score, text, 1, timeout=seconds)
             wait_until(lambda: scoring(w) or f.done())
+            begun = scoring(w)  # a busy machine may use up the seconds before
             if how == "close connection":
-                assert scoring(w)
+                assert begun
                 remote.close()
             with pytest.raises((sllm.ClosedError, sllm.RemoteError)):
                 f.result(PATIENCE)
         wait_until(lambda: not w._scheduler.running())
         n = len(w._scheduler._slots[0].held)
-        assert 0 < n < 499, n
+        assert begun <= n < 499, n
         with sllm.connect(w.uri) as remote:
             np.testing.assert_allclose(
                 remote.score(text, 3).logprobs, truth(target_model, text, 3), atol=1e-4
