@@ -413,8 +413,8 @@ def test_ctrl_c() -> None:
             with LayerRange(sys.argv[1], 2, 8, output=output, n_ctx=4096, n_ubatch=32, n_threads=1) as one:
                 expected = one.forward(rows[:5])
                 timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
-                timer.start()
                 try:
+                    timer.start()
                     one.forward(rows)
                 except KeyboardInterrupt:
                     print("interrupted", one.memory.length())
@@ -433,6 +433,7 @@ import numpy as np
 import sllm
 from sllm.layers import Embedding, LayerRange, export_layers, open_layers
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit "ignore"
 OPTIONS = {"n_ctx": 64, "n_threads": 1}
 """
 
