@@ -288,6 +288,8 @@ def test_the_forms_are_what_they_say() -> None:
         "http://a:b@c.d/ ",
         "12°34'56\"",
         "\u00e9@\u00e9.",
+        "生，",
+        "1990-01-01生于",
     ],
 )
 @pytest.mark.timeout(60)  # a pattern that is not linear takes hours

@@ -9,7 +9,7 @@ from sllm.privacy.bounds import Budget
 from sllm.privacy.findings import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["scan"]
 
@@ -64,20 +64,34 @@ _WITH_TOWN = re.compile(
     rf"|[,\n] ?{_CITY}(?:,? {_CITY})?,? ?(?:[A-Z]{{2,3}},? )?{_ZIP})"
 )
 # Where somebody lives, or something is sent: what follows is an address if it has a number and a name in it.
+_AT_OR_IN = (
+    "[Ll](?:iv(?:es?|ed|ing)|ocated)", "[Rr]esid(?:es?|ing|ed)", "[Ss]tay(?:s|ing)?",
+    "[Mm]eet (?:me|us|him|her)", "[Pp]ick (?:me|us|it|him|her) up", "[Dd](?:elivered?|rop (?:it|me) off)",
+    "[Aa]rrived?", "[Oo]ffice is", "[Hh](?:ouse|ome) is", "[Bb]ased",
+)  # fmt: skip
+_TO_OR_FROM = (
+    "[Ss](?:en[dt]|hip(?:ped)?)", "[Dd](?:eliver(?:ed)?|rive)", "[Mm](?:ail(?:ed)?|oved?|oving)", "[Pp]ost",
+    "[Ff]orward", "[Rr](?:eturn|elocated?)", "goes", "[Tt]axi", "[Uu]ber", "[Cc]ome", "address",
+)  # fmt: skip
+_NEXT_IS = (
+    "[Hh]ouse is", "[Aa]ddress(?: is|:)", "[Rr]esidence(?: is|:)", "[Ss]hip to:", "[Bb]ill to:",
+    "[Dd]eliver to:",
+)  # fmt: skip
+
+
+def _any_of(words: Iterable[str]) -> str:
+    """The rest of words whose first character, or a set of these, was just matched."""
+    parts = (re.fullmatch(r"(\[.+?\]|.)(.+)", word) for word in words)
+    return "(?:" + "|".join(f"(?<={part[1]}){part[2]}" for part in parts if part) + ")"
+
+
+# It begins with one set: the engine skips to these characters, which it does not do in front of alternatives.
 _AT = re.compile(
-    r"(?<![A-Za-z])(?:(?:[Ll]ives?|[Ll]ived|[Ll]iving|[Rr]esid(?:es?|ing|ed)|[Ss]tay(?:s|ing)?|[Mm]eet (?:me|"
-    r"us|him|her)|[Ll]ocated|[Pp]ick (?:me|us|it|him|her) up|[Dd]elivered?|[Aa]rrived?|[Dd]rop (?:it|me) off|"
-    r"[Oo]ffice is|[Hh]ouse is|[Hh]ome is|[Bb]ased) (?:at|on|in)|(?:[Ss]end|[Ss]ent|[Ss]hip|[Ss]hipped|"
-    r"[Dd]eliver|[Dd]elivered|[Mm]ail|[Mm]ailed|[Pp]ost|[Ff]orward|[Rr]eturn|goes|[Mm]oved?|[Mm]oving|"
-    r"[Tt]axi|[Uu]ber|[Cc]ome|[Dd]rive|[Rr]elocated?|address)(?: [a-z]{1,10}){0,4} (?:to|from|at)|"
-    r"[Hh]ouse is|[Aa]ddress(?: is|:)|[Rr]esidence(?: is|:)|[Ss]hip to:|[Bb]ill to:|[Dd]eliver to:)[ \n]{1,2}"
+    "[LlRrSsMmPpDdAaOoHhBbFfgTtUuCc](?<![A-Za-z].)(?:"
+    rf"{_any_of(_AT_OR_IN)} (?:at|on|in)|{_any_of(_TO_OR_FROM)}(?: [a-z]{{1,10}}){{0,4}} (?:to|from|at)|"
+    rf"{_any_of(_NEXT_IS)})[ \n]{{1,2}}"
     r"(?=[0-9A-ZÀ-Ý#Ś-Ž]|ul\.|al\.|pl\.|aleja |plac |ulica |rue |avenue |boulevard |via |calle )"
 )
-# One of these is in everything that the pattern takes.
-_AT_WORDS = (
-    "iv", "esid", "tay", "eet", "ocated", "ick", "rrive", "rop", "ffice", "ouse", "ome", "ased", "end",
-    "ent ", "hip", "ail", "ost", "orward", "eturn", "goes", "ov", "axi", "ber", "elocate", "ddress",
-)  # fmt: skip
 _PARTICLE = (
     "de la del di da do das dos du des van von der den 't ten ter op aan of the na pod nad i y e el los las "
     "le les und utca tér út útja ulica rue avenue boulevard place chemin allée via viale calle plaza aleja "
@@ -100,8 +114,6 @@ _MAX_TOKENS = 24
 
 def _told(text: str, budget: Budget) -> Iterator[Finding]:
     """Addresses of any country behind the words that a sentence leads up to one with."""
-    if not any(word in text for word in _AT_WORDS):
-        return
     done = 0
     for lead in _AT.finditer(text):
         if lead.start() < done:
@@ -141,24 +153,32 @@ def _told(text: str, budget: Budget) -> Iterator[Finding]:
 _SUFFIXES = frozenset(_SUFFIX.split("|"))
 _AFTER = re.compile(rf"\.?(?: (?:[NSEW]|NE|NW|SE|SW)(?![A-Za-z]))?{_TAIL}")
 _BOX = re.compile(
-    rf"(?<![A-Za-z])(?:P\.? ?O\.? ?Box|PO Box|Post Office Box|GPO Box|Postfach|PSC|"
-    rf"Unit) [0-9]{{1,6}}(?:,? (?:Box|APO|FPO|DPO) ?[0-9]{{0,6}})?{_TAIL}"
+    rf"[PGU](?<![A-Za-z].)(?:(?<=P)(?:\.? ?O\.? ?Box|ost Office Box|ostfach|SC)|(?<=G)PO Box|"
+    rf"(?<=U)nit) [0-9]{{1,6}}(?:,? (?:Box|APO|FPO|DPO) ?[0-9]{{0,6}})?{_TAIL}"
 )
-_SECONDARY = re.compile(r"(?<![A-Za-z])(?:Apt|Apartment|Suite)\.? #?[0-9]{1,5}[A-Za-z]?(?![0-9A-Za-z])")
+_SECONDARY = re.compile(
+    r"[AS](?<![A-Za-z].)(?:(?<=A)p(?:t|artment)|(?<=S)uite)\.? #?[0-9]{1,5}[A-Za-z]?(?![0-9A-Za-z])"
+)
 _CITY_STATE = re.compile(
-    r"(?<![A-Za-z])[A-Z][A-Za-z.'-]{1,24}(?: [A-Z][A-Za-z.'-]{1,24}){0,2}, (?:A[KLRZ]|C[AOT]|"
+    r"[A-Z](?<![A-Za-z].)[A-Za-z.'-]{1,24}(?: [A-Z][A-Za-z.'-]{1,24}){0,2}, (?:A[KLRZ]|C[AOT]|"
     r"D[CE]|FL|GA|HI|I[ADLN]|K[SY]|LA|M[ADEINOST]|N[CDEHJMVY]|O[HKR]|"
     r"PA|RI|S[CD]|T[NX]|UT|V[AT]|W[AIVY]) [0-9]{5}(?:-[0-9]{4})?(?![0-9])"
 )
 _POSTCODE = re.compile(
-    r"(?<![A-Za-z0-9])(?:(?:[A-PR-UWYZ][A-HK-Y]?[0-9][0-9A-HJKMNPR-Y]?) [0-9][ABD-HJLNP-UW-Z]{2}|"
-    r"[ABCEGHJ-NPRSTVXY][0-9][ABCEGHJ-NPRSTV-Z] [0-9][ABCEGHJ-NPRSTV-Z][0-9])"
+    r"[A-PR-Z](?<![A-Za-z0-9].)(?:(?<![VX])[A-HK-Y]?[0-9][0-9A-HJKMNPR-Y]? [0-9][ABD-HJLNP-UW-Z]{2}|"
+    r"(?<=[ABCEGHJ-NPRSTVXY])[0-9][ABCEGHJ-NPRSTV-Z] [0-9][ABCEGHJ-NPRSTV-Z][0-9])"
     r"(?![A-Za-z0-9])"
 )
+_STREETS_FIRST = (
+    "C(?:alle|/|orso|uesta|amino)", "A(?:venida|vda\\.|lameda)", "P(?:laza|aseo|iazza|raça)",
+    "V(?:ia|iale|icolo)", "R(?:ua|onda)", "Travessa", "Largo", "[Uu]lica", "ul\\.", "al(?:\\.|eja)",
+    "pl(?:\\.|ac)", "Strada", "Borgo", "Glorieta", "Estrada",
+)  # fmt: skip
 _OTHERS = (
     # As addresses of Taiwan and China are written in English: the parts from small to large.
     re.compile(
-        r"(?<![A-Za-z0-9])(?:[0-9]{1,3}F(?:-[0-9]{1,3})?\.?, ?)?No\. ?[0-9]{1,5}(?:-[0-9]{1,4})?,? "
+        r"[0-9N](?<![A-Za-z0-9].)(?:(?<=[0-9])[0-9]{0,2}F(?:-[0-9]{1,3})?\.?, ?No|(?<=N)o)\. ?[0-9]{1,5}"
+        r"(?:-[0-9]{1,4})?,? "
         r"(?:Alley [0-9]{1,4}, ?)?(?:(?:Lane|Ln\.) [0-9]{1,5}, ?)?(?:(?:Sec\.|Section) ?[0-9],? ?)?"
         r"[A-Z][A-Za-z'-]{1,24}(?: [A-Z0-9][A-Za-z.'-]{0,24}){0,3}? (?:Road|Rd|Street|St|Avenue|Ave|"
         r"Boulevard|Blvd|"
@@ -168,24 +188,23 @@ _OTHERS = (
     ),
     # German and Dutch: the kind of street is the end of the word; the number follows.
     re.compile(
-        r"(?<![A-Za-zÀ-ÿ])[A-ZÄÖÜ](?=[a-zäöüß-]{3,42} [0-9])[a-zäöüß-]{2,30}(?:straße|strasse|str\.|weg|"
+        r"[A-ZÄÖÜ](?<![A-Za-zÀ-ÿ].)(?=[a-zäöüß-]{3,42} [0-9])[a-zäöüß-]{2,30}(?:straße|strasse|str\.|weg|"
         r"platz|allee|gasse|ring|ufer|damm|straat|laan|plein|gracht|steeg|singel|gatan|vägen|gränd|vej|gade|"
         r"stræde|veien|katu|kuja|polku|boulevard|markt|chaussee) [0-9]{1,4}(?:[-/][0-9]{1,4})? ?[a-zA-Z]?"
         r"(?![0-9A-Za-z])(?:,? [0-9]{4,5}(?: [A-Z]{2})? [A-ZÄÖÜ][a-zäöüß-]{2,24})?"
     ),
     # French, Spanish, Italian, Portuguese: the kind of street comes first.
     re.compile(
-        r"(?<![A-Za-zÀ-ÿ0-9])[0-9]{1,4}(?: ?(?:bis|ter))?,? (?:[Rr]ue|[Aa]venue|[Bb]oulevard|"
+        r"[0-9](?<![A-Za-zÀ-ÿ0-9].)[0-9]{0,3}(?: ?(?:bis|ter))?,? (?:[Rr]ue|[Aa]venue|[Bb]oulevard|"
         r"[Pp]lace|[Cc]hemin|[Ii]mpasse|[Aa]llée|[Qq]uai)"
         r"(?: (?:de la|de l'|du|des|de|"
         r"d')){0,1} ?[A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}){0,3}(?:,? "
         r"[0-9]{5} [A-ZÀ-Ý][A-Za-zÀ-ÿ-]{1,24})?"
     ),
     re.compile(
-        r"(?<![A-Za-zÀ-ÿ])(?:Calle|C/|Avenida|Avda\.|Plaza|Paseo|Via|Viale|Corso|Piazza|Rua|Travessa|Largo|"
-        r"Ulica|ulica|ul\.|al\.|aleja|pl\.|plac|Strada|Borgo|Vicolo|Cuesta|Alameda|Glorieta|Camino|Ronda|"
-        r"Praça|Estrada)(?: (?:de la|de los|de las|del|della|delle|dei|di|de|do|da|"
-        r"dos))? ?[A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}){0,3},? (?:n[º°]? ?)?[0-9]{1,4}"
+        rf"[CAPVRTLUSBGEuap](?<![A-Za-zÀ-ÿ].){_any_of(_STREETS_FIRST)}"
+        r"(?: (?:de la|de los|de las|del|della|delle|dei|di|de|do|da|dos))?"
+        r" ?[A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}){0,3},? (?:n[º°]? ?)?[0-9]{1,4}"
         r"(?![0-9])(?:,? [0-9]{5}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ-]{1,24})?)?"
     ),
 )

@@ -126,6 +126,16 @@ _ENDINGS: dict[str, tuple[str, ...]] = {
 _LAST = frozenset(
     re.split("[ /]", phrase)[-1] for phrases in (*_ENDINGS.values(), _VERBS_EN) for phrase in phrases
 )
+
+
+def _by_end(phrases: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """Their last two characters -> the phrases, the longest first."""
+    longest_first = sorted(phrases, key=len, reverse=True)
+    return {end: tuple(p for p in longest_first if p.endswith(end)) for end in {p[-2:] for p in phrases}}
+
+
+_VERBS = _by_end(_VERBS_EN)
+_BEHIND_LABELS = {sign: _by_end(phrases) for sign, phrases in _ENDINGS.items()}
 _LAST_WORD = re.compile(r"[a-zé']+\Z")
 _TAG = re.compile(r"<(?:[a-z]{0,20}_?[Nn]ame|patient|contact|author|customer|sender|recipient|owner)>\Z")
 _LINE_CLOSED = re.compile(
@@ -141,10 +151,10 @@ def announced(before: str, word: str, follow: str) -> float:
     sign = head[-1:]
     if sign == ">":
         return 0.8 if _TAG.search(head) else 0.0
-    endings = _ENDINGS.get(sign, _VERBS_EN)
+    endings = _BEHIND_LABELS.get(sign, _VERBS)
     if sign == "=" and (before[-1] in "= " or INNER_CAPITAL.search(word)) and follow == "(":
         return 0.0  # client = Client(
-    if endings is not _VERBS_EN:
+    if endings is not _VERBS:
         head = head[:-1].rstrip(" \"'*`")
         if sign == "?" and head.endswith("User"):
             head = head[:-4].rstrip(" ?")
@@ -156,19 +166,19 @@ def announced(before: str, word: str, follow: str) -> float:
     key = last[0] if last else ""
     if key not in _LAST and not key.endswith(("name", "by", "to")) and head[-1:] != "o":
         return 0.0
-    if not head.endswith(endings):
+    said = next((phrase for phrase in endings.get(head[-2:], ()) if head.endswith(phrase)), "")
+    if not said:
         return 0.0
-    said = max((phrase for phrase in endings if head.endswith(phrase)), key=len)
     if len(head) > len(said):
         ahead = head[-len(said) - 1]
         # firstName: a capital begins a word as a space does.
         if (
             ahead.isascii()
             and ahead.isalpha()
-            and not (endings is not _VERBS_EN and written[-len(said)].isupper())
+            and not (endings is not _VERBS and written[-len(said)].isupper())
         ):
             return 0.0
-    if endings is _VERBS_EN:
+    if endings is _VERBS:
         return 0.6 if said in _LOOSE_VERBS else 0.8
     if sign == ",":
         # "Thanks, Monday is fine": a closing has a line, or a beginning, of its own.

@@ -30,9 +30,11 @@ _PLATE = re.compile(
     r"|[使领][0-9]{6}(?![0-9A-Za-z])|[0-9]{6}[使领](?![0-9A-Za-z])"
 )
 
+# These begin with one set and then look back: the engine skips to a set, and not to a border.
+_ALONE = r"(?<![A-Za-z0-9].)"
 _PASSPORT = re.compile(
-    rf"{_B}(?:[EeGgDdSsPpHhMmCcKk][0-9]{{8}}|[Ee][A-HJ-NP-Z][0-9]{{7}}|[HMhm][0-9]{{10}}|"
-    rf"14[0-9]{{7}}|15[0-9]{{7}}){_E}"
+    rf"[EeGgDdSsPpHhMmCcKk1]{_ALONE}(?:(?<=[A-Za-z])[0-9]{{8}}|(?<=[Ee])[A-HJ-NP-Z][0-9]{{7}}|"
+    rf"(?<=[HMhm])[0-9]{{10}}|(?<=1)[45][0-9]{{7}}){_E}"
 )
 _PASSPORT_WORD = re.compile(
     (
@@ -43,14 +45,15 @@ _PASSPORT_WORD = re.compile(
 )
 
 _HKID = re.compile(
-    rf"{_B}([A-Za-z]{{1,2}}) ?([0-9]{{6}}) ?[(]([0-9Aa])[)]|{_B}([A-Z]{{1,2}})([0-9]{{6}})([0-9A]){_E}"
+    rf"(?P<letters>[A-Za-z]{_ALONE}[A-Za-z]?) ?(?P<digits>[0-9]{{6}})(?: ?[(](?P<check>[0-9Aa])[)]|"
+    rf"(?<=[A-Z][0-9]{{6}})(?P<bare>[0-9A]){_E})"
 )
 _MILITARY = re.compile(
     "[军武海空政后装士南北沈兰济成广参总文战火联支][\u4e00-\u9fff]{0,2}字第?[ ]?[0-9]{5,10}(?:[ ]?号)?"
 )
 _HK_LABEL = re.compile(r"(?:身份证|香港|HKID|hkid|HK ID|ID card|identity card)[^A-Za-z0-9]{0,8}\Z")
-_MACAU = re.compile(rf"{_B}[157][0-9]{{6}}[(][0-9][)]|{_B}[157]/[0-9]{{6}}/[0-9]{_E}")
-_TWID = re.compile(rf"{_B}[A-Z][1289][0-9]{{8}}{_E}")
+_MACAU = re.compile(rf"[157]{_ALONE}(?:[0-9]{{6}}[(][0-9][)]|/[0-9]{{6}}/[0-9]{_E})")
+_TWID = re.compile(rf"[A-Z]{_ALONE}[1289][0-9]{{8}}{_E}")
 
 PROVINCES = (
     "北京|天津|上海|重庆|河北|山西|辽宁|吉林|黑龙江|江苏|浙江|安徽|福建|江西|山东|河南|湖北|湖南|"
@@ -150,11 +153,13 @@ def _permits(text: str) -> Iterator[Finding]:
     for found in _MILITARY.finditer(text):
         yield Finding(found.start(), found.end(), "LICENCE", 0.8)
     for found in _HKID.finditer(text):
-        letters, digits, check = found[1] or found[4], found[2] or found[5], found[3] or found[6]
-        good = checksums.hk_id(letters, digits, check)
+        letters, check = found["letters"], found["check"]
+        if not check and not letters.isupper():
+            continue
+        good = checksums.hk_id(letters, found["digits"], check or found["bare"])
         # Without the brackets it is any letter and digits: one in eleven agrees by chance.
         before = text[max(0, found.start() - 16) : found.start()]
-        if (found[1] or _HK_LABEL.search(before)) and (good or found[1]):
+        if check or (good and _HK_LABEL.search(before)):
             yield Finding(found.start(), found.end(), "IDCARD", 0.9 if good else 0.6, checked=good)
     for found in _MACAU.finditer(text):
         yield Finding(found.start(), found.end(), "IDCARD", 0.7)

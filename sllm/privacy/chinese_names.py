@@ -17,10 +17,26 @@ if TYPE_CHECKING:
 __all__ = ["SURNAME", "given_length", "is_word", "scan"]
 
 _HAN = "\u4e00-\u9fff"
-SURNAME = f"(?:{words.DOUBLE_SURNAMES}|[{words.SURNAMES}])"
-_SURNAME = SURNAME
+
+
+def _surname(single: str) -> str:
+    """A pattern of those of two characters or one.
+
+    It begins with one set of characters: the engine skips to these, which it does not do in front of
+    alternatives.
+    """
+    double = words.DOUBLE_SURNAMES.split("|")
+    first = "".join(sorted({*single, *(name[0] for name in double)}))
+    two = [name for name in double if len(name) == 2]
+    second = "".join(sorted({name[1] for name in two}))
+    ends = [f"[{second}](?<={'|'.join(two)})"]
+    ends += [f"{name[1:]}(?<={name})" for name in double if len(name) > 2]
+    return f"[{first}](?:{'|'.join(ends)}|(?<=[{single}]))"
+
+
+SURNAME = _SURNAME = _surname(words.SURNAMES)
 # With those that are ordinary words too; only where something else says that a name comes.
-_ANY_SURNAME = f"(?:{words.DOUBLE_SURNAMES}|[{words.SURNAMES}{words.RARE_SURNAMES}])"
+_ANY_SURNAME = _surname(words.SURNAMES + words.RARE_SURNAMES)
 _GIVEN = f"[{_HAN}]"
 _WORDS_CN = re.compile(words.NOT_NAMES_CN)
 _CN_BEFORE = re.compile(
@@ -48,11 +64,14 @@ _CN_TITLE = re.compile(
 )
 # A surname alone with a form of address is a person too, unless it is the end of a word: 语文老师, 基金经理.
 _CN_ADDRESSED = re.compile(
-    r"(?P<name>(?:[王李张刘陈杨黄赵吴周徐孙马朱胡郭何林罗郑梁谢宋唐许韩冯邓曹彭曾肖董袁潘蒋蔡余杜叶程苏魏吕丁沈姚"
-    r"卢姜崔钟谭陆汪范石廖贾夏韦付邹孟熊秦邱尹薛闫雷侯龙陶黎贺顾龚邵钱严覃武戴莫孔汤康赖施洪辛柯庄葛樊聂梅盛霍翁邢殷俞倪"
-    rf"張劉陳楊黃趙吳孫馬羅鄭謝許韓馮鄧葉蘇呂盧鍾譚陸]|{words.DOUBLE_SURNAMES})(?:先生|女士|小姐|太太|老师|"
-    rf"医生|教授|律师|师傅|"
-    r"警官|阿姨|大夫|老師|醫生|總|总(?![{_HAN}])))".replace("{_HAN}", _HAN)
+    "(?P<name>"
+    + _surname(
+        "王李张刘陈杨黄赵吴周徐孙马朱胡郭何林罗郑梁谢宋唐许韩冯邓曹彭曾肖董袁潘蒋蔡余杜叶程苏魏吕丁沈姚"
+        "卢姜崔钟谭陆汪范石廖贾夏韦付邹孟熊秦邱尹薛闫雷侯龙陶黎贺顾龚邵钱严覃武戴莫孔汤康赖施洪辛柯庄葛樊聂梅盛霍翁邢殷俞倪"
+        "張劉陳楊黃趙吳孫馬羅鄭謝許韓馮鄧葉蘇呂盧鍾譚陸"
+    )
+    + "(?:先生|女士|小姐|太太|老师|医生|教授|律师|师傅|警官|阿姨|大夫|老師|醫生|總|"
+    + rf"总(?![{_HAN}])))"
 )
 _ADDRESSED_BEHIND = frozenset("找系给请问与和是跟叫让由被栋室户号元楼层为的致")
 # A name beside a number of its owner: in a column, on a label of a parcel, behind an account.

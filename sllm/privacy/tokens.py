@@ -364,7 +364,8 @@ _BLOCK_END = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 def entropy(value: str) -> float:
     """Shannon entropy of the characters, in bits for each."""
     n = len(value)
-    return -sum(count / n * math.log2(count / n) for count in Counter(value).values())
+    repeated = sum(count * math.log2(count) for count in Counter(value).values() if count > 1)
+    return math.log2(n) - repeated / n if n else 0.0
 
 
 def _keys(text: str) -> Iterator[Finding]:
@@ -397,23 +398,24 @@ def _keys(text: str) -> Iterator[Finding]:
         begin = _BLOCK_BEGIN.search(text, stop)
 
 
-_B = r"(?<![A-Za-z0-9])"
+# Behind one set of characters, to which the engine skips.
+_ALONE = r"(?<![A-Za-z0-9].)"
 _E = r"(?![A-Za-z0-9])"
 _CODES: tuple[tuple[re.Pattern[str], str, str], ...] = (
     # Spain (DNI, NIE), United Kingdom (national insurance), Finland.
     (
-        re.compile(rf"{_B}(?:[0-9]{{8}}-?[A-HJ-NP-TV-Z]|[XYZ]-?[0-9]{{7}}-?[A-HJ-NP-TV-Z]){_E}"),
+        re.compile(rf"[0-9XYZ]{_ALONE}(?:(?<=[0-9])[0-9]{{7}}|(?<=[XYZ])-?[0-9]{{7}})-?[A-HJ-NP-TV-Z]{_E}"),
         "NATIONALID",
         "es",
     ),
     (
         re.compile(
-            rf"{_B}[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?[0-9]{{2}} ?[0-9]{{2}} ?[0-9]{{2}} ?[A-D]{_E}"
+            rf"[A-CEGHJ-PR-TW-Z]{_ALONE}[A-CEGHJ-NPR-TW-Z] ?[0-9]{{2}} ?[0-9]{{2}} ?[0-9]{{2}} ?[A-D]{_E}"
         ),
         "NATIONALID",
         "",
     ),
-    (re.compile(rf"{_B}[0-9]{{6}}[A+-][0-9]{{3}}[0-9A-FHJ-NPR-Y]{_E}"), "NATIONALID", "fi.hetu"),
+    (re.compile(rf"[0-9]{_ALONE}[0-9]{{5}}[A+-][0-9]{{3}}[0-9A-FHJ-NPR-Y]{_E}"), "NATIONALID", "fi.hetu"),
 )
 # The two machine-readable lines of a passport.
 _MACHINE_READABLE = (
