@@ -297,3 +297,30 @@ def test_hostile_text_of_these_forms_is_scanned(text: str) -> None:
     hostile = text * (250_000 // len(text))
     for detector in DETECTORS:
         assert all(0 <= one.start < one.end <= len(hostile) for one in detector.detect(hostile))
+
+
+@pytest.mark.parametrize(
+    ("first", "flood"),
+    [
+        # A value that a later pattern would find, in front of more candidates than are judged.
+        ("Hauptstraße 12, 10115 Berlin. ", "PO Box 1 "),
+        ("Postcode SW1A 1AA. ", "PO Box 1 "),
+        ("address: 12 Green Hill Farm\n", "Apt 4 "),
+        ("She set qX7wLr92kT as the password. ", "the password is the "),
+        ("微信：wxid_abc123，", "account no account "),
+        ("这件事由张浩然负责，", "王先生"),
+        ("12 Elm Street. ", "1 Ab "),
+    ],
+)
+@pytest.mark.timeout(60)
+def test_no_pattern_is_left_out_once_nothing_is_judged_any_more(first: str, flood: str) -> None:
+    """Each pattern looks at a text from its beginning: where an earlier one gave up at its middle says
+    nothing of what is in front of that.
+    """
+    alone = {(one.start, one.end) for detector in DETECTORS for one in detector.detect(first)}
+    assert alone
+    text = first + flood * (600_000 // len(flood))
+    found = [one for detector in DETECTORS for one in detector.detect(text)]
+    for start, end in alone:
+        assert any(one.start <= start and end <= one.end for one in found), (first[start:end], found[-3:])
+    assert max(one.end for one in found) == len(text)  # nothing that nobody looked at stays in view

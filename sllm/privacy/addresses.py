@@ -118,8 +118,7 @@ def _told(text: str, budget: Budget) -> Iterator[Finding]:
     for lead in _AT.finditer(text):
         if lead.start() < done:
             continue
-        if not budget.spend():
-            yield Finding(lead.end(), len(text), "ADDRESS", 0.5)
+        if not budget.spend(lead.start()):
             return
         start = end = lead.end()
         numbers = names = 0
@@ -215,10 +214,7 @@ _LINE = re.compile(r"[^\n\0\"'<>;|{}\[\]]{6,160}")
 
 
 def _streets(text: str, budget: Budget) -> Iterator[Finding]:
-    for found in _STREET.finditer(text):
-        if not budget.spend():
-            yield Finding(found.start(), len(text), "ADDRESS", 0.5)
-            return
+    for found in budget.each(_STREET.finditer(text)):
         words = found["name"].split(" ")
         at = found.start("name")
         # The last word of the name that is a kind of street ends it.
@@ -262,18 +258,14 @@ def scan(text: str) -> Iterator[Finding]:
     yield from _streets(text, budget)
     yield from _told(text, budget)
     for pattern in (_BOX, _SECONDARY, _CITY_STATE, _POSTCODE, *_OTHERS):
-        for found in pattern.finditer(text):
-            if not budget.spend():
-                yield Finding(found.start(), len(text), "ADDRESS", 0.5)
-                return
+        for found in budget.each(pattern.finditer(text)):
             yield Finding(found.start(), found.end(), "ADDRESS", 0.75)
     done = 0
     for label in _LABEL.finditer(text):
         if label.start() < done:
             continue
-        if not budget.spend():
-            yield Finding(label.start(), len(text), "ADDRESS", 0.5)
-            return
+        if not budget.spend(label.start()):
+            break
         line = _LINE.match(text, label.end())
         if not line:
             continue
@@ -291,3 +283,4 @@ def scan(text: str) -> Iterator[Finding]:
             and " " in value
         ):
             yield Finding(label.end(), label.end() + len(value), "ADDRESS", 0.6)
+    yield from budget.rest("ADDRESS")

@@ -7,6 +7,14 @@ leaks nothing: it is masked where nobody looked. Ordinary prose and ordinary tab
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from sllm.privacy.findings import Finding
+
+if TYPE_CHECKING:
+    import re
+    from collections.abc import Iterable, Iterator
+
 __all__ = ["Budget"]
 
 # Candidates of one kind: so many in any text, and one more for so many characters.
@@ -15,20 +23,39 @@ _PER = 40
 
 
 class Budget:
-    """Counts candidates of one kind in one text.
+    """Counts candidates of one kind in one text, of however many patterns.
 
     Args:
         text: the text that is searched.
 
-    Attributes:
-        left: how many candidates may still be judged.
-
     """
 
     def __init__(self, text: str) -> None:
-        self.left = _FREE + len(text) // _PER
+        self._left = _FREE + len(text) // _PER
+        self._end = self._unseen = len(text)
 
-    def spend(self) -> bool:
-        """Takes one candidate; False once none is left, and then the caller counts the rest as found."""
-        self.left -= 1
-        return self.left >= 0
+    @property
+    def spent(self) -> bool:
+        """Whether there was a candidate that could not be judged any more."""
+        return self._left < 0
+
+    def spend(self, start: int) -> bool:
+        """Takes the candidate that begins at an offset; False once none is left, and then the caller looks at
+        no more from there on.
+        """
+        self._left -= 1
+        if self._left < 0:
+            self._unseen = min(self._unseen, start)
+        return self._left >= 0
+
+    def each(self, candidates: Iterable[re.Match[str]]) -> Iterator[re.Match[str]]:
+        """Those that may be judged."""
+        for candidate in candidates:
+            if not self.spend(candidate.start()):
+                return
+            yield candidate
+
+    def rest(self, kind: str) -> Iterator[Finding]:
+        """What nobody looked at, as one finding; none if everything was judged."""
+        if self._left < 0:
+            yield Finding(self._unseen, self._end, kind, 0.5)

@@ -195,16 +195,16 @@ def _addresses(text: str) -> Iterator[Finding]:
     for stretch in _STRETCH.finditer(text):
         if stretch.end() - stretch.start() >= 4 and _NEEDED.search(text, *stretch.span()):
             yield from _in_stretch(text, stretch.start(), stretch.end(), budget)
-            if budget.left < 0:
-                return
+            if budget.spent:
+                break
+    yield from budget.rest("ADDRESS")
 
 
 def _in_stretch(text: str, start: int, end: int, budget: Budget) -> Iterator[Finding]:
     first = last = -1  # the address being built
     score: list[str] = []
     for n, part in enumerate(_PART.finditer(text, start, end)):
-        if not budget.spend():
-            yield Finding(start, len(text), "ADDRESS", 0.5)
+        if not budget.spend(start):
             return
         if n >= _MAX_PARTS:
             # Nobody writes so many without a full stop: all of it counts, at no further cost.

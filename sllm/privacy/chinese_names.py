@@ -233,10 +233,7 @@ def is_word(text: str, at: int) -> bool:
 
 
 def _people(text: str, budget: Budget) -> Iterator[Finding]:
-    for found in _CN_BEFORE.finditer(text):
-        if not budget.spend():
-            yield Finding(found.start(), len(text), "NAME", 0.5)
-            break
+    for found in budget.each(_CN_BEFORE.finditer(text)):
         start = found.end()
         given = start + len(found["surname"])
         n = given_length(text, given, len(found["given"]))
@@ -257,10 +254,7 @@ def _people(text: str, budget: Budget) -> Iterator[Finding]:
             continue
         yield Finding(start, given + n, "NAME", 0.8)
     for pattern in (_CN_TITLE, _CN_FIELD, _CN_BESIDE, _CN_LISTED, _CN_JSON):
-        for found in pattern.finditer(text):
-            if not budget.spend():
-                yield Finding(found.start(), len(text), "NAME", 0.5)
-                break
+        for found in budget.each(pattern.finditer(text)):
             before = _BEFORE.get(pattern)
             if before and not before.search(text[max(0, found.start() - 24) : found.start()]):
                 continue
@@ -268,27 +262,18 @@ def _people(text: str, budget: Budget) -> Iterator[Finding]:
             inner = name[1:-1] if pattern is not _CN_TITLE and name[-1] in _GIVEN_AT_END else name[1:]
             if not any(c in words.NOT_GIVEN for c in inner) and not _WORDS_CN.match(name):
                 yield Finding(found.start("name"), found.end("name"), "NAME", 0.8)
-    for found in _CN_ADDRESSED.finditer(text):
-        if not budget.spend():
-            yield Finding(found.start(), len(text), "NAME", 0.5)
-            break
+    for found in budget.each(_CN_ADDRESSED.finditer(text)):
         left = text[max(0, found.start() - 1) : found.start()]
         if "\u4e00" <= left <= "\u9fff" and left not in _ADDRESSED_BEHIND:
             continue
         yield Finding(found.start("name"), found.end("name"), "NAME", 0.7)
     if "姓" in text:
-        for found in _CN_MY.finditer(text):
-            if not budget.spend():
-                yield Finding(found.start(), len(text), "NAME", 0.5)
-                break
+        for found in budget.each(_CN_MY.finditer(text)):
             yield Finding(found.start("name"), found.end("name"), "NAME", 0.6)
             if found["full"] and found["full"].startswith(found["name"]):
                 yield Finding(found.start("full"), found.end("full"), "NAME", 0.7)
     done = 0
-    for suffix in _CN_ORG_END.finditer(text):
-        if not budget.spend():
-            yield Finding(suffix.start(), len(text), "ORG", 0.5)
-            break
+    for suffix in budget.each(_CN_ORG_END.finditer(text)):
         low = max(done, suffix.start() - 24)
         done = suffix.end()
         ahead = _CN_ORG_NAME.search(text[low : suffix.start()])
@@ -317,10 +302,7 @@ def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
     for pattern, score, signs in _PLAINLY:
         if not any(sign in text for sign in signs.split("|")):
             continue
-        for found in pattern.finditer(text):
-            if not budget.spend():
-                yield Finding(found.start(), len(text), "NAME", 0.5)
-                break
+        for found in budget.each(pattern.finditer(text)):
             start, end = found.span("name")
             name = found["name"]
             if pattern is _CN_FILLED:
@@ -353,18 +335,12 @@ def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
                     for one in _listed(text, end):
                         listed = one.end
                         yield one
-    for found in _CN_FRAMED.finditer(text):
-        if not budget.spend():
-            yield Finding(found.start(), len(text), "NAME", 0.5)
-            break
+    for found in budget.each(_CN_FRAMED.finditer(text)):
         group = found.lastgroup or "a"
         name = found[group]
         if not is_word(name, 0) and not any(c in words.NOT_GIVEN for c in name[1:]):
             yield Finding(*found.span(group), "NAME", 0.6)
-    for label in _CN_LATIN.finditer(text):
-        if not budget.spend():
-            yield Finding(label.start(), len(text), "NAME", 0.5)
-            break
+    for label in budget.each(_CN_LATIN.finditer(text)):
         run = name_words.CANDIDATE.match(text, label.end())
         span = name_words.trimmed(run[0], label.end()) if run else None
         capitals = _LATIN_CAPITALS.match(text, label.end())
@@ -397,3 +373,4 @@ def scan(text: str) -> Iterator[Finding]:
     budget = Budget(text)
     yield from _people(text, budget)
     yield from _plainly(text, budget)
+    yield from budget.rest("NAME")

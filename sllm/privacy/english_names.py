@@ -107,8 +107,7 @@ class _Reader:
     def run(self, run: str, start: int) -> Iterator[Finding]:
         if " " not in run and self._idle(run, start):
             return
-        if not self.budget.spend():
-            yield Finding(start, len(self.text), "NAME", 0.5)
+        if not self.budget.spend(start):
             return
         for one in self._run(run, start):
             self.last = one.end
@@ -329,8 +328,9 @@ def scan(text: str) -> Iterator[Finding]:
     reader = _Reader(text)
     for run in CANDIDATE.finditer(text):
         yield from reader.run(run[0], run.start())
-        if reader.budget.left < 0:
+        if reader.budget.spent:
             break
+    yield from reader.budget.rest("NAME")
     for found in _CAPITALS_EN.finditer(text):
         yield Finding(found.start("name"), found.end("name"), "NAME", 0.6)
     yield from _lower(text)

@@ -398,17 +398,14 @@ def _labelled(
 _LOGINS = frozenset(["账号", "帐号", "账户", "帐户", "帳號"])
 
 
-def scan(text: str) -> Iterator[Finding]:
-    """Findings in a plain view (:func:`sllm.privacy.normal.plain`)."""
+def _behind_english(text: str, budget: Budget) -> Iterator[Finding]:
     done = 0  # up to here a secret reaches: what it is made of labels nothing
-    budget = Budget(text)
     for word in _CAMEL.finditer(text):
         lower = word[0].lower()
         start = word.start()
         if lower in SECRET_WORDS and start >= done:
-            if not budget.spend():
-                yield Finding(start, len(text), "SECRET", 0.5)
-                break
+            if not budget.spend(start):
+                return
             one = secret_at(text, start, word.end(), lower)
             if one:
                 done = one.end
@@ -418,9 +415,8 @@ def scan(text: str) -> Iterator[Finding]:
             start and text[start - 1].isascii() and text[start - 1].isalpha() and word[0][0].islower()
         ):
             continue
-        if not budget.spend():
-            yield Finding(start, len(text), "ACCOUNT", 0.5)
-            break
+        if not budget.spend(start):
+            return
         for pattern, kind, value_kind in entries:
             link = pattern.match(text, start)
             if link:
@@ -428,12 +424,10 @@ def scan(text: str) -> Iterator[Finding]:
                 if one:
                     yield one
                     break
-    if text.isascii():
-        return
-    for label in _CHINESE_ANY.finditer(text):
-        if not budget.spend():
-            yield Finding(label.start(), len(text), "ACCOUNT", 0.5)
-            break
+
+
+def _behind_chinese(text: str, budget: Budget) -> Iterator[Finding]:
+    for label in budget.each(_CHINESE_ANY.finditer(text)):
         if label[0][0].isascii():
             # vx, QQ, LINE: not inside another word.
             around = text[max(0, label.start() - 1) : label.start()], text[label.end() : label.end() + 1]
@@ -448,6 +442,9 @@ def scan(text: str) -> Iterator[Finding]:
                 one = None
         if one:
             yield one
+
+
+def _born(text: str) -> Iterator[Finding]:
     low = 0
     for word in _BORN.finditer(text):
         # No character is looked at twice, however many of these words there are.
@@ -456,3 +453,13 @@ def scan(text: str) -> Iterator[Finding]:
         if date:
             yield Finding(low + date.start(), word.start(), "BIRTHDATE", 0.9)
         low = word.end()
+
+
+def scan(text: str) -> Iterator[Finding]:
+    """Findings in a plain view (:func:`sllm.privacy.normal.plain`)."""
+    budget = Budget(text)
+    yield from _behind_english(text, budget)
+    if not text.isascii():
+        yield from _behind_chinese(text, budget)
+        yield from _born(text)
+    yield from budget.rest("ACCOUNT")

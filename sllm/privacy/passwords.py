@@ -170,10 +170,7 @@ def _spoken(text: str) -> Iterator[Finding]:
     if not any(word in text for word in _SPOKEN_WORDS):
         return
     budget = Budget(text)
-    for word in _SPOKEN_SECRET.finditer(text):
-        if not budget.spend():
-            yield Finding(word.start(), len(text), "SECRET", 0.5)
-            return
+    for word in budget.each(_SPOKEN_SECRET.finditer(text)):
         if word.start() < done:
             continue
         stop = text.find("\n", word.end(), word.end() + 90)
@@ -183,6 +180,7 @@ def _spoken(text: str) -> Iterator[Finding]:
             value = lone[0].rstrip(".,;:!?")
             if _is_lone_secret(value):
                 yield Finding(lone.start(), lone.start() + len(value), "SECRET", 0.6)
+    yield from budget.rest("SECRET")
     for found in _AS_PASSWORD.finditer(text):
         low = max(0, found.start() - 44)
         ahead = _WORD_AHEAD.search(text[low : found.start()])
