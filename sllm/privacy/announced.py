@@ -12,7 +12,6 @@ __all__ = [
     "AM_BEFORE",
     "CALLING",
     "GREETINGS",
-    "HUMAN_BEFORE",
     "HUMAN_BEHIND",
     "LEADING",
     "NO_ONE",
@@ -25,6 +24,7 @@ __all__ = [
     "TOLD_BEHIND",
     "announced",
     "mentioned",
+    "of_people",
 ]
 
 _TITLES_TEXT = (
@@ -204,7 +204,7 @@ SEPARATORS = frozenset(
 )
 CALLING = (" calling", " speaking", " from ", " here", " writing", ", calling")
 # Said of people only, in front of a name and behind one.
-HUMAN_BEFORE = re.compile(
+_HUMAN_BEFORE = re.compile(
     r"(?:(?<![A-Za-z])(?:(?:spoke|speak|speaking|talk|talked|talking|meet|met|meeting|interview|appointment|"
     r"lunch|dinner|call|chat|work|working|live|living|married|session|conversation|discussed|agreement|lease|"
     r"engaged) (?:to|with)|ask|asked|tell|told|email|emailed|called|texted|thank|invite|invited|hire|hired|"
@@ -231,6 +231,16 @@ HUMAN_BEHIND = re.compile(
     r"meeting|team))|by (?:Monday|Tuesday|Wednesday|Thursday|Friday|tomorrow|noon|tonight)|(?:reached|phoned|"
     r"messaged))(?![A-Za-z])"
 )
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def of_people(before: str) -> bool:
+    """Whether the text in front of a name, with the space behind it, says what is said of people only."""
+    head = before[:-1].removesuffix(",")
+    last = head[len(head.rstrip(_LETTERS)) :]
+    return last.lower() in LEADING and _HUMAN_BEFORE.search(before) is not None
+
+
 TOLD = re.compile(r"(?:[Aa]sk|[Aa]sked|[Tt]ell|[Tt]old|[Rr]emind|[Rr]eminded|[Ll]et|[Tt]hank|[Ii]nvite) \Z")
 TOLD_BEHIND = (" to ", " that ", " know", " if ", " about ", " whether ", " for ", " not ")
 SPOKEN_TO = re.compile(

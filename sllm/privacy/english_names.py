@@ -15,7 +15,6 @@ from sllm.privacy.announced import (
     AM_BEFORE,
     CALLING,
     GREETINGS,
-    HUMAN_BEFORE,
     HUMAN_BEHIND,
     LEADING,
     NO_ONE,
@@ -28,6 +27,7 @@ from sllm.privacy.announced import (
     TOLD_BEHIND,
     announced,
     mentioned,
+    of_people,
 )
 from sllm.privacy.bounds import Budget
 from sllm.privacy.findings import Finding
@@ -171,7 +171,10 @@ class _Reader:
                 known = first in GIVEN or self._known(first)
                 score = 0.8 if known else 0.6 if follow == "," or (follow == "!" and len(parts) == 1) else 0.0
         if not score:
-            score = self._by_what_is_before(parts, start, end) or self._as_a_person(parts, start, end)
+            free = all(map(no_word, parts))  # nothing but its letters would say otherwise
+            score = self._by_what_is_before(parts, start, end, free) or self._as_a_person(
+                parts, start, end, free
+            )
         if score:
             span = trimmed(rest_text, start, sure=score == 0.8)
             if span and not (text[span[0] : span[1]].isupper() and " " not in text[span[0] : span[1]]):
@@ -180,25 +183,25 @@ class _Reader:
                 return
         yield from self._by_its_words(parts, start)
 
-    def _as_a_person(self, parts: list[str], start: int, end: int) -> float:
+    def _as_a_person(self, parts: list[str], start: int, end: int, free: bool) -> float:
         """By what is said of people only."""
         text = self.text
         before = text[max(0, start - 64) : start]
         if 2 <= len(parts) <= 5:
-            if not all(map(no_word, parts)) or " ".join(parts[:2]) in TWO_WORDS:
+            if not free or " ".join(parts[:2]) in TWO_WORDS:
                 return 0.0
             if parts[0].isupper() or parts[-1].isupper():
                 return 0.0
-            if HUMAN_BEHIND.match(text, end) or (before[-1:] == " " and HUMAN_BEFORE.search(before)):
+            if HUMAN_BEHIND.match(text, end) or (before[-1:] == " " and of_people(before)):
                 return 0.5
             return 0.0
         word = parts[0]
-        if len(parts) != 1 or word in PLAIN or not no_word(word) or word.isupper():
+        if len(parts) != 1 or not free or word.isupper():
             return 0.0
         if before[-1:] == " ":
             if TOLD.search(before) and text.startswith(TOLD_BEHIND, end):
                 return 0.5
-            if word in SURE_GIVEN and HUMAN_BEFORE.search(before):
+            if word in SURE_GIVEN and of_people(before):
                 return 0.5
         elif word in SURE_GIVEN and before[-1:] in ("", "\n", '"', "“") and SPOKEN_TO.match(text, end):
             return 0.5
@@ -209,13 +212,13 @@ class _Reader:
     def _known(self, word: str) -> bool:
         return word in GIVEN or word in SURNAMES or shaped(word)
 
-    def _by_what_is_before(self, parts: list[str], start: int, end: int) -> float:
+    def _by_what_is_before(self, parts: list[str], start: int, end: int, free: bool) -> float:
         text = self.text
         before = text[max(0, start - 40) : start]
         tail = before[-1:]
         if self.listed and start - self.last <= 6 and text[self.last : start] in SEPARATORS:
             # Another one in a list of people.
-            if len(parts) >= 2 and all(map(no_word, parts)):
+            if len(parts) >= 2 and free:
                 return 0.7
             if len(parts) == 1 and parts[0] in GIVEN and parts[0] not in PLAIN:
                 return 0.7
@@ -225,7 +228,7 @@ class _Reader:
             said = announced(before, parts[0], text[end : end + 1])
             if said == 0.8:
                 return said
-            if said and all(map(no_word, parts)) and (len(parts) >= 2 or self._known(parts[0])):
+            if said and free and (len(parts) >= 2 or self._known(parts[0])):
                 return said
             if before.endswith(AM_BEFORE) and (
                 len(parts) >= 2 or (parts[0] in SURE_GIVEN and parts[0] not in PLAIN)
@@ -245,7 +248,7 @@ class _Reader:
         if 2 <= len(parts) <= 5 and parts[-1] not in NOT_NAMES:
             if _MAILBOX.match(text, end):
                 return 0.6
-            if all(map(no_word, parts)) and _BORN.match(text, end):
+            if free and _BORN.match(text, end):
                 return 0.6
         return 0.0
 

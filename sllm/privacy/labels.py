@@ -270,6 +270,7 @@ def _english() -> dict[str, list[tuple[re.Pattern[str], str, str]]]:
 
 
 _ENGLISH_TABLE = _english()
+_FIRST_WORDS = frozenset(SECRET_WORDS) | frozenset(_ENGLISH_TABLE)
 _CHINESE_LABELS = {
     word: (kind, value) for kind, value, words in reversed(_CHINESE) for word in words.split("|")
 }
@@ -402,6 +403,8 @@ def _behind_english(text: str, budget: Budget) -> Iterator[Finding]:
     done = 0  # up to here a secret reaches: what it is made of labels nothing
     for word in _CAMEL.finditer(text):
         lower = word[0].lower()
+        if lower not in _FIRST_WORDS:
+            continue
         start = word.start()
         if lower in SECRET_WORDS and start >= done:
             if not budget.spend(start):

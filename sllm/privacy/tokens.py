@@ -47,6 +47,7 @@ _SAID = re.compile(
     r"[A-Za-z0-9-]{1,40}(?:(?: (?:dot|DOT|Dot) |\.|点| 点 )[A-Za-z0-9-]{1,24}){0,3}"
     rf"(?: (?:dot|DOT|Dot) |点| 点 ){_TLD}"
 )
+_DOTS = (" dot ", " DOT ", " Dot ", "点")
 _PROVIDERS = (
     r"(?:qq|163|126|139|189|gmail|foxmail|sina|sohu|yeah|aliyun|outlook|hotmail|yahoo|icloud|"
     r"live|msn|protonmail)"
@@ -92,8 +93,9 @@ def _emails(text: str) -> Iterator[Finding]:
             start = spoken.start() - gap - len(head)
             more = _SPOKEN_HEAD.search(text[max(0, start - 40) : start])
             yield Finding(start - (len(more[0]) if more else 0), tail.end(), "EMAIL", 0.9)
-    for found in _SAID.finditer(text):
-        yield Finding(found.start(), found.end(), "EMAIL", 0.8)
+    if any(dot in text for dot in _DOTS):
+        for found in _SAID.finditer(text):
+            yield Finding(found.start(), found.end(), "EMAIL", 0.8)
     if "#" in text or " @ " in text or "@ " in text:
         for found in _OTHER_AT.finditer(text):
             yield Finding(found.start(), found.end(), "EMAIL", 0.8)
