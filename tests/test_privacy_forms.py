@@ -54,6 +54,18 @@ FORMS: list[tuple[str, str, list[tuple[str, str]], str]] = [
         [("NAME", "Odalys")],
         "See you on Friday.\n\nWarmly,\nThe Sales Team",
     ),
+    (
+        "a label of whoever it may be",
+        "提货人：张伟，值班员（夜班）：欧阳静；买方代表：李娜、王芳。",
+        [("NAME", "张伟"), ("NAME", "欧阳静"), ("NAME", "李娜"), ("NAME", "王芳")],
+        "提货人：若干，值班员（夜班）：周末，买方代表：方便时；作者：鲁迅。诗人：李白。特长：文学。",
+    ),
+    (
+        "a label of a name behind a role",
+        "学员姓名：任远\n紧急对接人: 石磊",
+        [("NAME", "任远"), ("NAME", "石磊")],
+        "学员姓名：任命时填写\n主治：石膏，分析师：金融，官方：江苏卫视。",
+    ),
     ("a greeting", "Bonjour Éloïse,", [("NAME", "Éloïse")], "Hello World,"),
     (
         "born",

@@ -132,6 +132,21 @@ _CN_FILLED = re.compile(
     r"(?=[，。；、,;.\s（(）)|/<\"”】\]]|\Z)"
 )
 _FIELD_END = re.compile(rf"(?:{_FIELD_LABELS})(?:[（(][^()（）\n]{{1,8}}[)）])?\Z")
+# A label that is none of these and says by its end that somebody fills the field: 提货人, 值班员, 买方. What
+# fills it has to look like a name. Not the labels of people in books and in the news: who asks about them
+# means them.
+_PERSONS = re.compile(
+    r"(?:(?<=报名)人|(?<![诗名古伟艺词机器文猎商])(?<!创始)(?<!发明)(?<!代言)(?<!传承)(?<!第一)(?<!主持)人|(?<![作译编学读笔记])者|"
+    r"(?<![演议委动官])员|师|(?<!器)(?<!感)(?<!五)官|[甲乙丙丁买卖收寄发供需借贷租聘]方|[收寄]件方|"
+    r"(?<![时全身周边特专成增])长|[考学新医养]生|研究生|博士生|硕士生|实习生|[房车户业雇货失机事船]主|"
+    r"[员职护]工|[选助帮舵对]手|[民交辅狱刑特武法]警|[朋男女校战室网好队亲病]友|[股房]东|[监董理]事|"
+    r"儿子|妻子|孩子|子女|女儿|[长次养继]女|[长次养继]子|祖父|祖母|父母|岳父|岳母|丈夫|保姆|新郎|新娘|伴侣|"
+    r"代表|会计|出纳|教练|客服|销售|财务|经办|审核|复核|校对|制表|秘书|助理|顾问|主治|主刀|主任|负责|跟进|"
+    r"值班|对接|联系|客户|账户|用户|联系方)(?:姓名|名字|名称|名)?(?:[（(][^()（）\n]{1,8}[)）])?\Z"
+)
+_PERSON = re.compile(
+    rf"(?:(?P<surname>{_SURNAME})(?P<given>[{_HAN}]{{1,2}})|(?P<rare>{_ANY_SURNAME})(?P<two>[{_HAN}]{{2}}))\Z"
+)
 _EMPTY = re.compile(
     r".*(?:[无未请待见暂空必选填某同详略缺]|公司|单位|部门|本人|客户|用户|匿名|保密|先生们|全体|各位|如下|"
     r"以上|以下|上述|不详|不明|自己|其他|人员|管理员|[部局司处科组院校队会厂店行室站所网]\Z)"
@@ -307,7 +322,7 @@ def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
             name = found["name"]
             if pattern is _CN_FILLED:
                 ahead = text[max(0, found.start() - 18) : found.start()].rstrip(" \t")
-                good = _FIELD_END.search(ahead) is not None and not _EMPTY.match(name)
+                good = not _EMPTY.match(name) and (_FIELD_END.search(ahead) is not None or _fits(name, ahead))
             elif pattern is _ETHNIC:
                 good = True
             elif pattern is _CN_POLITE:
@@ -348,6 +363,15 @@ def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
             yield Finding(capitals.start(), capitals.end(), "NAME", 0.7)
         elif span and span[0] == label.end() and not text[span[0] : span[1]].isupper():
             yield Finding(*span, "NAME", 0.7)
+
+
+def _fits(name: str, label: str) -> bool:
+    """Whether a label is one of a person's and what fills its field looks like a name."""
+    found = _PERSON.match(name)
+    if not found or not _PERSONS.search(label) or is_word(name, 0):
+        return False
+    given = found["given"] or found["two"]
+    return given_length(name, len(name) - len(given), 2) == len(given)
 
 
 def _after_somebody(text: str, start: int) -> bool:
