@@ -970,7 +970,7 @@ def test_a_client_that_says_no_more(client: Client, model_id: str) -> None:
 
 
 def test_silence_and_deafness_end_a_stream(tmp_path: Path, model_id: str) -> None:
-    limits = Limits(sessions=1, queue=0, idle_seconds=0.3)
+    limits = Limits(sessions=1, queue=0, idle_seconds=0.8)
     with (
         Worker(
             embedded.TARGET, layers=(2, 7), limits=limits, n_ctx=N_CTX, token=TOKEN, state=tmp_path, **EXACT
@@ -980,7 +980,7 @@ def test_silence_and_deafness_end_a_stream(tmp_path: Path, model_id: str) -> Non
     ):
         found, details = Stream(client).end()
         assert found is Code.INVALID_ARGUMENT
-        assert "none came in 0.3 seconds" in details
+        assert "none came in 0.8 seconds" in details
         silent = Stream(client, opening(model_id))
         silent.next()
         assert silent.next().done.reason == "idle"

@@ -66,6 +66,42 @@ FORMS: list[tuple[str, str, list[tuple[str, str]], str]] = [
         [("NAME", "任远"), ("NAME", "石磊")],
         "学员姓名：任命时填写\n主治：石膏，分析师：金融，官方：江苏卫视。",
     ),
+    (
+        "a table in Markdown",
+        "| 姓名 | 部门 |\n|---|---|\n| 张伟 | IT |\n| **石磊** | IT |\n\n| 省 | 人口 |\n|-|-|\n| 江苏 | 多 |",
+        [("NAME", "张伟"), ("NAME", "石磊")],
+        "| 名称 | 部门 |\n|---|---|\n| 方案 | 销售 |\n| 石膏 | 财务 |\n\n| 省 | 人口 |\n|-|-|\n| 江苏 | 多 |",
+    ),
+    (
+        "a column of names among others",
+        "name,team,leave\nSiobhan,hr,3\nclara brook,hr,4\nN/A,hr,0\nOkonkwo Adaeze,it,1",
+        [("NAME", "Siobhan"), ("NAME", "clara brook"), ("NAME", "Okonkwo Adaeze")],
+        "name,size,weight\nButton,3,1\nSlider,4,1\nN/A,0,0\nRadio Group,1,1",
+    ),
+    (
+        "a column of a role",
+        "Case\tAssigned to\n12\tMirela Popescu\n13\tPriya\n14\tnobody",
+        [("NAME", "Mirela Popescu"), ("NAME", "Priya")],
+        "Case\tAssigned on\n12\tMonday Morning\n13\tFriday\n14\tnobody",
+    ),
+    (
+        "keys of a record",
+        '{"assignee": "siobhan", "teamMembers": 2, "members": ["Ada Obi", "王芳"], "值班员": "欧阳静"}',
+        [("NAME", "siobhan"), ("NAME", "Ada Obi"), ("NAME", "王芳"), ("NAME", "欧阳静")],
+        '{"assignee": "nobody", "driver": "overlay", "members": ["read", "write"], "值班员": "周末"}',
+    ),
+    (
+        "what a form sends",
+        "first_name=clara&last_name=nguyen&page=2",
+        [("NAME", "clara"), ("NAME", "nguyen")],
+        "first_name=string&last_name=required&page=2",
+    ),
+    (
+        "a label with its value below or beside it",
+        "姓名\n张伟\n【联系人】欧阳静，<值班员>石磊</值班员>",
+        [("NAME", "张伟"), ("NAME", "欧阳静"), ("NAME", "石磊")],
+        "姓名\n部门\n【联系人】部门经理，<值班员>周末</值班员>",
+    ),
     ("a greeting", "Bonjour Éloïse,", [("NAME", "Éloïse")], "Hello World,"),
     (
         "born",
@@ -302,6 +338,12 @@ def test_the_forms_are_what_they_say() -> None:
         "\u00e9@\u00e9.",
         "生，",
         "1990-01-01生于",
+        "name,phone\n",
+        "姓名|张伟\n",
+        "a,b\n",
+        '"members": ["Ada Obi", ',
+        '"name":"a","members":',
+        "first_name=clara ",
     ],
 )
 @pytest.mark.timeout(60)  # a pattern that is not linear takes hours

@@ -614,16 +614,16 @@ def test_drafts_of_the_worker(
 def test_a_reader_who_pauses_longer_than_the_worker_waits(
     make_worker: Callable[..., Worker], target_model: Model
 ) -> None:
-    worker = make_worker(limits=Limits(idle_seconds=0.1))
+    worker = make_worker(limits=Limits(idle_seconds=0.6))
     with sllm.connect(worker.uri) as remote:
         stream = sllm.generate(
-            remote.target(run_ahead=False), [5, 6, 7], sampling=endless(target_model), max_tokens=6
+            remote.target(run_ahead=False), [5, 6, 7], sampling=endless(target_model), max_tokens=4
         )
         told: list[int] = []
         for run in stream:
             told += run.tokens
             wait_until(lambda: not worker._scheduler.running(), "the worker's giving up")
-        assert told == one_by_one(target_model, [5, 6, 7], endless(target_model), 6)
+        assert told == one_by_one(target_model, [5, 6, 7], endless(target_model), 4)
         assert stream.stats.remote is not None
         assert stream.stats.remote.n_reconnects == 0
 

@@ -644,11 +644,11 @@ def test_a_reader_of_any_slowness_gets_everything(draft_model: Model, backlog: i
 def test_a_session_of_which_nothing_is_heard_ends(draft_model: Model) -> None:
     sampling = endless(draft_model)
     told: list[str] = []
-    with running(draft_model, Limits(sessions=3, idle_seconds=0.3, backlog=4)) as scheduler:
+    with running(draft_model, Limits(sessions=3, idle_seconds=1.0, backlog=4)) as scheduler:
         unread = submit(scheduler, [5], sampling, None)
         unread.on_idle = lambda: told.append("idle")
         unhinted = Reader(submit(scheduler, [6], sampling, None, run_ahead=False))
-        read = Reader(submit(scheduler, [7], sampling, None), lambda *_: time.sleep(0.005))
+        read = Reader(submit(scheduler, [7], sampling, None), lambda *_: time.sleep(0.008))
         wait_until(lambda: unread.finished)
         assert unhinted.join() == Finished("idle")
         assert told == ["idle"]
@@ -657,7 +657,7 @@ def test_a_session_of_which_nothing_is_heard_ends(draft_model: Model) -> None:
 
 def test_waiting_for_a_place_is_not_idleness(draft_model: Model) -> None:
     """Nor is the time that a prompt takes."""
-    limits = Limits(sessions=1, idle_seconds=0.2, prefill=1)
+    limits = Limits(sessions=1, idle_seconds=0.5, prefill=1)
     with running(draft_model, limits) as scheduler:
         first = Reader(submit(scheduler, [5], endless(draft_model), None), lambda *_: time.sleep(0.01))
         second = submit(scheduler, make_prompt(draft_model, 200, seed=0), GREEDY, 1, run_ahead=False)

@@ -449,7 +449,7 @@ def test_a_worker_that_ends_in_good_order(
 def test_an_idle_stream_ends_and_goes_on(
     target_model: Model, make_worker: Callable[..., Worker], make_split: Callable[..., Any]
 ) -> None:
-    worker = make_worker(limits=Limits(sessions=1, idle_seconds=0.2))
+    worker = make_worker(limits=Limits(sessions=1, idle_seconds=0.6))
     prompt = make_prompt(target_model, 20, 9)
     with sllm.connect(worker.uri) as connection:
         split = make_split(connection)

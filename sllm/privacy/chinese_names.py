@@ -14,7 +14,7 @@ from sllm.privacy.findings import Finding
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["SURNAME", "given_length", "is_word", "scan"]
+__all__ = ["SURNAME", "fills", "given_length", "is_label", "is_word", "scan"]
 
 _HAN = "\u4e00-\u9fff"
 
@@ -131,6 +131,11 @@ _CN_FILLED = re.compile(
     rf"[：:][ \t\"“]{{0,3}}(?P<name>[{_HAN}]{{2,4}}|[{_HAN}]{{1,8}}(?:[·•・][{_HAN}]{{1,8}}){{1,3}})"
     r"(?=[，。；、,;.\s（(）)|/<\"”】\]]|\Z)"
 )
+# In a cell, a tag or a line of its own behind the label: 姓名|张伟, 【姓名】张伟, <姓名>张伟.
+_CN_BELOW = re.compile(
+    rf"[|\t=】》>—\n-][ \t\"“|*]{{0,4}}(?P<name>[{_HAN}]{{2,4}})(?=[，。；、,;.\s（(）)|/<\"”】\]]|\Z)"
+)
+_ETHNIC_NAME = re.compile(rf"[{_HAN}]{{1,8}}(?:[·•・][{_HAN}]{{1,8}}){{1,3}}\Z")
 _FIELD_END = re.compile(rf"(?:{_FIELD_LABELS})(?:[（(][^()（）\n]{{1,8}}[)）])?\Z")
 # A label that is none of these and says by its end that somebody fills the field: 提货人, 值班员, 买方. What
 # fills it has to look like a name. Not the labels of people in books and in the news: who asks about them
@@ -303,7 +308,8 @@ def _people(text: str, budget: Budget) -> Iterator[Finding]:
 
 # Each with its score, and signs of which a text needs one: most texts are spared most patterns.
 _PLAINLY: tuple[tuple[re.Pattern[str], float, str], ...] = (
-    (_CN_FILLED, 0.8, ":|："), (_ETHNIC, 0.8, "·|•|・"), (_CN_SAID, 0.7, "据|记者|通讯员|编辑|摄影"),
+    (_CN_FILLED, 0.8, ":|："), (_CN_BELOW, 0.7, ""),
+    (_ETHNIC, 0.8, "·|•|・"), (_CN_SAID, 0.7, "据|记者|通讯员|编辑|摄影"),
     (_CN_OWNER, 0.6, "的"),
     (_CN_CALLED, 0.6, "姓"), (_CN_POLITE, 0.7, "先生|女士|小姐|太太"), (_CN_PET, 0.6, "叫小|叫阿"),
     (_CN_PARCEL, 0.6, "收|启"), (_CN_SHORT, 0.6, ""), (_CN_SIGNED, 0.8, "\n"), (_CN_DATED, 0.7, "\n|上|启"),
@@ -321,8 +327,14 @@ def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
             start, end = found.span("name")
             name = found["name"]
             if pattern is _CN_FILLED:
-                ahead = text[max(0, found.start() - 18) : found.start()].rstrip(" \t")
-                good = not _EMPTY.match(name) and (_FIELD_END.search(ahead) is not None or _fits(name, ahead))
+                ahead = text[max(0, found.start() - 18) : found.start()].rstrip(" \t\"'”*`")
+                good = not _EMPTY.match(name) and (
+                    _FIELD_END.search(ahead) is not None
+                    or (_looks_like_a_name(name) and _PERSONS.search(ahead) is not None)
+                )
+            elif pattern is _CN_BELOW:
+                ahead = text[max(0, found.start() - 18) : found.start()].rstrip(" \t\"'”*`")
+                good = fills(name) and is_label(ahead)
             elif pattern is _ETHNIC:
                 good = True
             elif pattern is _CN_POLITE:
@@ -365,13 +377,22 @@ def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
             yield Finding(*span, "NAME", 0.7)
 
 
-def _fits(name: str, label: str) -> bool:
-    """Whether a label is one of a person's and what fills its field looks like a name."""
-    found = _PERSON.match(name)
-    if not found or not _PERSONS.search(label) or is_word(name, 0):
+def _looks_like_a_name(value: str) -> bool:
+    found = _PERSON.match(value)
+    if not found or is_word(value, 0):
         return False
     given = found["given"] or found["two"]
-    return given_length(name, len(name) - len(given), 2) == len(given)
+    return given_length(value, len(value) - len(given), 2) == len(given)
+
+
+def is_label(text: str) -> bool:
+    """Whether a label of a field, or a head of a column, is one of people."""
+    return _FIELD_END.search(text) is not None or _PERSONS.search(text) is not None
+
+
+def fills(value: str) -> bool:
+    """Whether what stands below such a head is a name."""
+    return not _EMPTY.match(value) and (_ETHNIC_NAME.match(value) is not None or _looks_like_a_name(value))
 
 
 def _after_somebody(text: str, start: int) -> bool:

@@ -1,0 +1,170 @@
+"""People in tables and records: what stands in a column whose head says that these are people, in Markdown,
+tab- and comma-separated text; and what stands behind such a key of JSON, or of a form.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from sllm.privacy import chinese_names
+from sllm.privacy.findings import Finding
+from sllm.privacy.name_words import GIVEN, LOWER_GIVEN, LOWER_SURNAMES, NOT_NAMES, SURNAMES, no_word
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["scan"]
+
+_PEOPLE_TEXT = (
+    "full name;first name;last name;given name;family name;surname;forename;patient;patient name;customer;"
+    "customer name;client;client name;employee;employee name;student;student name;contact;contact name;"
+    "contact person;emergency contact;manager;supervisor;assignee;assigned to;member;member name;participant;"
+    "attendee;guest;guest name;tenant;applicant;candidate;candidate name;doctor;physician;teacher;instructor;"
+    "sender;recipient;cardholder;account holder;next of kin;parent;guardian;spouse;reviewer;approver;"
+    "passenger;passenger name;user full name;buyer;seller;driver;resident;staff;reported by;prepared by;"
+    "colleague;representative;beneficiary;payee;witness;caller;visitor;subscriber;owner name"
+)
+_PEOPLE = frozenset(_PEOPLE_TEXT.split(";"))
+# A name may be that of a product: these beside it say that it is somebody's.
+_BESIDE = re.compile(
+    r"(?:phone|tel|mobile|cell|e ?mail|address|dob|birth(?:day| ?date)?|date of birth|age|gender|sex|team|"
+    r"department|dept|title|role|position|salary|grade|class|employee id|student id|ssn|passport|company|"
+    r"extension|shift|diagnosis|nationality|hire date|job)(?: ?(?:no|number|address|id))?\Z|"
+    r".*(?:部门|电话|手机|性别|年龄|地址|住址|职务|岗位|职位|班级|学号|工号|号码|邮箱|备注|单位|籍贯|生日|日期|成绩|"
+    r"工资|科室|学院|专业|微信|签名|签字)"
+)
+_NAMES = frozenset(["name", "names", "person", "who"])
+_WORD = r"[^\W\d_](?:[^\W\d_]|[.'’-])*"
+_WORDS = re.compile(rf"{_WORD}(?:,? {_WORD}){{0,4}}\Z")
+_NOBODY_TEXT = (
+    "none unknown total average sum tbd na n/a nil vacant anonymous various all everyone null empty string "
+    "text"
+)
+_NOBODY = frozenset(_NOBODY_TEXT.split())
+_RULE = re.compile(r"[\s|:+-]+\Z")
+_AROUND = " \t\"'“”*`_"
+# Tabs and bars are of tables; commas and semicolons are of sentences, too.
+_OF_TABLES = "\t|"
+_OF_SENTENCES = ";,"
+_LONGEST_HEAD = 24
+_MOST_COLUMNS = 64
+_LONGEST_ROW = 4096  # nobody reads one that is longer
+
+
+def _columns(heads: list[str], delimiter: str) -> dict[int, str]:
+    """The columns that hold people, with what their heads say."""
+    if len(heads) > _MOST_COLUMNS:
+        return {}
+    labels = [head.strip(_AROUND).lower().replace("_", " ") for head in heads]
+    if any(len(label) > _LONGEST_HEAD for label in labels):
+        return {}
+    found = {
+        n: label
+        for n, label in enumerate(labels)
+        if label in _PEOPLE or (label and not label.isascii() and chinese_names.is_label(label))
+    }
+    n_known = len(found) + sum(_BESIDE.match(label) is not None for label in labels)
+    if not found and n_known:
+        found = {n: label for n, label in enumerate(labels) if label in _NAMES}
+        n_known += len(found)
+    if delimiter in _OF_SENTENCES and n_known < 2:
+        return {}
+    return found
+
+
+def _is_name(value: str, label: str) -> bool:
+    """Whether a value can be a person's name; a role's may be a thing of one word, as a driver's may."""
+    if not value.isascii() and chinese_names.fills(value):
+        return True
+    if not 2 <= len(value) <= 48 or value.lower() in _NOBODY or not _WORDS.match(value):
+        return False
+    parts = value.replace(",", "").split(" ")
+    if not all(part[0].isupper() for part in parts):
+        return parts[0] in LOWER_GIVEN
+    if len(parts) == 1 and not label.endswith("name"):
+        return value in GIVEN or value in SURNAMES
+    return parts[0] not in NOT_NAMES and any(no_word(part) or part in GIVEN for part in parts)
+
+
+_KEY = re.compile(r"\"(?P<key>[A-Za-z_\u4e00-\u9fff][A-Za-z_ \u4e00-\u9fff]{1,23})\" ?: ?(?=[\"\[])")
+_VALUE = re.compile(r"\s{0,40}\"(?P<value>[^\"\n]{1,48})\"\s{0,40}")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+# Without capitals, as in what a form sends.
+_LOWER = re.compile(
+    r"[FfLlGgSsMm](?:(?<=[Ff])(?:irst|ull|amily)|(?<=[Ll])ast|(?<=[Gg])iven|(?<=[Ss])ur|(?<=[Mm])(?:iddle|aiden))"
+    r"[_ -]?[Nn]ame[\"']? ?[:=] ?[\"']?"
+    r"(?P<name>(?P<first>[a-zà-ɏ'’-]{2,24})(?:[ +][a-zà-ɏ'’-]{2,24}){0,2})(?=[\"'&,;\s.}]|\Z)"
+)
+
+
+def _people(label: str) -> bool:
+    if not label.isascii():
+        return chinese_names.is_label(label.removesuffix("列表").removesuffix("名单"))
+    return label in _PEOPLE or label.removesuffix("s") in _PEOPLE or label in ("children", "people")
+
+
+def _records(text: str) -> Iterator[Finding]:
+    done = 0  # values of one key are looked at once
+    for key in _KEY.finditer(text) if '"' in text else ():
+        label = _CAMEL.sub(" ", key["key"]).lower().replace("_", " ")
+        if key.start() < done or not _people(label):
+            continue
+        listed = text[key.end()] == "["
+        at = key.end() + listed
+        while found := _VALUE.match(text, at):
+            done = at = found.end()
+            if _is_name(found["value"].strip(), label):
+                yield Finding(found.start("value"), found.end("value"), "NAME", 0.7)
+            if not listed or text[at : at + 1] != ",":
+                break
+            at += 1
+    if "ame" in text:
+        for found in _LOWER.finditer(text):
+            if found["first"] in LOWER_GIVEN or found["first"] in LOWER_SURNAMES:
+                yield Finding(found.start("name"), found.end("name"), "NAME", 0.6)
+
+
+def scan(text: str) -> Iterator[Finding]:
+    """Findings in a plain view (:func:`sllm.privacy.normal.plain`)."""
+    yield from _records(text)
+    yield from _tables(text)
+
+
+def _tables(text: str) -> Iterator[Finding]:
+    """In one pass over the lines."""
+    delimiters = [d for d in _OF_TABLES + _OF_SENTENCES if d in text]
+    if "\n" not in text or not delimiters:
+        return
+    delimiter, n_columns = "", 0
+    columns: dict[int, str] = {}
+    behind = 0
+    for line in text.split("\n"):
+        at, behind = behind, behind + len(line) + 1
+        if len(line) > _LONGEST_ROW:
+            columns = {}
+            continue
+        if columns:
+            cells = line.split(delimiter)
+            # One may be missing at the end of a line; another number of them is another table, or none.
+            if len(cells) >= 2 and abs(len(cells) - n_columns) <= 1:
+                if not _RULE.match(line):
+                    yield from _row(cells, columns, at)
+                continue
+            columns = {}
+        for delimiter in delimiters:
+            if delimiter in line:
+                cells = line.split(delimiter)
+                columns, n_columns = _columns(cells, delimiter), len(cells)
+                if columns:
+                    break
+
+
+def _row(cells: list[str], columns: dict[int, str], at: int) -> Iterator[Finding]:
+    for n, cell in enumerate(cells):
+        if n in columns:
+            value = cell.strip(_AROUND)
+            if value and _is_name(value, columns[n]):
+                begin = at + len(cell) - len(cell.lstrip(_AROUND))
+                yield Finding(begin, begin + len(value), "NAME", 0.7)
+        at += len(cell) + 1
