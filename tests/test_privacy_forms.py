@@ -102,6 +102,49 @@ FORMS: list[tuple[str, str, list[tuple[str, str]], str]] = [
         [("NAME", "张伟"), ("NAME", "欧阳静"), ("NAME", "石磊")],
         "姓名\n部门\n【联系人】部门经理，<值班员>周末</值班员>",
     ),
+    (
+        "a list under its head",
+        "参会人员：\n- 张伟（销售）\n\n- 欧阳静\n材料：\n1. 水\n2. 石磊砂",
+        [("NAME", "张伟"), ("NAME", "欧阳静")],
+        "参会须知：\n- 方案（草稿）\n- 温度\n\n1. 喝水\n2. 石膏",
+    ),
+    (
+        "a list under its head in English",
+        "**Attendees:**\n* Ada Obi (lead)\n* Tunde\n",
+        [("NAME", "Ada Obi"), ("NAME", "Tunde")],
+        "**Ingredients:**\n* Flour (white)\n* Button Mushrooms\n",
+    ),
+    (
+        "a chat",
+        "[10:32] 张伟: 你好\n[10:33] 李娜：收到",
+        [("NAME", "张伟"), ("NAME", "李娜")],
+        "[10:32] 方案: 你好\n[10:33] 水平：收到",
+    ),
+    (
+        "a chat in English",
+        "Ada Obi: hello\nTunde Bako (10:33): ok\nAda Obi: bye",
+        [("NAME", "Ada Obi"), ("NAME", "Tunde Bako"), ("NAME", "Ada Obi")],
+        "Main Idea: hello\nNext Step (10:33): ok\nMain Idea: bye",
+    ),
+    (
+        "a role and a name without a sign",
+        "提货人张伟明天到，乙方代表为石磊，请联系欧阳静（财务）。",
+        [("NAME", "张伟"), ("NAME", "石磊"), ("NAME", "欧阳静")],
+        "提货人方便时到，乙方代表为高级经理，请联系平台（财务）。",
+    ),
+    ("a name with a gap", "姓  名：张 伟，电话另附。", [("NAME", "张 伟")], "品  名：茶 叶，电话另附。"),
+    (
+        "members of a team with what they do",
+        "组员：张伟（组长），石磊（记录）。",
+        [("NAME", "张伟"), ("NAME", "石磊")],
+        "组成：石膏（两份），石英（一份）。",
+    ),
+    (
+        "tags",
+        "<td>姓名</td><td>石磊</td> <name>张伟</name>",
+        [("NAME", "石磊"), ("NAME", "张伟")],
+        "<td>品名</td><td>石膏</td> <name>方案</name>",
+    ),
     ("a greeting", "Bonjour Éloïse,", [("NAME", "Éloïse")], "Hello World,"),
     (
         "born",
@@ -344,6 +387,11 @@ def test_the_forms_are_what_they_say() -> None:
         '"members": ["Ada Obi", ',
         '"name":"a","members":',
         "first_name=clara ",
+        "Attendees:\n- Ada Obi\n",
+        "[10:32] 张伟: 好\n",
+        "- ",
+        "提货人张伟",
+        "联系人",
     ],
 )
 @pytest.mark.timeout(60)  # a pattern that is not linear takes hours

@@ -14,7 +14,7 @@ from sllm.privacy.findings import Finding
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["SURNAME", "fills", "given_length", "is_label", "is_word", "scan"]
+__all__ = ["SURNAME", "fills", "given_length", "is_label", "is_typical", "is_word", "scan"]
 
 _HAN = "\u4e00-\u9fff"
 
@@ -128,15 +128,17 @@ _FIELD_LABELS = (
 )
 _FIELD_LABELS = "|".join(sorted(_FIELD_LABELS.split("|"), key=len, reverse=True))
 _CN_FILLED = re.compile(
-    rf"[：:][ \t\"“]{{0,3}}(?P<name>[{_HAN}]{{2,4}}|[{_HAN}]{{1,8}}(?:[·•・][{_HAN}]{{1,8}}){{1,3}})"
+    rf"[：:][ \t\"“]{{0,3}}(?P<name>[{_HAN}]{{2,4}}|[{_HAN}] {{1,4}}[{_HAN}]|"
+    rf"[{_HAN}]{{1,8}}(?:[·•・][{_HAN}]{{1,8}}){{1,3}})"
     r"(?=[，。；、,;.\s（(）)|/<\"”】\]]|\Z)"
 )
 # In a cell, a tag or a line of its own behind the label: 姓名|张伟, 【姓名】张伟, <姓名>张伟.
 _CN_BELOW = re.compile(
     rf"[|\t=】》>—\n-][ \t\"“|*]{{0,4}}(?P<name>[{_HAN}]{{2,4}})(?=[，。；、,;.\s（(）)|/<\"”】\]]|\Z)"
 )
+_TAGS = re.compile(r"(?:</?[A-Za-z]{1,10}>?)+\Z")
 _ETHNIC_NAME = re.compile(rf"[{_HAN}]{{1,8}}(?:[·•・][{_HAN}]{{1,8}}){{1,3}}\Z")
-_FIELD_END = re.compile(rf"(?:{_FIELD_LABELS})(?:[（(][^()（）\n]{{1,8}}[)）])?\Z")
+_FIELD_END = re.compile(rf"(?:{_FIELD_LABELS}|姓 {{0,4}}名)(?:[（(][^()（）\n]{{1,8}}[)）])?\Z")
 # A label that is none of these and says by its end that somebody fills the field: 提货人, 值班员, 买方. What
 # fills it has to look like a name. Not the labels of people in books and in the news: who asks about them
 # means them.
@@ -149,6 +151,13 @@ _PERSONS = re.compile(
     r"代表|会计|出纳|教练|客服|销售|财务|经办|审核|复核|校对|制表|秘书|助理|顾问|主治|主刀|主任|负责|跟进|"
     r"值班|对接|联系|客户|账户|用户|联系方)(?:姓名|名字|名称|名)?(?:[（(][^()（）\n]{1,8}[)）])?\Z"
 )
+_PERSONS_END = frozenset(
+    "人者员师官方长生主工手警友东事子女父母夫姆郎娘侣表计纳练服售务办核对书理问治刀任责进班接系户"
+)
+# 提货人张伟, 对接人是石磊, 值班员（夜班）欧阳静.
+_OF_NAMES = f"[{words.GIVEN_CN}{words.GIVEN_CN_SURE}]"
+_CN_ROLE = re.compile(rf"(?P<name>{_SURNAME}{_OF_NAMES}(?:{_OF_NAMES}(?!天))?)")
+_LINK_BEFORE = re.compile(r"(?:[（(][^()（）\n]{1,8}[)）])?(?:分别是|分别为|包括|有|为|是|叫)?\Z")
 _PERSON = re.compile(
     rf"(?:(?P<surname>{_SURNAME})(?P<given>[{_HAN}]{{1,2}})|(?P<rare>{_ANY_SURNAME})(?P<two>[{_HAN}]{{2}}))\Z"
 )
@@ -205,8 +214,8 @@ _CN_PARCEL = re.compile(rf"(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})(?:亲启|台�
 _LATIN_CAPITALS = re.compile(r"[A-Z]{2,15}[ ,/]{1,2}[A-Z]{2,20}(?: [A-Z]{2,20})?(?![A-Za-z])")
 # What goes on behind a name: the next one of a list.
 _CN_NEXT = re.compile(
-    rf"[、，,和与及/ ]{{1,2}}(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})"
-    rf"(?=[、，,。；;和与及/\s）)]|\Z|等)"
+    rf"(?:[（(][^()（）\n]{{1,8}}[)）])?[、，,和与及/ ]{{1,2}}(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})"
+    rf"(?=[、，,。；;和与及/\s（(）)]|\Z|等)"
 )
 # Characters of given names. Where two stand behind a surname, one of them of the second list, and no word
 # goes on around them, it is a person whatever announces it.
@@ -308,7 +317,7 @@ def _people(text: str, budget: Budget) -> Iterator[Finding]:
 
 # Each with its score, and signs of which a text needs one: most texts are spared most patterns.
 _PLAINLY: tuple[tuple[re.Pattern[str], float, str], ...] = (
-    (_CN_FILLED, 0.8, ":|："), (_CN_BELOW, 0.7, ""),
+    (_CN_FILLED, 0.8, ":|："), (_CN_BELOW, 0.7, ""), (_CN_ROLE, 0.7, ""),
     (_ETHNIC, 0.8, "·|•|・"), (_CN_SAID, 0.7, "据|记者|通讯员|编辑|摄影"),
     (_CN_OWNER, 0.6, "的"),
     (_CN_CALLED, 0.6, "姓"), (_CN_POLITE, 0.7, "先生|女士|小姐|太太"), (_CN_PET, 0.6, "叫小|叫阿"),
@@ -333,8 +342,12 @@ def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
                     or (_looks_like_a_name(name) and _PERSONS.search(ahead) is not None)
                 )
             elif pattern is _CN_BELOW:
-                ahead = text[max(0, found.start() - 18) : found.start()].rstrip(" \t\"'”*`")
-                good = fills(name) and is_label(ahead)
+                ahead = text[max(0, found.start() - 24) : found.start()].rstrip(" \t\"'”*`")
+                good = fills(name) and (
+                    is_label(_TAGS.sub("", ahead)) or _JSON_BEFORE.search(ahead) is not None
+                )
+            elif pattern is _CN_ROLE:
+                good = _has_a_role(text, start)
             elif pattern is _ETHNIC:
                 good = True
             elif pattern is _CN_POLITE:
@@ -388,6 +401,22 @@ def _looks_like_a_name(value: str) -> bool:
 def is_label(text: str) -> bool:
     """Whether a label of a field, or a head of a column, is one of people."""
     return _FIELD_END.search(text) is not None or _PERSONS.search(text) is not None
+
+
+def is_typical(value: str) -> bool:
+    """Whether a text is a surname and one or two characters of given names, of which one is hardly anything
+    else.
+    """
+    found = _CN_TYPICAL.fullmatch(value) or _CN_TWO.fullmatch(value)
+    return found is not None and not is_word(value, 0)
+
+
+def _has_a_role(text: str, start: int) -> bool:
+    """Whether a name that begins here has a label right before it, or one and a word that joins them."""
+    ahead = text[max(0, start - 20) : start]
+    link = _LINK_BEFORE.search(ahead)
+    label = ahead[: link.start()] if link else ahead
+    return label[-1:] in _PERSONS_END and _PERSONS.search(label) is not None and not is_word(text, start)
 
 
 def fills(value: str) -> bool:

@@ -11,7 +11,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from sllm.privacy import chinese_names, english_names, name_words, tables, words
+from sllm.privacy import chinese_names, english_names, layout, name_words, words
 from sllm.privacy.findings import Finding, LabelScorer
 from sllm.privacy.normal import plain
 
@@ -61,7 +61,7 @@ class NameDetector:
                     yield Finding(found.start(), found.end(), "ORG", 0.7)
         if not text.isascii() and _ANY_HAN.search(text):
             yield from chinese_names.scan(text)
-        yield from tables.scan(text)
+        yield from layout.scan(text)
 
 
 _CANDIDATE_CN = re.compile(f"(?={chinese_names.SURNAME}[{_HAN}])")

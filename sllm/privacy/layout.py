@@ -1,5 +1,5 @@
-"""People in tables and records: what stands in a column whose head says that these are people, in Markdown,
-tab- and comma-separated text; and what stands behind such a key of JSON, or of a form.
+"""People by how a text is laid out: below the head of a column, behind a key of a record, in a list under the
+word that says whose it is, in front of what they said in a chat.
 """
 
 from __future__ import annotations
@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 from sllm.privacy import chinese_names
 from sllm.privacy.findings import Finding
-from sllm.privacy.name_words import GIVEN, LOWER_GIVEN, LOWER_SURNAMES, NOT_NAMES, SURNAMES, no_word
+from sllm.privacy.name_words import (
+    GIVEN,
+    LOWER_GIVEN,
+    LOWER_SURNAMES,
+    NOT_NAMES,
+    PLAIN,
+    SURE_GIVEN,
+    SURNAMES,
+    no_word,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,21 +134,15 @@ def _records(text: str) -> Iterator[Finding]:
                 yield Finding(found.start("name"), found.end("name"), "NAME", 0.6)
 
 
-def scan(text: str) -> Iterator[Finding]:
-    """Findings in a plain view (:func:`sllm.privacy.normal.plain`)."""
-    yield from _records(text)
-    yield from _tables(text)
-
-
-def _tables(text: str) -> Iterator[Finding]:
+def _tables(text: str, lines: list[str]) -> Iterator[Finding]:
     """In one pass over the lines."""
     delimiters = [d for d in _OF_TABLES + _OF_SENTENCES if d in text]
-    if "\n" not in text or not delimiters:
+    if not delimiters:
         return
     delimiter, n_columns = "", 0
     columns: dict[int, str] = {}
     behind = 0
-    for line in text.split("\n"):
+    for line in lines:
         at, behind = behind, behind + len(line) + 1
         if len(line) > _LONGEST_ROW:
             columns = {}
@@ -168,3 +171,83 @@ def _row(cells: list[str], columns: dict[int, str], at: int) -> Iterator[Finding
                 begin = at + len(cell) - len(cell.lstrip(_AROUND))
                 yield Finding(begin, begin + len(value), "NAME", 0.7)
         at += len(cell) + 1
+
+
+# A line that says whose list follows, its items, and what an item begins with.
+_LIST_HEAD = re.compile(r"(?P<label>[^\n:：]{1,24}?)[ *]{0,3}[:：][ *]{0,3}\Z")
+_ITEM = re.compile(r"[ \t]{0,12}(?:[-*•·+]|[0-9]{1,3}[.)、]|[（(][0-9]{1,3}[)）])[ \t*]{0,4}")
+_ITEM_END = re.compile(r" ?[,，（(:：;；|–—/*]| - |[。.]?\s*\Z")
+_LISTED_TEXT = (
+    "attendees;participants;members;team;team members;present;absent;guests;students;employees;patients;"
+    "contacts;reviewers;approvers;assignees;passengers;witnesses;speakers;interviewers;candidates;applicants;"
+    "staff;crew;children;names;tenants;residents;signatories;winners;volunteers;invitees;people;cc"
+)
+_LISTED = frozenset(_LISTED_TEXT.split(";"))
+
+
+def _lists(lines: list[str]) -> Iterator[Finding]:
+    at = 0
+    label = ""
+    for line in lines:
+        begin, at = at, at + len(line) + 1
+        item = _ITEM.match(line) if label else None
+        if item:
+            end = _ITEM_END.search(line, item.end())
+            value = line[item.end() : end.start() if end else len(line)]
+            if _is_name(value, label):
+                yield Finding(begin + item.end(), begin + item.end() + len(value), "NAME", 0.7)
+        elif line and not line.isspace():
+            label = ""
+            if len(line) <= 2 * _LONGEST_HEAD and line.rstrip(" *").endswith((":", "：")):
+                head = _LIST_HEAD.search(line)
+                said = head["label"].strip(_AROUND + "#").lower() if head else ""
+                if said in _LISTED or said in _PEOPLE or (said and chinese_names.is_label(said)):
+                    label = said
+
+
+# [10:32] 张伟: ..., Ada Obi (10:32): ...
+_SAYS = re.compile(
+    r"[ \t]{0,4}(?:[\[(（【]?[0-9][0-9:.,/ -]{3,24}(?:[AaPp][Mm])?[\])）】]?[ \t]{0,4})?[*<]{0,2}"
+    r"(?P<name>[^\W\d_][^\n:：\[\](){}<>*]{1,30}?)[*>]{0,2}"
+    r"(?: ?[(（\[][0-9:.,/ APMapm-]{3,24}[\])）])?[ *]{0,3}[:：](?=.)"
+)
+
+
+def _chats(lines: list[str]) -> Iterator[Finding]:
+    """Two who speak, at least: a single such line is a label with its value."""
+    at = 0
+    spoken: list[Finding] = []
+    names: set[str] = set()
+    for line in lines:
+        begin, at = at, at + len(line) + 1
+        says = _SAYS.match(line) if ":" in line or "：" in line else None
+        if says and _speaks(says["name"]):
+            names.add(says["name"])
+            spoken.append(Finding(begin + says.start("name"), begin + says.end("name"), "NAME", 0.6))
+    if len(names) >= 2:
+        yield from spoken
+
+
+def _speaks(name: str) -> bool:
+    if not name.isascii() and chinese_names.is_typical(name):
+        return True
+    if not _WORDS.match(name):
+        return False
+    parts = name.split(" ")
+    if len(parts) == 1:
+        return name in SURE_GIVEN and name not in PLAIN
+    return (
+        len(parts) == 2
+        and all(part[0].isupper() and part[1:].islower() and no_word(part) for part in parts)
+        and (parts[0] in GIVEN or parts[1] in SURNAMES or all(len(part) <= 12 for part in parts))
+    )
+
+
+def scan(text: str) -> Iterator[Finding]:
+    """Findings in a plain view (:func:`sllm.privacy.normal.plain`)."""
+    yield from _records(text)
+    if "\n" in text:
+        lines = text.split("\n")
+        yield from _tables(text, lines)
+        yield from _lists(lines)
+        yield from _chats(lines)
