@@ -34,10 +34,11 @@ _EN_ORG_END = re.compile(
 
 class NameDetector:
     """People and companies that the words around them give away: 我叫, 姓名, 联系人, my name is, Mr, Dear,
-    Inc., 有限公司; and people whose own words do: a common given name with another word, the ending of a
-    surname, letters that English does not write, characters that are hardly anything but a Chinese name.
+    Inc., 有限公司; people below the head of a column, behind a key of a record, in a list or a chat; and
+    people whose own words do: a common given name with another word, the ending of a surname, letters that
+    English does not write, characters that are hardly anything but a Chinese name.
 
-    A name that neither gives away needs a :class:`ModelDetector`.
+    A name that none of these gives away needs a :class:`ModelDetector`.
     """
 
     def detect(self, text: str) -> list[Finding]:
