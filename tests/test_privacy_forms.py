@@ -124,13 +124,13 @@ FORMS: list[tuple[str, str, list[tuple[str, str]], str]] = [
         "a chat in English",
         "Ada Obi: hello\nTunde Bako (10:33): ok\nAda Obi: bye",
         [("NAME", "Ada Obi"), ("NAME", "Tunde Bako"), ("NAME", "Ada Obi")],
-        "Main Idea: hello\nNext Step (10:33): ok\nMain Idea: bye",
+        "Gradient Descent: follows the slope\nRandom Forest: many trees\nMerge Sort: two halves",
     ),
     (
         "a role and a name without a sign",
         "提货人张伟明天到，乙方代表为石磊，请联系欧阳静（财务）。",
         [("NAME", "张伟"), ("NAME", "石磊"), ("NAME", "欧阳静")],
-        "提货人方便时到，乙方代表为高级经理，请联系平台（财务）。",
+        "提货人方便时到，乙方代表为高级经理，请联系平台（财务），考生安静，工程师严明。",
     ),
     ("a name with a gap", "姓  名：张 伟，电话另附。", [("NAME", "张 伟")], "品  名：茶 叶，电话另附。"),
     (

@@ -228,6 +228,7 @@ _CN_BOTH = re.compile(rf"{_SURNAME}[{words.GIVEN_CN_SURE}]{{2}}")
 _GOES_ON = frozenset(
     "的说是在和与及跟把被给去来已将要会想也都就刚请打问找叫让为对从向等、曾因于先女老同医教经主律负批一借收付汇还签支提带送接不没昨今明"
 )
+_WORDS_OF_TWO = frozenset(words.WORDS_OF_TWO_CN.split())
 _AHEAD = frozenset("和与及跟给让请找由被对向问是为叫把替约见、据说到帮从和同经与，")
 _BEFORE = {_CN_BESIDE: _BESIDE_BEFORE, _CN_JSON: _JSON_BEFORE}
 
@@ -347,7 +348,7 @@ def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
                     is_label(_TAGS.sub("", ahead)) or _JSON_BEFORE.search(ahead) is not None
                 )
             elif pattern is _CN_ROLE:
-                good = _has_a_role(text, start)
+                good = _has_a_role(text, start, name)
             elif pattern is _ETHNIC:
                 good = True
             elif pattern is _CN_POLITE:
@@ -392,7 +393,7 @@ def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
 
 def _looks_like_a_name(value: str) -> bool:
     found = _PERSON.match(value)
-    if not found or is_word(value, 0):
+    if not found or is_word(value, 0) or value in _WORDS_OF_TWO:
         return False
     given = found["given"] or found["two"]
     return given_length(value, len(value) - len(given), 2) == len(given)
@@ -411,12 +412,17 @@ def is_typical(value: str) -> bool:
     return found is not None and not is_word(value, 0)
 
 
-def _has_a_role(text: str, start: int) -> bool:
+def _has_a_role(text: str, start: int, name: str) -> bool:
     """Whether a name that begins here has a label right before it, or one and a word that joins them."""
     ahead = text[max(0, start - 20) : start]
     link = _LINK_BEFORE.search(ahead)
     label = ahead[: link.start()] if link else ahead
-    return label[-1:] in _PERSONS_END and _PERSONS.search(label) is not None and not is_word(text, start)
+    return (
+        label[-1:] in _PERSONS_END
+        and _PERSONS.search(label) is not None
+        and not is_word(text, start)
+        and name not in _WORDS_OF_TWO
+    )
 
 
 def fills(value: str) -> bool:

@@ -207,9 +207,9 @@ def _lists(lines: list[str]) -> Iterator[Finding]:
 
 # [10:32] 张伟: ..., Ada Obi (10:32): ...
 _SAYS = re.compile(
-    r"[ \t]{0,4}(?:[\[(（【]?[0-9][0-9:.,/ -]{3,24}(?:[AaPp][Mm])?[\])）】]?[ \t]{0,4})?[*<]{0,2}"
+    r"[ \t]{0,4}(?P<at>[\[(（【]?[0-9][0-9:.,/ -]{3,24}(?:[AaPp][Mm])?[\])）】]?[ \t]{0,4})?[*<]{0,2}"
     r"(?P<name>[^\W\d_][^\n:：\[\](){}<>*]{1,30}?)[*>]{0,2}"
-    r"(?: ?[(（\[][0-9:.,/ APMapm-]{3,24}[\])）])?[ *]{0,3}[:：](?=.)"
+    r"(?P<then> ?[(（\[][0-9:.,/ APMapm-]{3,24}[\])）])?[ *]{0,3}[:：](?=.)"
 )
 
 
@@ -221,14 +221,15 @@ def _chats(lines: list[str]) -> Iterator[Finding]:
     for line in lines:
         begin, at = at, at + len(line) + 1
         says = _SAYS.match(line) if ":" in line or "：" in line else None
-        if says and _speaks(says["name"]):
+        if says and _speaks(says["name"], timed=bool(says["at"] or says["then"])):
             names.add(says["name"])
             spoken.append(Finding(begin + says.start("name"), begin + says.end("name"), "NAME", 0.6))
     if len(names) >= 2:
         yield from spoken
 
 
-def _speaks(name: str) -> bool:
+def _speaks(name: str, *, timed: bool) -> bool:
+    """Whether a line begins with somebody; a word that is known for no name needs a time beside it."""
     if not name.isascii() and chinese_names.is_typical(name):
         return True
     if not _WORDS.match(name):
@@ -239,7 +240,7 @@ def _speaks(name: str) -> bool:
     return (
         len(parts) == 2
         and all(part[0].isupper() and part[1:].islower() and no_word(part) for part in parts)
-        and (parts[0] in GIVEN or parts[1] in SURNAMES or all(len(part) <= 12 for part in parts))
+        and (timed or parts[0] in GIVEN or parts[1] in SURNAMES)
     )
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "RARE_SURNAMES",
     "SURNAMES",
     "SURNAMES_EN",
+    "WORDS_OF_TWO_CN",
 ]
 
 # Common Chinese surnames of one character.
@@ -61,6 +62,14 @@ NOT_GIVEN = (
     "的了是在有和与及或也都就还又说要想会能可到去来从向对把被让给跟吗呢吧啊呀很不没别您你我他她它们这那哪谁什么怎样个今现住已"
     "将因由所以但而且其之于为叫做请问您好等着过得地上下里外前后左右男女岁年月日号电手身证卡联系地址邮箱微信出性职负毕就患入向"
     "至曾刚当且并如若总先医教经主任律同师护局院警博硕部科处员工司队长签署称告诉打买卖用写发收寄付"
+)
+# A surname and a character of given names, and an ordinary word: 王国, with which names of three begin.
+WORDS_OF_TWO_CN = (
+    "安静 安心 安稳 安定 安宁 温和 温柔 严明 严峻 祝福 祝贺 祝愿 成立 张扬 张力 华丽 应聘 凌晨 宁静 "
+    "盛大 盛开 盛世 卓越 童年 童话 童真 童心 丰富 欧元 欧洲 王国 王朝 王子 王者 时光 黄昏 黄河 黄海 "
+    "文明 文雅 文艺 文静 平静 平安 常年 常青 路人 夏天 余光 余波 史诗 田园 林立 石英 金银 白银 白雪 "
+    "白云 马匹 江山 江海 康乐 高明 高雅 高洁 高丽 龙凤 元旦 连云 纪元 向阳 乐天 乐章 和平 阳光 洪亮 "
+    "金华 方圆 方正 车轮 苗木 海洋"
 )
 # Common words that begin with a character that is also a surname, as a pattern.
 NOT_NAMES_CN = (
