@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from sllm.privacy.borders import ALONE, END, first_of, rest_of
 from sllm.privacy.bounds import Budget
 from sllm.privacy.findings import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
 __all__ = ["scan"]
 
@@ -77,19 +78,10 @@ _NEXT_IS = (
     "[Hh]ouse is", "[Aa]ddress(?: is|:)", "[Rr]esidence(?: is|:)", "[Ss]hip to:", "[Bb]ill to:",
     "[Dd]eliver to:",
 )  # fmt: skip
-
-
-def _any_of(words: Iterable[str]) -> str:
-    """The rest of words whose first character, or a set of these, was just matched."""
-    parts = (re.fullmatch(r"(\[.+?\]|.)(.+)", word) for word in words)
-    return "(?:" + "|".join(f"(?<={part[1]}){part[2]}" for part in parts if part) + ")"
-
-
-# It begins with one set: the engine skips to these characters, which it does not do in front of alternatives.
 _AT = re.compile(
-    "[LlRrSsMmPpDdAaOoHhBbFfgTtUuCc](?<![A-Za-z].)(?:"
-    rf"{_any_of(_AT_OR_IN)} (?:at|on|in)|{_any_of(_TO_OR_FROM)}(?: [a-z]{{1,10}}){{0,4}} (?:to|from|at)|"
-    rf"{_any_of(_NEXT_IS)})[ \n]{{1,2}}"
+    rf"{first_of(_AT_OR_IN + _TO_OR_FROM + _NEXT_IS)}(?<![A-Za-z].)(?:"
+    rf"{rest_of(_AT_OR_IN)} (?:at|on|in)|{rest_of(_TO_OR_FROM)}(?: [a-z]{{1,10}}){{0,4}} (?:to|from|at)|"
+    rf"{rest_of(_NEXT_IS)})[ \n]{{1,2}}"
     r"(?=[0-9A-ZÀ-Ý#Ś-Ž]|ul\.|al\.|pl\.|aleja |plac |ulica |rue |avenue |boulevard |via |calle )"
 )
 _PARTICLE = (
@@ -151,22 +143,21 @@ def _told(text: str, budget: Budget) -> Iterator[Finding]:
 
 _SUFFIXES = frozenset(_SUFFIX.split("|"))
 _AFTER = re.compile(rf"\.?(?: (?:[NSEW]|NE|NW|SE|SW)(?![A-Za-z]))?{_TAIL}")
+_BOXES = (r"P(?:\.? ?O\.? ?Box|ost Office Box|ostfach|SC)", "GPO Box", "Unit")
 _BOX = re.compile(
-    rf"[PGU](?<![A-Za-z].)(?:(?<=P)(?:\.? ?O\.? ?Box|ost Office Box|ostfach|SC)|(?<=G)PO Box|"
-    rf"(?<=U)nit) [0-9]{{1,6}}(?:,? (?:Box|APO|FPO|DPO) ?[0-9]{{0,6}})?{_TAIL}"
+    rf"{first_of(_BOXES)}(?<![A-Za-z].){rest_of(_BOXES)} [0-9]{{1,6}}"
+    rf"(?:,? (?:Box|APO|FPO|DPO) ?[0-9]{{0,6}})?{_TAIL}"
 )
-_SECONDARY = re.compile(
-    r"[AS](?<![A-Za-z].)(?:(?<=A)p(?:t|artment)|(?<=S)uite)\.? #?[0-9]{1,5}[A-Za-z]?(?![0-9A-Za-z])"
-)
+_FLATS = ("Ap(?:t|artment)", "Suite")
+_SECONDARY = re.compile(rf"{first_of(_FLATS)}(?<![A-Za-z].){rest_of(_FLATS)}\.? #?[0-9]{{1,5}}[A-Za-z]?{END}")
 _CITY_STATE = re.compile(
     r"[A-Z](?<![A-Za-z].)[A-Za-z.'-]{1,24}(?: [A-Z][A-Za-z.'-]{1,24}){0,2}, (?:A[KLRZ]|C[AOT]|"
     r"D[CE]|FL|GA|HI|I[ADLN]|K[SY]|LA|M[ADEINOST]|N[CDEHJMVY]|O[HKR]|"
     r"PA|RI|S[CD]|T[NX]|UT|V[AT]|W[AIVY]) [0-9]{5}(?:-[0-9]{4})?(?![0-9])"
 )
 _POSTCODE = re.compile(
-    r"[A-PR-Z](?<![A-Za-z0-9].)(?:(?<![VX])[A-HK-Y]?[0-9][0-9A-HJKMNPR-Y]? [0-9][ABD-HJLNP-UW-Z]{2}|"
-    r"(?<=[ABCEGHJ-NPRSTVXY])[0-9][ABCEGHJ-NPRSTV-Z] [0-9][ABCEGHJ-NPRSTV-Z][0-9])"
-    r"(?![A-Za-z0-9])"
+    rf"[A-PR-Z]{ALONE}(?:(?<![VX])[A-HK-Y]?[0-9][0-9A-HJKMNPR-Y]? [0-9][ABD-HJLNP-UW-Z]{{2}}|"
+    rf"(?<=[ABCEGHJ-NPRSTVXY])[0-9][ABCEGHJ-NPRSTV-Z] [0-9][ABCEGHJ-NPRSTV-Z][0-9]){END}"
 )
 _STREETS_FIRST = (
     "C(?:alle|/|orso|uesta|amino)", "A(?:venida|vda\\.|lameda)", "P(?:laza|aseo|iazza|raça)",
@@ -176,7 +167,7 @@ _STREETS_FIRST = (
 _OTHERS = (
     # As addresses of Taiwan and China are written in English: the parts from small to large.
     re.compile(
-        r"[0-9N](?<![A-Za-z0-9].)(?:(?<=[0-9])[0-9]{0,2}F(?:-[0-9]{1,3})?\.?, ?No|(?<=N)o)\. ?[0-9]{1,5}"
+        rf"[0-9N]{ALONE}(?:(?<=[0-9])[0-9]{{0,2}}F(?:-[0-9]{{1,3}})?\.?, ?No|(?<=N)o)\. ?[0-9]{{1,5}}"
         r"(?:-[0-9]{1,4})?,? "
         r"(?:Alley [0-9]{1,4}, ?)?(?:(?:Lane|Ln\.) [0-9]{1,5}, ?)?(?:(?:Sec\.|Section) ?[0-9],? ?)?"
         r"[A-Z][A-Za-z'-]{1,24}(?: [A-Z0-9][A-Za-z.'-]{0,24}){0,3}? (?:Road|Rd|Street|St|Avenue|Ave|"
@@ -201,7 +192,7 @@ _OTHERS = (
         r"[0-9]{5} [A-ZÀ-Ý][A-Za-zÀ-ÿ-]{1,24})?"
     ),
     re.compile(
-        rf"[CAPVRTLUSBGEuap](?<![A-Za-zÀ-ÿ].){_any_of(_STREETS_FIRST)}"
+        rf"{first_of(_STREETS_FIRST)}(?<![A-Za-zÀ-ÿ].){rest_of(_STREETS_FIRST)}"
         r"(?: (?:de la|de los|de las|del|della|delle|dei|di|de|do|da|dos))?"
         r" ?[A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}){0,3},? (?:n[º°]? ?)?[0-9]{1,4}"
         r"(?![0-9])(?:,? [0-9]{5}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ-]{1,24})?)?"

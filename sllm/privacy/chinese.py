@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from sllm.privacy import checksums
+from sllm.privacy.borders import ALONE, END
 from sllm.privacy.bounds import Budget
 from sllm.privacy.findings import Finding
 
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["PROVINCES", "scan"]
 
-_B = r"(?<![A-Za-z0-9])"
-_E = r"(?![A-Za-z0-9])"
 
-_USCC = re.compile(rf"{_B}[1-9AGNYagny][1-9A-GNYa-gny][0-9]{{6}}[0-9A-HJ-NP-RTUWXYa-hj-np-rtuwxy]{{10}}{_E}")
+_USCC = re.compile(
+    rf"[1-9AGNYagny]{ALONE}[1-9A-GNYa-gny][0-9]{{6}}[0-9A-HJ-NP-RTUWXYa-hj-np-rtuwxy]{{10}}{END}"
+)
 
 _PLATE_REGION = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼使领"
 _P = "A-HJ-NP-Za-hj-np-z"
@@ -30,11 +31,9 @@ _PLATE = re.compile(
     r"|[使领][0-9]{6}(?![0-9A-Za-z])|[0-9]{6}[使领](?![0-9A-Za-z])"
 )
 
-# These begin with one set and then look back: the engine skips to a set, and not to a border.
-_ALONE = r"(?<![A-Za-z0-9].)"
 _PASSPORT = re.compile(
-    rf"[EeGgDdSsPpHhMmCcKk1]{_ALONE}(?:(?<=[A-Za-z])[0-9]{{8}}|(?<=[Ee])[A-HJ-NP-Z][0-9]{{7}}|"
-    rf"(?<=[HMhm])[0-9]{{10}}|(?<=1)[45][0-9]{{7}}){_E}"
+    rf"[EeGgDdSsPpHhMmCcKk1]{ALONE}(?:(?<=[A-Za-z])[0-9]{{8}}|(?<=[Ee])[A-HJ-NP-Z][0-9]{{7}}|"
+    rf"(?<=[HMhm])[0-9]{{10}}|(?<=1)[45][0-9]{{7}}){END}"
 )
 _PASSPORT_WORD = re.compile(
     (
@@ -45,15 +44,15 @@ _PASSPORT_WORD = re.compile(
 )
 
 _HKID = re.compile(
-    rf"(?P<letters>[A-Za-z]{_ALONE}[A-Za-z]?) ?(?P<digits>[0-9]{{6}})(?: ?[(](?P<check>[0-9Aa])[)]|"
-    rf"(?<=[A-Z][0-9]{{6}})(?P<bare>[0-9A]){_E})"
+    rf"(?P<letters>[A-Za-z]{ALONE}[A-Za-z]?) ?(?P<digits>[0-9]{{6}})(?: ?[(](?P<check>[0-9Aa])[)]|"
+    rf"(?<=[A-Z][0-9]{{6}})(?P<bare>[0-9A]){END})"
 )
 _MILITARY = re.compile(
     "[军武海空政后装士南北沈兰济成广参总文战火联支][\u4e00-\u9fff]{0,2}字第?[ ]?[0-9]{5,10}(?:[ ]?号)?"
 )
 _HK_LABEL = re.compile(r"(?:身份证|香港|HKID|hkid|HK ID|ID card|identity card)[^A-Za-z0-9]{0,8}\Z")
-_MACAU = re.compile(rf"[157]{_ALONE}(?:[0-9]{{6}}[(][0-9][)]|/[0-9]{{6}}/[0-9]{_E})")
-_TWID = re.compile(rf"[A-Z]{_ALONE}[1289][0-9]{{8}}{_E}")
+_MACAU = re.compile(rf"[157]{ALONE}(?:[0-9]{{6}}[(][0-9][)]|/[0-9]{{6}}/[0-9]{END})")
+_TWID = re.compile(rf"[A-Z]{ALONE}[1289][0-9]{{8}}{END}")
 
 PROVINCES = (
     "北京|天津|上海|重庆|河北|山西|辽宁|吉林|黑龙江|江苏|浙江|安徽|福建|江西|山东|河南|湖北|湖南|"

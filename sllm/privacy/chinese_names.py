@@ -38,6 +38,8 @@ SURNAME = _SURNAME = _surname(words.SURNAMES)
 # With those that are ordinary words too; only where something else says that a name comes.
 _ANY_SURNAME = _surname(words.SURNAMES + words.RARE_SURNAMES)
 _GIVEN = f"[{_HAN}]"
+# Which one of several it is, behind a role or a name: 甲方（出租方）, 张伟（组长）.
+_WHICH = r"(?:[（(][^()（）\n]{1,8}[)）])?"
 _WORDS_CN = re.compile(words.NOT_NAMES_CN)
 _CN_BEFORE = re.compile(
     r"(?:我叫|我是|名叫|叫做|名字是|名字叫|名字|姓名|本人|联系人|收件人|收货人|寄件人|发件人|患者|病人|客户|"
@@ -51,8 +53,7 @@ _CN_BEFORE = re.compile(
     r"保证人|监护者|投保者|受访者|访客|来访人|报告人|检验者|审核人|审批人|制单人|配偶|出租方|承租方|甲方|"
     r"乙方|被害人|报案人|报警人|被询问人|询问人|记录人|见证人|联络窗口|聯絡人|聯繫人|聯系人|負責人|經辦人|"
     r"監護人|簽名|簽收人|收貨人|寄件者|收件者|醫師|醫生|老師|經理|護理師|客戶|戶名|病患|我係|找|@)"
-    # Roles are often followed by what kind they are: 甲方（出租方）：
-    r"(?:[（(][^()（）\n]{1,8}[)）])?"
+    rf"{_WHICH}"
     r"(?P<link>[\"'”：:是为係為叫“\"（( ]{0,4})(?=(?P<surname>" + _SURNAME + rf")(?P<given>{_GIVEN}{{1,3}}))"
 )
 # All sorts of things follow these; a name is taken behind them only where a sign or an end comes after it.
@@ -127,40 +128,36 @@ _FIELD_LABELS = (
     "姓名（中文）|聯絡人|聯繫人|收貨人|負責人|經辦人|監護人|簽名|戶名"
 )
 _FIELD_LABELS = "|".join(sorted(_FIELD_LABELS.split("|"), key=len, reverse=True))
+_DOTTED = rf"[{_HAN}]{{1,8}}(?:[·•・][{_HAN}]{{1,8}}){{1,3}}"
+_FIELD_STOP = r"(?=[，。；、,;.\s（(）)|/<\"”】\]]|\Z)"
 _CN_FILLED = re.compile(
-    rf"[：:][ \t\"“]{{0,3}}(?P<name>[{_HAN}]{{2,4}}|[{_HAN}] {{1,4}}[{_HAN}]|"
-    rf"[{_HAN}]{{1,8}}(?:[·•・][{_HAN}]{{1,8}}){{1,3}})"
-    r"(?=[，。；、,;.\s（(）)|/<\"”】\]]|\Z)"
+    rf"[：:][ \t\"“]{{0,3}}(?P<name>[{_HAN}]{{2,4}}|[{_HAN}] {{1,4}}[{_HAN}]|{_DOTTED}){_FIELD_STOP}"
 )
 # In a cell, a tag or a line of its own behind the label: 姓名|张伟, 【姓名】张伟, <姓名>张伟.
-_CN_BELOW = re.compile(
-    rf"[|\t=】》>—\n-][ \t\"“|*]{{0,4}}(?P<name>[{_HAN}]{{2,4}})(?=[，。；、,;.\s（(）)|/<\"”】\]]|\Z)"
-)
+_CN_BELOW = re.compile(rf"[|\t=】》>—\n-][ \t\"“|*]{{0,4}}(?P<name>[{_HAN}]{{2,4}}){_FIELD_STOP}")
 _TAGS = re.compile(r"(?:</?[A-Za-z]{1,10}>?)+\Z")
-_ETHNIC_NAME = re.compile(rf"[{_HAN}]{{1,8}}(?:[·•・][{_HAN}]{{1,8}}){{1,3}}\Z")
-_FIELD_END = re.compile(rf"(?:{_FIELD_LABELS}|姓 {{0,4}}名)(?:[（(][^()（）\n]{{1,8}}[)）])?\Z")
+_ETHNIC_NAME = re.compile(rf"{_DOTTED}\Z")
+_FIELD_END = re.compile(rf"(?:{_FIELD_LABELS}|姓 {{0,4}}名){_WHICH}\Z")
 # A label that is none of these and says by its end that somebody fills the field: 提货人, 值班员, 买方. What
 # fills it has to look like a name. Not the labels of people in books and in the news: who asks about them
 # means them.
-_PERSONS = re.compile(
-    r"(?:(?<=报名)人|(?<![诗名古伟艺词机器文猎商])(?<!创始)(?<!发明)(?<!代言)(?<!传承)(?<!第一)(?<!主持)人|(?<![作译编学读笔记])者|"
+_PERSONS_ENDS = (
+    r"(?<=报名)人|(?<![诗名古伟艺词机器文猎商])(?<!创始)(?<!发明)(?<!代言)(?<!传承)(?<!第一)(?<!主持)人|(?<![作译编学读笔记])者|"
     r"(?<![演议委动官])员|师|(?<!器)(?<!感)(?<!五)官|[甲乙丙丁买卖收寄发供需借贷租聘]方|[收寄]件方|"
     r"(?<![时全身周边特专成增])长|[考学新医养]生|研究生|博士生|硕士生|实习生|[房车户业雇货失机事船]主|"
     r"[员职护]工|[选助帮舵对]手|[民交辅狱刑特武法]警|[朋男女校战室网好队亲病]友|[股房]东|[监董理]事|"
     r"儿子|妻子|孩子|子女|女儿|[长次养继]女|[长次养继]子|祖父|祖母|父母|岳父|岳母|丈夫|保姆|新郎|新娘|伴侣|"
     r"代表|会计|出纳|教练|客服|销售|财务|经办|审核|复核|校对|制表|秘书|助理|顾问|主治|主刀|主任|负责|跟进|"
-    r"值班|对接|联系|客户|账户|用户|联系方)(?:姓名|名字|名称|名)?(?:[（(][^()（）\n]{1,8}[)）])?\Z"
+    r"值班|对接|联系|客户|账户|用户|联系方"
 )
-_PERSONS_END = frozenset(
-    "人者员师官方长生主工手警友东事子女父母夫姆郎娘侣表计纳练服售务办核对书理问治刀任责进班接系户"
-)
+_PERSONS = re.compile(rf"(?:{_PERSONS_ENDS})(?:姓名|名字|名称|名)?{_WHICH}\Z")
+# One look at the last character spares most candidates the search. Behind 女儿 _CN_BEFORE finds the name.
+_PERSONS_LAST = frozenset(end[-1] for end in _PERSONS_ENDS.split("|")) - {"儿"}
 # 提货人张伟, 对接人是石磊, 值班员（夜班）欧阳静.
 _OF_NAMES = f"[{words.GIVEN_CN}{words.GIVEN_CN_SURE}]"
 _CN_ROLE = re.compile(rf"(?P<name>{_SURNAME}{_OF_NAMES}(?:{_OF_NAMES}(?!天))?)")
-_LINK_BEFORE = re.compile(r"(?:[（(][^()（）\n]{1,8}[)）])?(?:分别是|分别为|包括|有|为|是|叫)?\Z")
-_PERSON = re.compile(
-    rf"(?:(?P<surname>{_SURNAME})(?P<given>[{_HAN}]{{1,2}})|(?P<rare>{_ANY_SURNAME})(?P<two>[{_HAN}]{{2}}))\Z"
-)
+_LINK_BEFORE = re.compile(rf"{_WHICH}(?:分别是|分别为|包括|有|为|是|叫)?\Z")
+_PERSON = re.compile(rf"(?:{_SURNAME}(?P<given>[{_HAN}]{{1,2}})|{_ANY_SURNAME}(?P<two>[{_HAN}]{{2}}))\Z")
 _EMPTY = re.compile(
     r".*(?:[无未请待见暂空必选填某同详略缺]|公司|单位|部门|本人|客户|用户|匿名|保密|先生们|全体|各位|如下|"
     r"以上|以下|上述|不详|不明|自己|其他|人员|管理员|[部局司处科组院校队会厂店行室站所网]\Z)"
@@ -208,13 +205,13 @@ _CN_DATED = re.compile(
 )
 _CN_LATIN = re.compile(
     rf"(?:我叫|名叫|叫做|英文名字?|姓名拼音|拼音|我是|叫|{_FIELD_LABELS})"
-    rf"(?:[（(][^()（）\n]{{1,8}}[)）])?[是为：: ]{{0,3}}(?=[A-Z])"
+    rf"{_WHICH}[是为：: ]{{0,3}}(?=[A-Z])"
 )
 _CN_PARCEL = re.compile(rf"(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})(?:亲启|台启|敬启|收)(?=[\s，。,.）)]|\Z)")
 _LATIN_CAPITALS = re.compile(r"[A-Z]{2,15}[ ,/]{1,2}[A-Z]{2,20}(?: [A-Z]{2,20})?(?![A-Za-z])")
 # What goes on behind a name: the next one of a list.
 _CN_NEXT = re.compile(
-    rf"(?:[（(][^()（）\n]{{1,8}}[)）])?[、，,和与及/ ]{{1,2}}(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})"
+    rf"{_WHICH}[、，,和与及/ ]{{1,2}}(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})"
     rf"(?=[、，,。；;和与及/\s（(）)]|\Z|等)"
 )
 # Characters of given names. Where two stand behind a surname, one of them of the second list, and no word
@@ -337,13 +334,13 @@ def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
             start, end = found.span("name")
             name = found["name"]
             if pattern is _CN_FILLED:
-                ahead = text[max(0, found.start() - 18) : found.start()].rstrip(" \t\"'”*`")
+                ahead = _before(text, found.start())
                 good = not _EMPTY.match(name) and (
                     _FIELD_END.search(ahead) is not None
                     or (_looks_like_a_name(name) and _PERSONS.search(ahead) is not None)
                 )
             elif pattern is _CN_BELOW:
-                ahead = text[max(0, found.start() - 24) : found.start()].rstrip(" \t\"'”*`")
+                ahead = _before(text, found.start())
                 good = fills(name) and (
                     is_label(_TAGS.sub("", ahead)) or _JSON_BEFORE.search(ahead) is not None
                 )
@@ -391,6 +388,11 @@ def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
             yield Finding(*span, "NAME", 0.7)
 
 
+def _before(text: str, at: int) -> str:
+    """The end of what stands in front of a sign, where a label may be."""
+    return text[max(0, at - 24) : at].rstrip(" \t\"'”*`")
+
+
 def _looks_like_a_name(value: str) -> bool:
     found = _PERSON.match(value)
     if not found or is_word(value, 0) or value in _WORDS_OF_TWO:
@@ -414,11 +416,9 @@ def is_typical(value: str) -> bool:
 
 def _has_a_role(text: str, start: int, name: str) -> bool:
     """Whether a name that begins here has a label right before it, or one and a word that joins them."""
-    ahead = text[max(0, start - 20) : start]
-    link = _LINK_BEFORE.search(ahead)
-    label = ahead[: link.start()] if link else ahead
+    label = _LINK_BEFORE.sub("", text[max(0, start - 20) : start], count=1)
     return (
-        label[-1:] in _PERSONS_END
+        label[-1:] in _PERSONS_LAST
         and _PERSONS.search(label) is not None
         and not is_word(text, start)
         and name not in _WORDS_OF_TWO

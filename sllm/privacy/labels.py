@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from sllm.privacy.borders import END
 from sllm.privacy.bounds import Budget
 from sllm.privacy.findings import Finding
 from sllm.privacy.passwords import SECRET_WORDS, secret_at
@@ -46,7 +47,6 @@ _CN_LINK = (
     r"(?:[(（][^()（）\n]{1,8}[)）])?[ \t]{0,2}(?:(?:应该是|改成|改为|换成|设为|设成|设置为|就是|分别是|"
     r"分别为|[:：=]|为|是|叫|填|写|:)[ \t]{0,2}){0,2}[\"'“‘「(（*]{0,3}[ \t]?"
 )
-_E = r"(?![A-Za-z0-9])"
 # 48°51'24.5"N 2°21'03"E
 DEGREES = (
     r"[0-9]{1,2}° ?[0-9]{1,2}[′'’] ?[0-9]{1,2}(?:\.[0-9]{1,4})?[″\"”]? ?[NS][ ,]{1,2}"
@@ -54,7 +54,7 @@ DEGREES = (
 )
 _VALUES = {
     # Letters and digits, with the separators of forms.
-    "code": rf"[A-Za-z0-9](?:[ ./-]?[A-Za-z0-9]){{3,30}}{_E}",
+    "code": rf"[A-Za-z0-9](?:[ ./-]?[A-Za-z0-9]){{3,30}}{END}",
     "digits": r"[0-9](?:[ .-]{0,2}[0-9]){2,24}(?![0-9])",
     "token": r"(?:live:)?[A-Za-z0-9@_][A-Za-z0-9._@+-]{1,40}[A-Za-z0-9_](?:#[0-9]{4}(?![0-9]))?",
     "date": (

@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING
 
 from sllm.privacy import chinese_names
+from sllm.privacy.borders import first_of, rest_of
 from sllm.privacy.findings import Finding
 from sllm.privacy.name_words import (
     GIVEN,
@@ -35,6 +36,7 @@ _PEOPLE_TEXT = (
     "colleague;representative;beneficiary;payee;witness;caller;visitor;subscriber;owner name"
 )
 _PEOPLE = frozenset(_PEOPLE_TEXT.split(";"))
+_MANY = frozenset(["children", "people"])
 # A name may be that of a product: these beside it say that it is somebody's.
 _BESIDE = re.compile(
     r"(?:phone|tel|mobile|cell|e ?mail|address|dob|birth(?:day| ?date)?|date of birth|age|gender|sex|team|"
@@ -56,9 +58,15 @@ _AROUND = " \t\"'“”*`_"
 # Tabs and bars are of tables; commas and semicolons are of sentences, too.
 _OF_TABLES = "\t|"
 _OF_SENTENCES = ";,"
+_LINE = re.compile("^.*$", re.M)
 _LONGEST_HEAD = 24
 _MOST_COLUMNS = 64
 _LONGEST_ROW = 4096  # nobody reads one that is longer
+
+
+def _of_people(label: str) -> bool:
+    """Whether a label, in lower case, is one of people."""
+    return label in _PEOPLE or (not label.isascii() and chinese_names.is_label(label))
 
 
 def _columns(heads: list[str], delimiter: str) -> dict[int, str]:
@@ -68,11 +76,7 @@ def _columns(heads: list[str], delimiter: str) -> dict[int, str]:
     labels = [head.strip(_AROUND).lower().replace("_", " ") for head in heads]
     if any(len(label) > _LONGEST_HEAD for label in labels):
         return {}
-    found = {
-        n: label
-        for n, label in enumerate(labels)
-        if label in _PEOPLE or (label and not label.isascii() and chinese_names.is_label(label))
-    }
+    found = {n: label for n, label in enumerate(labels) if _of_people(label)}
     n_known = len(found) + sum(_BESIDE.match(label) is not None for label in labels)
     if not found and n_known:
         found = {n: label for n, label in enumerate(labels) if label in _NAMES}
@@ -100,24 +104,20 @@ _KEY = re.compile(r"\"(?P<key>[A-Za-z_\u4e00-\u9fff][A-Za-z_ \u4e00-\u9fff]{1,23
 _VALUE = re.compile(r"\s{0,40}\"(?P<value>[^\"\n]{1,48})\"\s{0,40}")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 # Without capitals, as in what a form sends.
+_WHICH_NAME = ("[Ff](?:irst|ull|amily)", "[Ll]ast", "[Gg]iven", "[Ss]ur", "[Mm](?:iddle|aiden)")
 _LOWER = re.compile(
-    r"[FfLlGgSsMm](?:(?<=[Ff])(?:irst|ull|amily)|(?<=[Ll])ast|(?<=[Gg])iven|(?<=[Ss])ur|(?<=[Mm])(?:iddle|aiden))"
+    rf"{first_of(_WHICH_NAME)}{rest_of(_WHICH_NAME)}"
     r"[_ -]?[Nn]ame[\"']? ?[:=] ?[\"']?"
     r"(?P<name>(?P<first>[a-zà-ɏ'’-]{2,24})(?:[ +][a-zà-ɏ'’-]{2,24}){0,2})(?=[\"'&,;\s.}]|\Z)"
 )
-
-
-def _people(label: str) -> bool:
-    if not label.isascii():
-        return chinese_names.is_label(label.removesuffix("列表").removesuffix("名单"))
-    return label in _PEOPLE or label.removesuffix("s") in _PEOPLE or label in ("children", "people")
 
 
 def _records(text: str) -> Iterator[Finding]:
     done = 0  # values of one key are looked at once
     for key in _KEY.finditer(text) if '"' in text else ():
         label = _CAMEL.sub(" ", key["key"]).lower().replace("_", " ")
-        if key.start() < done or not _people(label):
+        one = label.removesuffix("s").removesuffix("列表").removesuffix("名单")
+        if key.start() < done or not (_of_people(label) or _of_people(one) or label in _MANY):
             continue
         listed = text[key.end()] == "["
         at = key.end() + listed
@@ -134,16 +134,13 @@ def _records(text: str) -> Iterator[Finding]:
                 yield Finding(found.start("name"), found.end("name"), "NAME", 0.6)
 
 
-def _tables(text: str, lines: list[str]) -> Iterator[Finding]:
-    """In one pass over the lines."""
+def _tables(text: str, lines: list[tuple[int, str]]) -> Iterator[Finding]:
     delimiters = [d for d in _OF_TABLES + _OF_SENTENCES if d in text]
     if not delimiters:
         return
     delimiter, n_columns = "", 0
     columns: dict[int, str] = {}
-    behind = 0
-    for line in lines:
-        at, behind = behind, behind + len(line) + 1
+    for at, line in lines:
         if len(line) > _LONGEST_ROW:
             columns = {}
             continue
@@ -185,23 +182,21 @@ _LISTED_TEXT = (
 _LISTED = frozenset(_LISTED_TEXT.split(";"))
 
 
-def _lists(lines: list[str]) -> Iterator[Finding]:
-    at = 0
+def _lists(lines: list[tuple[int, str]]) -> Iterator[Finding]:
     label = ""
-    for line in lines:
-        begin, at = at, at + len(line) + 1
+    for at, line in lines:
         item = _ITEM.match(line) if label else None
         if item:
             end = _ITEM_END.search(line, item.end())
             value = line[item.end() : end.start() if end else len(line)]
             if _is_name(value, label):
-                yield Finding(begin + item.end(), begin + item.end() + len(value), "NAME", 0.7)
+                yield Finding(at + item.end(), at + item.end() + len(value), "NAME", 0.7)
         elif line and not line.isspace():
             label = ""
             if len(line) <= 2 * _LONGEST_HEAD and line.rstrip(" *").endswith((":", "：")):
                 head = _LIST_HEAD.search(line)
                 said = head["label"].strip(_AROUND + "#").lower() if head else ""
-                if said in _LISTED or said in _PEOPLE or (said and chinese_names.is_label(said)):
+                if said in _LISTED or _of_people(said):
                     label = said
 
 
@@ -213,17 +208,15 @@ _SAYS = re.compile(
 )
 
 
-def _chats(lines: list[str]) -> Iterator[Finding]:
+def _chats(lines: list[tuple[int, str]]) -> Iterator[Finding]:
     """Two who speak, at least: a single such line is a label with its value."""
-    at = 0
     spoken: list[Finding] = []
     names: set[str] = set()
-    for line in lines:
-        begin, at = at, at + len(line) + 1
+    for at, line in lines:
         says = _SAYS.match(line) if ":" in line or "：" in line else None
         if says and _speaks(says["name"], timed=bool(says["at"] or says["then"])):
             names.add(says["name"])
-            spoken.append(Finding(begin + says.start("name"), begin + says.end("name"), "NAME", 0.6))
+            spoken.append(Finding(at + says.start("name"), at + says.end("name"), "NAME", 0.6))
     if len(names) >= 2:
         yield from spoken
 
@@ -248,7 +241,7 @@ def scan(text: str) -> Iterator[Finding]:
     """Findings in a plain view (:func:`sllm.privacy.normal.plain`)."""
     yield from _records(text)
     if "\n" in text:
-        lines = text.split("\n")
+        lines = [(line.start(), line[0]) for line in _LINE.finditer(text)]
         yield from _tables(text, lines)
         yield from _lists(lines)
         yield from _chats(lines)

@@ -14,6 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from sllm.privacy import checksums
+from sllm.privacy.borders import ALONE, END
 from sllm.privacy.findings import Finding
 
 if TYPE_CHECKING:
@@ -400,24 +401,21 @@ def _keys(text: str) -> Iterator[Finding]:
         begin = _BLOCK_BEGIN.search(text, stop)
 
 
-# Behind one set of characters, to which the engine skips.
-_ALONE = r"(?<![A-Za-z0-9].)"
-_E = r"(?![A-Za-z0-9])"
 _CODES: tuple[tuple[re.Pattern[str], str, str], ...] = (
     # Spain (DNI, NIE), United Kingdom (national insurance), Finland.
     (
-        re.compile(rf"[0-9XYZ]{_ALONE}(?:(?<=[0-9])[0-9]{{7}}|(?<=[XYZ])-?[0-9]{{7}})-?[A-HJ-NP-TV-Z]{_E}"),
+        re.compile(rf"[0-9XYZ]{ALONE}(?:(?<=[0-9])[0-9]{{7}}|(?<=[XYZ])-?[0-9]{{7}})-?[A-HJ-NP-TV-Z]{END}"),
         "NATIONALID",
         "es",
     ),
     (
         re.compile(
-            rf"[A-CEGHJ-PR-TW-Z]{_ALONE}[A-CEGHJ-NPR-TW-Z] ?[0-9]{{2}} ?[0-9]{{2}} ?[0-9]{{2}} ?[A-D]{_E}"
+            rf"[A-CEGHJ-PR-TW-Z]{ALONE}[A-CEGHJ-NPR-TW-Z] ?[0-9]{{2}} ?[0-9]{{2}} ?[0-9]{{2}} ?[A-D]{END}"
         ),
         "NATIONALID",
         "",
     ),
-    (re.compile(rf"[0-9]{_ALONE}[0-9]{{5}}[A+-][0-9]{{3}}[0-9A-FHJ-NPR-Y]{_E}"), "NATIONALID", "fi.hetu"),
+    (re.compile(rf"[0-9]{ALONE}[0-9]{{5}}[A+-][0-9]{{3}}[0-9A-FHJ-NPR-Y]{END}"), "NATIONALID", "fi.hetu"),
 )
 # The two machine-readable lines of a passport.
 _MACHINE_READABLE = (
