@@ -2,14 +2,19 @@
 
 The Python package index carries llama.cpp's whole tree inside the source distribution of llama-cpp-python, so
 pip brings it in wherever pip itself works, mirrors and proxies included. The project's own commits hold the
-pin and this script, never the tree.
+pin, this script and a few patches, never the tree.
+
+``patches/`` beside the pin holds unified diffs, which are applied in the order of their names while the tree
+is laid out. They are part of what a fill is of: the manifest names each with its hash, and its hashes of the
+files are of the patched ones. An sdist carries the patched tree, so there the patches are compared and not
+applied.
 
 CMake runs this at every configure, so the common case (all is there and as pinned) is quick, and nothing is
 ever half done: the tree is laid out in a temporary folder and renamed into place, with a manifest of every
 file's hash. What is found there decides what happens:
 
-* absent or empty, or an intact fill of another pin: it is filled anew;
-* intact and of this pin: nothing to do;
+* absent or empty, or an intact fill of another pin or other patches: it is filled anew;
+* intact and of this pin and these patches: nothing to do;
 * anything else (files missing or altered, or not ours): refused, since someone's work may be in it.
   ``--force`` says otherwise.
 
@@ -36,6 +41,7 @@ HERE = Path(__file__).resolve().parent
 PIN_FILE = HERE / "pin.json"
 SOURCE_DIR = HERE / "source"
 MANIFEST = "sllm-manifest.json"
+PATCHES = "patches"  # beside the pin
 
 # What the library is built from; this is also what the sdist carries.
 CORE = ("CMakeLists.txt", "LICENSE", "licenses", "cmake", "include", "src", "ggml", "vendor/hash")
@@ -98,6 +104,164 @@ class Pin:
         return self.archive_name.removesuffix(".tar.gz") + "/.git/modules/vendor/llama.cpp/HEAD"
 
 
+@dataclass(frozen=True)
+class Hunk:
+    """Where a hunk begins in the old and the new file, counted from 0, and its lines with their ends."""
+
+    old_start: int
+    old: tuple[bytes, ...]
+    new_start: int
+    new: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A unified diff as ``git diff`` writes it, behind a text that says what it is for."""
+
+    name: str
+    sha256: str
+    files: Mapping[str, tuple[Hunk, ...]]
+
+    @classmethod
+    def load(cls, path: Path) -> Patch:
+        """Read a patch; what is not understood to the letter is refused."""
+        content = path.read_bytes()
+        try:
+            files = _PatchReader(content).files()
+        except FetchError as error:
+            raise FetchError(f"{_shown(path)}, {error}") from None
+        return cls(path.name, hashlib.sha256(content).hexdigest(), files)
+
+    def apply(self, path: str, content: bytes) -> bytes:
+        """``content``, which is the file at ``path``, after the patch."""
+        lines = _lines(content)
+        done, patched = 0, list[bytes]()
+        for number, hunk in enumerate(self.files[path], 1):
+            end = hunk.old_start + len(hunk.old)
+            found = tuple(lines[hunk.old_start : end])
+            patched += lines[done : hunk.old_start]
+            if found != hunk.old:
+                raise FetchError(self._does_not_apply(path, number, hunk, found))
+            if hunk.old_start < done or len(patched) != hunk.new_start:
+                raise FetchError(f"{self.name}: hunk {number} of {path} is out of place: renew the patch")
+            patched += hunk.new
+            done = end
+        patched += lines[done:]
+        if any(not line.endswith(b"\n") for line in patched[:-1]):
+            raise FetchError(f"{self.name} leaves {path} with an end of file in its middle: renew the patch")
+        return b"".join(patched)
+
+    def _does_not_apply(self, path: str, number: int, hunk: Hunk, found: tuple[bytes, ...]) -> str:
+        differing = [at for at, (a, b) in enumerate(zip(hunk.old, found, strict=False)) if a != b]
+        at = differing[0] if differing else min(len(hunk.old), len(found))
+        expected, there = (
+            repr(lines[at].decode(errors="replace")) if at < len(lines) else "(nothing)"
+            for lines in (hunk.old, found)
+        )
+        line = hunk.old_start + at + 1
+        return (
+            f"the patch {self.name} does not apply to {path}, hunk {number}, line {line}:\n"
+            f"  the patch expects {expected}\n"
+            f"  the file has      {there}\n"
+            "It was made for other sources than the pin names. If they need it no more, drop the patch; "
+            "otherwise renew it."
+        )
+
+
+def _lines(content: bytes) -> list[bytes]:
+    """Lines with their ends; bytes.splitlines() would also end one at a lone carriage return."""
+    lines = content.split(b"\n")
+    return [line + b"\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
+
+
+_HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
+
+
+class _PatchReader:
+    def __init__(self, content: bytes) -> None:
+        self.lines = _lines(content)
+        self.at = 0
+
+    def files(self) -> dict[str, tuple[Hunk, ...]]:
+        while self.at < len(self.lines) and not self._next().startswith((b"diff ", b"--- ")):
+            self.at += 1  # what the patch is for
+        files: dict[str, tuple[Hunk, ...]] = {}
+        while self.at < len(self.lines):
+            while self._next().startswith((b"diff ", b"index ")):
+                self.at += 1
+            old, new = self._path(b"--- ", b"a/"), self._path(b"+++ ", b"b/")
+            if old != new:
+                raise self._error(f"renames {old} to {new}; patches here only change files")
+            if new in files:
+                raise self._error(f"changes {new} a second time; join the two")
+            hunks = []
+            while self._next().startswith(b"@@"):
+                hunks.append(self._hunk())
+            if not hunks:
+                raise self._error(f"no hunk for {new}")
+            files[new] = tuple(hunks)
+        if not files:
+            raise self._error("no change of a file")
+        return files
+
+    def _next(self) -> bytes:
+        return self.lines[self.at] if self.at < len(self.lines) else b""
+
+    def _error(self, what: str) -> FetchError:
+        return FetchError(f"line {min(self.at + 1, len(self.lines))}: {what}")
+
+    def _path(self, mark: bytes, root: bytes) -> str:
+        line = self._next()
+        if not line.startswith(mark):
+            raise self._error(f"expected {mark.decode()!r}, as in a unified diff")
+        named = line[len(mark) :].rstrip(b"\r\n").split(b"\t")[0]
+        if named == b"/dev/null":
+            raise self._error("creates or deletes a file; patches here only change files")
+        path = named.removeprefix(root).decode(errors="replace")
+        parts = path.split("/")
+        if not named.startswith(root) or not {"", ".", ".."}.isdisjoint(parts) or "\\" in path:
+            raise self._error(f"{path!r} is no path of a/ or b/ inside the sources")
+        self.at += 1
+        return path
+
+    def _hunk(self) -> Hunk:
+        match = _HUNK.match(self._next())
+        if not match:
+            raise self._error("expected '@@ -N,N +N,N @@'")
+        old_line, new_line = int(match[1]), int(match[3])
+        old_left, new_left = (1 if match[part] is None else int(match[part]) for part in (2, 4))
+        # Of no lines, the number is that of the line before them.
+        old_start, new_start = old_line - (old_left > 0), new_line - (new_left > 0)
+        self.at += 1
+        old: list[bytes] = []
+        new: list[bytes] = []
+        while old_left or new_left:
+            kind, text = self._next()[:1], self._next()[1:]
+            if kind not in (b" ", b"-", b"+"):
+                raise self._error("expected a line of the hunk, with ' ', '-' or '+' before it")
+            in_old, in_new = kind != b"+", kind != b"-"
+            old_left -= in_old
+            new_left -= in_new
+            if old_left < 0 or new_left < 0:
+                raise self._error("the hunk has more lines than its head counts")
+            self.at += 1
+            if self._next().startswith(b"\\"):  # "\\ No newline at end of file"
+                self.at += 1
+                text = text.removesuffix(b"\n")
+            old += [text] * in_old
+            new += [text] * in_new
+        return Hunk(old_start, tuple(old), new_start, tuple(new))
+
+
+def load_patches(folder: Path) -> list[Patch]:
+    """Every ``*.patch`` of a folder that may be missing, in the order in which they apply."""
+    return [Patch.load(path) for path in sorted(folder.glob("*.patch"))]
+
+
+def _identity(patches: Iterable[Patch]) -> dict[str, str]:
+    return {patch.name: patch.sha256 for patch in patches}
+
+
 def _under(path: str, roots: Iterable[str]) -> bool:
     return any(path == root or path.startswith(root + "/") for root in roots)
 
@@ -121,7 +285,9 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def inspect(source: Path, pin: Pin, groups: Sequence[str] = ("core",)) -> tuple[State, list[str]]:
+def inspect(
+    source: Path, pin: Pin, groups: Sequence[str] = ("core",), patches: Sequence[Patch] = ()
+) -> tuple[State, list[str]]:
     """What state ``source`` is in, and for BROKEN what is wrong with it."""
     if not source.exists():
         return State.ABSENT, []
@@ -131,7 +297,7 @@ def inspect(source: Path, pin: Pin, groups: Sequence[str] = ("core",)) -> tuple[
         return State.ABSENT, []
     try:
         manifest = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
-        ours = manifest["pin"] == asdict(pin)
+        ours = manifest["pin"] == asdict(pin) and manifest.get("patches", {}) == _identity(patches)
         wanted: list[Mapping[str, str]] = [dict(manifest["files"][group]) for group in groups]
     except (OSError, ValueError, KeyError, TypeError):
         return State.BROKEN, [f"{MANIFEST} is missing or unreadable"]
@@ -234,8 +400,23 @@ def _check_tree(tree: Path, head: str, pin: Pin) -> None:
             raise FetchError(f"pin.json says {name} {expected}, the archive holds {value}: correct the pin")
 
 
-def unpack(archive: Path, source: Path, pin: Pin) -> None:
-    """Lay the tree out beside ``source`` and rename it into place, so it is never half filled."""
+def _apply(patches: Iterable[Patch], tree: Path, files: Mapping[str, dict[str, str]]) -> None:
+    """Change the tree, and the hashes of what changed."""
+    for patch in patches:
+        for path in patch.files:
+            group = next((hashes for hashes in files.values() if path in hashes), None)
+            if group is None:
+                raise FetchError(
+                    f"the patch {patch.name} changes {path}, which is not among the files that are kept of "
+                    "the archive: drop the patch or renew it"
+                )
+            content = patch.apply(path, (tree / path).read_bytes())
+            (tree / path).write_bytes(content)
+            group[path] = hashlib.sha256(content).hexdigest()
+
+
+def unpack(archive: Path, source: Path, pin: Pin, patches: Sequence[Patch] = ()) -> None:
+    """Lay the tree out beside ``source``, patched, and rename it into place, so it is never half filled."""
     _check_archive(archive, pin)
     source.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".source-", dir=source.parent) as scratch:
@@ -253,7 +434,8 @@ def unpack(archive: Path, source: Path, pin: Pin) -> None:
         if not files["core"]:
             raise FetchError(f"{archive} holds no {pin.archive_root}: correct the pin")
         _check_tree(tree, head, pin)
-        manifest = {"pin": asdict(pin), "files": files}
+        _apply(patches, tree, files)
+        manifest = {"pin": asdict(pin), "patches": _identity(patches), "files": files}
         (tree / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         if source.exists():
             os.replace(source, old)
@@ -261,7 +443,7 @@ def unpack(archive: Path, source: Path, pin: Pin) -> None:
             os.replace(tree, source)
         except OSError:
             # another configure may have been quicker, which is as good
-            if inspect(source, pin, ("core", "peers"))[0] is not State.COMPLETE:
+            if inspect(source, pin, ("core", "peers"), patches)[0] is not State.COMPLETE:
                 raise
 
 
@@ -273,9 +455,10 @@ def ensure(
     force: bool = False,
     peers: bool = False,
 ) -> bool:
-    """Make ``source`` what the pin says; True when it had to be filled."""
+    """Make ``source`` what the pin and the patches beside it say; True when it had to be filled."""
     pin = Pin.load(pin_file)
-    state, problems = inspect(source, pin, ("core", "peers") if peers else ("core",))
+    patches = load_patches(pin_file.parent / PATCHES)
+    state, problems = inspect(source, pin, ("core", "peers") if peers else ("core",), patches)
     if state is State.COMPLETE and not force:
         return False
     if state is State.BROKEN and not force:
@@ -288,7 +471,7 @@ def ensure(
             "To build from your own copy of llama.cpp, set SLLM_LLAMA_CPP_SOURCE_DIR=PATH."
         )
     with tempfile.TemporaryDirectory(prefix="sllm-fetch-") as scratch:
-        unpack(archive or download(pin, Path(scratch)), source, pin)
+        unpack(archive or download(pin, Path(scratch)), source, pin, patches)
     _say(f"llama.cpp {pin.commit[:9]} is in {_shown(source)}")
     return True
 
