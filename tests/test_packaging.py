@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
-import io
 import json
 import os
 import re
@@ -13,99 +11,23 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from pinned_source import ROOT, TREE, VENDOR, Pinned, fetch, write_archive
 
 import sllm
 from sllm import _core
 
-ROOT = Path(__file__).resolve().parent.parent
-VENDOR = ROOT / "vendor/llama.cpp"
-
-
-def _load_fetch() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("sllm_fetch", VENDOR / "fetch.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-fetch: Any = _load_fetch()
 PIN = fetch.Pin.load()
 
 # --- the pin and fetch.py, on an archive of our own ---
 
-COMMIT = "0" * 40
-TREE = {
-    "CMakeLists.txt": "set(LLAMA_VERSION_MAJOR 1)\nset(LLAMA_VERSION_MINOR 2)\nset(LLAMA_VERSION_PATCH 3)\n",
-    "LICENSE": "MIT\n",
-    "ggml/include/ggml-rpc.h": "".join(
-        f"#define RPC_PROTO_{part}_VERSION    {number}\n"
-        for part, number in (("MAJOR", 4), ("MINOR", 5), ("PATCH", 6))
-    ),
-    "src/llama.cpp": "// the library\n",
-    "vendor/stb/CMakeLists.txt": "# header-only\n",
-    "vendor/stb/stb_image.h": "// for the peers\n",
-    "common/common.cpp": "// for the peers\n",
-    "docs/build.md": "for nobody here\n",
-}
-
-
-def write_archive(path: Path, files: dict[str, str], folder: str = "vendor/llama.cpp") -> str:
-    """A source package like the real one; its sha256."""
-    root = path.name.removesuffix(".tar.gz")
-    contents = {f"{root}/{folder}/{name}": text for name, text in files.items()}
-    contents[f"{root}/.git/modules/vendor/llama.cpp/HEAD"] = COMMIT + "\n"
-    with tarfile.open(path, "w:gz") as tar:
-        for name, text in contents.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(text.encode())
-            tar.addfile(member, io.BytesIO(text.encode()))
-        link = tarfile.TarInfo(f"{root}/{folder}/src/link.cpp")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
-        tar.addfile(link)
-    return sha256(path.read_bytes()).hexdigest()
-
-
-@dataclass
-class Pinned:
-    """An archive, a pin that names it, and a folder to fill."""
-
-    archive: Path
-    pin_file: Path
-    source: Path
-    pin: Any
-
-    def repin(self, **changes: str) -> None:
-        self.pin = replace(self.pin, **changes)
-        self.pin_file.write_text(json.dumps(asdict(self.pin)), encoding="utf-8")
-
-    def ensure(self, **options: bool) -> bool:
-        return bool(fetch.ensure(self.source, self.pin_file, archive=self.archive, **options))
-
-    def command(self) -> list[str | Path]:
-        return [sys.executable, VENDOR / "fetch.py", "--pin", self.pin_file, "--source", self.source]
-
-    def files(self) -> set[str]:
-        return {path.relative_to(self.source).as_posix() for path in self.source.rglob("*") if path.is_file()}
-
 
 @pytest.fixture
 def pinned(tmp_path: Path) -> Pinned:
-    archive = tmp_path / "llama_cpp_python-0.0.1.tar.gz"
-    digest = write_archive(archive, TREE)
-    pin = fetch.Pin(COMMIT, "1.2.3", "4.5.6", "llama-cpp-python", "0.0.1", digest)
-    made = Pinned(archive, tmp_path / "pin.json", tmp_path / "vendor" / "source", pin)
-    made.repin()
-    return made
+    return Pinned.make(tmp_path)
 
 
 def test_the_pin_is_whole() -> None:
@@ -233,7 +155,11 @@ def test_nothing_of_llama_cpp_is_committed() -> None:
     tracked = subprocess.run(
         ["git", "ls-files", "vendor"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
-    assert set(tracked) <= {"vendor/llama.cpp/fetch.py", "vendor/llama.cpp/pin.json"}
+    # A patch quotes the lines around what it changes, which the MIT licence allows; no file is in it whole.
+    ours = {
+        name for name in tracked if re.fullmatch(r"vendor/llama\.cpp/patches/\d{4}-[a-z0-9-]+\.patch", name)
+    }
+    assert set(tracked) - ours <= {"vendor/llama.cpp/fetch.py", "vendor/llama.cpp/pin.json"}
 
 
 # --- the installed package ---
@@ -364,6 +290,8 @@ def test_the_sdist_holds_the_core_of_llama_cpp_and_no_more(sdist: Path) -> None:
     shipped = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
     assert shipped == set(manifest["files"]["core"]) | {fetch.MANIFEST}
     assert {"LICENSE", "README.md", "csrc/sllm.h", "sllm/py.typed", "tests/test_packaging.py"} <= names
+    patches = {path.relative_to(ROOT).as_posix() for path in (VENDOR / "patches").glob("*.patch")}
+    assert patches == {name for name in names if name.endswith(".patch")}
     assert not [name for name in names if "/.git/" in f"/{name}/" or name.endswith((".so", ".pyc"))]
 
 
