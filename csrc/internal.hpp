@@ -83,6 +83,15 @@ struct Choice {
     float prob;
 };
 
+// What one selection needs and the next one need not make again.
+struct Scratch {
+    std::vector<float> row;                   // logits with biases and penalties
+    std::vector<float> maxima;                // of groups of logits
+    std::vector<float> groups;                // of groups of groups
+    std::vector<llama_token_data> candidates; // behind `filtered`
+    llama_token_data_array filtered{};
+};
+
 // What selection keeps for one sequence between calls, so that a grammar is not parsed from the start for every token.
 // Everything here can be rebuilt from the tokens of the sequence.
 class Selector {
@@ -90,25 +99,26 @@ class Selector {
     // Make ready to select the token behind `history`; generated text begins at `start`.
     void begin(const sllm_sampling & sampling, const std::vector<llama_token> & history, int32_t start);
     // The token behind everything accepted so far, at position `pos`; `want_prob` asks for Choice::prob, else 0.
-    Choice select(const float * logits, int32_t pos, bool want_prob);
+    Choice select(const float * logits, int32_t pos, bool want_prob, Scratch & scratch) const;
     void accept(llama_token token);
     // A copy that may run ahead of the committed text.
     Selector clone() const;
 
   private:
-    bool filter_shortlist(const float * logits);
-    void filter_all(const float * logits);
-    Choice choose(int32_t pos, bool want_prob) const;
+    const float * adjust(const float * logits, Scratch & scratch) const;
+    bool filter_shortlist(const float * row, bool changed, bool want_prob, Scratch & scratch) const;
+    bool filter_likely(const float * row, Scratch & scratch) const;
+    void filter_all(const float * row, Scratch & scratch) const;
+    Choice choose(const llama_token_data_array & filtered, int32_t pos, bool want_prob) const;
 
     const sllm_sampling * sampling = nullptr;
     uint64_t sampling_id = 0;
     SamplerPtr filters;              // top-k, top-p, min-p
     SamplerPtr penalties;            // null: off
+    std::vector<llama_token> recent; // at least the tokens that the penalties see
     SamplerPtr grammar;              // null: off
     int32_t grammar_start = -1;      // where the text that the grammar has seen begins
     std::vector<llama_token> parsed; // that text
-    std::vector<llama_token_data> candidates;
-    llama_token_data_array filtered{};
 };
 
 } // namespace sllm
@@ -206,6 +216,8 @@ struct sllm_context {
     std::vector<int8_t> batch_logits;
     std::vector<float> batch_embd;
     sllm::Capture capture;
+
+    sllm::Scratch selection; // of one selection; the sequences take turns
 };
 
 namespace sllm {

@@ -6,32 +6,23 @@
 // does not depend on how the tokens were grouped into batches, or on how often a position was tried.
 
 #include "internal.hpp"
+#include "rows.hpp"
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdlib>
-#include <cstring>
+#include <functional>
 #include <limits>
 
 namespace {
 
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
-// The finaliser of splitmix64: every input bit reaches every output bit.
-constexpr uint64_t mix(uint64_t x) {
-    x ^= x >> 30;
-    x *= 0xbf58476d1ce4e5b9ULL;
-    x ^= x >> 27;
-    x *= 0x94d049bb133111ebULL;
-    x ^= x >> 31;
-    return x;
+// The key of the counter-based hash behind G.
+constexpr uint64_t key_of(uint64_t seed, int32_t pos) {
+    return sllm::mix(sllm::mix(seed + sllm::golden) + sllm::golden * (static_cast<uint32_t>(pos) + 1ULL));
 }
-
-constexpr uint64_t golden = 0x9e3779b97f4a7c15ULL; // 2^64 / golden ratio, odd: the steps of a Weyl sequence
-
-// The counter-based hash behind G: 52 random bits for each (seed, pos, token).
-constexpr uint64_t key_of(uint64_t seed, int32_t pos) { return mix(mix(seed + golden) + golden * (static_cast<uint32_t>(pos) + 1ULL)); }
-constexpr uint64_t bits_of(uint64_t key, int32_t token) { return mix(key + golden * (static_cast<uint32_t>(token) + 1ULL)) >> 12; }
 
 // -ln(-ln u) with u = (bits + 1/2) / 2^52, which a double holds exactly and is never 0 or 1.
 double gumbel_of(uint64_t bits) {
@@ -39,135 +30,84 @@ double gumbel_of(uint64_t bits) {
     return -std::log(-std::log(u));
 }
 
-// exp(x) for x <= 0 to about 2e-7, written so that compilers turn a loop of it into vector code; std::exp is a call for each
-// element.
-inline float exp_negative(float x) {
-    x = x > -87.0F ? x : -87.0F; // NaN becomes -87
-    const float t = x * 1.44269504F;
-    const float whole = static_cast<float>(static_cast<int32_t>(t - 0.5F)); // nearest integer: t <= 0
-    const float f = (t - whole) * 0.693147181F;
-    float p = 1.0F / 5040.0F;
-    p = p * f + 1.0F / 720.0F;
-    p = p * f + 1.0F / 120.0F;
-    p = p * f + 1.0F / 24.0F;
-    p = p * f + 1.0F / 6.0F;
-    p = p * f + 0.5F;
-    p = p * f + 1.0F;
-    p = p * f + 1.0F;
-    const int32_t exponent = (static_cast<int32_t>(whole) + 127) << 23;
-    float scale = 0;
-    std::memcpy(&scale, &exponent, sizeof scale);
-    return p * scale;
-}
-
-constexpr int32_t block = 16; // elements that a loop body handles at once
-
-// The largest logit. NaN never wins.
-float largest(const float * logits, int32_t n) {
-    float lanes[block];
-    std::fill(lanes, lanes + block, minus_infinity);
-    int32_t i = 0;
-    for (; i + block <= n; i += block) {
-        for (int32_t j = 0; j < block; ++j) {
-            lanes[j] = logits[i + j] > lanes[j] ? logits[i + j] : lanes[j];
-        }
-    }
-    float best = *std::max_element(lanes, lanes + block);
-    for (; i < n; ++i) {
-        best = logits[i] > best ? logits[i] : best;
-    }
-    return best;
-}
-
-// Sum of exp(logit - top): every term is at most 1, and the whole is good to about 1e-6.
-double sum_exp(const float * logits, int32_t n, float top) {
-    double total = 0;
-    for (int32_t begin = 0; begin < n; begin += 4096) { // single-precision sums stay short
-        const int32_t end = std::min(n, begin + 4096);
-        float lanes[block] = {};
-        int32_t i = begin;
-        for (; i + block <= end; i += block) {
-            for (int32_t j = 0; j < block; ++j) {
-                lanes[j] += exp_negative(logits[i + j] - top);
-            }
-        }
-        for (; i < end; ++i) {
-            lanes[0] += exp_negative(logits[i] - top);
-        }
-        for (const float lane : lanes) {
-            total += static_cast<double>(lane);
-        }
-    }
-    return total;
-}
-
 [[noreturn]] void fail_no_candidate() {
     sllm::fail(SLLM_ERR_COMPUTE, "no token can be selected: the logits are NaN or -inf, or the grammar and the logit biases leave none");
 }
 
-int32_t first_equal(const float * logits, int32_t n, float value) {
-    int32_t begin = 0;
-    for (; begin + block <= n; begin += block) { // a search that may end at any element is no vector code
-        bool any = false;
-        for (int32_t j = 0; j < block; ++j) {
-            any |= logits[begin + j] == value;
-        }
-        if (any) {
-            break;
+// The first of the largest logits.
+int32_t index_of_largest(const float * logits, int32_t n) {
+    const sllm::RowCode & rows = sllm::row_code();
+    constexpr int32_t span = 4096; // small enough to be read again from the nearest cache
+    float top = minus_infinity;
+    int32_t where = 0;
+    for (int32_t begin = 0; begin < n; begin += span) {
+        const float span_top = rows.largest(logits + begin, std::min(span, n - begin));
+        if (span_top > top) {
+            top = span_top;
+            where = begin;
         }
     }
-    return static_cast<int32_t>(std::find(logits + begin, logits + n, value) - logits);
-}
-
-sllm::Choice greedy(const float * logits, int32_t n, bool want_prob) {
-    const float top = largest(logits, n);
     if (top == minus_infinity) {
         fail_no_candidate();
     }
-    const float prob = want_prob ? static_cast<float>(1.0 / sum_exp(logits, n, top)) : 0.0F;
-    return {first_equal(logits, n, top), prob};
+    int32_t index = rows.search(logits, where, n, top);
+    while (!(logits[index] >= top)) {
+        ++index;
+    }
+    return index;
+}
+
+sllm::Choice greedy(const float * logits, int32_t n, bool want_prob) {
+    const int32_t token = index_of_largest(logits, n);
+    return {token, want_prob ? static_cast<float>(1.0 / sllm::row_code().sum_exp(logits, n, logits[token])) : 0.0F};
+}
+
+// The largest of each group of logits in whole stripes (rows.hpp).
+void find_maxima(const float * logits, int32_t n, std::vector<float> & maxima) {
+    const int32_t n_stripes = n / sllm::stripe;
+    maxima.resize(static_cast<size_t>(n_stripes) * sllm::group_lanes);
+    sllm::row_code().maxima(logits, n_stripes, maxima.data());
 }
 
 // Gumbel-max over a whole vocabulary. A token can only win if its noise exceeds (best so far) - logit/T, and -ln(-ln u) > x means
-// u > exp(-exp(-x)): so for each block of tokens one bound on the hash is worked out, and logarithms are taken for the few hashes
+// u > exp(-exp(-x)): so for each stripe of tokens one bound on the hash is worked out, and logarithms are taken for the few hashes
 // above it.
 sllm::Choice gumbel_argmax(const float * logits, int32_t n, double temperature, uint64_t key, bool want_prob) {
-    const float top = largest(logits, n);
+    const sllm::RowCode & rows = sllm::row_code();
+    int32_t token = index_of_largest(logits, n);
+    const float top = logits[token];
     if (!std::isfinite(top)) {
         fail_no_candidate();
     }
-    int32_t token = first_equal(logits, n, top);
-    double best = static_cast<double>(top) / temperature + gumbel_of(bits_of(key, token));
-    constexpr int32_t span = 64;
-    for (int32_t begin = 0; begin < n; begin += span) {
-        const int32_t end = std::min(n, begin + span);
-        const float block_top = largest(logits + begin, end - begin);
-        if (block_top == minus_infinity) {
+    double best = static_cast<double>(top) / temperature + gumbel_of(sllm::hash_of(key, token));
+    for (int32_t begin = 0; begin < n; begin += sllm::stripe) {
+        const int32_t end = std::min(n, begin + sllm::stripe);
+        const float stripe_top = rows.largest(logits + begin, end - begin);
+        if (stripe_top == minus_infinity) {
             continue;
         }
-        const double needed = best - static_cast<double>(block_top) / temperature;
+        const double needed = best - static_cast<double>(stripe_top) / temperature;
         // The margin covers rounding in the two exponentials; a hash at the bound is decided by the exact score below.
         const double u = std::exp(-std::exp(-needed)) - 1e-15;
         const uint64_t bound = u <= 0 ? 0 : static_cast<uint64_t>(u * 0x1p52);
-        for (int32_t v = begin; v < end; ++v) {
-            const uint64_t bits = bits_of(key, v);
-            if (bits < bound) {
-                continue;
-            }
-            const double score = static_cast<double>(logits[v]) / temperature + gumbel_of(bits);
-            if (score > best || (score == best && v < token)) {
-                best = score;
-                token = v;
+        int32_t v = begin;
+        while ((v = rows.search_hash(key, v, end, bound)) < end) {
+            for (const int32_t stop = std::min(end, v + sllm::search_step); v < stop; ++v) {
+                const uint64_t bits = sllm::hash_of(key, v);
+                if (bits < bound) {
+                    continue;
+                }
+                const double score = static_cast<double>(logits[v]) / temperature + gumbel_of(bits);
+                if (score > best || (score == best && v < token)) {
+                    best = score;
+                    token = v;
+                }
             }
         }
     }
     float prob = 0;
     if (want_prob) {
-        double total = 0;
-        for (int32_t v = 0; v < n; ++v) {
-            total += static_cast<double>(
-                exp_negative(static_cast<float>((static_cast<double>(logits[v]) - static_cast<double>(top)) / temperature)));
-        }
+        const double total = rows.sum_exp_scaled(logits, n, top, temperature);
         prob = static_cast<float>(std::exp((static_cast<double>(logits[token]) - static_cast<double>(top)) / temperature) / total);
     }
     return {token, prob};
@@ -175,38 +115,74 @@ sllm::Choice gumbel_argmax(const float * logits, int32_t n, double temperature, 
 
 bool more_likely(const llama_token_data & a, const llama_token_data & b) { return a.logit != b.logit ? a.logit > b.logit : a.id < b.id; }
 
-// The `k` largest logits, largest first; equal ones in the order of their ids.
-void top_candidates(const float * logits, int32_t n, size_t k, std::vector<llama_token_data> & out) {
-    // A heap with the least likely kept candidate in front; a block whose largest logit is below that one is passed over whole.
-    out.clear();
-    float threshold = minus_infinity;
-    for (int32_t begin = 0; begin < n; begin += block) {
-        const int32_t end = std::min(n, begin + block);
-        if (out.size() == k) {
-            bool any = false;
-            for (int32_t v = begin; v < end; ++v) {
-                any |= logits[v] > threshold;
-            }
-            if (!any) {
-                continue;
-            }
-        }
-        for (int32_t v = begin; v < end; ++v) {
-            if (out.size() == k) {
-                if (!(logits[v] > threshold)) {
-                    continue;
-                }
-                std::pop_heap(out.begin(), out.end(), more_likely);
-                out.pop_back();
-            } else if (std::isnan(logits[v])) {
-                continue;
-            }
-            out.push_back({v, logits[v], 0.0F});
-            std::push_heap(out.begin(), out.end(), more_likely);
-            threshold = out.size() == k ? out.front().logit : minus_infinity;
+// The `k` best, best first.
+void keep_best(std::vector<llama_token_data> & candidates, size_t k) {
+    if (candidates.size() > k) {
+        std::nth_element(candidates.begin(), candidates.begin() + static_cast<std::ptrdiff_t>(k), candidates.end(), more_likely);
+        candidates.resize(k);
+    }
+    std::sort(candidates.begin(), candidates.end(), more_likely);
+}
+
+// A number that at least `k` logits reach, as large as the maxima of groups can say, or -inf. Of groups that have nothing in common, k
+// have a maximum that is not below the k-th largest maximum, and each of them has a logit that reaches it. Any groups will do, so
+// stripes are put together while several times k groups are left: then few have two of the best logits, and there is little to sort.
+// Stripes far from each other, because neighbours in a vocabulary may be alike.
+float threshold_of_best(const std::vector<float> & maxima, size_t k, std::vector<float> & groups) {
+    constexpr size_t n_lanes = sllm::group_lanes;
+    const size_t n_left = std::min(maxima.size(), (8 * k + n_lanes - 1) / n_lanes * n_lanes);
+    if (n_left < k) {
+        return minus_infinity;
+    }
+    groups.assign(n_left, minus_infinity);
+    for (size_t begin = 0; begin < maxima.size(); begin += n_left) {
+        const size_t n = std::min(n_left, maxima.size() - begin);
+        for (size_t i = 0; i < n; ++i) {
+            groups[i] = std::max(groups[i], maxima[begin + i]);
         }
     }
-    std::sort_heap(out.begin(), out.end(), more_likely);
+    const auto kth = groups.begin() + static_cast<std::ptrdiff_t>(k - 1);
+    std::nth_element(groups.begin(), kth, groups.end(), std::greater<>());
+    return *kth;
+}
+
+// Candidates out of the logits that reach `threshold`, in the order of their ids; -inf is none. Of those that equal it, the first
+// `max_equal` will do, which are at least one.
+void collect(const float * logits, int32_t n, const std::vector<float> & maxima, float threshold, size_t max_equal,
+             std::vector<llama_token_data> & out) {
+    const sllm::RowCode & rows = sllm::row_code();
+    out.clear();
+    const auto collect_range = [&](int32_t v, int32_t end) {
+        while ((v = rows.search(logits, v, end, threshold)) < end) {
+            for (const int32_t stop = std::min(end, v + sllm::search_step); v < stop; ++v) {
+                if (!(logits[v] >= threshold) || logits[v] == minus_infinity) {
+                    continue;
+                }
+                out.push_back({v, logits[v], 0.0F});
+                if (logits[v] == threshold && --max_equal == 0) {
+                    threshold = std::nextafter(threshold, std::numeric_limits<float>::infinity());
+                }
+            }
+        }
+    };
+    const auto n_maxima = static_cast<int32_t>(maxima.size());
+    constexpr int32_t n_read = sllm::search_step / sllm::group_lanes; // stripes that one step of a search covers
+    int32_t i = 0;
+    while ((i = rows.search(maxima.data(), i, n_maxima, threshold)) < n_maxima) {
+        const int32_t first = i / sllm::group_lanes; // a search ends at any element of the last stripe
+        const int32_t last = std::min(first + n_read, n_maxima / sllm::group_lanes);
+        collect_range(first * sllm::stripe, last * sllm::stripe);
+        i = last * sllm::group_lanes;
+    }
+    collect_range(n_maxima / sllm::group_lanes * sllm::stripe, n);
+}
+
+// The `k` largest logits, largest first, equal ones in the order of their ids; fewer if there are no more.
+void top_candidates(const float * logits, int32_t n, size_t k, sllm::Scratch & scratch) {
+    find_maxima(logits, n, scratch.maxima);
+    const float threshold = threshold_of_best(scratch.maxima, k, scratch.groups);
+    collect(logits, n, scratch.maxima, threshold, k, scratch.candidates);
+    keep_best(scratch.candidates, k);
 }
 
 void require(bool condition, const char * text) {
@@ -357,14 +333,16 @@ std::unique_ptr<sllm_sampling> compile(const sllm_model & model, const sllm_samp
 namespace sllm {
 
 double log_prob(const float * row, int32_t n_vocab, llama_token token) {
-    const float top = largest(row, n_vocab);
-    return static_cast<double>(row[token]) - static_cast<double>(top) - std::log(sum_exp(row, n_vocab, top));
+    const RowCode & rows = row_code();
+    const float top = rows.largest(row, n_vocab);
+    return static_cast<double>(row[token]) - static_cast<double>(top) - std::log(rows.sum_exp(row, n_vocab, top));
 }
 
 void Selector::begin(const sllm_sampling & s, const std::vector<llama_token> & history, int32_t start) {
     if (sampling_id != s.id) {
         filters.reset();
         penalties.reset();
+        recent.clear();
         grammar.reset();
         parsed.clear();
         sampling_id = 0; // until everything below has succeeded
@@ -387,8 +365,9 @@ void Selector::begin(const sllm_sampling & s, const std::vector<llama_token> & h
         penalties.reset(
             llama_sampler_init_penalties(s.model.n_vocab, s.penalty_last_n, s.penalty_repeat, s.penalty_freq, s.penalty_present));
         const size_t n = std::min(history.size(), static_cast<size_t>(s.penalty_last_n));
-        for (size_t i = history.size() - n; i < history.size(); ++i) {
-            llama_sampler_accept(penalties.get(), history[i]);
+        recent.assign(history.end() - static_cast<std::ptrdiff_t>(n), history.end());
+        for (const llama_token token : recent) {
+            llama_sampler_accept(penalties.get(), token);
         }
     }
 
@@ -415,6 +394,7 @@ void Selector::begin(const sllm_sampling & s, const std::vector<llama_token> & h
 void Selector::accept(llama_token token) {
     if (penalties != nullptr) {
         llama_sampler_accept(penalties.get(), token);
+        recent.push_back(token);
     }
     if (grammar != nullptr) {
         accept_in_grammar(grammar.get(), sampling->model.vocab, token);
@@ -428,77 +408,132 @@ Selector Selector::clone() const {
     copy.sampling_id = sampling_id;
     copy.filters.reset(filters == nullptr ? nullptr : llama_sampler_clone(filters.get()));
     copy.penalties.reset(penalties == nullptr ? nullptr : llama_sampler_clone(penalties.get()));
+    copy.recent = recent;
     copy.grammar.reset(grammar == nullptr ? nullptr : llama_sampler_clone(grammar.get()));
     copy.grammar_start = grammar_start;
     copy.parsed = parsed;
     return copy;
 }
 
-// With a top-k, only the likeliest tokens matter: take them straight from the logits instead of making candidates of the whole
-// vocabulary. False: this selection needs the long way.
-bool Selector::filter_shortlist(const float * logits) {
+// The row with biases and penalties, which change few of its logits.
+const float * Selector::adjust(const float * logits, Scratch & scratch) const {
     const sllm_sampling & s = *sampling;
-    if (!s.bias.empty() || penalties != nullptr || s.top_k <= 0 || s.top_k > 1024 || s.top_k >= s.model.n_vocab) {
+    std::vector<float> & row = scratch.row;
+    row.assign(logits, logits + s.model.n_vocab);
+    for (const llama_logit_bias & bias : s.bias) {
+        row[static_cast<size_t>(bias.token)] += bias.bias;
+    }
+    if (penalties != nullptr) {
+        // llama.cpp's sampler looks at each candidate by itself and leaves those alone that it has not seen of late.
+        std::vector<llama_token_data> & seen = scratch.candidates;
+        seen.clear();
+        for (const llama_token token : recent) {
+            seen.push_back({token, row[static_cast<size_t>(token)], 0.0F});
+        }
+        llama_token_data_array array{seen.data(), seen.size(), -1, false};
+        llama_sampler_apply(penalties.get(), &array);
+        for (const llama_token_data & c : seen) {
+            row[static_cast<size_t>(c.id)] = c.logit;
+        }
+    }
+    return row.data();
+}
+
+// llama.cpp's top-p sorts logits into buckets by an integer, which biases and penalties can make overflow: such logits are shifted down
+// (filter_all). Neither their order nor their softmax changes.
+constexpr float shift_limit = 1e6F;
+
+// Where only the likeliest tokens matter, take them straight from the row instead of making candidates of the whole vocabulary. False:
+// this selection needs the long way.
+bool Selector::filter_shortlist(const float * row, bool changed, bool want_prob, Scratch & scratch) const {
+    const sllm_sampling & s = *sampling;
+    const bool best_alone = s.temperature == 0 && !want_prob;
+    if (!best_alone && (s.top_k <= 0 || s.top_k > 1024 || s.top_k >= s.model.n_vocab || (s.temperature == 0 && changed))) {
         return false;
     }
-    const auto k = static_cast<size_t>(s.top_k);
-    const size_t n = grammar == nullptr ? k : std::min(std::max(4 * k, size_t{64}), static_cast<size_t>(s.model.n_vocab));
-    top_candidates(logits, s.model.n_vocab, n, candidates);
-    filtered = {candidates.data(), candidates.size(), -1, true};
-    if (grammar != nullptr) {
-        // Sorted by logit, so if k of these survive the grammar they are the k best survivors of the vocabulary.
-        llama_sampler_apply(grammar.get(), &filtered);
-        const auto gone = [](const llama_token_data & c) { return c.logit == minus_infinity; };
-        candidates.erase(std::remove_if(candidates.begin(), candidates.end(), gone), candidates.end());
-        if (candidates.size() < k && n < static_cast<size_t>(s.model.n_vocab)) {
+    const size_t k = best_alone ? 1 : static_cast<size_t>(s.top_k);
+    const size_t n = grammar == nullptr ? k : std::max(4 * k, size_t{64});
+    std::vector<llama_token_data> & candidates = scratch.candidates;
+    top_candidates(row, s.model.n_vocab, n, scratch);
+    const bool all = candidates.size() < n; // the others are NaN or -inf
+    if (changed && !candidates.empty()) {
+        const float top = candidates.front().logit;
+        if (top > shift_limit) {
             return false;
         }
-        filtered = {candidates.data(), candidates.size(), -1, true};
+        for (llama_token_data & c : candidates) {
+            c.logit = std::max(c.logit, top - 2 * shift_limit);
+        }
     }
+    if (grammar != nullptr) {
+        // Sorted by logit, so if k of these survive the grammar they are the k best survivors of the vocabulary.
+        scratch.filtered = {candidates.data(), candidates.size(), -1, true};
+        llama_sampler_apply(grammar.get(), &scratch.filtered);
+        const auto gone = [](const llama_token_data & c) { return c.logit == minus_infinity; };
+        candidates.erase(std::remove_if(candidates.begin(), candidates.end(), gone), candidates.end());
+        if (candidates.size() < k && !all) {
+            return false;
+        }
+    }
+    scratch.filtered = {candidates.data(), candidates.size(), -1, true};
     return true;
 }
 
-void Selector::filter_all(const float * logits) {
+// The same for min-p alone. False: this selection needs another way.
+bool Selector::filter_likely(const float * row, Scratch & scratch) const {
     const sllm_sampling & s = *sampling;
+    if (s.temperature == 0 || s.top_k > 0 || s.top_p < 1.0F || s.min_p <= 0.0F || grammar != nullptr) {
+        return false;
+    }
+    const float top = row[index_of_largest(row, s.model.n_vocab)];
+    if (top > shift_limit) {
+        return false;
+    }
+    const float threshold = top + std::log(s.min_p) - 1.0F; // llama.cpp's sampler sees to the exact bound
+    find_maxima(row, s.model.n_vocab, scratch.maxima);
+    collect(row, s.model.n_vocab, scratch.maxima, threshold, SIZE_MAX, scratch.candidates);
+    scratch.filtered = {scratch.candidates.data(), scratch.candidates.size(), -1, false};
+    return true;
+}
+
+// Everything that the grammar and infinite biases leave, cut to the top k.
+void Selector::filter_all(const float * row, Scratch & scratch) const {
+    const sllm_sampling & s = *sampling;
+    std::vector<llama_token_data> & candidates = scratch.candidates;
     candidates.resize(static_cast<size_t>(s.model.n_vocab));
     for (int32_t v = 0; v < s.model.n_vocab; ++v) {
-        candidates[static_cast<size_t>(v)] = {v, logits[v], 0.0F};
+        candidates[static_cast<size_t>(v)] = {v, row[v], 0.0F};
     }
-    for (const llama_logit_bias & bias : s.bias) {
-        candidates[static_cast<size_t>(bias.token)].logit += bias.bias;
-    }
-    filtered = {candidates.data(), candidates.size(), -1, false};
-    if (penalties != nullptr) {
-        llama_sampler_apply(penalties.get(), &filtered);
-    }
+    scratch.filtered = {candidates.data(), candidates.size(), -1, false};
     if (grammar != nullptr) {
-        llama_sampler_apply(grammar.get(), &filtered);
+        llama_sampler_apply(grammar.get(), &scratch.filtered);
     }
     // What is ruled out must not count as one of the top k; NaN must not reach the sorting samplers.
     const auto gone = [](const llama_token_data & c) { return !(c.logit > minus_infinity); };
     candidates.erase(std::remove_if(candidates.begin(), candidates.end(), gone), candidates.end());
-    filtered = {candidates.data(), candidates.size(), -1, false};
 
-    // llama.cpp's top-p sorts logits into buckets by an integer, which biases and penalties can make overflow: shift such logits down. Neither
-    // their order nor their softmax changes.
-    constexpr float limit = 1e6F;
     float top = minus_infinity;
     for (const llama_token_data & c : candidates) {
         top = std::max(top, c.logit);
     }
-    if (top > limit) {
+    if (top > shift_limit) {
         for (llama_token_data & c : candidates) {
-            c.logit = std::max(c.logit - top, -limit);
+            c.logit = c.logit == top ? 0.0F : std::max(c.logit - top, -shift_limit); // infinity less infinity is no number
         }
     } else {
         for (llama_token_data & c : candidates) {
-            c.logit = std::max(c.logit, top - 2 * limit);
+            c.logit = std::max(c.logit, top - 2 * shift_limit);
         }
     }
+    const bool cut = s.temperature > 0 && s.top_k > 0;
+    if (cut) {
+        keep_best(candidates, static_cast<size_t>(s.top_k)); // llama.cpp's top-k keeps any of equal ones at the border
+    }
+    scratch.filtered = {candidates.data(), candidates.size(), -1, cut};
 }
 
 // Gumbel-max, or argmax at temperature 0, over what the filters left.
-Choice Selector::choose(int32_t pos, bool want_prob) const {
+Choice Selector::choose(const llama_token_data_array & filtered, int32_t pos, bool want_prob) const {
     const sllm_sampling & s = *sampling;
     const uint64_t key = key_of(s.seed, pos);
     double best = 0;
@@ -511,7 +546,7 @@ Choice Selector::choose(int32_t pos, bool want_prob) const {
         }
         top = std::max(top, c.logit);
         const double score =
-            s.temperature > 0 ? static_cast<double>(c.logit) / s.temperature + gumbel_of(bits_of(key, c.id)) : static_cast<double>(c.logit);
+            s.temperature > 0 ? static_cast<double>(c.logit) / s.temperature + gumbel_of(hash_of(key, c.id)) : static_cast<double>(c.logit);
         if (chosen == nullptr || score > best || (score == best && c.id < chosen->id)) {
             best = score;
             chosen = &c;
@@ -532,25 +567,31 @@ Choice Selector::choose(int32_t pos, bool want_prob) const {
     return {chosen->id, prob};
 }
 
-Choice Selector::select(const float * logits, int32_t pos, bool want_prob) {
+Choice Selector::select(const float * logits, int32_t pos, bool want_prob, Scratch & scratch) const {
     const sllm_sampling & s = *sampling;
-    const bool unchanged = s.bias.empty() && penalties == nullptr && grammar == nullptr; // the logits are the model's own
-    if (unchanged && s.temperature == 0) {
-        return greedy(logits, s.model.n_vocab, want_prob); // top-k, top-p and min-p always keep the likeliest token
+    const int32_t n_vocab = s.model.n_vocab;
+    const bool changed = !s.bias.empty() || penalties != nullptr; // these logits are not the model's own
+    const float * row = changed ? adjust(logits, scratch) : logits;
+    if (grammar == nullptr && s.temperature == 0) {
+        return greedy(row, n_vocab, want_prob); // top-k, top-p and min-p always keep the likeliest token
     }
-    if (unchanged && filters == nullptr) {
-        return gumbel_argmax(logits, s.model.n_vocab, s.temperature, key_of(s.seed, pos), want_prob);
+    if (grammar == nullptr && filters == nullptr) {
+        // What filter_all() would clamp is far from being selected at such temperatures: the noise is between -4 and 37.
+        constexpr double hottest = 1e4;
+        if (!changed || (s.temperature <= hottest && row[index_of_largest(row, n_vocab)] <= shift_limit)) {
+            return gumbel_argmax(row, n_vocab, s.temperature, key_of(s.seed, pos), want_prob);
+        }
     }
-    if (!filter_shortlist(logits)) {
-        filter_all(logits);
+    if (!filter_shortlist(row, changed, want_prob, scratch) && !filter_likely(row, scratch)) {
+        filter_all(row, scratch);
     }
-    if (filtered.size == 0) {
+    if (scratch.filtered.size == 0) {
         fail_no_candidate();
     }
     if (filters != nullptr && s.temperature > 0) {
-        llama_sampler_apply(filters.get(), &filtered);
+        llama_sampler_apply(filters.get(), &scratch.filtered);
     }
-    return choose(pos, want_prob);
+    return choose(scratch.filtered, pos, want_prob);
 }
 
 } // namespace sllm
@@ -579,7 +620,8 @@ int sllm_select(const sllm_sampling * sampling, const float * logits, int32_t n_
         }
         sllm::Selector selector;
         selector.begin(*sampling, tokens, start);
-        const sllm::Choice choice = selector.select(logits, pos, prob != nullptr);
+        sllm::Scratch scratch;
+        const sllm::Choice choice = selector.select(logits, pos, prob != nullptr, scratch);
         *token = choice.token;
         if (prob != nullptr) {
             *prob = choice.prob;
@@ -587,6 +629,10 @@ int sllm_select(const sllm_sampling * sampling, const float * logits, int32_t n_
     });
 }
 
-double sllm_gumbel(uint64_t seed, int32_t pos, int32_t token) { return gumbel_of(bits_of(key_of(seed, pos), token)); }
+double sllm_gumbel(uint64_t seed, int32_t pos, int32_t token) { return gumbel_of(sllm::hash_of(key_of(seed, pos), token)); }
+
+int32_t sllm_row_codes(void) { return sllm::n_row_codes(); }
+
+void sllm_use_row_code(int32_t index) { sllm::use_row_code(index); }
 
 } // extern "C"

@@ -206,6 +206,11 @@ int sllm_select(const sllm_sampling * sampling, const float * logits, int32_t n_
 /* The noise of the selection, G(seed, pos, token). */
 double sllm_gumbel(uint64_t seed, int32_t pos, int32_t token);
 
+/* For tests: how many variants of the code over rows of logits this machine can run, each for another instruction set, and a way
+ * to use one of them (0: for any machine; the last one: the default) in the whole process. All select the same tokens. */
+int32_t sllm_row_codes(void);
+void sllm_use_row_code(int32_t index);
+
 /* ---- context.cpp: contexts and their memory ----------------------------------------------------------- */
 
 struct sllm_context_params {

@@ -146,7 +146,7 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * items, in
                     if (n > 0) {
                         selector.accept(draft[i * width + n - 1]);
                     }
-                    choice = selector.select(logits, static_cast<int32_t>(at), true);
+                    choice = selector.select(logits, static_cast<int32_t>(at), true, context->selection);
                 } catch (const std::exception &) {
                     selector = sllm::Selector{}; // it may have stopped half way
                     continue;                    // a shorter draft will do; what is wrong is the target's to say
@@ -258,7 +258,7 @@ int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * items, i
                         if (j > 0) {
                             selector.accept(hints[j - 1]);
                         }
-                        token = selector.select(logits, static_cast<int32_t>(at), false).token;
+                        token = selector.select(logits, static_cast<int32_t>(at), false, context->selection).token;
                     } catch (const std::exception &) {
                         selector = sllm::Selector{}; // it may have stopped half way
                         if (j == 0) {

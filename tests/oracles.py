@@ -51,8 +51,12 @@ def select(
     pos: int,
     history: Sequence[int] | Tokens | None = None,
     start: int = 0,
+    *,
+    with_prob: bool = True,
 ) -> tuple[int, float]:
-    """``sllm_select``: the token and its probability. Without a history, it is ``pos`` times token 0."""
+    """``sllm_select``: the token and its probability, 0 if not asked for. Without a history, it is
+    ``pos`` times token 0.
+    """
     row = np.ascontiguousarray(logits, dtype=np.float32)
     past = np.zeros(pos, dtype=np.int32) if history is None else np.array(history, dtype=np.int32)
     assert len(past) == pos
@@ -67,7 +71,7 @@ def select(
             ffi.from_buffer("int32_t[]", past),
             start,
             token,
-            prob,
+            prob if with_prob else ffi.NULL,
         )
     )
     return int(token[0]), float(prob[0])
@@ -85,8 +89,9 @@ class Filtered:
     ids: npt.NDArray[np.int64]
     logits: npt.NDArray[np.float32]
     clear_cut: bool
-    """Whether neither rounding could have moved a boundary of top-p or min-p, nor ties that of top-k or top-p
-    (which of equal candidates llama.cpp keeps there is its own affair)."""
+    """Whether neither rounding could have moved a boundary of top-p or min-p, nor, without a top-k, ties that
+    of top-p (which of equal candidates llama.cpp keeps there is its own affair; with a top-k they are in the
+    order of their ids)."""
 
     def probs(self, temperature: float) -> npt.NDArray[np.float64]:
         """Softmax of the candidates; at temperature 0, that at temperature 1."""
@@ -128,14 +133,13 @@ def filter_logits(
     clear_cut = True
     if params.temperature > 0 and len(ids):  # none of them ever drops the likeliest token
         if params.top_k > 0:
-            clear_cut &= len(ids) <= params.top_k or bool(x[ids[params.top_k - 1]] > x[ids[params.top_k]])
             ids = ids[: params.top_k]
         if params.top_p < 1:
             weights = np.exp(x[ids].astype(np.float64) - float(x[ids[0]]))
             below = np.cumsum(weights / weights.sum())
             clear_cut &= bool(np.abs(below - params.top_p).min() > 1e-5)
             n = int(np.searchsorted(below, params.top_p)) + 1
-            clear_cut &= n >= len(ids) or bool(x[ids[n - 1]] > x[ids[n]])
+            clear_cut &= params.top_k > 0 or n >= len(ids) or bool(x[ids[n - 1]] > x[ids[n]])
             ids = ids[:n]
         if params.min_p > 0:
             gap = x[ids].astype(np.float64) - (float(x[ids[0]]) + math.log(params.min_p))

@@ -13,6 +13,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from oracles import (
     EXACT,
+    GGUF,
     GREEDY,
     PLAIN,
     chi_square_p,
@@ -27,17 +28,18 @@ from oracles import (
     select,
 )
 
+from sllm import embedded
 from sllm._ffi import lib
 from sllm.errors import InferenceError
+from sllm.model import Model
 from sllm.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
     from sllm.context import Context
-    from sllm.model import Model
 
 # A correct selection fails one such test in a million; seeds are fixed, so it either does or does not.
 P_VALUE = 1e-6
@@ -174,12 +176,12 @@ def test_verified_tokens_follow_the_softmax_of_decoded_logits(
 
 @st.composite
 def rows(draw: st.DrawFn, n_vocab: int) -> npt.NDArray[np.float32]:
-    """Logits of many shapes: flat, peaked, tiny, large, with -inf, NaN or ties among them."""
+    """Logits of many shapes: flat, peaked, tiny, large, sorted, with -inf, NaN or ties among them."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32), label="row seed"))
     scale = draw(st.sampled_from([1e-30, 1e-3, 1.0, 3.0, 30.0, 1e4]))
     offset = draw(st.sampled_from([0.0, -20.0, 500.0]))
     row = (rng.normal(offset, scale, n_vocab)).astype(np.float32)
-    kind = draw(st.sampled_from(["all", "-inf", "nan", "few", "ties", "flat"]))
+    kind = draw(st.sampled_from(["all", "-inf", "nan", "few", "ties", "flat", "rising", "falling"]))
     if kind == "-inf":
         row[rng.random(n_vocab) < 0.7] = -np.inf
     elif kind == "nan":
@@ -190,6 +192,10 @@ def rows(draw: st.DrawFn, n_vocab: int) -> npt.NDArray[np.float32]:
         row = np.round(row, 0)
     elif kind == "flat":
         row[:] = np.float32(offset)
+    elif kind == "rising":
+        row.sort()
+    elif kind == "falling":
+        row[::-1].sort()
     return row
 
 
@@ -255,9 +261,129 @@ def test_choice_with_filters_is_gumbel_max_over_the_survivors(
     token, prob = select(draft_model, params, row, len(history), history)
 
     wanted, wanted_prob, clear_cut = choose(row, params, len(history), history)
-    assume(clear_cut)  # also: no ties at the boundary of the top k, where llama.cpp keeps any of them
+    assume(clear_cut)
     assert token == wanted
     assert prob == pytest.approx(wanted_prob, rel=1e-3, abs=1e-6)
+
+
+@pytest.fixture(scope="module", params=[100, 1024, 5000, 151_936])
+def vocabulary(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """Without a whole stripe of logits (csrc/rows.hpp), of one alone, with a rest, and of a common size."""
+    file = GGUF(embedded.DRAFT)
+    file.resize_vocab(request.param)
+    file.tensors.clear()
+    path = file.write(tmp_path_factory.mktemp("vocabularies") / f"{request.param}.gguf")
+    with Model(path, vocab_only=True) as model:
+        yield model
+
+
+@st.composite
+def settings_of(draw: st.DrawFn, n_vocab: int) -> SamplingParams:
+    """What leaves few candidates in any vocabulary, with and without changes to the logits."""
+    changes = draw(
+        st.sampled_from([{}, {}, {"penalty_repeat": 1.4}, {"penalty_freq": 0.5, "penalty_present": -0.5}])
+    )
+    return SamplingParams(
+        temperature=draw(st.sampled_from([0.0, 0.8, 1.3])),
+        top_k=draw(st.sampled_from([1, 2, 40, 1024, 1025])),
+        top_p=draw(st.sampled_from([1.0, 0.95, 0.5])),
+        min_p=draw(st.sampled_from([0.0, 0.05, 1.0])),
+        penalty_last_n=draw(st.sampled_from([1, 64])),
+        logit_bias=draw(
+            st.just({})
+            | st.dictionaries(st.integers(0, n_vocab - 1), st.floats(-5, 5) | st.just(-math.inf), max_size=4)
+        ),
+        seed=draw(st.integers(0, 2**64 - 1)),
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+@examples(60)
+@given(data=st.data(), with_prob=st.booleans())
+def test_shortcuts_select_what_the_whole_vocabulary_does(
+    vocabulary: Model, data: st.DataObject, with_prob: bool
+) -> None:
+    """The oracle sorts everything; ties go to the smallest id, at the boundary of the top k as well."""
+    n_vocab = vocabulary.vocab.n_tokens
+    params = data.draw(settings_of(n_vocab))
+    row = data.draw(rows(n_vocab))
+    likely = np.argsort(-np.nan_to_num(row, nan=-np.inf), kind="stable")[:100].tolist()
+    history = data.draw(st.lists(st.sampled_from(likely) | st.integers(0, n_vocab - 1), max_size=70))
+    assume(len(filter_logits(row, params, history).ids))
+
+    token, prob = select(vocabulary, params, row, len(history), history, with_prob=with_prob)
+
+    wanted, wanted_prob, clear_cut = choose(row, params, len(history), history)
+    assume(clear_cut)
+    assert token == wanted
+    if with_prob:
+        assert prob == pytest.approx(wanted_prob, rel=1e-3, abs=1e-6)
+
+
+@examples(40)
+@given(data=st.data(), min_p=st.sampled_from([1e-6, 0.05, 1.0]), penalty=st.sampled_from([1.0, 1.4]))
+def test_min_p_alone_keeps_the_likely(
+    draft_model: Model, data: st.DataObject, min_p: float, penalty: float
+) -> None:
+    row = data.draw(rows(draft_model.vocab.n_tokens))
+    params = replace(PLAIN, min_p=min_p, penalty_repeat=penalty, seed=data.draw(st.integers(0, 2**64 - 1)))
+    assume(len(filter_logits(row, params, HISTORY).ids))
+
+    token, prob = select(draft_model, params, row, len(HISTORY), HISTORY)
+
+    wanted, wanted_prob, clear_cut = choose(row, params, len(HISTORY), HISTORY)
+    assume(clear_cut)
+    assert token == wanted
+    assert prob == pytest.approx(wanted_prob, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        PLAIN,
+        GREEDY,
+        SamplingParams(),
+        replace(PLAIN, min_p=0.05),
+        replace(GREEDY, penalty_repeat=1.4),
+        replace(PLAIN, penalty_repeat=1.4),
+    ],
+    ids=["plain", "greedy", "defaults", "min_p", "greedy, repetition", "repetition"],
+)
+@examples(10)
+@given(data=st.data(), pos=st.integers(0, 3000))
+def test_every_instruction_set_selects_the_same(
+    vocabulary: Model, params: SamplingParams, data: st.DataObject, pos: int
+) -> None:
+    """To the last bit of the probability: a text must not depend on the machine that computes it."""
+    row = data.draw(rows(vocabulary.vocab.n_tokens))
+    seeded = replace(params, seed=data.draw(st.integers(0, 2**64 - 1)))
+    assume(np.isfinite(row).any())
+    n = lib.sllm_row_codes()
+    try:
+        choices = []
+        for code in range(n):
+            lib.sllm_use_row_code(code)
+            choices.append(select(vocabulary, seeded, row, pos))
+    finally:
+        lib.sllm_use_row_code(n - 1)
+
+    assert len(set(choices)) == 1
+
+
+def test_every_instruction_set_scores_the_same(
+    draft_model: Model, make_context: Callable[..., Context]
+) -> None:
+    tokens = make_prompt(draft_model, 20, seed=5)
+    n = lib.sllm_row_codes()
+    try:
+        scores = []
+        for code in range(n):
+            lib.sllm_use_row_code(code)
+            scores.append(make_context(draft_model, n_ctx=64).token_logprobs(tokens)[0].tobytes())
+    finally:
+        lib.sllm_use_row_code(n - 1)
+
+    assert len(set(scores)) == 1
 
 
 @pytest.mark.parametrize("params", [GREEDY, replace(GREEDY, logit_bias={0: 0.0}), replace(GREEDY, top_k=3)])
