@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +117,49 @@ def test_embedded_against_llama_cpp_python(
     assert all(sample.texts == ((*expected[: sample.n_tokens],),) for sample in ours)
     figures.more["peer_same_text"] = peer_texts == {tuple(expected)}
     figures.aim, figures.aim_met = "ratio >= 1.2", figures.ratio >= 1.2
+    report(figures)
+
+
+# --- what one selection costs ---
+
+SELECTIONS = {
+    "greedy": GREEDY,
+    "defaults": SAMPLED,
+    "defaults, repetition": replace(SAMPLED, penalty_repeat=1.1),
+    "no filters": replace(SAMPLED, top_k=0, top_p=1.0, min_p=0.0),
+}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_selection(benchmark: Benchmark, report: Report, qwen2: sllm.Model, name: str) -> None:
+    """One token out of 151,936 logits, against the least that it could be: one look at each of them."""
+    from sllm._ffi import ffi, lib  # not public: a selection is part of longer calls
+
+    n_vocab = qwen2.vocab.n_tokens
+    logits = np.random.default_rng(1).normal(0, 2.5, n_vocab).astype(np.float32)
+    row, history = ffi.from_buffer("float[]", logits), ffi.new("int32_t[]", list(range(64)))
+    sampling, token = qwen2.compiled(SELECTIONS[name]), ffi.new("int32_t *")
+    cold = np.zeros(1 << 20, dtype=np.int32)  # what a pass leaves of the nearest cache
+    blocks = Blocks()
+
+    def look() -> float:
+        cold.sum()
+        began = time.thread_time()
+        logits.max()
+        return time.thread_time() - began
+
+    def call() -> float:
+        cold.sum()
+        began = time.thread_time()
+        status = lib.sllm_select(sampling, row, n_vocab, len(history), history, 0, token, ffi.NULL)
+        seconds = time.thread_time() - began
+        assert status == 0
+        return seconds
+
+    take_turns(benchmark, (blocks.bare, look), (blocks.call, call))
+    ours, bare = statistics.median(blocks.call), statistics.median(blocks.bare)
+    figures = Figures(1 / ours, "numpy.max() of the row", 1 / bare, bare / ours)
+    figures.more = {"selection_us": ours * 1e6, "look_us": bare * 1e6}
     report(figures)
 
 
@@ -256,7 +299,7 @@ class CoreVerify:
         sampling = context.model.compiled(GREEDY)
         self.keep = [sampling, ffi.new("sllm_sampling *[]", [sampling])]
         self.arguments = (
-            *(context._live, 1, self.jobs, len(self.jobs), self.keep[1], n_drafted),
+            *(context._live, 1, self.jobs, len(self.jobs), self.keep[1], n_drafted, ffi.NULL),
             *(self.selected, ffi.new("int32_t[1]"), ffi.NULL),
         )
 
