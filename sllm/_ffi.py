@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm._core import ffi, lib
+from sllm._cuda import missing_device, missing_library
 from sllm.errors import (
     BusyError,
     CancelledError,
@@ -27,6 +27,14 @@ from sllm.errors import (
     SllmError,
     UnsupportedModelError,
 )
+
+try:
+    from sllm._core import ffi, lib
+except ImportError as error:
+    advice = missing_library(str(error))
+    if advice is None:
+        raise
+    raise ImportError(advice, name=error.name, path=error.path) from error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -46,10 +54,13 @@ __all__ = [
     "ragged_int32",
     "read_text",
     "take_log",
+    "unusable_backends",
 ]
 
 log = logging.getLogger("sllm.llama_cpp")
 
+unusable_backends: dict[str, str] = {}
+"""Backends of this build that have no device here, and why, as far as llama.cpp's log has told."""
 
 _ERRORS: dict[int, type[Exception]] = {
     lib.SLLM_ERR_INVALID: ValueError,
@@ -109,6 +120,22 @@ def check(status: int, about: str = "") -> None:
     raise _ERRORS.get(status, SllmError)(f"{about}: {text}" if about else text)
 
 
+def _note_missing_device(line: str) -> None:
+    """Tell, once, that ``line`` means that all is computed on the CPU, which llama.cpp does not say."""
+    told = missing_device(line)
+    if told is None or told[0] in unusable_backends:
+        return
+    name, why = told
+    unusable_backends[name] = why
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")  # as whoever set it knows
+    logging.getLogger("sllm").log(
+        logging.INFO if hidden else logging.WARNING,
+        "this build has %s, and it found no device here: %s",
+        name,
+        why,
+    )
+
+
 def take_log(*, expected: str | None = None) -> None:
     """Hand the lines that llama.cpp logged since the last call to ``sllm.llama_cpp``, without those
     that have the words ``expected``.
@@ -119,6 +146,7 @@ def take_log(*, expected: str | None = None) -> None:
         text = ffi.string(buffer).decode("utf-8", "replace").rstrip()
         if text and (expected is None or expected not in text):
             log.log(levels.get(level, logging.INFO), "%s", text)
+            _note_missing_device(text)
     wanted = log.getEffectiveLevel()
     lib.sllm_log_set_level(1 if wanted <= logging.DEBUG else 2 if wanted <= logging.INFO else 3)
 

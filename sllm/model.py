@@ -52,7 +52,10 @@ class Device:
 
 
 def devices() -> list[Device]:
-    """The devices of this build on this machine, in ggml's order (``ggml_backend_dev_get``)."""
+    """The devices of this build on this machine, in ggml's order (``ggml_backend_dev_get``).
+
+    A backend of the build that has none here is told of as a warning of the logger ``sllm``.
+    """
     found = []
     for index in range(lib.sllm_device_count()):
         info = ffi.new("struct sllm_device_info *")
@@ -67,6 +70,7 @@ def devices() -> list[Device]:
                 info.memory_total,
             )
         )
+    take_log()
     return found
 
 
