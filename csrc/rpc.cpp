@@ -3,9 +3,7 @@
 #include "internal.hpp"
 
 #include "ggml-backend.h"
-#ifdef GGML_USE_RPC
 #include "ggml-rpc.h"
-#endif
 
 #include <algorithm>
 #include <map>
@@ -20,14 +18,12 @@ constexpr int32_t first_index = 1 << 20;
 std::mutex servers_mutex;
 std::vector<ggml_backend_dev_t> server_devices;
 
-#ifdef GGML_USE_RPC
 struct Range {
     int32_t first;
     int32_t count;
 };
 
 std::map<std::string, Range> servers;
-#endif
 
 // FNV-1a, 64 bits: what ggml's servers name cached tensors by.
 uint64_t fnv1a(const uint8_t * data, uint64_t size) {
@@ -38,11 +34,18 @@ uint64_t fnv1a(const uint8_t * data, uint64_t size) {
     return hash;
 }
 
-#ifndef GGML_USE_RPC
-[[noreturn]] void fail_without() {
-    sllm::fail(SLLM_ERR_UNSUPPORTED, "this build of sllm has no RPC backend; build it with -C cmake.define.GGML_RPC=ON");
+// A function of the RPC backend's, which is linked in or a module, as the build has it.
+template <class Function> Function rpc_function(const char * name) {
+    ggml_backend_reg_t reg = ggml_backend_reg_by_name("RPC");
+    void * found = reg == nullptr ? nullptr : ggml_backend_reg_get_proc_address(reg, name);
+    if (found == nullptr) {
+        sllm::fail(SLLM_ERR_UNSUPPORTED, "this build of sllm has no RPC backend; build it with -C cmake.define.GGML_RPC=ON");
+    }
+    return reinterpret_cast<Function>(found);
 }
-#endif
+
+using AddServer = decltype(&ggml_backend_rpc_add_server);
+using StartServer = decltype(&ggml_backend_rpc_start_server);
 
 } // namespace
 
@@ -65,25 +68,22 @@ ggml_backend_dev_t device_at(int32_t index) {
 
 extern "C" {
 
-int sllm_rpc_version([[maybe_unused]] int32_t * version) {
+int sllm_rpc_version(int32_t * version) {
     return sllm::guarded([&] {
-#ifdef GGML_USE_RPC
+        rpc_function<AddServer>("ggml_backend_rpc_add_server");
         version[0] = RPC_PROTO_MAJOR_VERSION;
         version[1] = RPC_PROTO_MINOR_VERSION;
         version[2] = RPC_PROTO_PATCH_VERSION;
-#else
-        fail_without();
-#endif
     });
 }
 
-int sllm_rpc_add_server([[maybe_unused]] const char * endpoint, [[maybe_unused]] int32_t * first, [[maybe_unused]] int32_t * count) {
+int sllm_rpc_add_server(const char * endpoint, int32_t * first, int32_t * count) {
     return sllm::guarded([&] {
-#ifdef GGML_USE_RPC
+        const auto add_server = rpc_function<AddServer>("ggml_backend_rpc_add_server");
         const std::lock_guard<std::mutex> lock(servers_mutex);
         auto found = servers.find(endpoint);
         if (found == servers.end()) {
-            ggml_backend_reg_t reg = ggml_backend_rpc_add_server(endpoint);
+            ggml_backend_reg_t reg = add_server(endpoint);
             const size_t n = reg == nullptr ? 0 : ggml_backend_reg_dev_count(reg);
             if (n == 0) {
                 sllm::fail(SLLM_ERR_INTERNAL, "the RPC server at %s has no devices", endpoint);
@@ -96,16 +96,12 @@ int sllm_rpc_add_server([[maybe_unused]] const char * endpoint, [[maybe_unused]]
         }
         *first = found->second.first;
         *count = found->second.count;
-#else
-        fail_without();
-#endif
     });
 }
 
-int sllm_rpc_serve([[maybe_unused]] const char * endpoint, [[maybe_unused]] const char * cache_dir, [[maybe_unused]] int32_t n_threads,
-                   [[maybe_unused]] const int32_t * devices, [[maybe_unused]] int32_t n_devices) {
+int sllm_rpc_serve(const char * endpoint, const char * cache_dir, int32_t n_threads, const int32_t * devices, int32_t n_devices) {
     return sllm::guarded([&] {
-#ifdef GGML_USE_RPC
+        const auto start_server = rpc_function<StartServer>("ggml_backend_rpc_start_server");
         std::vector<ggml_backend_dev_t> chosen;
         for (int32_t i = 0; i < n_devices; ++i) {
             chosen.push_back(sllm::device_at(devices[i]));
@@ -113,11 +109,8 @@ int sllm_rpc_serve([[maybe_unused]] const char * endpoint, [[maybe_unused]] cons
         if (chosen.empty()) {
             sllm::fail(SLLM_ERR_INVALID, "an RPC server needs a device to serve");
         }
-        ggml_backend_rpc_start_server(endpoint, cache_dir, static_cast<size_t>(std::max(n_threads, 1)), chosen.size(), chosen.data());
+        start_server(endpoint, cache_dir, static_cast<size_t>(std::max(n_threads, 1)), chosen.size(), chosen.data());
         sllm::fail(SLLM_ERR_INTERNAL, "the RPC server cannot listen on %s", endpoint);
-#else
-        fail_without();
-#endif
     });
 }
 

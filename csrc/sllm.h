@@ -57,6 +57,10 @@ const char * sllm_llama_cpp_commit(void);
 /* CPU features and backends that this build was compiled with (llama_print_system_info). */
 const char * sllm_system_info(void);
 
+/* Load the backend in the module at `path` (ggml_backend_load), for builds that link none in; before anything that computes, since no
+ * device is known until then. Loading one again does nothing. SLLM_ERR_LOAD: the module cannot be loaded, or not for this machine. */
+int sllm_backend_load(const char * path);
+
 /* Polled on the calling thread about every 100 ms during a decode. It returns 0 to go on, 1 to stop the decode with
  * SLLM_ERR_INTERRUPTED, 2 to go on and never be asked again on this thread. */
 typedef int (*sllm_interrupt_callback)(void * user_data);

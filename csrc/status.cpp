@@ -115,7 +115,13 @@ struct InstallCallbacks {
 #endif
         llama_log_set(on_log, nullptr);
         ggml_set_abort_callback(on_abort);
-        llama_backend_init();
+        // In place of llama_backend_init(), which does the same and then, where no backend is there yet, loads whatever lies under the
+        // names of ggml's modules beside the executable or in the current folder.
+        ggml_time_init();
+        ggml_free(ggml_init({0, nullptr, false})); // fills ggml's tables
+#ifdef SLLM_SYSTEM_BACKENDS
+        ggml_backend_load_all_from_path(SLLM_SYSTEM_BACKENDS);
+#endif
     }
 };
 
@@ -231,6 +237,15 @@ const char * sllm_last_error(void) { return last_error.c_str(); }
 const char * sllm_version(void) { return SLLM_VERSION_STRING; }
 
 const char * sllm_llama_cpp_commit(void) { return SLLM_LLAMA_CPP_COMMIT; }
+
+int sllm_backend_load(const char * path) {
+    return sllm::guarded([&] {
+        if (ggml_backend_load(path) == nullptr) {
+            const std::string lines = sllm::Guard::logged_errors();
+            throw sllm::Error(SLLM_ERR_LOAD, lines.empty() ? "it does not support this machine" : lines);
+        }
+    });
+}
 
 const char * sllm_system_info(void) {
     try {

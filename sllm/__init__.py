@@ -23,6 +23,7 @@ from sllm._ffi import lib as _lib
 from sllm.context import Context, Draft, Verdict
 from sllm.errors import (
     AuthError,
+    BackendError,
     BusyError,
     CancelledError,
     ClosedError,
@@ -33,6 +34,7 @@ from sllm.errors import (
     RemoteError,
     RPCError,
     SllmError,
+    UnsupportedCPUError,
     UnsupportedModelError,
     VocabMismatchError,
 )
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AuthError",
+    "BackendError",
     "BusyError",
     "CancelledError",
     "ClosedError",
@@ -80,6 +83,7 @@ __all__ = [
     "Target",
     "Tier",
     "Triage",
+    "UnsupportedCPUError",
     "UnsupportedModelError",
     "Vault",
     "Verdict",

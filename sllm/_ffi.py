@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sllm import cpu
 from sllm._cuda import missing_device, missing_library
 from sllm.errors import (
     BusyError,
@@ -28,6 +29,7 @@ from sllm.errors import (
     UnsupportedModelError,
 )
 
+cpu.choose()  # or UnsupportedCPUError: the extension may not even be loaded where its kernels cannot run
 try:
     from sllm._core import ffi, lib
 except ImportError as error:

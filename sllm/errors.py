@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "AuthError",
+    "BackendError",
     "BusyError",
     "CancelledError",
     "ClosedError",
@@ -19,6 +20,7 @@ __all__ = [
     "RPCError",
     "RemoteError",
     "SllmError",
+    "UnsupportedCPUError",
     "UnsupportedModelError",
     "VocabMismatchError",
 ]
@@ -76,6 +78,16 @@ class RPCError(RemoteError):
 
     tokens: tuple[int, ...] = ()
     text: str = ""
+
+
+class UnsupportedCPUError(SllmError, ImportError):
+    """The CPU lacks instructions that the build's kernels use; ``import sllm`` raises it before any of them
+    runs.
+    """
+
+
+class BackendError(SllmError, ImportError):
+    """A module with kernels is missing, or the dynamic linker does not take it."""
 
 
 class UnsupportedModelError(SllmError, NotImplementedError):

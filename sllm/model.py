@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm import chat_template, hub
+from sllm import backends, chat_template, hub
 from sllm._ffi import Handle, check, checked_int, ffi, int32_array, lib, read_text, take_log
 from sllm.errors import ModelLoadError, UnsupportedModelError, VocabMismatchError
 from sllm.sampling import SamplingParams, compile_sampling
@@ -56,6 +56,7 @@ def devices() -> list[Device]:
 
     A backend of the build that has none here is told of as a warning of the logger ``sllm``.
     """
+    backends.load()
     found = []
     for index in range(lib.sllm_device_count()):
         info = ffi.new("struct sllm_device_info *")
@@ -536,6 +537,7 @@ def _load_params(
     """What every load has in common, as sllm.h's parameters, and what must live as long as these."""
     if split_mode not in _SPLIT_MODES:
         raise ValueError(f"split_mode is {split_mode!r}, expected one of {', '.join(_SPLIT_MODES)}")
+    backends.load()
     keep: list[Any] = [ffi.new_handle(progress)]
     params = ffi.new("struct sllm_model_params *")
     params.n_gpu_layers = -1 if n_gpu_layers is None else checked_int(n_gpu_layers, "n_gpu_layers")

@@ -38,6 +38,8 @@ BUILTINS: dict[type[Exception], type[Exception]] = {
     sllm.RPCError: ConnectionError,
     sllm.UnsupportedModelError: NotImplementedError,
     sllm.LeakError: RuntimeError,
+    sllm.BackendError: ImportError,
+    sllm.UnsupportedCPUError: ImportError,
 }
 
 

@@ -20,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 
+from sllm import backends
 from sllm._ffi import check, ffi, lib
 from sllm.errors import RPCError
 
@@ -115,6 +116,7 @@ def version() -> tuple[int, int, int]:
         UnsupportedModelError: the build has no RPC backend.
 
     """
+    backends.load()
     numbers = ffi.new("int32_t[3]")
     check(lib.sllm_rpc_version(numbers))
     return (numbers[0], numbers[1], numbers[2])
@@ -378,6 +380,7 @@ def register(endpoint: str, timeout: float = 5.0) -> list[int]:
         RPCError: it cannot be reached.
 
     """
+    backends.load()
     address = resolved(endpoint, timeout)
     first, count = ffi.new("int32_t *"), ffi.new("int32_t *")
     status = lib.sllm_rpc_add_server(address.encode(), first, count)
