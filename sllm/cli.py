@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import sllm
-from sllm import cli_ask, cli_layers, cli_remote, cli_rpc, cli_triage, demo, embedded
-from sllm.cli_remote import EXACT, VARIABLE
+from sllm import cli_ask, cli_layers, cli_remote, cli_rpc, cli_triage, demo, embedded, exact
+from sllm.cli_remote import VARIABLE
 from sllm.console import (
     DIM,
     CommandError,
@@ -495,7 +495,7 @@ def _open_local(args: argparse.Namespace, sampling: sllm.SamplingParams, stack: 
     ours = args.target is None
     name = embedded.TARGET if ours else args.target
     if args.rpc is not None:
-        isolated = cli_rpc.local_target(args, name, EXACT if ours else {}, stack)
+        isolated = cli_rpc.local_target(args, name, exact.SETTINGS if ours else {}, stack)
         if sampling.grammar is not None:
             _check_grammar(isolated.model, sampling, args.grammar_file)
         return isolated.model, isolated, _open_draft(args, embedded.DRAFT if ours else None, stack)
@@ -506,7 +506,7 @@ def _open_local(args: argparse.Namespace, sampling: sllm.SamplingParams, stack: 
     if not ours and args.n_ctx is None and args.threads is None:
         # generate() makes the context to the text's measure, and shares out the cores.
         return model, model, draft
-    settings = EXACT if ours else {}
+    settings = exact.SETTINGS if ours else {}
     target = sllm.LocalTarget(model, n_ctx=args.n_ctx, n_threads=args.threads, **settings)
     return model, stack.enter_context(target), draft
 
@@ -557,7 +557,7 @@ def _open_split(
             n_ctx=args.n_ctx,
             n_threads=args.threads,
             n_gpu_layers=args.n_gpu_layers,
-            **(EXACT if ours else {}),
+            **(exact.SETTINGS if ours else {}),
         )
     )
     model = stack.enter_context(sllm.Model(name, vocab_only=True))
@@ -720,6 +720,8 @@ def _inspect(args: argparse.Namespace, out: Output) -> int:
             "vocab_fingerprint": _fingerprint(model),
             "chat_template": "tokenizer.chat_template" in model.metadata,
             "can_rollback": model.can_rollback,
+            "exact": not (obstacles := exact.obstacles(model.path)),
+            "exact_obstacles": list(obstacles),
         }
         if args.json:
             out.line(json.dumps(found, indent=2))
@@ -738,6 +740,10 @@ def _inspect(args: argparse.Namespace, out: Output) -> int:
             ("fingerprint", found["vocab_fingerprint"] or "-"),
             ("chat template", "yes" if found["chat_template"] else "no"),
             ("speculation", "yes" if model.can_rollback else "no: it cannot take back single tokens"),
+            (
+                "exact",
+                "no: " + "; ".join(obstacles) if obstacles else "yes, with flash attention and a q8_0 cache",
+            ),
         ]
     for line in table([(name, one_line(value)) for name, value in rows]):
         out.line(line)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sllm
-from sllm import embedded
+from sllm import embedded, exact, hub
 from sllm.console import CommandError, count, one_line, parameters, size, table
 from sllm.targets.connection import connect
 from sllm.wire import auth
@@ -30,10 +30,7 @@ if TYPE_CHECKING:
     from sllm.targets.connection import Ping, WorkerInfo
     from sllm.wire.protocol import pb
 
-__all__ = ["EXACT", "VARIABLE", "addresses", "ping", "quiet_grpc", "signals", "status", "worker"]
-
-EXACT: dict[str, Any] = {"flash_attn": True, "type_k": "q8_0", "type_v": "q8_0"}
-"""With these a q8_0 model's text does not depend on the draft to the last bit (see LocalTarget)."""
+__all__ = ["VARIABLE", "addresses", "ping", "quiet_grpc", "signals", "status", "worker"]
 
 VARIABLE = "SLLM_REMOTE"
 """The environment variable that holds a worker's address: other users of the machine do not see it."""
@@ -125,9 +122,13 @@ def worker(args: argparse.Namespace, out: Output) -> int:
                 draft_threads=args.threads,
                 rpc=args.rpc,
                 pass_seconds=args.pass_seconds,
-                **(EXACT if args.exact or args.model is None else {}),
+                **(exact.SETTINGS if args.exact or args.model is None else {}),
             )
         )
+        if args.exact:
+            offloaded = isinstance(model, sllm.Model) and model.offloaded
+            for obstacle in exact.obstacles(hub.resolve(name), offloaded=offloaded):
+                out.note(f"--exact: texts may depend on drafts and neighbours: {obstacle}")
         with signals(watch_stdin=args.until_eof) as received:
             out.line(_public(serving.address, host, args.public).uri)
             _introduce(serving, Path(name).name, layers, args, out)

@@ -11,6 +11,7 @@ from sllm.console import CommandError, count, size
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
     from contextlib import ExitStack
 
     from sllm.console import Output
@@ -68,7 +69,7 @@ def rpc_server(args: argparse.Namespace, out: Output) -> int:
 
 
 def local_target(
-    args: argparse.Namespace, name: Any, settings: dict[str, Any], stack: ExitStack
+    args: argparse.Namespace, name: Any, settings: Mapping[str, Any], stack: ExitStack
 ) -> sllm.LocalTarget:
     """A model that runs in a process of its own, with layers on the devices that ``--rpc`` names: HOST:PORT
     of a server, or the address of a worker that relays to one.

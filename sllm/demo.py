@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import sllm
-from sllm import embedded
-from sllm.cli_remote import EXACT, quiet_grpc
+from sllm import embedded, exact
+from sllm.cli_remote import quiet_grpc
 from sllm.console import GREEN, CommandError, count, one_line, parameters, size, table
 from sllm.context import available_cores
 from sllm.demo_triage import show_triage
@@ -282,7 +282,7 @@ def _draft_then_wait(how: str, stage: _Stage) -> _Told:
 
 def _alone(model: sllm.Model, stage: _Stage, n_threads: int) -> _Told:
     """The text of the target alone, on this machine, with nothing in between."""
-    with sllm.LocalTarget(model, n_threads=n_threads, **EXACT) as target:
+    with sllm.LocalTarget(model, n_threads=n_threads, **exact.SETTINGS) as target:
         stream = sllm.generate(target, stage.prompt, sampling=stage.sampling, max_tokens=stage.max_tokens)
         return _Told("target alone", tuple(token for run in stream for token in run.tokens))
 

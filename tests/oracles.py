@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from hypothesis import settings
 
+from sllm import exact
 from sllm._ffi import check, ffi, lib
 from sllm.sampling import SamplingParams
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     Floats: TypeAlias = npt.NDArray[np.float32]
 
 # With q8_0 weights and these, results on the CPU are the same to the last bit however tokens are grouped.
-EXACT: dict[str, Any] = {"flash_attn": True, "type_k": "q8_0", "type_v": "q8_0", "n_threads": 1}
+EXACT: dict[str, Any] = {**exact.SETTINGS, "n_threads": 1}
 
 EFFORT = int(os.environ.get("SLLM_TEST_EFFORT", "1"))
 
