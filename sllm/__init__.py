@@ -16,10 +16,17 @@ import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
+try:
+    from sllm._ffi import ffi as _ffi
+    from sllm._ffi import lib as _lib
+except ImportError as _error:
+    if _error.name != "sllm._cpu":  # without that there is nothing to tell
+        from sllm.cli_doctor import tell_instead
+
+        tell_instead(_error)
+    raise
 from sllm import embedded as embedded  # sllm.embedded.TARGET, sllm.embedded.DRAFT
 from sllm import hub
-from sllm._ffi import ffi as _ffi
-from sllm._ffi import lib as _lib
 from sllm.context import Context, Draft, Verdict
 from sllm.errors import (
     AuthError,

@@ -1,5 +1,5 @@
 """The command line: ``sllm demo``, ``run``, ``ask``, ``worker``, ``rpc-server``, ``status``, ``ping``,
-``split``, ``audit``, ``codec-report``, ``calibrate``, ``devices``, ``inspect``.
+``split``, ``audit``, ``codec-report``, ``calibrate``, ``devices``, ``inspect``, ``doctor``.
 
 Text goes to stdout as it comes; everything about it goes to stderr. An error is one line there and exit
 status 2, Ctrl-C is exit status 130 within a second, and a reader that goes away (``sllm run ... | head -1``)
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import sllm
-from sllm import cli_ask, cli_layers, cli_remote, cli_rpc, cli_triage, demo, embedded, exact
+from sllm import cli_ask, cli_doctor, cli_layers, cli_remote, cli_rpc, cli_triage, demo, embedded, exact
 from sllm.cli_remote import VARIABLE
 from sllm.console import (
     DIM,
@@ -199,6 +199,14 @@ def _parser() -> _Parser:
         cli_triage.FORMAT,
     )
     cli_triage.add_arguments(calibrate, _whole, _MODEL)
+    cli_doctor.add_arguments(
+        command(
+            "doctor",
+            cli_doctor.run,
+            "Look at this build and this machine, and say what is not right.",
+            cli_doctor.EPILOG,
+        )
+    )
     command("devices", _devices, "List the devices that models can run on.")
     inspect = command("inspect", _inspect, "Say what is in a model file.")
     inspect.add_argument("model", metavar="GGUF", help=_MODEL)

@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
-import sllm
+from sllm.errors import SllmError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,7 @@ __all__ = [
     "table",
 ]
 
-GREEN, DIM = "\x1b[32m", "\x1b[2m"
+GREEN, YELLOW, RED, DIM = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[2m"
 _RESET = "\x1b[0m"
 
 # A line is seen by others than the one who typed it: in a log, in a report of a bug.
@@ -40,7 +40,7 @@ _TOKEN = re.compile(r"(?<=sllm://)[^@\s]*(?=@)")
 _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
 
 
-class CommandError(sllm.SllmError):
+class CommandError(SllmError):
     """What was asked on the command line cannot be done."""
 
 

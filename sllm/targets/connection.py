@@ -447,7 +447,7 @@ class Remote:
             return self._model
 
     def _load_vocabulary(self, channel: grpc.Channel) -> Model:
-        path = _cache_folder() / f"{self.info.vocab_fingerprint}.gguf"
+        path = cache_folder() / f"{self.info.vocab_fingerprint}.gguf"
         with suppress(OSError, SllmError, ValueError):
             return self._checked_vocabulary(path)
         data = self._fetch_vocabulary(channel)
@@ -727,7 +727,7 @@ class Remote:
         return f"<sllm.Remote {self.address.endpoint}{', closed' if self._closed else ''}>"
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
     """Where vocabularies are kept: ``$SLLM_CACHE``, or ``sllm`` in the user's cache folder."""
     own = os.environ.get("SLLM_CACHE")
     base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sllm"
