@@ -1,8 +1,8 @@
 """Checks beside those of ``.ci/run``: the least declared versions, and what is shipped.
 
 ``nox -s least`` installs every dependency in the least version that ``pyproject.toml`` declares, for the
-least Python, and runs the tests; ``nox -s least -- tests/test_worker.py`` runs some of them. A bound that
-nobody has tried is a guess.
+least Python, and runs the tests; ``nox -s least -- tests/worker/test_worker.py`` runs some of them. A bound
+that nobody has tried is a guess.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import sllm
-from sllm.wire.link import Link
-from sllm.worker import Limits
+from sllm.cli.slow_link import Link
+from sllm.worker.server import Limits
 
 STOP_SECONDS = 30
 
@@ -86,7 +86,7 @@ class WorkerProcess(_Process):
 
 
 class LinkProcess(_Process):
-    """``sllm.wire.link.Link`` in front of a port of this machine."""
+    """``sllm.cli.slow_link.Link`` in front of a port of this machine."""
 
     def __init__(self, port: int, *, rtt: float = 0.0, mbit_s: float | None = None) -> None:
         super().__init__(role="link", port=port, delay=rtt / 2, mbit_s=mbit_s)

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any, Literal, Protocol, get_args
 
-from sllm.draft_ahead import DraftAhead
-from sllm.draft_length import DraftLength, PassTimes
+from sllm.draft.ahead import DraftAhead
+from sllm.draft.length import DraftLength, PassTimes
 from sllm.worker.scheduler import _HINT_ROWS, _Acceptance, rows_to_check
 
 Mode = Literal["stream", "wait", "hints", "run-ahead"]
@@ -54,7 +54,7 @@ DepthRule = Callable[[Unconfirmed], bool]
 
 
 class Ahead(Protocol):
-    """What of ``sllm.draft_ahead.DraftAhead`` a client goes by."""
+    """What of ``sllm.draft.ahead.DraftAhead`` a client goes by."""
 
     @property
     def step(self) -> int: ...

@@ -133,7 +133,7 @@ SELECTIONS = {
 @pytest.mark.parametrize("name", SELECTIONS)
 def test_selection(benchmark: Benchmark, report: Report, qwen2: sllm.Model, name: str) -> None:
     """One token out of 151,936 logits, against the least that it could be: one look at each of them."""
-    from sllm._ffi import ffi, lib  # not public: a selection is part of longer calls
+    from sllm.engine._ffi import ffi, lib  # not public: a selection is part of longer calls
 
     n_vocab = qwen2.vocab.n_tokens
     logits = np.random.default_rng(1).normal(0, 2.5, n_vocab).astype(np.float32)
@@ -290,7 +290,10 @@ class CoreVerify:
     """``sllm_verify()`` with its buffers laid out beforehand: what is left of a call without Python."""
 
     def __init__(self, context: sllm.Context, n_drafted: int) -> None:
-        from sllm._ffi import ffi, lib  # not public: only to tell apart where the time of a public call goes
+        from sllm.engine._ffi import (  # not public: only to tell apart where the time of a public call goes
+            ffi,
+            lib,
+        )
 
         self.function = lib.sllm_verify
         header = [0, -1, -1, 1, n_drafted]  # see sllm.h

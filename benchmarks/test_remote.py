@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import sllm
-from sllm.drafters import ModelDrafter
+from sllm.draft.drafters import ModelDrafter
 from sllm.embedded import TARGET
 
 from . import models, peers

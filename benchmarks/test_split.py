@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 
 import sllm
-import sllm.targets.split
-from sllm.drafters import ModelDrafter
+import sllm.split.target
+from sllm.draft.drafters import ModelDrafter
 from sllm.embedded import DRAFT, TARGET
-from sllm.layers import open_layers
-from sllm.targets.connection import Remote
+from sllm.engine.layers import open_layers
+from sllm.remote.connection import Remote
 
 from . import models, peers
 from .far_end import ClientProcess, LinkProcess, WorkerProcess
@@ -53,7 +53,7 @@ LINKS = pytest.mark.parametrize(
 
 SETTINGS: dict[str, Any] = {"flash_attn": True, "type_k": TYPE_KV, "type_v": TYPE_KV, "n_threads": 1}
 SAMPLED = sllm.SamplingParams(temperature=0.8, seed=2)
-CHUNK = sllm.targets.split._CHUNK
+CHUNK = sllm.split.target._CHUNK
 DRAFT_OF_PEER = 8  # what llama-speculative-simple is given
 PEER_TOKENS = 16  # of llama-bench
 
@@ -452,7 +452,7 @@ def test_prompt(
     path, head, rounds = (TARGET, 2, 5) if size == "embedded" else (models.random_qwen2(), 6, 1)
     rng = np.random.default_rng(0)
     # (chunk, chunks under way)
-    ways = {STREAMED: (CHUNK, sllm.targets.split._IN_FLIGHT), "one chunk at a time": (CHUNK, 1)}
+    ways = {STREAMED: (CHUNK, sllm.split.target._IN_FLIGHT), "one chunk at a time": (CHUNK, 1)}
     ways["all in one chunk"] = (PROMPT_TOKENS, 1)
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     carried: dict[str, int] = {}
@@ -471,7 +471,7 @@ def test_prompt(
         def timed(way: str, prompt: Tokens) -> int:
             with monkeypatch.context() as patch:
                 for name, value in zip(("_CHUNK", "_IN_FLIGHT"), ways[way], strict=True):
-                    patch.setattr(sllm.targets.split, name, value)
+                    patch.setattr(sllm.split.target, name, value)
                 began = time.perf_counter()
                 token = first_token(prompt)
                 seconds[way].append(time.perf_counter() - began)

@@ -21,12 +21,12 @@ from typing import Any
 import pytest
 
 import sllm
-from sllm.calibration import Profile, auroc
 from sllm.embedded import TARGET_PROFILE
-from sllm.hybrid import Hybrid
 from sllm.privacy import Restorer, Vault, default_detectors, egress_check
 from sllm.privacy.detect import union
-from sllm.triage import ContextScorer, Policy, Triage
+from sllm.triage.calibration import Profile, auroc
+from sllm.triage.hybrid import Hybrid
+from sllm.triage.triage import ContextScorer, Policy, Triage
 
 from . import peers
 from .measure import GREEDY, TYPE_KV, Benchmark

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import sllm
-from sllm import cpu
 from sllm.embedded import TARGET
+from sllm.engine import cpu
 
 from . import models, variants
 from .measure import Benchmark, Sample, compare

@@ -82,8 +82,8 @@ def interpreter(kind: str) -> str:
 _CHILD = """
 import json, sys, time
 import sllm
-from sllm import cpu
-from sllm.model import Model
+from sllm.engine import cpu
+from sllm.engine.model import Model
 first = json.loads(sys.stdin.readline())
 model = Model(first["model"])
 target = sllm.LocalTarget(model, n_ctx=first["n_ctx"], n_threads=first["n_threads"], flash_attn=True,

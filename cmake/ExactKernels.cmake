@@ -1,5 +1,5 @@
 # Kernels of ggml's that are left out, since with them one row and several, or a model and its parts, no longer agree to the bit
-# (sllm/exact.py; tests/test_exact.py looks at those that are left in).
+# (sllm/engine/exact.py; tests/engine/test_exact.py looks at those that are left in).
 
 # AMX, the matrix unit of Intel's Xeons from Sapphire Rapids on: compiled only where SLLM_AMX asks for it.
 

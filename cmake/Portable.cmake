@@ -1,5 +1,5 @@
 # A portable build: ggml as shared libraries with names of their own, and its CPU kernels as one module for each generation of CPUs, of
-# which sllm/cpu.py chooses one when it is loaded (llama.cpp's GGML_BACKEND_DL and GGML_CPU_ALL_VARIANTS).
+# which sllm/engine/cpu.py chooses one when it is loaded (llama.cpp's GGML_BACKEND_DL and GGML_CPU_ALL_VARIANTS).
 #
 # In the package:
 #

@@ -2,15 +2,16 @@
 
 python examples/ask.py [SMALL.gguf LOCAL.gguf]     without arguments: the pair that comes with sllm
 
-`sllm ask` is the same with more options, and with OpenAI-compatible endpoints (sllm.openai_cloud).
+`sllm ask` is the same with more options, and with OpenAI-compatible endpoints (sllm.triage.openai_cloud).
 """
 
 import sys
 from dataclasses import replace
 
 import sllm
-from sllm import embedded, triage
-from sllm.wire.link import Link
+from sllm import embedded
+from sllm.cli.slow_link import Link
+from sllm.triage import triage
 
 small_path, local_path = sys.argv[1:3] or (embedded.DRAFT, embedded.TARGET)
 questions = [

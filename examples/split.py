@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import sllm
 from sllm import embedded
-from sllm.wire.link import Link
+from sllm.cli.slow_link import Link
 
 target_path, draft_path = sys.argv[1:3] or (embedded.TARGET, embedded.DRAFT)
 sampling = sllm.SamplingParams(temperature=0.7, seed=1)

@@ -17,17 +17,21 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 try:
-    from sllm._ffi import ffi as _ffi
-    from sllm._ffi import lib as _lib
+    from sllm.engine._ffi import ffi as _ffi
+    from sllm.engine._ffi import lib as _lib
 except ImportError as _error:
     if _error.name != "sllm._cpu":  # without that there is nothing to tell
-        from sllm.cli_doctor import tell_instead
+        from sllm.cli.doctor import tell_instead
 
         tell_instead(_error)
     raise
+from sllm import _moved
 from sllm import embedded as embedded  # sllm.embedded.TARGET, sllm.embedded.DRAFT
-from sllm import hub
-from sllm.context import Context, Draft, Verdict
+from sllm.engine import hub
+from sllm.engine.context import Context, Draft, Verdict
+from sllm.engine.layers import LayerRange, export_layers
+from sllm.engine.model import Model, Vocab
+from sllm.engine.sampling import SamplingParams
 from sllm.errors import (
     AuthError,
     BackendError,
@@ -45,23 +49,20 @@ from sllm.errors import (
     UnsupportedModelError,
     VocabMismatchError,
 )
-from sllm.generation import generate
-from sllm.layers import LayerRange, export_layers
-from sllm.model import Model, Vocab
-from sllm.sampling import SamplingParams
+from sllm.generation.generate import generate
+from sllm.generation.local import LocalTarget
+from sllm.generation.text_stream import Run
 from sllm.targets.base import Target
-from sllm.targets.local import LocalTarget
-from sllm.text_stream import Run
 
 if TYPE_CHECKING:
-    from sllm import rpc
-    from sllm.hybrid import Hybrid
     from sllm.privacy.vault import Vault
-    from sllm.targets.connection import connect
-    from sllm.targets.remote import RemoteTarget
-    from sllm.targets.split import SplitTarget
-    from sllm.triage import Grade, Tier, Triage
-    from sllm.worker import Worker
+    from sllm.remote.connection import connect
+    from sllm.remote.target import RemoteTarget
+    from sllm.rpc import server as rpc
+    from sllm.split.target import SplitTarget
+    from sllm.triage.hybrid import Hybrid
+    from sllm.triage.triage import Grade, Tier, Triage
+    from sllm.worker.server import Worker
 
 __all__ = [
     "AuthError",
@@ -108,18 +109,19 @@ __version__: str = _ffi.string(_lib.sllm_version()).decode()
 llama_cpp_commit: str = _ffi.string(_lib.sllm_llama_cpp_commit()).decode()
 
 logging.getLogger("sllm").addHandler(logging.NullHandler())
+_moved.install()
 
 # What needs protobuf and grpc, or is not in every program's way, is imported when it is first used.
 _LAZY = {
     "Grade": "sllm.triage",
-    "Hybrid": "sllm.hybrid",
-    "RemoteTarget": "sllm.targets.remote",
-    "SplitTarget": "sllm.targets.split",
+    "Hybrid": "sllm.triage.hybrid",
+    "RemoteTarget": "sllm.remote.target",
+    "SplitTarget": "sllm.split.target",
     "Tier": "sllm.triage",
     "Triage": "sllm.triage",
     "Vault": "sllm.privacy.vault",
-    "Worker": "sllm.worker",
-    "connect": "sllm.targets.connection",
+    "Worker": "sllm.worker.server",
+    "connect": "sllm.remote.connection",
     "rpc": "sllm.rpc",
 }
 

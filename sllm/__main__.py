@@ -1,10 +1,10 @@
-"""``python -m sllm``: the command line of :mod:`sllm.cli`."""
+"""``python -m sllm``: the command line of :mod:`sllm.cli.main`."""
 
 from __future__ import annotations
 
 import sys
 
-from sllm.cli import main
+from sllm.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -17,7 +17,8 @@ from oracles import EXACT
 from processes import ENDLESS, ONE, environment, one_line
 
 import sllm
-from sllm import cli, embedded
+from sllm import embedded
+from sllm.cli import main as cli
 
 if TYPE_CHECKING:
     import pathlib

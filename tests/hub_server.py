@@ -238,7 +238,7 @@ time.sleep = lambda seconds: real_sleep(min(seconds, 0.01))  # huggingface_hub's
 import huggingface_hub.constants
 huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1 << 16  # a broken download resumes after whole chunks
 import sllm
-from sllm import hub
+from sllm.engine import hub
 from sllm.errors import ModelLoadError
 def export(uri, out, start, stop):
     sllm.export_layers(uri, out, start, stop)

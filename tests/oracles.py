@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from hypothesis import settings
 
-from sllm import exact
-from sllm._ffi import check, ffi, lib
-from sllm.sampling import SamplingParams
+from sllm.engine import exact
+from sllm.engine._ffi import check, ffi, lib
+from sllm.engine.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
-    from sllm.context import Context
-    from sllm.model import Model
+    from sllm.engine.context import Context
+    from sllm.engine.model import Model
 
     Tokens: TypeAlias = npt.NDArray[np.int32]
     Floats: TypeAlias = npt.NDArray[np.float32]

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from sllm.model import Model
-    from sllm.text_stream import Run
-    from sllm.wire.link import Link
+    from sllm.cli.slow_link import Link
+    from sllm.engine.model import Model
+    from sllm.generation.text_stream import Run
 
 PATIENCE = 60.0  # seconds until something that should happen is taken not to
 
@@ -51,7 +51,7 @@ def through(link: Link, uri: str) -> str:
 
 _SERVE = """
 import json, os, signal, sys, threading
-from sllm.worker import Limits, Worker
+from sllm.worker.server import Limits, Worker
 options = json.loads(sys.argv[1])
 options["limits"] = Limits(**options.pop("limits"))
 worker = Worker(**options)
@@ -69,7 +69,7 @@ class WorkerProcess:
 
     Attributes:
         uri: its line.
-        address: host and port, for a :class:`~sllm.wire.link.Link`.
+        address: host and port, for a :class:`~sllm.cli.slow_link.Link`.
 
     """
 

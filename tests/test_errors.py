@@ -16,7 +16,7 @@ from oracles import GREEDY
 
 import sllm
 from sllm import embedded, errors
-from sllm._ffi import check, lib, take_log
+from sllm.engine._ffi import check, lib, take_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable

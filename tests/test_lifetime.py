@@ -25,7 +25,7 @@ from oracles import EXACT, GREEDY
 
 import sllm
 from sllm import embedded
-from sllm.drafters import ModelDrafter
+from sllm.draft.drafters import ModelDrafter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

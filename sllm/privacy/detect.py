@@ -1,16 +1,18 @@
 """Finding what is private in a text: by pattern, by the words around it, by a model.
 
-Detectors look at a plain view of the text (:mod:`sllm.privacy.normal`) and hand back offsets of the original.
+Detectors look at a plain view of the text (:mod:`sllm.privacy.text`) and hand back offsets of the original.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sllm.privacy import addresses, chinese, digits, labels, passwords, phrases, tokens
 from sllm.privacy.findings import KINDS, Detector, Finding, LabelScorer
-from sllm.privacy.names import ModelDetector, NameDetector
-from sllm.privacy.normal import plain
+from sllm.privacy.names.detectors import ModelDetector, NameDetector
+from sllm.privacy.patterns import addresses, chinese, labels, passwords, phrases
+from sllm.privacy.patterns import codes as tokens
+from sllm.privacy.patterns import numbers as digits
+from sllm.privacy.text import plain
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sllm.privacy.findings import Finding
-from sllm.privacy.normal import View, compact, decoded, folded, packed
+from sllm.privacy.text import View, compact, decoded, folded, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -165,7 +165,7 @@ class KnownValues:
 
         Args:
             text: to search.
-            view: its :func:`~sllm.privacy.normal.folded` view, if the caller has it.
+            view: its :func:`~sllm.privacy.text.folded` view, if the caller has it.
 
         """
         if not self._values:

@@ -13,7 +13,7 @@ import functools
 import re
 from typing import TYPE_CHECKING
 
-from sllm.privacy.normal import fold_char
+from sllm.privacy.text import fold_char
 
 if TYPE_CHECKING:
     from collections.abc import Callable

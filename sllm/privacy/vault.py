@@ -21,7 +21,7 @@ from sllm.errors import LeakError
 from sllm.privacy.detect import default_detectors, union
 from sllm.privacy.findings import Detector, Finding
 from sllm.privacy.known import LITERAL, KnownValues
-from sllm.privacy.normal import View, decoded, folded
+from sllm.privacy.text import View, decoded, folded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence, Set

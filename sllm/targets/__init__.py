@@ -1,1 +1,1 @@
-"""Sources of truth: what decides the text."""
+"""Targets: what decides the text. The contract, and the lockstep that keeps two memories equal."""

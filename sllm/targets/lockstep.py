@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from sllm.model import Vocab
+    from sllm.engine.model import Vocab
 
 __all__ = ["LockstepGeneration"]
 

@@ -1,1 +1,1 @@
-"""What both ends of the link share: the protocol, credentials, and an emulated link."""
+"""What both ends of a link share: the protocol, credentials, and the encoding of hidden states."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from sllm.engine.sampling import SamplingParams
 from sllm.errors import (
     AuthError,
     BusyError,
@@ -19,7 +20,6 @@ from sllm.errors import (
     RemoteError,
     UnsupportedModelError,
 )
-from sllm.sampling import SamplingParams
 from sllm.wire import sllm_pb2 as pb
 
 if TYPE_CHECKING:

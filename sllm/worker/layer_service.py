@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 
-from sllm import gguf
+from sllm.engine import gguf
 from sllm.errors import RemoteError
 from sllm.wire import codec
 from sllm.wire.protocol import PROTOCOL, SERVICE, abort, from_sampling, not_offered, pb
-from sllm.worker.layers import Answer, LayerScheduler, LayerSequence, RangeKey, Request
+from sllm.worker.layer_scheduler import Answer, LayerScheduler, LayerSequence, RangeKey, Request
 from sllm.worker.service import check_version, echo, microseconds, parser, serialize, unary
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sllm.errors import BusyError, RPCError
-from sllm.rpc import RPCServer
+from sllm.rpc.server import RPCServer
 from sllm.wire.protocol import PIECE_BYTES, abort, pb
 
 if TYPE_CHECKING:

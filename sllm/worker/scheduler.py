@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sllm.draft_length import DraftLength, PassTimes
+from sllm.draft.length import DraftLength, PassTimes
 from sllm.errors import BusyError, CancelledError, ClosedError, ContextFullError, SllmError
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from sllm.context import Context
-    from sllm.sampling import SamplingParams
+    from sllm.engine.context import Context
+    from sllm.engine.sampling import SamplingParams
 
 __all__ = [
     "Committed",

@@ -16,9 +16,9 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2
 
-from sllm import gguf
+from sllm.engine import gguf
+from sllm.engine.sampling import SamplingParams
 from sllm.errors import ClosedError, RemoteError
-from sllm.sampling import SamplingParams
 from sllm.wire import auth
 from sllm.wire.protocol import (
     FEATURES,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from sllm.model import Model
+    from sllm.engine.model import Model
     from sllm.worker.relay import Relay
 
 __all__ = [

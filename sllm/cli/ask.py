@@ -1,0 +1,265 @@
+"""``sllm ask``: an answer by whoever is fit for the request, and an account of who that was and what left."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import sllm
+from sllm import embedded
+from sllm.cli import remote as cli_remote
+from sllm.cli.console import CommandError, count, one_line, read_prompt
+from sllm.triage.calibration import Profile
+from sllm.triage.hybrid import Hybrid
+from sllm.triage.openai_cloud import OpenAICloud
+from sllm.triage.triage import ContextScorer, Policy, Triage
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from sllm.cli.console import Output
+    from sllm.targets.base import Target
+    from sllm.triage.hybrid import Answer, ChatCloud
+
+__all__ = ["EPILOG", "add_arguments", "ask"]
+
+EPILOG = (
+    "Without --small the package's own model grades and answers, with the profile that comes with it."
+    " Without a profile nothing is promised, and every request is tier 2. The key for --cloud-url is taken"
+    " from OPENAI_API_KEY; a worker's sllm:// line is a secret, too, and @FILE or SLLM_REMOTE keep it from"
+    " the machine's other users. A cloud that does not answer is told on stderr, and the local model answers."
+)
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser,
+    whole: Callable[[int], Callable[[str], int]],
+    model: str,
+    uri: str,
+) -> None:
+    """The arguments of ``sllm ask``; ``whole`` makes a type for whole numbers from a lowest one."""
+    add = parser.add_argument
+    # Any number of words, so that the ones of a prompt without quotes are not repeated by argparse's error.
+    add("prompt", metavar="PROMPT", nargs="*", help="the request; '-', or none and a pipe: stdin")
+    add("--system", metavar="TEXT", help="a system message before it")
+    models = parser.add_argument_group("models")
+    models.add_argument(
+        "--small",
+        metavar="GGUF",
+        help=f"grades, and answers tier 1: {model} (default: the package's own)",
+    )
+    models.add_argument(
+        "--local", metavar="GGUF", help="answers tier 2, and whatever may not leave (default: --small)"
+    )
+    models.add_argument("--profile", metavar="FILE", help="what sllm calibrate found of --small")
+    cloud = parser.add_argument_group("cloud")
+    cloud.add_argument("--remote", metavar="URI", nargs="?", const="", help=f"a worker: {uri}")
+    cloud.add_argument(
+        "--cloud-url", metavar="URL", help="an OpenAI-compatible endpoint, such as https://host/v1"
+    )
+    cloud.add_argument("--cloud-model", metavar="NAME", help="the model's name there")
+    cloud.add_argument(
+        "--privacy",
+        choices=("local", "deidentify", "refuse"),
+        default="local",
+        help="local: nothing of a private request leaves; deidentify: what was found in it is masked before"
+        " it leaves, and put back in the answer; refuse: as local, and an error where only the cloud could"
+        " answer (default: %(default)s)",
+    )
+    cloud.add_argument(
+        "--verify",
+        choices=("always", "uncertain", "never"),
+        default="uncertain",
+        help="which answers of tier 2 the cloud verifies (default: %(default)s)",
+    )
+    cloud.add_argument(
+        "--max-cloud-tokens",
+        metavar="N",
+        type=whole(1),
+        help="send and receive no more (default: any number)",
+    )
+    add("-n", "--max-tokens", metavar="N", type=whole(1), default=512, help="of the answer (default: 512)")
+    # A profile is made of answers at temperature 0, and promises nothing of others.
+    add(
+        "--temperature",
+        metavar="T",
+        type=float,
+        default=0.0,
+        help="what a profile promises holds at 0 (default: 0)",
+    )
+    add("--seed", metavar="N", type=int, default=0, help="(default: 0)")
+    add("--n-ctx", metavar="N", type=whole(1), help="positions of the contexts here")
+    add(
+        "--threads", metavar="N", type=whole(1), help="CPU threads of each of the models (default: all cores)"
+    )
+    add(
+        "--explain",
+        action="store_true",
+        help="say on stderr who answered, why, and what was masked: kinds and counts, never values",
+    )
+    add("--json", action="store_true", help="answer and account as a JSON object")
+
+
+def ask(args: argparse.Namespace, out: Output) -> int:
+    """Run ``sllm ask``."""
+    sampling = sllm.SamplingParams(temperature=args.temperature, seed=args.seed)
+    _check_cloud(args)
+    uris = None if args.remote is None else cli_remote.addresses(args.remote)
+    messages = [] if args.system is None else [{"role": "system", "content": _encodable(args.system)}]
+    messages.append({"role": "user", "content": _prompt(args.prompt)})
+    with ExitStack() as stack:
+        # Cheap refusals before the models are loaded.
+        profile = None if args.profile is None else Profile.load(args.profile)
+        cloud, trouble = _open_cloud(args, uris, out, stack)
+        small, triage = _open_small(args, profile, stack)
+        local = None if args.local is None else stack.enter_context(sllm.Model(args.local))
+        hybrid = stack.enter_context(
+            Hybrid(
+                small,
+                local,
+                cloud,
+                triage=triage,
+                privacy=args.privacy,
+                verify=args.verify,
+                sampling=sampling,
+                max_tokens=args.max_tokens,
+                max_cloud_tokens=args.max_cloud_tokens,
+                n_ctx=args.n_ctx,
+                n_threads=args.threads,
+            )
+        )
+        answer = stack.enter_context(hybrid.ask(messages))
+        if trouble is not None:
+            answer.reasons.append(trouble)
+        parts = []
+        for run in answer:
+            if args.json:
+                parts.append(run.text)
+            else:
+                out.text(run.text)
+        if args.json:
+            out.line(json.dumps(_account(answer, "".join(parts)), ensure_ascii=False))
+        else:
+            out.end_line()
+        for reason in answer.reasons:
+            if "does not answer" in reason and reason != trouble:  # said already when it was met
+                out.note(f"sllm: {reason}")
+        if args.explain:
+            for line in explained(answer):
+                out.note(line)
+    return 0
+
+
+def _prompt(words: list[str]) -> str:
+    if len(words) > 1:
+        raise CommandError(f"there are {len(words)} prompts; put the words of one in quotes")
+    prompt = _encodable(read_prompt(words[0] if words else None, "ask"))
+    if not prompt.strip():
+        raise CommandError("the request is empty")
+    return prompt
+
+
+def _encodable(text: str) -> str:
+    """``text``, if it can be written as UTF-8: a shell may pass bytes that are none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise CommandError(f"the request is not UTF-8, from character {error.start} on") from None
+    return text
+
+
+# ---- who takes part
+
+
+def _check_cloud(args: argparse.Namespace) -> None:
+    if args.cloud_url is None:
+        if args.cloud_model is not None:
+            raise CommandError("--cloud-model needs --cloud-url, which says where the model is")
+        return
+    if args.remote is not None:
+        raise CommandError("--remote and --cloud-url exclude each other")
+    if args.cloud_model is None:
+        raise CommandError("--cloud-url needs --cloud-model, the model's name there")
+    try:
+        found = urlsplit(args.cloud_url)
+        good = found.scheme in ("http", "https") and found.hostname and found.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise CommandError("--cloud-url is no address, expected one such as https://host/v1")
+    if found.username is not None:
+        raise CommandError("--cloud-url holds a user or a key; leave it out, and set OPENAI_API_KEY")
+
+
+def _open_small(
+    args: argparse.Namespace, profile: Profile | None, stack: ExitStack
+) -> tuple[sllm.Model, Triage]:
+    """The small model, and the triage by it."""
+    ours = args.small is None
+    small = stack.enter_context(sllm.Model(embedded.TARGET if ours else args.small))
+    scorer = stack.enter_context(ContextScorer(small, n_threads=args.threads))
+    if ours and profile is None:
+        profile = Profile.load(embedded.TARGET_PROFILE)
+    # Our own model is too small to judge privacy: there the detectors decide alone.
+    return small, Triage(scorer, Policy(ask_privacy=not ours), profile)
+
+
+def _open_cloud(
+    args: argparse.Namespace, uris: list[str] | None, out: Output, stack: ExitStack
+) -> tuple[Target | ChatCloud | None, str | None]:
+    """The cloud, and why there is none although one was named."""
+    if args.cloud_url is not None:
+        try:
+            cloud = OpenAICloud(args.cloud_model, base_url=args.cloud_url)
+        except ImportError as error:
+            raise CommandError(str(error)) from None
+        return stack.enter_context(cloud), None
+    if uris is None:
+        return None, None
+    cli_remote.quiet_grpc()
+    try:
+        return stack.enter_context(sllm.connect(uris)).target(), None
+    except sllm.AuthError:
+        raise  # a wrong token, or a wrong worker: nothing that passes by itself
+    except sllm.RemoteError as error:
+        # What can be answered here does not need it.
+        out.note(f"sllm: {one_line(error)}; answering without it")
+        return None, "the worker does not answer"
+
+
+# ---- what is told
+
+
+def _account(answer: Answer, text: str) -> dict[str, Any]:
+    return {
+        "text": text,
+        "tier": int(answer.grade.tier),
+        "route": answer.route,
+        "reasons": answer.reasons,
+        "masked": answer.masked,
+        "stats": asdict(answer.stats),
+    }
+
+
+def explained(answer: Answer) -> list[str]:
+    """Who answered and why, for people: kinds, counts and numbers."""
+    grade, stats = answer.grade, answer.stats
+    masked = ", ".join(f"{kind} {n}" for kind, n in sorted(answer.masked.items()))
+    lines = [
+        f"tier: {int(grade.tier)} (easy {grade.p_easy:.2f}, hard {grade.p_hard:.2f})",
+        f"privacy: {grade.privacy}",
+        f"reasons: {one_line('; '.join(answer.reasons))}",
+        f"route: {' > '.join(answer.route)}",
+        f"masked: {masked or 'nothing'}",
+        f"cloud: {count(stats.cloud_in, 'token')} sent, {stats.cloud_out} received",
+    ]
+    if stats.n_checked:
+        lines.append(f"verified: {stats.n_kept} of {count(stats.n_checked, 'token')} stood")
+    if stats.n_restored:
+        lines.append(f"restored: {count(stats.n_restored, 'placeholder')}")
+    lines.append(f"time: {stats.seconds:.2f} s, {stats.grade_seconds:.2f} s of it for the grade")
+    return lines

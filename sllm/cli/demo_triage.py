@@ -1,0 +1,223 @@
+"""The second half of ``sllm demo``: who answers a request, and what of it leaves the machine.
+
+Nothing is staged: the embedded target grades with the profile that comes with it, the worker of the demo is
+the cloud, and what is shown of the link is what was handed to the connection.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import sllm
+from sllm import embedded
+from sllm.cli.console import count, one_line, table
+from sllm.remote.target import RemoteGeneration, RemoteTarget
+from sllm.triage.calibration import Profile
+from sllm.triage.hybrid import Hybrid
+from sllm.triage.triage import ContextScorer, Policy, Triage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy.typing as npt
+
+    from sllm.cli.console import Output
+    from sllm.engine.sampling import SamplingParams
+    from sllm.remote.connection import Remote
+    from sllm.targets.base import Commit, Scores
+
+__all__ = ["PRIVATE", "REQUESTS", "SECRETS", "show_triage"]
+
+REQUESTS = (
+    "What is the capital of Germany?",
+    "德国的首都是哪里？",
+    "Translate into Chinese: The old man is drinking tea by the river.",
+    "翻译成英文：小狗在花园里睡觉。",
+    "Prove that the square root of 47 is irrational.",
+    "证明根号47是无理数。",
+)
+"""Two for each tier. The profile of the embedded target lets no answer of tier 2 go without verification."""
+
+SECRETS = ("Clara Brook", "415-555-0162")
+"""Invented, as all numbers with 555-01 are."""
+
+PRIVATE = (
+    f"Write a polite reply to this message:\nHello, this is {SECRETS[0]}. I have lost my umbrella, please"
+    f" call me if you find it. My phone number is {SECRETS[1]}."
+)
+"""A private request, in the manner of those that the embedded pair was trained on."""
+
+_MAX_TOKENS = 80
+
+
+def show_triage(remote: Remote, small: sllm.Model, n_threads: int, out: Output) -> bool:
+    """Ask the requests with ``remote`` as the cloud, and write who answered them and what was sent.
+
+    Args:
+        remote: a worker.
+        small: the embedded target, which grades, and which answers what stays here.
+        n_threads: CPU threads of each context.
+        out: where to write.
+
+    Returns:
+        Whether nothing private was sent.
+
+    """
+    out.line(
+        "Who answers: the target here grades every request, and the worker, with the same weights, is the"
+    )
+    out.line("cloud. So small a model has no answer to the hard ones, there as here.")
+    tapped = _TappedTarget(remote)
+    with ExitStack() as stack:
+        scorer = stack.enter_context(ContextScorer(small, n_threads=n_threads))
+        # The pair is too small to judge privacy: the detectors decide alone.
+        triage = Triage(scorer, Policy(ask_privacy=False), Profile.load(embedded.TARGET_PROFILE))
+        hybrid = stack.enter_context(
+            Hybrid(
+                small,
+                cloud=tapped,
+                triage=triage,
+                privacy="deidentify",
+                max_tokens=_MAX_TOKENS,
+                n_threads=n_threads,
+            )
+        )
+        asked = [_ask(hybrid, tapped, text) for text in (*REQUESTS, PRIVATE)]
+    rows = [("tier", "route", "cloud tokens", "request")]
+    rows += [(str(one.tier), one.route, str(one.cloud_tokens), one_line(one.request)) for one in asked]
+    for line in table(rows, right=(0, 2)):
+        out.line(line)
+    out.line()
+    for line in _private_lines(asked[-1]):
+        out.line(line)
+    sent = [text for one in asked for text in one.sent]
+    n_leaks = sum(any(_holds(text, value) for value in SECRETS) for text in sent)
+    if n_leaks:
+        out.note(f"sllm: private values are in {n_leaks} of {count(len(sent), 'text')} for the worker")
+        return False
+    texts = count(len(sent), "text")
+    out.line(f"Of {texts} that the connection was handed for the worker, none holds the name or the number.")
+    return True
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request, what became of it, and what crossed the link for it."""
+
+    request: str
+    tier: int
+    route: str
+    cloud_tokens: int
+    answer: str
+    reasons: tuple[str, ...]
+    n_restored: int
+    sent: tuple[str, ...]
+    received: str
+    n_kept: int  # of an answer from here that was verified, the tokens that stood
+    n_checked: int
+
+
+def _ask(hybrid: Hybrid, tapped: _TappedTarget, request: str) -> _Asked:
+    tapped.sent.clear()
+    tapped.received.clear()
+    hybrid.new_conversation()
+    with hybrid.ask([{"role": "user", "content": request}]) as answer:
+        text = answer.text()
+    stats = answer.stats
+    return _Asked(
+        request,
+        int(answer.grade.tier),  # where the small model was not sure of its answer, the tier after that
+        " > ".join(answer.route),
+        stats.cloud_in + stats.cloud_out,
+        text,
+        tuple(answer.reasons),
+        stats.n_restored,
+        tuple(tapped.sent),
+        tapped.vocab.decode(np.array(tapped.received, dtype=np.int32)),
+        stats.n_kept,
+        stats.n_checked,
+    )
+
+
+def _private_lines(one: _Asked) -> list[str]:
+    """One request as it was asked, sent, answered and shown."""
+    lines = [f"asked here:  {one_line(one.request)}"]
+    if not one.sent:
+        return [*lines, f"nothing of it was sent: {one_line('; '.join(one.reasons))}"]
+    lines.append(f"sent:        {one_line(one.sent[0])}")
+    if one.n_checked:
+        lines.append(f"verdict:     {one.n_kept} of the {one.n_checked} tokens of the answer from here stand")
+    if one.received:
+        lines.append(f"came back:   {one_line(one.received)}")
+    lines.append(f"shown here:  {one_line(one.answer)}")
+    if not one.n_restored:
+        return [*lines, "The answer holds no placeholder that was sent, so none was put back."]
+    put_back = count(one.n_restored, "placeholder")
+    return [*lines, f"{put_back} put back."]
+
+
+def _holds(text: str, value: str) -> bool:
+    """Whether a text holds a value as it is, or its digits whatever stands between them."""
+    digits = re.sub("[^0-9]", "", value)
+    return value in text or (digits != "" and digits in re.sub("[^0-9]", "", text))
+
+
+# ---- what is sent
+
+
+class _TappedTarget(RemoteTarget):
+    """A worker, and all that it is sent is noted."""
+
+    def __init__(self, remote: Remote) -> None:
+        super().__init__(remote)
+        self.sent: list[str] = []
+        self.received: list[int] = []
+
+    def note(self, tokens: Iterable[int]) -> str:
+        """Note tokens that are about to be sent; returns them as text."""
+        text = self.vocab.decode(np.array(list(tokens), dtype=np.int32), special=True)
+        self.sent.append(text)
+        return text
+
+    def open(
+        self, tokens: npt.NDArray[np.int32], sampling: SamplingParams, max_tokens: int | None
+    ) -> RemoteGeneration:
+        """See :meth:`RemoteTarget.open`."""
+        self.note(tokens.tolist())
+        return _TappedGeneration(self, self.checked_prompt(tokens), sampling, max_tokens)
+
+    def score(self, tokens: npt.NDArray[np.int32], start: int) -> Scores:
+        """See :meth:`RemoteTarget.score`."""
+        self.note(tokens.tolist())
+        return super().score(tokens, start)
+
+
+class _TappedGeneration(RemoteGeneration):
+    """A text of it."""
+
+    def __init__(
+        self,
+        target: _TappedTarget,
+        prompt: npt.NDArray[np.int32],
+        sampling: SamplingParams,
+        max_tokens: int | None,
+    ) -> None:
+        self._tapped = target
+        super().__init__(target, prompt, sampling, max_tokens)
+
+    def hint(self, pos: int, tokens: Sequence[int]) -> None:
+        """See :meth:`RemoteGeneration.hint`."""
+        self._tapped.note(tokens)
+        super().hint(pos, tokens)
+
+    def poll(self, timeout: float | None = 0.0) -> Commit | None:
+        """See :meth:`RemoteGeneration.poll`."""
+        commit = super().poll(timeout)
+        if commit is not None:
+            self._tapped.received.extend(commit.tokens)
+        return commit

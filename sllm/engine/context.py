@@ -1,0 +1,867 @@
+"""Contexts: decoding, batched draft and verify, and the memory (KV cache) behind them."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sllm.engine._ffi import (
+    Handle,
+    check,
+    checked_int,
+    ffi,
+    float32_array,
+    int32_array,
+    int_list,
+    lib,
+    ragged_int32,
+    take_log,
+)
+from sllm.engine.sampling import SamplingParams
+from sllm.errors import ContextFullError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import numpy.typing as npt
+
+    from sllm.engine.model import Model
+
+__all__ = ["Context", "Draft", "Memory", "Verdict"]
+
+_LOGITS = {"none": lib.SLLM_LOGITS_NONE, "last": lib.SLLM_LOGITS_LAST, "all": lib.SLLM_LOGITS_ALL}
+_STATE_HEADER = struct.Struct(
+    "<8s32sII"
+)  # magic and version, vocabulary fingerprint, number of tokens, CRC-32 of the rest
+_STATE_MAGIC = b"sllmseq1"
+
+
+# Looked up once: verify() and draft() are called for every few tokens, and what they touch is cold in the
+# caches after every pass of the model.
+_INTS = ffi.typeof("int32_t[]")
+_FLOATS = ffi.typeof("float[]")
+_INT32 = np.dtype(np.int32)
+_FLOAT32 = np.dtype(np.float32)
+_NULL = ffi.NULL
+_from_buffer = ffi.from_buffer
+
+
+# Threads wait for each other at every operation of a graph: measured on two cores, a second one brings
+# nothing to 0.8 MB of weights, and a quarter to 5.8 MB.
+_BYTES_PER_THREAD = 2_500_000
+
+
+def available_cores() -> int:
+    """The processors that this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
+@dataclass(frozen=True, init=False)
+class Draft:
+    """What :meth:`Context.draft` proposes for B sequences.
+
+    Attributes:
+        tokens: int32 (B, n_max), unused places -1.
+        lengths: int32 (B,), how many tokens each chain has.
+        probs: float32 (B, n_max), the draft's probability of each drafted token among the candidates that it
+            was selected from, at the
+            sampling temperature (at temperature 0: at temperature 1); unused places 0.
+
+    """
+
+    tokens: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int32]
+    probs: npt.NDArray[np.float32]
+
+    def __init__(
+        self,
+        tokens: npt.NDArray[np.int32],
+        lengths: npt.NDArray[np.int32],
+        probs: npt.NDArray[np.float32],
+    ) -> None:
+        # what dataclass writes for a frozen class takes twice as long
+        fields = self.__dict__
+        fields["tokens"] = tokens
+        fields["lengths"] = lengths
+        fields["probs"] = probs
+
+
+@dataclass(frozen=True, init=False)
+class Verdict:
+    """What :meth:`Context.verify` selected for B sequences.
+
+    Attributes:
+        tokens: int32 (B, n_max + 1): the ``n_accepted[i] + 1`` tokens that row i commits, then -1.
+        n_accepted: int32 (B,): how many of them are accepted drafts; the one after them is the target's own.
+        logprobs: float32 like ``tokens``, log-probabilities under the unfiltered softmax at temperature 1, or
+            None when they were not asked for.
+
+    """
+
+    tokens: npt.NDArray[np.int32]
+    n_accepted: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float32] | None = None
+
+    def __init__(
+        self,
+        tokens: npt.NDArray[np.int32],
+        n_accepted: npt.NDArray[np.int32],
+        logprobs: npt.NDArray[np.float32] | None = None,
+    ) -> None:
+        # what dataclass writes for a frozen class takes twice as long
+        fields = self.__dict__
+        fields["tokens"] = tokens
+        fields["n_accepted"] = n_accepted
+        fields["logprobs"] = logprobs
+
+
+def _last_tokens(tokens: npt.ArrayLike | Sequence[npt.ArrayLike], n_seqs: int) -> list[list[int]]:
+    """The ``tokens`` argument of draft and verify: one token for each sequence, or an array for each."""
+    if not isinstance(tokens, np.ndarray):
+        for token in tokens:  # type: ignore[union-attr]
+            if not isinstance(token, (int, np.integer)):
+                return _rows(tokens, n_seqs, "tokens")  # type: ignore[arg-type]
+    flat = int_list(tokens, "tokens")  # type: ignore[arg-type]
+    if len(flat) != n_seqs:
+        raise ValueError(f"tokens has {len(flat)} items, expected one for each of {n_seqs} sequences")
+    return [flat] if n_seqs == 1 else [[token] for token in flat]
+
+
+def _rows(rows: Iterable[npt.ArrayLike], n_seqs: int, name: str) -> list[list[int]]:
+    if type(rows) is list and len(rows) == n_seqs == 1:
+        return [int_list(rows[0], name)]
+    lists = [int_list(row, name) for row in rows]
+    if len(lists) != n_seqs:
+        raise ValueError(f"{name} has {len(lists)} rows, expected one for each of {n_seqs} sequences")
+    return lists
+
+
+def _hints(draft: Draft | Sequence[npt.ArrayLike], n_seqs: int) -> tuple[list[list[int]], int]:
+    """The ``draft`` argument of verify: a chain for each sequence, and how long the longest may be."""
+    if not isinstance(draft, Draft):
+        rows = _rows(draft, n_seqs, "draft")
+        return rows, len(rows[0]) if n_seqs == 1 else max(map(len, rows), default=0)
+    lengths = int_list(draft.lengths, "draft.lengths")
+    tokens = draft.tokens
+    if tokens.dtype != _INT32 or tokens.ndim != 2 or not tokens.flags.c_contiguous:
+        raise TypeError("draft.tokens must be a contiguous int32 array of shape (B, n_max)")
+    if len(tokens) != n_seqs or len(lengths) != n_seqs:
+        raise ValueError(f"the draft has {len(tokens)} rows, expected one for each of {n_seqs} sequences")
+    for length in lengths:
+        checked_int(length, "a length of the draft", 0, tokens.shape[1])
+    return [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)], tokens.shape[1]
+
+
+def positions(pos: int | npt.ArrayLike | None, n_seqs: int, name: str) -> list[int]:
+    """``n_seqs`` positions as sllm.h takes them."""
+    if pos is None:
+        return [-1] * n_seqs
+    items = [int(pos)] if isinstance(pos, (int, np.integer)) else int_list(pos, name)
+    if len(items) != n_seqs:
+        raise ValueError(f"{name} has {len(items)} items, expected one for each of {n_seqs} sequences")
+    for item in items:
+        if item < 0:
+            raise ValueError(f"{name} is {item}, expected 0 <= {name}")
+    return items
+
+
+def _n_maxes(n_max: int | Sequence[int], n_seqs: int) -> list[int]:
+    items = [int(n_max)] * n_seqs if isinstance(n_max, (int, np.integer)) else int_list(n_max, "n_max")
+    if len(items) != n_seqs:
+        raise ValueError(f"n_max has {len(items)} items, expected one for each of {n_seqs} sequences")
+    return items
+
+
+def _p_mins(p_min: float | Sequence[float], n_seqs: int) -> list[float]:
+    array = float32_array([p_min] * n_seqs if isinstance(p_min, (int, float, np.number)) else p_min, "p_min")
+    if len(array) != n_seqs:
+        raise ValueError(f"p_min has {len(array)} items, expected one for each of {n_seqs} sequences")
+    items: list[float] = array.tolist()
+    return items
+
+
+def _jobs(
+    seq_ids: list[int],
+    pos: int | Sequence[int] | None,
+    start: int | Sequence[int] | None,
+    tokens: list[list[int]],
+    n_more: list[int] | None,
+    hints: list[list[int]] | None,
+) -> list[int]:
+    """What sllm.h calls jobs: all the numbers of a call, as one list that cffi lays out for C.
+
+    Either ``n_more`` says how many tokens to draft, or ``hints`` what to verify, or neither.
+    """
+    jobs: list[int] = []
+    n_seqs = len(seq_ids)
+    begins = positions(pos, n_seqs, "pos")
+    starts = positions(start, n_seqs, "start")
+    for i in range(n_seqs):
+        row = tokens[i]
+        hint = hints[i] if hints is not None else ()
+        more = len(hint) if n_more is None else n_more[i]
+        jobs += (seq_ids[i], begins[i], starts[i], len(row), more, *row, *hint)
+    return jobs
+
+
+def _does_not_fit(jobs: list[int]) -> ValueError:
+    number = next(item for item in jobs if not -(2**31) <= item < 2**31)
+    return ValueError(f"{number} among the sequences, tokens and positions does not fit into int32")
+
+
+_JOB_HEADER: int = lib.SLLM_JOB_HEADER
+
+
+def hidden_array(value: object, n_rows: int | None, n_embd: int) -> npt.NDArray[np.float32]:
+    """Hidden states, checked: a contiguous float32 array (n_rows, n_embd), n_rows None: any number.
+
+    Raises:
+        TypeError: no float32 array.
+        ValueError: another shape, or not contiguous.
+
+    """
+    if not isinstance(value, np.ndarray) or value.dtype != _FLOAT32:
+        found = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+        raise TypeError(f"hidden is {found}, expected a float32 array")
+    if value.ndim != 2 or value.shape[1] != n_embd or (n_rows is not None and len(value) != n_rows):
+        expected = f"({'n' if n_rows is None else n_rows}, {n_embd})"
+        raise ValueError(f"hidden has shape {value.shape}, expected {expected}")
+    if not value.flags.c_contiguous:
+        raise ValueError("hidden is not contiguous; pass np.ascontiguousarray(hidden)")
+    return value
+
+
+class Memory:
+    """What a :class:`Context` holds of each sequence (llama.cpp's memory, the KV cache).
+
+    Writing at position p makes everything at or after p void; a write that repeats what is there computes
+    nothing. So nothing
+    here has to be called to take tokens back: the next write says where it goes.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def length(self, seq_id: int = 0) -> int:
+        """The number of committed tokens, which is the position of the next one."""
+        out = ffi.new("int32_t *")
+        check(lib.sllm_memory_length(self._context._live, checked_int(seq_id, "seq_id"), out))
+        return int(out[0])
+
+    def tokens(self, seq_id: int = 0) -> npt.NDArray[np.int32]:
+        """The committed tokens, int32 (length,)."""
+        array = np.empty(self._context.n_ctx_seq, dtype=np.int32)
+        out = ffi.new("int32_t *")
+        check(
+            lib.sllm_memory_tokens(
+                self._context._live,
+                checked_int(seq_id, "seq_id"),
+                _from_buffer(_INTS, array),
+                len(array),
+                out,
+            )
+        )
+        return array[: out[0]].copy()
+
+    def truncate(self, seq_id: int, pos: int) -> None:
+        """Forget everything at or after ``pos``. Models that cannot roll back compute the rest again at the
+        next write.
+
+        Raises:
+            ValueError: ``pos`` is negative or beyond the length.
+
+        """
+        check(
+            lib.sllm_memory_truncate(
+                self._context._live, checked_int(seq_id, "seq_id"), checked_int(pos, "pos")
+            )
+        )
+
+    def copy(self, source: int, target: int) -> None:
+        """Make sequence ``target`` an equal of ``source``; what it held is forgotten."""
+        check(
+            lib.sllm_memory_copy(
+                self._context._live, checked_int(source, "source"), checked_int(target, "target")
+            )
+        )
+
+    def clear(self, seq_id: int | None = None) -> None:
+        """Forget one sequence, or all of them."""
+        check(
+            lib.sllm_memory_clear(
+                self._context._live, -1 if seq_id is None else checked_int(seq_id, "seq_id", 0)
+            )
+        )
+
+    def __repr__(self) -> str:
+        state = "closed" if self._context.closed else f"{self._context.n_seq_max} sequences"
+        return f"<sllm.Memory, {state}>"
+
+
+class Context(Handle):
+    """Memory and compute state for sequences of one model (``llama_context``); one thread at a time.
+
+    Made by :meth:`Model.context`. A call while another thread is inside raises BusyError; only :meth:`cancel`
+    may come from anywhere. Ctrl-C ends a call on the main thread within about 100 ms. After an error, a
+    cancel or a Ctrl-C the memory is at its committed length, and the next call goes on from there.
+
+    Args:
+        model: the model.
+        n_ctx: positions in all; None: what the model was trained for, at most 4096, for each sequence. They
+            are shared out evenly over the sequences, unless ``kv_unified``.
+        n_batch: how many tokens go to llama.cpp at once.
+        n_ubatch: how many tokens one computed graph has.
+        n_seq_max: the number of sequences; their ids are 0 <= seq_id < n_seq_max.
+        n_outputs_max: how many rows of logits one call may keep (``verify`` needs one more than the draft for
+            each sequence); None: at least 64, 17 a sequence.
+        n_threads, n_threads_batch: CPU threads for one token and for more; None: one for each core that this
+            process may use, but no more than one for each 2.5 MB of weights.
+        flash_attn: None: where the device has it.
+        type_k, type_v: ggml types of the KV cache, such as ``"f16"`` or ``"q8_0"``. With q8_0 here, q8_0 or
+            q4_0 weights and flash attention, results on the CPU do not depend on how tokens are grouped into
+            batches.
+        offload_kqv: keep the KV cache on the GPU that has the layer.
+        kv_unified: one pool of positions for all sequences. Ragged batches then take one pass instead of
+            several, but what other sequences do can change the last bits of the logits.
+
+    Raises:
+        ValueError: an argument out of range, or one that the model does not go with.
+        MemoryError: the KV cache does not fit into the machine.
+
+    Attributes:
+        model, n_ctx, n_ctx_seq, n_batch, n_ubatch, n_seq_max, n_outputs_max: the values in force;
+            ``n_ctx_seq`` is what one sequence holds.
+        memory: what is held of each sequence.
+
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int | None = None,
+        n_batch: int = 2048,
+        n_ubatch: int = 512,
+        n_seq_max: int = 1,
+        n_outputs_max: int | None = None,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        flash_attn: bool | None = None,
+        type_k: str = "f16",
+        type_v: str = "f16",
+        offload_kqv: bool = True,
+        kv_unified: bool = False,
+    ) -> None:
+        checked_int(n_seq_max, "n_seq_max", 1, 256)
+        if n_ctx is None:
+            n_ctx = min(model.n_ctx_train or 4096, 4096) * n_seq_max
+        if n_outputs_max is None:
+            n_outputs_max = max(64, 17 * n_seq_max)
+        if n_threads is None:
+            n_threads = min(available_cores(), max(1, model.size_bytes // _BYTES_PER_THREAD))
+        params = ffi.new("struct sllm_context_params *")
+        params.n_ctx = checked_int(n_ctx, "n_ctx", 1)
+        params.n_batch = checked_int(n_batch, "n_batch", 1)
+        params.n_ubatch = checked_int(n_ubatch, "n_ubatch", 1)
+        params.n_seq_max = n_seq_max
+        params.n_outputs_max = min(checked_int(n_outputs_max, "n_outputs_max", 1), n_batch)
+        params.n_threads = checked_int(n_threads, "n_threads", 1)
+        params.n_threads_batch = (
+            n_threads if n_threads_batch is None else checked_int(n_threads_batch, "n_threads_batch", 1)
+        )
+        params.flash_attn = -1 if flash_attn is None else int(flash_attn)
+        for name, value in (("type_k", type_k), ("type_v", type_v)):
+            if not isinstance(value, str):
+                raise TypeError(f"{name} is {value!r}, expected the name of a ggml type")
+            if "\0" in value:
+                raise ValueError(f"{name} is {value!r}, expected the name of a ggml type")
+        keep = [ffi.new("char[]", type_k.encode()), ffi.new("char[]", type_v.encode())]
+        params.type_k, params.type_v = keep
+        params.offload_kqv = offload_kqv
+        params.kv_unified = kv_unified
+
+        out = ffi.new("sllm_context **")
+        take_log()
+        try:
+            check(lib.sllm_context_new(model._live, params, out), model.path.name)
+        finally:
+            take_log()
+        super().__init__(out[0], lib.sllm_context_release)
+        self.model = model
+        self.n_threads: int = params.n_threads
+        self.n_threads_batch: int = params.n_threads_batch
+        info = ffi.new("struct sllm_context_info *")
+        lib.sllm_context_get_info(out[0], info)
+        self.n_ctx: int = info.n_ctx
+        self.n_ctx_seq: int = info.n_ctx_seq
+        self.n_batch: int = info.n_batch
+        self.n_ubatch: int = info.n_ubatch
+        self.n_seq_max: int = info.n_seq_max
+        self.n_outputs_max: int = info.n_outputs_max
+        self._n_vocab: int = info.n_vocab
+        self.memory = Memory(self)
+        model._contexts.add(self)
+
+    def decode(
+        self,
+        tokens: npt.ArrayLike | Sequence[npt.ArrayLike],
+        *,
+        seq_id: int | Sequence[int] = 0,
+        pos: int | Sequence[int] | None = None,
+        logits: str = "none",
+        hidden: npt.NDArray[np.float32] | None = None,
+    ) -> npt.NDArray[np.float32] | None:
+        """Write tokens and compute them (``llama_decode``).
+
+        Args:
+            tokens: int32 (n,) for one sequence; for several, one such array for each.
+            seq_id: the sequence, or a list of them.
+            pos: where the tokens go, at most the sequence's length; None: at its end. Whatever was at or
+                after it is void.
+            logits: ``"none"``, ``"last"`` (the row after the last token of each sequence) or ``"all"``.
+            hidden: for the context of a :class:`~sllm.LayerRange` alone: float32 (tokens, n_embd), what
+                enters its first layer for each token.
+
+        Returns:
+            None, or float32 logits, read-only: (n_vocab,) for one sequence and ``"last"``, else (rows,
+            n_vocab) in the order of the tokens. Up to ``n_outputs_max`` rows are a view of llama.cpp's own
+            buffer: it stays readable for as long as it lives, but the next call on this context overwrites
+                it. More rows are a copy.
+
+        Raises:
+            ValueError: a token, position or sequence out of range.
+            TypeError: a wrong dtype.
+            ContextFullError: no room; nothing was decoded.
+            CancelledError, BusyError, InferenceError, ClosedError.
+
+        """
+        pointer = self._live
+        if logits not in _LOGITS:
+            raise ValueError(f"logits is {logits!r}, expected 'none', 'last' or 'all'")
+        if isinstance(seq_id, (int, np.integer)):
+            flat = int32_array(tokens, "tokens")  # type: ignore[arg-type]
+            lengths = np.array([len(flat)], dtype=np.int32)
+            seqs = int32_array([seq_id], "seq_id")
+        else:
+            seqs = int32_array(seq_id, "seq_id")
+            flat, lengths = ragged_int32(tokens, len(seqs), "tokens")  # type: ignore[arg-type]
+        n_rows = {"none": 0, "last": len(seqs), "all": len(flat)}[logits]
+        view = ffi.new("const float **")
+        own = np.empty((n_rows, self._n_vocab), dtype=np.float32) if n_rows > self.n_outputs_max else None
+        check(
+            lib.sllm_decode(
+                pointer,
+                len(seqs),
+                _from_buffer(_INTS, seqs),
+                _from_buffer(_INTS, flat),
+                _from_buffer(_INTS, lengths),
+                _NULL
+                if pos is None
+                else _from_buffer(_INTS, int32_array(positions(pos, len(seqs), "pos"), "pos")),
+                _NULL
+                if hidden is None
+                else _from_buffer(_FLOATS, hidden_array(hidden, len(flat), self.model.n_embd)),
+                _LOGITS[logits],
+                _NULL if own is None else _from_buffer(_FLOATS, own),
+                view,
+            )
+        )
+        if n_rows == 0:
+            return None
+        rows = self._logits_view(pointer, view[0], n_rows) if own is None else own
+        rows.flags.writeable = False
+        return rows[0] if logits == "last" and isinstance(seq_id, (int, np.integer)) else rows
+
+    def _logits_view(self, pointer: Any, first: Any, n_rows: int) -> npt.NDArray[np.float32]:
+        """Rows of the last decode, on llama.cpp's memory, which they keep alive even past close()."""
+        pid = self._pid
+
+        def release(_rows: object) -> None:
+            if os.getpid() == pid:
+                lib.sllm_context_release(pointer)
+
+        owner = ffi.gc(first, release)
+        view: npt.NDArray[np.float32] = np.frombuffer(
+            ffi.buffer(owner, n_rows * self._n_vocab * 4), dtype=np.float32
+        ).reshape(n_rows, self._n_vocab)
+        return view
+
+    def _samplings(
+        self, sampling: SamplingParams | Sequence[SamplingParams] | None, n_seqs: int
+    ) -> list[Any]:
+        """A compiled sampling for each sequence; the list keeps them alive during the call."""
+        if sampling is None:
+            sampling = SamplingParams()
+        if isinstance(sampling, SamplingParams):
+            return [self.model.compiled(sampling)] * n_seqs
+        compiled = [self.model.compiled(one) for one in sampling]
+        if len(compiled) != n_seqs:
+            raise ValueError(
+                f"sampling has {len(compiled)} items, expected one for each of {n_seqs} sequences"
+            )
+        return compiled
+
+    def draft(
+        self,
+        seq_ids: Sequence[int] | npt.NDArray[np.int32],
+        tokens: npt.ArrayLike | Sequence[npt.ArrayLike],
+        *,
+        n_max: int | Sequence[int] = 16,
+        p_min: float | Sequence[float] = 0.0,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        pos: int | Sequence[int] | None = None,
+        start: int | Sequence[int] | None = None,
+    ) -> Draft:
+        """Draft up to ``n_max`` tokens for each of B sequences, one batched pass a token.
+
+        Each token is selected from this model's logits with the same position-keyed noise as the target will
+        use, which makes them agree far more often than independent samples. The chain stays cached behind the
+        committed length, so drafting on from accepted tokens computes only what is new.
+
+        Args:
+            seq_ids: B distinct sequences.
+            tokens: (B,) the last committed token of each, not in memory yet; or B arrays of the committed
+                tokens that are not in memory yet.
+            n_max: how many tokens at most, one number or B.
+            p_min: a chain ends before a token less probable than this (see :attr:`Draft.probs`), one number
+                or B.
+            sampling: how to select, one or B; None: ``SamplingParams()``.
+            pos: where ``tokens`` go, at most the committed length; None: there.
+            start: the position of the first generated token, for grammars; None: remembered from the
+                sequence's first call since a decode.
+
+        Returns:
+            The chains. One ends early behind an end-of-generation token, at the end of the context, and after
+            :meth:`cancel`.
+
+        Raises:
+            ValueError, TypeError, ContextFullError, CancelledError (before anything was drafted), BusyError,
+            InferenceError, ClosedError.
+
+        """
+        pointer = self._live
+        seqs = int_list(seq_ids, "seq_ids")
+        n_seqs = len(seqs)
+        rows = _last_tokens(tokens, n_seqs)
+        samplings = self._samplings(sampling, n_seqs)
+        n_maxes = [n_max] * n_seqs if type(n_max) is int else _n_maxes(n_max, n_seqs)
+        p_mins = [p_min] * n_seqs if type(p_min) is float else _p_mins(p_min, n_seqs)
+        stride = max(n_maxes, default=0)
+        if stride > self.n_ctx_seq:
+            raise ValueError(
+                f"n_max is {stride}, and a sequence of this context holds {self.n_ctx_seq} tokens"
+            )
+        jobs = _jobs(seqs, pos, start, rows, n_maxes, None)
+        drafted = np.empty((n_seqs, max(stride, 0)), _INT32)
+        lengths = np.empty(n_seqs, _INT32)
+        probs = np.empty((n_seqs, max(stride, 0)), _FLOAT32)
+        try:
+            status = lib.sllm_draft(
+                pointer,
+                n_seqs,
+                jobs,
+                len(jobs),
+                samplings,
+                p_mins,
+                max(stride, 0),
+                _from_buffer(_INTS, drafted),
+                _from_buffer(_INTS, lengths),
+                _from_buffer(_FLOATS, probs),
+            )
+        except OverflowError:
+            raise _does_not_fit(jobs) from None
+        if status:
+            check(status)
+        return Draft(drafted, lengths, probs)
+
+    def verify(
+        self,
+        seq_ids: Sequence[int] | npt.NDArray[np.int32],
+        tokens: npt.ArrayLike | Sequence[npt.ArrayLike],
+        draft: Draft | Sequence[npt.ArrayLike] | None = None,
+        *,
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        pos: int | Sequence[int] | None = None,
+        start: int | Sequence[int] | None = None,
+        logprobs: bool = False,
+        hidden: npt.NDArray[np.float32] | None = None,
+    ) -> Verdict:
+        """Verify drafts of B sequences in one pass and commit what this model itself selects.
+
+        One batch decodes the last committed token and the chain ``h1..hk`` of each sequence; y1..y(k+1) are
+        selected, and accepted while ``y_i == h_i``; y1..y(a+1) are returned. The memory is then at exactly
+        the committed length: the tokens passed in and the ``a`` accepted ones. Without a draft this is plain
+            decoding of one token.
+
+        Args:
+            seq_ids: B distinct sequences.
+            tokens: as in :meth:`draft`.
+            draft: what to verify: a :class:`Draft`, or B token arrays of any lengths, or None. Ids that are
+                no tokens here, and what does not fit into the context, are treated as rejected.
+            sampling, pos, start: as in :meth:`draft`.
+            logprobs: also return the log-probability of every selected token.
+            hidden: for the context of a :class:`~sllm.LayerRange` alone: float32 (tokens, n_embd), what
+                enters its first layer for the tokens and the draft of each sequence, one behind the other.
+
+        Raises:
+            ValueError: also when the drafts together need more than ``n_outputs_max`` rows.
+            TypeError, ContextFullError, CancelledError, BusyError, InferenceError, ClosedError.
+
+        """
+        pointer = self._live
+        seqs = int_list(seq_ids, "seq_ids")
+        n_seqs = len(seqs)
+        rows = _last_tokens(tokens, n_seqs)
+        samplings = self._samplings(sampling, n_seqs)
+        hints, stride = (None, 0) if draft is None else _hints(draft, n_seqs)
+        jobs = _jobs(seqs, pos, start, rows, None, hints)
+        selected = np.empty((n_seqs, stride + 1), _INT32)
+        n_accepted = np.empty(n_seqs, _INT32)
+        scores = np.empty((n_seqs, stride + 1), _FLOAT32) if logprobs else None
+        try:
+            status = lib.sllm_verify(
+                pointer,
+                n_seqs,
+                jobs,
+                len(jobs),
+                samplings,
+                stride,
+                _NULL
+                if hidden is None
+                else _from_buffer(
+                    _FLOATS, hidden_array(hidden, len(jobs) - _JOB_HEADER * n_seqs, self.model.n_embd)
+                ),
+                _from_buffer(_INTS, selected),
+                _from_buffer(_INTS, n_accepted),
+                _NULL if scores is None else _from_buffer(_FLOATS, scores),
+            )
+        except OverflowError:
+            raise _does_not_fit(jobs) from None
+        if status:
+            check(status)
+        return Verdict(selected, n_accepted, scores)
+
+    def score(
+        self,
+        prefix: npt.ArrayLike,
+        continuations: Sequence[npt.ArrayLike],
+        *,
+        seq_ids: Sequence[int] | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """The log-probability of each whole continuation after ``prefix``, under the unfiltered softmax.
+
+        The prefix is computed once, and again not at all when the next call begins with the same tokens;
+        continuations run side by side in as few passes as there are sequences for them.
+
+        Args:
+            prefix: int32 (n,), at least one token.
+            continuations: int32 arrays of at least one token.
+            seq_ids: sequences to work in; their contents are lost. None: those that are empty. All are empty
+                afterwards.
+
+        Returns:
+            float64 (len(continuations),): the sums of the log-probabilities of their tokens.
+
+        Raises:
+            ValueError: something is empty, or no sequence is free.
+            ContextFullError: prefix and continuation do not fit.
+
+        """
+        head = int32_array(prefix, "prefix")
+        parts = [int32_array(c, f"continuations[{i}]") for i, c in enumerate(continuations)]
+        if len(head) == 0 or not parts or any(len(p) == 0 for p in parts):
+            raise ValueError("score needs a prefix and continuations of at least one token each")
+        longest = len(head) + max(len(p) for p in parts)
+        if longest - 1 > self.n_ctx_seq:
+            raise ContextFullError(
+                f"prefix and continuation have {longest} tokens,"
+                f" and a sequence of this context holds {self.n_ctx_seq}"
+            )
+        if seq_ids is None:
+            seq_ids = [i for i in range(self.n_seq_max) if self.memory.length(i) == 0]
+            if not seq_ids:
+                raise ValueError(
+                    "every sequence of this context is in use; name those that score may use in seq_ids"
+                )
+        if not seq_ids:
+            raise ValueError("seq_ids is empty; score needs a sequence to work in")
+        first = checked_int(seq_ids[0], "seq_ids[0]", 0, self.n_seq_max - 1)
+        shared = head[:-1]
+        totals = np.empty(len(parts), dtype=np.float64)
+        try:
+            self.decode(shared, seq_id=first, pos=0)
+            for begin in range(0, len(parts), len(seq_ids)):
+                group = parts[begin : begin + len(seq_ids)]
+                used = list(seq_ids[: len(group)])
+                for other in used[1:]:
+                    self.memory.copy(first, other)
+                totals[begin : begin + len(group)] = self._score(
+                    used, [np.concatenate([head[-1:], p]) for p in group]
+                )
+                self.memory.truncate(first, len(shared))
+        finally:
+            if not self.closed:
+                check(lib.sllm_memory_forget(self._live, first))
+                for other in seq_ids[1:]:
+                    self.memory.clear(other)
+        return totals
+
+    def token_logprobs(
+        self, tokens: npt.ArrayLike, *, seq_id: int = 0, pos: int | None = None
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """How likely each token of a text is behind those before it, under the unfiltered softmax.
+
+        The tokens but the last are written to the sequence.
+
+        Args:
+            tokens: int32 (n,), n >= 2; the first one is only gone on from.
+            seq_id: the sequence.
+            pos: where the first one goes, at most the sequence's length; None: at its end.
+
+        Returns:
+            Log-probabilities, float32 (n - 1,), and ranks, int32 (n - 1,), of ``tokens[1:]``; rank 0 is the
+            likeliest token.
+
+        Raises:
+            ValueError: fewer than two tokens, or one that is none.
+            ContextFullError, CancelledError, BusyError, InferenceError, ClosedError.
+
+        """
+        array = int32_array(tokens, "tokens")
+        if len(array) < 2:
+            raise ValueError(
+                f"tokens has {len(array)} items, and the first one is not scored: expected 2 or more"
+            )
+        sequence = checked_int(seq_id, "seq_id")
+        if pos is not None:
+            # Truncating comes first, so what the C side would refuse has to be refused before it.
+            n_vocab = self._n_vocab
+            bad = array[(array < 0) | (array >= n_vocab)]
+            if len(bad):
+                raise ValueError(f"token {bad[0]} is not in the vocabulary of {n_vocab} tokens")
+            if pos + len(array) - 1 > self.n_ctx_seq:
+                raise ContextFullError(
+                    f"{len(array) - 1} tokens at position {pos} do not fit:"
+                    f" a sequence of this context holds {self.n_ctx_seq}"
+                )
+            self.memory.truncate(sequence, pos)
+        logprobs = np.empty(len(array) - 1, _FLOAT32)
+        ranks = np.empty(len(array) - 1, _INT32)
+        check(
+            lib.sllm_score(
+                self._live,
+                1,
+                [sequence],
+                _from_buffer(_INTS, array),
+                [len(array)],
+                _from_buffer(_FLOATS, logprobs),
+                _from_buffer(_INTS, ranks),
+            )
+        )
+        return logprobs, ranks
+
+    def _score(self, seq_ids: list[int], tokens: list[npt.NDArray[np.int32]]) -> list[float]:
+        """The log-probabilities of each array's tokens behind its first, summed; they stay in memory but for
+        the last.
+        """
+        flat, lengths = ragged_int32(tokens, len(tokens), "continuations")
+        out = np.empty(int(lengths.sum()) - len(tokens), dtype=np.float32)
+        check(
+            lib.sllm_score(
+                self._live,
+                len(tokens),
+                _from_buffer(_INTS, int32_array(seq_ids, "seq_ids")),
+                _from_buffer(_INTS, flat),
+                _from_buffer(_INTS, lengths),
+                _from_buffer(_FLOATS, out),
+                _NULL,
+            )
+        )
+        return [float(part.sum(dtype=np.float64)) for part in np.split(out, np.cumsum(lengths - 1)[:-1])]
+
+    def save(self, seq_id: int = 0) -> bytes:
+        """The state of one sequence, to be given to :meth:`load` of a context of the same model and shape.
+
+        The shape is that of the memory: type_k, type_v, n_seq_max and kv_unified.
+
+        The bytes hold the sequence's tokens in the clear.
+        """
+        pointer = self._live
+        checked_int(seq_id, "seq_id")
+        size = ffi.new("uint64_t *")
+        check(lib.sllm_state_size(pointer, seq_id, size))
+        buffer = bytearray(size[0])
+        check(lib.sllm_state_get(pointer, seq_id, ffi.from_buffer("uint8_t[]", buffer), len(buffer), size))
+        tokens = self.memory.tokens(seq_id)
+        body = tokens.tobytes() + bytes(buffer[: size[0]])
+        header = _STATE_HEADER.pack(
+            _STATE_MAGIC, bytes.fromhex(self.model.vocab.fingerprint), len(tokens), zlib.crc32(body)
+        )
+        return header + body
+
+    def load(self, data: bytes, seq_id: int = 0) -> None:
+        """Put a saved state into a sequence; what it held is forgotten.
+
+        Raises:
+            ValueError: not such a state, damaged, of another model, or of a context of another shape. The
+                sequence is then empty, or as it was.
+            ContextFullError: it does not fit.
+
+        """
+        checked_int(seq_id, "seq_id")
+        if len(data) < _STATE_HEADER.size or data[:8] != _STATE_MAGIC:
+            raise ValueError("not a state saved by this version of sllm")
+        _magic, fingerprint, n_tokens, crc = _STATE_HEADER.unpack_from(data)
+        body = memoryview(data)[_STATE_HEADER.size :]
+        if len(body) < 4 * n_tokens or zlib.crc32(body) != crc:
+            raise ValueError("the saved state is damaged: its checksum does not match")
+        if fingerprint.hex() != self.model.vocab.fingerprint:
+            raise ValueError("the saved state belongs to a model with another vocabulary")
+        tokens = np.frombuffer(body[: 4 * n_tokens], dtype=np.int32)
+        state = bytes(body[4 * n_tokens :])
+        check(
+            lib.sllm_state_set(
+                self._live,
+                seq_id,
+                ffi.from_buffer("uint8_t[]", state),
+                len(state),
+                _from_buffer(_INTS, tokens),
+                n_tokens,
+            )
+        )
+
+    def set_threads(self, n_threads: int, n_threads_batch: int | None = None) -> None:
+        """Change the number of CPU threads for one token and for more (``llama_set_n_threads``)."""
+        checked_int(n_threads, "n_threads", 1)
+        batch = n_threads if n_threads_batch is None else checked_int(n_threads_batch, "n_threads_batch", 1)
+        check(lib.sllm_context_set_threads(self._live, n_threads, batch))
+        self.n_threads, self.n_threads_batch = n_threads, batch
+
+    def cancel(self) -> None:
+        """End the call that another thread is now inside, if there is one; from any thread.
+
+        That call raises CancelledError, except that :meth:`draft` returns what it has.
+        """
+        lib.sllm_context_cancel(self._live)
+
+    def close(self) -> None:
+        """Free the context; a call that another thread is inside is cancelled first. More calls do
+        nothing.
+        """
+        pointer = self._pointer
+        if pointer is not None and self._pid == os.getpid():
+            check(lib.sllm_context_close(pointer))
+        super().close()
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return f"<sllm.Context of {self.model.path.name!r}, closed>"
+        return f"<sllm.Context of {self.model.path.name!r}, {self.n_seq_max} x {self.n_ctx_seq} positions>"

@@ -1,0 +1,427 @@
+"""Model files from the Hugging Face hub: :func:`download`, :func:`resolve` for ``hf://`` URIs, and
+:class:`HubFile`, a file that is read in pieces where it lies.
+
+Everything goes through ``huggingface_hub``, so its cache, progress bar, token, ``HF_ENDPOINT``, ``HF_TOKEN``
+and ``HF_HUB_OFFLINE`` work as they do everywhere else. It is imported on the first download and not before:
+importing sllm opens no socket and stays fast.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pathlib
+import re
+import time
+from typing import BinaryIO, cast
+from urllib.parse import unquote, urlsplit
+
+from sllm.errors import ModelLoadError
+
+__all__ = ["HubFile", "download", "is_uri", "resolve"]
+
+_log = logging.getLogger("sllm.hub")
+
+_EXPECTED = "expected hf://owner/repo[@revision]/[folder/]file.gguf"
+
+# A model too large for one file: llama.cpp is given the first part and opens the others beside it by name.
+_PART = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf")
+
+# The two kinds of revision that hold a slash and are written as they are; any other slash is written %2F.
+_SLASHED_REVISION = re.compile(r"(?P<revision>refs/(?:pr/\d+|convert/[\w.-]+))/(?P<filename>.+)", re.ASCII)
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def download(
+    repo_id: str,
+    filename: str,
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool | None = None,
+) -> pathlib.Path:
+    """Download one model file, or find it in the cache, and return the path where it lies.
+
+    A file that is in the cache costs one small request (is it still the hub's newest?), and none offline.
+    When ``filename`` is the first part of a split GGUF (``...-00001-of-00003.gguf``), all parts are
+    downloaded, from the same commit and into the same folder, and the first one's path is returned: llama.cpp
+    opens the others by name.
+
+    ``repo_id`` is ``"owner/repo"``, a model repository; ``filename`` the file's path inside it, with forward
+    slashes; ``revision`` a branch, tag or commit, ``None`` for the main branch. ``cache_dir`` is where to
+    keep the files, ``None`` for ``huggingface_hub``'s own cache. ``token`` is the access token: ``None`` or
+    ``True`` sends the one that the user is logged in with, ``False`` sends none. ``local_files_only=True``
+    looks into the cache and nowhere else; ``None`` leaves that to ``HF_HUB_OFFLINE``.
+
+    Raises ModelLoadError, in one line and with the cause chained, when a name is malformed, when the
+    repository, the revision or the file does not exist, when access is refused, or when the hub cannot be
+    reached and the cache lacks the file. Raises TypeError for an argument of the wrong type.
+    """
+    _check_names(repo_id, filename, revision)
+    _check_token(token)
+    first = _fetch(repo_id, filename, revision, cache_dir, token, local_files_only)
+    rest = _other_parts(filename)
+    if rest:
+        # The path is .../snapshots/<commit>/<filename>. Asking for that commit keeps the parts of one upload
+        # together, and costs no request for a part that is in the cache already.
+        commit = first.parents[filename.count("/")].name
+        for name in rest:
+            _fetch(repo_id, name, commit, cache_dir, token, local_files_only)
+    return first
+
+
+def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Turn what a user gave as a model path into a local path, downloading ``hf://`` files.
+
+    ``hf://owner/repo/file.gguf`` may name a sub-folder (``hf://owner/repo/folder/file.gguf``) and a revision
+    (``hf://owner/repo@v1.0/file.gguf``; a slash inside the revision is written ``%2F``, except in
+    ``refs/pr/N``). A ``pathlib.Path`` made of such a URI, in which the two slashes have become one, is
+    understood too. Everything else is a path of this machine and is returned as it is, whether it exists or
+    not.
+
+    Raises ModelLoadError when the URI is malformed, names a later part of a split model (llama.cpp loads a
+    split model by its first part), or cannot be downloaded. Raises TypeError when ``path`` is neither str nor
+    path-like.
+    """
+    text = os.fsdecode(path)
+    if not is_uri(path):
+        return pathlib.Path(text)
+    repo_id, filename, revision = _split_uri(text, text.partition(":/")[2].removeprefix("/"))
+    part = _PART.fullmatch(filename)
+    if part and int(part["index"]) != 1 and int(part["count"]) > 0:
+        first = f"{part['stem']}-00001-of-{part['count']}.gguf"
+        raise ModelLoadError(
+            f"cannot load {text!r}: it is part {int(part['index'])} of {int(part['count'])} of a split model;"
+            f" name the first part, {_uri(repo_id, first, revision)}"
+        )
+    local = download(repo_id, filename, revision=revision)
+    _log.debug("%s is %s", text, local)
+    return local
+
+
+def is_uri(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is an ``hf://`` URI, be it one that became a :class:`pathlib.Path`."""
+    text = os.fsdecode(path)
+    return text[:5].lower() == "hf://" or (not isinstance(path, str) and text.startswith("hf:/"))
+
+
+class HubFile:
+    """A file on the hub that is read in pieces, by HTTP range requests, and not downloaded as a whole.
+
+    It has of a :class:`pathlib.Path` what :mod:`sllm.engine.gguf` uses: ``name``, ``with_name`` and
+    ``open("rb")``.
+    ``hf_hub_url``, ``get_hf_file_metadata`` and the session of ``huggingface_hub`` do the rest.
+
+    Args:
+        uri: ``hf://owner/repo[@revision]/[folder/]file.gguf``.
+        token: as for :func:`download`.
+
+    Raises:
+        ModelLoadError: no such URI.
+
+    """
+
+    def __init__(self, uri: str | os.PathLike[str], *, token: str | bool | None = None) -> None:
+        text = os.fsdecode(uri)
+        self._parts = _split_uri(text, text.partition(":/")[2].removeprefix("/"))
+        _check_names(*self._parts)
+        _check_token(token)
+        self._token = token
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folder."""
+        return self._parts[1].rpartition("/")[2]
+
+    def with_name(self, name: str) -> HubFile:
+        """The file with this name in the same folder."""
+        repo_id, filename, revision = self._parts
+        folder = filename.rpartition("/")[0]
+        return HubFile(_uri(repo_id, f"{folder}/{name}" if folder else name, revision), token=self._token)
+
+    def open(self, _mode: str = "rb") -> BinaryIO:
+        """A reader, which knows the size of the file and has read nothing of it yet.
+
+        Raises:
+            ModelLoadError: as :func:`download`.
+
+        """
+        reader = _HubReader(*self._parts, self._token)
+        self._parts = reader.about  # no other commit from here on
+        return cast("BinaryIO", reader)
+
+    def __str__(self) -> str:
+        return _uri(*self._parts)
+
+    def __repr__(self) -> str:
+        return f"<sllm.hub.HubFile {self}>"
+
+
+class _HubReader(io.RawIOBase):
+    """Reads pieces of a file: exactly what is asked for, and ahead where that goes on in order."""
+
+    _LEAST, _MOST = 1 << 16, 1 << 23  # bytes of one request
+    _TRIES = 4
+
+    def __init__(self, repo_id: str, filename: str, revision: str | None, token: str | bool | None) -> None:
+        super().__init__()
+        self.about = (repo_id, filename, revision)
+        self._token = token
+        self._at = 0
+        self._held, self._held_at = b"", 0
+        self._ahead = self._LEAST
+        self._url, self._size = self._look_up()
+
+    def _fail(self, error: Exception) -> ModelLoadError:
+        repo_id, filename, revision = self.about
+        reason = _reason(error, repo_id, filename, revision, self._token, False)
+        return ModelLoadError(f"cannot read {_uri(repo_id, filename, revision)}: {reason}")
+
+    def _look_up(self) -> tuple[str, int]:
+        """Where the bytes are at the moment, and how many."""
+        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+
+        repo_id, filename, revision = self.about
+        try:
+            found = get_hf_file_metadata(hf_hub_url(repo_id, filename, revision=revision), token=self._token)
+        except Exception as error:
+            raise self._fail(error) from error
+        if found.size is None or found.commit_hash is None:
+            raise ModelLoadError(f"cannot read {_uri(repo_id, filename, revision)}: the other side is no hub")
+        if found.commit_hash != revision:
+            self.about = (repo_id, filename, found.commit_hash)
+            return self._look_up()
+        return found.location, found.size
+
+    def _get(self, begin: int, size: int) -> bytes:
+        from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
+
+        end = min(begin + size, self._size)
+        trouble: Exception | None = None
+        for i in range(self._TRIES):
+            if i:
+                time.sleep(0.2 * 2**i)
+                self._url = self._look_up()[0]  # links to large files expire
+            try:
+                own = urlsplit(self._url).netloc == urlsplit(self._endpoint()).netloc
+                headers = build_hf_headers(token=self._token) if own else {}
+                reply = get_session().get(self._url, headers={**headers, "Range": f"bytes={begin}-{end - 1}"})
+                reply.raise_for_status()
+                data = reply.content
+                if reply.status_code == 200 and len(data) == self._size:
+                    data = data[begin:end]  # it knows no ranges
+                if len(data) == end - begin:
+                    return bytes(data)
+                trouble = OSError(f"{len(data)} bytes came, and {end - begin} were asked for")
+            except Exception as error:  # noqa: BLE001 - of whichever HTTP client huggingface_hub uses
+                trouble = error
+        assert trouble is not None
+        raise self._fail(trouble) from trouble
+
+    @staticmethod
+    def _endpoint() -> str:
+        from huggingface_hub import constants
+
+        return str(constants.ENDPOINT)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(base + offset, 0)
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        size = min(size if size >= 0 else self._size, max(self._size - self._at, 0))
+        if size == 0:
+            return b""
+        begin = self._at - self._held_at
+        if not 0 <= begin <= len(self._held):
+            self._held, self._held_at, begin = b"", self._at, 0
+            self._ahead = self._LEAST
+        missing = begin + size - len(self._held)
+        if missing > 0:
+            at = self._held_at + len(self._held)
+            more = self._get(at, max(missing, self._ahead))
+            self._ahead = min(2 * self._ahead, self._MOST)
+            self._held, self._held_at, begin = self._held[begin:] + more, self._at, 0
+        self._at += size
+        return self._held[begin : begin + size]
+
+
+def _split_uri(uri: str, rest: str) -> tuple[str, str, str | None]:
+    """Cut what follows ``hf://`` into repository, file and revision, or raise ModelLoadError."""
+    kind, _, inside = rest.partition("/")
+    if kind in ("datasets", "spaces", "kernels", "buckets"):
+        raise ModelLoadError(
+            f"cannot load {uri!r}: it names one of the hub's {kind}, not a model; {_EXPECTED}"
+        )
+    if kind == "models" and inside.count("/") >= 2:  # the long form of the same URI
+        rest = inside
+    pieces = rest.split("/", 2)
+    if len(pieces) < 3 or not all(pieces):
+        raise ModelLoadError(f"cannot load {uri!r}: owner, repository or file is missing; {_EXPECTED}")
+    owner, name, filename = pieces
+    revision: str | None = None
+    name, at, revision_text = name.partition("@")
+    if at:
+        slashed = _SLASHED_REVISION.fullmatch(f"{revision_text}/{filename}")
+        if slashed:
+            revision, filename = slashed["revision"], slashed["filename"]
+        else:
+            revision = unquote(revision_text)
+    return f"{owner}/{name}", filename, revision
+
+
+def _check_names(repo_id: str, filename: str, revision: str | None) -> None:
+    """Refuse names that are no names, above all those that would leave the cache folder (``..``)."""
+    for what, value in (("repo_id", repo_id), ("filename", filename), ("revision", revision)):
+        if value is None and what == "revision":
+            continue
+        if not isinstance(value, str):
+            raise TypeError(f"{what} must be a string, not {type(value).__name__}")
+        pieces = value.split("/")
+        found = None
+        if _CONTROL.search(value):
+            found = "a control character"
+        elif "\\" in value:
+            found = "a backslash"
+        elif ".." in pieces or "." in pieces:
+            found = "'.' or '..' as a part of the path"
+        elif "" in pieces:
+            found = "nothing" if not value else "an empty part of the path"
+        elif what == "repo_id" and len(pieces) > 2:
+            found = "more than one slash"
+        if found:
+            wanted = {
+                "repo_id": "'owner/repo'",
+                "filename": "the file's path inside the repository, as 'folder/file.gguf'",
+                "revision": "a branch, tag or commit",
+            }[what]
+            raise ModelLoadError(f"cannot download: {what} {value!r} holds {found}; expected {wanted}")
+
+
+def _check_token(token: str | bool | None) -> None:
+    """Refuse a token that cannot be sent, without showing it; the HTTP client's own error would."""
+    if token is None or isinstance(token, bool):
+        return
+    if not isinstance(token, str):
+        raise TypeError(f"token must be a string, a bool or None, not {type(token).__name__}")
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ModelLoadError(
+            "cannot download: the token is empty or holds spaces, line ends or characters outside ASCII;"
+            " expected the token as the hub showed it, without anything around it"
+        )
+
+
+def _other_parts(filename: str) -> list[str]:
+    """The names of parts 2..n when ``filename`` is part 1 of a split model, else an empty list."""
+    part = _PART.fullmatch(filename)
+    if part is None or int(part["index"]) != 1:
+        return []
+    return [
+        f"{part['stem']}-{index:05d}-of-{part['count']}.gguf" for index in range(2, int(part["count"]) + 1)
+    ]
+
+
+def _uri(repo_id: str, filename: str, revision: str | None) -> str:
+    at = "" if revision is None else "@" + revision
+    return f"hf://{repo_id}{at}/{filename}"
+
+
+def _fetch(
+    repo_id: str,
+    filename: str,
+    revision: str | None,
+    cache_dir: str | os.PathLike[str] | None,
+    token: str | bool | None,
+    local_files_only: bool | None,
+) -> pathlib.Path:
+    """One file through huggingface_hub, its errors turned into one line each."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        path = hf_hub_download(
+            repo_id,
+            filename,
+            revision=revision,
+            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
+            token=token,
+            local_files_only=bool(local_files_only),
+        )
+    # Not a list of exceptions: those of the HTTP client below huggingface_hub come through, and that client
+    # is another one from version to version.
+    except Exception as error:
+        reason = _reason(error, repo_id, filename, revision, token, local_files_only)
+        uri = _uri(repo_id, filename, revision)
+        raise ModelLoadError(f"cannot download {uri}: {reason}") from error
+    return pathlib.Path(path)
+
+
+def _reason(
+    error: Exception,
+    repo_id: str,
+    filename: str,
+    revision: str | None,
+    token: str | bool | None,
+    local_files_only: bool | None,
+) -> str:
+    """What went wrong and what to do about it, in one line."""
+    from huggingface_hub import constants, errors, get_token
+
+    sent = token is not False and bool(token or get_token())
+    who = "the token that was sent gives no access" if sent else "no token was sent"
+    log_in = "log in with `hf auth login`, set HF_TOKEN, or pass token="
+    network = f"check the network and HF_ENDPOINT (now {constants.ENDPOINT})"
+    if isinstance(error, errors.GatedRepoError):  # derives from RepositoryNotFoundError, so it comes first
+        return f"access to {repo_id} must be asked for on its page, and {who}; ask there, then {log_in}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"there is no repository {repo_id}, or it is private and {who}; check the name, or {log_in}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{repo_id} has no revision {revision!r}; check the branch, tag or commit"
+    if isinstance(error, errors.DisabledRepoError):
+        return f"{repo_id} was disabled by its owner or by the hub; use another repository"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        if local_files_only:
+            return "it is not in the cache, and local_files_only=True; download it without once"
+        if constants.HF_HUB_OFFLINE:
+            return "it is not in the cache, and HF_HUB_OFFLINE is set; unset it and download the file once"
+        if isinstance(error.__cause__, errors.FileMetadataError):
+            return f"{constants.ENDPOINT} does not answer as a hub does; {network}"
+        status = _status(error.__cause__)
+        found = f"the hub answered with HTTP status {status}" if status else "the hub cannot be reached"
+        return f"{found} ({_one_line(error.__cause__ or error)}), and the file is not in the cache; {network}"
+    if isinstance(error, errors.EntryNotFoundError):
+        at = revision or constants.DEFAULT_REVISION
+        return f"{repo_id} has no file {filename!r} at revision {at!r}; look at the repository's files"
+    if isinstance(error, errors.HFValidationError):
+        return f"{repo_id!r} is no repository name ({_one_line(error)}); expected 'owner/repo'"
+    if _status(error) == 401:
+        return f"the hub refused access, and {who}; check the repository's name, or {log_in}"
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return f"token=True, but the user is not logged in; {log_in}"
+    return f"{_one_line(error)}; {network}"
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status that an error of huggingface_hub carries, if it carries one."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _one_line(error: BaseException) -> str:
+    """An exception's type and text on one line of bounded length."""
+    text = " ".join(str(error).split())
+    if len(text) > 300:
+        text = text[:297] + "..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

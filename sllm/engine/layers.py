@@ -1,0 +1,462 @@
+"""Some layers of a model: hidden states in, hidden states or logits out, and a KV cache of their own.
+
+The public API of llama.cpp does the rest: ``llama_batch.embd`` is the way in, an evaluation callback on the
+last layer's output the way out (csrc/layers.cpp, csrc/context.cpp).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sllm.engine import hub
+from sllm.engine._ffi import check, checked_int, ffi, int32_array, lib, take_log
+from sllm.engine.context import hidden_array, positions
+from sllm.engine.layer_file import LayeredFile
+from sllm.engine.model import Model, _check_file, _endpoints_of, _load_params, _may_offload
+from sllm.errors import ClosedError, ModelLoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy.typing as npt
+    from typing_extensions import Self
+
+    from sllm.engine.context import Memory, Verdict
+    from sllm.engine.model import Device
+    from sllm.engine.sampling import SamplingParams
+
+__all__ = ["Embedding", "LayerRange", "export_layers", "open_layers"]
+
+_MAX_BATCH = 32768  # what sllm_context_new() allows for n_outputs_max
+
+
+def open_layers(path: str | os.PathLike[str]) -> LayeredFile:
+    """A model's file, or a file of some of its layers, to take layers from.
+
+    Raises:
+        ModelLoadError: missing, unreadable or not a GGUF file.
+        UnsupportedModelError: its layers cannot be run apart from one another; says why.
+
+    """
+    found = hub.resolve(path)
+    _check_file(found)
+    return LayeredFile(found)
+
+
+def export_layers(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    start: int,
+    stop: int,
+    *,
+    progress: Callable[[float], object] | None = None,
+) -> int:
+    """Write the layers [start, stop) of a model into a file for :class:`LayerRange`; returns its bytes.
+
+    The embedding goes with layer 0, the final norm and the output with the last layer (``start == stop ==
+    n_layer`` gives these two alone), and the vocabulary with either. A file of layers between knows no text.
+
+    Args:
+        path: the model, or a file of more of its layers. Of one on the hub, ``hf://owner/repo/file.gguf``,
+            only these layers are downloaded.
+        out: what to write. It appears when it is complete.
+        start, stop: 0 <= start < stop <= n_layer.
+        progress: called with 0.0 .. 1.0.
+
+    Raises:
+        ValueError: no such layers.
+        ModelLoadError, UnsupportedModelError: as :func:`open_layers`.
+        OSError: ``out`` cannot be written.
+
+    """
+    start, stop = checked_int(start, "start"), checked_int(stop, "stop")
+    file = LayeredFile(hub.HubFile(path)) if hub.is_uri(path) else open_layers(path)
+    return file.export(Path(out), start, stop, progress)
+
+
+class Embedding:
+    """The first piece of a split model: what tokens become before the first layer.
+
+    Rows are read from the file when they are asked for, so the matrix takes no memory.
+
+    Args:
+        file: the model, or a file of its first layers.
+
+    Raises:
+        ValueError: the file has no embedding.
+
+    """
+
+    def __init__(self, file: LayeredFile) -> None:
+        if file.embedding is None:
+            raise ValueError(
+                f"{file.paths[0].name} holds no embedding, which is with the model's first layer"
+            )
+        path, tensor = file.tensor(file.embedding)
+        self.n_embd = file.n_embd
+        self.n_tokens = file.n_vocab
+        self._kind = tensor.kind
+        self._offset = tensor.offset
+        self._row: int = lib.sllm_row_size(tensor.kind, self.n_embd)
+        if self._row == 0 or self._row * self.n_tokens > tensor.size:
+            raise ModelLoadError(
+                f"{path} is damaged: its embedding has no {self.n_tokens} rows of {self.n_embd}"
+            )
+        self._scale = np.float32(file.embedding_scale)
+        self._file = path.open("rb", buffering=0)
+
+    def rows(self, tokens: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """What enters the first layer for ``tokens``, int32 (n,): float32 (n, n_embd).
+
+        Raises:
+            ValueError: an id that is no token.
+            ClosedError: after :meth:`close`.
+
+        """
+        ids = int32_array(tokens, "tokens")
+        if self._file.closed:
+            raise ClosedError("Embedding is closed")
+        if len(ids) and not (ids.min() >= 0 and ids.max() < self.n_tokens):
+            bad = next(int(t) for t in ids if not 0 <= t < self.n_tokens)
+            raise ValueError(f"token {bad} is not in the vocabulary of {self.n_tokens} tokens")
+        descriptor = self._file.fileno()
+        data = b"".join(
+            os.pread(descriptor, self._row, self._offset + int(token) * self._row) for token in ids
+        )
+        if len(data) != self._row * len(ids):
+            raise ModelLoadError(f"{self._file.name!s} ends before its embedding does")
+        out = np.empty((len(ids), self.n_embd), dtype=np.float32)
+        check(
+            lib.sllm_dequantize(
+                self._kind,
+                ffi.from_buffer("uint8_t[]", data),
+                len(data),
+                len(ids),
+                self.n_embd,
+                ffi.from_buffer("float[]", out),
+            )
+        )
+        return out if self._scale == 1 else out * self._scale
+
+    def close(self) -> None:
+        """Close the file. More calls do nothing."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+
+class _LayerModel(Model):
+    """The weights of a range; a model whose tokens, if it has any, are those of ``vocabulary``."""
+
+    def __init__(
+        self,
+        file: LayeredFile,
+        start: int,
+        stop: int,
+        *,
+        output: bool,
+        vocabulary: Model | None,
+        n_gpu_layers: int | None,
+        devices: Sequence[Device | str] | None,
+        tensor_split: Sequence[float] | None,
+        split_mode: str,
+        use_mlock: bool,
+        check_tensors: bool,
+        progress: Callable[[float], Any] | None,
+    ) -> None:
+        self.path = file.paths[0]
+        view = file.view(start, stop, output=output)
+        params, keep = _load_params(n_gpu_layers, devices, tensor_split, split_mode, progress)
+        keep.append(ffi.from_buffer("uint8_t[]", view.header))
+        params.header, params.header_size = keep[-1], len(view.header)
+        keep.append(ffi.new("struct sllm_piece[]", [(p.file, p.offset, p.size) for p in view.pieces]))
+        params.pieces, params.n_pieces = keep[-1], len(view.pieces)
+        params.use_mlock = use_mlock
+        params.check_tensors = check_tensors
+        params.has_output = output
+        if vocabulary is not None:
+            params.vocabulary = vocabulary._live
+        out = ffi.new("sllm_model **")
+        with ExitStack() as stack:
+            opened = [stack.enter_context(path.open("rb", buffering=0)) for path in file.paths]
+            keep.append(ffi.new("int32_t[]", [f.fileno() for f in opened]))
+            params.files, params.n_files = keep[-1], len(opened)
+            take_log()
+            try:
+                check(lib.sllm_model_load(params, out), f"layers [{start}, {stop}) of {self.path}")
+            finally:
+                take_log(expected="dummy tokens")  # of a file without a vocabulary
+        self._vocabulary = vocabulary
+        self._endpoints = _endpoints_of(devices or ())
+        self.offloaded = n_gpu_layers != 0 and _may_offload(devices)
+        self._own(out[0])
+        if vocabulary is not None:
+            self.vocab = vocabulary.vocab
+
+    def compiled(self, params: SamplingParams) -> Any:
+        """See :meth:`Model.compiled`."""
+        return super().compiled(params) if self._vocabulary is None else self._vocabulary.compiled(params)
+
+
+class LayerRange:
+    """Layers [start, stop) of a model, with a KV cache for their part of every sequence.
+
+    One thread at a time, as a :class:`~sllm.Context`. Only these layers are read from the file, into memory.
+    What comes out is, to the last bit, what comes out of these layers in the whole model, where that does
+    not depend on how tokens are grouped into batches (see :class:`~sllm.Context`, ``type_k``).
+
+    Args:
+        path: the model, a file of :func:`export_layers`, or what :func:`open_layers` made of either.
+        start, stop: 0 <= start < stop <= n_layer. With ``output``, ``start == stop == n_layer`` is the final
+            norm and the head alone.
+        output: end in the model's final norm and head, and give logits. ``stop`` must be n_layer.
+        vocabulary: with ``output``: a model with the vocabulary (``Model(path, vocab_only=True)`` will do),
+            which :meth:`verify` needs. It must outlive this object.
+        n_gpu_layers, devices, tensor_split, split_mode, use_mlock, check_tensors, progress: as for
+            :class:`~sllm.Model`.
+        n_ctx, n_batch, n_ubatch, n_seq_max, n_outputs_max, n_threads, n_threads_batch, flash_attn, type_k,
+            type_v, offload_kqv: as for :class:`~sllm.Context`.
+
+    Raises:
+        ModelLoadError, UnsupportedModelError: as :func:`open_layers`.
+        ValueError: no such layers, or an argument out of range.
+        MemoryError: the KV cache does not fit into the machine.
+
+    Attributes:
+        start, stop, output: as given.
+        n_layer: layers of the whole model.
+        n_embd: the width of a hidden state.
+        n_vocab: numbers in a row of logits; 0 without ``output``.
+        size_bytes: the size of the weights.
+        context: with ``output``, for ``decode(..., hidden=...)`` and the like.
+        memory: what is held of each sequence.
+
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | LayeredFile,
+        start: int,
+        stop: int,
+        *,
+        output: bool = False,
+        vocabulary: Model | None = None,
+        n_gpu_layers: int | None = None,
+        devices: Sequence[Device | str] | None = None,
+        tensor_split: Sequence[float] | None = None,
+        split_mode: str = "layer",
+        use_mlock: bool = False,
+        check_tensors: bool = False,
+        progress: Callable[[float], Any] | None = None,
+        n_ctx: int | None = None,
+        n_batch: int = 512,
+        n_ubatch: int = 512,
+        n_seq_max: int = 1,
+        n_outputs_max: int | None = None,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        flash_attn: bool | None = None,
+        type_k: str = "f16",
+        type_v: str = "f16",
+        offload_kqv: bool = True,
+    ) -> None:
+        file = path if isinstance(path, LayeredFile) else open_layers(path)
+        start, stop = checked_int(start, "start"), checked_int(stop, "stop")
+        if vocabulary is not None and not isinstance(vocabulary, Model):
+            raise TypeError(f"vocabulary is {vocabulary!r}, expected a Model")
+        if vocabulary is not None and not output:
+            raise ValueError("vocabulary is for a range with output=True: no other one knows of tokens")
+        if not output:  # each row of a batch is one that comes out
+            checked_int(n_batch, "n_batch", 1, _MAX_BATCH)
+        self.start, self.stop, self.output = start, stop, output
+        self.n_layer = file.n_layer
+        self.n_embd = file.n_embd
+        self.n_vocab = file.n_vocab if output else 0
+        self._pid = os.getpid()
+        with ExitStack() as stack:
+            self._model = stack.enter_context(
+                _LayerModel(
+                    file,
+                    start,
+                    stop,
+                    output=output,
+                    vocabulary=vocabulary,
+                    n_gpu_layers=n_gpu_layers,
+                    devices=devices,
+                    tensor_split=tensor_split,
+                    split_mode=split_mode,
+                    use_mlock=use_mlock,
+                    check_tensors=check_tensors,
+                    progress=progress,
+                )
+            )
+            self.context = stack.enter_context(
+                self._model.context(
+                    n_ctx=n_ctx,
+                    n_batch=n_batch,
+                    n_ubatch=n_ubatch,
+                    n_seq_max=n_seq_max,
+                    n_outputs_max=n_outputs_max if output else n_batch,
+                    n_threads=n_threads,
+                    n_threads_batch=n_threads_batch,
+                    flash_attn=flash_attn,
+                    type_k=type_k,
+                    type_v=type_v,
+                    offload_kqv=offload_kqv,
+                )
+            )
+            self._stack = stack.pop_all()
+        self.size_bytes = self._model.size_bytes
+        self.memory: Memory = self.context.memory
+
+    def forward(
+        self,
+        hidden: npt.NDArray[np.float32] | Sequence[npt.NDArray[np.float32]],
+        *,
+        seq_id: int | Sequence[int] = 0,
+        pos: int | Sequence[int] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Send hidden states through the layers.
+
+        Args:
+            hidden: what enters the first layer: float32 (n, n_embd) for one sequence; for several, one such
+                array for each.
+            seq_id: the sequence, or a list of them.
+            pos: where the rows go, at most the sequence's length; None: at its end. Whatever was at or after
+                it is void.
+
+        Returns:
+            What leaves the last layer, float32, in the order of the rows: (rows, n_embd), or with ``output``
+            logits, (rows, n_vocab).
+
+        Raises:
+            ValueError: a number that is not finite, another shape, a position or sequence out of range.
+            TypeError: a wrong dtype.
+            ContextFullError: no room; nothing was computed.
+            CancelledError, BusyError, InferenceError, ClosedError.
+
+        """
+        if isinstance(seq_id, (int, np.integer)):
+            arrays, seqs = [hidden_array(hidden, None, self.n_embd)], [checked_int(seq_id, "seq_id")]
+        else:
+            seqs = int32_array(seq_id, "seq_id").tolist()
+            arrays = [hidden_array(one, None, self.n_embd) for one in hidden]
+            if len(arrays) != len(seqs):
+                raise ValueError(
+                    f"hidden has {len(arrays)} arrays, expected one for each of {len(seqs)} sequences"
+                )
+        begins = int32_array(positions(pos, len(seqs), "pos"), "pos").tolist()
+        if not arrays:
+            raise ValueError("no sequences given")
+        for seq, array in zip(seqs, arrays, strict=True):
+            if len(array) == 0:
+                raise ValueError(f"sequence {seq} is given no rows")
+        flat = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        lengths = [len(array) for array in arrays]
+        if self.output:
+            out = self._logits(flat, lengths, seqs, begins)
+        else:
+            out = np.empty_like(flat)
+            check(
+                lib.sllm_forward(
+                    self.context._live,
+                    len(seqs),
+                    seqs,
+                    lengths,
+                    begins,
+                    ffi.from_buffer("float[]", flat),
+                    ffi.from_buffer("float[]", out),
+                )
+            )
+        return out
+
+    def _logits(
+        self, flat: npt.NDArray[np.float32], lengths: list[int], seqs: list[int], begins: list[int]
+    ) -> npt.NDArray[np.float32]:
+        """Logits behind every row, whose tokens nobody has told."""
+        out = np.empty((len(flat), self.n_vocab), dtype=np.float32)
+        check(
+            lib.sllm_decode(
+                self.context._live,
+                len(seqs),
+                seqs,
+                [0] * len(flat),
+                lengths,
+                begins,
+                ffi.from_buffer("float[]", flat),
+                lib.SLLM_LOGITS_ALL,
+                ffi.from_buffer("float[]", out),
+                ffi.new("const float **"),
+            )
+        )
+        return out
+
+    def verify(
+        self,
+        seq_ids: Sequence[int] | npt.NDArray[np.int32],
+        tokens: npt.ArrayLike | Sequence[npt.ArrayLike],
+        draft: Sequence[npt.ArrayLike] | None = None,
+        *,
+        hidden: npt.NDArray[np.float32],
+        sampling: SamplingParams | Sequence[SamplingParams] | None = None,
+        pos: int | Sequence[int] | None = None,
+        start: int | Sequence[int] | None = None,
+        logprobs: bool = False,
+    ) -> Verdict:
+        """:meth:`sllm.Context.verify` for a range with ``output`` and ``vocabulary``.
+
+        ``hidden`` is what enters the first layer for the tokens and the draft of each sequence, one behind
+        the other: float32 (tokens, n_embd).
+        """
+        if self._model._vocabulary is None:
+            raise ValueError("verify() selects tokens: make the range with output=True and vocabulary=...")
+        return self.context.verify(
+            seq_ids,
+            tokens,
+            draft,
+            sampling=sampling,
+            pos=pos,
+            start=start,
+            logprobs=logprobs,
+            hidden=hidden,
+        )
+
+    def cancel(self) -> None:
+        """End the call that another thread is in."""
+        self.context.cancel()
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._model.closed
+
+    def close(self) -> None:
+        """Free weights and cache. More calls do nothing."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        _ = self.context._live
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_stack") and not self.closed and self._pid == os.getpid():
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.size_bytes / 1e6:.1f} MB"
+        end = " and the output" if self.output else ""
+        return f"<sllm.LayerRange [{self.start}, {self.stop}){end} of {self._model.path.name!r}, {state}>"

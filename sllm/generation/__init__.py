@@ -1,0 +1,1 @@
+"""The loops that make text of a target and a draft."""

@@ -1,0 +1,264 @@
+"""``generate()``: one function for every target and every drafter."""
+
+from __future__ import annotations
+
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from sllm.draft.confidence import UNSAID
+from sllm.draft.drafters import CallableDrafter, Drafter, ModelDrafter, NGramDrafter
+from sllm.draft.length import DraftLength
+from sllm.engine._ffi import int32_array
+from sllm.engine.context import available_cores
+from sllm.engine.model import Model
+from sllm.engine.sampling import SamplingParams
+from sllm.generation.local import LocalTarget
+from sllm.generation.pipelined import PipelinedRuns
+from sllm.generation.text_stream import GenerationStats, Run, TextBuilder, TextStream, committed_runs
+from sllm.targets.base import Generation, PipelinedGeneration, RemoteWork, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = ["generate"]
+
+log = logging.getLogger("sllm")
+_told_no_rollback: set[str] = set()
+
+
+def generate(
+    target: Target | Model,
+    prompt: str | npt.NDArray[np.int32] | Sequence[int],
+    *,
+    draft: Model | Drafter | Callable[..., Any] | str | None = None,
+    sampling: SamplingParams | None = None,
+    max_tokens: int | None = None,
+    stop: str | Sequence[str] = (),
+) -> TextStream:
+    """Generate the target's text behind ``prompt``, sooner with a draft.
+
+    The text is a function of the target's weights, the prompt and ``sampling`` alone. The draft changes when
+    it comes, never what it
+    says (up to floating point: see :class:`~sllm.LocalTarget` for when that is to the last bit).
+
+    Args:
+        target: what decides the text. A :class:`~sllm.Model` gets a :class:`~sllm.LocalTarget` for this one
+            text; ``connect(uri).target()`` is a model on another machine.
+        prompt: text, or token ids such as :meth:`Model.chat <sllm.Model.chat>` makes. Control tokens in text
+            are not parsed.
+        draft: a small :class:`~sllm.Model` with the same vocabulary, ``"ngram"`` (prompt lookup), a callable
+            ``(tokens, n_max) -> tokens``, a drafter of :mod:`sllm.draft.drafters`, or None.
+        sampling: None: ``SamplingParams()``.
+        max_tokens: at most so many tokens, >= 1; None: until the model ends or the context is full.
+        stop: strings that end the text; they are not part of it.
+
+    Returns:
+        An iterator of :class:`Run` with ``.text()`` and ``.stats``. Models and targets passed in stay the
+        caller's to close.
+
+    Raises:
+        ValueError, TypeError: an argument out of range or of another type.
+        VocabMismatchError: target and draft do not share a vocabulary.
+        ContextFullError: the prompt does not fit.
+        BusyError: the target has no place for another text. A remote target's refusals and its loss
+            (RemoteError) are raised where the text is being read.
+
+    """
+    if sampling is None:
+        sampling = SamplingParams()
+    elif not isinstance(sampling, SamplingParams):
+        raise TypeError(f"sampling is {sampling!r}, expected SamplingParams")
+    if max_tokens is not None and (
+        isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1
+    ):
+        raise ValueError(f"max_tokens is {max_tokens!r}, expected an integer >= 1 or None")
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(s, str) and s for s in stops):
+        raise ValueError("stop holds something that is no text, or empty")
+    if not isinstance(target, (Model, Target)):
+        raise TypeError(f"target is {target!r}, expected a Model or a Target")
+    vocab = target.vocab
+    tokens = vocab.encode(prompt) if isinstance(prompt, str) else int32_array(prompt, "prompt")
+    if len(tokens) == 0:
+        raise ValueError("the prompt has no tokens")
+
+    stats = GenerationStats(n_prompt=len(tokens))
+    with ExitStack() as stack:
+        target_threads, draft_threads = _share_cores(target, draft)
+        if isinstance(target, Model):
+            n_ctx_train = target.n_ctx_train or 4096
+            n_ctx = min(n_ctx_train, 4096 if max_tokens is None else len(tokens) + max_tokens + 1)
+            n_ctx = max(n_ctx, min(n_ctx_train, len(tokens) + 256))
+            target = stack.enter_context(LocalTarget(target, n_ctx=n_ctx, n_threads=target_threads))
+        drafter = _make_drafter(draft, target, draft_threads, stack)
+        began = time.perf_counter()
+        generation = target.open(tokens, sampling, max_tokens)
+        stack.callback(generation.close)
+        if drafter is not None:
+            drafter.open(tokens.tolist(), sampling)
+        stats.prompt_seconds = time.perf_counter() - began
+        executor = None
+        pipelined = generation if isinstance(generation, PipelinedGeneration) else None
+        if drafter is not None and (pipelined is not None or _can_overlap(target, drafter, generation)):
+            executor = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="sllm-draft"))
+            stack.callback(drafter.cancel)  # or the executor would wait for it
+        text, shown = tokens.tolist(), TextBuilder(vocab, stops)
+        if pipelined is not None:
+            pipeline = PipelinedRuns(pipelined, drafter, executor, text, shown, stats, began)
+            stack.callback(pipeline.stop)
+            runs = pipeline.runs()
+        else:
+            end = None if max_tokens is None else len(tokens) + max_tokens
+            runs = _runs(generation, drafter, executor, text, shown, stats, end)
+        return TextStream(runs, stats, stack.pop_all())
+
+
+def _share_cores(target: Target | Model, draft: object) -> tuple[int | None, int | None]:
+    """Threads for a target and a draft model that get contexts here; None: the default.
+
+    ggml's threads spin while they wait, so two contexts at work at once must not have more of them than there
+    are cores. With few cores the two take turns with all of them instead.
+    """
+    cores = available_cores()
+    if not isinstance(target, Model) or not isinstance(draft, Model) or cores < 4:
+        return None, None
+    for_draft = max(1, cores // 4)
+    return cores - for_draft, for_draft
+
+
+def _can_overlap(target: Target, drafter: Drafter, generation: Generation) -> bool:
+    """Whether the draft can go on while the target verifies without taking its cores."""
+    if isinstance(generation, RemoteWork) and isinstance(drafter, ModelDrafter):
+        return True  # it waits for the link most of the time
+    if not isinstance(target, LocalTarget) or target.isolated or not isinstance(drafter, ModelDrafter):
+        return False
+    busy = 1 if target.model.offloaded else max(target.context.n_threads, target.context.n_threads_batch)
+    return busy + drafter.context.n_threads <= available_cores()
+
+
+def _make_drafter(draft: object, target: Target, n_threads: int | None, stack: ExitStack) -> Drafter | None:
+    """What ``generate(draft=...)`` means; contexts made here are closed with ``stack``."""
+    if draft is None:
+        return None
+    model = draft if isinstance(draft, Model) else draft.model if isinstance(draft, ModelDrafter) else None
+    if model is not None:
+        target.vocab.check_same(model.vocab)
+    unable = [m for m in (model, getattr(target, "model", None)) if m is not None and not m.can_rollback]
+    if unable:
+        name = unable[0].path.name
+        if name not in _told_no_rollback:
+            _told_no_rollback.add(name)
+            log.warning(
+                "%s (%s) cannot take back single tokens; generating without speculation",
+                name,
+                unable[0].architecture,
+            )
+        return None
+    if isinstance(draft, Model):
+        local = target if isinstance(target, LocalTarget) and not target.isolated else None
+        n_ctx = min(draft.n_ctx_train or 4096, 4096 if local is None else local.context.n_ctx_seq)
+        return stack.enter_context(ModelDrafter(draft, n_ctx=n_ctx, n_threads=n_threads))
+    if isinstance(draft, str):
+        if draft != "ngram":
+            raise ValueError(f'draft is {draft!r}, expected a Model, "ngram", a callable or None')
+        return NGramDrafter()
+    if isinstance(draft, Drafter):
+        return draft
+    if callable(draft):
+        return CallableDrafter(draft)
+    raise TypeError(f'draft is {draft!r}, expected a Model, "ngram", a callable or None')
+
+
+def _runs(
+    generation: Generation,
+    drafter: Drafter | None,
+    executor: ThreadPoolExecutor | None,
+    text: list[int],
+    shown: TextBuilder,
+    stats: GenerationStats,
+    end: int | None,
+) -> Iterator[Run]:
+    """The hint loop: draft, hint, take what the target commits, keep what of the draft still holds.
+
+    The text ends before position ``end``, if not sooner.
+    """
+    length = DraftLength()
+    chain: list[int] = []  # drafted behind the text, and what the draft says of it
+    probs: list[float] = []
+    if isinstance(generation, RemoteWork):
+        stats.remote = generation.remote
+    stats.finish_reason = generation.finish_reason  # a prompt may leave no room for a text
+    while generation.finish_reason is None:
+        began = time.perf_counter()
+        ahead = None
+        spent = 0.0  # on drafting
+        settled = True  # a round in which the draft had to read a prompt tells nothing about the next
+        if drafter is not None:
+            drafts = not drafter.adaptive or length.begin()
+            n_shown = 0
+            while drafts:
+                wanted, p_min = length.more(probs) if drafter.adaptive else (length.LIMIT - len(chain), 0.0)
+                if end is not None:  # the last token is the target's own
+                    wanted = min(wanted, end - len(text) - len(chain) - 1)
+                if wanted <= 0:
+                    break
+                asked = time.perf_counter()
+                new = drafter.draft(text, chain, wanted, p_min)
+                took = time.perf_counter() - asked
+                spent += took
+                if drafter.n_caught_up > DraftLength.LIMIT:
+                    settled = False
+                else:
+                    length.observe_draft(len(new) + (len(new) < wanted), took)
+                chain += new
+                probs += _said(drafter, len(new))
+                if len(new) < wanted:
+                    break
+            if drafts:
+                n_shown = length.keep(probs) if drafter.adaptive else len(chain)
+            stats.draft_seconds += spent
+            generation.hint(len(text), chain[:n_shown])
+            if executor is not None and (n_shown > 0 or stats.n_passes == 0):
+                # One token stands for the target's own. Behind a link it is time that is left over; here
+                # it would be taken from the target.
+                n_ahead = 1 + (length.LIMIT if stats.remote is not None else n_shown)
+                ahead = executor.submit(drafter.draft, text, list(chain), n_ahead, 0.0)
+        try:
+            commit = next(generation)
+        finally:
+            if ahead is not None and drafter is not None:
+                drafter.cancel()
+                new = ahead.result()
+                chain += new
+                probs += _said(drafter, len(new))
+        seconds = time.perf_counter() - began
+        if drafter is not None:
+            length.observe_pass(commit.n_verified, commit.seconds)
+            length.observe_truth(chain, probs, commit.tokens)
+            if settled and (commit.n_verified > 0 or spent > 0.05 * commit.seconds):
+                length.observe_round(len(commit.tokens), seconds)
+        stats.n_passes += 1
+        stats.n_drafted += commit.n_verified
+        stats.n_accepted += commit.n_accepted
+        stats.target_seconds += commit.seconds
+        stats.seconds += seconds
+
+        text.extend(commit.tokens)
+        n_new = len(commit.tokens)
+        holds = tuple(chain[:n_new]) == commit.tokens
+        chain, probs = (chain[n_new:], probs[n_new:]) if holds else ([], [])
+        yield from committed_runs(commit, generation, shown, stats)
+        if shown.stopped:
+            return
+
+
+def _said(drafter: Drafter, n: int) -> list[float]:
+    """The probabilities that a drafter gave to its last ``n`` tokens."""
+    probs = list(getattr(drafter, "probs", ()))[:n]
+    return probs + [UNSAID] * (n - len(probs))

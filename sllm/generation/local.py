@@ -1,0 +1,306 @@
+"""A model on this machine as the source of truth."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sllm.engine import hub
+from sllm.engine._ffi import checked_int, int32_array
+from sllm.engine.model import Model, server_of
+from sllm.errors import BusyError, ContextFullError, UnsupportedModelError
+from sllm.targets.base import Scores
+from sllm.targets.lockstep import LockstepGeneration
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy.typing as npt
+    from typing_extensions import Self
+
+    from sllm.engine.context import Context
+    from sllm.engine.model import Device, Vocab
+    from sllm.engine.sampling import SamplingParams
+    from sllm.generation.isolated import IsolatedGeneration, IsolatedTarget
+
+__all__ = ["LocalGeneration", "LocalTarget"]
+
+
+class LocalTarget:
+    """A :class:`~sllm.Model` as a target, with a context of its own. One generation at a time.
+
+    What the prompt shares with the text before it stays computed, so a conversation costs only its new part.
+
+    **Isolated**, the model runs in a process of its own, which this one talks to over a local socket as to a
+    worker. When that process ends - llama.cpp ends it when an RPC server goes away - the text being read
+    raises :class:`~sllm.RPCError` with what had been committed (its ``tokens`` and ``text``), and this
+    process goes on, on another target if it likes: prompt and tokens make the new prompt, and with the same
+    ``sampling`` the text is what it would have been. The target itself is of no more use.
+
+    Args:
+        model: the model, which stays the caller's to close; or the path of one, which is loaded for this
+            target and freed with it.
+        isolated: run it in a process of its own, for which it has to be a path; None: if ``devices`` names
+            devices of RPC servers.
+        n_gpu_layers, devices, tensor_split, split_mode, use_mmap, use_mlock, check_tensors: as for
+            :class:`~sllm.Model`; with a path alone.
+        deadline: isolated: seconds for which an RPC server may owe an answer, until it counts as lost.
+        n_ctx, n_batch, n_ubatch, n_threads, n_threads_batch, flash_attn, type_k, type_v, offload_kqv: as for
+            :class:`~sllm.Context`. For a text that does not depend on the draft to the last bit on the CPU,
+            use q8_0 or q4_0 weights and ``flash_attn=True, type_k="q8_0", type_v="q8_0"``; otherwise a
+            near-tie may fall the other way.
+
+    Raises:
+        RPCError: isolated: an RPC server is not there, or the process has ended while it loaded the model.
+        TypeError, ValueError: an argument of another type or out of range.
+
+    Attributes:
+        model: the model; isolated: its vocabulary and metadata alone.
+        isolated: whether it runs in a process of its own.
+
+    """
+
+    def __init__(
+        self,
+        model: Model | str | os.PathLike[str],
+        *,
+        isolated: bool | None = None,
+        n_gpu_layers: int | None = None,
+        devices: Sequence[Device | str] | None = None,
+        tensor_split: Sequence[float] | None = None,
+        split_mode: str = "layer",
+        use_mmap: bool = True,
+        use_mlock: bool = False,
+        check_tensors: bool = False,
+        deadline: float = 60.0,
+        n_ctx: int | None = None,
+        n_batch: int = 2048,
+        n_ubatch: int = 512,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        flash_attn: bool | None = None,
+        type_k: str = "f16",
+        type_v: str = "f16",
+        offload_kqv: bool = True,
+    ) -> None:
+        loading: dict[str, Any] = {
+            "n_gpu_layers": n_gpu_layers,
+            "devices": devices,
+            "tensor_split": tensor_split,
+            "split_mode": split_mode,
+            "use_mmap": use_mmap,
+            "use_mlock": use_mlock,
+            "check_tensors": check_tensors,
+        }
+        computing: dict[str, Any] = {
+            "n_ctx": n_ctx,
+            "n_batch": n_batch,
+            "n_ubatch": n_ubatch,
+            "n_threads": n_threads,
+            "n_threads_batch": n_threads_batch,
+            "flash_attn": flash_attn,
+            "type_k": type_k,
+            "type_v": type_v,
+            "offload_kqv": offload_kqv,
+        }
+        if isolated is None:
+            isolated = any(server_of(device) is not None for device in devices or ())
+        self.isolated = isolated
+        self._generation: LocalGeneration | IsolatedGeneration | None = None
+        self._process: IsolatedTarget | None = None
+        self._context: Context | None = None
+        self._own: Model | None = None
+        if isinstance(model, Model):
+            _check_loaded(isolated, loading)
+            self.model = model
+        elif isolated:
+            if isinstance(deadline, bool) or not (isinstance(deadline, (int, float)) and 0 < deadline < 1e6):
+                raise ValueError(f"deadline is {deadline!r}, expected a number of seconds > 0")
+            from sllm.generation.isolated import IsolatedTarget
+
+            path = hub.resolve(model).absolute()
+            self._process = IsolatedTarget(path, loading, computing, deadline=deadline)
+            self.model = self._process.model
+            return
+        else:
+            self.model = self._own = Model(model, **loading)
+        try:
+            self._context = self.model.context(**computing)
+        except BaseException:
+            if self._own is not None:
+                self._own.close()
+            raise
+
+    @property
+    def context(self) -> Context:
+        """The context.
+
+        Raises:
+            UnsupportedModelError: isolated: it is in the other process.
+
+        """
+        if self._context is None:
+            raise UnsupportedModelError("the context of an isolated LocalTarget is in a process of its own")
+        return self._context
+
+    @property
+    def pid(self) -> int:
+        """The process that the model runs in."""
+        return os.getpid() if self._process is None else self._process.pid
+
+    @property
+    def vocab(self) -> Vocab:
+        """The model's vocabulary."""
+        return self.model.vocab
+
+    def open(
+        self, tokens: npt.NDArray[np.int32], sampling: SamplingParams, max_tokens: int | None
+    ) -> LocalGeneration | IsolatedGeneration:
+        """Compute the prompt but for its last token, and return the generation behind it; isolated, without
+        waiting for it.
+
+        Raises:
+            ContextFullError: the prompt does not fit.
+            BusyError: another generation is open.
+            RPCError: isolated: the process has ended.
+            ValueError: no tokens, or one that is none.
+
+        """
+        if self._generation is not None and not self._generation.closed:
+            raise BusyError("this target has a generation open; close it first, or make another LocalTarget")
+        if self._process is not None:
+            self._generation = self._process.open(tokens, sampling, max_tokens)
+            return self._generation
+        prompt = int32_array(tokens, "tokens")
+        if len(prompt) == 0:
+            raise ValueError("the prompt has no tokens")
+        if len(prompt) > self.context.n_ctx_seq:
+            raise ContextFullError(
+                f"the prompt has {len(prompt)} tokens, and the context holds {self.context.n_ctx_seq}"
+            )
+        self.model.compiled(sampling)  # a bad grammar is told before the prompt is computed
+        self.model.vocab.is_eog(int(prompt[-1]))  # the one token that is computed later has to be one, too
+        self.context.decode(prompt[:-1], pos=0)
+        self._generation = LocalGeneration(self.context, prompt, sampling, max_tokens)
+        return self._generation
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+    ) -> npt.NDArray[np.int32]:
+        """The prompt of a conversation by the file's chat template; see :meth:`sllm.Model.chat`."""
+        return self.model.chat(messages, add_generation_prompt=add_generation_prompt)
+
+    def score(self, tokens: npt.NDArray[np.int32], start: int) -> Scores:
+        """How likely the model finds ``tokens[start:]``, in one pass; see :class:`~sllm.targets.base.Scorer`.
+
+        Raises:
+            ContextFullError: the text does not fit.
+            BusyError: a generation is open.
+            RPCError: isolated: the process has ended.
+            ValueError: a token that is none, or no ``1 <= start < n``.
+
+        """
+        if self._generation is not None and not self._generation.closed:
+            raise BusyError("this target has a generation open; close it first, or make another LocalTarget")
+        text = int32_array(tokens, "tokens")
+        checked_int(start, "start", 1, max(len(text) - 1, 1))
+        if self._process is not None:
+            return self._process.score(text, start)
+        if len(text) - 1 > self.context.n_ctx_seq:
+            raise ContextFullError(
+                f"the text has {len(text)} tokens, and the context holds {self.context.n_ctx_seq}"
+            )
+        began = time.perf_counter()
+        known = self.context.memory.tokens(0)
+        same = np.flatnonzero(known[: start - 1] != text[: start - 1][: len(known)])
+        n_reused = int(same[0]) if len(same) else min(len(known), start - 1)
+        self.context.decode(text[: start - 1], pos=0)
+        logprobs, ranks = self.context.token_logprobs(text[start - 1 :], pos=start - 1)
+        return Scores(logprobs, ranks, n_reused, time.perf_counter() - began)
+
+    def close(self) -> None:
+        """Free the context, and the model that was loaded for it. More calls do nothing."""
+        if self._generation is not None:
+            self._generation.close()
+        if self._process is not None:
+            self._process.close()
+        if self._context is not None:
+            self._context.close()
+        if self._own is not None:
+            self._own.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self.model.closed if self._context is None else self._context.closed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        where = f" in process {self.pid}" if self.isolated else ""
+        return f"<sllm.LocalTarget of {self.model.path.name!r}{where}{', closed' if self.closed else ''}>"
+
+
+def _check_loaded(isolated: bool, loading: dict[str, Any]) -> None:
+    """What makes no sense with a model that is loaded already."""
+    if isolated:
+        raise TypeError("a loaded Model lives in this process; isolated=True takes the path of one")
+    defaults = {"split_mode": "layer", "use_mmap": True, "use_mlock": False, "check_tensors": False}
+    given = [name for name, value in loading.items() if value != defaults.get(name)]
+    if given:
+        raise TypeError(
+            f"{', '.join(given)} belong to loading, and the Model is loaded; pass its path instead"
+        )
+
+
+class LocalGeneration(LockstepGeneration):
+    """One text of a :class:`LocalTarget`; see :class:`~sllm.targets.base.Generation`."""
+
+    def __init__(
+        self,
+        context: Context,
+        prompt: npt.NDArray[np.int32],
+        sampling: SamplingParams,
+        max_tokens: int | None,
+    ) -> None:
+        super().__init__(
+            context.model.vocab, prompt.tolist(), max_tokens, context.n_ctx_seq, context.n_outputs_max - 1
+        )
+        self._context = context
+        self._sampling = sampling
+
+    @property
+    def can_verify(self) -> bool:
+        """Whether hints help: not for models that cannot roll back."""
+        return self._context.model.can_rollback
+
+    def _verify(self, chain: list[int]) -> tuple[tuple[int, ...], int]:
+        verdict = self._context.verify(
+            [0],
+            self._text[-1:],
+            [chain] if chain else None,
+            sampling=self._sampling,
+            pos=len(self._text) - 1,
+            start=self._start,
+        )
+        n_accepted = int(verdict.n_accepted[0])
+        return tuple(verdict.tokens[0, : n_accepted + 1].tolist()), n_accepted
+
+    def cancel(self) -> None:
+        """See :meth:`~sllm.targets.base.Generation.cancel`."""
+        if self.closed:
+            return  # the context may be at work for another generation by now
+        self._cancelled = True
+        if not self._context.closed:
+            self._context.cancel()
+
+    def close(self) -> None:
+        """Let the target open another generation. More calls do nothing."""
+        self.closed = True

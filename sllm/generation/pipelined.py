@@ -1,0 +1,273 @@
+"""The hint loop of :func:`sllm.generate` for targets that are a round trip away."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import TYPE_CHECKING, overload
+
+from sllm.draft.ahead import DraftAhead
+from sllm.draft.confidence import UNSAID
+from sllm.draft.length import DraftLength
+from sllm.generation.text_stream import GenerationStats, Run, TextBuilder, committed_runs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from concurrent.futures import Future
+
+    from sllm.draft.drafters import Drafter
+    from sllm.targets.base import Commit, PipelinedGeneration
+
+__all__ = ["PipelinedRuns"]
+
+
+class _Prefix(Sequence[int]):
+    """The first items of a list that only ever grows, to be read by another thread without a copy."""
+
+    def __init__(self, items: list[int], length: int) -> None:
+        self._items = items
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(self._length)
+            return self._items[start:stop:step]
+        return self._items[range(self._length)[index]]
+
+
+class PipelinedRuns:
+    """The hint loop for a target that is a round trip away: nobody waits for anybody.
+
+    Commits come when they come. Meanwhile the draft goes on along its own chain, on a thread of its own, and
+    the whole chain is sent whenever it has grown. A commit that disagrees makes the chain void, and drafting
+    starts again from the truth.
+    """
+
+    def __init__(
+        self,
+        generation: PipelinedGeneration,
+        drafter: Drafter | None,
+        executor: ThreadPoolExecutor | None,
+        text: list[int],
+        shown: TextBuilder,
+        stats: GenerationStats,
+        began: float,
+    ) -> None:
+        self._began = began
+        self._pid = os.getpid()
+        self._stopped = False
+        self._generation = generation
+        self._drafter = drafter
+        self._executor = executor
+        self._text = text
+        self._shown = shown
+        self._stats = stats
+        self._ahead = DraftAhead(run_ahead=generation.run_ahead)
+        self._chain: list[int] = []  # drafted behind the text, unconfirmed
+        self._probs: list[float] = []  # what the draft says of them
+        self._draft: Future[tuple[list[int], list[float], float]] | None = None  # on its way
+        self._draft_pos = 0  # and where its tokens go
+        self._draft_void = False  # a commit has disagreed with what it goes on from
+        self._exhausted = drafter is None  # the draft has nothing to say behind this chain
+        self._hinted: tuple[int, int] | None = None  # end of the text and of the chain as last sent
+        self._hinted_at = self._news_at = time.perf_counter()
+        self._local: list[Run] = []  # shown while the link is lost
+        self._local_shown: TextBuilder | None = None
+        stats.remote = generation.remote
+
+    def runs(self) -> Iterator[Run]:
+        """The text, run by run."""
+        generation, stats = self._generation, self._stats
+        began = self._began
+        stats.finish_reason = generation.finish_reason
+        while generation.finish_reason is None:
+            commit = generation.poll(0.0)
+            if commit is None:
+                self._take_draft()
+                self._draft_more()
+                yield from self._show_local()
+                commit = generation.poll(self._send_hint())
+            if commit is None:
+                continue
+            self._news_at = time.perf_counter()
+            if stats.n_passes == 0:
+                opened = generation.opened_at or self._news_at
+                stats.prompt_seconds = opened - began
+                began = opened
+            stats.seconds = self._news_at - began
+            self._apply(commit)
+            withdrawn, self._local, self._local_shown = tuple(self._local), [], None
+            for run in committed_runs(commit, generation, self._shown, stats):
+                yield replace(run, withdrawn=withdrawn) if withdrawn else run
+                withdrawn = ()
+            if self._shown.stopped:
+                return
+        if stats.finish_reason is None:  # it ended behind a commit that did not look like the last
+            stats.finish_reason = generation.finish_reason
+            rest = self._shown.finish()
+            if rest:
+                yield Run(len(self._text), (), rest, 0, "target")
+
+    def stop(self) -> None:
+        """Let a draft that is being made end."""
+        self._stopped = True
+        if self._pid != os.getpid() or self._drafter is None or self._executor is None:
+            return  # after a fork the thread is the parent's
+        try:
+            idle = self._executor.submit(lambda: None)
+        except RuntimeError:  # the interpreter is ending and has waited for the draft already
+            return
+        while not idle.done():
+            self._drafter.cancel()  # again and again: what is cancelled before it begins is not cancelled
+            wait([idle], timeout=0.02)
+
+    # -- the draft
+
+    def _draft_more(self) -> None:
+        drafter, executor = self._drafter, self._executor
+        if self._draft is not None or self._exhausted or drafter is None or executor is None:
+            return
+        if self._stopped or len(self._text) + len(self._chain) >= self._generation.end:
+            return
+        if not self._goes_alone() and not self._ahead.worth_more(
+            self._probs, time.perf_counter() - self._news_at
+        ):
+            return
+        text, chain, n = _Prefix(self._text, len(self._text)), list(self._chain), self._ahead.step
+
+        def draft() -> tuple[list[int], list[float], float]:
+            began = time.perf_counter()
+            if self._stopped:
+                return [], [], 0.0
+            tokens = drafter.draft(text, chain, n, 0.0)
+            seconds = time.perf_counter() - began
+            settled = drafter.n_caught_up <= DraftLength.LIMIT  # else it was mostly the reading of a prompt
+            probs = list(getattr(drafter, "probs", ()))[: len(tokens)]
+            return tokens, probs, seconds if settled else 0.0
+
+        self._draft = executor.submit(draft)
+        self._draft_pos = len(text) + len(chain)
+        self._draft_void = False
+        self._draft.add_done_callback(lambda _: self._generation.wake())
+
+    def _take_draft(self) -> None:
+        """What the draft has made, if it has, behind the chain."""
+        if self._draft is None or not self._draft.done():
+            return
+        tokens, probs, seconds = self._draft.result()
+        self._draft = None
+        self._stats.draft_seconds += seconds
+        if seconds:
+            self._ahead.observe_draft(max(len(tokens), 1), seconds)
+        n_drafted, tokens = len(tokens), self._usable(tokens)
+        probs += [UNSAID] * (len(tokens) - len(probs))
+        passed = len(self._text) - self._draft_pos  # tokens that were committed meanwhile
+        if (
+            not self._draft_void
+            and passed > 0
+            and tokens[:passed] != self._text[self._draft_pos :][: len(tokens)]
+        ):
+            self._draft_void = True
+        if self._draft_void:
+            self._stats.wasted_seconds += seconds
+            return
+        if not tokens:
+            self._exhausted = True
+            return
+        self._chain += tokens[max(passed, 0) :]
+        self._probs += probs[max(passed, 0) : len(tokens)]
+        if len(tokens) < n_drafted or self._shown.vocab.is_eog(tokens[-1]):
+            self._exhausted = True
+
+    def _usable(self, tokens: list[int]) -> list[int]:
+        """What of a draft can be text: up to the first id that is no token, and to the end of the text."""
+        vocab, room = self._shown.vocab, max(self._generation.end - self._draft_pos, 0)
+        usable: list[int] = []
+        for token in tokens[:room]:
+            if not 0 <= token < vocab.n_tokens:
+                break
+            usable.append(token)
+            if vocab.is_eog(token):
+                break
+        return usable
+
+    def _apply(self, commit: Commit) -> None:
+        """Add a commit to the text, and keep of the chain what still holds."""
+        stats, ahead = self._stats, self._ahead
+        tokens = list(commit.tokens)
+        n = len(tokens)
+        n_right = ahead.observe_truth(self._chain, self._probs, tokens)
+        ahead.observe_pass(commit.seconds)
+        ahead.observe_round_trip(self._generation.remote.round_trip)
+        stats.n_passes += 1
+        stats.n_drafted += commit.n_verified
+        stats.n_accepted += commit.n_accepted
+        stats.target_seconds += commit.seconds
+        self._text.extend(tokens)
+        if n_right < min(n, len(self._chain)):
+            stats.wasted_seconds += (len(self._chain) - n_right) * ahead.draft_seconds
+            self._chain, self._probs = [], []
+            self._draft_void = True
+            self._hinted = None
+            self._exhausted = self._drafter is None
+        else:
+            if n >= len(self._chain):
+                self._exhausted = self._drafter is None
+            del self._chain[:n], self._probs[:n]
+
+    # -- the hints
+
+    def _send_hint(self) -> float | None:
+        """Send the chain if it is time to; returns how long to wait at most for news, None: any time."""
+        state = (len(self._text), len(self._text) + min(len(self._chain), self._generation.max_hint))
+        if state == self._hinted or self._generation.lost:
+            return None
+        now = time.perf_counter()
+        if self._chain:
+            grown = self._hinted is None or state[1] > self._hinted[1]
+            wait = self._hinted_at + self._ahead.interval - now
+            if grown and (wait <= 0 or self._draft is None):
+                self._hint(state, now)
+            elif grown:
+                return wait
+            elif not self._generation.run_ahead and self._draft is None:
+                return None  # the worker has all of this chain
+        elif not self._generation.run_ahead and self._draft is None:
+            self._hint(state, now)  # nothing to say, but the target waits to be asked
+        return None
+
+    def _hint(self, state: tuple[int, int], now: float) -> None:
+        self._generation.hint(len(self._text), self._chain)
+        self._hinted, self._hinted_at = state, now
+
+    # -- without a link
+
+    def _goes_alone(self) -> bool:
+        return self._generation.lost and self._generation.on_loss == "local"
+
+    def _show_local(self) -> Iterator[Run]:
+        """What the draft says alone while the link is lost."""
+        if not self._goes_alone() or self._drafter is None:
+            return
+        if self._local_shown is None:
+            self._local_shown = self._shown.copy()
+        n_shown = sum(len(run.tokens) for run in self._local)
+        for i in range(n_shown, len(self._chain)):
+            if self._local_shown.stopped:
+                self._exhausted = True
+                return
+            text = self._local_shown.feed(self._chain[i])
+            run = Run(len(self._text) + i, (self._chain[i],), text, 0, "local")
+            self._local.append(run)
+            self._stats.n_local += 1
+            yield run

@@ -1,0 +1,1 @@
+"""Detectors of the names of people and companies, in English and Chinese."""

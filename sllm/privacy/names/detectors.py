@@ -1,0 +1,198 @@
+"""Names of people and organisations: by the words around them, or by asking a language model.
+
+:class:`NameDetector` needs no model and takes only what strong context gives away. :class:`ModelDetector`
+lets a scorer judge candidates one by one: the labels' probabilities are compared, no text of the model is
+parsed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+from sllm.privacy.findings import Finding, LabelScorer
+from sllm.privacy.names import chinese as chinese_names
+from sllm.privacy.names import english as english_names
+from sllm.privacy.names import layout, name_words
+from sllm.privacy.names import word_lists as words
+from sllm.privacy.text import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+__all__ = ["ModelDetector", "NameDetector"]
+
+_HAN = "\u4e00-\u9fff"
+_ANY_HAN = re.compile(f"[{_HAN}]")
+_W = r"[A-ZÀ-ÖØ-Þ][A-Za-zÀ-ÿ'’-]{1,24}"
+_EN_ORG = re.compile(
+    rf"(?<![A-Za-z])(?:{_W}|[A-Z]{{2,8}})(?:,? (?:(?:and|&|of) )?(?:{_W}|[A-Z]{{2,8}})){{0,4}}?,? "
+    r"(?:Inc|LLC|Ltd|Limited|Corp|Corporation|PLC|Plc|GmbH|LLP|Co|AG|BV|SA|Pty Ltd)(?:\.|(?![A-Za-z]))"
+)
+_EN_ORG_END = re.compile(
+    r" (?:Inc|LLC|Ltd|Limited|Corp|Corporation|PLC|Plc|GmbH|LLP|Co|AG|BV|SA)(?![A-Za-z])"
+)
+
+
+class NameDetector:
+    """People and companies that the words around them give away: 我叫, 姓名, 联系人, my name is, Mr, Dear,
+    Inc., 有限公司; people below the head of a column, behind a key of a record, in a list or a chat; and
+    people whose own words do: a common given name with another word, the ending of a surname, letters that
+    English does not write, characters that are hardly anything but a Chinese name.
+
+    A name that none of these gives away needs a :class:`ModelDetector`.
+    """
+
+    def detect(self, text: str) -> list[Finding]:
+        """Findings of kinds NAME and ORG."""
+        view = plain(text)
+        if view.offsets is None:
+            return list(self._scan(view.text))
+        found = []
+        for one in self._scan(view.text):
+            start, end = view.span(one.start, one.end)
+            found.append(Finding(start, end, one.kind, one.score))
+        return found
+
+    def _scan(self, text: str) -> Iterator[Finding]:
+        yield from english_names.scan(text)
+        for end in _EN_ORG_END.finditer(text):
+            # The words in front of the form of the company: a few, so each stretch is looked at once.
+            at = max(0, end.start() - 60)
+            for found in _EN_ORG.finditer(text, at, end.end() + 1):
+                if found.end() >= end.end():
+                    yield Finding(found.start(), found.end(), "ORG", 0.7)
+        if not text.isascii() and _ANY_HAN.search(text):
+            yield from chinese_names.scan(text)
+        yield from layout.scan(text)
+
+
+_CANDIDATE_CN = re.compile(f"(?={chinese_names.SURNAME}[{_HAN}])")
+_CANDIDATE_ORG = re.compile(
+    rf"[{_HAN}]{{2,14}}?(?:公司|集团|大学|学院|医院|银行|中学|小学|法院|研究院|委员会|协会|事务所|工厂|酒店)"
+)
+_CANDIDATE_ADDRESS = re.compile(
+    rf"[{_HAN}]{{2,8}}?(?:省|市|区|县|镇|乡|村|路|街|小区|花园|大厦)(?:[{_HAN}0-9]{{0,10}}?[0-9]+号)?"
+)
+
+
+class ModelDetector:
+    """Names, organisations and addresses as a language model judges them.
+
+    Candidates are found by rule (a surname and one or two characters, runs of capitalised words, suffixes
+    such as 公司 and University), and each is put to the model in its sentence: the log-probabilities of four
+    labels are compared, after subtracting what the model gives them for an empty candidate (contextual
+    calibration, Zhao et al. 2021, arXiv:2102.09690).
+
+    Args:
+        scorer: the model; see :class:`~sllm.privacy.findings.LabelScorer`.
+        threshold: probability of being a name, organisation or address, among the labels, from which a
+            candidate counts.
+        max_candidates: of one text; those beyond it count as found without asking, so that a long text costs
+            bounded time and leaks nothing.
+        window: characters of context on each side that the model is shown.
+
+    """
+
+    _LABELS_EN = (
+        " a person's name",
+        " the name of an organisation",
+        " a postal address",
+        " an ordinary word",
+    )
+    _LABELS_CN = ("人名", "机构名称", "地址", "普通词语")
+    _KINDS = ("NAME", "ORG", "ADDRESS")
+
+    def __init__(
+        self, scorer: LabelScorer, *, threshold: float = 0.5, max_candidates: int = 256, window: int = 60
+    ) -> None:
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold is {threshold}, expected a probability between 0 and 1")
+        if max_candidates < 0 or window < 0:
+            raise ValueError(
+                f"max_candidates is {max_candidates} and window {window}, expected no negative numbers"
+            )
+        self._scorer = scorer
+        self._threshold = threshold
+        self._max = max_candidates
+        self._window = window
+        self._neutral: dict[bool, list[float]] = {}
+
+    def detect(self, text: str) -> list[Finding]:
+        """Findings of kinds NAME, ORG and ADDRESS.
+
+        Raises:
+            ValueError: the scorer gave another number of scores than there are labels, or NaN.
+            Exception: whatever the scorer raises.
+
+        """
+        view = plain(text)
+        judged: list[tuple[float, Finding]] = []
+        for n, (start, end, kind) in enumerate(self._candidates(view.text)):
+            if n >= self._max:
+                judged.append((self._threshold, Finding(start, end, kind, self._threshold)))
+                continue
+            shares = self._judge(view.text, start, end)
+            best = max(range(3), key=shares.__getitem__)
+            score = sum(shares[:3])
+            if score >= self._threshold:
+                judged.append((score, Finding(start, end, self._KINDS[best], min(score, 1.0))))
+        # Of readings that overlap (张伟, 张伟东) the likelier one stands.
+        judged.sort(key=lambda pair: (-pair[0], pair[1].start - pair[1].end))
+        taken: list[Finding] = []
+        for _, one in judged:
+            if all(one.end <= other.start or other.end <= one.start for other in taken):
+                taken.append(one)
+        spans = [(view.span(one.start, one.end), one) for one in taken]
+        return sorted((Finding(*span, one.kind, one.score) for span, one in spans), key=lambda one: one.start)
+
+    def _candidates(self, text: str) -> list[tuple[int, int, str]]:
+        found: dict[tuple[int, int], str] = {}
+        for match in _CANDIDATE_CN.finditer(text):
+            start = match.start()
+            size = 2 if re.match(words.DOUBLE_SURNAMES, text[start : start + 2]) else 1
+            longest = (
+                0 if chinese_names.is_word(text, start) else chinese_names.given_length(text, start + size, 2)
+            )
+            for n in range(1, longest + 1):
+                if "\u4e00" <= text[start + size + n - 1] <= "\u9fff":
+                    found.setdefault((start, start + size + n), "NAME")
+        for pattern, kind in ((_CANDIDATE_ORG, "ORG"), (_CANDIDATE_ADDRESS, "ADDRESS")):
+            for match in pattern.finditer(text):
+                found.setdefault(match.span(), kind)
+        for match in name_words.CANDIDATE.finditer(text):
+            span = name_words.trimmed(match[0], match.start())
+            if span:
+                found.setdefault(span, "NAME")
+        return sorted((start, end, kind) for (start, end), kind in found.items())
+
+    def _prompt(self, before: str, span: str, after: str, chinese: bool) -> tuple[str, Sequence[str]]:
+        if chinese:
+            return f"文本：{before}「{span}」{after}\n在上面的文本中，「{span}」是", self._LABELS_CN
+        return f'Text: {before}"{span}"{after}\nIn the text above, "{span}" is', self._LABELS_EN
+
+    def _score(self, prompt: str, labels: Sequence[str]) -> list[float]:
+        scores = [float(score) for score in self._scorer.label_logprobs(prompt, labels)]
+        if len(scores) != len(labels):
+            raise ValueError(f"the scorer gave {len(scores)} scores for {len(labels)} labels")
+        if any(math.isnan(score) or score == math.inf for score in scores):
+            raise ValueError("the scorer gave a score that is no log-probability")
+        return scores
+
+    def _judge(self, text: str, start: int, end: int) -> list[float]:
+        """The share of each label, calibrated."""
+        chinese = any("\u4e00" <= char <= "\u9fff" for char in text[start:end])
+        neutral = self._neutral.get(chinese)
+        if neutral is None:
+            neutral = self._score(*self._prompt("", "……" if chinese else "...", "", chinese))
+            self._neutral[chinese] = neutral
+        before = text[max(0, start - self._window) : start].replace("\n", " ")
+        after = text[end : end + self._window].replace("\n", " ")
+        scores = self._score(*self._prompt(before, text[start:end], after, chinese))
+        shifted = [s - n if n > -math.inf else s for s, n in zip(scores, neutral, strict=True)]
+        top = max(shifted)
+        if top == -math.inf:
+            raise ValueError("the scorer finds every label impossible")
+        weights = [math.exp(value - top) for value in shifted]
+        return [weight / sum(weights) for weight in weights]

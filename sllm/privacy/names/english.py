@@ -1,0 +1,350 @@
+"""People in Latin script, told without a model: by what announces them, and by what their words look like.
+
+Runs of capitalised words are read one after another. A run is a person where a title, a label, a verb, a
+greeting or the end of a letter says so; or where its own words do: a given name and a second word, a surname
+behind a word that is no ordinary one, letters that English does not write. A given name alone counts where
+the sentence is between people ("Rachel, can you call me?").
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from sllm.privacy.bounds import Budget
+from sllm.privacy.findings import Finding
+from sllm.privacy.names.announced import (
+    AM_BEFORE,
+    CALLING,
+    GREETINGS,
+    HUMAN_BEHIND,
+    LEADING,
+    NO_ONE,
+    RANKS,
+    SEPARATORS,
+    SPOKEN_TO,
+    TITLE_BEFORE,
+    TITLES,
+    TOLD,
+    TOLD_BEHIND,
+    announced,
+    mentioned,
+    of_people,
+)
+from sllm.privacy.names.name_words import (
+    ALONE,
+    AMBIGUOUS,
+    CANDIDATE,
+    CAP,
+    COMMON,
+    FAMOUS,
+    GIVEN,
+    LETTER,
+    LOWER_GIVEN,
+    LOWER_SURNAMES,
+    NOT_NAMES,
+    PLAIN,
+    SURE_GIVEN,
+    SURNAMES,
+    TWO_WORDS,
+    no_word,
+    shaped,
+    trimmed,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["scan"]
+
+# <ann@example.org> behind a name, and the columns of a table.
+_MAILBOX = re.compile(
+    r"[\"']?(?: ?<[^\s<>@]{1,64}@|[,|;\t] ?\"?(?:[A-Za-z0-9._+-]{1,64}@[A-Za-z0-9]|\+[0-9]|"
+    r"\(?[0-9]{3}\)?[ .-][0-9]{3}[ .-][0-9]{4}))"
+    r"| \([A-Za-z0-9._+-]{1,64}@[A-Za-z0-9]"
+)
+_BORN = re.compile(r",? \(?(?:born|b\.|DOB|aged|age|d\.o\.b|née|nee)(?![a-z])")
+_SECOND = re.compile(rf", (?P<word>[{CAP}][{LETTER}'’-]{{1,24}}(?: [A-Z]\.?(?![A-Za-z]))?)(?![{LETTER}])")
+# HOLLIS, MARGARET on a line of its own, or in front of the next field.
+_CAPITAL = re.compile(f"[{CAP}]")
+_CAPITALS_EN = re.compile(
+    r"^[ \t]*(?P<name>[A-Z][A-Z'-]{1,24}, ?[A-Z][A-Z'-]{1,24}(?: [A-Z]\.?)?)(?=[ \t|"
+    r";(]*\n?[ \t]*(?:DOB|MRN|SSN|ID|Sex|Gender|Age|Date of [Bb]irth)(?![A-Za-z]))",
+    re.M,
+)
+_LOWER = re.compile(
+    r"(?<![A-Za-z])(?P<said>[Mm]y name is|[Mm]y name'?s|[Tt]his is|[Ii] am|[Ii]'m|[Cc]all me|[Nn]ame:) "
+    r"(?P<first>[a-z]{3,14})(?: (?P<second>[a-z]{2,16}))?(?![A-Za-z])"
+)
+# The sentence is between people.
+_PERSONAL = re.compile(
+    r"(?<![A-Za-z])(?:[Ii]|I'm|I've|I'll|[Mm]e|[Mm]y|[Ww]e|[Uu]s|[Oo]ur|[Yy]ou|[Yy]our|[Pp]lease|[Tt]hanks|"
+    r"[Rr]egards|[Hh]i|[Hh]ello|[Dd]ear)(?![A-Za-z])"
+)
+# What may follow a name at once: a mailbox, a column, a date of birth.
+_OPENING = frozenset("<|;,(\t\"'’")
+
+
+class _Reader:
+    """Reads the runs of one text in order."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.last = -1  # the end of the last name found
+        self.listed = False  # whether more may follow it in a list
+        self.budget = Budget(text)
+        self._personal: tuple[int, int, bool] = (0, 0, False)
+
+    def personal(self, start: int) -> bool:
+        """Whether the text around an offset, in blocks of 256 characters, is between people."""
+        block = start // 256 * 256
+        low, high, known = self._personal
+        if (low, high) != (block, block + 256):
+            known = _PERSONAL.search(self.text, max(0, block - 64), block + 320) is not None
+            self._personal = block, block + 256, known
+        return known
+
+    def run(self, run: str, start: int) -> Iterator[Finding]:
+        if " " not in run and self._idle(run, start):
+            return
+        if not self.budget.spend(start):
+            return
+        for one in self._run(run, start):
+            self.last = one.end
+            self.listed = one.score >= 0.7
+            yield one
+
+    def _idle(self, word: str, start: int) -> bool:
+        """Whether a capitalised word is done with at once: neither known for a name, nor announced by the
+        word in front of it.
+        """
+        if word in NOT_NAMES:
+            return True
+        if word[-2:-1] in "'’" and word[-1] == "s":
+            word = word[:-2]
+        if word in GIVEN or self.listed:
+            return False
+        text = self.text
+        if start < 2 or text[start - 1] != " ":
+            return False
+        low = max(0, start - 16)
+        ahead = text[low : start - 1].rpartition(" ")[2].lower().removesuffix(",")
+        return (
+            start > 16
+            and ahead.isalnum()
+            and ahead not in LEADING
+            and not ahead.endswith(("name", "by", "to"))
+            and text[start + len(word) : start + len(word) + 1] not in _OPENING
+        )
+
+    def _run(self, run: str, start: int) -> Iterator[Finding]:
+        text = self.text
+        parts = run.split(" ")
+        score = 0.0
+        greeted = False
+        while parts and parts[0] in TITLES:
+            start += len(parts[0]) + 1
+            parts.pop(0)
+            score = 0.9
+        if not parts:
+            return
+        if len(parts) >= 2 and parts[0] in GREETINGS and not score:
+            start += len(parts[0]) + 1
+            parts.pop(0)
+            greeted = True
+        elif len(parts) >= 3 and parts[0] in ("I'm", "I’m", "It's", "It’s"):
+            start += len(parts[0]) + 1
+            parts.pop(0)
+            score = 0.7 if parts[-1] not in NOT_NAMES else 0.0
+        if len(parts) >= 2 and parts[0] in RANKS and not score:
+            rest = parts[1:]
+            if no_word(rest[-1]) and no_word(rest[0]) and (len(rest) >= 2 or self._known(rest[0])):
+                start += len(parts[0]) + 1
+                parts = rest
+                score = 0.8
+        rest_text = " ".join(parts)
+        end = start + len(rest_text)
+        if greeted and not score:
+            follow = text[end : end + 1]
+            first = parts[0]
+            if (follow in ",!.\n—:" or not follow) and first not in NO_ONE and no_word(first):
+                known = first in GIVEN or self._known(first)
+                score = 0.8 if known else 0.6 if follow == "," or (follow == "!" and len(parts) == 1) else 0.0
+        if not score:
+            free = all(map(no_word, parts))  # nothing but its letters would say otherwise
+            score = self._by_what_is_before(parts, start, end, free) or self._as_a_person(
+                parts, start, end, free
+            )
+        if score:
+            span = trimmed(rest_text, start, sure=score == 0.8)
+            if span and not (text[span[0] : span[1]].isupper() and " " not in text[span[0] : span[1]]):
+                one = self._with_second(span, score)
+                yield Finding(*one, "NAME", score)
+                return
+        yield from self._by_its_words(parts, start)
+
+    def _as_a_person(self, parts: list[str], start: int, end: int, free: bool) -> float:
+        """By what is said of people only."""
+        text = self.text
+        before = text[max(0, start - 64) : start]
+        if 2 <= len(parts) <= 5:
+            if not free or " ".join(parts[:2]) in TWO_WORDS:
+                return 0.0
+            if parts[0].isupper() or parts[-1].isupper():
+                return 0.0
+            if HUMAN_BEHIND.match(text, end) or (before[-1:] == " " and of_people(before)):
+                return 0.5
+            return 0.0
+        word = parts[0]
+        if len(parts) != 1 or not free or word.isupper():
+            return 0.0
+        if before[-1:] == " ":
+            if TOLD.search(before) and text.startswith(TOLD_BEHIND, end):
+                return 0.5
+            if word in SURE_GIVEN and of_people(before):
+                return 0.5
+        elif word in SURE_GIVEN and before[-1:] in ("", "\n", '"', "“") and SPOKEN_TO.match(text, end):
+            return 0.5
+        if word in SURE_GIVEN and word not in FAMOUS and HUMAN_BEHIND.match(text, end):
+            return 0.5
+        return 0.0
+
+    def _known(self, word: str) -> bool:
+        return word in GIVEN or word in SURNAMES or shaped(word)
+
+    def _by_what_is_before(self, parts: list[str], start: int, end: int, free: bool) -> float:
+        text = self.text
+        before = text[max(0, start - 40) : start]
+        tail = before[-1:]
+        if self.listed and start - self.last <= 6 and text[self.last : start] in SEPARATORS:
+            # Another one in a list of people.
+            if len(parts) >= 2 and free:
+                return 0.7
+            if len(parts) == 1 and parts[0] in GIVEN and parts[0] not in PLAIN:
+                return 0.7
+        if tail == " " or (tail and tail in ":=,\"'*\n\t>`({["):
+            if before.endswith(TITLE_BEFORE):
+                return 0.9
+            said = announced(before, parts[0], text[end : end + 1])
+            if said == 0.8:
+                return said
+            if said and free and (len(parts) >= 2 or self._known(parts[0])):
+                return said
+            if before.endswith(AM_BEFORE) and (
+                len(parts) >= 2 or (parts[0] in SURE_GIVEN and parts[0] not in PLAIN)
+            ):
+                return 0.7
+            if before.endswith(("this is ", "This is ")) and (
+                text.startswith(CALLING, end) or (len(parts) >= 2 and self._known(parts[-1]))
+            ):
+                return 0.7
+            if (
+                2 <= len(parts) <= 4
+                and parts[-1] not in NOT_NAMES
+                and before.endswith(" ")
+                and mentioned(text, before, end)
+            ):
+                return 0.6
+        if 2 <= len(parts) <= 5 and parts[-1] not in NOT_NAMES:
+            if _MAILBOX.match(text, end):
+                return 0.6
+            if free and _BORN.match(text, end):
+                return 0.6
+        return 0.0
+
+    def _with_second(self, span: tuple[int, int], score: float) -> tuple[int, int]:
+        """With the given name behind a comma: O'Donnell, Fergus."""
+        if score != 0.8:
+            return span
+        value = self.text[span[0] : span[1]]
+        if " " in value and not value.split(" ")[0].lower().startswith(
+            ("van", "von", "de", "di", "la", "le", "al")
+        ):
+            return span
+        second = _SECOND.match(self.text, span[1])
+        if second and second["word"].split(" ")[0] not in NOT_NAMES:
+            return span[0], second.end()
+        return span
+
+    def _by_its_words(self, parts: list[str], start: int) -> Iterator[Finding]:
+        """A given name and what follows it; a surname and what comes before; letters of other languages."""
+        text = self.text
+        n = len(parts)
+        at = start
+        end = parts[-1].removesuffix("'s").removesuffix("’s")
+        end_shaped = n > 1 and shaped(end)
+        end_known = end in SURNAMES and end not in COMMON
+        for i, word in enumerate(parts):
+            capitals = len(word) > 2 and word.isupper()
+            name = word.title() if capitals else word
+            more = i + 1 < n
+            if more and name in GIVEN:
+                nxt = parts[i + 1]
+                if capitals:
+                    good = name in SURE_GIVEN and nxt.isupper() and nxt.title() in SURNAMES
+                elif name in AMBIGUOUS or name in PLAIN:
+                    last = next(part for part in reversed(parts) if len(part) > 2 or part == word)
+                    last = last.removesuffix("'s").removesuffix("’s")
+                    good = last not in COMMON and last != word and (last in SURNAMES or shaped(last))
+                else:
+                    good = nxt.rstrip(".") not in PLAIN or nxt in SURNAMES
+                if good:
+                    span = trimmed(" ".join(parts[i:]), at)
+                    if span and " " in text[span[0] : span[1]]:
+                        yield Finding(*span, "NAME", 0.7)
+                        return
+            elif (
+                more
+                and not capitals
+                and n - i <= 4
+                and (end_shaped or (end_known and i == 0 and (len(word) > 2 or shaped(word))))
+                and all(map(no_word, parts[i:-1]))
+            ):
+                span = trimmed(" ".join(parts[i:]), at)
+                if span and " " in text[span[0] : span[1]]:
+                    yield Finding(*span, "NAME", 0.6)
+                    return
+            at += len(word) + 1
+        # J. R. Pemberton
+        if n >= 2 and len(parts[0]) == 2 and parts[0].endswith(".") and no_word(parts[-1]):
+            two = len(parts[1]) == 2 and parts[1].endswith(".")
+            if (two and n == 3) or (n == 2 and (parts[1] in SURNAMES or shaped(parts[1]))):
+                span = trimmed(" ".join(parts), start)
+                if span and not parts[-1].isupper():
+                    yield Finding(*span, "NAME", 0.6)
+                    return
+        if n == 1:
+            word = parts[0].removesuffix("'s").removesuffix("’s")
+            if (
+                word in ALONE
+                and self.personal(start)
+                and not text.startswith((" of ", " (disamb"), start + len(word))
+            ):
+                yield Finding(start, start + len(word), "NAME", 0.5)
+
+
+def scan(text: str) -> Iterator[Finding]:
+    """People in a plain view (:func:`sllm.privacy.text.plain`)."""
+    if not _CAPITAL.search(text):
+        yield from _lower(text)
+        return
+    reader = _Reader(text)
+    for run in CANDIDATE.finditer(text):
+        yield from reader.run(run[0], run.start())
+        if reader.budget.spent:
+            break
+    yield from reader.budget.rest("NAME")
+    for found in _CAPITALS_EN.finditer(text):
+        yield Finding(found.start("name"), found.end("name"), "NAME", 0.6)
+    yield from _lower(text)
+
+
+def _lower(text: str) -> Iterator[Finding]:
+    """Names that were written without capitals, behind what can only announce one."""
+    if not any(said in text for said in ("name", "his is", "am ", "'m ", "all me")):
+        return
+    for found in _LOWER.finditer(text):
+        said, first, second = found["said"].lower(), found["first"], found["second"]
+        if first in LOWER_GIVEN and (not said.startswith("this") or second in LOWER_SURNAMES):
+            end = found.end("second") if second in LOWER_SURNAMES else found.end("first")
+            yield Finding(found.start("first"), end, "NAME", 0.6)

@@ -1,0 +1,1 @@
+"""Detectors by pattern: numbers, codes, what labels announce, addresses, passwords."""

@@ -1,0 +1,286 @@
+"""Chinese identifiers that are told by their characters: company codes, plates, permits, addresses."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from sllm.privacy.borders import ALONE, END
+from sllm.privacy.bounds import Budget
+from sllm.privacy.findings import Finding
+from sllm.privacy.patterns import checksums
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["PROVINCES", "scan"]
+
+
+_USCC = re.compile(
+    rf"[1-9AGNYagny]{ALONE}[1-9A-GNYa-gny][0-9]{{6}}[0-9A-HJ-NP-RTUWXYa-hj-np-rtuwxy]{{10}}{END}"
+)
+
+_PLATE_REGION = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼使领"
+_P = "A-HJ-NP-Za-hj-np-z"
+_PLATE = re.compile(
+    rf"[{_PLATE_REGION}][ ]?[A-Za-z][ ·•・.\-]{{0,2}}"
+    rf"(?:[DFdf][{_P}0-9][0-9]{{4}}|[0-9]{{5}}[DFdf]|[A-Ha-hJ-Kj-k][{_P}0-9][0-9]{{4}}|"
+    rf"[{_P}0-9]{{4}}[{_P}0-9挂学警港澳试超])"
+    r"(?![A-Za-z0-9])"
+    r"|WJ[ ·]?[0-9A-Z]?[ ·]?[0-9]{4}[0-9TDSHBXJ](?![A-Za-z0-9])"
+    r"|[使领][0-9]{6}(?![0-9A-Za-z])|[0-9]{6}[使领](?![0-9A-Za-z])"
+)
+
+_PASSPORT = re.compile(
+    rf"[EeGgDdSsPpHhMmCcKk1]{ALONE}(?:(?<=[A-Za-z])[0-9]{{8}}|(?<=[Ee])[A-HJ-NP-Z][0-9]{{7}}|"
+    rf"(?<=[HMhm])[0-9]{{10}}|(?<=1)[45][0-9]{{7}}){END}"
+)
+_PASSPORT_WORD = re.compile(
+    (
+        r"(?:护照|通行证|签证|证件|passport|permit|document|旅行)[^A-Za-z0-9]{0,14}(?:no|"
+        r"number)?[^A-Za-z0-9]{0,4}\Z"
+    ),
+    re.I,
+)
+
+_HKID = re.compile(
+    rf"(?P<letters>[A-Za-z]{ALONE}[A-Za-z]?) ?(?P<digits>[0-9]{{6}})(?: ?[(](?P<check>[0-9Aa])[)]|"
+    rf"(?<=[A-Z][0-9]{{6}})(?P<bare>[0-9A]){END})"
+)
+_MILITARY = re.compile(
+    "[军武海空政后装士南北沈兰济成广参总文战火联支][\u4e00-\u9fff]{0,2}字第?[ ]?[0-9]{5,10}(?:[ ]?号)?"
+)
+_HK_LABEL = re.compile(r"(?:身份证|香港|HKID|hkid|HK ID|ID card|identity card)[^A-Za-z0-9]{0,8}\Z")
+_MACAU = re.compile(rf"[157]{ALONE}(?:[0-9]{{6}}[(][0-9][)]|/[0-9]{{6}}/[0-9]{END})")
+_TWID = re.compile(rf"[A-Z]{ALONE}[1289][0-9]{{8}}{END}")
+
+PROVINCES = (
+    "北京|天津|上海|重庆|河北|山西|辽宁|吉林|黑龙江|江苏|浙江|安徽|福建|江西|山东|河南|湖北|湖南|"
+    "广东|海南|四川|贵州|云南|陕西|甘肃|"
+    "青海|台湾|内蒙古|广西|西藏|宁夏|新疆|香港|澳门"
+)
+_CITIES = (
+    "广州|深圳|珠海|汕头|佛山|韶关|湛江|肇庆|江门|茂名|惠州|梅州|东莞|中山|潮州|揭阳|南京|无锡|"
+    "徐州|常州|苏州|南通|连云港|淮安|盐城|扬州|"
+    "镇江|泰州|宿迁|杭州|宁波|温州|嘉兴|湖州|绍兴|金华|衢州|舟山|台州|丽水|合肥|芜湖|蚌埠|淮南|"
+    "马鞍山|安庆|黄山|阜阳|福州|厦门|莆田|泉州|"
+    "漳州|南平|龙岩|宁德|南昌|景德镇|九江|赣州|济南|青岛|淄博|枣庄|东营|烟台|潍坊|济宁|泰安|威海|"
+    "日照|临沂|德州|聊城|滨州|菏泽|郑州|开封|"
+    "洛阳|平顶山|安阳|新乡|焦作|许昌|南阳|商丘|信阳|周口|驻马店|武汉|黄石|十堰|宜昌|襄阳|荆门|"
+    "孝感|荆州|黄冈|长沙|株洲|湘潭|衡阳|邵阳|岳阳|"
+    "常德|张家界|郴州|永州|怀化|娄底|南宁|柳州|桂林|北海|海口|三亚|成都|自贡|攀枝花|泸州|德阳|"
+    "绵阳|广元|遂宁|内江|乐山|南充|眉山|宜宾|达州|"
+    "贵阳|遵义|昆明|曲靖|玉溪|大理|丽江|拉萨|西安|铜川|宝鸡|咸阳|渭南|延安|汉中|兰州|西宁|银川|"
+    "臺北|臺中|臺南|臺灣|台南|桃園|桃园|新竹|嘉義|基隆|屏東|彰化|九龍|九龙|新界|澳門|廣州|廣東|"
+    "乌鲁木齐|石家庄|唐山|秦皇岛|邯郸|邢台|保定|"
+    "张家口|承德|沧州|廊坊|衡水|太原|大同|临汾|呼和浩特|包头|鄂尔多斯|沈阳|大连|鞍山|抚顺|丹东|"
+    "锦州|长春|哈尔滨|齐齐哈尔|大庆|台北|新北|高雄|台中"
+)
+_START = re.compile(f"(?:{PROVINCES}|{_CITIES})")
+
+# One part of an address ends in one of these; what stands before it, back to the part before, is its name.
+_AREA = "特别行政区|自治区|自治州|自治县|新区|开发区|高新区|省|市|区|县|旗|盟|州|镇|乡|街道|區|縣|鎮|鄉"
+_ROAD = "大道|大街|马路|公路|胡同|路|街|巷|弄|道|里|村|屯|社区|环路|社區|馬路"
+_PLACE = (
+    "小区|花园|公寓|大厦|广场|家园|新村|花苑|别墅|中心|科技园|工业园|产业园|产业区|园区|宿舍|大楼|"
+    "写字楼|苑|园|城|府|庭|湾|轩|阁|邸|庄|坊|号院|居|大廈|廣場|花園|中心|邨|閣|臺|灣|軒|園|大樓|商場"
+)
+_NUMBER = (
+    r"(?:[A-Za-z]?[0-9]{1,5}(?:[-–][0-9]{1,5}){0,2}[A-Za-z]?|"
+    r"[一二三四五六七八九十百零〇甲乙丙丁]{1,5}|[A-Za-z])"
+)
+_UNIT = (
+    "号楼|号院|号门|号铺|号店|号|弄|栋|幢|座|单元|楼|层|室|舍|户|房|组|队|门|铺|排|期|区|號|樓|棟|"
+    "層|戶|段|鄰|巷|單元|舖|組|门牌"
+)
+_PART = re.compile(
+    rf"(?P<number>{_NUMBER}[ ]?(?:{_UNIT})(?!线|码|称|召|角|令|外|机|文件|通知|元|年))|(?P<area>{_AREA})|"
+    rf"(?P<road>{_ROAD})|(?P<place>{_PLACE})"
+)
+_ROOM = re.compile(
+    r"[ -]?[A-Za-z]?[0-9]{1,5}(?:[-–][0-9]{1,5}){0,3}(?:室|号|房|户)?(?![0-9A-Za-z.%年月日元个点])"
+)
+# Stretches that an address cannot reach across: everything but Han, letters, digits and the odd separator.
+_STRETCH = re.compile(r"[\u4e00-\u9fffA-Za-z0-9〇#()（） \-–·]+")
+_STOP = re.compile(
+    r".*(?:地址(?:是|为|在)?|住址|住在|家住|位于|坐落于|送到|送至|寄到|寄往|寄至|发到|发往|发货到|"
+    r"搬到|搬至|回到|来到|到达|前往|抵达|就在|"
+    r"现居|居住在?|户籍(?:地|所在地)?|籍贯|我在|他在|她在|人在|是在|现在在|公司在|设在|设于|开在|"
+    r"约在|定在|[在至到从往是为于住寄送去和与及或的了跑找过沿给])",
+    re.S,
+)
+_FLAT = re.compile(r"之[0-9]{1,3}(?![0-9])")
+_CODE_BEHIND = re.compile(r"[ ,，]{0,2}[0-9]{6}(?![0-9])")
+_CODE_BEFORE = re.compile(r"(?<![0-9])(?:[0-9]{3}|[0-9]{5,6}) ?\Z")
+_MAX_NAME = 12
+_MAX_PARTS = 500
+_INNER = frozenset("室舍栋幢座层楼元户")
+
+
+def _company_codes(text: str) -> Iterator[Finding]:
+    for found in _USCC.finditer(text):
+        value = found[0]
+        if value.isdigit():
+            continue  # with the other numbers
+        if checksums.uscc(value):
+            yield Finding(found.start(), found.end(), "COMPANYID", 1.0, checked=True)
+        elif value[:2] in ("91", "92", "93", "12", "11", "51", "52") and "MA" in value[8:10].upper():
+            yield Finding(found.start(), found.end(), "COMPANYID", 0.7)
+
+
+def _plates(text: str) -> Iterator[Finding]:
+    if not _DIGIT.search(text):
+        return
+    for found in _PLATE.finditer(text):
+        tail = found[0][2:]
+        n_digits = sum(map(str.isdigit, found[0]))
+        if n_digits >= 2 or (n_digits >= 1 and found[0][1:2].isupper() and "·" in tail):
+            yield Finding(found.start(), found.end(), "PLATE", 0.9, checked=True)
+
+
+_DIGIT = re.compile("[0-9]")
+_SIX = re.compile("[0-9]{5}")
+
+
+def _permits(text: str) -> Iterator[Finding]:
+    if not _SIX.search(text):
+        return
+    for found in _PASSPORT.finditer(text):
+        labelled = _PASSPORT_WORD.search(text[max(0, found.start() - 20) : found.start()])
+        if labelled or (found[0][0] in "EG" and len(found[0]) == 9):
+            yield Finding(found.start(), found.end(), "PASSPORT", 0.9 if labelled else 0.7)
+    for found in _MILITARY.finditer(text):
+        yield Finding(found.start(), found.end(), "LICENCE", 0.8)
+    for found in _HKID.finditer(text):
+        letters, check = found["letters"], found["check"]
+        if not check and not letters.isupper():
+            continue
+        good = checksums.hk_id(letters, found["digits"], check or found["bare"])
+        # Without the brackets it is any letter and digits: one in eleven agrees by chance.
+        before = text[max(0, found.start() - 16) : found.start()]
+        if check or (good and _HK_LABEL.search(before)):
+            yield Finding(found.start(), found.end(), "IDCARD", 0.9 if good else 0.6, checked=good)
+    for found in _MACAU.finditer(text):
+        yield Finding(found.start(), found.end(), "IDCARD", 0.7)
+    for found in _TWID.finditer(text):
+        if checksums.tw_id(found[0]):
+            yield Finding(found.start(), found.end(), "IDCARD", 0.9, checked=True)
+
+
+def _name_start(text: str, low: int, marker: int) -> int:
+    """Where the name in front of a suffix begins: behind the last word that cannot be part of it."""
+    low = max(low, marker - _MAX_NAME)
+    name = text[low:marker]
+    stop = _STOP.match(name)
+    cut = stop.end() if stop else 0
+    known = _START.search(name, cut) or _START.search(name)
+    if known:
+        return low + known.start()
+    for i in range(len(name) - 1, cut - 1, -1):
+        if name[i] in " ()（）-–·":
+            cut = i + 1
+            break
+    return low + cut
+
+
+# Without one of these there is neither a house nor a third level.
+_NEEDED = re.compile(
+    "[區縣鎮鄉號樓棟廈邨園灣閣路街道巷弄村镇乡县区号室栋幢楼座苑园寓厦场社里屯墅城府庭湾轩阁邸庄坊居同心舍]"
+)
+
+
+def _addresses(text: str) -> Iterator[Finding]:
+    budget = Budget(text)
+    for stretch in _STRETCH.finditer(text):
+        if stretch.end() - stretch.start() >= 4 and _NEEDED.search(text, *stretch.span()):
+            yield from _in_stretch(text, stretch.start(), stretch.end(), budget)
+            if budget.spent:
+                break
+    yield from budget.rest("ADDRESS")
+
+
+def _in_stretch(text: str, start: int, end: int, budget: Budget) -> Iterator[Finding]:
+    first = last = -1  # the address being built
+    score: list[str] = []
+    for n, part in enumerate(_PART.finditer(text, start, end)):
+        if not budget.spend(start):
+            return
+        if n >= _MAX_PARTS:
+            # Nobody writes so many without a full stop: all of it counts, at no further cost.
+            yield Finding(start, end, "ADDRESS", 0.5)
+            return
+        kind = part.lastgroup or ""
+        gap = part.start() - last if last >= 0 else 0
+        # A name of up to twelve characters between two suffixes; a number follows at once.
+        joins = last >= 0 and (gap <= 2 if kind == "number" else gap <= _MAX_NAME)
+        if kind == "number" and not joins and last >= 0 and gap <= 10 and part["number"][-1:] in _INNER:
+            # 22号南京大学3舍: a building with a name of its own.
+            joins = "number" in score and not _STOP.match(text[last : part.start()])
+        if joins and kind != "number":
+            between = text[last : part.start()]
+            stop = _STOP.match(between)
+            joins = not (
+                stop
+                and stop.end() > 0
+                and not between.startswith(("和", "过"))
+                and len(between) > 1
+                and stop.end() <= len(between) - 1
+            )
+        if not joins:
+            done = _finish(text, first, last, score, end)
+            if done:
+                yield done
+            if kind == "number":
+                # A number begins no address, except one whose name stands before it: 幸福3栋.
+                first, last, score = -1, -1, []
+                continue
+            first = _name_start(text, start if last < 0 else last, part.start())
+            score = []
+            if part.start() - first < 1:
+                first, last = -1, -1
+                continue
+        last = part.end()
+        score.append(kind)
+    done = _finish(text, first, last, score, end)
+    if done:
+        yield done
+
+
+def _finish(text: str, first: int, last: int, parts: list[str], end: int) -> Finding | None:
+    if first < 0 or not parts:
+        return None
+    numbers, areas = parts.count("number"), parts.count("area")
+    roads, places = parts.count("road"), parts.count("place")
+    # A place that many people share is no secret: it needs a house, or three levels.
+    good = (
+        (numbers and (roads or places))
+        or (numbers and areas >= 2)
+        or (areas >= 2 and (roads or places))
+        or (areas and roads and places)
+        or areas >= 3
+    )
+    room = _ROOM.match(text, last, end)
+    if room and (roads or places or numbers) and room[0].strip(" -"):
+        if not good and (roads or places) and room[0][-1:] in "室号房户":
+            good = True
+        if good:
+            last = room.end()
+    if not good:
+        return None
+    # 5樓之2: a part of a floor; a postal code on either side.
+    for more in (_FLAT, _CODE_BEHIND):
+        found = more.match(text, last, end)
+        last = found.end() if found else last
+    code = _CODE_BEFORE.search(text[max(0, first - 7) : first])
+    if code:
+        first -= len(code[0])
+    return Finding(first, last, "ADDRESS", 0.8)
+
+
+def scan(text: str) -> Iterator[Finding]:
+    """Findings in a plain view (:func:`sllm.privacy.text.plain`)."""
+    yield from _company_codes(text)
+    yield from _permits(text)
+    if not text.isascii():
+        yield from _plates(text)
+        yield from _addresses(text)

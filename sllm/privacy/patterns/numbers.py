@@ -1,0 +1,554 @@
+"""Numbers: runs of digits with the gaps that people leave in them, sorted by the lengths of their groups.
+
+One pass finds the runs; windows of a few groups are then looked up by their lengths, so that the work for
+each group is bounded and long runs of anything cost no more than their length.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import TYPE_CHECKING
+
+from sllm.privacy.findings import Finding
+from sllm.privacy.patterns import checksums, phones
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["scan"]
+
+# Groups of digits with at most three signs between them; behind a 区号 there may be a bracket.
+_RUN = re.compile(r"(?:\+ ?|\()?\(?[0-9]+(?:(?:[ .\-/]| ?\(| ?\)[ ./-]?| - |--)[0-9]+)*\)?")
+_GROUP = re.compile(r"[0-9]+")
+_ALNUM_TAIL = re.compile(r"[A-Za-z]+\Z")
+# Words that may stand right before a number without a space.
+_GLUED_TEXT = (
+    "tel mobile mob cell fax phone ph hp m t p id card no num number qq wechat vx wx sfz sfzh call "
+    "contact ssn"
+)
+_GLUED = frozenset(_GLUED_TEXT.split())
+_OTHER_NUMBER = re.compile(
+    r"(?:订单|单号|运单|快递|物流|流水|交易|批次|编号|货号|条码|发票|工单|任务|order|invoice|"
+    r"tracking|transaction|trace"
+    r"|isbn|issn|ean|upc|sku|serial|batch|ticket|timestamp|时间戳|doi|commit|build|version|hash|"
+    r"序列|期号|文号)"
+    r"[^0-9]{0,14}\Z",
+    re.I,
+)
+_CARD_WORD = re.compile(
+    r"(?:卡|card|visa|master|amex|debit|credit|账|帐|account|charge|"
+    r"(?<![a-z])cc)[^0-9]{0,16}\Z",
+    re.I,
+)
+_PHONE_WORD = re.compile(
+    r"(?:电话|手机|電話|手機|聯絡|聯繫|傳真|市話|行動|座机|固话|热线|联系|致电|拨打|传真|短信|号码|来电|呼叫|"
+    r"微信|phone|tel|mobile|cell|call|fax|whatsapp|text|contact|(?:my|his|her|their|our|your|the|new|work|"
+    r"home|cell)[ ]number(?:[ ]is)?|messages?[ ](?:to|at)|hotline|pager|beeper|dial|reach|ring|sms|viber|"
+    r"telegram|signal)[^0-9]{0,24}\Z",
+    re.I,
+)
+_PAID_WORD = re.compile(r"(?:打到|转到|转给|汇到|付到|存到|打款|转账|汇款|收款|退款|打钱|工资)[^0-9]{0,12}\Z")
+_ID_WORD = re.compile(r"(?:身份|证件|证号|id|identity)[^0-9]{0,20}\Z", re.I)
+_EXTENSION = re.compile(r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2}|-)([0-9]{1,6})(?![0-9])", re.I)
+_WORD_EXTENSION = re.compile(
+    r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2})([0-9]{1,6})(?![0-9])", re.I
+)
+
+# How many times phonenumberslite is asked about numbers of one text, by region; behind that, form alone
+# decides.
+# A check costs a fifth of a millisecond, and a text of nothing but numbers must not cost minutes.
+_LOOKUPS = 600
+_REGIONS = 12
+# How many windows of runs are judged in one text; runs behind them count as found.
+_WINDOWS = 20_000
+
+_CARD_GROUPS = frozenset(
+    [
+        (4, 4, 4, 4), (4, 4, 4, 4, 3), (4, 4, 4, 4, 2), (4, 4, 4, 4, 1), (4, 6, 5), (4, 6, 4), (4, 4, 4, 1),
+        (6, 13), (6, 10), (4, 3, 3, 3), (4, 5, 6), (4, 4, 8), (8, 8), (4, 12), (4, 4, 7), (6, 4, 6),
+        (4, 4, 4, 6, 1),        (6, 6, 4), (6, 6, 7), (5, 5, 5, 4), (4, 4, 5),
+    ]
+)  # fmt: skip
+_ID_GROUPS = frozenset(
+    [
+        (6, 8, 4),
+        (4, 4, 4, 4, 2),
+        (6, 6, 6),
+        (3, 3, 3, 3, 3, 3),
+        (6, 4, 4, 4),
+        (6, 12),
+        (14, 4),
+        (3, 3, 4, 4, 4),
+        (6, 4, 2, 2, 4),
+        (10, 8),
+        (3, 3, 8, 4),
+    ]
+)
+# The same with X as the last character.
+_ID_X_GROUPS = frozenset(
+    [(17,), (6, 8, 3), (6, 4, 4, 3), (6, 11), (14, 3), (6, 4, 2, 2, 3), (10, 7), (3, 3, 8, 3)]
+)
+
+
+_X = re.compile(r"[ -]?[Xx](?![A-Za-z0-9])")
+
+
+class _Run:
+    """A run of groups; ``starts`` and ``ends`` are offsets in the text."""
+
+    def __init__(self, text: str, start: int, end: int) -> None:
+        self.text = text
+        self.start = start
+        groups = [found.span() for found in _GROUP.finditer(text, start, end)]
+        self.groups = groups
+        self._follows: dict[re.Pattern[str], bool] = {}
+        self.lengths = tuple([b - a for a, b in groups])
+
+    def digits(self, i: int, j: int) -> str:
+        return "".join([self.text[a:b] for a, b in self.groups[i:j]])
+
+    def gaps(self, i: int, j: int) -> set[str]:
+        return {self.text[self.groups[k][1] : self.groups[k + 1][0]] for k in range(i, j - 1)}
+
+    def follows(self, words: re.Pattern[str], i: int) -> bool:
+        """Whether group i comes right behind one of some words; only the first group of a run can."""
+        if i:
+            return False
+        known = self._follows.get(words)
+        if known is None:
+            at = self.groups[0][0]
+            known = self._follows[words] = words.search(self.text[max(0, at - 32) : at]) is not None
+        return known
+
+
+class _Lookups:
+    """How many times the tables may still be asked."""
+
+    def __init__(self) -> None:
+        self.left = _LOOKUPS
+        self.windows = _WINDOWS
+
+    def international(self, digits: str) -> bool | None:
+        self.left -= 1
+        return phones.international(digits) if self.left >= 0 else None
+
+    def national(self, digits: str, *, mobile: bool = False) -> bool | None:
+        self.left -= _REGIONS  # each is asked in turn
+        return phones.national(digits, mobile=mobile) if self.left >= 0 else None
+
+
+def _mobile_cn(digits: str) -> bool:
+    return len(digits) == 11 and digits[0] == "1" and digits[1] in "3456789"
+
+
+def _dates(lengths: tuple[int, ...], groups: list[str]) -> bool:
+    """Whether the groups are a date, or begin with one."""
+    if len(lengths) < 3:
+        return False
+    if lengths[0] == 4 and lengths[1] <= 2 and lengths[2] <= 2:
+        return 1000 <= int(groups[0]) <= 2100 and 1 <= int(groups[1]) <= 12 and 1 <= int(groups[2]) <= 31
+    if lengths[0] <= 2 and lengths[1] <= 2 and lengths[2] == 4:
+        a, b = int(groups[0]), int(groups[1])
+        return 1 <= min(a, b) <= 12 and max(a, b) <= 31 and 1000 <= int(groups[2]) <= 2100
+    return False
+
+
+def _years(groups: list[str]) -> bool:
+    return all(len(group) == 4 and group[:2] in ("19", "20") for group in groups)
+
+
+def _window(run: _Run, i: int, j: int) -> Finding | None:
+    """What groups i to j are, together."""
+    lengths = run.lengths[i:j]
+    total = sum(lengths)
+    start, end = run.groups[i][0], run.groups[j - 1][1]
+    text = run.text
+    if total == 17 and lengths in _ID_X_GROUPS:
+        tail = _X.match(text, end)
+        if tail:
+            good = checksums.cn_id(run.digits(i, j) + "X")
+            if good is not None:
+                return Finding(start, tail.end(), "IDCARD", 1.0 if good else 0.8, checked=good)
+    if total == 18 and (lengths == (18,) or lengths in _ID_GROUPS):
+        digits = run.digits(i, j)
+        good = checksums.cn_id(digits)
+        # In the groups of a bank card only a number that is right counts.
+        if good is not None and (good or lengths not in _CARD_GROUPS):
+            return Finding(start, end, "IDCARD", 1.0 if good else 0.8, checked=good)
+        if lengths == (18,) and digits[:2] in _USCC_STARTS and checksums.uscc(digits):
+            return Finding(start, end, "COMPANYID", 0.9, checked=True)
+    if total == 15 and lengths == (15,):
+        digits = run.digits(i, j)
+        if checksums.cn_id_15(digits) and run.follows(_ID_WORD, i):
+            return Finding(start, end, "IDCARD", 0.9, checked=True)
+        if digits[0] in "12" and digits[3:5] <= "12" and _nir(digits):
+            return Finding(start, end, "NATIONALID", 0.9, checked=True)
+    if (
+        lengths == (12,)
+        and text[start] in "56"
+        and run.follows(_CARD_WORD, i)
+        and checksums.luhn(text[start:end])
+    ):
+        return Finding(start, end, "CARD", 0.7)  # Maestro has cards of 12 digits
+    if 13 <= total <= 19 and (len(lengths) == 1 or lengths in _CARD_GROUPS):
+        gaps = run.gaps(i, j)
+        if gaps <= {" ", "-", " - ", "--", "."} and len(gaps) <= 1:
+            digits = run.digits(i, j)
+            if checksums.card(digits) and (run.follows(_CARD_WORD, i) or not run.follows(_OTHER_NUMBER, i)):
+                return Finding(start, end, "CARD", 1.0, checked=True)
+            # A slip of the pen, or invented: still somebody's where it is said to be a card.
+            if (
+                (lengths in ((15,), (16,), (19,)) and digits[0] in "3456" and run.follows(_CARD_WORD, i))
+                or (lengths in ((16,), (19,)) and digits[:2] == "62" and run.follows(_PAID_WORD, i))
+            ) and not run.follows(_OTHER_NUMBER, i):
+                return Finding(start, end, "CARD", 0.6)
+            grouped = lengths in ((4, 4, 4, 4), (4, 6, 5), (4, 4, 4, 4, 3))
+            if grouped and digits[0] in "3456" and "." not in gaps and not run.follows(_OTHER_NUMBER, i):
+                return Finding(start, end, "CARD", 0.6)
+    return _national_id(run, i, j, lengths, start, end)
+
+
+_USCC_STARTS_TEXT = "11 12 13 19 31 32 33 51 52 53 59 91 92 93"
+_USCC_STARTS = frozenset(_USCC_STARTS_TEXT.split())
+
+
+def _nir(digits: str) -> bool:
+    """France: 13 digits and 97 minus their remainder."""
+    return int(digits[:13]) % 97 == 97 - int(digits[13:])
+
+
+def _short_date(digits: str) -> bool:
+    """Whether the first six digits are a date with its year in two."""
+    return any(
+        checksums.real_date(century + digits[:2], digits[2:4], digits[4:6]) for century in ("19", "20")
+    )
+
+
+def _national_id(run: _Run, i: int, j: int, lengths: tuple[int, ...], start: int, end: int) -> Finding | None:
+    """National numbers that are known by their grouping."""
+    form = _NATIONAL.get(lengths)
+    if form is None:
+        return None
+    kind, gaps = form
+    actual = [run.text[run.groups[k][1] : run.groups[k + 1][0]] for k in range(i, j - 1)]
+    if gaps and actual not in gaps:
+        return None
+    digits = run.digits(i, j)
+    checked = False
+    if lengths == (3, 2, 4):
+        if digits[:3] == "000" or (actual[0] != "-" and (digits[:3] == "666" or digits[0] == "9")):
+            return None
+    elif lengths == (4, 4, 4):
+        if (
+            _years([run.text[a:b] for a, b in run.groups[i:j]])
+            or digits[0] in "01"
+            or not checksums.verhoeff(digits)
+        ):
+            return None
+        checked = True
+    elif lengths == (3, 3, 3, 2):
+        checked = checksums.stdnum_valid("br.cpf", digits)
+    elif lengths == (2, 3, 3, 4, 2):
+        checked = checksums.stdnum_valid("br.cnpj", digits)
+    elif lengths == (3, 3, 3):
+        if digits[0] == "0" or not checksums.luhn(digits):
+            return None
+        checked = True
+    elif lengths == (6, 7):
+        if digits[6] not in "123456789" or not checksums.real_date(
+            "20" + digits[:2], digits[2:4], digits[4:6]
+        ):
+            return None
+    elif lengths in ((6, 4), (8, 4)):
+        short = digits[-10:]
+        if not _short_date(short) or not checksums.luhn(short):
+            return None
+        checked = True
+    elif lengths == (1, 2, 2, 2, 3, 3, 2):
+        if digits[0] not in "12" or not _nir(digits):
+            return None
+        checked = True
+    elif lengths == (2, 6, 6, 1):
+        checked = checksums.luhn(digits)
+    elif lengths == (3, 4, 4, 2):
+        # Switzerland: 756 and the check digit of EAN-13.
+        weighted = sum(int(d) * (1 + 2 * (k % 2)) for k, d in enumerate(digits))
+        if digits[:3] != "756" or weighted % 10:
+            return None
+        checked = True
+    return Finding(start, end, kind, 0.9 if checked else 0.7, checked=checked)
+
+
+_NATIONAL: dict[tuple[int, ...], tuple[str, list[list[str]]]] = {
+    (3, 2, 4): ("SSN", [["-", "-"], [" ", " "], [".", "."]]),
+    (4, 4, 4): ("NATIONALID", [[" ", " "], ["-", "-"]]),
+    (3, 3, 3, 2): ("NATIONALID", [[".", ".", "-"]]),
+    (2, 3, 3, 4, 2): ("COMPANYID", [[".", ".", "/", "-"]]),
+    (3, 3, 3): ("NATIONALID", [["-", "-"]]),
+    (6, 7): ("NATIONALID", [["-"]]),
+    (6, 4): ("NATIONALID", [["-"]]),
+    (8, 4): ("NATIONALID", [["-"]]),
+    (1, 2, 2, 2, 3, 3, 2): ("NATIONALID", [[" "] * 6]),
+    (3, 4, 4, 2): ("NATIONALID", [["."] * 3]),
+    (2, 6, 6, 1): ("DEVICE", [["-"] * 3, [" "] * 3]),
+}
+
+
+def _phone(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
+    """A telephone number that groups i to j are as a whole."""
+    text, lengths = run.text, run.lengths[i:j]
+    start, end = run.groups[i][0], run.groups[j - 1][1]
+    total = sum(lengths)
+    if not 7 <= total <= 16:
+        return None
+    bracket = text[start - 1 : start] == "("
+    left = start - 1 if bracket else start
+    sign = text[left - 1 : left] == "+" or text[max(0, left - 2) : left] == "+ "
+    digits = run.digits(i, j)
+    groups = [text[a:b] for a, b in run.groups[i:j]]
+    gaps = [text[run.groups[k][1] : run.groups[k + 1][0]] for k in range(i, j - 1)]
+    if sign:
+        return _with_sign(text, left, end, digits, gaps, lookups)
+    if any(_dates(lengths[k:], groups[k:]) for k in range(len(lengths) - 2)) or _dates(lengths, groups):
+        return None
+    if digits in _COUNTING or (gaps == ["."] and lengths[0] == 1):
+        return None  # 0123456789, and fractions
+    # 中国大陆: mobile, with or without 86; 区号 and number; 400 and 800.
+    mobile = digits
+    for prefix in ("0086", "86"):
+        if digits.startswith(prefix) and len(digits) == 11 + len(prefix):
+            mobile = digits[len(prefix) :]
+    grouped = lengths in _MOBILE_FORMS or (len(lengths) >= 9 and max(lengths) <= 2)
+    if grouped and _mobile_cn(mobile) and "." not in gaps and "/" not in gaps:
+        return Finding(left if bracket else start, end, "PHONE", 0.95, checked=True)
+    landline = lengths in _LANDLINE_FORMS and set(gaps) <= {"-", " ", ") ", ")", " - ", ")-"}
+    if landline and _CN_AREA.match(digits):
+        return Finding(left, end, "PHONE", 0.9)
+    if digits[:3] in ("400", "800") and lengths in ((3, 3, 4), (3, 4, 3)):
+        return Finding(start, end, "PHONE", 0.8)
+    # A bracketed area code.
+    area = bracket and len(lengths) >= 2 and ")" in gaps[0] and 2 <= lengths[0] <= 5 and 7 <= total <= 12
+    if area and (total >= 9 or lookups.national(digits) is not False):
+        return Finding(left, end, "PHONE", 0.85)
+    # 1 (926) 018-1590: a country's code, an area's in brackets.
+    if len(gaps) >= 2 and "(" in gaps[0] and ")" in gaps[1] and lengths[0] <= 3 and 9 <= total <= 13:
+        if not any("(" in gap or ")" in gap for gap in gaps[2:]) and lengths[1] in (2, 3, 4):
+            return Finding(start, end, "PHONE", 0.8)
+        return None
+    if any("(" in gap or ")" in gap for gap in gaps[1:]):
+        return None
+    uniform = len(set(gaps)) == 1
+    # North America.
+    if lengths in ((3, 3, 4), (1, 3, 3, 4)) and (lengths[0] == 3 or digits[0] == "1"):
+        ten = digits[-10:]
+        dashed = uniform and gaps[0] in ("-", ".") and (ten[0] in "23456789" or ten == "1234567890")
+        likely = dashed or (ten[0] in "23456789" and ten[3] in "23456789")
+        if likely and not (gaps[-1] == "." and run.follows(_OTHER_NUMBER, i)):
+            return Finding(left if bracket else start, end, "PHONE", 0.8)
+    if digits.startswith("001") and len(lengths) >= 3 and total in (13, 14):
+        return Finding(start, end, "PHONE", 0.8)
+    if digits.startswith("00") and 10 <= total <= 16 and lengths[0] >= 2 and len(lengths) <= 7:
+        if lookups.international(digits[2:]) is not False:
+            return Finding(start, end, "PHONE", 0.9, checked=True)
+        if len(lengths) >= 3 and uniform is False:
+            return Finding(start, end, "PHONE", 0.6)
+    if digits[0] == "0" and digits[1] != "0" and 9 <= total <= 12 and "/" not in gaps[1:]:
+        if lengths == (2, 2, 2, 2, 2) and uniform:
+            return Finding(start, end, "PHONE", 0.85)
+        if len(lengths) >= 2 and 2 <= lengths[0] <= 6 and len(lengths) <= 5 and min(lengths) >= 2:
+            if lookups.national(digits) is not False:
+                return Finding(start, end, "PHONE", 0.8)
+            if len(lengths) >= 3 and "." not in gaps:
+                return Finding(start, end, "PHONE", 0.55)
+        plain = len(lengths) == 1 and total in (10, 11) and not run.follows(_OTHER_NUMBER, i)
+        if plain and lookups.national(digits, mobile=True) is not False:
+            return Finding(start, end, "PHONE", 0.7)
+    announced = run.follows(_PHONE_WORD, i) and not run.follows(_OTHER_NUMBER, i)
+    if announced and total <= 15 and len(lengths) <= 7 and not _years(groups):
+        return Finding(left if bracket and gaps and ")" in gaps[0] else start, end, "PHONE", 0.7)
+    return None
+
+
+_COUNTING = "01234567890"
+_MOBILE_FORMS = frozenset(
+    [
+        (11,), (13,), (15,), (3, 4, 4), (3, 8), (7, 4), (2, 11), (4, 11), (2, 3, 4, 4), (4, 3, 4, 4),
+        (2, 3, 8), (3, 3, 5), (4, 4, 3), (3, 2, 2, 2, 2), (5, 6), (3, 4, 2, 2), (3, 5, 3), (5, 4, 4), (5, 8),
+        (2, 4, 4, 3), (6, 5),
+    ]
+)  # fmt: skip
+_LANDLINE_FORMS = frozenset([(3, 8), (4, 7), (4, 8), (3, 4, 4), (4, 4, 4), (4, 3, 4), (3, 7)])
+_CN_AREA = re.compile(r"0(?:10|2[0-57-9]|[3-9][1-9][0-9])")
+
+
+def _with_sign(
+    text: str, left: int, end: int, digits: str, gaps: list[str], lookups: _Lookups
+) -> Finding | None:
+    """A number behind a plus sign."""
+    plus = text.rfind("+", 0, left)
+    ahead = text[max(0, plus - 2) : plus]
+    if ahead.endswith("(") and ")" in text[plus : plus + 6]:
+        plus -= 1
+        ahead = ahead[:-1]
+    # 3 +12345678 and a[i]+12345678 are sums.
+    if ahead[-1:].isascii() and (ahead[-1:].isalnum() or ahead.endswith((")", "]"))):
+        return None
+    if not gaps and ahead.rstrip()[-1:].isascii() and ahead.rstrip()[-1:].isdigit():
+        return None
+    valid = lookups.international(digits)
+    if valid is not False:
+        return Finding(plus, end, "PHONE", 1.0, checked=True)
+    if 8 <= len(digits) <= 13 and digits[0] != "0" and not any("(" in gap for gap in gaps[2:]):
+        return Finding(plus, end, "PHONE", 0.7)
+    return None
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    """Whether the digits are not a part of a longer word, or of a number with a fraction."""
+    follow = text[end : end + 1]
+    if follow.isascii() and follow.isalpha() and not _WORD_EXTENSION.match(text, end):
+        tail = text[end : end + 2]
+        if tail[0] not in "xX" or (tail[1:].isascii() and tail[1:].isalnum()):
+            return False
+    before = text[max(0, start - 12) : start]
+    letters = _ALNUM_TAIL.search(before)
+    if letters and letters[0].lower() not in _GLUED:
+        return False
+    columns = _COLUMNS_BEFORE.search(before) or (before[-1:] == "," and _LONG.match(text, start))
+    if before[-1:] in (".", ",") and before[-2:-1].isdigit() and not columns:
+        return False
+    if follow == "." and text[end + 1 : end + 2].isdigit():
+        return False
+    return not (follow == "," and text[end + 1 : end + 2].isdigit() and not _long_tail(text, start, end))
+
+
+# Commas between the groups of one number have at most three digits before each; longer groups are the columns
+# of a table.
+_COLUMNS_BEFORE = re.compile(r"[0-9]{4},\Z")
+_LONG = re.compile("[0-9]{4}")
+
+
+def _long_tail(text: str, start: int, end: int) -> bool:
+    return end - start >= 4 and text[end - 4 : end].isdigit()
+
+
+def scan(text: str) -> Iterator[Finding]:
+    """Findings in a plain view (:func:`sllm.privacy.text.plain`)."""
+    lookups = _Lookups()
+    for found in _RUN.finditer(text):
+        if found.end() - found.start() >= 7:
+            if lookups.windows <= 0:
+                if sum(map(str.isdigit, found[0])) >= 7:
+                    yield Finding(found.start(), found.end(), "ACCOUNT", 0.5)
+                continue
+            yield from _run(_Run(text, found.start(), found.end()), lookups)
+
+
+def _run(run: _Run, lookups: _Lookups) -> Iterator[Finding]:
+    lengths = run.lengths
+    n = len(lengths)
+    total = sum(lengths)
+    if total < 7:
+        return
+    lookups.windows -= 1
+    # A run that fits is taken whole first: the gaps inside say that it is one number.
+    if n <= 19 and total <= 19:
+        whole = _judge(run, 0, n, lookups)
+        if whole:
+            yield whole
+            return
+        if n == 1:
+            return
+        if n >= 9 and max(lengths) <= 2:
+            yield from _spelled(run)
+            return
+    i = 0
+    while i < n:
+        best = None
+        size = 0
+        if lengths[i] > 1 or lengths[i : i + 2] in ((1, 2), (1, 3)):
+            # A single digit begins +1 415 ..., 1-800-... and a French number, and nothing else.
+            for j in range(i + 1, min(n, i + 7) + 1):
+                size += lengths[j - 1]
+                if size > 19:
+                    break
+                if size < 7 or not _worth(run, i, j):
+                    continue
+                lookups.windows -= 1
+                if lookups.windows <= 0:
+                    yield Finding(run.groups[i][0], run.groups[-1][1], "ACCOUNT", 0.5)
+                    return
+                one = _judge(run, i, j, lookups)
+                if one and (best is None or one.checked >= best[0].checked):
+                    best = (one, j)
+        if best:
+            yield best[0]
+            i = best[1]
+        else:
+            i += 1
+
+
+@functools.lru_cache(maxsize=65536)
+def _known_form(lengths: tuple[int, ...]) -> bool:
+    """Whether any rule knows numbers grouped like this."""
+    return (
+        (len(lengths) == 1 and lengths[0] in (11, 13, 14, 15, 16, 17, 18, 19))
+        or lengths in _CARD_GROUPS
+        or lengths in _ID_GROUPS
+        or lengths in _ID_X_GROUPS
+        or lengths in _MOBILE_FORMS
+        or lengths in _NATIONAL
+        or lengths in ((3, 3, 4), (1, 3, 3, 4), (3, 4, 3))
+    )
+
+
+def _worth(run: _Run, i: int, j: int) -> bool:
+    """Whether a window of a longer run can be anything: the cheap half of judging it."""
+    if _known_form(run.lengths[i:j]):
+        return True
+    at = run.groups[i][0]
+    return (
+        run.text[at] == "0"
+        or run.text[max(0, at - 2) : at].strip(" ")[-1:] in ("+", "(")
+        or i == 0
+        or j - i == 1
+    )
+
+
+def _spelled(run: _Run) -> Iterator[Finding]:
+    """Digits with a gap after every one or two: cards and identity cards."""
+    n = len(run.lengths)
+    digits = run.digits(0, n)
+    start, end = run.groups[0][0], run.groups[-1][1]
+    if len(digits) == 18:
+        good = checksums.cn_id(digits)
+        if good is not None:
+            yield Finding(start, end, "IDCARD", 1.0 if good else 0.8, checked=good)
+            return
+    if len(digits) == 17:
+        tail = _X.match(run.text, end)
+        good = checksums.cn_id(digits + "X")
+        if tail and good is not None:
+            yield Finding(start, tail.end(), "IDCARD", 1.0 if good else 0.8, checked=good)
+            return
+    if checksums.card(digits):
+        yield Finding(start, end, "CARD", 0.9, checked=True)
+
+
+def _judge(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
+    text = run.text
+    start, end = run.groups[i][0], run.groups[j - 1][1]
+    if not _stands_alone(text, start, end):
+        return None
+    one = _window(run, i, j)
+    if one is not None:
+        return one
+    two = _phone(run, i, j, lookups)
+    if two is not None:
+        more = _WORD_EXTENSION.match(text, two.end)
+        if more is None and run.lengths[i:j][0] in (3, 4) and text[start] == "0":
+            more = _EXTENSION.match(text, two.end)
+        if more and two.end == end:
+            return Finding(two.start, more.end(), "PHONE", two.score, two.checked)
+    return two

@@ -1,0 +1,1 @@
+"""The client of a worker: connection, streams that survive a loss, and the worker as a target."""

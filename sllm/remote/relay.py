@@ -1,0 +1,125 @@
+"""A client's end of a relay: a loopback port that leads to the RPC server behind a worker."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from sllm.errors import RemoteError
+from sllm.rpc.loopback import LoopbackPort
+from sllm.wire.protocol import PIECE_BYTES, failure, pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["RelayEnd"]
+
+log = logging.getLogger("sllm.remote")
+
+
+class RelayEnd:
+    """Listens on loopback, and carries each connection over a stream of its own.
+
+    No token is asked for here: see :class:`~sllm.rpc.loopback.LoopbackPort` for who can use it.
+
+    Args:
+        open_stream: makes a call of ``Relay`` (``sllm.proto``) from what goes up.
+        worker: the worker's endpoint, for messages.
+
+    Attributes:
+        port: where it listens, on 127.0.0.1.
+        trouble: why the last stream was refused or has broken; None: it has not.
+
+    """
+
+    host = LoopbackPort.host
+
+    def __init__(self, open_stream: Callable[[Iterator[pb.Piece]], Any], worker: str) -> None:
+        self._open_stream = open_stream
+        self._worker = worker
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._under_way: dict[socket.socket, Any] = {}
+        self._threads: set[threading.Thread] = set()
+        self.trouble: Exception | None = None
+        self._port = LoopbackPort(self._take, "sllm-relay-port")
+        self.port: int = self._port.port
+
+    @property
+    def endpoint(self) -> str:
+        """``HOST:PORT``, for :func:`sllm.rpc.add_server`."""
+        return self._port.endpoint
+
+    def _take(self, connection: socket.socket) -> None:
+        thread = threading.Thread(
+            target=self._carry, args=(connection,), name="sllm-relay-connection", daemon=True
+        )
+        with self._lock:
+            if self._closed:
+                connection.close()
+                return
+            self._under_way[connection] = None
+            self._threads.add(thread)
+        thread.start()
+
+    def _carry(self, connection: socket.socket) -> None:
+        import grpc
+
+        call = None
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            call = self._open_stream(_pieces(connection))
+            with self._lock:
+                self._under_way[connection] = call
+                closed = self._closed
+            if closed:
+                call.cancel()
+            for piece in call:
+                connection.sendall(piece.data)
+        except grpc.RpcError as error:
+            if not self._closed:
+                self.trouble = failure(error, self._worker) or RemoteError(
+                    f"the link to {self._worker} was lost: {error.details()}"
+                )
+                log.warning("the relay to an RPC server has ended: %s", self.trouble)
+        except (OSError, ValueError) as error:  # this side has hung up, or the channel is closed
+            log.debug("a relay has ended: %s", error)
+        finally:
+            # The stream's own thread is in recv(), which closing alone would not end.
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            if call is not None:
+                call.cancel()
+            with self._lock:
+                self._under_way.pop(connection, None)
+                self._threads.discard(threading.current_thread())
+            connection.close()
+
+    def close(self) -> None:
+        """Hang up on all. More calls do nothing."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            self._closed = True
+            under_way, threads = dict(self._under_way), list(self._threads)
+        self._port.hang_up()
+        for connection, call in under_way.items():
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            if call is not None:
+                call.cancel()
+        self._port.join()
+        for thread in threads:
+            thread.join(5)
+
+
+def _pieces(connection: socket.socket) -> Iterator[pb.Piece]:
+    """What comes from this side, as it comes; grpc asks for the next when it has sent the last."""
+    with suppress(OSError):
+        while data := connection.recv(PIECE_BYTES):
+            yield pb.Piece(data=data)

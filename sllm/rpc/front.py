@@ -1,0 +1,294 @@
+"""Between llama.cpp's RPC client and a server: what a model's own process talks to instead of the server.
+
+It notices the loss of a server before llama.cpp does, notices silence, which llama.cpp never does, and sends
+no weights that the server has kept.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sllm.engine._ffi import ffi, lib
+from sllm.engine.ggml_rpc import ANSWERS, HEADER, SIZE, Command, resolved, split
+from sllm.rpc.loopback import LoopbackPort
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Front", "FrontStats"]
+
+_TENSOR = 296
+"""Bytes of a tensor's description."""
+
+_NAME = slice(_TENSOR - 4 - 64, _TENSOR - 4)
+"""Where in it the name is."""
+
+_SET_HEADER = _TENSOR + 1 + 8
+"""A description, the flag that asks the server to keep the data, the offset; the data follow."""
+
+_CHUNK = 1 << 18
+
+
+@dataclass
+class FrontStats:
+    """What a front has carried to the server and back: bytes, and tensors that the server had kept."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    n_kept: int = 0
+
+
+class _LostError(Exception):
+    """The server is gone; carries why."""
+
+
+class Front:
+    """A loopback end for a server, made for llama.cpp's client in the same process.
+
+    llama.cpp asks a server whether it has kept a tensor only where that is larger than 10 MiB, which the
+    tensors of most models are not. The front asks for all weights, many at a time; what a text is about
+    (activations, and so on) is never kept.
+
+    One connection is served at a time, as the server does. Other users of this machine cannot use it where
+    the system tells whose a connection is (:class:`~sllm.rpc.loopback.LoopbackPort`).
+
+    Args:
+        endpoint: the server.
+        deadline: seconds for which it may owe an answer.
+        on_loss: called, on a thread of the front, with a sentence when the server is gone or silent. It
+            should end the process: llama.cpp is going to.
+
+    Attributes:
+        host, port: the front's own.
+        stats: running figures.
+
+    """
+
+    host = LoopbackPort.host
+
+    def __init__(self, endpoint: str, *, deadline: float, on_loss: Callable[[str], object]) -> None:
+        self._endpoint = endpoint
+        self._address = split(resolved(endpoint, min(deadline, 10.0)))
+        self._deadline = deadline
+        self._on_loss = on_loss
+        self.stats = FrontStats()
+        self._closed = False
+        self._sockets: set[socket.socket] = set()
+        # One connection after the other: that is how the server takes them.
+        self._port = LoopbackPort(self._serve, "sllm-rpc-front")
+        self.port: int = self._port.port
+
+    @property
+    def endpoint(self) -> str:
+        """``HOST:PORT`` of the front."""
+        return self._port.endpoint
+
+    def _serve(self, client: socket.socket) -> None:
+        server: socket.socket | None = None
+        self._sockets.add(client)
+        try:
+            if self._closed:
+                return
+            try:
+                server = socket.create_connection(self._address, timeout=min(self._deadline, 10.0))
+            except OSError as error:
+                raise _LostError(f"cannot be reached any more: {error.strerror or error}") from None
+            self._sockets.add(server)
+            keep_alive(server)
+            for one in (client, server):
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            server.settimeout(self._deadline)
+            _Conversation(client, server, self.stats, self._deadline).run()
+        except _LostError as lost:
+            if not self._closed:
+                self._on_loss(f"the RPC server {self._endpoint} {lost}")
+        finally:
+            for end in (client, server):
+                if end is not None:
+                    self._sockets.discard(end)
+                    end.close()
+
+    def close(self) -> None:
+        """Hang up on both sides."""
+        self._closed = True
+        self._port.hang_up()
+        for one in list(self._sockets):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        self._port.join()
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Let the system notice within some 15 seconds that the other machine has vanished."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPALIVE", 5), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):  # each system has some of them
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+class _Conversation:
+    """One connection of llama.cpp's client: it sends commands one after the other and waits for each answer
+    before the next, so one thread can follow it.
+    """
+
+    _MIN_KEPT = 512
+    """Asking for less than that costs as much as sending it."""
+
+    _MAX_KEPT = 16 << 20
+    """Larger tensors llama.cpp asks for itself."""
+
+    _MAX_WAITING = 64 << 20
+    _MAX_ASKED = 512
+
+    def __init__(
+        self,
+        client: socket.socket,
+        server: socket.socket,
+        stats: FrontStats,
+        deadline: float,
+    ) -> None:
+        self._client, self._server = client, server
+        self._stats = stats
+        self._deadline = deadline
+        self._computed = False  # from the first graph on, what is set are inputs
+        self._asked: deque[bytes] = deque()  # tensors that the server may have kept: whole requests
+        self._n_waiting = 0
+
+    def run(self) -> None:
+        """Until the client hangs up.
+
+        Raises:
+            _LostError: the server did.
+
+        """
+        while True:
+            try:
+                head = self._from_client(HEADER.size)
+            except ConnectionError:
+                return
+            command, size = HEADER.unpack(head)
+            if command == Command.SET_TENSOR and not self._computed and _SET_HEADER < size <= self._MAX_KEPT:
+                try:
+                    request = self._from_client(size)
+                except ConnectionError:
+                    return
+                if self._worth_asking(request):
+                    self._ask(request)
+                    continue
+                self._settle()
+                self._to_server(head + request)
+                continue
+            self._settle()
+            self._computed = self._computed or command in (Command.GRAPH_COMPUTE, Command.GRAPH_RECOMPUTE)
+            try:
+                self._pass_on(command, bytes(head), size)
+            except ConnectionError:
+                return
+
+    # ---- weights
+
+    def _worth_asking(self, request: bytearray) -> bool:
+        if len(request) - _SET_HEADER < self._MIN_KEPT or request[_TENSOR]:
+            return False
+        name = bytes(request[_NAME]).partition(b"\0")[0]
+        return name.endswith((b".weight", b".bias", b".scale"))
+
+    def _ask(self, request: bytearray) -> None:
+        data = memoryview(request)[_SET_HEADER:]
+        digest = lib.sllm_rpc_hash(ffi.from_buffer("uint8_t[]", data), len(data))
+        question = bytes(request[:_TENSOR]) + bytes(request[_TENSOR + 1 : _SET_HEADER]) + SIZE.pack(digest)
+        self._to_server(HEADER.pack(Command.SET_TENSOR_HASH, len(question)) + question)
+        request[_TENSOR] = 1  # keep it, if it has to be sent
+        self._asked.append(bytes(request))
+        self._n_waiting += len(request)
+        if self._n_waiting > self._MAX_WAITING or len(self._asked) >= self._MAX_ASKED:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Send what the server has not kept."""
+        if not self._asked:
+            return
+        missing = []
+        while self._asked:
+            request = self._asked.popleft()
+            answer = self._from_server(8 + ANSWERS[Command.SET_TENSOR_HASH])
+            if SIZE.unpack(answer[:8])[0] != ANSWERS[Command.SET_TENSOR_HASH]:
+                raise _LostError(f"answered {bytes(answer)!r}, which is not the protocol")
+            if answer[8]:
+                self._stats.n_kept += 1
+            else:
+                missing.append(request)
+        self._n_waiting = 0
+        for request in missing:
+            self._to_server(HEADER.pack(Command.SET_TENSOR, len(request)))
+            self._to_server(request)
+
+    # ---- everything else
+
+    def _pass_on(self, command: int, head: bytes, size: int) -> None:
+        begun = b""
+        expected = ANSWERS.get(command)
+        if size <= _CHUNK:
+            begun = bytes(self._from_client(size)) if size else b""
+            self._to_server(head + begun)
+        else:
+            self._to_server(head)
+            left = size
+            while left:
+                piece = self._from_client(min(left, _CHUNK))
+                self._to_server(piece)
+                left -= len(piece)
+        if command == Command.GET_TENSOR and size == _TENSOR + 16:
+            (expected,) = SIZE.unpack(begun[-8:])
+        if expected is None:
+            return
+        n: int = SIZE.unpack(self._from_server(8))[0]
+        if n != expected:
+            raise _LostError(f"answered command {command} with {n} bytes, expected {expected}")
+        if n <= _CHUNK:
+            self._client.sendall(SIZE.pack(n) + self._from_server(n))
+            return
+        self._client.sendall(SIZE.pack(n))
+        while n:
+            piece = self._from_server(min(n, _CHUNK))
+            self._client.sendall(piece)
+            n -= len(piece)
+
+    def _from_client(self, n: int) -> bytearray:
+        data = bytearray(n)
+        view, at = memoryview(data), 0
+        while at < n:
+            got = self._client.recv_into(view[at:])
+            if not got:
+                raise ConnectionError
+            at += got
+        return data
+
+    def _from_server(self, n: int) -> bytearray:
+        data = bytearray(n)
+        view, at = memoryview(data), 0
+        while at < n:
+            try:
+                got = self._server.recv_into(view[at:])
+            except TimeoutError:
+                raise _LostError(f"owed an answer for {self._deadline:g} s") from None
+            except OSError as error:
+                raise _LostError(f"went away: {error.strerror or error}") from None
+            if not got:
+                raise _LostError("went away: it closed the connection")
+            at += got
+        self._stats.bytes_down += n
+        return data
+
+    def _to_server(self, data: bytes | bytearray) -> None:
+        try:
+            self._server.sendall(data)
+        except TimeoutError:
+            raise _LostError(f"took nothing for {self._deadline:g} s") from None
+        except OSError as error:
+            raise _LostError(f"went away: {error.strerror or error}") from None
+        self._stats.bytes_up += len(data)

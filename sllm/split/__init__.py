@@ -1,0 +1,1 @@
+"""A model split by layers: the first and last ones here, those between them on a worker."""

@@ -1,0 +1,566 @@
+"""A model that is split by layers: the first and the last ones here, those between on other machines."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from collections import deque
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sllm.draft.length import DraftLength
+from sllm.engine import gguf
+from sllm.engine._ffi import checked_int, int32_array
+from sllm.engine.layers import Embedding, LayerRange, open_layers
+from sllm.engine.model import Model
+from sllm.engine.sampling import SamplingParams
+from sllm.errors import BusyError, ContextFullError, RemoteError, UnsupportedModelError
+from sllm.remote.connection import Remote
+from sllm.remote.target import checked_on_loss
+from sllm.split.link import LayerLink
+from sllm.targets.base import RemoteStats, Scores
+from sllm.targets.lockstep import LockstepGeneration
+from sllm.wire import codec as codecs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import numpy.typing as npt
+    from typing_extensions import Self
+
+    from sllm.engine.layer_file import LayeredFile
+    from sllm.engine.model import Device, Vocab
+    from sllm.split.link import Answer
+
+__all__ = ["SplitGeneration", "SplitTarget"]
+
+_CHUNK = 128
+"""Rows of a prompt that travel together: small enough that both machines and the link are at work at once."""
+
+_IN_FLIGHT = 8
+"""Chunks of a prompt on the way to a worker and back."""
+
+_ROWS = DraftLength.LIMIT + 1
+"""Rows of logits that the last layers keep for a text: a pass checks one drafted token less. With a large
+vocabulary each takes a megabyte.
+"""
+
+
+@dataclass
+class _Slot:
+    """A sequence of the local layers and of the workers, and the text that they hold."""
+
+    seq_id: int
+    links: list[LayerLink]
+    tokens: list[int] = field(default_factory=list)  # those that all pieces hold
+    generation: SplitGeneration | None = None
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Positions of a text on their way through the pieces."""
+
+    pos: int
+    tokens: list[int]
+    hidden: npt.NDArray[np.float32]
+
+
+class SplitTarget:
+    """A model as a target whose first and last layers are here and whose others are with workers
+    (``sllm worker MODEL --layers``).
+
+    One round trip a pass: a drafted chain goes through all pieces as one batch of hidden states. What crosses
+    the link are these, not tokens and not logits. **That is no secrecy**: whoever holds the model's weights
+    can usually reconstruct the text from them (``sllm audit``). With ``tail=None`` the last worker selects
+    the tokens, so that nothing comes back but token ids; it then knows the text.
+
+    Args:
+        path: the model, or a file of :func:`~sllm.export_layers` with its first layers; only the embedding
+            and the layers that stay here are read.
+        head: layers [0, head) stay here; 0: only the embedding does.
+        tail: the last ``tail`` layers, the final norm and the head stay here; 0: norm and head only. None:
+            the last worker has them.
+        tail_path: where ``path`` has no last layers: the file with them.
+        middle: a connection to the worker with the layers between, or to several, each of which has some, in
+            their order.
+        codec: how hidden states cross the link: ``"f32"`` (exact), ``"f16"``, ``"q8"``, ``"q4"``
+            (:mod:`sllm.wire.codec`). All but the first change the text slightly: ``sllm codec-report`` tells
+            how much.
+        on_loss: ``"wait"`` (connect again, send again what the worker has lost, and go on with the same text)
+            or ``"raise"``; None: as said to :func:`~sllm.connect`.
+        n_ctx: positions of one text; None: what the model was trained for, at most 4096, and no more than
+            the workers have.
+        n_seq_max: texts at once.
+        n_gpu_layers, devices: as for :class:`~sllm.Model`, for the layers here.
+        n_threads, n_threads_batch, flash_attn, type_k, type_v, offload_kqv: as for :class:`~sllm.Context`.
+            For a text that is to the last bit that of the whole model, use what :class:`~sllm.LocalTarget`
+            says on all machines, and f32.
+
+    Raises:
+        ModelLoadError, UnsupportedModelError: the model's layers cannot be run apart; says why.
+        ValueError: more layers than there are, or workers whose layers do not fit in between.
+        RemoteError: a worker has another model.
+
+    Attributes:
+        head, tail: as given.
+        ranges: (start, stop) for each worker.
+        n_layer: layers of the whole model.
+        size_bytes: of the weights that are here, without the embedding, which stays on disk.
+
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        head: int,
+        middle: Remote | Sequence[Remote],
+        tail: int | None = 1,
+        tail_path: str | os.PathLike[str] | None = None,
+        codec: str = "f16",
+        on_loss: str | None = None,
+        n_ctx: int | None = None,
+        n_seq_max: int = 1,
+        n_gpu_layers: int | None = None,
+        devices: Sequence[Device | str] | None = None,
+        n_threads: int | None = None,
+        n_threads_batch: int | None = None,
+        flash_attn: bool | None = None,
+        type_k: str = "f16",
+        type_v: str = "f16",
+        offload_kqv: bool = True,
+    ) -> None:
+        remotes = [middle] if isinstance(middle, Remote) else list(middle)
+        file = open_layers(path)
+        last = file if tail_path is None else open_layers(tail_path)
+        self.head, self.tail, self.n_layer = head, tail, file.n_layer
+        self.codec = codec
+        self._check_counts(file, head, tail)
+        codecs.row_bytes(codec, file.n_embd)
+        losses = [remote.on_loss if on_loss is None else checked_on_loss(on_loss) for remote in remotes]
+        self.ranges = _ranges(remotes, file, head, self.n_layer - (tail or 0), output=tail is None)
+        model_id = gguf.model_id(file.paths[0])
+        for remote in remotes:
+            if remote.info.model_id != model_id:
+                raise RemoteError(
+                    f"{remote.address.endpoint} has layers of another model, {remote.info.model_name}, than"
+                    f" {file.paths[0].name}"
+                )
+        if gguf.model_id(last.paths[0]) != model_id:
+            raise ValueError(f"{last.paths[0].name} and {file.paths[0].name} are of different models")
+        n_worker = min(remote.info.n_ctx for remote in remotes)
+        n_ctx = min(n_ctx if n_ctx is not None else min(file.n_ctx_train or 4096, 4096), n_worker)
+        if n_ctx < 1:
+            raise ValueError(f"n_ctx is {n_ctx}, expected >= 1")
+        self._pid = os.getpid()
+        self._lock = threading.Lock()  # over the slots
+        self._computing = threading.Lock()  # over the layers here: texts take turns
+        settings: dict[str, Any] = {
+            "n_ctx": n_ctx * n_seq_max,
+            # What is computed at once comes in chunks: room for more would lie idle.
+            "n_batch": max(_CHUNK, _ROWS * n_seq_max),
+            "n_ubatch": _CHUNK,
+            "n_seq_max": n_seq_max,
+            "n_gpu_layers": n_gpu_layers,
+            "devices": devices,
+            "n_threads": n_threads,
+            "n_threads_batch": n_threads_batch,
+            "flash_attn": flash_attn,
+            "type_k": type_k,
+            "type_v": type_v,
+            "offload_kqv": offload_kqv,
+        }
+        self._slots = [
+            _Slot(
+                i,
+                [
+                    LayerLink(
+                        remote,
+                        start,
+                        stop,
+                        output=tail is None and stop == self.n_layer,
+                        encoding=codec,
+                        on_loss=loss,
+                    )
+                    for remote, (start, stop), loss in zip(remotes, self.ranges, losses, strict=True)
+                ],
+            )
+            for i in range(n_seq_max)
+        ]
+        self._head: LayerRange | None = None
+        self._tail: LayerRange | None = None
+        with ExitStack() as stack:
+            self._vocabulary = stack.enter_context(Model(file.paths[0], vocab_only=True))
+            self._embedding = stack.enter_context(Embedding(file))
+            if head:
+                self._head = stack.enter_context(LayerRange(file, 0, head, **settings))
+            if tail is not None:
+                self._tail = stack.enter_context(
+                    LayerRange(
+                        last,
+                        self.n_layer - tail,
+                        self.n_layer,
+                        output=True,
+                        vocabulary=self._vocabulary,
+                        n_outputs_max=_ROWS * n_seq_max,
+                        **settings,
+                    )
+                )
+            self._stack = stack.pop_all()
+        pieces = [piece for piece in (self._head, self._tail) if piece is not None]
+        self.n_ctx = min([n_ctx, *(piece.context.n_ctx_seq for piece in pieces)])
+        self.size_bytes = sum(piece.size_bytes for piece in pieces)
+
+    @staticmethod
+    def _check_counts(file: LayeredFile, head: int, tail: int | None) -> None:
+        for name, value in (("head", head), ("tail", 0 if tail is None else tail)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name} is {value!r}, expected a number of layers >= 0")
+        if head + (tail or 0) >= file.n_layer:
+            raise ValueError(
+                f"head and tail are {head} and {tail or 0} layers of the {file.n_layer} of"
+                f" {file.paths[0].name}: leave some for the middle"
+            )
+
+    @property
+    def vocab(self) -> Vocab:
+        """The model's vocabulary."""
+        return self._vocabulary.vocab
+
+    def chat(self, messages: Sequence[Any], *, add_generation_prompt: bool = True) -> npt.NDArray[np.int32]:
+        """The prompt of a conversation by the file's chat template; see :meth:`sllm.Model.chat`."""
+        return self._vocabulary.chat(messages, add_generation_prompt=add_generation_prompt)
+
+    def open(
+        self, tokens: npt.NDArray[np.int32], sampling: SamplingParams, max_tokens: int | None
+    ) -> SplitGeneration:
+        """Compute the prompt but for its last token, on all machines, and return the generation behind it.
+
+        What it shares with a text before it stays computed.
+
+        Raises:
+            ContextFullError: the prompt does not fit.
+            BusyError: as many texts are open as there may be, here or on a worker.
+            ValueError: no tokens, or one that is none.
+            RemoteError: a worker is out of reach.
+
+        """
+        prompt = int32_array(tokens, "tokens")
+        if len(prompt) == 0:
+            raise ValueError("the prompt has no tokens")
+        if len(prompt) > self.n_ctx:
+            raise ContextFullError(f"the prompt has {len(prompt)} tokens, and the split holds {self.n_ctx}")
+        n_vocab = self.vocab.n_tokens
+        if int(prompt.min()) < 0 or int(prompt.max()) >= n_vocab:
+            raise ValueError(f"the prompt holds ids that are not in the vocabulary of {n_vocab} tokens")
+        self._vocabulary.compiled(sampling)  # a bad grammar is told before anything is computed
+        text = prompt.tolist()
+        with self._lock:
+            free = [slot for slot in self._slots if slot.generation is None]
+            if not free:
+                raise BusyError(
+                    f"this target has {len(self._slots)} generations open; close one, or raise n_seq_max"
+                )
+            slot = max(free, key=lambda s: _shared(s.tokens, text))
+            generation = slot.generation = SplitGeneration(self, slot, text, sampling, max_tokens)
+        try:
+            generation.read_prompt()
+        except BaseException:
+            generation.close()
+            raise
+        return generation
+
+    def score(self, tokens: npt.NDArray[np.int32], start: int) -> Scores:
+        """How likely the model finds ``tokens[start:]``, in one pass; see :class:`~sllm.targets.base.Scorer`.
+
+        Raises:
+            UnsupportedModelError: with ``tail=None``, which leaves the output to the worker.
+            ContextFullError, BusyError, ValueError, RemoteError: as :meth:`open`.
+
+        """
+        if self._tail is None:
+            raise UnsupportedModelError("a split with tail=None has no output here to score with")
+        text = int32_array(tokens, "tokens")
+        checked_int(start, "start", 1, max(len(text) - 1, 1))
+        began = time.perf_counter()
+        with closing(self.open(text[:start], SamplingParams(), None)) as generation:
+            n_reused = generation.n_shared
+            logprobs, ranks = generation.score(text[start:].tolist())
+        return Scores(logprobs, ranks, n_reused, time.perf_counter() - began)
+
+    # ---- for its generations
+
+    def _enter(self, pos: int, tokens: list[int], seq_id: int) -> _Chunk:
+        """Tokens through the embedding and the layers here."""
+        with self._computing:
+            hidden = self._embedding.rows(tokens)
+            if self._head is not None:
+                hidden = self._head.forward(hidden, seq_id=seq_id, pos=pos)
+        return _Chunk(pos, tokens, hidden)
+
+    def _let_go(self, slot: _Slot) -> None:
+        with self._lock:
+            slot.generation = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._vocabulary.closed
+
+    def close(self) -> None:
+        """Free the layers here, and let the workers forget the texts. More calls do nothing."""
+        if self._pid != os.getpid() or self.closed:
+            return
+        for slot in self._slots:
+            for link in slot.links:
+                link.release()
+            if slot.generation is not None:
+                slot.generation.close()
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_slots") and not self.closed and self._pid == os.getpid():
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+    def __repr__(self) -> str:
+        here = f"{self.head} + {'no' if self.tail is None else self.tail} of {self.n_layer} layers here"
+        return f"<sllm.SplitTarget {here}{', closed' if self.closed else ''}>"
+
+
+class SplitGeneration(LockstepGeneration):
+    """One text of a :class:`SplitTarget`; see :class:`~sllm.targets.base.Generation`.
+
+    Attributes:
+        remote: what it has cost on the links.
+        n_shared: tokens of the prompt that were in memory.
+
+    """
+
+    def __init__(
+        self,
+        target: SplitTarget,
+        slot: _Slot,
+        prompt: list[int],
+        sampling: SamplingParams,
+        max_tokens: int | None,
+    ) -> None:
+        max_chain = min(_ROWS, *(link.max_rows for link in slot.links)) - 1
+        super().__init__(target.vocab, prompt, max_tokens, target.n_ctx, max_chain)
+        self._target = target
+        self._slot = slot
+        self._sampling = sampling
+        self.remote = RemoteStats(round_trip=0.0)
+        n_shared = self.n_shared = min(_shared(slot.tokens, prompt), len(prompt) - 1)
+        del slot.tokens[n_shared:]
+        for link in slot.links:
+            link.begin(n_shared, self.remote, sampling if target.tail is None else None, self._start)
+
+    def _verify(self, chain: list[int]) -> tuple[tuple[int, ...], int]:
+        try:
+            return self._pass(chain)
+        except BaseException:
+            # Answers may still be on their way to what the next pass would take for its own.
+            for link in self._slot.links:
+                link.suspend()
+            raise
+
+    def _pass(self, chain: list[int]) -> tuple[tuple[int, ...], int]:
+        target, slot = self._target, self._slot
+        pos = len(self._text) - 1
+        tokens = [self._text[-1], *chain]
+        chunk = target._enter(pos, tokens, slot.seq_id)
+        selected: tuple[int, ...]
+        if target._tail is None:
+            hidden = chunk.hidden
+            for link in slot.links[:-1]:
+                hidden = _through(link, pos, hidden)
+            link = slot.links[-1]
+            link.send(pos, hidden, tokens=tokens, n_select=len(tokens))
+            answer = link.receive()
+            selected, n_accepted = answer.tokens, answer.n_accepted
+            n_vocab = self._vocab.n_tokens
+            if max(selected) >= n_vocab or list(selected[:n_accepted]) != chain[:n_accepted]:
+                raise RemoteError(
+                    "the worker accepted tokens that it was not sent, or selected none that exist"
+                )
+        else:
+            hidden = chunk.hidden
+            for link in slot.links:
+                hidden = _through(link, pos, hidden)
+            with target._computing:
+                verdict = target._tail.verify(
+                    [slot.seq_id],
+                    [tokens[:1]],
+                    [chain],
+                    hidden=hidden,
+                    sampling=self._sampling,
+                    pos=pos,
+                    start=self._start,
+                )
+            n_accepted = int(verdict.n_accepted[0])
+            selected = tuple(verdict.tokens[0, : n_accepted + 1].tolist())
+        slot.tokens += tokens[: n_accepted + 1]
+        return selected, n_accepted
+
+    def read_prompt(self) -> None:
+        """The prompt but for its last token through all pieces, in chunks that follow one another closely."""
+        target, slot = self._target, self._slot
+        for link in slot.links:
+            link.connect()
+        for chunk in self._chunks(self._text[:-1]):
+            if target._tail is not None:
+                with target._computing:
+                    target._tail.context.decode(
+                        chunk.tokens, seq_id=slot.seq_id, pos=chunk.pos, hidden=chunk.hidden
+                    )
+            slot.tokens += chunk.tokens
+
+    def score(self, tokens: list[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """The log-probability and the rank of each of ``tokens`` behind the text, with the output here."""
+        target, slot = self._target, self._slot
+        assert target._tail is not None
+        whole = [*self._text, *tokens]
+        found: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]] = []
+        for chunk in self._chunks(whole[:-1]):
+            with target._computing:
+                rows = target._tail.context.decode(
+                    chunk.tokens, seq_id=slot.seq_id, pos=chunk.pos, hidden=chunk.hidden, logits="all"
+                )
+                assert rows is not None
+                shifted = rows - rows.max(axis=1, keepdims=True)
+            following = np.array(whole[chunk.pos + 1 : chunk.pos + 1 + len(rows)])
+            chosen = shifted[np.arange(len(rows)), following]
+            spread = np.log(np.exp(shifted).sum(axis=1, dtype=np.float64))
+            ranks = (shifted > chosen[:, None]).sum(axis=1).astype(np.int32)
+            found.append(((chosen - spread).astype(np.float32), ranks))
+            slot.tokens += chunk.tokens
+        n = len(tokens)  # the first row may have been the prompt's
+        return np.concatenate([f for f, _ in found])[-n:], np.concatenate([r for _, r in found])[-n:]
+
+    def _chunks(self, tokens: list[int]) -> Iterable[_Chunk]:
+        """What is not computed yet of ``tokens``, as it leaves the last worker."""
+        target, slot = self._target, self._slot
+        size = min(_CHUNK, *(link.max_rows for link in slot.links))
+        chunks: Iterable[_Chunk] = (
+            target._enter(pos, tokens[pos : pos + size], slot.seq_id)
+            for pos in range(len(slot.tokens), len(tokens), size)
+        )
+        for i, link in enumerate(slot.links):
+            ends = target._tail is None and i == len(slot.links) - 1
+            chunks = _stream(link, chunks, silent=ends)
+        return chunks
+
+    def cancel(self) -> None:
+        """See :meth:`~sllm.targets.base.Generation.cancel`."""
+        if self.closed:
+            return  # others may be at work by now
+        self._cancelled = True
+        for link in self._slot.links:
+            link.cancel()
+
+    def close(self) -> None:
+        """Let the target open another generation. More calls do nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._target._pid != os.getpid():
+            return
+        for link in self._slot.links:
+            link.suspend()
+        self._target._let_go(self._slot)
+
+
+def _shared(a: list[int], b: list[int]) -> int:
+    """How many items two lists begin with in common."""
+    n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return int(n)
+
+
+def _through(link: LayerLink, pos: int, hidden: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    link.send(pos, hidden)
+    out = link.receive().hidden
+    if out is None:
+        raise RemoteError("the worker sent no hidden states")
+    return out
+
+
+def _stream(link: LayerLink, chunks: Iterable[_Chunk], *, silent: bool) -> Iterator[_Chunk]:
+    """Chunks through the layers of a worker, several on the way at once."""
+    waiting: deque[_Chunk] = deque()
+
+    def receive() -> _Chunk:
+        chunk = waiting.popleft()
+        answer: Answer = link.receive()
+        return chunk if answer.hidden is None else _Chunk(chunk.pos, chunk.tokens, answer.hidden)
+
+    for chunk in chunks:
+        link.send(chunk.pos, chunk.hidden, tokens=chunk.tokens if silent else None, silent=silent)
+        waiting.append(chunk)
+        if len(waiting) >= _IN_FLIGHT:
+            yield receive()
+    while waiting:
+        yield receive()
+
+
+def _ranges(
+    remotes: list[Remote], file: LayeredFile, start: int, stop: int, *, output: bool
+) -> list[tuple[int, int]]:
+    """Which layers each worker is to serve: those that it was started for, and for the others even shares of
+    what lies between.
+    """
+    if not remotes:
+        raise ValueError("middle names no worker")
+    fixed: list[tuple[int, int] | None] = []
+    for remote in remotes:
+        remote._live()
+        info = remote.info.layers
+        name = remote.address.endpoint
+        if info is None:
+            raise ValueError(f"{name} serves texts, not layers: start it with `sllm worker MODEL --layers`")
+        if not 0 <= info.start <= info.stop <= info.n_layer or info.max_rows < 1 or remote.info.n_ctx < 1:
+            raise RemoteError(
+                f"{name} says that it serves layers [{info.start}, {info.stop}) of {info.n_layer},"
+                f" {info.max_rows} rows at once and {remote.info.n_ctx} positions: there is no such worker"
+            )
+        if (info.n_layer, info.n_embd) != (file.n_layer, file.n_embd):
+            raise RemoteError(
+                f"{name} has a model of {info.n_layer} layers of width {info.n_embd},"
+                f" and {file.paths[0].name} has {file.n_layer} of {file.n_embd}"
+            )
+        fixed.append((info.start, info.stop) if info.fixed else None)
+    found: list[tuple[int, int]] = []
+    at = start
+    for i, own in enumerate(fixed):
+        if own is None:
+            following = next(((j, f) for j, f in enumerate(fixed[i:], i) if f is not None), None)
+            n_open, end = (len(fixed) - i, stop) if following is None else (following[0] - i, following[1][0])
+            own = (at, at + max(end - at, 0) // n_open if n_open > 1 else end)
+        found.append(own)
+        at = own[1]
+    chained = [start, *(b for _, b in found)]
+    if [a for a, _ in found] != chained[:-1] or at != stop or any(a >= b for a, b in found):
+        asked = ", ".join(f"[{a}, {b})" for a, b in found)
+        raise ValueError(f"the workers have layers {asked}, and [{start}, {stop}) lie between head and tail")
+    for remote, (a, b) in zip(remotes, found, strict=True):
+        info = remote.info.layers
+        assert info is not None
+        if not info.start <= a < b <= info.stop:
+            raise ValueError(
+                f"{remote.address.endpoint} has layers [{info.start}, {info.stop}), and [{a}, {b}) are needed"
+            )
+    last = remotes[-1].info.layers
+    if output and (last is None or not last.output):
+        raise ValueError(f"{remotes[-1].address.endpoint} has no output, and tail=None leaves that to it")
+    return found

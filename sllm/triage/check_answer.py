@@ -1,0 +1,150 @@
+"""Lets a target check an answer that another model has written, in one pass, and says how far it stands.
+
+The target scores every token of the answer behind the prompt. Up to the first token that it finds too
+unlikely, the answer stands; from there on it is the target's to go on, with the rest as a draft
+(:class:`sllm.draft.drafters.AnswerDrafter`). Rolling back to the first token that the big model finds
+too unlikely is the rollback policy of BiLD (2302.07863); what stands is no sample of the target, but nothing
+that the target would be surprised by.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sllm.engine._ffi import checked_int, int32_array
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy.typing as npt
+
+    from sllm.targets.base import Scorer, Scores
+
+__all__ = ["Acceptance", "Checked", "answer_logprobs", "check_answer"]
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """When a token of an answer stands: it is among the target's ``max_rank`` likeliest, or its
+    log-probability is ``min_logprob`` or more.
+
+    Attributes:
+        min_logprob: natural logarithm; ``-math.inf`` lets everything stand.
+        max_rank: 0: the rank lets nothing stand.
+
+    Raises:
+        ValueError: a logarithm above 0 or NaN, or a negative rank.
+
+    """
+
+    min_logprob: float = math.log(0.02)
+    max_rank: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.min_logprob <= 0:
+            raise ValueError(f"min_logprob is {self.min_logprob}, expected a logarithm <= 0")
+        checked_int(self.max_rank, "max_rank", 0)
+
+    @classmethod
+    def fitted(cls, answers: Iterable[Scores], *, keep: float = 0.95, max_rank: int = 1) -> Acceptance:
+        """The threshold with which ``keep`` of the answers that are right would stand as a whole.
+
+        Args:
+            answers: the target's scores of answers that are known to be right.
+            keep: 0 < keep < 1.
+            max_rank: as for the class.
+
+        Raises:
+            ValueError: no answers, or ``keep`` out of range.
+
+        """
+        if not 0 < keep < 1:
+            raise ValueError(f"keep is {keep}, expected 0 < keep < 1")
+        worst = [
+            float(one.logprobs[one.ranks >= max_rank].min(initial=0.0))
+            for one in answers
+            if len(one.logprobs)
+        ]
+        if not worst:
+            raise ValueError("a threshold needs at least one answer")
+        return cls(float(np.quantile(worst, 1 - keep, method="lower")), max_rank)
+
+    def n_standing(self, scores: Scores) -> int:
+        """How many tokens stand before the first that does not; NaN does not stand."""
+        good = (scores.ranks < self.max_rank) | (scores.logprobs >= self.min_logprob)
+        bad = np.flatnonzero(~(good & np.isfinite(scores.logprobs)))
+        return int(bad[0]) if len(bad) else len(scores.logprobs)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a target says of an answer.
+
+    Attributes:
+        n_kept: the first so many tokens stand.
+        scores: of all of them.
+
+    """
+
+    n_kept: int
+    scores: Scores
+
+    @property
+    def stands(self) -> bool:
+        """Whether the whole answer does."""
+        return self.n_kept == len(self.scores.logprobs)
+
+
+def check_answer(
+    target: Scorer,
+    prompt: npt.ArrayLike,
+    answer: npt.ArrayLike,
+    *,
+    accept: Acceptance | None = None,
+) -> Checked:
+    """Let ``target`` score an answer, and find out how much of it stands.
+
+    Going on is :func:`sllm.generate` behind the prompt and the first ``n_kept`` tokens: the target still has
+    them in memory.
+
+    Args:
+        target: what scores: a local, remote or split target.
+        prompt: int32 (n,), n >= 1.
+        answer: int32 (m,), m >= 1, with its end-of-generation token where it has ended by itself.
+        accept: None: ``Acceptance()``.
+
+    Raises:
+        ValueError: nothing in the prompt or in the answer.
+        ContextFullError, BusyError, RemoteError: as the target's ``score``.
+
+    """
+    head, tail = int32_array(prompt, "prompt"), int32_array(answer, "answer")
+    if len(head) == 0 or len(tail) == 0:
+        raise ValueError("checking needs a prompt and an answer of at least one token each")
+    scores = target.score(np.concatenate([head, tail]), len(head))
+    return Checked((accept or Acceptance()).n_standing(scores), scores)
+
+
+def answer_logprobs(target: Scorer, prompt: npt.ArrayLike, answer: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """The log-probability of each token of an answer under the model that wrote it, float64 (m,).
+
+    For :func:`sllm.triage.calibration.confidence`. Calibration and use both take it from here, so that a
+    threshold is compared with what it was found for.
+
+    Args:
+        target: the model.
+        prompt: int32 (n,), n >= 1.
+        answer: int32 (m,), as it was written, its end-of-generation token included.
+
+    Raises:
+        ContextFullError, BusyError, RemoteError: as the target's ``score``.
+
+    """
+    head, tail = int32_array(prompt, "prompt"), int32_array(answer, "answer")
+    if len(tail) == 0:
+        return np.empty(0)
+    return np.asarray(target.score(np.concatenate([head, tail]), len(head)).logprobs, dtype=np.float64)

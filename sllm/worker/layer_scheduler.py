@@ -1,0 +1,700 @@
+"""Scheduling for a worker of layers: the rows of all sequences that wait go through the layers together.
+
+A sequence keeps its memory after its stream has broken off, until another one needs the room, so that its
+client sends again only what was lost. Nothing here knows of the network:
+:mod:`sllm.worker.layer_service` does.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sllm.engine.layers import LayerRange, open_layers
+from sllm.engine.model import Model
+from sllm.engine.sampling import SamplingParams
+from sllm.errors import BusyError, ClosedError, ContextFullError, SllmError
+from sllm.worker.scheduler import SchedulerStats
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy.typing as npt
+
+    from sllm.worker.scheduler import Limits
+
+__all__ = ["Answer", "LayerScheduler", "LayerSequence", "RangeKey", "Request"]
+
+log = logging.getLogger("sllm.worker")
+
+_BACKLOG = 32
+"""Requests of one sequence whose answers its client has not been sent yet; its reader waits with more."""
+
+_BACKLOG_BYTES = 1 << 26
+"""Of hidden states in them. One request is always taken."""
+
+
+@dataclass(frozen=True)
+class RangeKey:
+    """Layers [start, stop), and with ``output`` the final norm and the head."""
+
+    start: int
+    stop: int
+    output: bool
+
+    def __str__(self) -> str:
+        return f"layers [{self.start}, {self.stop}){' with the output' if self.output else ''}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """Hidden states that enter the first layer.
+
+    Attributes:
+        pos: of the first.
+        hidden: float32 (n, n_embd).
+        silent: the hidden states that come out are not needed.
+        tokens: with an output, those of the rows.
+        n_select: with an output, the last so many rows are the text's last token and drafted ones.
+
+    """
+
+    pos: int
+    hidden: npt.NDArray[np.float32]
+    silent: bool = False
+    tokens: tuple[int, ...] = ()
+    n_select: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request came to: hidden states (None: not needed), or selected tokens."""
+
+    pos: int
+    n_rows: int
+    hidden: npt.NDArray[np.float32] | None
+    tokens: tuple[int, ...]
+    n_accepted: int
+    n_verified: int
+    seconds: float
+
+
+class LayerSequence:
+    """One sequence on a worker of layers. Its client's side may be used from any thread: :meth:`submit`,
+    :meth:`answers`, :meth:`detach`, :meth:`release`.
+    """
+
+    def __init__(
+        self,
+        scheduler: LayerScheduler,
+        sequence_id: int,
+        slot: _Slot,
+        sampling: SamplingParams | None,
+        text_start: int,
+    ) -> None:
+        self._scheduler = scheduler
+        self.sequence_id = sequence_id
+        self.slot = slot
+        self.sampling = sampling
+        self.text_start = text_start
+        self.n_kept = 0  # positions that were in memory when it began
+        self.next_pos = 0  # behind everything that was asked for
+        self.pending: deque[Request] = deque()
+        self.ended: str | None = None  # why
+        self.turn = 0  # the pass that it was in last
+        self.handed: float | None = (
+            None  # when an answer was given to its client's side, which is at it still
+        )
+        self.on_stuck: Callable[[], object] = lambda: None
+        """Called when an answer could not be sent for the idle time: the client does not read."""
+        self._answers: deque[Answer | Exception] = deque()
+        self._sizes: deque[int] = deque()  # bytes of the requests whose answers were not sent
+        self._finished = False
+        self._changed = threading.Condition()
+
+    @property
+    def length(self) -> int:
+        """Positions in memory."""
+        return self.slot.length
+
+    def _is_over(self) -> bool:
+        return self.ended is not None
+
+    def submit(self, request: Request) -> None:
+        """Ask for rows; waits while many requests do, or their answers. Without effect once it has ended.
+
+        Raises:
+            ValueError: a position that leaves a gap, no rows, or a wrong number of tokens.
+            ContextFullError: no room for them.
+
+        """
+        if self._is_over():
+            return  # others may use other layers by now
+        n, size = len(request.hidden), request.hidden.nbytes
+        scheduler = self._scheduler
+        if not 1 <= n <= scheduler.max_rows:
+            raise ValueError(f"{n} rows at once, expected 1 to {scheduler.max_rows}")
+        if not 0 <= request.pos <= self.next_pos:
+            raise ValueError(
+                f"rows at position {request.pos} leave a gap: the sequence ends at {self.next_pos}"
+            )
+        if request.pos + n > scheduler.n_ctx:
+            raise ContextFullError(f"the worker holds {scheduler.n_ctx} positions of a sequence")
+        if scheduler.has_output:
+            most = min(n, scheduler.max_select)
+            if len(request.tokens) != n or not 0 <= request.n_select <= most:
+                raise ValueError(
+                    f"{n} rows with {len(request.tokens)} tokens, {request.n_select} to select; expected as"
+                    f" many tokens as rows and at most {most} to select"
+                )
+            scheduler.check_tokens(request.tokens)
+        elif request.tokens or request.n_select:
+            raise ValueError("these layers end before the output: they take no tokens")
+
+        def room() -> bool:
+            few = len(self._sizes) < _BACKLOG and sum(self._sizes) + size <= _BACKLOG_BYTES
+            return not self._sizes or few or self._is_over()
+
+        with self._changed:
+            self._changed.wait_for(room)
+            if self._is_over():
+                return
+            self.next_pos = request.pos + n
+            self._sizes.append(size)
+            self.pending.append(request)
+        scheduler.wake()
+
+    def finish(self) -> None:
+        """Nothing more will be asked for: the sequence ends behind the last answer; its memory is kept."""
+        with self._changed:
+            self._finished = True
+            self._changed.notify_all()
+
+    def answers(self) -> Iterator[Answer]:
+        """What the requests come to, in their order, until the sequence ends; :attr:`ended` then says why.
+        Blocks.
+
+        Raises:
+            SllmError, ValueError: the computation failed.
+
+        """
+        idle = self._scheduler.idle_seconds
+
+        def news() -> bool:
+            over = self._finished and not self._sizes
+            return bool(self._answers) or self.ended is not None or over
+
+        while True:
+            with self._changed:
+                heard = self._changed.wait_for(news, idle)
+                if self._answers:
+                    answer = self._answers.popleft()
+                    self.handed = time.monotonic()
+                elif self.ended is not None:
+                    return
+                elif not self._sizes and (self._finished or not heard):
+                    self.ended = "finished" if self._finished else "idle"
+                    break
+                else:  # it is being computed
+                    continue
+            if isinstance(answer, Exception):
+                self.handed = None
+                self.end("failed")
+                self._scheduler.let_go(self, keep=False)
+                raise answer
+            yield answer
+            with self._changed:
+                self.handed = None
+                self._sizes.popleft()
+                self._changed.notify_all()
+        self._scheduler.let_go(self, keep=True)
+
+    def detach(self) -> None:
+        """The client is gone, perhaps to return; the memory is kept."""
+        self.end("detached")
+        self._scheduler.let_go(self, keep=True)
+
+    def release(self) -> None:
+        """The client needs the sequence no more."""
+        self.end("released")
+        self._scheduler.let_go(self, keep=False)
+
+    # -- the scheduler's side
+
+    def end(self, reason: str) -> None:
+        """No more answers."""
+        with self._changed:
+            if self.ended is None:
+                self.ended = reason
+            self._changed.notify_all()
+
+    def take(self) -> Request | None:
+        """The next request."""
+        with self._changed:
+            return self.pending.popleft() if self.pending and self.ended is None else None
+
+    def tell(self, answer: Answer | Exception) -> None:
+        """Hand an answer to the client's side."""
+        with self._changed:
+            self._answers.append(answer)
+            self._changed.notify_all()
+
+
+@dataclass
+class _Slot:
+    """A sequence of the range's memory, and who has it or had it last."""
+
+    seq_id: int
+    sequence: LayerSequence | None = None
+    sequence_id: int = 0  # whose memory it holds; 0: nobody's, or that of one who will not return
+    length: int = 0
+    freed: float = 0.0
+    busy: bool = False  # a pass writes to it, perhaps for a stream that has ended meanwhile
+
+    def holds(self, sequence: LayerSequence) -> bool:
+        """Whether the memory is that of this stream, or of a later one of the same sequence."""
+        same = sequence.sequence_id != 0 and sequence.sequence_id == self.sequence_id
+        return self.sequence is sequence or same
+
+
+class LayerScheduler:
+    """All sequences of a worker of layers, and the thread that computes.
+
+    Args:
+        path: the model, or a file of some of its layers.
+        layers: the range to serve; None: the one that clients ask for, loaded when the first one does.
+        limits: what clients may use.
+        n_ctx: positions of one sequence; None: what the model was trained for, at most 4096.
+        settings: for :class:`~sllm.LayerRange`: where and how to compute.
+        pass_seconds: no pass takes less: a stand-in for a larger model, for tests and benchmarks.
+
+    Raises:
+        ModelLoadError, UnsupportedModelError, ValueError: as :class:`~sllm.LayerRange`.
+
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        layers: tuple[int, int] | None,
+        limits: Limits,
+        *,
+        n_ctx: int | None = None,
+        settings: dict[str, Any] | None = None,
+        pass_seconds: float = 0.0,
+    ) -> None:
+        self.file = open_layers(path)
+        self.limits = limits
+        self.fixed = layers
+        self.stats = SchedulerStats()
+        self.failed = False
+        self.on_failure: Callable[[], None] | None = None
+        """Called when the worker cannot go on."""
+        self._draining = False
+        self._asked_n_ctx = n_ctx
+        self._settings = dict(settings or {})
+        self._pass_seconds = pass_seconds
+        self._key: RangeKey | None = None
+        self._range: LayerRange | None = None
+        self._stack = ExitStack()  # the range and its vocabulary
+        self._slots: list[_Slot] = []
+        self._work = threading.Condition()
+        self._loading = threading.Lock()  # held while a range is made or freed, and a pass computes
+        self._switching = False  # somebody is about to load other layers
+        self._closed = False
+        self._ending = threading.Event()
+        self._n_failures = 0
+        self._n_turns = 0
+        if layers is not None:
+            self._load(
+                RangeKey(*layers, output=layers[1] == self.file.n_layer and self.file.output is not None)
+            )
+        self._thread = threading.Thread(target=self._run, name="sllm-layers", daemon=True)
+        self._thread.start()
+
+    # ---- what is served
+
+    @property
+    def has_output(self) -> bool:
+        """Whether the range in use ends in the output."""
+        return self._key is not None and self._key.output
+
+    @property
+    def n_ctx(self) -> int:
+        """Positions of one sequence."""
+        found = self._range  # another thread may be changing it
+        if found is not None:
+            return found.context.n_ctx_seq
+        return self._asked_n_ctx or min(self.file.n_ctx_train or 4096, 4096)
+
+    @property
+    def max_rows(self) -> int:
+        """Rows of one request."""
+        return int(self._settings.get("n_batch", 512))
+
+    @property
+    def max_select(self) -> int:
+        """Rows of one request behind which a token may be selected."""
+        found = self._range
+        return 0 if found is None else found.context.n_outputs_max
+
+    @property
+    def idle_seconds(self) -> float:
+        """After so long without a request a stream ends; its memory is kept."""
+        return self.limits.idle_seconds
+
+    def check_tokens(self, tokens: Sequence[int]) -> None:
+        """Raise ValueError if one of these is no token."""
+        bad = next((token for token in tokens if token >= self.file.n_vocab), None)
+        if bad is not None:
+            raise ValueError(f"token {bad} is not in the vocabulary of {self.file.n_vocab} tokens")
+
+    def _load(self, key: RangeKey) -> None:
+        """Make the range; nothing else is loaded meanwhile."""
+        stack, self._stack, self._range, self._key = self._stack, ExitStack(), None, None
+        stack.close()
+        with ExitStack() as stack:
+            n_seq = self.limits.sessions
+            vocabulary = None
+            if key.output:
+                vocabulary = stack.enter_context(Model(self.file.paths[0], vocab_only=True))
+            n_ctx = self._asked_n_ctx or min(self.file.n_ctx_train or 4096, 4096)
+            made = stack.enter_context(
+                LayerRange(
+                    self.file,
+                    key.start,
+                    key.stop,
+                    output=key.output,
+                    vocabulary=vocabulary,
+                    n_ctx=n_ctx * n_seq,
+                    n_seq_max=n_seq,
+                    **self._settings,
+                )
+            )
+            self._stack = stack.pop_all()
+        self._slots = [_Slot(i) for i in range(n_seq)]
+        self._key, self._range = key, made
+        log.info("serving %s of %s", key, self.file.paths[0].name)
+
+    # ---- for the network's side
+
+    def open(
+        self,
+        key: RangeKey,
+        sequence_id: int,
+        sampling: SamplingParams | None = None,
+        text_start: int = 0,
+    ) -> LayerSequence:
+        """Start a sequence, or go on with one whose memory is kept.
+
+        Raises:
+            ValueError: no such layers here.
+            BusyError: no place, or others use other layers.
+            ClosedError: the worker is ending, or cannot go on.
+
+        """
+        if sampling is not None:
+            self._check_sampling(sampling, text_start)
+        sequence = self._begin(key, sequence_id, sampling, text_start)
+        found = self._range
+        if sampling is not None and found is not None and key.output:
+            try:
+                found.context.model.compiled(sampling)  # a bad grammar is told now
+            except BaseException:
+                sequence.detach()
+                raise
+        return sequence
+
+    def _begin(
+        self, key: RangeKey, sequence_id: int, sampling: SamplingParams | None, text_start: int
+    ) -> LayerSequence:
+        if self.fixed is not None and (key.start, key.stop) != self.fixed:
+            own = RangeKey(*self.fixed, output=False)
+            raise ValueError(f"the worker serves {own}, and {key} were asked for")
+        self.file.check_range(key.start, key.stop, output=key.output)
+        with self._work:
+            # Where the layers are there already, a pass under way is not waited for, unless it is one of the
+            # same sequence: the thread that computes would take the lock again before others get it.
+            while self._may_switch(key):
+                if not self._switching:
+                    self._switching = True
+                    break
+                self._work.wait()
+            else:
+                return self._start(sequence_id, sampling, text_start)
+        try:
+            with self._loading:
+                self._load(key)
+        except BaseException:
+            with self._work:
+                self._switching = False
+                self._work.notify_all()
+            raise
+        with self._work:
+            self._switching = False
+            self._work.notify_all()
+            self._check_open()
+            return self._start(sequence_id, sampling, text_start)
+
+    def _check_sampling(self, sampling: SamplingParams, text_start: int) -> None:
+        grammar, limit = sampling.grammar, self.limits.max_grammar
+        if grammar is not None and len(grammar.encode()) > limit:
+            raise ValueError(
+                f"the grammar is longer than the {limit} bytes that this worker takes"
+                if limit
+                else "this worker takes no grammars"
+            )
+        if not 0 <= text_start <= self.n_ctx:
+            raise ValueError(f"the text begins at {text_start}, and the worker holds {self.n_ctx} positions")
+
+    def _check_open(self) -> None:
+        if self._closed or self._draining or self.failed:
+            raise ClosedError("the worker is ending; go on elsewhere")
+
+    def _may_switch(self, key: RangeKey) -> bool:
+        """Whether other layers than those in use have to be loaded; nobody uses these then."""
+        self._check_open()
+        if self._key == key and not self._switching:
+            return False
+        if any(slot.sequence is not None for slot in self._slots):
+            self.stats.refused += 1
+            raise BusyError(f"the worker serves {self._key} to others at the moment, not {key}")
+        return True
+
+    def _start(self, sequence_id: int, sampling: SamplingParams | None, text_start: int) -> LayerSequence:
+        """A stream in a slot, once no pass writes to that any more."""
+        slot = self._place(sequence_id)
+        expired = slot.sequence is None and time.monotonic() - slot.freed > self.limits.keep_seconds
+        sequence = LayerSequence(self, sequence_id, slot, sampling, text_start)
+        slot.sequence = sequence
+        if sequence_id == 0 or slot.sequence_id != sequence_id or expired:
+            slot.sequence_id, slot.length = sequence_id, 0
+        self._work.wait_for(lambda: not slot.busy)
+        sequence.n_kept = sequence.next_pos = slot.length
+        self.stats.sessions_total += 1
+        self.stats.reused_tokens += slot.length
+        return sequence
+
+    def _place(self, sequence_id: int) -> _Slot:
+        """A slot for a sequence: its own, an empty one, or the one that was left longest ago."""
+        for slot in self._slots:
+            if sequence_id and slot.sequence_id == sequence_id:
+                if slot.sequence is not None:  # its client has lost that stream
+                    slot.sequence.end("superseded")
+                return slot
+        free = [slot for slot in self._slots if slot.sequence is None]
+        if not free:
+            self.stats.refused += 1
+            raise BusyError(f"the worker serves {len(self._slots)} sequences and has no place for another")
+        return min(free, key=lambda slot: (slot.sequence_id != 0, slot.freed))
+
+    def let_go(self, sequence: LayerSequence, *, keep: bool) -> None:
+        """The stream of a sequence has ended."""
+        with self._work:
+            slot = sequence.slot
+            if slot.sequence is sequence:
+                slot.sequence = None
+                slot.freed = time.monotonic()
+                if not keep:
+                    slot.sequence_id = slot.length = 0
+            self._work.notify_all()
+
+    def running(self) -> list[LayerSequence]:
+        """The sequences with a stream."""
+        with self._work:
+            return [slot.sequence for slot in self._slots if slot.sequence is not None]
+
+    def wake(self) -> None:
+        """There is something to compute."""
+        with self._work:
+            self._work.notify_all()
+
+    def drain(self, seconds: float) -> bool:
+        """Take no more sequences and let the running ones end for ``seconds``; whether they all did."""
+        with self._work:
+            self._draining = True
+            return self._work.wait_for(lambda: all(slot.sequence is None for slot in self._slots), seconds)
+
+    def close(self) -> None:
+        """End every sequence and free the range. More calls do nothing."""
+        with self._work:
+            if self._closed:
+                return
+            self._closed = True
+            self._ending.set()
+            for slot in self._slots:
+                if slot.sequence is not None:
+                    slot.sequence.end("closing")
+            self._work.notify_all()
+        found = self._range
+        if found is not None:
+            found.cancel()
+        self._thread.join()
+        with self._loading:
+            self._stack.close()
+
+    # ---- the thread
+
+    def _run(self) -> None:
+        pause = min(max(self.idle_seconds / 2, 0.05), 60.0)
+        while True:
+            with self._work:
+                self._work.wait_for(
+                    lambda: self._closed or any(s.pending for s in self._at_work()), timeout=pause
+                )
+                if self._closed:
+                    return
+            with self._loading:
+                batch = self._next_batch()
+                if batch:
+                    self._compute(batch)
+                    with self._work:
+                        for sequence, _ in batch:
+                            sequence.slot.busy = False
+                        self._work.notify_all()
+            self._end_stuck()
+
+    def _end_stuck(self) -> None:
+        """End the streams of clients that read nothing: they hold a place, and a thread each."""
+        now = time.monotonic()
+        for sequence in self.running():
+            handed = sequence.handed
+            if handed is not None and now - handed > self.idle_seconds:
+                sequence.detach()
+                sequence.on_stuck()
+
+    def _at_work(self) -> list[LayerSequence]:
+        return [s.sequence for s in self._slots if s.sequence is not None and s.sequence.ended is None]
+
+    def _next_batch(self) -> list[tuple[LayerSequence, Request]]:
+        """One request of each sequence, as many as go through at once; first those that have waited through
+        the most passes, so that neither long nor short ones keep the others from theirs.
+        """
+        batch: list[tuple[LayerSequence, Request]] = []
+        n_rows = 0
+        self._n_turns += 1
+        with self._work:
+            waiting = [(s.turn, len(s.pending[0].hidden), s) for s in self._at_work() if s.pending]
+            for _, n, sequence in sorted(waiting, key=lambda one: one[:2]):
+                if batch and n_rows + n > self.max_rows:
+                    continue
+                request = sequence.take()
+                if request is not None:
+                    sequence.turn = self._n_turns
+                    sequence.slot.busy = True
+                    batch.append((sequence, request))
+                    n_rows += n
+        return batch
+
+    def _compute(self, batch: list[tuple[LayerSequence, Request]]) -> None:
+        began = time.monotonic()
+        try:
+            answers = self._pass(batch)
+            self._n_failures = 0
+        except Exception as error:  # noqa: BLE001 - whatever it is, the clients must hear of it
+            if self._closed:
+                return  # they are told so; see close()
+            if len(batch) > 1:  # somebody else's fault, perhaps
+                for one in batch:
+                    self._compute([one])
+                return
+            log.warning("a pass failed: %s", error)
+            asked_wrongly = isinstance(error, (ValueError, ContextFullError))
+            self._n_failures += isinstance(error, ClosedError) or not asked_wrongly
+            if self._n_failures >= 3 and not self.failed:
+                self.failed = True
+                if self.on_failure is not None:
+                    self.on_failure()
+            batch[0][0].tell(error if isinstance(error, (SllmError, ValueError)) else SllmError(str(error)))
+            return
+        seconds = time.monotonic() - began
+        if seconds < self._pass_seconds:
+            self._ending.wait(self._pass_seconds - seconds)
+            seconds = self._pass_seconds
+        self.stats.count_pass(sum(len(request.hidden) for _, request in batch), seconds)
+        for (sequence, _), answer in zip(batch, answers, strict=True):
+            n = answer.n_accepted + 1 if answer.tokens else 0
+            self.stats.tokens += n
+            self.stats.drafted += answer.n_verified
+            self.stats.accepted += answer.n_accepted
+            sequence.tell(replace(answer, seconds=seconds))
+
+    def _pass(self, batch: list[tuple[LayerSequence, Request]]) -> list[Answer]:
+        assert self._range is not None
+        for sequence, request in batch:  # whatever becomes of the pass, what was there is void
+            self._hold(sequence, min(sequence.slot.length, request.pos))
+        if self.has_output:
+            return self._select(batch)
+        rows = self._range.forward(
+            [request.hidden for _, request in batch],
+            seq_id=[sequence.slot.seq_id for sequence, _ in batch],
+            pos=[request.pos for _, request in batch],
+        )
+        answers, at = [], 0
+        for sequence, request in batch:
+            n = len(request.hidden)
+            self._hold(sequence, request.pos + n)
+            hidden = None if request.silent else rows[at : at + n]
+            answers.append(Answer(request.pos, n, hidden, (), 0, 0, 0.0))
+            at += n
+        return answers
+
+    def _hold(self, sequence: LayerSequence, length: int) -> None:
+        """So much of a sequence is in memory now."""
+        with self._work:
+            if sequence.slot.holds(sequence):
+                sequence.slot.length = length
+
+    def _select(self, batch: list[tuple[LayerSequence, Request]]) -> list[Answer]:
+        """Write what is text, and select behind it where that is asked for."""
+        assert self._range is not None
+        context = self._range.context
+        written = [(s, r, len(r.hidden) - r.n_select) for s, r in batch if len(r.hidden) > r.n_select]
+        if written:
+            context.decode(
+                [list(r.tokens[:n]) for _, r, n in written],
+                seq_id=[s.slot.seq_id for s, _, _ in written],
+                pos=[r.pos for _, r, _ in written],
+                hidden=np.concatenate([r.hidden[:n] for _, r, n in written]),
+            )
+            for sequence, request, n in written:
+                self._hold(sequence, request.pos + n)
+        verdicts: dict[LayerSequence, tuple[int, ...]] = {}
+        left = [(s, r, len(r.hidden) - r.n_select) for s, r in batch if r.n_select]
+        while left:  # as many at once as logits are kept of
+            n_fit, n_rows = 0, 0
+            while n_fit < len(left) and n_rows + left[n_fit][1].n_select <= context.n_outputs_max:
+                n_rows += left[n_fit][1].n_select
+                n_fit += 1
+            n_fit = max(n_fit, 1)
+            group, left = left[:n_fit], left[n_fit:]
+            verdict = self._range.verify(
+                [s.slot.seq_id for s, _, _ in group],
+                [list(r.tokens[n : n + 1]) for _, r, n in group],
+                [list(r.tokens[n + 1 :]) for _, r, n in group],
+                hidden=np.concatenate([r.hidden[n:] for _, r, n in group]),
+                sampling=[s.sampling or SamplingParams() for s, _, _ in group],
+                pos=[r.pos + n for _, r, n in group],
+                start=[s.text_start for s, _, _ in group],
+            )
+            for i, (sequence, request, n) in enumerate(group):
+                n_accepted = int(verdict.n_accepted[i])
+                self._hold(sequence, request.pos + n + 1 + n_accepted)
+                verdicts[sequence] = tuple(verdict.tokens[i, : n_accepted + 1].tolist())
+        answers = []
+        for sequence, request in batch:
+            n, k = len(request.hidden), request.n_select
+            if k == 0:
+                answers.append(Answer(request.pos, n, None, (), 0, 0, 0.0))
+            else:
+                tokens = verdicts[sequence]
+                answers.append(Answer(request.pos + n - k + 1, n, None, tokens, len(tokens) - 1, k - 1, 0.0))
+        return answers

@@ -1,0 +1,103 @@
+"""``sllm rpc-server``, ``sllm worker --rpc`` and ``sllm run --rpc`` as a user meets them."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from processes import ONE, PATIENCE
+from rpc_endpoints import refuses
+
+from sllm.rpc import server as rpc
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable
+    from pathlib import Path
+
+TEXT = ("run", *ONE, "-n", "30", "--temperature", "0.8", "--seed", "3", "--draft", "none", "Once upon a time")
+
+
+def first_line(process: Any) -> str:
+    return str(process.stdout.readline().decode().rstrip("\n"))
+
+
+def test_a_server_and_its_client(
+    start: Callable[..., Any], command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    here = command(*TEXT)
+    server = start("rpc-server", "--port", "0", "--cache", str(tmp_path / "cache"), *ONE)
+    endpoint = first_line(server)
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", endpoint)
+    for layers in (("--n-gpu-layers", "3"), ()):
+        there = command(*TEXT, "--rpc", endpoint, *layers)
+        assert (there.returncode, there.stderr) == (0, "")
+        assert there.stdout == here.stdout
+    assert len(list((tmp_path / "cache").iterdir())) > 1
+    server.send_signal(signal.SIGTERM)
+    out, err = server.communicate(timeout=PATIENCE)
+    assert (server.returncode, out) == (0, b"")
+    assert b"serving 1 device to one client at a time" in err
+    assert refuses(endpoint)
+
+
+def test_a_server_that_loses_its_process_says_so(start: Callable[..., Any]) -> None:
+    server = start("rpc-server", "--port", "0", "--no-cache")
+    host, _, port = first_line(server).partition(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.sendall(b"\x0e" + (24).to_bytes(8, "little") + bytes(24))  # a greeting
+        client.recv(36, socket.MSG_WAITALL)
+        client.sendall(b"\x06" + b"\xff" * 8)  # a tensor of 2**64 - 1 bytes
+        _, err = server.communicate(timeout=PATIENCE)
+    assert server.returncode == 2
+    assert b"the RPC server has ended by itself" in err
+
+
+def test_a_worker_relays(
+    start: Callable[..., Any], command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    worker = start(
+        "worker",
+        "--rpc",
+        "--listen",
+        "127.0.0.1:0",
+        "--state",
+        str(tmp_path),
+        *ONE,
+        env={"SLLM_CACHE": str(tmp_path)},
+    )
+    (tmp_path / "address").write_text(first_line(worker) + "\n", encoding="utf-8")
+    here, there = command(*TEXT), command(*TEXT, "--rpc", f"@{tmp_path / 'address'}")
+    assert (there.returncode, there.stderr) == (0, "")
+    assert there.stdout == here.stdout
+    worker.send_signal(signal.SIGTERM)
+    worker.communicate(timeout=PATIENCE)
+    assert worker.returncode == 0
+
+
+def test_what_is_refused(refused: Callable[..., str]) -> None:
+    with rpc.RPCServer(cache=False) as server:
+        taken = server.port
+        assert f"cannot listen on 127.0.0.1:{taken}" in refused("rpc-server", "--port", str(taken))
+    assert "nothing listens there" in refused(*TEXT, "--rpc", f"127.0.0.1:{taken}")
+    assert "HOST:PORT" in refused(*TEXT, "--rpc", "127.0.0.1:x")
+    assert "without a password" in refused("rpc-server", "--host", "0.0.0.0")
+    assert "'TPU7'" in refused("rpc-server", "--devices", "CPU,TPU7")
+    assert "n_threads is 0" in refused("rpc-server", "--threads", "0")
+    assert "sllm: " not in refused("rpc-server", "--port", "x")
+    assert "--remote names one that does not" in refused(
+        "run", "--rpc", "127.0.0.1:5", "Hello", "--remote", "sllm://127.0.0.1:5#insecure"
+    )
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it(start: Callable[..., Any], signal_number: int) -> None:
+    server = start("rpc-server", "--port", "0", "--no-cache")
+    endpoint = first_line(server)
+    server.send_signal(signal_number)
+    server.communicate(timeout=PATIENCE)
+    assert server.returncode == (130 if signal_number == signal.SIGINT else 0)
+    assert refuses(endpoint)

@@ -1,0 +1,358 @@
+"""``sllm demo`` as a user meets it, and what it leaves behind: nothing."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import os
+import pathlib
+import pty
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from processes import ONE, PATIENCE, environment, first_byte, interrupt, one_line
+
+from sllm.cli import console, demo, demo_triage
+from sllm.cli import main as cli
+from sllm.privacy import vault
+from sllm.triage import hybrid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FIGURES = r" +(\d+\.\d) +(\d+\.\d\d) +(\d+\.\d\d) +(\d+)"
+
+
+def test_demo(command: Callable[..., Any]) -> None:
+    args = ("-n", "32", "--seed", "3", *ONE, "Tell me a short story about a lost kite.")
+    ended = command("demo", "--rtt", "20", *args)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    ways, _, who = ended.stdout.partition("\n\nWho answers: ")
+    head, question, rest = ways.split("\n\n", 2)
+    answer, table = rest.rsplit("\n\n", 1)
+    assert "behind a link of 20 ms round trip\n" in head
+    assert (
+        "pace:   that of large models: each pass of the target takes 30 ms and each drafted token 10 ms"
+        in head
+    )
+    assert "[in brackets]: drafted here" in head
+    assert question == "> Tell me a short story about a lost kite."
+    heading, streaming, wait, hints, ahead, *_, verdict = table.splitlines()
+    assert heading.split() == ["tokens/s", "x", "streaming", "passes/token", "bytes/token"]
+    found = []
+    for how, line in [
+        ("cloud streaming", streaming),
+        ("draft, then wait", wait),
+        ("hints", hints),
+        (r"hints \+ run-ahead", ahead),
+    ]:
+        figures = re.fullmatch(f"{how}{FIGURES}", line)
+        assert figures is not None
+        found.append([float(one) for one in figures.groups()])
+    assert found[0][1:3] == [1.0, 1.0]
+    assert found[0][0] < 100  # it is paced: a pass takes a millisecond or two
+    assert found[1][2] < 1.0  # passes per token; those of hints depend on when they come
+    assert all(figures[2] <= 1.0 for figures in found)
+    assert re.fullmatch(
+        r"All 4 texts are the same, the target's own: \d+ tokens?, compared one by one\.", verdict
+    )
+    check_tiers(who)
+
+    # ... and what it showed is what `run` writes.
+    alone = command("run", "--chat", "--draft", "none", "--temperature", "0.4", *args)
+    assert re.sub(r"[][]", "", answer) == alone.stdout.rstrip("\n")
+
+
+def check_tiers(who: str) -> None:
+    """What is shown of who answers, whatever nonce the placeholder has."""
+    table, private = who.split("\n\n")
+    heading = next(i for i, line in enumerate(table.splitlines()) if line.startswith("tier  route"))
+    rows = [re.split(" {2,}", line.strip()) for line in table.splitlines()[heading + 1 :]]
+    asked = [*demo_triage.REQUESTS, demo_triage.PRIVATE.replace("\n", " ")]
+    assert [row[3] for row in rows] == asked
+    routes = {"1": "small", "2": "local > ", "3": "cloud"}
+    assert all(row[1].startswith(routes[row[0]]) for row in rows)
+    assert all((int(row[2]) > 0) == (row[0] != "1") for row in rows)  # what stays here costs no cloud tokens
+    for chinese in (False, True):
+        assert {row[0] for row in rows if row[3].isascii() != chinese} == {"1", "2", "3"}
+    here, sent, *back, verdict = private.splitlines()
+    assert here == f"asked here:  {asked[-1]}"
+    assert all(secret in here for secret in demo_triage.SECRETS)
+    assert re.fullmatch(r"sent:  .*this is \[NAME_1_[a-z0-9]+\]\..* is \[PHONE_1_[a-z0-9]+\]\..*", sent)
+    assert not any(secret in sent for secret in demo_triage.SECRETS)
+    assert any(re.fullmatch(r"verdict:     \d+ of the \d+ tokens .* stand", line) for line in back)
+    came = [line for line in back if line.startswith("came back:")]
+    assert not any(secret in line for line in came for secret in demo_triage.SECRETS)
+    assert re.fullmatch(r"Of \d+ texts that the connection was handed .*, none holds the name .*", verdict)
+
+
+def test_in_a_checkout(tmp_path: pathlib.Path) -> None:
+    """As the README has it, where a folder sllm/ lies that is not what is installed."""
+    decoy = tmp_path / "sllm"
+    decoy.mkdir()
+    (decoy / "__init__.py").write_text("raise ImportError('the wrong sllm')\n", encoding="utf-8")
+    # What an installed script does: the folder that it is called in is not where it imports from.
+    script = "import sys; del sys.path[0]; from sllm.cli.main import main; sys.exit(main())"
+    ended = subprocess.run(
+        [sys.executable, "-c", script, "demo", "-n", "8", "--unpaced", "--rtt", "0", *ONE],
+        capture_output=True,
+        encoding="utf-8",
+        cwd=tmp_path,
+        env=environment(),
+        timeout=240,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "All 4 texts are the same" in ended.stdout
+
+
+@pytest.mark.parametrize("more", [{}, {"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_colours(start: Callable[..., Any], more: dict[str, str]) -> None:
+    controller, terminal = pty.openpty()
+    process = start("demo", "-n", "8", "--unpaced", "--rtt", "0", *ONE, stdout=terminal, env=more)
+    os.close(terminal)
+    shown = b""
+    try:
+        while block := os.read(controller, 4096):
+            shown += block
+    except OSError:  # how Linux tells the end of a terminal
+        pass
+    finally:
+        os.close(controller)
+    assert process.wait(timeout=60) == 0
+    assert b"pace:" not in shown
+    if more:
+        assert b"\x1b" not in shown
+        assert b"[in brackets]: drafted" in shown
+    else:
+        assert b"\x1b[32mgreen\x1b[0m: drafted" in shown
+        assert shown.count(b"\x1b[32m") == shown.count(b"\x1b[0m")
+
+
+# ---- who answers
+
+QUICK = ("demo", "--unpaced", "--rtt", "0", "-n", "3", *ONE)
+
+
+def test_a_placeholder_comes_back(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    digits = random.Random(5)  # of the nonce, which takes its turn in deciding what so small a model says
+    monkeypatch.setattr(vault, "secrets", digits)
+    assert cli.main([*QUICK]) == 0
+    shown = capfd.readouterr()
+    assert shown.err == ""
+    line = {one.partition(":")[0]: one.partition(":")[2].strip() for one in shown.out.splitlines()}
+    issued = dict.fromkeys(re.findall(r"\[[A-Z]+_1_[a-z0-9]+\]", line["sent"]))
+    values = dict(zip(issued, demo_triage.SECRETS, strict=True))
+    kept, checked = re.findall(r"\d+", line["verdict"])
+    assert (kept == checked) == ("came back" not in line)
+    # What stands may end within a placeholder, and what comes back begin there.
+    came = line.get("came back", line["sent"]).partition(",")[2].removesuffix("<|im_end|>")
+    assert any(placeholder in came for placeholder in values)
+    for placeholder, value in values.items():
+        came = came.replace(placeholder, value)
+    assert came.endswith(line["shown here"].partition(",")[2])
+    assert re.search(r"^[1-9]\d* placeholders? put back\.", shown.out, re.MULTILINE)
+
+
+def test_what_leaks_is_an_error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Without detectors nothing is masked, and the demo sees the number in what it has sent."""
+    monkeypatch.setattr(demo_triage, "Hybrid", functools.partial(hybrid.Hybrid, detectors=()))
+    assert cli.main([*QUICK]) == 1
+    shown = capfd.readouterr()
+    assert re.fullmatch(r"private values are in [1-9]\d* of \d+ texts for the worker", one_line(shown.err))
+    assert "none holds" not in shown.out
+
+
+def test_what_stays_here_is_told() -> None:
+    asked = demo_triage._Asked(
+        "ask", 2, "local", 0, "answer", ("failed closed: X", "stays here"), 0, (), "", 0, 0
+    )
+    assert demo_triage._private_lines(asked)[1:] == ["nothing of it was sent: failed closed: X; stays here"]
+    unrestored = dataclasses.replace(asked, sent=("[PHONE_1_a1b2]",), received="[PHONE_1]", reasons=())
+    assert demo_triage._private_lines(unrestored)[1:] == [
+        "sent:        [PHONE_1_a1b2]",
+        "came back:   [PHONE_1]",
+        "shown here:  answer",
+        "The answer holds no placeholder that was sent, so none was put back.",
+    ]
+    verified = dataclasses.replace(unrestored, received="", n_kept=5, n_checked=5, n_restored=1)
+    assert demo_triage._private_lines(verified)[2:] == [
+        "verdict:     5 of the 5 tokens of the answer from here stand",
+        "shown here:  answer",
+        "1 placeholder put back.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ("call 415-555-0147", True),
+        ("call 415 555 01 47.", True),
+        ("call [PHONE_1_k7q4]", False),
+        ("415-555-0148", False),
+        ("", False),
+    ],
+)
+def test_what_holds_a_number(text: str, held: bool) -> None:
+    assert demo_triage._holds(text, "415-555-0147") is held
+    assert not demo_triage._holds(text, "Clara")  # no digits are not those of every text
+
+
+# ---- its end
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(path.parent.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        status = pathlib.Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def wait_for(true: Callable[[], Any]) -> Any:
+    until = time.monotonic() + 60
+    while not (value := true()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return value
+
+
+def read_until(process: subprocess.Popen[bytes], words: bytes) -> None:
+    assert process.stdout is not None
+    seen = b""
+    while words not in seen:
+        block = os.read(process.stdout.fileno(), 4096)
+        assert block
+        seen += block
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="there is no /proc")
+@pytest.mark.parametrize("when", [b"draft:", b"\n\n> ", b"\n\n> Tell me"])
+def test_ctrl_c_leaves_nothing(start: Callable[..., Any], tmp_path: pathlib.Path, when: bytes) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    process = start("demo", *ONE, "-n", "1000", env={"TMPDIR": str(temporary)})
+    assert first_byte(process) == b"t"
+    read_until(process, when)
+    (worker,) = wait_for(lambda: children(process.pid))
+    if when.endswith(b"me"):
+        read_until(process, b"\n\n")  # the answer is on its way
+    _, stderr = interrupt(process)
+    assert stderr == ""
+    wait_for(lambda: not alive(worker))
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), reason="there is no /proc")
+def test_worker_ends_with_a_killed_demo(start: Callable[..., Any]) -> None:
+    process = start("demo", *ONE, "-n", "1000")
+    read_until(process, b"\n\n> ")
+    (worker,) = children(process.pid)
+    process.kill()
+    wait_for(lambda: not alive(worker))
+
+
+def test_reader_that_goes_away(start: Callable[..., Any]) -> None:
+    process = start("demo", *ONE, "-n", "1000")
+    read_until(process, b"\n\n> ")
+    process.stdout.close()
+    began = time.monotonic()
+    assert process.wait(timeout=60) == 128 + signal.SIGPIPE
+    assert time.monotonic() - began < PATIENCE
+    assert process.stderr.read() == b""
+
+
+def test_worker_that_does_not_start(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path
+) -> None:
+    broken = tmp_path / "python"
+    for script, reason in [
+        ("exit 3", "exit status 3"),
+        ("echo 'sllm: no luck today' >&2; exit 2", "no luck today"),
+    ]:
+        broken.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+        broken.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(broken))
+        assert cli.main(["demo", *ONE]) == 2
+        assert one_line(capfd.readouterr().err) == f"the demo's worker did not start: {reason}"
+
+
+# ---- its verdict
+
+
+def told(*tokens: int, how: str = "drafting") -> demo._Told:
+    return demo._Told(how, tokens)
+
+
+def test_demo_says_when_the_texts_differ(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "_alone", lambda *_args: told(1, 2, 3))
+    assert cli.main(["demo", "--unpaced", "--rtt", "0", "-n", "3", *ONE]) == 1
+    shown = capfd.readouterr()
+    assert "the same" not in shown.out
+    assert one_line(shown.err) == (
+        "the text by 'cloud streaming' is NOT the target's own: it differs from token 0 of the answer on"
+    )
+
+
+def test_difference() -> None:
+    assert demo._difference(told(1, 2), told(1, 2)) is None
+    assert "from token 1 " in (demo._difference(told(1), told(1, 2)) or "")
+    assert "from token 1 " in (demo._difference(told(1, 3), told(1, 2)) or "")
+    assert "by 'drafting' is NOT" in (demo._difference(told(1, 2, 3), told(1, 2)) or "")
+
+
+def test_comparison() -> None:
+    streaming = demo._Told("cloud streaming", (1,) * 30, 30, 1.0, 3000)
+    slow, quick = (demo._Told("hints", (1,) * 30, 10, seconds, 6000) for seconds in (1.0, 0.5))
+    assert [line.split() for line in demo._comparison([streaming, quick])][1:] == [
+        ["cloud", "streaming", "30.0", "1.00", "1.00", "100"],
+        ["hints", "60.0", "2.00", "0.33", "200"],
+    ]
+    assert demo._comparison([streaming, slow])[-1].startswith("Hints bring little in this run")
+    # A text of no time at all divides by nothing.
+    assert demo._comparison([demo._Told("cloud streaming", ())])[1].split()[2:] == ["0.0", "-", "0.00", "0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "marked"),
+    [
+        (" upon a time", " [upon a time]"),
+        ("end.\n\n", "[end.]\n\n"),
+        (" ", " "),
+        ("", ""),
+        ("\n\nTwo  words ", "\n\n[Two  words] "),
+        ("狐狸", "[狐狸]"),
+    ],
+)
+def test_brackets(text: str, marked: str) -> None:
+    assert demo._bracketed(text) == marked
+
+
+def test_prompt_reaches_no_terminal_raw(capfd: pytest.CaptureFixture[str]) -> None:
+    args = argparse.Namespace(
+        prompt="a\x1b[2J\nb", temperature=0.0, seed=1, max_tokens=2, rtt=0.0, unpaced=True, threads=1
+    )
+    assert demo.demo(args, console.Output()) == 0
+    assert "\n\n> a\ufffd[2J b\n\n" in capfd.readouterr().out

@@ -1,0 +1,103 @@
+"""Child processes: what they tell, how they end, and that nothing is left of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import pytest
+from remote_worker import n_threads, wait_until
+from rpc_endpoints import gone
+
+from sllm.rpc.child import Child, ChildEndedError, begin
+
+# ---- what the children run: this module is on the path of tests, and so on theirs -----------------------
+
+
+def echo(parent: int, **options: Any) -> None:
+    ours = begin(parent)
+    print("this goes to stderr")
+    ours.tell(options)
+    ours.tell({"pid": os.getpid(), "parent": os.getppid(), "said": parent})
+    time.sleep(600)
+
+
+def fail(parent: int, words: str) -> None:
+    begin(parent)
+    raise ValueError(words)
+
+
+def stuck(parent: int) -> None:
+    """Neither listens to its parent nor to signals that can be ignored."""
+    ours = begin.__new__(begin)
+    ours._stdout = os.dup(1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    ours.tell("ready")
+    time.sleep(600)
+
+
+# ---- tests -----------------------------------------------------------------------------------------------
+
+
+def test_a_child_gets_its_options_and_tells_things() -> None:
+    options = {"text": "你好 \n \udc80", "number": 1.5, "list": [None, True]}
+    with Child("test_child:echo", options) as child:
+        assert child.hear() == options
+        assert child.hear() == {"pid": child.pid, "parent": os.getpid(), "said": os.getpid()}
+        with pytest.raises(TimeoutError, match=r"nothing for 0\.05 s"):
+            child.hear(0.05)
+    assert gone(child.pid) and not child.alive
+    assert n_threads("sllm-child") == 0
+    child.close()
+
+
+def test_how_a_child_has_ended_is_told() -> None:
+    with Child("test_child:fail", {"words": "no good"}) as child:
+        with pytest.raises(ChildEndedError, match=f"{child.pid} ended with status 1: ValueError: no good"):
+            child.hear()
+        assert child.has_ended(10)
+    with Child("test_child:echo", {}) as child:
+        assert child.hear() == {} and child.hear()
+        os.kill(child.pid, signal.SIGKILL)
+        with pytest.raises(ChildEndedError, match="ended by signal 9: this goes to stderr"):
+            child.hear()
+    with Child("no_such_module:f", {}) as child, pytest.raises(ChildEndedError, match="No module named"):
+        child.hear()
+
+
+def test_a_child_that_does_not_listen_is_killed() -> None:
+    with Child("test_child:stuck", {}) as child:
+        assert child.hear() == "ready"
+        assert not child.has_ended(0.05)
+    assert gone(child.pid)
+
+
+def test_a_stopped_child_is_killed() -> None:
+    with Child("test_child:echo", {}) as child:
+        child.hear()
+        os.kill(child.pid, signal.SIGSTOP)
+    assert gone(child.pid)
+
+
+def test_a_forgotten_child_ends_with_a_warning() -> None:
+    child = Child("test_child:echo", {})
+    child.hear()
+    pid = child.pid
+    with pytest.warns(ResourceWarning, match=f"unclosed child process {pid}"):
+        del child
+    wait_until(lambda: gone(pid))
+
+
+def test_what_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TypeError, match="JSON"):
+        Child("test_child:echo", {"object": object()})
+    monkeypatch.setattr(sys, "executable", "")
+    with pytest.raises(ChildEndedError, match="no Python"):
+        Child("test_child:echo", {})
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(FileNotFoundError):
+        Child("test_child:echo", {})
