@@ -30,8 +30,9 @@ from sllm import embedded as embedded  # sllm.embedded.TARGET, sllm.embedded.DRA
 from sllm.engine import hub
 from sllm.engine.context import Context, Draft, Verdict
 from sllm.engine.layers import LayerRange, export_layers
-from sllm.engine.model import Model, Vocab
+from sllm.engine.model import Model
 from sllm.engine.sampling import SamplingParams
+from sllm.engine.vocab import Vocab
 from sllm.errors import (
     AuthError,
     BackendError,

@@ -98,7 +98,9 @@ def message_of(kind: type[Exception], call: Callable[[], object]) -> str:
     return text
 
 
-def test_messages_name_what_was_found_and_what_was_expected(context: sllm.Context, tmp_path: Path) -> None:
+def test_messages_name_what_was_found_and_what_was_expected(
+    context: sllm.Context, draft_model: sllm.Model, tmp_path: Path
+) -> None:
     n_vocab = context.model.vocab.n_tokens
     context.decode([5, 6, 7])
     said: list[tuple[type[Exception], Callable[[], object], list[str]]] = [
@@ -113,8 +115,8 @@ def test_messages_name_what_was_found_and_what_was_expected(context: sllm.Contex
         (ValueError, lambda: context.verify([0], [5], [[6] * 8]), ["9", "8", "n_outputs_max"]),
         (ValueError, lambda: context.draft([0], [5], p_min=1.5), ["p_min", "1.5"]),
         (ValueError, lambda: context.draft([0, 0], [5, 5]), ["0", "twice"]),
-        (ValueError, lambda: context.model.context(n_ctx=0), ["n_ctx", "0"]),
-        (ValueError, lambda: context.model.context(type_k="f17"), ["type_k", "f17", "f16", "q8_0"]),
+        (ValueError, lambda: draft_model.context(n_ctx=0), ["n_ctx", "0"]),
+        (ValueError, lambda: draft_model.context(type_k="f17"), ["type_k", "f17", "f16", "q8_0"]),
         (ValueError, lambda: context.load(b"x" * 100), ["state"]),
         (ValueError, lambda: sllm.SamplingParams(temperature=-1), ["temperature", "-1"]),
         (TypeError, lambda: sllm.SamplingParams(top_k=1.5), ["top_k", "1.5"]),  # type: ignore[arg-type]

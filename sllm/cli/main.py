@@ -46,8 +46,8 @@ from sllm.cli.console import (
 from sllm.cli.remote import VARIABLE
 from sllm.draft.drafters import ModelDrafter
 from sllm.engine import exact
-from sllm.engine.model import devices
-from sllm.wire.auth import DEFAULT_PORT
+from sllm.engine.devices import devices
+from sllm.hosts import DEFAULT_PORT
 from sllm.wire.codec import CODECS
 from sllm.worker.server import Limits
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sllm
-from sllm import embedded
+from sllm import embedded, hosts
 from sllm.cli.console import CommandError, count, one_line, parameters, size, table
 from sllm.engine import exact, hub
 from sllm.remote.connection import connect
@@ -82,7 +82,7 @@ def addresses(given: str | None) -> list[str]:
 def worker(args: argparse.Namespace, out: Output) -> int:
     """Serve a model until a signal comes."""
     quiet_grpc()
-    host, port = auth.split_host_port(args.listen)
+    host, port = hosts.split_host_port(args.listen)
     _check_address(host, port, args)
     certificate = _checked_certificate(args.cert, args.key)
     token = None if args.token_file is None else _token(Path(args.token_file), out)
@@ -142,12 +142,12 @@ def worker(args: argparse.Namespace, out: Output) -> int:
 
 def _check_address(host: str, port: int, args: argparse.Namespace) -> None:
     """Find out what is wrong with an address before a large model is loaded for it."""
-    public = host if args.public is None else auth.split_host_port(args.public)[0]
+    public = host if args.public is None else hosts.split_host_port(args.public)[0]
     if args.public is not None and public in _EVERYWHERE:
         raise CommandError("--public names no host, expected the one that clients are to connect to")
     if args.insecure:
-        if not (auth.is_loopback(host) and auth.is_loopback(public)):
-            where = host if not auth.is_loopback(host) else public
+        if not (hosts.is_loopback(host) and hosts.is_loopback(public)):
+            where = host if not hosts.is_loopback(host) else public
             raise CommandError(f"--insecure is for loopback alone, and {where} is not; leave it out")
         if args.token_file is not None or args.cert is not None:
             raise CommandError("--insecure means neither a token nor a certificate; leave it out")
@@ -192,7 +192,7 @@ def _token(path: Path, out: Output) -> str:
 def _public(address: auth.Address, host: str, public: str | None) -> auth.Address:
     """The address as clients are to be told it."""
     if public is not None:
-        name, port = auth.split_host_port(public, address.port)
+        name, port = hosts.split_host_port(public, address.port)
         return replace(address, host=name, port=port)
     return replace(address, host=socket.gethostname()) if host in _EVERYWHERE else address
 

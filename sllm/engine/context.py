@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from sllm.engine.model import Model
+    from sllm.engine.weights import Weights
 
 __all__ = ["Context", "Draft", "Memory", "Verdict"]
 
@@ -345,7 +345,7 @@ class Context(Handle):
 
     def __init__(
         self,
-        model: Model,
+        model: Weights,
         *,
         n_ctx: int | None = None,
         n_batch: int = 2048,

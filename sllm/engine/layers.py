@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sllm.engine import hub
-from sllm.engine._ffi import check, checked_int, ffi, int32_array, lib, take_log
-from sllm.engine.context import hidden_array, positions
+from sllm.engine._ffi import check, checked_int, ffi, int32_array, lib
+from sllm.engine.context import Context, hidden_array, positions
+from sllm.engine.devices import check_file, load_params, may_offload, use_servers
 from sllm.engine.layer_file import LayeredFile
-from sllm.engine.model import Model, _check_file, _endpoints_of, _load_params, _may_offload
+from sllm.engine.model import Model
+from sllm.engine.weights import Weights
 from sllm.errors import ClosedError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from sllm.engine.context import Memory, Verdict
-    from sllm.engine.model import Device
+    from sllm.engine.devices import Device
     from sllm.engine.sampling import SamplingParams
 
 __all__ = ["Embedding", "LayerRange", "export_layers", "open_layers"]
@@ -45,7 +47,7 @@ def open_layers(path: str | os.PathLike[str]) -> LayeredFile:
 
     """
     found = hub.resolve(path)
-    _check_file(found)
+    check_file(found)
     return LayeredFile(found)
 
 
@@ -155,8 +157,8 @@ class Embedding:
         self.close()
 
 
-class _LayerModel(Model):
-    """The weights of a range; a model whose tokens, if it has any, are those of ``vocabulary``."""
+class _LayerWeights(Weights):
+    """The weights of a range, whose tokens, if it has any, are those of ``vocabulary``."""
 
     def __init__(
         self,
@@ -176,7 +178,7 @@ class _LayerModel(Model):
     ) -> None:
         self.path = file.paths[0]
         view = file.view(start, stop, output=output)
-        params, keep = _load_params(n_gpu_layers, devices, tensor_split, split_mode, progress)
+        params, keep = load_params(n_gpu_layers, devices, tensor_split, split_mode, progress)
         keep.append(ffi.from_buffer("uint8_t[]", view.header))
         params.header, params.header_size = keep[-1], len(view.header)
         keep.append(ffi.new("struct sllm_piece[]", [(p.file, p.offset, p.size) for p in view.pieces]))
@@ -186,20 +188,16 @@ class _LayerModel(Model):
         params.has_output = output
         if vocabulary is not None:
             params.vocabulary = vocabulary._live
-        out = ffi.new("sllm_model **")
         with ExitStack() as stack:
             opened = [stack.enter_context(path.open("rb", buffering=0)) for path in file.paths]
             keep.append(ffi.new("int32_t[]", [f.fileno() for f in opened]))
             params.files, params.n_files = keep[-1], len(opened)
-            take_log()
-            try:
-                check(lib.sllm_model_load(params, out), f"layers [{start}, {stop}) of {self.path}")
-            finally:
-                take_log(expected="dummy tokens")  # of a file without a vocabulary
+            about = f"layers [{start}, {stop}) of {self.path}"
+            # "dummy tokens": of a file without a vocabulary
+            super().__init__(params, about, expected="dummy tokens")
         self._vocabulary = vocabulary
-        self._endpoints = _endpoints_of(devices or ())
-        self.offloaded = n_gpu_layers != 0 and _may_offload(devices)
-        self._own(out[0])
+        self.offloaded = n_gpu_layers != 0 and may_offload(devices)
+        use_servers(self, devices)
         if vocabulary is not None:
             self.vocab = vocabulary.vocab
 
@@ -285,7 +283,7 @@ class LayerRange:
         self._pid = os.getpid()
         with ExitStack() as stack:
             self._model = stack.enter_context(
-                _LayerModel(
+                _LayerWeights(
                     file,
                     start,
                     stop,
@@ -301,7 +299,8 @@ class LayerRange:
                 )
             )
             self.context = stack.enter_context(
-                self._model.context(
+                Context(
+                    self._model,
                     n_ctx=n_ctx,
                     n_batch=n_batch,
                     n_ubatch=n_ubatch,

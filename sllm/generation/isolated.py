@@ -8,7 +8,8 @@ import tempfile
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
-from sllm.engine.model import Device, Model, server_of
+from sllm.engine.devices import Device, server_of
+from sllm.engine.model import Model
 from sllm.errors import AuthError, ModelLoadError, RemoteError, RPCError, SllmError, UnsupportedModelError
 from sllm.remote.connection import connect
 from sllm.remote.target import RemoteGeneration, RemoteTarget

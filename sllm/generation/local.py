@@ -10,7 +10,8 @@ import numpy as np
 
 from sllm.engine import hub
 from sllm.engine._ffi import checked_int, int32_array
-from sllm.engine.model import Model, server_of
+from sllm.engine.devices import server_of
+from sllm.engine.model import Model
 from sllm.errors import BusyError, ContextFullError, UnsupportedModelError
 from sllm.targets.base import Scores
 from sllm.targets.lockstep import LockstepGeneration
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from sllm.engine.context import Context
-    from sllm.engine.model import Device, Vocab
+    from sllm.engine.devices import Device
     from sllm.engine.sampling import SamplingParams
+    from sllm.engine.vocab import Vocab
     from sllm.generation.isolated import IsolatedGeneration, IsolatedTarget
 
 __all__ = ["LocalGeneration", "LocalTarget"]

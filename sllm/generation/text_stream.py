@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from sllm.engine.model import Vocab
+    from sllm.engine.vocab import Vocab
     from sllm.targets.base import Commit, Generation, RemoteStats
 
 __all__ = ["GenerationStats", "Run", "RunStream", "TextBuilder", "TextStream", "committed_runs"]

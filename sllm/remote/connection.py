@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Self
 
-    from sllm.engine.model import Device, Vocab
+    from sllm.engine.devices import Device
+    from sllm.engine.vocab import Vocab
 
 __all__ = ["LayersInfo", "Ping", "Remote", "WorkerInfo", "connect"]
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Self
 
-    from sllm.engine.model import Vocab
+    from sllm.engine.vocab import Vocab
     from sllm.remote.connection import Remote
     from sllm.targets.base import Scores
 

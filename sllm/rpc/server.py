@@ -13,13 +13,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sllm import hosts
 from sllm.engine import ggml_rpc
 from sllm.engine._ffi import check, checked_int, ffi, lib
-from sllm.engine.model import Device
-from sllm.engine.model import devices as local_devices
+from sllm.engine.devices import Device
+from sllm.engine.devices import devices as local_devices
 from sllm.errors import RPCError
 from sllm.rpc.child import Child, ChildEndedError, begin
-from sllm.wire import auth
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +105,7 @@ class RPCServer:
         cache: keep the weights that clients upload, so that a second load sends next to nothing: True: in
             ``rpc`` in the user's cache folder for sllm (``$SLLM_CACHE``); a path: there. The folder grows
             with every model; empty it by hand.
-        devices: what to serve, from :func:`sllm.engine.model.devices`, or names; None: the GPUs, or the CPU
+        devices: what to serve, from :func:`sllm.engine.devices.devices`, or names; None: the GPUs, or the CPU
             where there is none.
         n_threads: CPU threads; None: all cores.
         allow_public: listen on an address that others can reach. The protocol has no authentication and no
@@ -135,7 +135,7 @@ class RPCServer:
     ) -> None:
         ggml_rpc.version()
         checked_int(port, "port", 0, 65535)
-        if not auth.is_loopback(host) and not allow_public:
+        if not hosts.is_loopback(host) and not allow_public:
             raise ValueError(
                 f"an RPC server on {host} could be used by everybody who reaches its port, without a"
                 " password: use 127.0.0.1 and `sllm worker --rpc`, which relays it over TLS with a token,"

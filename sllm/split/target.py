@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Self
 
+    from sllm.engine.devices import Device
     from sllm.engine.layer_file import LayeredFile
-    from sllm.engine.model import Device, Vocab
+    from sllm.engine.vocab import Vocab
     from sllm.split.link import Answer
 
 __all__ = ["SplitGeneration", "SplitTarget"]

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from numpy import float32, int32
 
-    from sllm.engine.model import Vocab
     from sllm.engine.sampling import SamplingParams
+    from sllm.engine.vocab import Vocab
 
 __all__ = [
     "Commit",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from sllm.engine.model import Vocab
+    from sllm.engine.vocab import Vocab
 
 __all__ = ["LockstepGeneration"]
 

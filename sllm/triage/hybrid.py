@@ -22,6 +22,7 @@ import numpy as np
 
 from sllm.draft.drafters import AnswerDrafter, ModelDrafter
 from sllm.engine import gguf
+from sllm.engine.messages import checked_messages
 from sllm.engine.model import Model
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import BusyError, ClosedError, LeakError, RemoteError
@@ -32,7 +33,7 @@ from sllm.privacy import Detector, Restorer, Vault, default_detectors, egress_ch
 from sllm.targets.base import Scorer, Target
 from sllm.triage.calibration import ProfileError
 from sllm.triage.check_answer import Acceptance, answer_logprobs, check_answer
-from sllm.triage.triage import ContextScorer, Grade, Tier, TimeLimit, Triage, checked_messages
+from sllm.triage.triage import ContextScorer, Grade, Tier, TimeLimit, Triage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Self
 
-    from sllm.engine.model import Vocab
+    from sllm.engine.vocab import Vocab
     from sllm.triage.triage import Verify
 
 __all__ = ["Answer", "ChatCloud", "Hybrid", "HybridStats"]

@@ -29,7 +29,7 @@ import math
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from enum import IntEnum
@@ -39,6 +39,7 @@ import numpy as np
 
 from sllm.engine import gguf
 from sllm.engine._ffi import checked_int
+from sllm.engine.messages import Messages, _Refusal, _text, checked_messages
 from sllm.triage.calibration import CalibrationError, Combination, Profile, ProfileError, Row, confidence
 
 if TYPE_CHECKING:
@@ -62,7 +63,6 @@ __all__ = [
     "Triage",
     "Verify",
     "Wording",
-    "checked_messages",
 ]
 
 SIGNALS = ("easy", "not hard", "request")
@@ -71,7 +71,6 @@ the label for hard, and the mean log-probability of the request's own tokens (0 
 
 Privacy = Literal["public", "private"]
 Verify = Literal["always", "uncertain", "never"]
-Messages = Sequence[Mapping[str, Any]]
 _T = TypeVar("_T")
 
 
@@ -420,10 +419,6 @@ class Assessment:
     p_easy: float
     p_hard: float
     n_tokens: int
-
-
-class _Refusal(Exception):  # noqa: N818 - no error: a reason to fail closed
-    """Why a request cannot be judged; the text may be shown."""
 
 
 class TimeLimit:
@@ -868,61 +863,6 @@ _KIND = re.compile("[A-Z][A-Z_]{0,31}")
 _SENTENCE = re.compile(r"[。！？；!?…]+[”’」』\"')）]*|(?<!\.)\.+[”’\"')）]{0,4}(?=\s)|(?=[^\S\n]{0,8}\n)")
 _WORD = re.compile(r"\S")
 _NONCES = re.compile("(?=([0-9a-f]{8}))")
-
-
-def checked_messages(messages: Messages) -> list[Mapping[str, Any]]:
-    """The messages, if they are mappings with a role and a content, and at least one.
-
-    Raises:
-        TypeError, ValueError: they are not.
-
-    """
-    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
-        raise TypeError(
-            f"messages is {type(messages).__name__}, expected a list of mappings with role and content"
-        )
-    if not messages:
-        raise ValueError("messages is empty, expected at least one")
-    found = []
-    for i, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise TypeError(f"messages[{i}] is {type(message).__name__}, expected a mapping")
-        role = message.get("role")
-        if not isinstance(role, str):
-            raise ValueError(f"messages[{i}] has the role {role!r}, expected a text")
-        if not {"content", "tool_calls"} & set(message):
-            raise ValueError(f"messages[{i}] has no content")
-        found.append(message)
-    return found
-
-
-def _text(messages: list[Mapping[str, Any]]) -> str:
-    """The conversation as one text: what the user says as it is, everything else with its role."""
-    lines = []
-    for message in messages:
-        role, content = message["role"], message.get("content")
-        # What else a message carries leaves the machine with it, so it is judged with it.
-        more = {key: value for key, value in message.items() if key not in ("role", "content")}
-        if more:
-            lines.append(f"{role}: {json.dumps(more, ensure_ascii=False)}")
-        if content is None:
-            continue
-        parts = [content] if isinstance(content, str) else content
-        if not isinstance(parts, Sequence):
-            raise _Refusal(f"a message's content is {type(content).__name__}, and only text is judged")
-        for part in parts:
-            text = part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else part
-            if not isinstance(text, str):
-                raise _Refusal("a part of a message is no text")
-            lines.append(text if role == "user" else f"{role}: {text}")
-    whole = "\n".join(lines).rstrip()
-    try:
-        whole.encode()
-    except UnicodeEncodeError:
-        raise _Refusal("the text is no valid Unicode") from None
-    if not whole:
-        raise _Refusal("there is no text")
-    return whole
 
 
 def _nonce(text: str) -> str:

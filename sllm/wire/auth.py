@@ -13,7 +13,6 @@ import binascii
 import datetime
 import hashlib
 import hmac
-import ipaddress
 import os
 import secrets
 import socket
@@ -24,12 +23,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from sllm.errors import AuthError, RemoteError
+from sllm.hosts import DEFAULT_PORT, is_loopback
 
 if TYPE_CHECKING:
     import grpc
 
 __all__ = [
-    "DEFAULT_PORT",
     "Address",
     "bearer",
     "belong_together",
@@ -37,15 +36,12 @@ __all__ = [
     "client_credentials",
     "fetch_certificate",
     "fingerprint",
-    "is_loopback",
     "load_or_make_certificate",
     "load_or_make_token",
     "same_token",
-    "split_host_port",
     "state_folder",
 ]
 
-DEFAULT_PORT = 50051
 
 _SERVER_NAME = "sllm-worker"
 _MIN_TOKEN = 16
@@ -123,33 +119,6 @@ class Address:
         token = f"{quote(self.token, safe='')}@" if self.token else ""
         end = "#insecure" if self.insecure else f"#sha256={self.fingerprint}" if self.fingerprint else ""
         return f"sllm://{token}{self.endpoint}{end}"
-
-
-def split_host_port(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int]:
-    """``HOST:PORT``, ``[IPV6]:PORT``, ``HOST`` or ``:PORT`` (every interface) as (host, port).
-
-    Raises:
-        ValueError: not such a pair.
-
-    """
-    try:
-        parts = urlsplit(f"//{text}")
-        port = parts.port
-    except ValueError:
-        parts, port = urlsplit("//"), None
-    if parts.path or parts.query or parts.fragment or "@" in text or (not parts.hostname and port is None):
-        raise ValueError(f"{text!r} is not HOST:PORT")
-    return parts.hostname or "0.0.0.0", default_port if port is None else port
-
-
-def is_loopback(host: str) -> bool:
-    """Whether ``host`` is this machine and nothing but: a loopback address, or ``localhost``."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 # ---- tokens

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sllm import hosts
 from sllm.engine.model import Model
 from sllm.wire import auth
 from sllm.wire.protocol import CHANNEL_OPTIONS, RELAY_OPTIONS, size_limit
@@ -130,7 +131,7 @@ class Worker:
         from sllm.worker.layer_service import LayerService
         from sllm.worker.service import Service
 
-        if insecure and not auth.is_loopback(host):
+        if insecure and not hosts.is_loopback(host):
             raise ValueError(
                 f"insecure is for loopback alone, and the worker is to listen on {host};"
                 " leave it out, or use 127.0.0.1"

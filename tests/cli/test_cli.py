@@ -25,7 +25,7 @@ import sllm
 from sllm import embedded
 from sllm.cli import console
 from sllm.cli import main as cli
-from sllm.engine.model import devices
+from sllm.engine.devices import devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,7 @@ import random_models
 
 import sllm
 from sllm import embedded
-from sllm.engine.model import devices
+from sllm.engine.devices import devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,7 +17,8 @@ from sllm import embedded
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from sllm.engine.model import Model, Vocab
+    from sllm.engine.model import Model
+    from sllm.engine.vocab import Vocab
 
 
 @pytest.fixture(scope="module")

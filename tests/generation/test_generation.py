@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from oracles import Tokens
 
-    from sllm.engine.model import Model, Vocab
+    from sllm.engine.model import Model
+    from sllm.engine.vocab import Vocab
     from sllm.generation.text_stream import Run, TextStream
 
 # Whether speculation pays is measured, and differs from machine to machine. With these it always does.

@@ -67,7 +67,7 @@ def test_a_server_says_where_it_is_and_what_it_has(server: rpc.RPCServer) -> Non
     assert rpc.add_server(server.endpoint) == [device]
     assert rpc.devices(server.endpoint) == [device]
     assert device in rpc.devices()
-    assert device not in sllm.engine.model.devices()  # it would be asked for its memory
+    assert device not in sllm.engine.devices.devices()  # it would be asked for its memory
 
 
 def test_nothing_is_left_of_a_closed_server() -> None:

@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import examples
 
+from sllm import hosts
 from sllm.errors import AuthError, RemoteError
 from sllm.wire import auth
 from sllm.wire.auth import Address
@@ -38,7 +39,7 @@ TOKEN = "S3cret-Token_that.is/long+enough"
 # ---- addresses ---------------------------------------------------------------------------------------------
 
 visible = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=60)
-hosts = (
+host_names = (
     st.from_regex(r"[a-z0-9]([a-z0-9-]{0,12}[a-z0-9])?(\.[a-z]{1,6}){0,2}", fullmatch=True)
     | st.ip_addresses(v=4).map(str)
     | st.ip_addresses(v=6).map(str)
@@ -48,7 +49,7 @@ digests = st.binary(min_size=32, max_size=32).map(bytes.hex)
 
 @examples(200)
 @given(
-    host=hosts,
+    host=host_names,
     port=st.integers(1, 65535),
     token=st.none() | visible,
     digest=st.none() | digests,
@@ -64,7 +65,7 @@ def test_an_address_survives_its_line(host: str, port: int, token: str | None, d
 
 def test_the_parts_of_an_address() -> None:
     digest = hashlib.sha256(b"x").hexdigest()
-    assert Address.parse("sllm://localhost") == Address("localhost", auth.DEFAULT_PORT)
+    assert Address.parse("sllm://localhost") == Address("localhost", hosts.DEFAULT_PORT)
     assert Address.parse("sllm://127.0.0.1:5#insecure") == Address("127.0.0.1", 5, None, None, True)
     assert Address.parse(f"sllm://t@[::1]:7/#sha256={digest}") == Address("::1", 7, "t", digest)
     colons = ":".join(digest[i : i + 2] for i in range(0, 64, 2)).upper()
@@ -132,25 +133,25 @@ def test_an_address_is_text(line: object) -> None:
 
 
 @examples(100)
-@given(host=hosts, port=st.integers(0, 65535))
+@given(host=host_names, port=st.integers(0, 65535))
 def test_host_and_port_come_apart(host: str, port: int) -> None:
     together = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    assert auth.split_host_port(together) == (host, port)
+    assert hosts.split_host_port(together) == (host, port)
 
 
 def test_what_may_be_left_out_of_host_and_port() -> None:
-    assert auth.split_host_port("host") == ("host", auth.DEFAULT_PORT)
-    assert auth.split_host_port("[::1]") == ("::1", auth.DEFAULT_PORT)
-    assert auth.split_host_port(":7") == ("0.0.0.0", 7)
-    assert auth.split_host_port("host", 8) == ("host", 8)
+    assert hosts.split_host_port("host") == ("host", hosts.DEFAULT_PORT)
+    assert hosts.split_host_port("[::1]") == ("::1", hosts.DEFAULT_PORT)
+    assert hosts.split_host_port(":7") == ("0.0.0.0", 7)
+    assert hosts.split_host_port("host", 8) == ("host", 8)
     for text in ("", "a:b", "a:99999", "::1", "a:1/b", "u@a:1", "a:1#c", "a:1?d", "[::1"):
         with pytest.raises(ValueError, match="HOST:PORT"):
-            auth.split_host_port(text)
+            hosts.split_host_port(text)
 
 
 def test_loopback_is_this_machine_alone() -> None:
     for host in ("localhost", "LOCALHOST", "127.0.0.1", "127.8.9.10", "::1"):
-        assert auth.is_loopback(host)
+        assert hosts.is_loopback(host)
     for host in (
         "0.0.0.0",
         "::",
@@ -160,7 +161,7 @@ def test_loopback_is_this_machine_alone() -> None:
         "127.0.0.1.example.com",
         "fe80::1",
     ):
-        assert not auth.is_loopback(host)
+        assert not hosts.is_loopback(host)
 
 
 # ---- tokens ------------------------------------------------------------------------------------------------

@@ -1,0 +1,212 @@
+"""The vocabulary of a model."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sllm.engine._ffi import Handle, check, checked_int, ffi, int32_array, lib
+from sllm.errors import VocabMismatchError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+__all__ = ["Vocab"]
+
+
+class Vocab:
+    """The vocabulary of a model. Any number of threads may use it.
+
+    Attributes:
+        n_tokens: how many tokens there are; ids are 0 <= id < n_tokens.
+        bos, eos, eot, pad: ids of special tokens, or None.
+        add_bos, add_eos: whether ``encode(add_special=True)`` adds them.
+
+    """
+
+    def __init__(self, model: Handle, info: Any, name: str) -> None:
+        def special(token: int) -> int | None:
+            return token if token >= 0 else None
+
+        self._model = model
+        self._name = name  # of the file, for messages
+        self.n_tokens: int = info.n_vocab
+        self.bos = special(info.bos)
+        self.eos = special(info.eos)
+        self.eot = special(info.eot)
+        self.pad = special(info.pad)
+        self.add_bos = bool(info.add_bos)
+        self.add_eos = bool(info.add_eos)
+        self._has_text = info.vocab_type != 0
+        self._pieces: dict[int, bytes] = {}
+        self._fingerprint: str | None = None
+
+    def encode(
+        self, text: str, add_special: bool = True, parse_special: bool = False
+    ) -> npt.NDArray[np.int32]:
+        """Tokenise (``llama_tokenize``); returns int32 (n,).
+
+        ``add_special`` adds BOS or EOS where the model wants them; ``parse_special`` reads the text of
+        control tokens as these tokens (not for text from others, who could then end a turn).
+
+        Raises:
+            TypeError: ``text`` is no str.
+            UnsupportedModelError: the file holds no vocabulary.
+
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"text is {type(text).__name__}, expected str")
+        data = text.encode("utf-8", "surrogatepass" if text.isascii() else "replace")
+        capacity = len(data) + 8  # a token takes at least a byte, besides the special ones
+        pointer = self._model._live
+        count = ffi.new("int32_t *")
+        while True:
+            tokens = np.empty(capacity, dtype=np.int32)
+            check(
+                lib.sllm_tokenize(
+                    pointer,
+                    data,
+                    len(data),
+                    add_special,
+                    parse_special,
+                    ffi.from_buffer("int32_t[]", tokens),
+                    capacity,
+                    count,
+                )
+            )
+            if count[0] <= capacity:
+                return tokens[: count[0]].copy()
+            capacity = count[0]
+
+    def decode(self, tokens: npt.ArrayLike, *, special: bool = False) -> str:
+        """The text of tokens (``llama_detokenize``), bytes that are no UTF-8 replaced by U+FFFD.
+
+        Control tokens have text only with ``special``.
+
+        Raises:
+            ValueError: an id that is no token.
+
+        """
+        array = int32_array(tokens, "tokens")
+        capacity = 16 * len(array) + 64
+        count = ffi.new("int32_t *")
+        while True:
+            buffer = ffi.new("char[]", capacity)
+            check(
+                lib.sllm_detokenize(
+                    self._model._live,
+                    ffi.from_buffer("int32_t[]", array),
+                    len(array),
+                    special,
+                    buffer,
+                    capacity,
+                    count,
+                )
+            )
+            if count[0] <= capacity:
+                text: bytes = ffi.buffer(buffer, count[0])[:]
+                return text.decode("utf-8", "replace")
+            capacity = count[0]
+
+    def piece(self, token: int) -> bytes:
+        """The bytes that a token stands for in running text; none for control tokens
+        (``llama_token_to_piece``).
+
+        Raises:
+            ValueError: no such token.
+
+        """
+        found = self._pieces.get(token)
+        if found is None:
+            checked_int(token, "token")
+            found = self._pieces[token] = self._piece(token, special=False)
+        return found
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        count = ffi.new("int32_t *")
+        capacity = 64
+        while True:
+            buffer = ffi.new("char[]", capacity)
+            check(lib.sllm_token_piece(self._model._live, token, special, buffer, capacity, count))
+            if count[0] <= capacity:
+                piece: bytes = ffi.buffer(buffer, count[0])[:]
+                return piece
+            capacity = count[0]
+
+    def is_eog(self, token: int) -> bool:
+        """Whether the token ends a generation (EOS, end of turn, ...).
+
+        Raises:
+            ValueError: no such token.
+
+        """
+        return bool(self._attr(token) & 2)
+
+    def is_control(self, token: int) -> bool:
+        """Whether the token is a control token, which has no text of its own.
+
+        Raises:
+            ValueError: no such token.
+
+        """
+        return bool(self._attr(token) & 1)
+
+    def _attr(self, token: int) -> int:
+        bits: int = lib.sllm_token_attr(self._model._live, checked_int(token, "token"))
+        if bits < 0:
+            raise ValueError(f"token {token} is not in the vocabulary of {self.n_tokens} tokens")
+        return bits
+
+    @property
+    def special_pieces(self) -> list[str]:
+        """The texts of all tokens that are parsed only with ``parse_special``, as chat templates write
+        them.
+        """
+        found = (
+            self._piece(t, special=True) for t in range(self.n_tokens) if self._attr(t) & (1 | 2 | 16 | 32)
+        )
+        return [piece.decode("utf-8", "replace") for piece in found if piece]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over every token's text and kind, in order: equal for models that share a
+        vocabulary.
+        """
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for token in range(self.n_tokens):
+                piece, attr = self._entry(token)
+                digest.update(len(piece).to_bytes(4, "little") + attr.to_bytes(1, "little") + piece)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+    def _entry(self, token: int) -> tuple[bytes, int]:
+        """What makes a token the same token in two vocabularies."""
+        return self._piece(token, special=True), self._attr(token) & 3
+
+    def check_same(self, other: Vocab) -> None:
+        """Compare token by token; a shared prefix is enough, since some files pad their vocabulary.
+
+        Raises:
+            VocabMismatchError: names the first token that differs.
+
+        """
+        if self is other:
+            return
+        if self.n_tokens == other.n_tokens and self.fingerprint == other.fingerprint:
+            return
+        for token in range(min(self.n_tokens, other.n_tokens)):
+            mine, theirs = self._entry(token), other._entry(token)
+            if mine != theirs:
+                raise VocabMismatchError(
+                    f"token {token} is {mine[0]!r} in {self._name}"
+                    f" and {theirs[0]!r} in {other._name}"
+                    + (" (of different kinds)" if mine[0] == theirs[0] else "")
+                    + "; target and draft must share a vocabulary"
+                )
+
+    def __repr__(self) -> str:
+        return f"<sllm.Vocab of {self.n_tokens} tokens>"

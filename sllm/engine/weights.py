@@ -1,0 +1,110 @@
+"""The weights that llama.cpp has loaded: what a context computes with, wherever they came from."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from sllm.engine._ffi import Handle, check, ffi, lib, read_text, take_log
+from sllm.engine.sampling import SamplingParams, compile_sampling
+from sllm.engine.vocab import Vocab
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+__all__ = ["Weights"]
+
+
+class Weights(Handle):
+    """A loaded ``llama_model``: its hyperparameters, vocabulary and metadata. Closing it closes its contexts.
+
+    :class:`~sllm.Model` has these of a whole file, :class:`~sllm.LayerRange` those of some layers.
+
+    Attributes: see :class:`~sllm.Model`.
+
+    """
+
+    path: Path
+    offloaded: bool
+
+    def __init__(self, params: Any, about: str, *, expected: str | None = None) -> None:
+        """Load by ``struct sllm_model_params``; ``expected`` is in the lines that llama.cpp need not log."""
+        out = ffi.new("sllm_model **")
+        take_log()
+        try:
+            check(lib.sllm_model_load(params, out), about)
+        finally:
+            take_log(expected=expected)
+        pointer = out[0]
+        super().__init__(pointer, lib.sllm_model_free)
+        info = ffi.new("struct sllm_model_info *")
+        lib.sllm_model_get_info(pointer, info)
+        self.n_layer: int = info.n_layer
+        self.n_embd: int = info.n_embd
+        self.n_head: int = info.n_head
+        self.n_head_kv: int = info.n_head_kv
+        self.n_ctx_train: int = max(info.n_ctx_train, 0)
+        self.n_params: int = info.n_params
+        self.size_bytes: int = info.size_bytes
+        self.can_rollback = bool(info.can_rollback)
+        self.vocab = Vocab(self, info, self.path.name)
+        self._metadata: Mapping[str, str] | None = None
+        self._samplings: OrderedDict[SamplingParams, Any] = OrderedDict()
+        self._samplings_lock = threading.Lock()
+        self._last_sampling: tuple[SamplingParams | None, Any] = (None, None)
+        self._contexts: weakref.WeakSet[Handle] = weakref.WeakSet()
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The scalar GGUF metadata, read-only, all values as text."""
+        if self._metadata is None:
+            pointer = self._live
+            pairs = {}
+            for index in range(lib.sllm_model_meta_count(pointer)):
+                key = read_text(partial(lib.sllm_model_meta_key, pointer, index))
+                value = read_text(partial(lib.sllm_model_meta_value, pointer, index))
+                pairs[key or ""] = value or ""
+            self._metadata = MappingProxyType(pairs)
+        return self._metadata
+
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's name of the architecture, such as ``"llama"`` or ``"qwen3"``."""
+        return self.metadata.get("general.architecture", "")
+
+    @property
+    def description(self) -> str:
+        """Architecture, size class and quantisation in llama.cpp's words (``llama_model_desc``)."""
+        return read_text(lambda text, size: lib.sllm_model_desc(self._live, text, size)) or ""
+
+    def compiled(self, params: SamplingParams) -> Any:
+        """``params`` for this vocabulary, as an owning ``sllm_sampling *``; the newest 64 are kept for the
+        next call.
+        """
+        if not isinstance(params, SamplingParams):
+            raise TypeError(f"sampling is {params!r}, expected SamplingParams")
+        if params is self._last_sampling[0]:  # hashing takes longer than all the rest of a call
+            return self._last_sampling[1]
+        with self._samplings_lock:
+            found = self._samplings.pop(params, None)
+            if found is None:
+                found = compile_sampling(self._live, params)
+            self._samplings[params] = found
+            while len(self._samplings) > 64:
+                self._samplings.popitem(last=False)
+        self._last_sampling = (params, found)
+        return found
+
+    def close(self) -> None:
+        """Free the weights, after closing every context made from them. More calls do nothing."""
+        if self._pointer is not None:
+            for context in list(self._contexts):
+                context.close()
+            self._samplings.clear()
+            self._last_sampling = (None, None)
+        super().close()

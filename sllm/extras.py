@@ -1,0 +1,40 @@
+"""Parts of sllm that need packages of their own: which extra brings them, said where one is missing."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["needs"]
+
+_WHAT = {
+    "remote": "a worker, a connection to one and a split by layers",
+    "privacy": "finding what is private",
+    "hub": "hf:// addresses",
+    "openai": "clouds with OpenAI's API",
+    "presidio": "Presidio's detectors",
+}
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Around the imports of packages that an extra of ours brings.
+
+    Raises:
+        ImportError: one of them is not installed; says which, and what to type.
+
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "sllm":
+            raise
+        package = error.name.partition(".")[0]
+        raise ImportError(
+            f"{_WHAT[extra]} needs the package {package}, which is not installed:"
+            f" pip install 'sllm[{extra}]'",
+            name=error.name,
+        ) from error
