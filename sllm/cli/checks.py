@@ -142,7 +142,7 @@ _SPEED |= {"avx512_vnni", "avx512_bf16", "amx_int8", "amx_tile", "asimddp", "asi
 
 def threads() -> Check:
     """How many cores this process may use, and how many threads a model takes by default."""
-    from sllm.engine.context import available_cores
+    from sllm.engine.cpu import available_cores
 
     cores, allowed = os.cpu_count() or 1, available_cores()
     quota = _cpu_quota()

@@ -24,7 +24,7 @@ from sllm.cli.remote import quiet_grpc
 from sllm.cli.slow_link import Link
 from sllm.draft.drafters import ModelDrafter
 from sllm.engine import exact
-from sllm.engine.context import available_cores
+from sllm.engine.cpu import available_cores
 from sllm.remote.connection import connect
 from sllm.wire.auth import Address
 

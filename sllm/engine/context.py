@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from sllm.engine.params import ContextParams
     from sllm.engine.weights import Weights
 
 __all__ = ["Context", "Draft", "Memory", "Verdict"]
@@ -49,19 +50,6 @@ _INT32 = np.dtype(np.int32)
 _FLOAT32 = np.dtype(np.float32)
 _NULL = ffi.NULL
 _from_buffer = ffi.from_buffer
-
-
-# Threads wait for each other at every operation of a graph: measured on two cores, a second one brings
-# nothing to 0.8 MB of weights, and a quarter to 5.8 MB.
-_BYTES_PER_THREAD = 2_500_000
-
-
-def available_cores() -> int:
-    """The processors that this process may run on."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1
 
 
 @dataclass(frozen=True, init=False)
@@ -315,22 +303,7 @@ class Context(Handle):
 
     Args:
         model: the model.
-        n_ctx: positions in all; None: what the model was trained for, at most 4096, for each sequence. They
-            are shared out evenly over the sequences, unless ``kv_unified``.
-        n_batch: how many tokens go to llama.cpp at once.
-        n_ubatch: how many tokens one computed graph has.
-        n_seq_max: the number of sequences; their ids are 0 <= seq_id < n_seq_max.
-        n_outputs_max: how many rows of logits one call may keep (``verify`` needs one more than the draft for
-            each sequence); None: at least 64, 17 a sequence.
-        n_threads, n_threads_batch: CPU threads for one token and for more; None: one for each core that this
-            process may use, but no more than one for each 2.5 MB of weights.
-        flash_attn: None: where the device has it.
-        type_k, type_v: ggml types of the KV cache, such as ``"f16"`` or ``"q8_0"``. With q8_0 here, q8_0 or
-            q4_0 weights and flash attention, results on the CPU do not depend on how tokens are grouped into
-            batches.
-        offload_kqv: keep the KV cache on the GPU that has the layer.
-        kv_unified: one pool of positions for all sequences. Ragged batches then take one pass instead of
-            several, but what other sequences do can change the last bits of the logits.
+        params: how it computes.
 
     Raises:
         ValueError: an argument out of range, or one that the model does not go with.
@@ -343,61 +316,18 @@ class Context(Handle):
 
     """
 
-    def __init__(
-        self,
-        model: Weights,
-        *,
-        n_ctx: int | None = None,
-        n_batch: int = 2048,
-        n_ubatch: int = 512,
-        n_seq_max: int = 1,
-        n_outputs_max: int | None = None,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
-        flash_attn: bool | None = None,
-        type_k: str = "f16",
-        type_v: str = "f16",
-        offload_kqv: bool = True,
-        kv_unified: bool = False,
-    ) -> None:
-        checked_int(n_seq_max, "n_seq_max", 1, 256)
-        if n_ctx is None:
-            n_ctx = min(model.n_ctx_train or 4096, 4096) * n_seq_max
-        if n_outputs_max is None:
-            n_outputs_max = max(64, 17 * n_seq_max)
-        if n_threads is None:
-            n_threads = min(available_cores(), max(1, model.size_bytes // _BYTES_PER_THREAD))
-        params = ffi.new("struct sllm_context_params *")
-        params.n_ctx = checked_int(n_ctx, "n_ctx", 1)
-        params.n_batch = checked_int(n_batch, "n_batch", 1)
-        params.n_ubatch = checked_int(n_ubatch, "n_ubatch", 1)
-        params.n_seq_max = n_seq_max
-        params.n_outputs_max = min(checked_int(n_outputs_max, "n_outputs_max", 1), n_batch)
-        params.n_threads = checked_int(n_threads, "n_threads", 1)
-        params.n_threads_batch = (
-            n_threads if n_threads_batch is None else checked_int(n_threads_batch, "n_threads_batch", 1)
-        )
-        params.flash_attn = -1 if flash_attn is None else int(flash_attn)
-        for name, value in (("type_k", type_k), ("type_v", type_v)):
-            if not isinstance(value, str):
-                raise TypeError(f"{name} is {value!r}, expected the name of a ggml type")
-            if "\0" in value:
-                raise ValueError(f"{name} is {value!r}, expected the name of a ggml type")
-        keep = [ffi.new("char[]", type_k.encode()), ffi.new("char[]", type_v.encode())]
-        params.type_k, params.type_v = keep
-        params.offload_kqv = offload_kqv
-        params.kv_unified = kv_unified
-
+    def __init__(self, model: Weights, params: ContextParams) -> None:
+        given, _keep = params.as_c(n_ctx_train=model.n_ctx_train, size_bytes=model.size_bytes)
         out = ffi.new("sllm_context **")
         take_log()
         try:
-            check(lib.sllm_context_new(model._live, params, out), model.path.name)
+            check(lib.sllm_context_new(model._live, given, out), model.path.name)
         finally:
             take_log()
         super().__init__(out[0], lib.sllm_context_release)
         self.model = model
-        self.n_threads: int = params.n_threads
-        self.n_threads_batch: int = params.n_threads_batch
+        self.n_threads: int = given.n_threads
+        self.n_threads_batch: int = given.n_threads_batch
         info = ffi.new("struct sllm_context_info *")
         lib.sllm_context_get_info(out[0], info)
         self.n_ctx: int = info.n_ctx

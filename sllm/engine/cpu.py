@@ -40,7 +40,18 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["VARIABLE", "Build", "Choice", "Variant", "brand", "build", "choose", "features", "module_folders"]
+__all__ = [
+    "VARIABLE",
+    "Build",
+    "Choice",
+    "Variant",
+    "available_cores",
+    "brand",
+    "build",
+    "choose",
+    "features",
+    "module_folders",
+]
 
 VARIABLE = "SLLM_CPU_VARIANT"
 """The environment variable that names the variant to use in place of the best one."""
@@ -251,3 +262,11 @@ def choose() -> Choice:
         f"{which} uses instructions that this CPU ({cpu}) does not have: {', '.join(missing)}; "
         + (f"unset ${VARIABLE}" if wanted and len(built.variants) > 1 else _ADVICE)
     )
+
+
+def available_cores() -> int:
+    """The processors that this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1

@@ -5,24 +5,19 @@ from __future__ import annotations
 import re
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sllm.engine import backends, ggml_rpc
-from sllm.engine._ffi import Handle, check, checked_int, ffi, lib, take_log
-from sllm.errors import ModelLoadError
+from sllm.engine._ffi import Handle, check, ffi, lib, take_log
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
 
-__all__ = ["Device", "check_file", "devices", "load_params", "may_offload", "server_of", "use_servers"]
+__all__ = ["Device", "device_indices", "devices", "may_offload", "server_of", "use_servers"]
 
 
 _DEVICE_TYPES = ("cpu", "gpu", "igpu", "accelerator", "other")
-
-
-_SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}
 
 
 @dataclass(frozen=True)
@@ -64,57 +59,6 @@ def devices() -> list[Device]:
         )
     take_log()
     return found
-
-
-def check_file(path: Path) -> None:
-    """Tell apart what llama.cpp would report alike."""
-    try:
-        if path.is_dir():
-            raise ModelLoadError(f"{path} is a directory, expected a GGUF file")
-        if path.exists() and not path.is_file():
-            # opening a pipe would wait for somebody to write
-            raise ModelLoadError(f"{path} is not a regular file, expected a GGUF file")
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except ModelLoadError:
-        raise
-    except FileNotFoundError:
-        raise ModelLoadError(f"{path} does not exist, expected a GGUF file") from None
-    except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # a NUL in the name
-        raise ModelLoadError(f"{path!r} is no path: {error}") from None
-    if not magic:
-        raise ModelLoadError(f"{path} is empty, expected a GGUF file")
-    if magic != b"GGUF":
-        raise ModelLoadError(f"{path} is not a GGUF file: it begins with {magic!r}, expected b'GGUF'")
-
-
-def load_params(
-    n_gpu_layers: int | None,
-    devices: Sequence[Device | str] | None,
-    tensor_split: Sequence[float] | None,
-    split_mode: str,
-    progress: Callable[[float], Any] | None,
-) -> tuple[Any, list[Any]]:
-    """What every load has in common, as sllm.h's parameters, and what must live as long as these."""
-    if split_mode not in _SPLIT_MODES:
-        raise ValueError(f"split_mode is {split_mode!r}, expected one of {', '.join(_SPLIT_MODES)}")
-    backends.load()
-    keep: list[Any] = [ffi.new_handle(progress)]
-    params = ffi.new("struct sllm_model_params *")
-    params.n_gpu_layers = -1 if n_gpu_layers is None else checked_int(n_gpu_layers, "n_gpu_layers")
-    params.split_mode = _SPLIT_MODES[split_mode]
-    if devices is not None:
-        chosen = _device_indices(devices)
-        keep.append(ffi.new("int32_t[]", chosen))
-        params.devices, params.n_devices = keep[-1], len(chosen)
-    if tensor_split is not None:
-        keep.append(ffi.new("float[]", [float(part) for part in tensor_split]))
-        params.tensor_split, params.n_tensor_split = keep[-1], len(keep[-1])
-    params.progress = lib.sllm_py_progress
-    params.progress_user_data = keep[0]
-    return params, keep
 
 
 _SERVER_DEVICE = re.compile(r"RPC(\d{1,3})\[([^\[\]]+)\]")
@@ -160,7 +104,14 @@ def may_offload(wanted: Sequence[Device | str] | None) -> bool:
     return any(d.type in ("gpu", "igpu") for d in devices() if names is None or d.name in names)
 
 
-def _device_indices(wanted: Sequence[Device | str]) -> list[int]:
+def device_indices(wanted: Sequence[Device | str]) -> list[int]:
+    """Their numbers in ggml's list; RPC servers among them are registered there.
+
+    Raises:
+        ValueError: no such device.
+        RPCError: an RPC server is not there.
+
+    """
     known = {device.name: device.index for device in devices()}
     servers: dict[str, list[int]] = {}
     indices = []

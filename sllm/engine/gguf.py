@@ -307,3 +307,27 @@ def parts(path: Path | HubFile) -> list[Any]:
     if found is None or read_header(path).value("split.count") != int(found[2]):
         return [path]
     return [path.with_name(f"{found[1]}-{i:05d}-of-{found[2]}.gguf") for i in range(1, int(found[2]) + 1)]
+
+
+def check_file(path: Path) -> None:
+    """Tell apart what llama.cpp would report alike."""
+    try:
+        if path.is_dir():
+            raise ModelLoadError(f"{path} is a directory, expected a GGUF file")
+        if path.exists() and not path.is_file():
+            # opening a pipe would wait for somebody to write
+            raise ModelLoadError(f"{path} is not a regular file, expected a GGUF file")
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except ModelLoadError:
+        raise
+    except FileNotFoundError:
+        raise ModelLoadError(f"{path} does not exist, expected a GGUF file") from None
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL in the name
+        raise ModelLoadError(f"{path!r} is no path: {error}") from None
+    if not magic:
+        raise ModelLoadError(f"{path} is empty, expected a GGUF file")
+    if magic != b"GGUF":
+        raise ModelLoadError(f"{path} is not a GGUF file: it begins with {magic!r}, expected b'GGUF'")

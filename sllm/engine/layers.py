@@ -9,29 +9,34 @@ from __future__ import annotations
 import os
 import warnings
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm.engine import hub
+from sllm.engine import gguf, hub
 from sllm.engine._ffi import check, checked_int, ffi, int32_array, lib
 from sllm.engine.context import Context, hidden_array, positions
-from sllm.engine.devices import check_file, load_params, may_offload, use_servers
 from sllm.engine.layer_file import LayeredFile
 from sllm.engine.model import Model
-from sllm.engine.weights import Weights
+from sllm.engine.params import ContextParams, LoadParams, parse_both
+from sllm.engine.weights import Weights, c_params
 from sllm.errors import ClosedError, ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from sllm.engine.context import Memory, Verdict
-    from sllm.engine.devices import Device
+    from sllm.engine.params import ContextOptions, LoadOptions
     from sllm.engine.sampling import SamplingParams
+
+    class _RangeOptions(LoadOptions, ContextOptions):
+        pass
+
 
 __all__ = ["Embedding", "LayerRange", "export_layers", "open_layers"]
 
@@ -47,7 +52,7 @@ def open_layers(path: str | os.PathLike[str]) -> LayeredFile:
 
     """
     found = hub.resolve(path)
-    check_file(found)
+    gguf.check_file(found)
     return LayeredFile(found)
 
 
@@ -165,26 +170,18 @@ class _LayerWeights(Weights):
         file: LayeredFile,
         start: int,
         stop: int,
+        loading: LoadParams,
         *,
         output: bool,
         vocabulary: Model | None,
-        n_gpu_layers: int | None,
-        devices: Sequence[Device | str] | None,
-        tensor_split: Sequence[float] | None,
-        split_mode: str,
-        use_mlock: bool,
-        check_tensors: bool,
-        progress: Callable[[float], Any] | None,
     ) -> None:
         self.path = file.paths[0]
         view = file.view(start, stop, output=output)
-        params, keep = load_params(n_gpu_layers, devices, tensor_split, split_mode, progress)
+        params, keep = c_params(loading)
         keep.append(ffi.from_buffer("uint8_t[]", view.header))
         params.header, params.header_size = keep[-1], len(view.header)
         keep.append(ffi.new("struct sllm_piece[]", [(p.file, p.offset, p.size) for p in view.pieces]))
         params.pieces, params.n_pieces = keep[-1], len(view.pieces)
-        params.use_mlock = use_mlock
-        params.check_tensors = check_tensors
         params.has_output = output
         if vocabulary is not None:
             params.vocabulary = vocabulary._live
@@ -193,11 +190,9 @@ class _LayerWeights(Weights):
             keep.append(ffi.new("int32_t[]", [f.fileno() for f in opened]))
             params.files, params.n_files = keep[-1], len(opened)
             about = f"layers [{start}, {stop}) of {self.path}"
-            # "dummy tokens": of a file without a vocabulary
-            super().__init__(params, about, expected="dummy tokens")
+            # "dummy tokens": llama.cpp of a file without a vocabulary
+            super().__init__(params, loading, about, expected="dummy tokens")
         self._vocabulary = vocabulary
-        self.offloaded = n_gpu_layers != 0 and may_offload(devices)
-        use_servers(self, devices)
         if vocabulary is not None:
             self.vocab = vocabulary.vocab
 
@@ -220,10 +215,9 @@ class LayerRange:
         output: end in the model's final norm and head, and give logits. ``stop`` must be n_layer.
         vocabulary: with ``output``: a model with the vocabulary (``Model(path, vocab_only=True)`` will do),
             which :meth:`verify` needs. It must outlive this object.
-        n_gpu_layers, devices, tensor_split, split_mode, use_mlock, check_tensors, progress: as for
-            :class:`~sllm.Model`.
-        n_ctx, n_batch, n_ubatch, n_seq_max, n_outputs_max, n_threads, n_threads_batch, flash_attn, type_k,
-            type_v, offload_kqv: as for :class:`~sllm.Context`.
+        options: how to load (:class:`~sllm.engine.params.LoadParams`, without ``use_mmap`` and
+            ``vocab_only``) and how to compute (:class:`~sllm.engine.params.ContextParams`, without
+            ``kv_unified``); ``n_batch`` is 512 unless given.
 
     Raises:
         ModelLoadError, UnsupportedModelError: as :func:`open_layers`.
@@ -249,25 +243,14 @@ class LayerRange:
         *,
         output: bool = False,
         vocabulary: Model | None = None,
-        n_gpu_layers: int | None = None,
-        devices: Sequence[Device | str] | None = None,
-        tensor_split: Sequence[float] | None = None,
-        split_mode: str = "layer",
-        use_mlock: bool = False,
-        check_tensors: bool = False,
-        progress: Callable[[float], Any] | None = None,
-        n_ctx: int | None = None,
-        n_batch: int = 512,
-        n_ubatch: int = 512,
-        n_seq_max: int = 1,
-        n_outputs_max: int | None = None,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
-        flash_attn: bool | None = None,
-        type_k: str = "f16",
-        type_v: str = "f16",
-        offload_kqv: bool = True,
+        **options: Unpack[_RangeOptions],
     ) -> None:
+        loading, computing = parse_both(
+            options,
+            LoadParams(),
+            ContextParams(n_batch=512),
+            without=("use_mmap", "vocab_only", "kv_unified"),
+        )
         file = path if isinstance(path, LayeredFile) else open_layers(path)
         start, stop = checked_int(start, "start"), checked_int(stop, "stop")
         if vocabulary is not None and not isinstance(vocabulary, Model):
@@ -275,7 +258,8 @@ class LayerRange:
         if vocabulary is not None and not output:
             raise ValueError("vocabulary is for a range with output=True: no other one knows of tokens")
         if not output:  # each row of a batch is one that comes out
-            checked_int(n_batch, "n_batch", 1, _MAX_BATCH)
+            n_batch = checked_int(computing.n_batch, "n_batch", 1, _MAX_BATCH)
+            computing = replace(computing, n_outputs_max=n_batch)
         self.start, self.stop, self.output = start, stop, output
         self.n_layer = file.n_layer
         self.n_embd = file.n_embd
@@ -283,37 +267,9 @@ class LayerRange:
         self._pid = os.getpid()
         with ExitStack() as stack:
             self._model = stack.enter_context(
-                _LayerWeights(
-                    file,
-                    start,
-                    stop,
-                    output=output,
-                    vocabulary=vocabulary,
-                    n_gpu_layers=n_gpu_layers,
-                    devices=devices,
-                    tensor_split=tensor_split,
-                    split_mode=split_mode,
-                    use_mlock=use_mlock,
-                    check_tensors=check_tensors,
-                    progress=progress,
-                )
+                _LayerWeights(file, start, stop, loading, output=output, vocabulary=vocabulary)
             )
-            self.context = stack.enter_context(
-                Context(
-                    self._model,
-                    n_ctx=n_ctx,
-                    n_batch=n_batch,
-                    n_ubatch=n_ubatch,
-                    n_seq_max=n_seq_max,
-                    n_outputs_max=n_outputs_max if output else n_batch,
-                    n_threads=n_threads,
-                    n_threads_batch=n_threads_batch,
-                    flash_attn=flash_attn,
-                    type_k=type_k,
-                    type_v=type_v,
-                    offload_kqv=offload_kqv,
-                )
-            )
+            self.context = stack.enter_context(Context(self._model, computing))
             self._stack = stack.pop_all()
         self.size_bytes = self._model.size_bytes
         self.memory: Memory = self.context.memory

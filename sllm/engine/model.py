@@ -7,23 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm.engine import chat_template, hub
+from sllm.engine import chat_template, gguf, hub
 from sllm.engine._ffi import ffi, lib, read_text
 from sllm.engine.context import Context
-from sllm.engine.devices import (
-    Device,
-    check_file,
-    load_params,
-    may_offload,
-    use_servers,
-)
-from sllm.engine.weights import Weights
+from sllm.engine.params import ContextParams, LoadParams, parse
+from sllm.engine.weights import Weights, c_params
 from sllm.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
+    from typing_extensions import Unpack
+
+    from sllm.engine.params import ContextOptions, LoadOptions
 
 __all__ = ["Model"]
 
@@ -33,17 +30,8 @@ class Model(Weights):
 
     Args:
         path: a local path, or ``hf://owner/repo/file.gguf``, which is downloaded first.
-        n_gpu_layers: how many layers go to GPUs; None: all, if there is one.
-        devices: the devices to use, from :func:`devices` or :func:`sllm.rpc.add_server`, or their names;
-            None: all of this machine. With RPC servers, whose loss ends the process, better leave the model
-            to :class:`~sllm.LocalTarget`.
-        tensor_split: proportions of the model for each device.
-        split_mode: ``"none"``, ``"layer"`` or ``"row"``.
-        use_mmap: map the file instead of reading it.
-        use_mlock: keep the weights from being swapped out.
-        check_tensors: look for NaN and infinities in the weights; slow.
-        progress: called with 0.0 .. 1.0 while loading. What it raises stops the load and is raised here.
-        vocab_only: load the vocabulary and the metadata and no weights; there are no contexts then.
+        params, options: how to load it (:class:`~sllm.engine.params.LoadParams`); ``options`` are its fields,
+            and count more than ``params``.
 
     Raises:
         ModelLoadError: the file is missing, unreadable or not a model llama.cpp can run; has llama.cpp's own
@@ -67,30 +55,19 @@ class Model(Weights):
     def __init__(
         self,
         path: str | os.PathLike[str],
-        *,
-        n_gpu_layers: int | None = None,
-        devices: Sequence[Device | str] | None = None,
-        tensor_split: Sequence[float] | None = None,
-        split_mode: str = "layer",
-        use_mmap: bool = True,
-        use_mlock: bool = False,
-        check_tensors: bool = False,
-        progress: Callable[[float], Any] | None = None,
-        vocab_only: bool = False,
+        params: LoadParams | None = None,
+        **options: Unpack[LoadOptions],
     ) -> None:
+        given = parse(options, params or LoadParams())
         self.path = hub.resolve(path)
-        check_file(self.path)
-        params, keep = load_params(n_gpu_layers, devices, tensor_split, split_mode, progress)
+        gguf.check_file(self.path)
+        to_load, keep = c_params(given)
         keep.append(ffi.new("char[]", os.fsencode(self.path)))
-        params.path = keep[-1]
-        params.use_mmap = use_mmap
-        params.use_mlock = use_mlock
-        params.check_tensors = check_tensors
-        params.vocab_only = vocab_only
+        to_load.path = keep[-1]
+        to_load.use_mmap = given.use_mmap
+        to_load.vocab_only = given.vocab_only
         self._special_pieces: list[str] | None = None
-        super().__init__(params, str(self.path))
-        self.offloaded = n_gpu_layers != 0 and may_offload(devices)
-        use_servers(self, devices)
+        super().__init__(to_load, given, str(self.path))
 
     @property
     def chat_template(self) -> str | None:
@@ -143,38 +120,17 @@ class Model(Weights):
             )  # the template left it out
         return tokens
 
-    def context(
-        self,
-        *,
-        n_ctx: int | None = None,
-        n_batch: int = 2048,
-        n_ubatch: int = 512,
-        n_seq_max: int = 1,
-        n_outputs_max: int | None = None,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
-        flash_attn: bool | None = None,
-        type_k: str = "f16",
-        type_v: str = "f16",
-        offload_kqv: bool = True,
-        kv_unified: bool = False,
-    ) -> Context:
-        """Make a :class:`~sllm.Context`, whose docstring tells what the arguments mean."""
-        return Context(
-            self,
-            n_ctx=n_ctx,
-            n_batch=n_batch,
-            n_ubatch=n_ubatch,
-            n_seq_max=n_seq_max,
-            n_outputs_max=n_outputs_max,
-            n_threads=n_threads,
-            n_threads_batch=n_threads_batch,
-            flash_attn=flash_attn,
-            type_k=type_k,
-            type_v=type_v,
-            offload_kqv=offload_kqv,
-            kv_unified=kv_unified,
-        )
+    def context(self, params: ContextParams | None = None, **options: Unpack[ContextOptions]) -> Context:
+        """Make a :class:`~sllm.Context` with these parameters; ``options`` are fields of
+        :class:`~sllm.engine.params.ContextParams`, and count more than ``params``.
+
+        Raises:
+            TypeError, ValueError: a parameter of another type or out of range, or one that the model does not
+                go with.
+            MemoryError: the KV cache does not fit into the machine.
+
+        """
+        return Context(self, parse(options, params or ContextParams()))
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.n_layer} layers, {self.size_bytes / 1e6:.1f} MB"

@@ -9,7 +9,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from sllm.engine._ffi import Handle, check, ffi, lib, read_text, take_log
+from sllm.engine import backends
+from sllm.engine._ffi import Handle, check, checked_int, ffi, lib, read_text, take_log
+from sllm.engine.devices import device_indices, may_offload, use_servers
 from sllm.engine.sampling import SamplingParams, compile_sampling
 from sllm.engine.vocab import Vocab
 
@@ -17,7 +19,43 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["Weights"]
+    from sllm.engine.params import LoadParams
+
+__all__ = ["Weights", "c_params"]
+
+
+_SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}
+
+
+def c_params(given: LoadParams) -> tuple[Any, list[Any]]:
+    """``struct sllm_model_params *``, and what must live as long.
+
+    Raises:
+        TypeError, ValueError: a parameter of another type or out of range, or no such device.
+        RPCError: an RPC server is not there.
+
+    """
+    if given.split_mode not in _SPLIT_MODES:
+        raise ValueError(f"split_mode is {given.split_mode!r}, expected one of {', '.join(_SPLIT_MODES)}")
+    backends.load()
+    keep: list[Any] = [ffi.new_handle(given.progress)]
+    params = ffi.new("struct sllm_model_params *")
+    params.n_gpu_layers = (
+        -1 if given.n_gpu_layers is None else checked_int(given.n_gpu_layers, "n_gpu_layers")
+    )
+    params.split_mode = _SPLIT_MODES[given.split_mode]
+    if given.devices is not None:
+        chosen = device_indices(given.devices)
+        keep.append(ffi.new("int32_t[]", chosen))
+        params.devices, params.n_devices = keep[-1], len(chosen)
+    if given.tensor_split is not None:
+        keep.append(ffi.new("float[]", [float(part) for part in given.tensor_split]))
+        params.tensor_split, params.n_tensor_split = keep[-1], len(keep[-1])
+    params.use_mlock = given.use_mlock
+    params.check_tensors = given.check_tensors
+    params.progress = lib.sllm_py_progress
+    params.progress_user_data = keep[0]
+    return params, keep
 
 
 class Weights(Handle):
@@ -30,10 +68,11 @@ class Weights(Handle):
     """
 
     path: Path
-    offloaded: bool
 
-    def __init__(self, params: Any, about: str, *, expected: str | None = None) -> None:
-        """Load by ``struct sllm_model_params``; ``expected`` is in the lines that llama.cpp need not log."""
+    def __init__(self, params: Any, given: LoadParams, about: str, *, expected: str | None = None) -> None:
+        """Load by ``params``, which :func:`c_params` made of ``given``; lines of llama.cpp's log that have
+        the words ``expected`` are left out.
+        """
         out = ffi.new("sllm_model **")
         take_log()
         try:
@@ -42,6 +81,8 @@ class Weights(Handle):
             take_log(expected=expected)
         pointer = out[0]
         super().__init__(pointer, lib.sllm_model_free)
+        self.offloaded = given.n_gpu_layers != 0 and may_offload(given.devices)
+        use_servers(self, given.devices)
         info = ffi.new("struct sllm_model_info *")
         lib.sllm_model_get_info(pointer, info)
         self.n_layer: int = info.n_layer

@@ -12,7 +12,7 @@ from sllm.draft.confidence import UNSAID
 from sllm.draft.drafters import CallableDrafter, Drafter, ModelDrafter, NGramDrafter
 from sllm.draft.length import DraftLength
 from sllm.engine._ffi import int32_array
-from sllm.engine.context import available_cores
+from sllm.engine.cpu import available_cores
 from sllm.engine.model import Model
 from sllm.engine.sampling import SamplingParams
 from sllm.generation.local import LocalTarget

@@ -12,6 +12,7 @@ from sllm.engine import hub
 from sllm.engine._ffi import checked_int, int32_array
 from sllm.engine.devices import server_of
 from sllm.engine.model import Model
+from sllm.engine.params import ContextParams, LoadParams, changes, parse_both
 from sllm.errors import BusyError, ContextFullError, UnsupportedModelError
 from sllm.targets.base import Scores
 from sllm.targets.lockstep import LockstepGeneration
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import numpy.typing as npt
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from sllm.engine.context import Context
-    from sllm.engine.devices import Device
+    from sllm.engine.params import ContextOptions, LoadOptions
     from sllm.engine.sampling import SamplingParams
     from sllm.engine.vocab import Vocab
     from sllm.generation.isolated import IsolatedGeneration, IsolatedTarget
+
+    class _LocalOptions(LoadOptions, ContextOptions):
+        pass
+
 
 __all__ = ["LocalGeneration", "LocalTarget"]
 
@@ -47,13 +52,12 @@ class LocalTarget:
             target and freed with it.
         isolated: run it in a process of its own, for which it has to be a path; None: if ``devices`` names
             devices of RPC servers.
-        n_gpu_layers, devices, tensor_split, split_mode, use_mmap, use_mlock, check_tensors: as for
-            :class:`~sllm.Model`; with a path alone.
         deadline: isolated: seconds for which an RPC server may owe an answer, until it counts as lost.
-        n_ctx, n_batch, n_ubatch, n_threads, n_threads_batch, flash_attn, type_k, type_v, offload_kqv: as for
-            :class:`~sllm.Context`. For a text that does not depend on the draft to the last bit on the CPU,
-            use q8_0 or q4_0 weights and ``flash_attn=True, type_k="q8_0", type_v="q8_0"``; otherwise a
-            near-tie may fall the other way.
+        options: how to load the model, where it is a path (:class:`~sllm.engine.params.LoadParams`, without
+            ``progress`` and ``vocab_only``), and how to compute (:class:`~sllm.engine.params.ContextParams`,
+            without ``n_seq_max``, ``n_outputs_max`` and ``kv_unified``). For a text that does not depend on
+            the draft to the last bit on the CPU, use q8_0 or q4_0 weights and ``flash_attn=True,
+            type_k="q8_0", type_v="q8_0"``; otherwise a near-tie may fall the other way.
 
     Raises:
         RPCError: isolated: an RPC server is not there, or the process has ended while it loaded the model.
@@ -70,46 +74,17 @@ class LocalTarget:
         model: Model | str | os.PathLike[str],
         *,
         isolated: bool | None = None,
-        n_gpu_layers: int | None = None,
-        devices: Sequence[Device | str] | None = None,
-        tensor_split: Sequence[float] | None = None,
-        split_mode: str = "layer",
-        use_mmap: bool = True,
-        use_mlock: bool = False,
-        check_tensors: bool = False,
         deadline: float = 60.0,
-        n_ctx: int | None = None,
-        n_batch: int = 2048,
-        n_ubatch: int = 512,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
-        flash_attn: bool | None = None,
-        type_k: str = "f16",
-        type_v: str = "f16",
-        offload_kqv: bool = True,
+        **options: Unpack[_LocalOptions],
     ) -> None:
-        loading: dict[str, Any] = {
-            "n_gpu_layers": n_gpu_layers,
-            "devices": devices,
-            "tensor_split": tensor_split,
-            "split_mode": split_mode,
-            "use_mmap": use_mmap,
-            "use_mlock": use_mlock,
-            "check_tensors": check_tensors,
-        }
-        computing: dict[str, Any] = {
-            "n_ctx": n_ctx,
-            "n_batch": n_batch,
-            "n_ubatch": n_ubatch,
-            "n_threads": n_threads,
-            "n_threads_batch": n_threads_batch,
-            "flash_attn": flash_attn,
-            "type_k": type_k,
-            "type_v": type_v,
-            "offload_kqv": offload_kqv,
-        }
+        loading, computing = parse_both(
+            options,
+            LoadParams(),
+            ContextParams(),
+            without=("progress", "vocab_only", "n_seq_max", "n_outputs_max", "kv_unified"),
+        )
         if isolated is None:
-            isolated = any(server_of(device) is not None for device in devices or ())
+            isolated = any(server_of(device) is not None for device in loading.devices or ())
         self.isolated = isolated
         self._generation: LocalGeneration | IsolatedGeneration | None = None
         self._process: IsolatedTarget | None = None
@@ -124,13 +99,13 @@ class LocalTarget:
             from sllm.generation.isolated import IsolatedTarget
 
             path = hub.resolve(model).absolute()
-            self._process = IsolatedTarget(path, loading, computing, deadline=deadline)
+            self._process = IsolatedTarget(path, changes(loading), changes(computing), deadline=deadline)
             self.model = self._process.model
             return
         else:
-            self.model = self._own = Model(model, **loading)
+            self.model = self._own = Model(model, loading)
         try:
-            self._context = self.model.context(**computing)
+            self._context = self.model.context(computing)
         except BaseException:
             if self._own is not None:
                 self._own.close()
@@ -250,12 +225,11 @@ class LocalTarget:
         return f"<sllm.LocalTarget of {self.model.path.name!r}{where}{', closed' if self.closed else ''}>"
 
 
-def _check_loaded(isolated: bool, loading: dict[str, Any]) -> None:
-    """What makes no sense with a model that is loaded already."""
+def _check_loaded(isolated: bool, loading: LoadParams) -> None:
+    """Reject what makes no sense with a model that is loaded already."""
     if isolated:
         raise TypeError("a loaded Model lives in this process; isolated=True takes the path of one")
-    defaults = {"split_mode": "layer", "use_mmap": True, "use_mlock": False, "check_tensors": False}
-    given = [name for name, value in loading.items() if value != defaults.get(name)]
+    given = changes(loading)
     if given:
         raise TypeError(
             f"{', '.join(given)} belong to loading, and the Model is loaded; pass its path instead"

@@ -258,7 +258,7 @@ def test_calls_of_a_context_that_take_tokens(tail: LayerRange, target_model: sll
 def test_no_text_comes_from_a_range(tail: LayerRange) -> None:
     with pytest.raises(ValueError, match=r"output=True and vocabulary"):
         tail.verify([0], [1], hidden=ROWS[:1])
-    with pytest.raises(TypeError, match="expected a Target or a Model"):
+    with pytest.raises(TypeError, match="expected a Model or a Target"):
         sllm.generate(tail.context.model, [1, 2], max_tokens=2).text()  # type: ignore[arg-type]
 
 

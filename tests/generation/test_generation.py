@@ -20,7 +20,7 @@ from oracles import EXACT, GREEDY, PLAIN, examples, make_prompt, one_by_one, wit
 
 import sllm
 from sllm.draft.drafters import CallableDrafter, Drafter, ModelDrafter, NGramDrafter
-from sllm.engine import context
+from sllm.engine import params as engine_params
 from sllm.engine.sampling import SamplingParams
 from sllm.generation import generate as generation
 from sllm.targets.base import Commit
@@ -254,7 +254,7 @@ def test_drafts_are_really_used(overlap: bool, target: sllm.LocalTarget, draft_m
 def test_models_made_into_targets_and_drafters_are_left_to_the_caller(
     target_model: Model, draft_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(context, "available_cores", lambda: 1)
+    monkeypatch.setattr(engine_params, "available_cores", lambda: 1)
     params = SamplingParams(temperature=0.0)
     stream = sllm.generate(target_model, "Once", draft=draft_model, sampling=params, max_tokens=12)
     text = stream.text()
