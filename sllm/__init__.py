@@ -27,12 +27,6 @@ except ImportError as _error:
     raise
 from sllm import _moved
 from sllm import embedded as embedded  # sllm.embedded.TARGET, sllm.embedded.DRAFT
-from sllm.engine import hub
-from sllm.engine.context import Context, Draft, Verdict
-from sllm.engine.layers import LayerRange, export_layers
-from sllm.engine.model import Model
-from sllm.engine.sampling import SamplingParams
-from sllm.engine.vocab import Vocab
 from sllm.errors import (
     AuthError,
     BackendError,
@@ -50,19 +44,26 @@ from sllm.errors import (
     UnsupportedModelError,
     VocabMismatchError,
 )
-from sllm.generation.generate import generate
-from sllm.generation.local import LocalTarget
-from sllm.generation.text_stream import Run
-from sllm.targets.base import Target
 
 if TYPE_CHECKING:
-    from sllm.privacy.vault import Vault
+    from sllm import rpc
+    from sllm.engine import hub
+    from sllm.engine.context import Context
+    from sllm.engine.jobs import Draft, Verdict
+    from sllm.engine.layers import LayerRange, export_layers
+    from sllm.engine.model import Model
+    from sllm.engine.sampling import SamplingParams
+    from sllm.engine.vocab import Vocab
+    from sllm.generation.generate import generate
+    from sllm.generation.local import LocalTarget
+    from sllm.generation.text_stream import Run
+    from sllm.privacy import Vault
     from sllm.remote.connection import connect
     from sllm.remote.target import RemoteTarget
-    from sllm.rpc import server as rpc
     from sllm.split.target import SplitTarget
+    from sllm.targets.base import Target
+    from sllm.triage import Grade, Tier, Triage
     from sllm.triage.hybrid import Hybrid
-    from sllm.triage.triage import Grade, Tier, Triage
     from sllm.worker.server import Worker
 
 __all__ = [
@@ -112,28 +113,44 @@ llama_cpp_commit: str = _ffi.string(_lib.sllm_llama_cpp_commit()).decode()
 logging.getLogger("sllm").addHandler(logging.NullHandler())
 _moved.install()
 
-# What needs protobuf and grpc, or is not in every program's way, is imported when it is first used.
+# Imported when first used: `import sllm` checks that the core runs on this CPU and loads it, and takes no
+# time for what a program does not need.
 _LAZY = {
+    "Context": "sllm.engine.context",
+    "Draft": "sllm.engine.context",
     "Grade": "sllm.triage",
     "Hybrid": "sllm.triage.hybrid",
+    "LayerRange": "sllm.engine.layers",
+    "LocalTarget": "sllm.generation.local",
+    "Model": "sllm.engine.model",
     "RemoteTarget": "sllm.remote.target",
+    "Run": "sllm.generation.text_stream",
+    "SamplingParams": "sllm.engine.sampling",
     "SplitTarget": "sllm.split.target",
+    "Target": "sllm.targets.base",
     "Tier": "sllm.triage",
     "Triage": "sllm.triage",
-    "Vault": "sllm.privacy.vault",
+    "Vault": "sllm.privacy",
+    "Verdict": "sllm.engine.context",
+    "Vocab": "sllm.engine.vocab",
     "Worker": "sllm.worker.server",
     "connect": "sllm.remote.connection",
-    "rpc": "sllm.rpc",
+    "export_layers": "sllm.engine.layers",
+    "generate": "sllm.generation.generate",
 }
+_LAZY_MODULES = {"hub": "sllm.engine.hub", "rpc": "sllm.rpc"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
+    if name in _LAZY_MODULES:
+        value: Any = importlib.import_module(_LAZY_MODULES[name])
+    elif name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(_LAZY[name])
-    value = globals()[name] = module if module.__name__ == f"sllm.{name}" else getattr(module, name)
+    globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_LAZY_MODULES})

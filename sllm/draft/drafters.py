@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from sllm.engine._ffi import int32_array
+from sllm.engine.arrays import int32_array
 from sllm.errors import CancelledError, ContextFullError
 
 if TYPE_CHECKING:

@@ -14,8 +14,6 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sllm.engine import cpu
 from sllm.engine._cuda import missing_device, missing_library
 from sllm.errors import (
@@ -39,25 +37,11 @@ except ImportError as error:
     raise ImportError(advice, name=error.name, path=error.path) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    import numpy.typing as npt
     from typing_extensions import Self
 
-__all__ = [
-    "Handle",
-    "check",
-    "checked_int",
-    "ffi",
-    "float32_array",
-    "int32_array",
-    "int_list",
-    "lib",
-    "ragged_int32",
-    "read_text",
-    "take_log",
-    "unusable_backends",
-]
+__all__ = ["Handle", "check", "checked_int", "ffi", "lib", "read_text", "take_log", "unusable_backends"]
 
 log = logging.getLogger("sllm.llama_cpp")
 
@@ -180,80 +164,6 @@ def checked_int(value: Any, name: str, low: int = -(2**31), high: int = 2**31 - 
     if not low <= number <= high:
         raise ValueError(f"{name} is {number}, expected {low} <= {name} <= {high}")
     return number
-
-
-_INT32 = np.dtype(np.int32)
-
-
-def int32_array(value: npt.ArrayLike, name: str) -> npt.NDArray[np.int32]:
-    """``value`` as a one-dimensional contiguous int32 array, without a copy if it is one.
-
-    Raises:
-        TypeError: an array of another dtype, or a sequence of anything but integers.
-        ValueError: another number of dimensions, not contiguous, or a value beyond int32.
-
-    """
-    if isinstance(value, np.ndarray):
-        if value.dtype != _INT32:
-            raise TypeError(f"{name} has dtype {value.dtype}, expected int32")
-        if value.ndim != 1:
-            raise ValueError(f"{name} has shape {value.shape}, expected one dimension")
-        if not value.flags.c_contiguous:
-            raise ValueError(f"{name} is not contiguous; pass np.ascontiguousarray({name})")
-        return value
-    if isinstance(value, (str, bytes)):
-        raise TypeError(f"{name} is text, expected token ids (see Vocab.encode)")
-    try:
-        items = [operator.index(v) for v in value]  # type: ignore[union-attr,arg-type]
-    except TypeError:
-        raise TypeError(f"{name} must be an int32 array or a sequence of integers") from None
-    try:
-        return np.array(items, dtype=np.int32)
-    except OverflowError:
-        raise ValueError(f"{name} holds a value that does not fit into int32") from None
-
-
-def int_list(value: npt.ArrayLike, name: str) -> list[int]:
-    """``value`` as a list of integers, which may be ``value`` itself: for the few numbers of a call, where
-    making an array of them takes longer than all that is done with it.
-
-    Checked as by :func:`int32_array`, except that integers of a list may be beyond int32: cffi raises
-    OverflowError when they are passed to C.
-    """
-    given: object = value
-    if type(given) is list:
-        for item in given:
-            if type(item) is not int:
-                break
-        else:
-            return given
-    array = int32_array(value, name)
-    items: list[int] = array.tolist()
-    return items
-
-
-def float32_array(value: npt.ArrayLike, name: str) -> npt.NDArray[np.float32]:
-    """``value`` as a one-dimensional contiguous float32 array; numbers and sequences of numbers are
-    converted.
-    """
-    array = np.ascontiguousarray(value, dtype=np.float32)
-    if array.ndim != 1:
-        raise ValueError(f"{name} has shape {array.shape}, expected one dimension")
-    return array
-
-
-def ragged_int32(
-    rows: Iterable[npt.ArrayLike], n_rows: int, name: str
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """``n_rows`` token arrays of any lengths, laid end to end, and their lengths."""
-    arrays = [int32_array(row, name) for row in rows]
-    if len(arrays) != n_rows:
-        raise ValueError(f"{name} has {len(arrays)} rows, expected one for each of {n_rows} sequences")
-    lengths = np.array([len(a) for a in arrays], dtype=np.int32)
-    flat = (
-        arrays[0] if len(arrays) == 1 else np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int32)
-    )
-    return flat, lengths
 
 
 _current_pid = (

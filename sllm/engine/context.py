@@ -1,297 +1,59 @@
-"""Contexts: decoding, batched draft and verify, and the memory (KV cache) behind them."""
+"""Contexts: decoding, batched draft and verify, scoring."""
 
 from __future__ import annotations
 
 import os
-import struct
-import zlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm.engine._ffi import (
-    Handle,
-    check,
-    checked_int,
-    ffi,
-    float32_array,
+from sllm.engine import state
+from sllm.engine._ffi import Handle, check, checked_int, ffi, lib, take_log
+from sllm.engine.arrays import (
+    FLOAT32,
+    INT32,
+    hidden_array,
     int32_array,
     int_list,
-    lib,
+    positions,
     ragged_int32,
-    take_log,
 )
+from sllm.engine.jobs import (
+    Draft,
+    Verdict,
+    chains,
+    does_not_fit,
+    last_tokens,
+    lay_out,
+    row_limits,
+    row_thresholds,
+)
+from sllm.engine.memory import Memory
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import ContextFullError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     import numpy.typing as npt
 
     from sllm.engine.params import ContextParams
     from sllm.engine.weights import Weights
 
-__all__ = ["Context", "Draft", "Memory", "Verdict"]
+__all__ = ["Context"]
 
 _LOGITS = {"none": lib.SLLM_LOGITS_NONE, "last": lib.SLLM_LOGITS_LAST, "all": lib.SLLM_LOGITS_ALL}
-_STATE_HEADER = struct.Struct(
-    "<8s32sII"
-)  # magic and version, vocabulary fingerprint, number of tokens, CRC-32 of the rest
-_STATE_MAGIC = b"sllmseq1"
 
 
 # Looked up once: verify() and draft() are called for every few tokens, and what they touch is cold in the
 # caches after every pass of the model.
 _INTS = ffi.typeof("int32_t[]")
 _FLOATS = ffi.typeof("float[]")
-_INT32 = np.dtype(np.int32)
-_FLOAT32 = np.dtype(np.float32)
 _NULL = ffi.NULL
 _from_buffer = ffi.from_buffer
 
 
-@dataclass(frozen=True, init=False)
-class Draft:
-    """What :meth:`Context.draft` proposes for B sequences.
-
-    Attributes:
-        tokens: int32 (B, n_max), unused places -1.
-        lengths: int32 (B,), how many tokens each chain has.
-        probs: float32 (B, n_max), the draft's probability of each drafted token among the candidates that it
-            was selected from, at the
-            sampling temperature (at temperature 0: at temperature 1); unused places 0.
-
-    """
-
-    tokens: npt.NDArray[np.int32]
-    lengths: npt.NDArray[np.int32]
-    probs: npt.NDArray[np.float32]
-
-    def __init__(
-        self,
-        tokens: npt.NDArray[np.int32],
-        lengths: npt.NDArray[np.int32],
-        probs: npt.NDArray[np.float32],
-    ) -> None:
-        # what dataclass writes for a frozen class takes twice as long
-        fields = self.__dict__
-        fields["tokens"] = tokens
-        fields["lengths"] = lengths
-        fields["probs"] = probs
-
-
-@dataclass(frozen=True, init=False)
-class Verdict:
-    """What :meth:`Context.verify` selected for B sequences.
-
-    Attributes:
-        tokens: int32 (B, n_max + 1): the ``n_accepted[i] + 1`` tokens that row i commits, then -1.
-        n_accepted: int32 (B,): how many of them are accepted drafts; the one after them is the target's own.
-        logprobs: float32 like ``tokens``, log-probabilities under the unfiltered softmax at temperature 1, or
-            None when they were not asked for.
-
-    """
-
-    tokens: npt.NDArray[np.int32]
-    n_accepted: npt.NDArray[np.int32]
-    logprobs: npt.NDArray[np.float32] | None = None
-
-    def __init__(
-        self,
-        tokens: npt.NDArray[np.int32],
-        n_accepted: npt.NDArray[np.int32],
-        logprobs: npt.NDArray[np.float32] | None = None,
-    ) -> None:
-        # what dataclass writes for a frozen class takes twice as long
-        fields = self.__dict__
-        fields["tokens"] = tokens
-        fields["n_accepted"] = n_accepted
-        fields["logprobs"] = logprobs
-
-
-def _last_tokens(tokens: npt.ArrayLike | Sequence[npt.ArrayLike], n_seqs: int) -> list[list[int]]:
-    """The ``tokens`` argument of draft and verify: one token for each sequence, or an array for each."""
-    if not isinstance(tokens, np.ndarray):
-        for token in tokens:  # type: ignore[union-attr]
-            if not isinstance(token, (int, np.integer)):
-                return _rows(tokens, n_seqs, "tokens")  # type: ignore[arg-type]
-    flat = int_list(tokens, "tokens")  # type: ignore[arg-type]
-    if len(flat) != n_seqs:
-        raise ValueError(f"tokens has {len(flat)} items, expected one for each of {n_seqs} sequences")
-    return [flat] if n_seqs == 1 else [[token] for token in flat]
-
-
-def _rows(rows: Iterable[npt.ArrayLike], n_seqs: int, name: str) -> list[list[int]]:
-    if type(rows) is list and len(rows) == n_seqs == 1:
-        return [int_list(rows[0], name)]
-    lists = [int_list(row, name) for row in rows]
-    if len(lists) != n_seqs:
-        raise ValueError(f"{name} has {len(lists)} rows, expected one for each of {n_seqs} sequences")
-    return lists
-
-
-def _hints(draft: Draft | Sequence[npt.ArrayLike], n_seqs: int) -> tuple[list[list[int]], int]:
-    """The ``draft`` argument of verify: a chain for each sequence, and how long the longest may be."""
-    if not isinstance(draft, Draft):
-        rows = _rows(draft, n_seqs, "draft")
-        return rows, len(rows[0]) if n_seqs == 1 else max(map(len, rows), default=0)
-    lengths = int_list(draft.lengths, "draft.lengths")
-    tokens = draft.tokens
-    if tokens.dtype != _INT32 or tokens.ndim != 2 or not tokens.flags.c_contiguous:
-        raise TypeError("draft.tokens must be a contiguous int32 array of shape (B, n_max)")
-    if len(tokens) != n_seqs or len(lengths) != n_seqs:
-        raise ValueError(f"the draft has {len(tokens)} rows, expected one for each of {n_seqs} sequences")
-    for length in lengths:
-        checked_int(length, "a length of the draft", 0, tokens.shape[1])
-    return [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)], tokens.shape[1]
-
-
-def positions(pos: int | npt.ArrayLike | None, n_seqs: int, name: str) -> list[int]:
-    """``n_seqs`` positions as sllm.h takes them."""
-    if pos is None:
-        return [-1] * n_seqs
-    items = [int(pos)] if isinstance(pos, (int, np.integer)) else int_list(pos, name)
-    if len(items) != n_seqs:
-        raise ValueError(f"{name} has {len(items)} items, expected one for each of {n_seqs} sequences")
-    for item in items:
-        if item < 0:
-            raise ValueError(f"{name} is {item}, expected 0 <= {name}")
-    return items
-
-
-def _n_maxes(n_max: int | Sequence[int], n_seqs: int) -> list[int]:
-    items = [int(n_max)] * n_seqs if isinstance(n_max, (int, np.integer)) else int_list(n_max, "n_max")
-    if len(items) != n_seqs:
-        raise ValueError(f"n_max has {len(items)} items, expected one for each of {n_seqs} sequences")
-    return items
-
-
-def _p_mins(p_min: float | Sequence[float], n_seqs: int) -> list[float]:
-    array = float32_array([p_min] * n_seqs if isinstance(p_min, (int, float, np.number)) else p_min, "p_min")
-    if len(array) != n_seqs:
-        raise ValueError(f"p_min has {len(array)} items, expected one for each of {n_seqs} sequences")
-    items: list[float] = array.tolist()
-    return items
-
-
-def _jobs(
-    seq_ids: list[int],
-    pos: int | Sequence[int] | None,
-    start: int | Sequence[int] | None,
-    tokens: list[list[int]],
-    n_more: list[int] | None,
-    hints: list[list[int]] | None,
-) -> list[int]:
-    """What sllm.h calls jobs: all the numbers of a call, as one list that cffi lays out for C.
-
-    Either ``n_more`` says how many tokens to draft, or ``hints`` what to verify, or neither.
-    """
-    jobs: list[int] = []
-    n_seqs = len(seq_ids)
-    begins = positions(pos, n_seqs, "pos")
-    starts = positions(start, n_seqs, "start")
-    for i in range(n_seqs):
-        row = tokens[i]
-        hint = hints[i] if hints is not None else ()
-        more = len(hint) if n_more is None else n_more[i]
-        jobs += (seq_ids[i], begins[i], starts[i], len(row), more, *row, *hint)
-    return jobs
-
-
-def _does_not_fit(jobs: list[int]) -> ValueError:
-    number = next(item for item in jobs if not -(2**31) <= item < 2**31)
-    return ValueError(f"{number} among the sequences, tokens and positions does not fit into int32")
-
-
 _JOB_HEADER: int = lib.SLLM_JOB_HEADER
-
-
-def hidden_array(value: object, n_rows: int | None, n_embd: int) -> npt.NDArray[np.float32]:
-    """Hidden states, checked: a contiguous float32 array (n_rows, n_embd), n_rows None: any number.
-
-    Raises:
-        TypeError: no float32 array.
-        ValueError: another shape, or not contiguous.
-
-    """
-    if not isinstance(value, np.ndarray) or value.dtype != _FLOAT32:
-        found = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise TypeError(f"hidden is {found}, expected a float32 array")
-    if value.ndim != 2 or value.shape[1] != n_embd or (n_rows is not None and len(value) != n_rows):
-        expected = f"({'n' if n_rows is None else n_rows}, {n_embd})"
-        raise ValueError(f"hidden has shape {value.shape}, expected {expected}")
-    if not value.flags.c_contiguous:
-        raise ValueError("hidden is not contiguous; pass np.ascontiguousarray(hidden)")
-    return value
-
-
-class Memory:
-    """What a :class:`Context` holds of each sequence (llama.cpp's memory, the KV cache).
-
-    Writing at position p makes everything at or after p void; a write that repeats what is there computes
-    nothing. So nothing
-    here has to be called to take tokens back: the next write says where it goes.
-    """
-
-    def __init__(self, context: Context) -> None:
-        self._context = context
-
-    def length(self, seq_id: int = 0) -> int:
-        """The number of committed tokens, which is the position of the next one."""
-        out = ffi.new("int32_t *")
-        check(lib.sllm_memory_length(self._context._live, checked_int(seq_id, "seq_id"), out))
-        return int(out[0])
-
-    def tokens(self, seq_id: int = 0) -> npt.NDArray[np.int32]:
-        """The committed tokens, int32 (length,)."""
-        array = np.empty(self._context.n_ctx_seq, dtype=np.int32)
-        out = ffi.new("int32_t *")
-        check(
-            lib.sllm_memory_tokens(
-                self._context._live,
-                checked_int(seq_id, "seq_id"),
-                _from_buffer(_INTS, array),
-                len(array),
-                out,
-            )
-        )
-        return array[: out[0]].copy()
-
-    def truncate(self, seq_id: int, pos: int) -> None:
-        """Forget everything at or after ``pos``. Models that cannot roll back compute the rest again at the
-        next write.
-
-        Raises:
-            ValueError: ``pos`` is negative or beyond the length.
-
-        """
-        check(
-            lib.sllm_memory_truncate(
-                self._context._live, checked_int(seq_id, "seq_id"), checked_int(pos, "pos")
-            )
-        )
-
-    def copy(self, source: int, target: int) -> None:
-        """Make sequence ``target`` an equal of ``source``; what it held is forgotten."""
-        check(
-            lib.sllm_memory_copy(
-                self._context._live, checked_int(source, "source"), checked_int(target, "target")
-            )
-        )
-
-    def clear(self, seq_id: int | None = None) -> None:
-        """Forget one sequence, or all of them."""
-        check(
-            lib.sllm_memory_clear(
-                self._context._live, -1 if seq_id is None else checked_int(seq_id, "seq_id", 0)
-            )
-        )
-
-    def __repr__(self) -> str:
-        state = "closed" if self._context.closed else f"{self._context.n_seq_max} sequences"
-        return f"<sllm.Memory, {state}>"
 
 
 class Context(Handle):
@@ -337,7 +99,7 @@ class Context(Handle):
         self.n_seq_max: int = info.n_seq_max
         self.n_outputs_max: int = info.n_outputs_max
         self._n_vocab: int = info.n_vocab
-        self.memory = Memory(self)
+        self.memory = Memory(self, self.n_ctx_seq, self.n_seq_max)
         model._contexts.add(self)
 
     def decode(
@@ -364,7 +126,7 @@ class Context(Handle):
             None, or float32 logits, read-only: (n_vocab,) for one sequence and ``"last"``, else (rows,
             n_vocab) in the order of the tokens. Up to ``n_outputs_max`` rows are a view of llama.cpp's own
             buffer: it stays readable for as long as it lives, but the next call on this context overwrites
-                it. More rows are a copy.
+            it. More rows are a copy.
 
         Raises:
             ValueError: a token, position or sequence out of range.
@@ -453,7 +215,7 @@ class Context(Handle):
         """Draft up to ``n_max`` tokens for each of B sequences, one batched pass a token.
 
         Each token is selected from this model's logits with the same position-keyed noise as the target will
-        use, which makes them agree far more often than independent samples. The chain stays cached behind the
+        use, which makes them agree far more often than independent samples. The chain stays cached after the
         committed length, so drafting on from accepted tokens computes only what is new.
 
         Args:
@@ -469,7 +231,7 @@ class Context(Handle):
                 sequence's first call since a decode.
 
         Returns:
-            The chains. One ends early behind an end-of-generation token, at the end of the context, and after
+            The chains. One ends early after an end-of-generation token, at the end of the context, and after
             :meth:`cancel`.
 
         Raises:
@@ -480,19 +242,19 @@ class Context(Handle):
         pointer = self._live
         seqs = int_list(seq_ids, "seq_ids")
         n_seqs = len(seqs)
-        rows = _last_tokens(tokens, n_seqs)
+        rows = last_tokens(tokens, n_seqs)
         samplings = self._samplings(sampling, n_seqs)
-        n_maxes = [n_max] * n_seqs if type(n_max) is int else _n_maxes(n_max, n_seqs)
-        p_mins = [p_min] * n_seqs if type(p_min) is float else _p_mins(p_min, n_seqs)
+        n_maxes = [n_max] * n_seqs if type(n_max) is int else row_limits(n_max, n_seqs)
+        p_mins = [p_min] * n_seqs if type(p_min) is float else row_thresholds(p_min, n_seqs)
         stride = max(n_maxes, default=0)
         if stride > self.n_ctx_seq:
             raise ValueError(
                 f"n_max is {stride}, and a sequence of this context holds {self.n_ctx_seq} tokens"
             )
-        jobs = _jobs(seqs, pos, start, rows, n_maxes, None)
-        drafted = np.empty((n_seqs, max(stride, 0)), _INT32)
-        lengths = np.empty(n_seqs, _INT32)
-        probs = np.empty((n_seqs, max(stride, 0)), _FLOAT32)
+        jobs = lay_out(seqs, pos, start, rows, n_maxes, None)
+        drafted = np.empty((n_seqs, max(stride, 0)), INT32)
+        lengths = np.empty(n_seqs, INT32)
+        probs = np.empty((n_seqs, max(stride, 0)), FLOAT32)
         try:
             status = lib.sllm_draft(
                 pointer,
@@ -507,7 +269,7 @@ class Context(Handle):
                 _from_buffer(_FLOATS, probs),
             )
         except OverflowError:
-            raise _does_not_fit(jobs) from None
+            raise does_not_fit(jobs) from None
         if status:
             check(status)
         return Draft(drafted, lengths, probs)
@@ -528,18 +290,18 @@ class Context(Handle):
 
         One batch decodes the last committed token and the chain ``h1..hk`` of each sequence; y1..y(k+1) are
         selected, and accepted while ``y_i == h_i``; y1..y(a+1) are returned. The memory is then at exactly
-        the committed length: the tokens passed in and the ``a`` accepted ones. Without a draft this is plain
-            decoding of one token.
+        the committed length: the tokens passed in and the ``a`` accepted ones. Without a draft this is
+        plain decoding of one token.
 
         Args:
             seq_ids: B distinct sequences.
             tokens: as in :meth:`draft`.
-            draft: what to verify: a :class:`Draft`, or B token arrays of any lengths, or None. Ids that are
-                no tokens here, and what does not fit into the context, are treated as rejected.
+            draft: what to verify: a :class:`Draft`, or B token arrays of any lengths, or None. Ids outside
+                the vocabulary, and what does not fit into the context, are treated as rejected.
             sampling, pos, start: as in :meth:`draft`.
             logprobs: also return the log-probability of every selected token.
             hidden: for the context of a :class:`~sllm.LayerRange` alone: float32 (tokens, n_embd), what
-                enters its first layer for the tokens and the draft of each sequence, one behind the other.
+                enters its first layer for the tokens and the draft of each sequence, one after the other.
 
         Raises:
             ValueError: also when the drafts together need more than ``n_outputs_max`` rows.
@@ -549,13 +311,13 @@ class Context(Handle):
         pointer = self._live
         seqs = int_list(seq_ids, "seq_ids")
         n_seqs = len(seqs)
-        rows = _last_tokens(tokens, n_seqs)
+        rows = last_tokens(tokens, n_seqs)
         samplings = self._samplings(sampling, n_seqs)
-        hints, stride = (None, 0) if draft is None else _hints(draft, n_seqs)
-        jobs = _jobs(seqs, pos, start, rows, None, hints)
-        selected = np.empty((n_seqs, stride + 1), _INT32)
-        n_accepted = np.empty(n_seqs, _INT32)
-        scores = np.empty((n_seqs, stride + 1), _FLOAT32) if logprobs else None
+        hints, stride = (None, 0) if draft is None else chains(draft, n_seqs)
+        jobs = lay_out(seqs, pos, start, rows, None, hints)
+        selected = np.empty((n_seqs, stride + 1), INT32)
+        n_accepted = np.empty(n_seqs, INT32)
+        scores = np.empty((n_seqs, stride + 1), FLOAT32) if logprobs else None
         try:
             status = lib.sllm_verify(
                 pointer,
@@ -574,7 +336,7 @@ class Context(Handle):
                 _NULL if scores is None else _from_buffer(_FLOATS, scores),
             )
         except OverflowError:
-            raise _does_not_fit(jobs) from None
+            raise does_not_fit(jobs) from None
         if status:
             check(status)
         return Verdict(selected, n_accepted, scores)
@@ -647,12 +409,12 @@ class Context(Handle):
     def token_logprobs(
         self, tokens: npt.ArrayLike, *, seq_id: int = 0, pos: int | None = None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-        """How likely each token of a text is behind those before it, under the unfiltered softmax.
+        """How likely each token of a text is after those before it, under the unfiltered softmax.
 
         The tokens but the last are written to the sequence.
 
         Args:
-            tokens: int32 (n,), n >= 2; the first one is only gone on from.
+            tokens: int32 (n,), n >= 2; the first one is not scored.
             seq_id: the sequence.
             pos: where the first one goes, at most the sequence's length; None: at its end.
 
@@ -661,7 +423,7 @@ class Context(Handle):
             likeliest token.
 
         Raises:
-            ValueError: fewer than two tokens, or one that is none.
+            ValueError: fewer than two tokens, or one outside the vocabulary.
             ContextFullError, CancelledError, BusyError, InferenceError, ClosedError.
 
         """
@@ -683,8 +445,8 @@ class Context(Handle):
                     f" a sequence of this context holds {self.n_ctx_seq}"
                 )
             self.memory.truncate(sequence, pos)
-        logprobs = np.empty(len(array) - 1, _FLOAT32)
-        ranks = np.empty(len(array) - 1, _INT32)
+        logprobs = np.empty(len(array) - 1, FLOAT32)
+        ranks = np.empty(len(array) - 1, INT32)
         check(
             lib.sllm_score(
                 self._live,
@@ -699,7 +461,7 @@ class Context(Handle):
         return logprobs, ranks
 
     def _score(self, seq_ids: list[int], tokens: list[npt.NDArray[np.int32]]) -> list[float]:
-        """The log-probabilities of each array's tokens behind its first, summed; they stay in memory but for
+        """The log-probabilities of each array's tokens after its first, summed; they stay in memory but for
         the last.
         """
         flat, lengths = ragged_int32(tokens, len(tokens), "continuations")
@@ -731,11 +493,7 @@ class Context(Handle):
         buffer = bytearray(size[0])
         check(lib.sllm_state_get(pointer, seq_id, ffi.from_buffer("uint8_t[]", buffer), len(buffer), size))
         tokens = self.memory.tokens(seq_id)
-        body = tokens.tobytes() + bytes(buffer[: size[0]])
-        header = _STATE_HEADER.pack(
-            _STATE_MAGIC, bytes.fromhex(self.model.vocab.fingerprint), len(tokens), zlib.crc32(body)
-        )
-        return header + body
+        return state.pack(self.model.vocab.fingerprint, tokens, bytes(buffer[: size[0]]))
 
     def load(self, data: bytes, seq_id: int = 0) -> None:
         """Put a saved state into a sequence; what it held is forgotten.
@@ -747,24 +505,15 @@ class Context(Handle):
 
         """
         checked_int(seq_id, "seq_id")
-        if len(data) < _STATE_HEADER.size or data[:8] != _STATE_MAGIC:
-            raise ValueError("not a state saved by this version of sllm")
-        _magic, fingerprint, n_tokens, crc = _STATE_HEADER.unpack_from(data)
-        body = memoryview(data)[_STATE_HEADER.size :]
-        if len(body) < 4 * n_tokens or zlib.crc32(body) != crc:
-            raise ValueError("the saved state is damaged: its checksum does not match")
-        if fingerprint.hex() != self.model.vocab.fingerprint:
-            raise ValueError("the saved state belongs to a model with another vocabulary")
-        tokens = np.frombuffer(body[: 4 * n_tokens], dtype=np.int32)
-        state = bytes(body[4 * n_tokens :])
+        tokens, saved = state.unpack(data, self.model.vocab.fingerprint)
         check(
             lib.sllm_state_set(
                 self._live,
                 seq_id,
-                ffi.from_buffer("uint8_t[]", state),
-                len(state),
+                ffi.from_buffer("uint8_t[]", saved),
+                len(saved),
                 _from_buffer(_INTS, tokens),
-                n_tokens,
+                len(tokens),
             )
         )
 

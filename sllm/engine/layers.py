@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sllm.engine import gguf, hub
-from sllm.engine._ffi import check, checked_int, ffi, int32_array, lib
-from sllm.engine.context import Context, hidden_array, positions
+from sllm.engine._ffi import check, checked_int, ffi, lib
+from sllm.engine.arrays import hidden_array, int32_array, positions
+from sllm.engine.context import Context
 from sllm.engine.layer_file import LayeredFile
 from sllm.engine.model import Model
 from sllm.engine.params import ContextParams, LoadParams, parse_both
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Self, Unpack
 
-    from sllm.engine.context import Memory, Verdict
+    from sllm.engine.jobs import Verdict
+    from sllm.engine.memory import Memory
     from sllm.engine.params import ContextOptions, LoadOptions
     from sllm.engine.sampling import SamplingParams
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm.engine._ffi import Handle, check, checked_int, ffi, int32_array, lib
+from sllm.engine._ffi import Handle, check, checked_int, ffi, lib
+from sllm.engine.arrays import int32_array
 from sllm.errors import VocabMismatchError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from sllm.draft.confidence import UNSAID
 from sllm.draft.drafters import CallableDrafter, Drafter, ModelDrafter, NGramDrafter
 from sllm.draft.length import DraftLength
-from sllm.engine._ffi import int32_array
+from sllm.engine.arrays import int32_array
 from sllm.engine.cpu import available_cores
 from sllm.engine.model import Model
 from sllm.engine.sampling import SamplingParams

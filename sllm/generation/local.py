@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sllm.engine import hub
-from sllm.engine._ffi import checked_int, int32_array
+from sllm.engine._ffi import checked_int
+from sllm.engine.arrays import int32_array
 from sllm.engine.devices import server_of
 from sllm.engine.model import Model
 from sllm.engine.params import ContextParams, LoadParams, changes, parse_both

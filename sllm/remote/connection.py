@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from sllm.engine._ffi import checked_int, int32_array
+from sllm.engine._ffi import checked_int
+from sllm.engine.arrays import int32_array
 from sllm.engine.model import Model
 from sllm.errors import (
     AuthError,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm.engine._ffi import int32_array
+from sllm.engine.arrays import int32_array
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import (
     BusyError,

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm.engine._ffi import int32_array
+from sllm.engine.arrays import int32_array
 from sllm.engine.layers import Embedding, LayerRange, open_layers
 from sllm.engine.model import Model
 from sllm.wire import codec as wire

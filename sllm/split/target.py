@@ -15,7 +15,8 @@ import numpy as np
 
 from sllm.draft.length import DraftLength
 from sllm.engine import gguf
-from sllm.engine._ffi import checked_int, int32_array
+from sllm.engine._ffi import checked_int
+from sllm.engine.arrays import int32_array
 from sllm.engine.layers import Embedding, LayerRange, open_layers
 from sllm.engine.model import Model
 from sllm.engine.sampling import SamplingParams

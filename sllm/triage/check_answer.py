@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sllm.engine._ffi import checked_int, int32_array
+from sllm.engine._ffi import checked_int
+from sllm.engine.arrays import int32_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

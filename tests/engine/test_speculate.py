@@ -36,7 +36,7 @@ from oracles import (
 
 import sllm
 from sllm import embedded
-from sllm.engine.context import Draft
+from sllm.engine.jobs import Draft
 from sllm.engine.sampling import SamplingParams
 
 if TYPE_CHECKING:
