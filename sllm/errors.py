@@ -71,7 +71,7 @@ class RPCError(RemoteError):
 
     Attributes:
         tokens: where a text of an isolated :class:`~sllm.LocalTarget` was cut off: the ids that had been
-            committed behind the prompt, so that it can go on elsewhere behind prompt and tokens.
+            committed after the prompt, so that it can go on elsewhere after prompt and tokens.
         text: what they say.
 
     """

@@ -1,4 +1,4 @@
-"""When to draft on behind tokens that nobody has confirmed yet: for targets that are a round trip away."""
+"""When to go on drafting after tokens that are not confirmed yet: for targets that are a round trip away."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["DraftAhead"]
 
 
 class DraftAhead:
-    """Decides whether one more token behind an unconfirmed chain is worth drafting, and when a hint is worth
+    """Decides whether one more token after an unconfirmed chain is worth drafting, and when a hint is worth
     sending.
 
     The target is at work meanwhile. While a hint travels and the news of what the target knew travels back, a
@@ -96,7 +96,7 @@ class DraftAhead:
         return lag / gain if gain > 0 else float("inf")
 
     def worth_more(self, probs: Sequence[float], waited: float = 0.0) -> bool:
-        """Whether to draft on behind a chain of which the draft has said ``probs``."""
+        """Whether to draft on after a chain of which the draft has said ``probs``."""
         n = len(probs)
         if n >= self.LIMIT:
             return False

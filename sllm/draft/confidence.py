@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["UNSAID", "Confidence"]
+__all__ = ["UNKNOWN_PROB", "Confidence"]
 
-UNSAID = 0.7
-"""What stands for the probability of a token of which the draft says none: always the same, so that it is
-soon known how many of these hold.
+UNKNOWN_PROB = 0.7
+"""Stands for the probability of a token where the drafter gives none: always the same number, so that it is
+soon learnt how many of these tokens are accepted.
 """
 
 _EDGES = (0.01, 0.1, 0.3, 0.5, 0.7, 0.85, 0.95, 0.99)
-_SAID = (0.2, 0.3, 0.35, 0.45, 0.6, 0.75, 0.88, 0.95, 0.98)
+_PRIOR = (0.2, 0.3, 0.35, 0.45, 0.6, 0.75, 0.88, 0.95, 0.98)
 """The chance that each bin begins with. In the lower ones it is above the draft's probability: the two models
 select with the same noise, so that an unlikely token of the one is often the other's, too.
 """
@@ -44,8 +44,8 @@ class Confidence:
     """
 
     def __init__(self, acceptance: float = 0.7) -> None:
-        self._right = [0.0] * len(_SAID)
-        self._seen = [0.0] * len(_SAID)
+        self._right = [0.0] * len(_PRIOR)
+        self._seen = [0.0] * len(_PRIOR)
         self._all_right, self._all_seen = 3.0 * acceptance, 3.0
         self._evidence = 2.0  # for the first view: the logarithm of its odds
         self._trust = 1 / (1 + math.exp(-self._evidence))
@@ -62,7 +62,7 @@ class Confidence:
         return self._chance(bisect(_EDGES, prob))
 
     def _chance(self, i: int) -> float:
-        expected = self._trust * _SAID[i] + (1 - self._trust) * self._all_right / self._all_seen
+        expected = self._trust * _PRIOR[i] + (1 - self._trust) * self._all_right / self._all_seen
         return min((_WORTH * expected + self._right[i]) / (_WORTH + self._seen[i]), 0.999)
 
     def of_chain(self, probs: Sequence[float]) -> float:
@@ -82,7 +82,7 @@ class Confidence:
     def observe(self, prob: float, right: bool) -> None:
         """A token to which the draft gave ``prob`` has held, or has not."""
         i = bisect(_EDGES, prob)
-        said, mean = _SAID[i], self.acceptance
+        said, mean = _PRIOR[i], self.acceptance
         ratio = said / mean if right else (1 - said) / (1 - mean)
         # Bounded, or a change would take as long to be believed as what was before it has lasted.
         self._evidence = min(max(_KEEP * self._evidence + math.log(ratio), -8.0), 3.0)

@@ -38,10 +38,10 @@ class Drafter(Protocol):
     """How many committed tokens the last draft had to compute before its own."""
 
     def open(self, tokens: Sequence[int], sampling: SamplingParams) -> None:
-        """A new text begins behind the prompt ``tokens``."""
+        """A new text begins after the prompt ``tokens``."""
 
     def draft(self, text: Sequence[int], chain: Sequence[int], n_max: int, p_min: float) -> list[int]:
-        """At most ``n_max`` tokens to go on with behind the committed ``text`` (prompt included) and the
+        """At most ``n_max`` tokens to go on with after the committed ``text`` (prompt included) and the
         unconfirmed ``chain``.
         """
 
@@ -179,7 +179,7 @@ class NGramDrafter:
         self._sizes = range(n_max, n_min - 1, -1)
         self._followers: dict[
             tuple[int, ...], int
-        ] = {}  # run of tokens -> the position behind its last occurrence
+        ] = {}  # run of tokens -> the position after its last occurrence
         self._indexed = 0
 
     def open(self, tokens: Sequence[int], sampling: SamplingParams) -> None:  # noqa: ARG002
@@ -198,9 +198,9 @@ class NGramDrafter:
         last = [*text[-self._sizes[0] :], *chain][-self._sizes[0] :]
         for size in self._sizes:
             if size <= len(last):
-                behind = self._followers.get(tuple(last[-size:]))
-                if behind is not None:
-                    return list(text[behind : behind + n_max])
+                after = self._followers.get(tuple(last[-size:]))
+                if after is not None:
+                    return list(text[after : after + n_max])
         return []
 
     def cancel(self) -> None:
@@ -217,7 +217,7 @@ class NGramDrafter:
 class AnswerDrafter:
     """Drafts an answer that somebody else has written already, for a target that is to write its own.
 
-    Where the text has left the answer, it goes on behind the place in the answer that ends with the text's
+    Where the text has left the answer, it goes on after the place in the answer that ends with the text's
     last few tokens, the one nearest to where the text is: what follows there may be right again. Where only
     what stands a little before agrees, the tokens since are taken to stand for as many of the answer's, or,
     if the answer has the last of them nearby, for those up to there: a few tokens are proposed on that guess,
@@ -234,7 +234,7 @@ class AnswerDrafter:
     n_caught_up = 0
     _LONGEST = 8  # tokens that are compared
     _STRAY = 4  # tokens at the text's end that may agree with nothing
-    _GUESS = 8  # tokens that are proposed behind those
+    _GUESS = 8  # tokens that are proposed after those
 
     def __init__(self, answer: Sequence[int], start: int, *, n_min: int = 2) -> None:
         if n_min < 1 or start < 0:
@@ -242,7 +242,7 @@ class AnswerDrafter:
         self._answer = list(answer)
         self._start = start
         self._n_min = n_min
-        self._places: dict[tuple[int, ...], list[int]] = {}  # the last n_min tokens -> positions behind them
+        self._places: dict[tuple[int, ...], list[int]] = {}  # the last n_min tokens -> positions after them
         for end in range(n_min, len(self._answer)):
             self._places.setdefault(tuple(self._answer[end - n_min : end]), []).append(end)
 

@@ -203,7 +203,7 @@ class DraftLength:
                 drafting += self._draft_seconds
 
     def more(self, probs: Sequence[float] = ()) -> tuple[int, float]:
-        """How to draft on behind a chain to whose tokens the draft gave ``probs``.
+        """How to draft on after a chain to whose tokens the draft gave ``probs``.
 
         Returns:
             How many tokens (0: the chain is long enough), and the probability below which the draft should

@@ -40,7 +40,7 @@ class Device:
 def devices() -> list[Device]:
     """The devices of this build on this machine, in ggml's order (``ggml_backend_dev_get``).
 
-    A backend of the build that has none here is told of as a warning of the logger ``sllm``.
+    A backend of the build that has no device here is a warning of the logger ``sllm``.
     """
     backends.load()
     found = []

@@ -1,7 +1,7 @@
 """GGUF files without loading them: the header, a model's identity, and the vocabulary alone.
 
 The format is llama.cpp's (``ggml/include/gguf.h``): magic, version, the numbers of tensors and of key-value
-pairs, the pairs, a description of each tensor, and behind that the data.
+pairs, the pairs, a description of each tensor, and after that the data.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Tensor:
         dims: ggml's order, the rows' width first.
         kind: ggml's number of its type.
         offset: of its first byte in the file.
-        size: bytes up to the next tensor, so with the padding behind it.
+        size: bytes up to the next tensor, so with the padding after it.
 
     """
 

@@ -114,7 +114,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class View:
-    """A GGUF file that exists nowhere as a whole: ``header``, and behind it the bytes of ``pieces``."""
+    """A GGUF file that exists nowhere as a whole: ``header``, and after it the bytes of ``pieces``."""
 
     header: bytes
     pieces: tuple[Piece, ...]
@@ -245,7 +245,7 @@ class LayeredFile:
         """Raise ModelLoadError if a tensor does not end where its shape says, as in a file that was cut
         short. llama.cpp would say so only of the layers that it loads, and a part that is written not at all.
 
-        From here on the size of a tensor is without the padding behind it, which may be another in the file.
+        From here on the size of a tensor is without the padding after it, which may be another in the file.
         """
         for name, (index, tensor) in list(self._tensors.items()):
             if not tensor.dims or not all(0 < dim < 1 << 31 for dim in tensor.dims):

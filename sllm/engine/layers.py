@@ -124,7 +124,7 @@ class Embedding:
         """What enters the first layer for ``tokens``, int32 (n,): float32 (n, n_embd).
 
         Raises:
-            ValueError: an id that is no token.
+            ValueError: an id outside the vocabulary.
             ClosedError: after :meth:`close`.
 
         """
@@ -340,7 +340,7 @@ class LayerRange:
     def _logits(
         self, flat: npt.NDArray[np.float32], lengths: list[int], seqs: list[int], begins: list[int]
     ) -> npt.NDArray[np.float32]:
-        """Logits behind every row, whose tokens nobody has told."""
+        """Logits after every row; the tokens of the rows are not known here."""
         out = np.empty((len(flat), self.n_vocab), dtype=np.float32)
         check(
             lib.sllm_decode(
@@ -372,7 +372,7 @@ class LayerRange:
     ) -> Verdict:
         """:meth:`sllm.Context.verify` for a range with ``output`` and ``vocabulary``.
 
-        ``hidden`` is what enters the first layer for the tokens and the draft of each sequence, one behind
+        ``hidden`` is what enters the first layer for the tokens and the draft of each sequence, one after
         the other: float32 (tokens, n_embd).
         """
         if self._model._vocabulary is None:

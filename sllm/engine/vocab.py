@@ -54,7 +54,7 @@ class Vocab:
         control tokens as these tokens (not for text from others, who could then end a turn).
 
         Raises:
-            TypeError: ``text`` is no str.
+            TypeError: ``text`` is not a str.
             UnsupportedModelError: the file holds no vocabulary.
 
         """
@@ -88,7 +88,7 @@ class Vocab:
         Control tokens have text only with ``special``.
 
         Raises:
-            ValueError: an id that is no token.
+            ValueError: an id outside the vocabulary.
 
         """
         array = int32_array(tokens, "tokens")

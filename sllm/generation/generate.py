@@ -8,20 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from sllm.draft.confidence import UNSAID
 from sllm.draft.drafters import CallableDrafter, Drafter, ModelDrafter, NGramDrafter
-from sllm.draft.length import DraftLength
 from sllm.engine.arrays import int32_array
 from sllm.engine.cpu import available_cores
 from sllm.engine.model import Model
+from sllm.engine.params import context_length
 from sllm.engine.sampling import SamplingParams
+from sllm.generation.alternating import AlternatingRuns
 from sllm.generation.local import LocalTarget
 from sllm.generation.pipelined import PipelinedRuns
-from sllm.generation.text_stream import GenerationStats, Run, TextBuilder, TextStream, committed_runs
+from sllm.generation.text_stream import GenerationStats, TextBuilder, TextStream
 from sllm.targets.base import Generation, PipelinedGeneration, RemoteWork, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -41,11 +41,11 @@ def generate(
     max_tokens: int | None = None,
     stop: str | Sequence[str] = (),
 ) -> TextStream:
-    """Generate the target's text behind ``prompt``, sooner with a draft.
+    """Generate the target's text after ``prompt``, sooner with a draft.
 
     The text is a function of the target's weights, the prompt and ``sampling`` alone. The draft changes when
-    it comes, never what it
-    says (up to floating point: see :class:`~sllm.LocalTarget` for when that is to the last bit).
+    it comes, never what it says (up to floating point: see :class:`~sllm.LocalTarget` for when that is to the
+    last bit).
 
     Args:
         target: what decides the text. A :class:`~sllm.Model` gets a :class:`~sllm.LocalTarget` for this one
@@ -70,19 +70,10 @@ def generate(
             (RemoteError) are raised where the text is being read.
 
     """
-    if sampling is None:
-        sampling = SamplingParams()
-    elif not isinstance(sampling, SamplingParams):
-        raise TypeError(f"sampling is {sampling!r}, expected SamplingParams")
-    if max_tokens is not None and (
-        isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1
-    ):
-        raise ValueError(f"max_tokens is {max_tokens!r}, expected an integer >= 1 or None")
+    # 1. Check what was given, before anything is computed.
+    sampling = SamplingParams() if sampling is None else sampling
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(s, str) and s for s in stops):
-        raise ValueError("stop holds something that is no text, or empty")
-    if not isinstance(target, (Model, Target)):
-        raise TypeError(f"target is {target!r}, expected a Model or a Target")
+    _check(target, sampling, max_tokens, stops)
     vocab = target.vocab
     tokens = vocab.encode(prompt) if isinstance(prompt, str) else int32_array(prompt, "prompt")
     if len(tokens) == 0:
@@ -90,24 +81,26 @@ def generate(
 
     stats = GenerationStats(n_prompt=len(tokens))
     with ExitStack() as stack:
+        # 2. Models become a target and a drafter of this one text.
         target_threads, draft_threads = _share_cores(target, draft)
         if isinstance(target, Model):
-            n_ctx_train = target.n_ctx_train or 4096
-            n_ctx = min(n_ctx_train, 4096 if max_tokens is None else len(tokens) + max_tokens + 1)
-            n_ctx = max(n_ctx, min(n_ctx_train, len(tokens) + 256))
+            n_ctx = _positions(target, len(tokens), max_tokens)
             target = stack.enter_context(LocalTarget(target, n_ctx=n_ctx, n_threads=target_threads))
         drafter = _make_drafter(draft, target, draft_threads, stack)
+        # 3. Both read the prompt.
         began = time.perf_counter()
         generation = target.open(tokens, sampling, max_tokens)
         stack.callback(generation.close)
         if drafter is not None:
             drafter.open(tokens.tolist(), sampling)
         stats.prompt_seconds = time.perf_counter() - began
+        # 4. A thread for the draft, where it can work while the target does.
         executor = None
         pipelined = generation if isinstance(generation, PipelinedGeneration) else None
         if drafter is not None and (pipelined is not None or _can_overlap(target, drafter, generation)):
             executor = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="sllm-draft"))
             stack.callback(drafter.cancel)  # or the executor would wait for it
+        # 5. The loop: in turns, or each at its own pace where the target is a round trip away.
         text, shown = tokens.tolist(), TextBuilder(vocab, stops)
         if pipelined is not None:
             pipeline = PipelinedRuns(pipelined, drafter, executor, text, shown, stats, began)
@@ -115,8 +108,28 @@ def generate(
             runs = pipeline.runs()
         else:
             end = None if max_tokens is None else len(tokens) + max_tokens
-            runs = _runs(generation, drafter, executor, text, shown, stats, end)
+            runs = AlternatingRuns(generation, drafter, executor, text, shown, stats, end).runs()
         return TextStream(runs, stats, stack.pop_all())
+
+
+def _check(target: object, sampling: object, max_tokens: object, stops: tuple[object, ...]) -> None:
+    if not isinstance(sampling, SamplingParams):
+        raise TypeError(f"sampling is {sampling!r}, expected SamplingParams")
+    if max_tokens is not None and (
+        isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1
+    ):
+        raise ValueError(f"max_tokens is {max_tokens!r}, expected an integer >= 1 or None")
+    if not all(isinstance(s, str) and s for s in stops):
+        raise ValueError("stop holds something that is not a text, or an empty one")
+    if not isinstance(target, (Model, Target)):
+        raise TypeError(f"target is {target!r}, expected a Model or a Target")
+
+
+def _positions(model: Model, n_prompt: int, max_tokens: int | None) -> int:
+    """Positions for one text: what it may need, room for 256 tokens at least, within what was trained."""
+    trained = model.n_ctx_train or context_length(0)
+    wanted = context_length(0) if max_tokens is None else n_prompt + max_tokens + 1
+    return max(min(trained, wanted), min(trained, n_prompt + 256))
 
 
 def _share_cores(target: Target | Model, draft: object) -> tuple[int | None, int | None]:
@@ -162,7 +175,9 @@ def _make_drafter(draft: object, target: Target, n_threads: int | None, stack: E
         return None
     if isinstance(draft, Model):
         local = target if isinstance(target, LocalTarget) and not target.isolated else None
-        n_ctx = min(draft.n_ctx_train or 4096, 4096 if local is None else local.context.n_ctx_seq)
+        n_ctx = context_length(draft.n_ctx_train)
+        if local is not None:
+            n_ctx = min(draft.n_ctx_train or context_length(0), local.context.n_ctx_seq)
         return stack.enter_context(ModelDrafter(draft, n_ctx=n_ctx, n_threads=n_threads))
     if isinstance(draft, str):
         if draft != "ngram":
@@ -173,92 +188,3 @@ def _make_drafter(draft: object, target: Target, n_threads: int | None, stack: E
     if callable(draft):
         return CallableDrafter(draft)
     raise TypeError(f'draft is {draft!r}, expected a Model, "ngram", a callable or None')
-
-
-def _runs(
-    generation: Generation,
-    drafter: Drafter | None,
-    executor: ThreadPoolExecutor | None,
-    text: list[int],
-    shown: TextBuilder,
-    stats: GenerationStats,
-    end: int | None,
-) -> Iterator[Run]:
-    """The hint loop: draft, hint, take what the target commits, keep what of the draft still holds.
-
-    The text ends before position ``end``, if not sooner.
-    """
-    length = DraftLength()
-    chain: list[int] = []  # drafted behind the text, and what the draft says of it
-    probs: list[float] = []
-    if isinstance(generation, RemoteWork):
-        stats.remote = generation.remote
-    stats.finish_reason = generation.finish_reason  # a prompt may leave no room for a text
-    while generation.finish_reason is None:
-        began = time.perf_counter()
-        ahead = None
-        spent = 0.0  # on drafting
-        settled = True  # a round in which the draft had to read a prompt tells nothing about the next
-        if drafter is not None:
-            drafts = not drafter.adaptive or length.begin()
-            n_shown = 0
-            while drafts:
-                wanted, p_min = length.more(probs) if drafter.adaptive else (length.LIMIT - len(chain), 0.0)
-                if end is not None:  # the last token is the target's own
-                    wanted = min(wanted, end - len(text) - len(chain) - 1)
-                if wanted <= 0:
-                    break
-                asked = time.perf_counter()
-                new = drafter.draft(text, chain, wanted, p_min)
-                took = time.perf_counter() - asked
-                spent += took
-                if drafter.n_caught_up > DraftLength.LIMIT:
-                    settled = False
-                else:
-                    length.observe_draft(len(new) + (len(new) < wanted), took)
-                chain += new
-                probs += _said(drafter, len(new))
-                if len(new) < wanted:
-                    break
-            if drafts:
-                n_shown = length.keep(probs) if drafter.adaptive else len(chain)
-            stats.draft_seconds += spent
-            generation.hint(len(text), chain[:n_shown])
-            if executor is not None and (n_shown > 0 or stats.n_passes == 0):
-                # One token stands for the target's own. Behind a link it is time that is left over; here
-                # it would be taken from the target.
-                n_ahead = 1 + (length.LIMIT if stats.remote is not None else n_shown)
-                ahead = executor.submit(drafter.draft, text, list(chain), n_ahead, 0.0)
-        try:
-            commit = next(generation)
-        finally:
-            if ahead is not None and drafter is not None:
-                drafter.cancel()
-                new = ahead.result()
-                chain += new
-                probs += _said(drafter, len(new))
-        seconds = time.perf_counter() - began
-        if drafter is not None:
-            length.observe_pass(commit.n_verified, commit.seconds)
-            length.observe_truth(chain, probs, commit.tokens)
-            if settled and (commit.n_verified > 0 or spent > 0.05 * commit.seconds):
-                length.observe_round(len(commit.tokens), seconds)
-        stats.n_passes += 1
-        stats.n_drafted += commit.n_verified
-        stats.n_accepted += commit.n_accepted
-        stats.target_seconds += commit.seconds
-        stats.seconds += seconds
-
-        text.extend(commit.tokens)
-        n_new = len(commit.tokens)
-        holds = tuple(chain[:n_new]) == commit.tokens
-        chain, probs = (chain[n_new:], probs[n_new:]) if holds else ([], [])
-        yield from committed_runs(commit, generation, shown, stats)
-        if shown.stopped:
-            return
-
-
-def _said(drafter: Drafter, n: int) -> list[float]:
-    """The probabilities that a drafter gave to its last ``n`` tokens."""
-    probs = list(getattr(drafter, "probs", ()))[:n]
-    return probs + [UNSAID] * (n - len(probs))

@@ -137,14 +137,14 @@ class LocalTarget:
     def open(
         self, tokens: npt.NDArray[np.int32], sampling: SamplingParams, max_tokens: int | None
     ) -> LocalGeneration | IsolatedGeneration:
-        """Compute the prompt but for its last token, and return the generation behind it; isolated, without
+        """Compute the prompt but for its last token, and return the generation after it; isolated, without
         waiting for it.
 
         Raises:
             ContextFullError: the prompt does not fit.
             BusyError: another generation is open.
             RPCError: isolated: the process has ended.
-            ValueError: no tokens, or one that is none.
+            ValueError: no tokens, or one outside the vocabulary.
 
         """
         if self._generation is not None and not self._generation.closed:
@@ -159,7 +159,7 @@ class LocalTarget:
             raise ContextFullError(
                 f"the prompt has {len(prompt)} tokens, and the context holds {self.context.n_ctx_seq}"
             )
-        self.model.compiled(sampling)  # a bad grammar is told before the prompt is computed
+        self.model.compiled(sampling)  # rejects a bad grammar before the prompt is computed
         self.model.vocab.is_eog(int(prompt[-1]))  # the one token that is computed later has to be one, too
         self.context.decode(prompt[:-1], pos=0)
         self._generation = LocalGeneration(self.context, prompt, sampling, max_tokens)
@@ -178,7 +178,7 @@ class LocalTarget:
             ContextFullError: the text does not fit.
             BusyError: a generation is open.
             RPCError: isolated: the process has ended.
-            ValueError: a token that is none, or no ``1 <= start < n``.
+            ValueError: a token outside the vocabulary, or no ``1 <= start < n``.
 
         """
         if self._generation is not None and not self._generation.closed:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, overload
 
 from sllm.draft.ahead import DraftAhead
-from sllm.draft.confidence import UNSAID
+from sllm.draft.confidence import UNKNOWN_PROB
 from sllm.draft.length import DraftLength
 from sllm.generation.text_stream import GenerationStats, Run, TextBuilder, committed_runs
 
@@ -73,12 +73,12 @@ class PipelinedRuns:
         self._shown = shown
         self._stats = stats
         self._ahead = DraftAhead(run_ahead=generation.run_ahead)
-        self._chain: list[int] = []  # drafted behind the text, unconfirmed
+        self._chain: list[int] = []  # drafted after the text, unconfirmed
         self._probs: list[float] = []  # what the draft says of them
         self._draft: Future[tuple[list[int], list[float], float]] | None = None  # on its way
         self._draft_pos = 0  # and where its tokens go
         self._draft_void = False  # a commit has disagreed with what it goes on from
-        self._exhausted = drafter is None  # the draft has nothing to say behind this chain
+        self._exhausted = drafter is None  # the draft has nothing to say after this chain
         self._hinted: tuple[int, int] | None = None  # end of the text and of the chain as last sent
         self._hinted_at = self._news_at = time.perf_counter()
         self._local: list[Run] = []  # shown while the link is lost
@@ -91,14 +91,19 @@ class PipelinedRuns:
         began = self._began
         stats.finish_reason = generation.finish_reason
         while generation.finish_reason is None:
+            # 1. News from the target comes first.
             commit = generation.poll(0.0)
             if commit is None:
+                # 2. Take what the draft has made meanwhile, and let it go on along its own chain.
                 self._take_draft()
                 self._draft_more()
+                # 3. While the link is lost, the draft may speak alone.
                 yield from self._show_local()
+                # 4. Send the chain where it has grown, and wait: for news, or until the next hint is due.
                 commit = generation.poll(self._send_hint())
             if commit is None:
                 continue
+            # 5. A commit: what of the chain agrees stays, what was shown without the target is withdrawn.
             self._news_at = time.perf_counter()
             if stats.n_passes == 0:
                 opened = generation.opened_at or self._news_at
@@ -112,7 +117,7 @@ class PipelinedRuns:
                 withdrawn = ()
             if self._shown.stopped:
                 return
-        if stats.finish_reason is None:  # it ended behind a commit that did not look like the last
+        if stats.finish_reason is None:  # it ended after a commit that did not look like the last
             stats.finish_reason = generation.finish_reason
             rest = self._shown.finish()
             if rest:
@@ -161,7 +166,7 @@ class PipelinedRuns:
         self._draft.add_done_callback(lambda _: self._generation.wake())
 
     def _take_draft(self) -> None:
-        """What the draft has made, if it has, behind the chain."""
+        """Add what the draft has made to the chain, if it has ended."""
         if self._draft is None or not self._draft.done():
             return
         tokens, probs, seconds = self._draft.result()
@@ -170,7 +175,7 @@ class PipelinedRuns:
         if seconds:
             self._ahead.observe_draft(max(len(tokens), 1), seconds)
         n_drafted, tokens = len(tokens), self._usable(tokens)
-        probs += [UNSAID] * (len(tokens) - len(probs))
+        probs += [UNKNOWN_PROB] * (len(tokens) - len(probs))
         passed = len(self._text) - self._draft_pos  # tokens that were committed meanwhile
         if (
             not self._draft_void
@@ -190,7 +195,7 @@ class PipelinedRuns:
             self._exhausted = True
 
     def _usable(self, tokens: list[int]) -> list[int]:
-        """What of a draft can be text: up to the first id that is no token, and to the end of the text."""
+        """What of a draft can be text: up to the first id outside the vocabulary, or the text's end."""
         vocab, room = self._shown.vocab, max(self._generation.end - self._draft_pos, 0)
         usable: list[int] = []
         for token in tokens[:room]:

@@ -50,14 +50,14 @@ class GenerationStats:
     Attributes:
         n_prompt: tokens of the prompt.
         n_tokens: tokens committed.
-        n_passes: passes of the target behind the prompt.
+        n_passes: passes of the target after the prompt.
         n_drafted: drafted tokens that the target checked.
         n_accepted: of these, accepted ones.
         prompt_seconds: until the prompt was computed.
         target_seconds: in passes of the target.
         draft_seconds: spent waiting for the draft; with a remote target, which nobody waits for: the draft's
             time at work.
-        wasted_seconds: of the draft's time, what went into tokens that were rejected, or void behind rejected
+        wasted_seconds: of the draft's time, what went into tokens that were rejected, or void after rejected
             ones (remote targets).
         seconds: from the end of the prompt to the last commit, the reader's own time left out (with a remote
             target it counts: the text goes on meanwhile).
@@ -103,7 +103,7 @@ class GenerationStats:
 
     @property
     def tokens_per_s(self) -> float:
-        """Committed tokens per second behind the prompt."""
+        """Committed tokens per second after the prompt."""
         return self.n_tokens / self.seconds if self.seconds else 0.0
 
 

@@ -120,7 +120,7 @@ class Generation(Protocol):
     ``"context"`` (full)."""
 
     def __next__(self) -> Commit:
-        """The next commit; StopIteration behind the last. Blocks while the target computes."""
+        """The next commit; StopIteration after the last. Blocks while the target computes."""
 
     def hint(self, pos: int, tokens: Sequence[int]) -> None:
         """Say what probably comes at ``pos``: the whole unconfirmed chain. It replaces every earlier hint.
@@ -199,7 +199,7 @@ class Target(Protocol):
     def open(
         self, tokens: npt.NDArray[int32], sampling: SamplingParams, max_tokens: int | None
     ) -> Generation:
-        """Start a text behind ``tokens``, int32 (n,), n >= 1.
+        """Start a text after ``tokens``, int32 (n,), n >= 1.
 
         Raises:
             ContextFullError: the prompt does not fit.

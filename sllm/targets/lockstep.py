@@ -47,7 +47,7 @@ class LockstepGeneration:
         self._check_end()
 
     def _verify(self, chain: list[int]) -> tuple[tuple[int, ...], int]:
-        """One pass: the tokens that come behind the text, and how many of them are accepted ones of
+        """One pass: the tokens that come after the text, and how many of them are accepted ones of
         ``chain``.
         """
         raise NotImplementedError
@@ -64,7 +64,7 @@ class LockstepGeneration:
         self._hint = (pos, list(tokens))
 
     def _candidate(self) -> list[int]:
-        """What the hint says behind the committed text, if it agrees with that."""
+        """What the hint says after the committed text, if it agrees with that."""
         pos, tokens = self._hint
         if not tokens:
             return []

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import examples
 
-from sllm.draft.confidence import UNSAID, Confidence
+from sllm.draft.confidence import UNKNOWN_PROB, Confidence
 
 PROBS = (1e-6, 0.05, 0.2, 0.4, 0.6, 0.8, 0.9, 0.97, 0.999)
 """One for each bin."""
@@ -93,9 +93,9 @@ def test_what_the_draft_says_nothing_of_is_worth_its_share() -> None:
     confidence = Confidence()
     rng = random.Random(0)
     for _ in range(600):
-        confidence.observe(UNSAID, rng.random() < 0.2)
+        confidence.observe(UNKNOWN_PROB, rng.random() < 0.2)
 
-    assert confidence.chance(UNSAID) == pytest.approx(confidence.acceptance, abs=0.05)
+    assert confidence.chance(UNKNOWN_PROB) == pytest.approx(confidence.acceptance, abs=0.05)
 
 
 def test_a_chain_holds_where_each_of_its_tokens_does() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import examples
 
-from sllm.draft.confidence import UNSAID
+from sllm.draft.confidence import UNKNOWN_PROB
 from sllm.draft.length import DraftLength, PassTimes
 
 
@@ -60,7 +60,7 @@ class World:
             if rng.random() < self.easy:
                 return 0.999, True
             right = rng.random() < self.acceptance
-            return (UNSAID if self.says is None else self.says), right
+            return (UNKNOWN_PROB if self.says is None else self.says), right
 
         while done < n_tokens:
             probs: list[float] = []
