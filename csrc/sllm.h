@@ -57,22 +57,23 @@ const char * sllm_llama_cpp_commit(void);
 /* CPU features and backends that this build was compiled with (llama_print_system_info). */
 const char * sllm_system_info(void);
 
-/* Load the backend in the module at `path` (ggml_backend_load), for builds that link none in; before anything that computes, since no
- * device is known until then. Loading one again does nothing. SLLM_ERR_LOAD: the module cannot be loaded, or not for this machine. */
+/* Load the backend in the module at `path` (ggml_backend_load), for builds that link none in; before
+ * anything that computes, since no device is known until then. Loading one again does nothing.
+ * SLLM_ERR_LOAD: the module cannot be loaded, or not for this machine. */
 int sllm_backend_load(const char * path);
 
-/* Polled on the calling thread about every 100 ms during a decode. It returns 0 to go on, 1 to stop the decode with
- * SLLM_ERR_INTERRUPTED, 2 to go on and never be asked again on this thread. */
+/* Polled on the calling thread about every 100 ms during a decode. It returns 0 to go on, 1 to stop the
+ * decode with SLLM_ERR_INTERRUPTED, 2 to go on and never be asked again on this thread. */
 typedef int (*sllm_interrupt_callback)(void * user_data);
 void sllm_set_interrupt_callback(sllm_interrupt_callback callback, void * user_data);
 
-/* For the end of the process: stops every computation and load, refuses new ones, and waits up to two seconds until no thread is
- * inside. Static objects of llama.cpp are destroyed after that. */
+/* For the end of the process: stops every computation and load, refuses new ones, and waits up to two
+ * seconds until no thread is inside. Static objects of llama.cpp are destroyed after that. */
 void sllm_shutdown(void);
 
-/* llama.cpp's log. Lines at `min_level` (1 debug, 2 info, 3 warning, 4 error) and above are kept, the newest 1000 of them, until
- * sllm_log_next() takes them, oldest first: it returns the level and fills `text` (cut to `size` bytes, always
- * terminated), or returns 0 when no line is left. */
+/* llama.cpp's log. Lines at `min_level` (1 debug, 2 info, 3 warning, 4 error) and above are kept, the
+ * newest 1000 of them, until sllm_log_next() takes them, oldest first: it returns the level and fills
+ * `text` (cut to `size` bytes, always terminated), or returns 0 when no line is left. */
 void sllm_log_set_level(int32_t min_level);
 int32_t sllm_log_next(char * text, int32_t size);
 
@@ -87,6 +88,7 @@ struct sllm_device_info {
 };
 
 int32_t sllm_device_count(void);
+/* SLLM_ERR_INVALID: no such index. */
 int sllm_device_get(int32_t index, struct sllm_device_info * info);
 
 /* Returns 0 to cancel the load (SLLM_ERR_INTERRUPTED). `progress` runs from 0 to 1. */
@@ -100,10 +102,11 @@ struct sllm_piece {
 };
 
 /*
- * A model, or with `header` the layers of one: a GGUF file that exists nowhere as a whole. It begins with the `header_size` bytes of
- * `header`, and `pieces` of the open `files` follow; the weights are read from these and into memory, nothing else is. Its input are
- * hidden states (rows of n_embd numbers). Its output are those behind its last layer, or with `has_output` logits; it then shares
- * the vocabulary of `vocabulary`. `header` and `pieces` are used during the load alone. No `use_mmap` then.
+ * A model, or with `header` the layers of one: a GGUF file that exists nowhere as a whole. It begins with
+ * the `header_size` bytes of `header`, and `pieces` of the open `files` follow; the weights are read from
+ * these and into memory, nothing else is. Its input are hidden states (rows of n_embd numbers). Its output
+ * are those after its last layer, or with `has_output` logits; it then shares the vocabulary of
+ * `vocabulary`. `header` and `pieces` are used during the load alone. No `use_mmap` then.
  */
 struct sllm_model_params {
     const char * path; /* with `header`: not used */
@@ -150,12 +153,15 @@ struct sllm_model_info {
     uint64_t n_params;
 };
 
+/* SLLM_ERR_LOAD: not a model that llama.cpp can run; SLLM_ERR_UNSUPPORTED: an encoder or a diffusion model;
+ * SLLM_ERR_INVALID: a parameter; SLLM_ERR_INTERRUPTED: `progress` returned 0; SLLM_ERR_NO_MEMORY. `*out` is
+ * freed by sllm_model_free(). */
 int sllm_model_load(const struct sllm_model_params * params, sllm_model ** out);
 void sllm_model_free(sllm_model * model);
 void sllm_model_get_info(const sllm_model * model, struct sllm_model_info * info);
 
-/* Texts: each writes at most `size` bytes including the terminator and returns the whole length without it, or -1 when there is
- * no such thing. Call with size 0 to learn the length. */
+/* Texts: each writes at most `size` bytes including the terminator and returns the whole length without it,
+ * or -1 when there is no such thing. Call with size 0 to learn the length. */
 int32_t sllm_model_desc(const sllm_model * model, char * text, int32_t size);
 int32_t sllm_model_meta_count(const sllm_model * model);
 int32_t sllm_model_meta_key(const sllm_model * model, int32_t index, char * text, int32_t size);
@@ -163,13 +169,18 @@ int32_t sllm_model_meta_value(const sllm_model * model, int32_t index, char * te
 /* `name` NULL: the default template. */
 int32_t sllm_model_chat_template(const sllm_model * model, const char * name, char * text, int32_t size);
 
-/* Tokenise `size` bytes of UTF-8. Writes at most `capacity` tokens and stores the whole number in `n_tokens`
- * (call again with a larger buffer if it is more). Any number of threads at once. */
+/* Tokenise `size` bytes of UTF-8. Writes at most `capacity` tokens and stores the whole number in
+ * `n_tokens` (call again with a larger buffer if it is more). Any number of threads at once.
+ * SLLM_ERR_UNSUPPORTED: the file has no vocabulary. */
 int sllm_tokenize(const sllm_model * model, const char * text, int32_t size, int32_t add_special, int32_t parse_special, int32_t * tokens,
                   int32_t capacity, int32_t * n_tokens);
-/* The bytes of one token; control tokens give nothing unless `special`. Stores the whole length in `n_bytes`. */
+/* The bytes of one token; control tokens give nothing unless `special`. Stores the whole length in
+ * `n_bytes`.
+ * SLLM_ERR_INVALID: no such token. */
 int sllm_token_piece(const sllm_model * model, int32_t token, int32_t special, char * bytes, int32_t capacity, int32_t * n_bytes);
-/* The bytes of many tokens as one text: the inverse of sllm_tokenize(). Stores the whole length in `n_bytes`. */
+/* The bytes of many tokens as one text: the inverse of sllm_tokenize(). Stores the whole length in
+ * `n_bytes`.
+ * SLLM_ERR_INVALID: an id outside the vocabulary. */
 int sllm_detokenize(const sllm_model * model, const int32_t * tokens, int32_t n_tokens, int32_t special, char * bytes, int32_t capacity,
                     int32_t * n_bytes);
 /* Bits: 1 control, 2 end of generation, 4 byte, 8 user-defined, 16 unused, 32 unknown. -1: no such token. */
@@ -193,25 +204,30 @@ struct sllm_sampling_params {
     const char * grammar; /* GBNF with a rule `root`, or NULL */
 };
 
-/* Selection, compiled for one vocabulary. The token at position `pos` is the argmax over the surviving candidates v of
- * logit(v) / temperature + G(seed, pos, v), with G standard Gumbel noise from a counter-based hash (Gumbel-max
- * trick), so it is a sample of the filtered softmax, and the same sample for everybody who has the same logits.
- * Candidates survive llama.cpp's samplers in llama.cpp's order: logit bias, penalties, grammar, top-k, top-p, min-p.
- * Immutable: any number of contexts and threads may use it. */
+/* Selection, compiled for one vocabulary. The token at position `pos` is the argmax over the surviving
+ * candidates v of logit(v) / temperature + G(seed, pos, v), with G standard Gumbel noise from a
+ * counter-based hash (Gumbel-max trick), so it is a sample of the filtered softmax, and the same sample for
+ * everybody who has the same logits. Candidates survive llama.cpp's samplers in llama.cpp's order: logit
+ * bias, penalties, grammar, top-k, top-p, min-p. Immutable: any number of contexts and threads may use it.
+ * SLLM_ERR_INVALID: a parameter out of range; SLLM_ERR_GRAMMAR: the grammar does not parse. `*out` is freed
+ * by sllm_sampling_free(). */
 int sllm_sampling_new(const sllm_model * model, const struct sllm_sampling_params * params, sllm_sampling ** out);
 void sllm_sampling_free(sllm_sampling * sampling);
 
-/* One selection from one row of n_vocab logits, for tests and for loops of one's own. `history` are the tokens at positions
- * 0..pos-1, of which those from `start` on are generated text (what the grammar sees). `prob` (or NULL) receives the probability
- * of the token under the filtered distribution. */
+/* One selection from one row of n_vocab logits, for tests and for loops of one's own. `history` are the
+ * tokens at positions 0..pos-1, of which those from `start` on are generated text (what the grammar sees).
+ * `prob` (or NULL) receives the probability of the token under the filtered distribution.
+ * SLLM_ERR_INVALID: another number of logits than tokens;
+ * SLLM_ERR_GRAMMAR: `history` does not match the grammar; SLLM_ERR_COMPUTE: no token can be selected. */
 int sllm_select(const sllm_sampling * sampling, const float * logits, int32_t n_vocab, int32_t pos, const int32_t * history, int32_t start,
                 int32_t * token, float * prob);
 
 /* The noise of the selection, G(seed, pos, token). */
 double sllm_gumbel(uint64_t seed, int32_t pos, int32_t token);
 
-/* For tests: how many variants of the code over rows of logits this machine can run, each for another instruction set, and a way
- * to use one of them (0: for any machine; the last one: the default) in the whole process. All select the same tokens. */
+/* For tests: how many variants of the code over rows of logits this machine can run, each for another
+ * instruction set, and a way to use one of them (0: for any machine; the last one: the default) in the
+ * whole process. All select the same tokens. */
 int32_t sllm_row_codes(void);
 void sllm_use_row_code(int32_t index);
 
@@ -243,33 +259,38 @@ struct sllm_context_info {
     int32_t n_vocab;
 };
 
-/* The context starts with one reference, the caller's. sllm_context_release() drops one; the last frees it. Handles may be
- * freed in any order. A view of the logits holds a reference of its own (sllm_context_retain). */
+/* The context starts with one reference, the caller's. sllm_context_release() drops one; the last frees it.
+ * Handles may be freed in any order. A view of the logits holds a reference of its own
+ * (sllm_context_retain).
+ * SLLM_ERR_INVALID: a parameter that is out of range or that the model does not go with;
+ * SLLM_ERR_NO_MEMORY: the KV cache does not fit; SLLM_ERR_UNSUPPORTED: the model keeps no memory of tokens. */
 int sllm_context_new(sllm_model * model, const struct sllm_context_params * params, sllm_context ** out);
-/* Cancel the call inside, wait for it, and free everything but the handle itself (and the logits, while views hold references);
- * every later call
- * returns SLLM_ERR_CLOSED. SLLM_ERR_BUSY: the call inside is this thread's own (a callback). */
+/* Cancel the call inside, wait for it, and free everything but the handle itself (and the logits, while
+ * views hold references); every later call returns SLLM_ERR_CLOSED. SLLM_ERR_BUSY: the call inside is this
+ * thread's own (a callback). */
 int sllm_context_close(sllm_context * context);
 void sllm_context_retain(sllm_context * context);
 void sllm_context_release(sllm_context * context);
 void sllm_context_get_info(const sllm_context * context, struct sllm_context_info * info);
+/* SLLM_ERR_INVALID: not in 1..512; SLLM_ERR_BUSY; SLLM_ERR_CLOSED. */
 int sllm_context_set_threads(sllm_context * context, int32_t n_threads, int32_t n_threads_batch);
 
-/* Ends the call that is now inside the context on another thread, within one graph node on the CPU and one ubatch elsewhere. No
- * call inside: nothing happens. The memory goes back to its committed length. */
+/* Ends the call that is now inside the context on another thread, within one graph node on the CPU and one
+ * ubatch elsewhere. No call inside: nothing happens. The memory goes back to its committed length. */
 void sllm_context_cancel(sllm_context * context);
 
 /*
- * The memory of a sequence is a cache of its tokens. It has a committed length, and behind it there may be tokens
- * that were drafted. Writing at position p makes everything at or after p void; a write that repeats what is cached there
- * computes nothing. For models that cannot roll back (recurrent, hybrid) a shorter length means that the tokens are
- * computed again at the next write.
+ * The memory of a sequence is a cache of its tokens. It has a committed length, and after it there may be
+ * tokens that were drafted. Writing at position p makes everything at or after p void; a write that repeats
+ * what is cached there computes nothing. For models that cannot roll back (recurrent, hybrid) a shorter
+ * length means that the tokens are computed again at the next write.
+ * All of them: SLLM_ERR_INVALID: no such sequence or position; SLLM_ERR_BUSY; SLLM_ERR_CLOSED.
  */
 int sllm_memory_length(sllm_context * context, int32_t seq_id, int32_t * length);
 int sllm_memory_tokens(sllm_context * context, int32_t seq_id, int32_t * tokens, int32_t capacity, int32_t * n_tokens);
 int sllm_memory_truncate(sllm_context * context, int32_t seq_id, int32_t length);
-/* Like a clear, but the next write that repeats what the sequence held computes nothing (with kv_unified nothing is kept: others may
- * need the room). */
+/* Like a clear, but the next write that repeats what the sequence held computes nothing (with kv_unified
+ * nothing is kept: others may need the room). */
 int sllm_memory_forget(sllm_context * context, int32_t seq_id);
 /* The whole of `source` replaces `target`. */
 int sllm_memory_copy(sllm_context * context, int32_t source, int32_t target);
@@ -278,23 +299,30 @@ int sllm_memory_clear(sllm_context * context, int32_t seq_id); /* -1: every sequ
 /* What sllm_decode() computes logits for. */
 enum sllm_logits { SLLM_LOGITS_NONE = 0, SLLM_LOGITS_LAST = 1, SLLM_LOGITS_ALL = 2 };
 
-/* Decode tokens of several sequences. `hidden` is for contexts of layers, else NULL. `pos[i]`, or -1 for "append", is where sequence i's tokens go; `pos` NULL appends all. Logits
- * come in
- * the order of the tokens: LAST gives one row a sequence, ALL one row a token. With `rows` (n_rows x n_vocab) they are copied there,
- * and there may be any number of them. Without it up to n_outputs_max rows stay in the context, and `view` receives where, together
- * with a reference to the context (sllm_context_release()), as long as which that memory lives; the next call on the context
- * overwrites it. */
+/* Decode tokens of several sequences. `hidden` is for contexts of layers, else NULL. `pos[i]`, or -1 for
+ * "append", is where sequence i's tokens go; `pos` NULL appends all. Logits come in the order of the
+ * tokens: LAST gives one row a sequence, ALL one row a token. With `rows` (n_rows x n_vocab) they are
+ * copied there, and there may be any number of them. Without it up to n_outputs_max rows stay in the
+ * context, and `view` receives where, together with a reference to the context (sllm_context_release()), as
+ * long as which that memory lives; the next call on the context overwrites it.
+ * SLLM_ERR_INVALID: a token, position or sequence out of range; SLLM_ERR_FULL: no room, and nothing was
+ * decoded; SLLM_ERR_CANCELLED, SLLM_ERR_INTERRUPTED, SLLM_ERR_COMPUTE: the memory is at its committed
+ * length; SLLM_ERR_BUSY; SLLM_ERR_CLOSED. */
 int sllm_decode(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens, const int32_t * lengths,
                 const int32_t * pos, const float * hidden, int32_t logits, float * rows, const float ** view);
 
-/* Log-probabilities: for each sequence the tokens t0..tn are decoded at its length, and log p(t1|..t0), ... log p(tn|..) under
- * the unfiltered
- * softmax are stored in `logprobs`, with their ranks (0: the most likely) in `ranks` or NULL; both flat, sum(lengths[i] - 1)
- * items. The committed length grows by n tokens; the last one needs no decoding. */
+/* Log-probabilities: for each sequence the tokens t0..tn are decoded at its length, and log p(t1|..t0), ...
+ * log p(tn|..) under the unfiltered softmax are stored in `logprobs`, with their ranks (0: the most likely)
+ * in `ranks` or NULL; both flat, sum(lengths[i] - 1) items. The committed length grows by n tokens; the
+ * last one needs no decoding.
+ * Returns what sllm_decode() returns. */
 int sllm_score(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens, const int32_t * lengths,
                float * logprobs, int32_t * ranks);
 
-/* State of one sequence: its memory and its tokens. `capacity` is checked; sllm_state_get() stores the bytes written. */
+/* State of one sequence: its memory and its tokens. `capacity` is checked; sllm_state_get() stores the
+ * bytes written.
+ * sllm_state_set(): SLLM_ERR_INVALID: not a state of such a context, which is then empty or as it was;
+ * SLLM_ERR_FULL: it does not fit. All: SLLM_ERR_BUSY, SLLM_ERR_CLOSED. */
 int sllm_state_size(sllm_context * context, int32_t seq_id, uint64_t * size);
 int sllm_state_get(sllm_context * context, int32_t seq_id, uint8_t * data, uint64_t capacity, uint64_t * size);
 int sllm_state_set(sllm_context * context, int32_t seq_id, const uint8_t * data, uint64_t size, const int32_t * tokens, int32_t n_tokens);
@@ -302,64 +330,79 @@ int sllm_state_set(sllm_context * context, int32_t seq_id, const uint8_t * data,
 /* ---- layers.cpp: some layers of a model, with hidden states instead of tokens ------------------------- */
 
 /*
- * A context of layers (sllm_model_params.header) has the memory of any other, and sllm_decode() and sllm_verify() take `hidden` along
- * with the tokens: one row of n_embd finite numbers for each of them, in their order. Nothing is taken from the memory in place
- * of computing it: what is written is computed. Without `has_output` there are neither tokens nor logits, and this is the
- * way through the layers: lengths[i] rows of sequence i go to `pos[i]` (-1 or `pos` NULL: append), and the hidden states behind the
+ * A context of layers (sllm_model_params.header) has the memory of any other, and sllm_decode() and
+ * sllm_verify() take `hidden` along with the tokens: one row of n_embd finite numbers for each of them, in
+ * their order. Nothing is taken from the memory in place of computing it: what is written is computed.
+ * Without `has_output` there are neither tokens nor logits, and this is the way through the layers:
+ * lengths[i] rows of sequence i go to `pos[i]` (-1 or `pos` NULL: append), and the hidden states behind the
  * last layer are stored in `out`, row for row.
+ * Returns what sllm_decode() returns; SLLM_ERR_UNSUPPORTED: a whole model, or layers that end in logits.
  */
 int sllm_forward(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * lengths, const int32_t * pos,
                  const float * hidden, float * out);
 
-/* Bytes of a row of `n_columns` weights of ggml's type with the number `type`; 0: there is no such type, or no such row of it. */
+/* Bytes of a row of `n_columns` weights of ggml's type with the number `type`; 0: there is no such type, or
+ * no such row of it. */
 uint64_t sllm_row_size(int32_t type, int32_t n_columns);
-/* Rows of a weight matrix as float32. `data` are n_rows rows as they stand in a file, `size` bytes in all; `out` receives n_rows
- * x n_columns numbers (ggml_get_type_traits()->to_float). */
+/* Rows of a weight matrix as float32. `data` are n_rows rows as they stand in a file, `size` bytes in all;
+ * `out` receives n_rows x n_columns numbers (ggml_get_type_traits()->to_float).
+ * SLLM_ERR_INVALID: `size` is not n_rows rows;
+ * SLLM_ERR_UNSUPPORTED: no such type, or one that cannot be read row by row. */
 int sllm_dequantize(int32_t type, const uint8_t * data, uint64_t size, int32_t n_rows, int32_t n_columns, float * out);
 
 /* ---- speculate.cpp: batched draft and verify ---------------------------------------------------------- */
 
 /*
- * Common to both. `jobs` says what is asked for each of n_seqs distinct sequences, one behind the other, `n_items` numbers in
- * all: a header of SLLM_JOB_HEADER numbers and what it announces,
+ * Common to both. `jobs` says what is asked for each of n_seqs distinct sequences, one after the other,
+ * `n_items` numbers in all: a header of SLLM_JOB_HEADER numbers and what it announces,
  *
  *     seq_id, pos, start, n_tokens, n_more, tokens[n_tokens], then for sllm_verify() draft[n_more]
  *
- * `tokens` are the committed tokens that the memory does not hold yet (at least one; the last one is what drafting or
- * verifying starts behind), written at `pos` (-1: at the committed length). `start` (-1: remembered from the sequence's first
- * call since it was empty) is the position of the first generated token, which only a grammar asks for. `samplings` are n_seqs
- * handles, compiled for this context's model.
+ * `tokens` are the committed tokens that the memory does not hold yet (at least one; the last one is what
+ * drafting or verifying starts after), written at `pos` (-1: at the committed length). `start` (-1:
+ * remembered from the sequence's first call since it was empty) is the position of the first generated
+ * token, which only a grammar asks for. `samplings` are n_seqs handles, compiled for this context's model.
  */
 enum sllm_job { SLLM_JOB_HEADER = 5 };
 
-/* Draft up to n_more <= stride tokens for each sequence. A chain ends early before a token whose probability is below p_min[i],
- * behind an end-of-generation token, where the context is full or no token can be selected, and on sllm_context_cancel(). `draft` and
- * `probs` are n_seqs x stride, `drafted` n_seqs; unused places hold -1 and 0. The committed length afterwards is that of the tokens
- * passed in; the chain stays cached behind it. */
+/* Draft up to n_more <= stride tokens for each sequence. A chain ends early before a token whose
+ * probability is below p_min[i], after an end-of-generation token, where the context is full or no token
+ * can be selected, and on sllm_context_cancel(). `draft` and `probs` are n_seqs x stride, `drafted` n_seqs;
+ * unused places hold -1 and 0. The committed length afterwards is that of the tokens passed in; the chain
+ * stays cached after it.
+ * Returns what sllm_decode() returns; SLLM_ERR_CANCELLED only where nothing was drafted. */
 int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * jobs, int32_t n_items, sllm_sampling * const * samplings,
                const float * p_min, int32_t stride, int32_t * draft, int32_t * drafted, float * probs);
 
-/* Verify the n_more <= stride drafted tokens of each sequence: one pass decodes the last committed token and the chain, selects
- * y1..y(k+1), and accepts while y_j equals the draft. `selected` is n_seqs x (stride + 1) and receives y1..y(a+1), then -1;
- * `n_accepted` receives a. Selection ends behind an end-of-generation token, and before a position where no token can be selected: that
- * is an error only where it is a sequence's first. `logprobs` (or NULL), n_seqs x (stride + 1), receives the log-probability of each
- * selected token under the unfiltered softmax. The committed length afterwards is that of the tokens passed in plus a.
- * Drafted tokens that are no tokens of this vocabulary, or that do not fit into the context, are treated as rejected.
- * For a context of layers, `hidden` has n_tokens + n_more rows for each job, one behind the other; else it is NULL. */
+/* Verify the n_more <= stride drafted tokens of each sequence: one pass decodes the last committed token
+ * and the chain, selects y1..y(k+1), and accepts while y_j equals the draft. `selected` is n_seqs x (stride
+ * + 1) and receives y1..y(a+1), then -1; `n_accepted` receives a. Selection ends behind an
+ * end-of-generation token, and before a position where no token can be selected: that is an error only
+ * where it is a sequence's first. `logprobs` (or NULL), n_seqs x (stride + 1), receives the log-probability
+ * of each selected token under the unfiltered softmax. The committed length afterwards is that of the
+ * tokens passed in plus a. Drafted tokens outside this vocabulary, or that do not fit into
+ * the context, are treated as rejected. For a context of layers, `hidden` has n_tokens + n_more rows for
+ * each job, one after the other; else it is NULL.
+ * Returns what sllm_decode() returns; SLLM_ERR_GRAMMAR and SLLM_ERR_COMPUTE as sllm_select() at a
+ * sequence's first position; SLLM_ERR_INVALID: also where the drafts need more rows than n_outputs_max. */
 int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * jobs, int32_t n_items, sllm_sampling * const * samplings,
                 int32_t stride, const float * hidden, int32_t * selected, int32_t * n_accepted, float * logprobs);
 
 /* ---- rpc.cpp: ggml's RPC backend ------------------------------------------------------------------------ */
 
-/* The version of ggml's RPC protocol that this build speaks: major, minor, patch. This and the next two return
- * SLLM_ERR_UNSUPPORTED in builds without the backend. */
+/* The version of ggml's RPC protocol that this build speaks: major, minor, patch. This and the next two
+ * return SLLM_ERR_UNSUPPORTED in builds without the backend. */
 int sllm_rpc_version(int32_t * version);
-/* Connect to the server at `endpoint` ("IPV4:PORT" or "NAME:PORT") and give its devices the indices `first` .. `first + count - 1`,
- * for sllm_model_load() alone; asked again, the same ones. Without a limit of time. A server that cannot be reached is an error here,
- * but one that is lost while a model uses it ends the process: llama.cpp aborts on a thread of its own. */
+/* Connect to the server at `endpoint` ("IPV4:PORT" or "NAME:PORT") and give its devices the indices `first`
+ * .. `first + count - 1`, for sllm_model_load() alone; asked again, the same ones. Without a limit of time.
+ * A server that cannot be reached is an error here, but one that is lost while a model uses it ends the
+ * process: llama.cpp aborts on a thread of its own.
+ * SLLM_ERR_INTERNAL: it has no devices. */
 int sllm_rpc_add_server(const char * endpoint, int32_t * first, int32_t * count);
-/* Serve devices (indices for sllm_device_get()) at `endpoint` ("IPV4:PORT") to one client at a time until the process ends; tells
- * what it does on stdout. `cache_dir`: an existing folder for uploaded tensors, or NULL. Returns only where it cannot. */
+/* Serve devices (indices for sllm_device_get()) at `endpoint` ("IPV4:PORT") to one client at a time until
+ * the process ends; tells what it does on stdout. `cache_dir`: an existing folder for uploaded tensors, or
+ * NULL. Returns only where it cannot.
+ * SLLM_ERR_INVALID: no such device; SLLM_ERR_INTERNAL: it cannot listen there. */
 int sllm_rpc_serve(const char * endpoint, const char * cache_dir, int32_t n_threads, const int32_t * devices, int32_t n_devices);
 /* What a server names a cached tensor by: FNV-1a of its bytes, 64 bits. */
 uint64_t sllm_rpc_hash(const uint8_t * data, uint64_t size);

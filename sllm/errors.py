@@ -2,7 +2,23 @@
 
 Each one derives from :class:`SllmError` and from the builtin that a caller would catch for the same trouble,
 so ``except OSError`` around a model load and ``except ConnectionError`` around a remote call work without
-importing anything from here.
+importing anything from here::
+
+    SllmError
+    +-- ModelLoadError          (OSError)              a file is missing, unreadable or not a model
+    +-- VocabMismatchError      (ValueError)           target and draft do not share a vocabulary
+    +-- ContextFullError        (RuntimeError)         the tokens do not fit; nothing was decoded
+    +-- InferenceError          (RuntimeError)         llama.cpp could not compute a batch
+    +-- CancelledError          (RuntimeError)         cancel() was called
+    +-- BusyError               (RuntimeError)         in use by another thread, or no place is free
+    +-- ClosedError             (ValueError)           used after close(), or in a forked process
+    +-- RemoteError             (ConnectionError)      a worker cannot be reached, or answered with an error
+    |   +-- AuthError           (PermissionError)      wrong token, or another certificate
+    |   +-- RPCError                                   a ggml RPC server is lost or of another version
+    +-- UnsupportedCPUError     (ImportError)          the CPU cannot run this build's kernels
+    +-- BackendError            (ImportError)          a module with kernels is missing
+    +-- UnsupportedModelError   (NotImplementedError)  the architecture cannot do this
+    +-- LeakError               (RuntimeError)         something private was about to leave; it did not
 """
 
 from __future__ import annotations

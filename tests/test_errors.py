@@ -288,3 +288,21 @@ def test_llama_cpp_s_log_goes_to_logging(caplog: pytest.LogCaptureFixture) -> No
     assert any("general.architecture" in record.getMessage() for record in lines)
     assert all(record.getMessage().strip() for record in lines)
     take_log()
+
+
+def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
+    drawn: list[tuple[str, str, str]] = []
+    parents = ["SllmError"]
+    for line in str(errors.__doc__).splitlines():
+        found = re.match(r"    ((?:\|   )?)\+-- (\w+)(?: +\((\w+)\))?  ", line)
+        if found:
+            depth = 1 + bool(found[1])
+            parents[depth:] = [found[2]]
+            drawn.append((found[2], parents[depth - 1], found[3] or ""))
+    real = []
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        if kind is not sllm.SllmError:
+            builtin = [base.__name__ for base in kind.__bases__ if not issubclass(base, sllm.SllmError)]
+            real.append((name, kind.__bases__[0].__name__, "".join(builtin)))
+    assert sorted(drawn) == sorted(real)
