@@ -25,9 +25,15 @@ def least_versions(pyproject: dict[str, Any]) -> list[str]:
     """``name==version`` for every ``name>=version`` that building, running and testing declare."""
     project = pyproject["project"]
     declared = [*pyproject["build-system"]["requires"], *project["dependencies"]]
-    for extra in WITH_TESTS:
-        declared += project["optional-dependencies"][extra]
+    extras = list(WITH_TESTS)
     constraints = set()
+    for extra in extras:
+        declared += project["optional-dependencies"][extra]
+        for requirement in project["optional-dependencies"][extra]:
+            own = re.fullmatch(r"sllm\[(.+)\]", requirement)
+            if own is not None:
+                extras += own[1].split(",")
+                declared.remove(requirement)
     for requirement in declared:
         match = re.fullmatch(r"([A-Za-z0-9._-]+)>=([0-9][0-9.]*)", requirement)
         if match is None:

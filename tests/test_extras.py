@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import subprocess
+import sys
 
 import pytest
 
+from sllm import extras
 from sllm.extras import needs
 
 
@@ -24,3 +28,65 @@ def test_a_missing_part_of_our_own_is_no_matter_of_extras() -> None:
 def test_what_is_installed_passes() -> None:
     with needs("privacy"):
         import json  # noqa: F401
+
+
+EXTRAS = {
+    "remote": ["grpc", "grpc_health", "google", "cryptography"],
+    "privacy": ["phonenumbers", "stdnum"],
+    "hub": ["huggingface_hub"],
+}
+WITHOUT = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {hidden!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+import sllm
+from sllm import embedded
+"""
+LOCAL = """
+with sllm.Model(embedded.TARGET) as target, sllm.Model(embedded.DRAFT) as draft:
+    print(len(sllm.generate(target, "Once", draft=draft, max_tokens=5).text()) > 0)
+    print(len(target.chat([{"role": "user", "content": "Hi"}])) > 0)
+with sllm.LayerRange(embedded.TARGET, 0, 2) as layers:
+    print(layers.n_embd > 0)
+"""
+
+
+def without(*extras: str, code: str) -> subprocess.CompletedProcess[str]:
+    hidden = [name for extra in extras for name in EXTRAS[extra]]
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT.format(hidden=hidden) + code],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_models_on_this_machine_need_no_extra() -> None:
+    ended = without(*EXTRAS, code=LOCAL)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == ["True"] * 3
+
+
+@pytest.mark.parametrize(
+    ("extra", "code"),
+    [
+        ("remote", "sllm.connect('sllm://127.0.0.1:1#insecure')"),
+        ("remote", "sllm.Worker(embedded.DRAFT)"),
+        ("remote", "sllm.SplitTarget"),
+        ("privacy", "sllm.Vault().mask('13800138000')"),
+        ("hub", "sllm.Model('hf://nobody/nothing/no.gguf')"),
+    ],
+)
+def test_what_lacks_its_extra_says_which(extra: str, code: str) -> None:
+    ended = without(extra, code=code)
+    last = ended.stderr.rstrip().splitlines()[-1]
+    assert last.startswith("ImportError: ") and f"pip install 'sllm[{extra}]'" in last
+
+
+def test_the_extras_are_those_of_the_package() -> None:
+    declared = importlib.metadata.metadata("sllm").get_all("Provides-Extra") or []
+    assert {*EXTRAS, "all", "openai", "presidio", "test"} <= set(declared)
+    assert set(extras._WHAT) <= set(declared)

@@ -18,6 +18,7 @@ from typing import BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 from sllm.errors import ModelLoadError
+from sllm.extras import needs
 
 __all__ = ["HubFile", "download", "is_uri", "resolve"]
 
@@ -182,7 +183,8 @@ class _HubReader(io.RawIOBase):
 
     def _look_up(self) -> tuple[str, int]:
         """Where the bytes are at the moment, and how many."""
-        from huggingface_hub import get_hf_file_metadata, hf_hub_url
+        with needs("hub"):
+            from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
         repo_id, filename, revision = self.about
         try:
@@ -197,7 +199,8 @@ class _HubReader(io.RawIOBase):
         return found.location, found.size
 
     def _get(self, begin: int, size: int) -> bytes:
-        from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
+        with needs("hub"):
+            from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
         end = min(begin + size, self._size)
         trouble: Exception | None = None
@@ -223,7 +226,8 @@ class _HubReader(io.RawIOBase):
 
     @staticmethod
     def _endpoint() -> str:
-        from huggingface_hub import constants
+        with needs("hub"):
+            from huggingface_hub import constants
 
         return str(constants.ENDPOINT)
 
@@ -348,7 +352,8 @@ def _fetch(
     local_files_only: bool | None,
 ) -> pathlib.Path:
     """One file through huggingface_hub, its errors turned into one line each."""
-    from huggingface_hub import hf_hub_download
+    with needs("hub"):
+        from huggingface_hub import hf_hub_download
 
     try:
         path = hf_hub_download(
@@ -377,7 +382,8 @@ def _reason(
     local_files_only: bool | None,
 ) -> str:
     """What went wrong and what to do about it, in one line."""
-    from huggingface_hub import constants, errors, get_token
+    with needs("hub"):
+        from huggingface_hub import constants, errors, get_token
 
     sent = token is not False and bool(token or get_token())
     who = "the token that was sent gives no access" if sent else "no token was sent"
