@@ -321,6 +321,7 @@ int sllm_score(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, 
 
 /* State of one sequence: its memory and its tokens. `capacity` is checked; sllm_state_get() stores the
  * bytes written.
+ *
  * sllm_state_set(): SLLM_ERR_INVALID: not a state of such a context, which is then empty or as it was;
  * SLLM_ERR_FULL: it does not fit. All: SLLM_ERR_BUSY, SLLM_ERR_CLOSED. */
 int sllm_state_size(sllm_context * context, int32_t seq_id, uint64_t * size);

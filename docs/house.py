@@ -1,5 +1,7 @@
 """Draws the house of docs/architecture.md from the imports of ``sllm/``, and finds what is wrong with it.
 
+Commands::
+
     python docs/house.py            # the drawing
     python docs/house.py --write    # into docs/architecture.md
     python docs/house.py --figures  # rooms, floors, arrows, the longest file, class and function
