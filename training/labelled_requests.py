@@ -3,7 +3,8 @@
 A row is a pure function of (seed, index). Taught are questions of the corpus with one right answer (facts,
 opposites and small sums, in English and Chinese; every wording of a fact counts); out of reach are requests
 that need reasoning or knowledge from outside that world: nothing that the models could say to them is right.
-The corpus teaches what hard requests look like with other ones (lexicon.HARD), so these test what was learnt::
+The corpus teaches what hard requests look like with other ones (lexicon.HARD), so these test what was
+learnt::
 
     python labelled_requests.py --rows 2400 --out build/requests.jsonl
     sllm calibrate ../sllm/embedded/target.gguf build/requests.jsonl -o ../sllm/embedded/target.profile.json

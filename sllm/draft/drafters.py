@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from sllm.engine.arrays import int32_array
+from sllm.engine.arrays import common_prefix, int32_array
 from sllm.errors import CancelledError, ContextFullError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from sllm.engine.model import Model
+    from sllm.engine.params import ContextOptions, ContextParams
     from sllm.engine.sampling import SamplingParams
 
 __all__ = ["AnswerDrafter", "CallableDrafter", "Drafter", "ModelDrafter", "NGramDrafter"]
@@ -60,7 +61,7 @@ class ModelDrafter:
 
     Args:
         model: the model; stays the caller's to close.
-        n_ctx, n_threads, flash_attn, type_k, type_v: as for :class:`~sllm.Context`.
+        params, options: how its context computes, as for :meth:`Model.context`.
 
     """
 
@@ -69,22 +70,14 @@ class ModelDrafter:
     def __init__(
         self,
         model: Model,
-        *,
-        n_ctx: int | None = None,
-        n_threads: int | None = None,
-        flash_attn: bool | None = None,
-        type_k: str = "f16",
-        type_v: str = "f16",
+        params: ContextParams | None = None,
+        **options: Unpack[ContextOptions],
     ) -> None:
         self.model = model
-        self.context = model.context(
-            n_ctx=n_ctx, n_threads=n_threads, flash_attn=flash_attn, type_k=type_k, type_v=type_v
-        )
+        self.context = model.context(params, **options)
         self._sampling: SamplingParams | None = None
         self._start = 0
-        self._held: list[
-            int
-        ] = []  # what the context has as committed: text, and a chain that may have been wrong
+        self._held: list[int] = []  # committed in the context: text, and a chain that may have been wrong
         self._agreed = 0  # so much of it is text for good
         self.n_caught_up = 0
         self.probs: list[float] = []  # the model's confidence in each token of the last draft
@@ -109,14 +102,8 @@ class ModelDrafter:
         base = self._agreed
         wanted = [*text[base:], *chain]
         held = self._held[base:]
-        same = 0
-        for mine, theirs in zip(held, wanted, strict=False):
-            if mine != theirs:
-                break
-            same += 1
-        same = min(
-            same, len(wanted) - 1
-        )  # the last token is computed in any case: its logits are where drafting starts
+        # The last token is computed in any case: its logits are where drafting starts.
+        same = min(common_prefix(held, wanted), len(wanted) - 1)
         new = wanted[same:]
         self.n_caught_up = len(new) - 1
         if max(new) >= self.model.vocab.n_tokens:

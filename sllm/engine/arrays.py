@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import numpy.typing as npt
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FLOAT32",
     "INT32",
+    "common_prefix",
     "float32_array",
     "hidden_array",
     "int32_array",
@@ -130,3 +131,12 @@ def hidden_array(value: object, n_rows: int | None, n_embd: int) -> npt.NDArray[
     if not value.flags.c_contiguous:
         raise ValueError("hidden is not contiguous; pass np.ascontiguousarray(hidden)")
     return value
+
+
+def common_prefix(a: Sequence[int] | npt.NDArray[Any], b: Sequence[int] | npt.NDArray[Any]) -> int:
+    """How many items two texts begin with alike."""
+    n = min(len(a), len(b))
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        differ = np.flatnonzero(a[:n] != b[:n])
+        return int(differ[0]) if len(differ) else n
+    return next((i for i, (mine, other) in enumerate(zip(a, b, strict=False)) if mine != other), n)

@@ -7,7 +7,6 @@ last layer's output the way out (csrc/layers.cpp, csrc/context.cpp).
 from __future__ import annotations
 
 import os
-import warnings
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from sllm.engine import gguf, hub
 from sllm.engine._ffi import check, checked_int, ffi, lib
 from sllm.engine.arrays import hidden_array, int32_array, positions
 from sllm.engine.context import Context
+from sllm.engine.handle import Closing
 from sllm.engine.layer_file import LayeredFile
 from sllm.engine.model import Model
 from sllm.engine.params import ContextParams, LoadParams, parse_both
@@ -203,7 +203,7 @@ class _LayerWeights(Weights):
         return super().compiled(params) if self._vocabulary is None else self._vocabulary.compiled(params)
 
 
-class LayerRange:
+class LayerRange(Closing):
     """Layers [start, stop) of a model, with a KV cache for their part of every sequence.
 
     One thread at a time, as a :class:`~sllm.Context`. Only these layers are read from the file, into memory.
@@ -266,7 +266,6 @@ class LayerRange:
         self.n_layer = file.n_layer
         self.n_embd = file.n_embd
         self.n_vocab = file.n_vocab if output else 0
-        self._pid = os.getpid()
         with ExitStack() as stack:
             self._model = stack.enter_context(
                 _LayerWeights(file, start, stop, loading, output=output, vocabulary=vocabulary)
@@ -275,6 +274,7 @@ class LayerRange:
             self._stack = stack.pop_all()
         self.size_bytes = self._model.size_bytes
         self.memory: Memory = self.context.memory
+        super().__init__()
 
     def forward(
         self,
@@ -400,18 +400,6 @@ class LayerRange:
     def close(self) -> None:
         """Free weights and cache. More calls do nothing."""
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        _ = self.context._live
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_stack") and not self.closed and self._pid == os.getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.size_bytes / 1e6:.1f} MB"

@@ -67,7 +67,15 @@ class Model(Weights):
         to_load.use_mmap = given.use_mmap
         to_load.vocab_only = given.vocab_only
         self._special_pieces: list[str] | None = None
+        self._id: str | None = None
         super().__init__(to_load, given, str(self.path))
+
+    @property
+    def id(self) -> str:
+        """Equal for equal weights, such as two copies of a file (:func:`sllm.engine.gguf.model_id`)."""
+        if self._id is None:
+            self._id = gguf.model_id(self.path)
+        return self._id
 
     @property
     def chat_template(self) -> str | None:
