@@ -86,13 +86,13 @@ class Template:
                 concat.nodes = [nodes.Filter(parts, "sllm_joined", [], [], None, None, lineno=concat.lineno)]
             self._compiled = environment.from_string(tree)
         except TemplateSyntaxError as error:
-            told = f"has a syntax error in line {error.lineno}: {_told(error)}"
-            raise UnsupportedModelError(f"the model's chat template {told}") from error
+            reason = f"has a syntax error in line {error.lineno}: {_one_line(error)}"
+            raise UnsupportedModelError(f"the model's chat template {reason}") from error
         # The parser and Python's compiler have limits of their own (of nesting, say), each with its own
         # error.
         except Exception as error:
             raise UnsupportedModelError(
-                f"the model's chat template does not compile: {_told(error)}"
+                f"the model's chat template does not compile: {_one_line(error)}"
             ) from error
 
     def render(self, variables: Mapping[str, Any]) -> str:
@@ -143,15 +143,15 @@ class Template:
 def _failure(error: Exception) -> str:
     """Why a template could not be rendered, in one line."""
     if isinstance(error, _RefusalError):
-        return f"refuses these messages: {_told(error)}"
+        return f"refuses these messages: {_one_line(error)}"
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == "<template>"]
     what = "was stopped" if isinstance(error, _LimitError) else "failed"
     where = f" in line {lines[-1]}" if lines else ""
-    return f"{what}{where}: {_told(error)}"
+    return f"{what}{where}: {_one_line(error)}"
 
 
-def _told(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     """An exception's text on one line of bounded length, with its type where that says something."""
     text = str(error.message if isinstance(error, TemplateSyntaxError) else error)
     text = " ".join(text.split())[:300]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from sllm.engine.hub import HubFile
 
-__all__ = ["ARCHITECTURES", "LayeredFile", "Piece", "View"]
+__all__ = ["ARCHITECTURES", "FilePiece", "LayerView", "LayeredFile"]
 
 _ALIGNMENT = 32
 _F32, _Q4_0, _Q1_0 = 0, 2, 41
@@ -104,7 +104,7 @@ _REFUSED = {
 
 
 @dataclass(frozen=True)
-class Piece:
+class FilePiece:
     """``size`` bytes at ``offset`` of the file with the number ``file``, or of zeros (-1)."""
 
     file: int
@@ -113,11 +113,11 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class View:
+class LayerView:
     """A GGUF file that exists nowhere as a whole: ``header``, and after it the bytes of ``pieces``."""
 
     header: bytes
-    pieces: tuple[Piece, ...]
+    pieces: tuple[FilePiece, ...]
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class _Entry:
     name: str
     dims: tuple[int, ...]
     kind: int
-    piece: Piece | None
+    piece: FilePiece | None
 
     @property
     def size(self) -> int:
@@ -144,12 +144,12 @@ def _padded(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
-def _assemble(pairs: Iterable[bytes], entries: list[_Entry]) -> View:
+def _assemble(pairs: Iterable[bytes], entries: list[_Entry]) -> LayerView:
     pairs = list(pairs)
     head = [b"GGUF", struct.pack("<IQQ", 3, len(entries), len(pairs)), *pairs]
-    pieces: list[Piece] = []
+    pieces: list[FilePiece] = []
 
-    def put(piece: Piece) -> None:
+    def put(piece: FilePiece) -> None:
         if piece.size == 0:
             return
         last = pieces[-1] if pieces else None
@@ -158,7 +158,7 @@ def _assemble(pairs: Iterable[bytes], entries: list[_Entry]) -> View:
             and last.file == piece.file
             and (piece.file < 0 or last.offset + last.size == piece.offset)
         ):
-            pieces[-1] = Piece(last.file, last.offset, last.size + piece.size)
+            pieces[-1] = FilePiece(last.file, last.offset, last.size + piece.size)
         else:
             pieces.append(piece)
 
@@ -166,11 +166,11 @@ def _assemble(pairs: Iterable[bytes], entries: list[_Entry]) -> View:
     for entry in entries:
         head.append(gguf.string(entry.name))
         head.append(struct.pack(f"<I{len(entry.dims)}QIQ", len(entry.dims), *entry.dims, entry.kind, offset))
-        put(entry.piece or Piece(-1, 0, entry.size))
-        put(Piece(-1, 0, _padded(entry.size) - entry.size))
+        put(entry.piece or FilePiece(-1, 0, entry.size))
+        put(FilePiece(-1, 0, _padded(entry.size) - entry.size))
         offset += _padded(entry.size)
     header = b"".join(head)
-    return View(header + bytes(_padded(len(header)) - len(header)), tuple(pieces))
+    return LayerView(header + bytes(_padded(len(header)) - len(header)), tuple(pieces))
 
 
 class LayeredFile:
@@ -328,7 +328,7 @@ class LayeredFile:
 
     # ---- running a range
 
-    def view(self, start: int, stop: int, *, output: bool) -> View:
+    def view(self, start: int, stop: int, *, output: bool) -> LayerView:
         """The layers as a file that llama.cpp can run. With ``output``, the final norm and the head too; then
         there need not be layers.
 
@@ -373,7 +373,7 @@ class LayeredFile:
 
     def _entry(self, name: str, called: str) -> _Entry:
         index, tensor = self._tensors[name]
-        return _Entry(called, tensor.dims, tensor.kind, Piece(index, tensor.offset, tensor.size))
+        return _Entry(called, tensor.dims, tensor.kind, FilePiece(index, tensor.offset, tensor.size))
 
     def _range_pairs(self, start: int, stop: int, *, output: bool) -> list[bytes]:
         prefix = f"{self.architecture}."

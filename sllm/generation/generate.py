@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["generate"]
 
 log = logging.getLogger("sllm")
-_told_no_rollback: set[str] = set()
+_warned_no_rollback: set[str] = set()
 
 
 def generate(
@@ -165,8 +165,8 @@ def _make_drafter(draft: object, target: Target, n_threads: int | None, stack: E
     unable = [m for m in (model, getattr(target, "model", None)) if m is not None and not m.can_rollback]
     if unable:
         name = unable[0].path.name
-        if name not in _told_no_rollback:
-            _told_no_rollback.add(name)
+        if name not in _warned_no_rollback:
+            _warned_no_rollback.add(name)
             log.warning(
                 "%s (%s) cannot take back single tokens; generating without speculation",
                 name,
