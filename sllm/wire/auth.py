@@ -13,7 +13,6 @@ import binascii
 import datetime
 import hashlib
 import hmac
-import os
 import secrets
 import socket
 import ssl
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from sllm.errors import AuthError, RemoteError
+from sllm.folders import write_private
 from sllm.hosts import DEFAULT_PORT, is_loopback
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ __all__ = [
     "load_or_make_certificate",
     "load_or_make_token",
     "same_token",
-    "state_folder",
 ]
 
 
@@ -156,16 +155,6 @@ def _is_visible(token: str) -> bool:
     return all("!" <= c <= "~" for c in token)
 
 
-def state_folder() -> Path:
-    """Where a worker keeps its certificate and token: ``$SLLM_STATE``, or ``sllm`` in the user's state
-    folder.
-    """
-    own = os.environ.get("SLLM_STATE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "sllm"
-
-
 def load_or_make_token(path: Path) -> str:
     """The token in a file; a new one is made and written, readable by its owner alone, where there is none.
 
@@ -178,7 +167,7 @@ def load_or_make_token(path: Path) -> str:
         return _read_token(path)
     except FileNotFoundError:
         token = secrets.token_urlsafe(24)
-        if not _write_private(path, token.encode() + b"\n"):
+        if not write_private(path, token.encode() + b"\n"):
             return _read_token(path)  # another worker was quicker
         return token
 
@@ -189,23 +178,6 @@ def _read_token(path: Path) -> str:
     except ValueError as error:
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise ValueError(f"{path} holds no token: {reason}") from None
-
-
-def _write_private(path: Path, data: bytes) -> bool:
-    """Write a file that only its owner can read, whole or not at all; False where there is one already."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        try:
-            os.link(draft, path)  # unlike rename, it does not replace what is there
-        except FileExistsError:
-            return False
-        return True
-    finally:
-        draft.unlink()
 
 
 # ---- certificates
@@ -245,7 +217,7 @@ def load_or_make_certificate(folder: Path) -> tuple[bytes, bytes]:
         both = path.read_bytes()
     except FileNotFoundError:
         both = _make_certificate()
-        if not _write_private(path, both):
+        if not write_private(path, both):
             both = path.read_bytes()
     key, mark, certificate = both.partition(b"-----BEGIN CERTIFICATE-----")
     if not belong_together(mark + certificate, key):

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sllm import hosts
+from sllm import folders, hosts
 from sllm.engine.model import Model
 from sllm.wire import auth
 from sllm.wire.protocol import CHANNEL_OPTIONS, RELAY_OPTIONS, size_limit
@@ -144,7 +144,7 @@ class Worker:
         self._closed = threading.Event()
         self._lock = threading.RLock()  # a signal handler may call close() in the middle of it
         self._pid = os.getpid()
-        folder = Path(state) if state is not None else auth.state_folder()
+        folder = Path(state) if state is not None else folders.state_folder()
         credentials = found = None
         if not insecure:
             token = (
