@@ -21,7 +21,7 @@ from sllm.engine.model import Model
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import BusyError, ContextFullError, RemoteError, UnsupportedModelError
 from sllm.remote.connection import Remote
-from sllm.remote.target import checked_on_loss
+from sllm.remote.stream import checked_on_loss
 from sllm.split.link import LayerLink
 from sllm.targets.base import RemoteStats, Scores
 from sllm.targets.lockstep import LockstepGeneration
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sllm.engine.devices import Device
     from sllm.engine.layer_file import LayeredFile
     from sllm.engine.vocab import Vocab
-    from sllm.split.link import Answer
+    from sllm.split.link import LayerAnswer
 
 __all__ = ["SplitGeneration", "SplitTarget"]
 
@@ -158,6 +158,7 @@ class SplitTarget:
         n_ctx = min(n_ctx if n_ctx is not None else min(file.n_ctx_train or 4096, 4096), n_worker)
         if n_ctx < 1:
             raise ValueError(f"n_ctx is {n_ctx}, expected >= 1")
+        self._remotes = remotes  # keeps the connections open
         self._pid = os.getpid()
         self._lock = threading.Lock()  # over the slots
         self._computing = threading.Lock()  # over the layers here: texts take turns
@@ -181,7 +182,7 @@ class SplitTarget:
                 i,
                 [
                     LayerLink(
-                        remote,
+                        remote.link,
                         start,
                         stop,
                         output=tail is None and stop == self.n_layer,
@@ -503,7 +504,7 @@ def _stream(link: LayerLink, chunks: Iterable[_Chunk], *, silent: bool) -> Itera
 
     def receive() -> _Chunk:
         chunk = waiting.popleft()
-        answer: Answer = link.receive()
+        answer: LayerAnswer = link.receive()
         return chunk if answer.hidden is None else _Chunk(chunk.pos, chunk.tokens, answer.hidden)
 
     for chunk in chunks:
@@ -525,7 +526,7 @@ def _ranges(
         raise ValueError("middle names no worker")
     fixed: list[tuple[int, int] | None] = []
     for remote in remotes:
-        remote._live()
+        remote.link.live()
         info = remote.info.layers
         name = remote.address.endpoint
         if info is None:
