@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from sllm.engine.handle import Closing
 from sllm.errors import RPCError, UnsupportedModelError
 from sllm.remote import ping, scoring
 from sllm.remote.info import LayersInfo, WorkerInfo
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
     import numpy as np
     import numpy.typing as npt
-    from typing_extensions import Self
 
     from sllm.engine.devices import Device
     from sllm.engine.model import Model
@@ -76,7 +74,7 @@ def connect(
     return Remote(WorkerLink(addresses, timeout=timeout, deadline=deadline, keepalive=keepalive), on_loss)
 
 
-class Remote:
+class Remote(Closing):
     """A connection to a worker, made by :func:`connect`. Any number of threads and texts may use it.
 
     Attributes:
@@ -92,6 +90,7 @@ class Remote:
         self.on_loss = on_loss
         self._relay: RelayEnd | None = None
         self._opening_relay = threading.Lock()
+        super().__init__()
 
     @property
     def address(self) -> auth.Address:
@@ -229,8 +228,10 @@ class Remote:
         return self.link.closed
 
     def close(self) -> None:
-        """Cancel the texts that are running and hang up. More calls do nothing."""
-        if self.link.pid != os.getpid():
+        """Cancel the texts that are running and hang up. Further calls, and calls in a forked child, do
+        nothing.
+        """
+        if self._in_fork:
             return
         self.link.close()
         with self._opening_relay:
@@ -238,17 +239,6 @@ class Remote:
         if relay is not None:
             relay.close()
         self.vocabulary.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not self.closed and self.link.pid == os.getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
 
     def __repr__(self) -> str:
         return f"<sllm.Remote {self.link.endpoint}{', closed' if self.closed else ''}>"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import warnings
 from collections import deque
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ import numpy as np
 from sllm.draft.length import DraftLength
 from sllm.engine import gguf
 from sllm.engine._ffi import checked_int, int32_array
+from sllm.engine.handle import Closing
 from sllm.engine.layers import Embedding, LayerRange, open_layers
 from sllm.engine.model import Model
 from sllm.engine.sampling import SamplingParams
@@ -28,10 +27,10 @@ from sllm.targets.lockstep import LockstepGeneration
 from sllm.wire import codec as codecs
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable, Iterator, Sequence
 
     import numpy.typing as npt
-    from typing_extensions import Self
 
     from sllm.engine.devices import Device
     from sllm.engine.layer_file import LayeredFile
@@ -71,7 +70,7 @@ class _Chunk:
     hidden: npt.NDArray[np.float32]
 
 
-class SplitTarget:
+class SplitTarget(Closing):
     """A model as a target whose first and last layers are here and whose others are with workers
     (``sllm worker MODEL --layers``).
 
@@ -159,7 +158,6 @@ class SplitTarget:
         if n_ctx < 1:
             raise ValueError(f"n_ctx is {n_ctx}, expected >= 1")
         self._remotes = remotes  # keeps the connections open
-        self._pid = os.getpid()
         self._lock = threading.Lock()  # over the slots
         self._computing = threading.Lock()  # over the layers here: texts take turns
         settings: dict[str, Any] = {
@@ -214,6 +212,7 @@ class SplitTarget:
                     )
                 )
             self._stack = stack.pop_all()
+        super().__init__()
         pieces = [piece for piece in (self._head, self._tail) if piece is not None]
         self.n_ctx = min([n_ctx, *(piece.context.n_ctx_seq for piece in pieces)])
         self.size_bytes = sum(piece.size_bytes for piece in pieces)
@@ -316,7 +315,7 @@ class SplitTarget:
 
     def close(self) -> None:
         """Free the layers here, and let the workers forget the texts. More calls do nothing."""
-        if self._pid != os.getpid() or self.closed:
+        if self._in_fork or self.closed:
             return
         for slot in self._slots:
             for link in slot.links:
@@ -324,17 +323,6 @@ class SplitTarget:
             if slot.generation is not None:
                 slot.generation.close()
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_slots") and not self.closed and self._pid == os.getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
 
     def __repr__(self) -> str:
         here = f"{self.head} + {'no' if self.tail is None else self.tail} of {self.n_layer} layers here"
@@ -477,7 +465,7 @@ class SplitGeneration(LockstepGeneration):
         if self.closed:
             return
         self.closed = True
-        if self._target._pid != os.getpid():
+        if self._target._in_fork:
             return
         for link in self._slot.links:
             link.suspend()

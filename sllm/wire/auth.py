@@ -1,15 +1,15 @@
-"""Who may talk to whom: addresses, tokens, certificates and their fingerprints.
+"""Addresses of workers, tokens, certificates and their fingerprints.
 
 A worker's address is one line, ``sllm://TOKEN@HOST:PORT#sha256=FINGERPRINT``. The fingerprint (SHA-256 of the
-certificate in DER form) says which worker it is, so the certificate's host names and issuer do not matter and
-a plain TCP tunnel may lie between. The token says who may use it. Both are secrets in the sense that the line
-as a whole is one: no ``repr``, log or error message of this package shows a token.
+certificate in DER form) identifies the worker, so the certificate's host names and issuer do not matter and a
+plain TCP tunnel may lie between. The token authorizes the client. The line as a whole is a secret: no
+``repr``, log or error message of this package shows a token.
+
+``cryptography`` is imported where it is needed: it takes longer to load than everything else here.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import datetime
 import hashlib
 import hmac
@@ -17,16 +17,19 @@ import secrets
 import socket
 import ssl
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from sllm.errors import AuthError, RemoteError
+from sllm.extras import needs
 from sllm.folders import write_private
 from sllm.hosts import DEFAULT_PORT, is_loopback
 
-if TYPE_CHECKING:
+with needs("remote"):
     import grpc
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "Address",
@@ -190,11 +193,12 @@ def fingerprint(certificate_pem: bytes) -> str:
         ValueError: no certificate in it.
 
     """
-    begin, end = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
-    body = certificate_pem.partition(begin)[2].partition(end)[0]
+    text = certificate_pem.decode("latin-1")  # there may be any text around certificates
+    _, header, rest = text.partition(ssl.PEM_HEADER)
+    body, footer, _ = rest.partition(ssl.PEM_FOOTER)
     try:
-        der = base64.b64decode(body, validate=False)
-    except binascii.Error:
+        der = ssl.PEM_cert_to_DER_cert(header + body + footer)
+    except ValueError:
         der = b""
     if not der:
         raise ValueError("there is no certificate in PEM form")
@@ -219,19 +223,20 @@ def load_or_make_certificate(folder: Path) -> tuple[bytes, bytes]:
         both = _make_certificate()
         if not write_private(path, both):
             both = path.read_bytes()
-    key, mark, certificate = both.partition(b"-----BEGIN CERTIFICATE-----")
-    if not belong_together(mark + certificate, key):
+    key, header, certificate = both.partition(ssl.PEM_HEADER.encode())
+    if not belong_together(header + certificate, key):
         raise ValueError(
             f"{path} does not hold a key and its certificate; move it away and a new one is made"
         )
-    return mark + certificate, key
+    return header + certificate, key
 
 
 def belong_together(certificate: bytes, key: bytes) -> bool:
     """Whether this is a certificate, or a chain of them, and the key of the first one (PEM)."""
-    from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives import serialization
+    with needs("remote"):
+        from cryptography import x509
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives import serialization
 
     try:
         public = x509.load_pem_x509_certificate(certificate).public_key()
@@ -242,9 +247,10 @@ def belong_together(certificate: bytes, key: bytes) -> bool:
 
 def _make_certificate() -> bytes:
     """A new key and its self-signed certificate, PEM, in this order."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
+    with needs("remote"):
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _SERVER_NAME)])
@@ -307,8 +313,8 @@ def fetch_certificate(address: Address, timeout: float) -> bytes:
 
 def client_credentials(certificate_pem: bytes) -> tuple[grpc.ChannelCredentials, str]:
     """Credentials that trust this one certificate, and the name in it that TLS is to expect."""
-    import grpc
-    from cryptography import x509
+    with needs("remote"):
+        from cryptography import x509
 
     certificate = x509.load_pem_x509_certificate(certificate_pem)
     name = ""
