@@ -340,12 +340,11 @@ def folders() -> Check:
     """Where downloads, vocabularies, keys and tokens go, and whether they can be written there."""
     from huggingface_hub import constants
 
-    from sllm.remote.connection import cache_folder
-    from sllm.wire.auth import state_folder
+    from sllm.folders import cache_folder, state_folder
 
     places = {
         "downloads": Path(constants.HF_HUB_CACHE),
-        "cache": cache_folder(),
+        "cache": cache_folder("vocabularies"),
         "state": state_folder(),
         "temporary files": Path(tempfile.gettempdir()),
     }

@@ -98,7 +98,7 @@ class IsolatedTarget(RemoteTarget):
                 )
             except RemoteError as error:
                 raise RPCError(f"{path.name}: {error}; {self._child.last_words()}") from error
-            remote._model = self.model  # closed with it
+            remote.vocabulary.adopt(self.model)  # closed with it
             self._closing = stack.pop_all()
         super().__init__(remote)
 
@@ -167,7 +167,7 @@ class IsolatedGeneration(RemoteGeneration):
         if isinstance(error, RemoteError) and not isinstance(error, (AuthError, RPCError)):
             error = self._as_loss(error)
         # What the child refuses begins with its address, which means nothing to the caller.
-        _, prefix, text = str(error).partition(f"{self._remote.address.endpoint}: ")
+        _, prefix, text = str(error).partition(f"{self._link.endpoint}: ")
         if prefix and str(error).startswith(prefix):
             error = type(error)(f"{self._target.model.path.name}: {text}")
         super()._fail(error)

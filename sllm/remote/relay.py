@@ -10,11 +10,17 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sllm.errors import RemoteError
+from sllm.extras import needs
 from sllm.rpc.loopback import LoopbackPort
-from sllm.wire.protocol import PIECE_BYTES, failure, pb
+from sllm.wire.protocol import PIECE_BYTES, RELAY_OPTIONS, failure, method, pb
+
+with needs("remote"):
+    import grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+
+    from sllm.remote.link import WorkerLink
 
 __all__ = ["RelayEnd"]
 
@@ -22,31 +28,38 @@ log = logging.getLogger("sllm.remote")
 
 
 class RelayEnd:
-    """Listens on loopback, and carries each connection over a stream of its own.
+    """Listens on loopback, and carries each connection over a stream of its own (``Relay`` in
+    ``sllm.proto``), on a channel that it does not share with texts.
 
-    No token is asked for here: see :class:`~sllm.rpc.loopback.LoopbackPort` for who can use it.
+    No token is needed here: see :class:`~sllm.rpc.loopback.LoopbackPort` for who can use the port.
 
     Args:
-        open_stream: makes a call of ``Relay`` (``sllm.proto``) from what goes up.
-        worker: the worker's endpoint, for messages.
+        link: to the worker.
+
+    Raises:
+        AuthError, RemoteError: the worker cannot be reached, or has another certificate.
 
     Attributes:
         port: where it listens, on 127.0.0.1.
-        trouble: why the last stream was refused or has broken; None: it has not.
+        error: why the last stream was refused or has broken; None: it has not.
 
     """
 
     host = LoopbackPort.host
 
-    def __init__(self, open_stream: Callable[[Iterator[pb.Piece]], Any], worker: str) -> None:
-        self._open_stream = open_stream
-        self._worker = worker
+    def __init__(self, link: WorkerLink) -> None:
+        self._worker = link.endpoint
+        self._metadata = link.metadata
+        self._channel = link.open_channel(link.address, link.timeout, RELAY_OPTIONS)
+        self._stub = self._channel.stream_stream(
+            method("Relay"), pb.Piece.SerializeToString, pb.Piece.FromString
+        )
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._closed = False
-        self._under_way: dict[socket.socket, Any] = {}
+        self._under_way: dict[socket.socket, Any] = {}  # connection -> its call, or None before that
         self._threads: set[threading.Thread] = set()
-        self.trouble: Exception | None = None
+        self.error: Exception | None = None
         self._port = LoopbackPort(self._take, "sllm-relay-port")
         self.port: int = self._port.port
 
@@ -68,12 +81,10 @@ class RelayEnd:
         thread.start()
 
     def _carry(self, connection: socket.socket) -> None:
-        import grpc
-
-        call = None
+        call: Any = None
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            call = self._open_stream(_pieces(connection))
+            call = self._stub(_pieces(connection), metadata=self._metadata)
             with self._lock:
                 self._under_way[connection] = call
                 closed = self._closed
@@ -83,10 +94,10 @@ class RelayEnd:
                 connection.sendall(piece.data)
         except grpc.RpcError as error:
             if not self._closed:
-                self.trouble = failure(error, self._worker) or RemoteError(
+                self.error = failure(error, self._worker) or RemoteError(
                     f"the link to {self._worker} was lost: {error.details()}"
                 )
-                log.warning("the relay to an RPC server has ended: %s", self.trouble)
+                log.warning("the relay to an RPC server has ended: %s", self.error)
         except (OSError, ValueError) as error:  # this side has hung up, or the channel is closed
             log.debug("a relay has ended: %s", error)
         finally:
@@ -101,7 +112,7 @@ class RelayEnd:
             connection.close()
 
     def close(self) -> None:
-        """Hang up on all. More calls do nothing."""
+        """End every connection. More calls do nothing."""
         if self._pid != os.getpid():
             return
         with self._lock:
@@ -116,10 +127,11 @@ class RelayEnd:
         self._port.join()
         for thread in threads:
             thread.join(5)
+        self._channel.close()
 
 
 def _pieces(connection: socket.socket) -> Iterator[pb.Piece]:
-    """What comes from this side, as it comes; grpc asks for the next when it has sent the last."""
+    """What comes from this side, as it comes; gRPC takes the next piece when it has sent the last."""
     with suppress(OSError):
         while data := connection.recv(PIECE_BYTES):
             yield pb.Piece(data=data)

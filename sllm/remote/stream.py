@@ -1,113 +1,350 @@
-"""The time without a link: when to try again, and when to give up."""
+"""A stream that outlives its link: when to connect again, when to wait, and when to give up."""
 
 from __future__ import annotations
 
+import logging
 import random
+import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sllm.errors import AuthError, BusyError, ClosedError, RemoteError
+from sllm.extras import needs
+from sllm.remote.link import OtherModelError
+from sllm.wire.protocol import failure, method
 
-if TYPE_CHECKING:
-    import threading
-
+with needs("remote"):
     import grpc
 
-    from sllm.remote.connection import Remote
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sllm.remote.link import WorkerLink
     from sllm.targets.base import RemoteStats
 
-__all__ = ["OtherModelError", "Reconnection"]
+__all__ = ["ON_LOSS", "ResumableStream", "RetryError", "StoppedError", "StreamLostError", "checked_on_loss"]
+
+log = logging.getLogger("sllm.remote")
+
+_T = TypeVar("_T")
+
+ON_LOSS = ("wait", "raise", "local")
+"""What may be done when the link is lost; see :func:`sllm.connect`."""
+
+FIRST_PAUSE = 0.05
+"""Seconds before the first attempt to connect again."""
 
 _LONGEST_PAUSE = 2.0
 """Seconds between attempts to connect again, at most."""
 
 
-class OtherModelError(RemoteError):
-    """The worker has come back with other weights: the text cannot go on."""
+def checked_on_loss(value: str) -> str:
+    """``value``, if it is one of :data:`ON_LOSS`.
+
+    Raises:
+        ValueError: it is not.
+
+    """
+    if value not in ON_LOSS:
+        raise ValueError(f"on_loss is {value!r}, expected one of {', '.join(ON_LOSS)}")
+    return value
 
 
-class Reconnection:
-    """Finds the link of one stream again.
+def _nothing() -> None:
+    """Do nothing."""
+
+
+class StreamLostError(Exception):
+    """Raised by an attempt: the call has broken, for the reason given; the link is to be looked for."""
+
+
+class RetryError(Exception):
+    """Raised by an attempt: the call has ended, and nothing is wrong with the link; make another one."""
+
+
+class StoppedError(Exception):
+    """Raised by :meth:`ResumableStream.run`: :meth:`~ResumableStream.stop` was called."""
+
+
+class ResumableStream:
+    """One bidirectional call to a worker, made anew when it breaks.
+
+    What is said in a call is its owner's: :meth:`run` calls a function that opens the call
+    (:meth:`open_call`), sends what the worker needs to know, and reads. When the call breaks, it is called
+    once more, on a channel that works.
 
     Args:
-        remote: the connection.
-        gone: set when the stream is not wanted any more.
+        link: to the worker.
         stats: where reconnects and the time without a link are counted.
+        on_loss: ``"raise"``, or another of :data:`ON_LOSS`, which both mean: wait.
+        on_change: called when the link is lost, when it is found, and when the stream is stopped, by the
+            thread that notices.
+
+    Attributes:
+        channel: the one that the call is on; None between calls.
+        call: the call; None between calls.
+        stopped: set by :meth:`stop`.
 
     """
 
-    FIRST_PAUSE = 0.05
-    """Seconds before the first attempt."""
+    def __init__(
+        self,
+        link: WorkerLink,
+        stats: RemoteStats,
+        on_loss: str,
+        on_change: Callable[[], object] = _nothing,
+    ) -> None:
+        self.channel: grpc.Channel | None = None
+        self.call: Any = None
+        self.stopped = threading.Event()
+        self._link = link
+        self._on_loss = on_loss
+        self._on_change = on_change
+        self._outage = _Outage(link, self.stopped, stats)
+        self._answered = False  # the worker has sent something in this call
+        self._end_outgoing: Callable[[], object] = _nothing
+        self._thread: threading.Thread | None = None
 
-    def __init__(self, remote: Remote, gone: threading.Event, stats: RemoteStats) -> None:
-        self._remote = remote
-        self._gone = gone
+    @property
+    def lost(self) -> bool:
+        """Whether there is no link at the moment."""
+        return self._outage.lost
+
+    # ---- for the owner
+
+    def run(self, attempt: Callable[[grpc.Channel], _T]) -> _T:
+        """Call ``attempt`` with a channel, again after every loss, until it returns; what it returns.
+
+        The call is ended when ``attempt`` raises, and left open when it returns.
+
+        Raises:
+            StoppedError: :meth:`stop` was called.
+            RemoteError: the link is lost, for longer than the deadline or with ``on_loss="raise"``.
+            BusyError: the worker has no place for a new stream. (One that had a place waits for another.)
+            ClosedError, AuthError, OtherModelError: the link cannot be renewed any more.
+            Exception: what the worker refused with, and whatever else ``attempt`` raises.
+
+        """
+        link = self._link
+        channel = link.live()
+        link.streams.add(self)
+        try:
+            while True:
+                if self.stopped.is_set():
+                    raise StoppedError
+                busy = False
+                try:
+                    return self._checked(attempt, channel)
+                except RetryError:
+                    channel = link.live()
+                    continue
+                except StreamLostError as error:
+                    reason = str(error)
+                except BusyError as error:
+                    if not self.lost:
+                        raise
+                    busy, reason = True, str(error)
+                self._mark_lost(reason)
+                # Whatever the reason, an address where not even the call was answered is tried last.
+                elsewhere = not self._answered
+                channel = self._outage.wait_and_retry(channel, reason, busy=busy, elsewhere=elsewhere)
+        finally:
+            if self.call is None and self._thread is None:
+                link.streams.discard(self)
+
+    def _checked(self, attempt: Callable[[grpc.Channel], _T], channel: grpc.Channel) -> _T:
+        """One attempt, with gRPC's errors told apart."""
+        try:
+            try:
+                return attempt(channel)
+            except grpc.RpcError as error:
+                raise failure(error, self._link.endpoint) or StreamLostError(
+                    error.details() or error.code().name.lower()
+                ) from None
+        except BaseException:
+            self.hang_up()
+            if self.stopped.is_set():
+                raise StoppedError from None
+            raise
+
+    def open_call(
+        self,
+        channel: grpc.Channel,
+        name: str,
+        outgoing: Iterator[Any],
+        serialize: Callable[[Any], bytes],
+        parse: Callable[[bytes], Any] | None,
+        *,
+        end_outgoing: Callable[[], object],
+    ) -> Any:
+        """Open the call; what comes is iterated over.
+
+        Args:
+            channel: to open it on.
+            name: of the method.
+            outgoing: the messages to send; gRPC iterates on a thread of its own.
+            serialize: of a message.
+            parse: of an answer; None: answers are bytes.
+            end_outgoing: lets ``outgoing`` end; called when the call is over.
+
+        Raises:
+            RetryError: the channel is closed, and the link has another one by now.
+            StreamLostError: the channel is closed.
+
+        """
+        self._answered = False
+        self._end_outgoing = end_outgoing
+        stub = channel.stream_stream(method(name), serialize, parse)
+        try:
+            call = stub(outgoing, metadata=self._link.metadata, wait_for_ready=False)
+        except ValueError:  # another stream has renewed the channel, or the link was closed
+            if channel is self._link.channel:
+                raise StreamLostError("the channel was closed") from None
+            raise RetryError from None
+        self.call, self.channel = call, channel
+        if self.stopped.is_set():
+            call.cancel()  # type: ignore[no-untyped-call]
+        return call
+
+    def mark_found(self) -> None:
+        """The worker has answered."""
+        self._answered = True
+        if self._outage.mark_found():
+            self._on_change()
+
+    def progress(self) -> None:
+        """Something new has come over the link: the deadline begins anew."""
+        self._outage.progress()
+
+    def _mark_lost(self, reason: str) -> None:
+        endpoint = self._link.endpoint
+        news = self._outage.mark_lost()
+        if news:
+            self._on_change()
+        if self._on_loss == "raise":
+            raise RemoteError(f"the link to {endpoint} was lost: {reason}")
+        if news:
+            log.warning("the link to %s is lost: %s", endpoint, reason)
+
+    def hang_up(self) -> None:
+        """End the call, if there is one."""
+        call, channel = self.call, self.channel
+        self.call = self.channel = None
+        self._end_outgoing()
+        self._end_outgoing = _nothing
+        if call is not None:
+            call.cancel()
+        if channel is not None:
+            self._link.retire(channel)
+
+    def suspend(self) -> None:
+        """End the call while :meth:`run` is not running."""
+        self.hang_up()
+        self._link.streams.discard(self)
+
+    # ---- a thread of its own
+
+    def start(self, work: Callable[[], object], name: str) -> None:
+        """Do ``work`` on a thread, which calls :meth:`run`."""
+
+        def target() -> None:
+            try:
+                work()
+            finally:
+                self.suspend()
+
+        self._thread = threading.Thread(target=target, name=name, daemon=True)
+        self._link.streams.add(self)
+        self._thread.start()
+
+    # ---- from any thread
+
+    def stop(self) -> None:
+        """End the call and whatever :meth:`run` is waiting for."""
+        self.stopped.set()
+        call = self.call
+        if call is not None:
+            call.cancel()
+        self._on_change()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the stream's own thread, if it has one."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+
+
+class _Outage:
+    """The time without a link."""
+
+    def __init__(self, link: WorkerLink, stopped: threading.Event, stats: RemoteStats) -> None:
+        self._link = link
+        self._stopped = stopped
         self._stats = stats
         self._lost_since: float | None = None
-        self._spent = 0.0  # seconds without a link, since the last progress and up to the last loss
-        self._pause = self.FIRST_PAUSE
+        self._seconds = 0.0  # without a link since the last progress, but for an outage that goes on
+        self._pause = FIRST_PAUSE
 
     @property
     def lost(self) -> bool:
         """Whether there is no link."""
         return self._lost_since is not None
 
-    def lose(self) -> bool:
+    def mark_lost(self) -> bool:
         """The link is lost; whether that is news."""
         if self._lost_since is not None:
             return False
         self._lost_since = time.monotonic()
         return True
 
-    def find(self) -> bool:
+    def mark_found(self) -> bool:
         """The other side has answered; whether that is news."""
         if self._lost_since is None:
             return False
         seconds = time.monotonic() - self._lost_since
-        self._spent += seconds
+        self._seconds += seconds
         self._stats.lost_seconds += seconds
         self._stats.n_reconnects += 1
         self._lost_since = None
         return True
 
     def progress(self) -> None:
-        """Something new has come over the link: the deadline begins anew."""
-        self._spent = 0.0
-        self._pause = self.FIRST_PAUSE
+        """Something new has come over the link."""
+        self._seconds = 0.0
+        self._pause = FIRST_PAUSE
 
-    def again(
-        self, channel: grpc.Channel, trouble: object, *, busy: bool, elsewhere: bool
-    ) -> grpc.Channel | None:
-        """A channel to try, after a pause; None: the stream is not wanted any more.
+    def wait_and_retry(
+        self, channel: grpc.Channel, reason: str, *, busy: bool, elsewhere: bool
+    ) -> grpc.Channel:
+        """A channel to try, after a pause.
 
         Args:
             channel: the one that failed.
-            trouble: why.
+            reason: why.
             busy: the link is there, but the worker has no place yet.
-            elsewhere: where there are several addresses, the one in use is not the first to be tried.
+            elsewhere: where there are several addresses, the one in use is tried last.
 
         Raises:
+            StoppedError: the stream is not wanted any more.
             RemoteError: the deadline has passed.
-            ClosedError, AuthError, OtherModelError: there is no use in trying.
+            ClosedError, AuthError, OtherModelError: further attempts are of no use.
 
         """
-        remote = self._remote
+        link = self._link
         assert self._lost_since is not None
         while True:
-            left = remote.deadline - self._spent - (time.monotonic() - self._lost_since)
+            left = link.deadline - self._seconds - (time.monotonic() - self._lost_since)
             if left <= 0:
-                raise RemoteError(
-                    f"{remote.address.endpoint} was out of reach for {remote.deadline:g} seconds: {trouble}"
-                )
+                raise RemoteError(f"{link.endpoint} was out of reach for {link.deadline:g} seconds: {reason}")
             # Jittered, so that the clients of a worker that returns do not all come at once.
-            if self._gone.wait(min(self._pause * random.uniform(0.5, 1.0), left)):
-                return None
+            if self._stopped.wait(min(self._pause * random.uniform(0.5, 1.0), left)):
+                raise StoppedError
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             if busy:
                 return channel  # others may be using it
             try:
-                return remote._renew(channel, max(0.2, min(left, remote.timeout, 5.0)), elsewhere=elsewhere)
+                return link.renew(channel, max(0.2, min(left, link.timeout, 5.0)), elsewhere=elsewhere)
             except (ClosedError, AuthError, OtherModelError):
                 raise
             except (RemoteError, BusyError) as error:
-                trouble = str(error)
+                reason = str(error)

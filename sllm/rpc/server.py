@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sllm import hosts
+from sllm import folders, hosts
 from sllm.engine import ggml_rpc
 from sllm.engine._ffi import check, checked_int, ffi, lib
 from sllm.engine.devices import Device
@@ -149,7 +149,7 @@ class RPCServer(Closing):
             "host": address,
             "cache": None
             if cache is False
-            else str(_made(_cache_folder() if cache is True else Path(cache))),
+            else str(_made(folders.cache_folder("rpc") if cache is True else Path(cache))),
             "devices": None if devices is None else _checked_names(devices),
             "n_threads": n_threads or os.cpu_count() or 1,
         }
@@ -242,13 +242,6 @@ class RPCServer(Closing):
 
     def __repr__(self) -> str:
         return f"<sllm.rpc.RPCServer {self.endpoint}{', closed' if self.closed else ''}>"
-
-
-def _cache_folder() -> Path:
-    """Where uploaded tensors are kept: ``$SLLM_CACHE``, or ``sllm`` in the user's cache folder."""
-    own = os.environ.get("SLLM_CACHE")
-    base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sllm"
-    return base / "rpc"
 
 
 def _made(folder: Path) -> Path:
@@ -345,6 +338,5 @@ def _check_cache(folder: Path) -> None:
                 path.unlink()
                 continue
         checked[name] = seen
-    draft = journal.with_name(f"checked.{os.getpid()}.part")
-    draft.write_text(json.dumps(checked), encoding="utf-8")
-    os.replace(draft, journal)
+    with folders.replacing(journal) as draft:
+        draft.write_text(json.dumps(checked), encoding="utf-8")

@@ -15,8 +15,8 @@ import numpy as np
 
 from sllm.engine.layers import Embedding, LayerRange, open_layers
 from sllm.engine.model import Model
-from sllm.split.audit import across, check_ends
-from sllm.wire.codec import CODECS, row_bytes
+from sllm.split.ends import checked_head, leading_tokens
+from sllm.wire.codec import CODECS, across, row_bytes
 
 if TYPE_CHECKING:
     import os
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from sllm.engine.context import Context
     from sllm.engine.layer_file import LayeredFile
 
 __all__ = ["CodecFigures", "CodecReport", "codec_report"]
@@ -64,7 +65,7 @@ class CodecReport:
     Attributes:
         model: name of the file.
         n_layer, n_embd: of the model.
-        head, tail: layers before and behind the link.
+        head, tail: layers before and after the link.
         n_tokens: tokens of the text.
         n_positions: positions whose distributions were compared.
         perplexity: of the text, by the whole model.
@@ -103,7 +104,7 @@ def codec_report(
     Args:
         path: the model, whole.
         text: at least 2 tokens.
-        head, tail: layers before and behind the link; head None: 6, or in a small model as many as leave one
+        head, tail: layers before and after the link; head None: 6, or in a small model as many as leave one
             layer to the other side.
         codecs: names of :data:`sllm.wire.codec.CODECS`.
         n_gpu_layers, n_threads: as for :class:`~sllm.LayerRange`.
@@ -115,49 +116,29 @@ def codec_report(
 
     """
     file = open_layers(path)
-    if head is None:
-        head = max(0, min(6, file.n_layer - tail - 1))
-    check_ends(file, head, tail)
-    names = list(dict.fromkeys(codecs))
-    for name in names:
-        if name not in CODECS:
-            row_bytes(name, file.n_embd)  # says which there are
-    if not names:
-        raise ValueError("codecs is empty, expected at least one")
-    settings: dict[str, Any] = {"n_gpu_layers": n_gpu_layers}
+    head = checked_head(file, head, tail)
+    names = _checked_codecs(codecs, file.n_embd)
     with ExitStack() as stack:
-        whole = stack.enter_context(Model(file.paths[0], **settings))
-        before = _before(whole)
+        whole = stack.enter_context(Model(file.paths[0], n_gpu_layers=n_gpu_layers))
+        before = leading_tokens(whole)
         tokens = whole.vocab.encode(text, add_special=False)
         if len(tokens) < 2:
             found = "1 token" if len(tokens) == 1 else "no tokens"
             raise ValueError(f"the text has {found}, expected at least 2")
         window = min(_WINDOW, whole.n_ctx_train or _WINDOW)
-        piece = max(window - len(before), 2)
-        longest = min(len(tokens), piece) + len(before)
-        settings |= {"n_ctx": longest, "n_threads": n_threads, "n_batch": _CHUNK}
-        del settings["n_gpu_layers"]
+        n_piece = max(window - len(before), 2)
+        n_ctx = min(len(tokens), n_piece) + len(before)
+        settings: dict[str, Any] = {"n_ctx": n_ctx, "n_threads": n_threads, "n_batch": _CHUNK}
         context = stack.enter_context(whole.context(**settings))
         split = stack.enter_context(
             _Split(file, head, tail, names, {**settings, "n_gpu_layers": n_gpu_layers})
         )
         plain = _Sums()
-        done = 0
-        for begin in range(0, len(tokens), piece):
-            ids = np.concatenate([before, tokens[begin : begin + piece]])
-            split.begin()
-            for at in range(0, len(ids), _CHUNK):
-                some = ids[at : at + _CHUNK]
-                # The last position has a distribution, too, and no next token in this piece.
-                following = ids[at + 1 : at + 1 + _CHUNK]
-                first = max(len(before) - 1 - at, 0)
-                logits = context.decode(some, pos=at, logits="all")
-                assert logits is not None
-                plain.compare(logits, logits, following, first)
-                split.compare(some, at, logits, following, first)
-            done += len(ids) - len(before)
+        for begin in range(0, len(tokens), n_piece):
+            piece = tokens[begin : begin + n_piece]
+            _compare(context, split, plain, np.concatenate([before, piece]), len(before))
             if progress is not None:
-                progress(done / len(tokens))
+                progress((begin + len(piece)) / len(tokens))
         return CodecReport(
             model=file.paths[0].name,
             n_layer=file.n_layer,
@@ -171,13 +152,38 @@ def codec_report(
         )
 
 
-def _before(model: Model) -> npt.NDArray[np.int32]:
-    """What the model puts before every text: BOS, or nothing."""
-    always, one = model.vocab.encode(""), model.vocab.encode("a")
-    n = 0
-    while n < min(len(always), len(one)) and always[n] == one[n]:
-        n += 1
-    return always[:n]
+def _checked_codecs(names: Sequence[str], n_embd: int) -> list[str]:
+    """Each name once.
+
+    Raises:
+        ValueError: there is none, or no such codec.
+
+    """
+    unique = list(dict.fromkeys(names))
+    for name in unique:
+        if name not in CODECS:
+            row_bytes(name, n_embd)  # raises, and says which there are
+    if not unique:
+        raise ValueError("codecs is empty, expected at least one")
+    return unique
+
+
+def _compare(
+    context: Context, split: _Split, plain: _Sums, ids: npt.NDArray[np.int32], n_leading: int
+) -> None:
+    """Send one piece of the text through the whole model and the splits; the positions of its ``n_leading``
+    first tokens but the last do not count.
+    """
+    split.begin()
+    for at in range(0, len(ids), _CHUNK):
+        some = ids[at : at + _CHUNK]
+        # The last position has a distribution, too, and no next token in this piece.
+        following = ids[at + 1 : at + 1 + _CHUNK]
+        first = max(n_leading - 1 - at, 0)
+        logits = context.decode(some, pos=at, logits="all")
+        assert logits is not None
+        plain.compare(logits, logits, following, first)
+        split.compare(some, at, logits, following, first)
 
 
 class _Sums:
@@ -228,6 +234,7 @@ class _Sums:
 
 
 def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Whole distributions, which a divergence needs; the C code gives the probabilities of single tokens."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))

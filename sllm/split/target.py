@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import warnings
 from collections import deque
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -17,27 +15,30 @@ from sllm.draft.length import DraftLength
 from sllm.engine import gguf
 from sllm.engine._ffi import checked_int
 from sllm.engine.arrays import int32_array
+from sllm.engine.handle import Closing
 from sllm.engine.layers import Embedding, LayerRange, open_layers
 from sllm.engine.model import Model
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import BusyError, ContextFullError, RemoteError, UnsupportedModelError
 from sllm.remote.connection import Remote
-from sllm.remote.target import checked_on_loss
+from sllm.remote.stream import checked_on_loss
 from sllm.split.link import LayerLink
+from sllm.split.ranges import worker_ranges
 from sllm.targets.base import RemoteStats, Scores
 from sllm.targets.lockstep import LockstepGeneration
 from sllm.wire import codec as codecs
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable, Iterator, Sequence
 
     import numpy.typing as npt
-    from typing_extensions import Self
 
     from sllm.engine.devices import Device
     from sllm.engine.layer_file import LayeredFile
     from sllm.engine.vocab import Vocab
-    from sllm.split.link import Answer
+    from sllm.remote.link import WorkerLink
+    from sllm.split.link import LayerAnswer
 
 __all__ = ["SplitGeneration", "SplitTarget"]
 
@@ -54,32 +55,32 @@ vocabulary each takes a megabyte.
 
 
 @dataclass
-class _Slot:
-    """A sequence of the local layers and of the workers, and the text that they hold."""
+class _SplitSlot:
+    """A sequence of the layers here and of the workers, and the text that they hold."""
 
     seq_id: int
     links: list[LayerLink]
-    tokens: list[int] = field(default_factory=list)  # those that all pieces hold
+    tokens: list[int] = field(default_factory=list)  # those that all of them hold
     generation: SplitGeneration | None = None
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Positions of a text on their way through the pieces."""
+    """Positions of a text on their way through the layers."""
 
     pos: int
     tokens: list[int]
     hidden: npt.NDArray[np.float32]
 
 
-class SplitTarget:
+class SplitTarget(Closing):
     """A model as a target whose first and last layers are here and whose others are with workers
     (``sllm worker MODEL --layers``).
 
-    One round trip a pass: a drafted chain goes through all pieces as one batch of hidden states. What crosses
-    the link are these, not tokens and not logits. **That is no secrecy**: whoever holds the model's weights
-    can usually reconstruct the text from them (``sllm audit``). With ``tail=None`` the last worker selects
-    the tokens, so that nothing comes back but token ids; it then knows the text.
+    One round trip a pass: a drafted chain goes through all layers as one batch of hidden states. Only these
+    cross the link, not tokens and not logits. **That is no secrecy**: whoever holds the model's weights can
+    usually reconstruct the text from them (``sllm audit``). With ``tail=None`` the last worker selects the
+    tokens, so that nothing comes back but token ids; it then knows the text.
 
     Args:
         path: the model, or a file of :func:`~sllm.export_layers` with its first layers; only the embedding
@@ -94,14 +95,14 @@ class SplitTarget:
             (:mod:`sllm.wire.codec`). All but the first change the text slightly: ``sllm codec-report`` tells
             how much.
         on_loss: ``"wait"`` (connect again, send again what the worker has lost, and go on with the same text)
-            or ``"raise"``; None: as said to :func:`~sllm.connect`.
+            or ``"raise"``; None: as given to :func:`~sllm.connect`.
         n_ctx: positions of one text; None: what the model was trained for, at most 4096, and no more than
             the workers have.
         n_seq_max: texts at once.
         n_gpu_layers, devices: as for :class:`~sllm.Model`, for the layers here.
         n_threads, n_threads_batch, flash_attn, type_k, type_v, offload_kqv: as for :class:`~sllm.Context`.
-            For a text that is to the last bit that of the whole model, use what :class:`~sllm.LocalTarget`
-            says on all machines, and f32.
+            For exactly the text of the whole model, use the settings that :class:`~sllm.LocalTarget`
+            names on all machines, and f32.
 
     Raises:
         ModelLoadError, UnsupportedModelError: the model's layers cannot be run apart; says why.
@@ -142,26 +143,20 @@ class SplitTarget:
         last = file if tail_path is None else open_layers(tail_path)
         self.head, self.tail, self.n_layer = head, tail, file.n_layer
         self.codec = codec
-        self._check_counts(file, head, tail)
+        _check_counts(file, head, tail)
         codecs.row_bytes(codec, file.n_embd)
         losses = [remote.on_loss if on_loss is None else checked_on_loss(on_loss) for remote in remotes]
-        self.ranges = _ranges(remotes, file, head, self.n_layer - (tail or 0), output=tail is None)
-        model_id = gguf.model_id(file.paths[0])
-        for remote in remotes:
-            if remote.info.model_id != model_id:
-                raise RemoteError(
-                    f"{remote.address.endpoint} has layers of another model, {remote.info.model_name}, than"
-                    f" {file.paths[0].name}"
-                )
-        if gguf.model_id(last.paths[0]) != model_id:
-            raise ValueError(f"{last.paths[0].name} and {file.paths[0].name} are of different models")
-        n_worker = min(remote.info.n_ctx for remote in remotes)
+        links = [remote.link for remote in remotes]
+        self.ranges = worker_ranges(links, file, head, self.n_layer - (tail or 0), output=tail is None)
+        _check_same_model(file, last, links)
+        n_worker = min(link.info.n_ctx for link in links)
         n_ctx = min(n_ctx if n_ctx is not None else min(file.n_ctx_train or 4096, 4096), n_worker)
         if n_ctx < 1:
             raise ValueError(f"n_ctx is {n_ctx}, expected >= 1")
-        self._pid = os.getpid()
+        self._remotes = remotes  # keeps the connections open
         self._lock = threading.Lock()  # over the slots
         self._computing = threading.Lock()  # over the layers here: texts take turns
+        self._slots = [self._make_slot(i, links, losses) for i in range(n_seq_max)]
         settings: dict[str, Any] = {
             "n_ctx": n_ctx * n_seq_max,
             # What is computed at once comes in chunks: room for more would lie idle.
@@ -177,57 +172,53 @@ class SplitTarget:
             "type_v": type_v,
             "offload_kqv": offload_kqv,
         }
-        self._slots = [
-            _Slot(
-                i,
-                [
-                    LayerLink(
-                        remote,
-                        start,
-                        stop,
-                        output=tail is None and stop == self.n_layer,
-                        encoding=codec,
-                        on_loss=loss,
-                    )
-                    for remote, (start, stop), loss in zip(remotes, self.ranges, losses, strict=True)
-                ],
-            )
-            for i in range(n_seq_max)
-        ]
+        self._load(file, last, _ROWS * n_seq_max, settings)
+        super().__init__()
+        here = [layers for layers in (self._head, self._tail) if layers is not None]
+        self.n_ctx = min([n_ctx, *(layers.context.n_ctx_seq for layers in here)])
+        self.size_bytes = sum(layers.size_bytes for layers in here)
+
+    def _make_slot(self, i: int, links: list[WorkerLink], losses: list[str]) -> _SplitSlot:
+        return _SplitSlot(
+            i,
+            [
+                LayerLink(
+                    link,
+                    start,
+                    stop,
+                    output=self.tail is None and stop == self.n_layer,
+                    encoding=self.codec,
+                    on_loss=loss,
+                )
+                for link, (start, stop), loss in zip(links, self.ranges, losses, strict=True)
+            ],
+        )
+
+    def _load(
+        self, file: LayeredFile, last: LayeredFile, n_outputs_max: int, settings: dict[str, Any]
+    ) -> None:
+        """Load what is computed here."""
         self._head: LayerRange | None = None
         self._tail: LayerRange | None = None
+        n = self.n_layer
         with ExitStack() as stack:
             self._vocabulary = stack.enter_context(Model(file.paths[0], vocab_only=True))
             self._embedding = stack.enter_context(Embedding(file))
-            if head:
-                self._head = stack.enter_context(LayerRange(file, 0, head, **settings))
-            if tail is not None:
+            if self.head:
+                self._head = stack.enter_context(LayerRange(file, 0, self.head, **settings))
+            if self.tail is not None:
                 self._tail = stack.enter_context(
                     LayerRange(
                         last,
-                        self.n_layer - tail,
-                        self.n_layer,
+                        n - self.tail,
+                        n,
                         output=True,
                         vocabulary=self._vocabulary,
-                        n_outputs_max=_ROWS * n_seq_max,
+                        n_outputs_max=n_outputs_max,
                         **settings,
                     )
                 )
             self._stack = stack.pop_all()
-        pieces = [piece for piece in (self._head, self._tail) if piece is not None]
-        self.n_ctx = min([n_ctx, *(piece.context.n_ctx_seq for piece in pieces)])
-        self.size_bytes = sum(piece.size_bytes for piece in pieces)
-
-    @staticmethod
-    def _check_counts(file: LayeredFile, head: int, tail: int | None) -> None:
-        for name, value in (("head", head), ("tail", 0 if tail is None else tail)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} is {value!r}, expected a number of layers >= 0")
-        if head + (tail or 0) >= file.n_layer:
-            raise ValueError(
-                f"head and tail are {head} and {tail or 0} layers of the {file.n_layer} of"
-                f" {file.paths[0].name}: leave some for the middle"
-            )
 
     @property
     def vocab(self) -> Vocab:
@@ -241,14 +232,14 @@ class SplitTarget:
     def open(
         self, tokens: npt.NDArray[np.int32], sampling: SamplingParams, max_tokens: int | None
     ) -> SplitGeneration:
-        """Compute the prompt but for its last token, on all machines, and return the generation behind it.
+        """Compute the prompt but for its last token, on all machines, and return the generation after it.
 
         What it shares with a text before it stays computed.
 
         Raises:
             ContextFullError: the prompt does not fit.
             BusyError: as many texts are open as there may be, here or on a worker.
-            ValueError: no tokens, or one that is none.
+            ValueError: no tokens, or one outside the vocabulary.
             RemoteError: a worker is out of reach.
 
         """
@@ -260,7 +251,7 @@ class SplitTarget:
         n_vocab = self.vocab.n_tokens
         if int(prompt.min()) < 0 or int(prompt.max()) >= n_vocab:
             raise ValueError(f"the prompt holds ids that are not in the vocabulary of {n_vocab} tokens")
-        self._vocabulary.compiled(sampling)  # a bad grammar is told before anything is computed
+        self._vocabulary.compiled(sampling)  # reject a bad grammar before anything is computed
         text = prompt.tolist()
         with self._lock:
             free = [slot for slot in self._slots if slot.generation is None]
@@ -305,7 +296,7 @@ class SplitTarget:
                 hidden = self._head.forward(hidden, seq_id=seq_id, pos=pos)
         return _Chunk(pos, tokens, hidden)
 
-    def _let_go(self, slot: _Slot) -> None:
+    def _let_go(self, slot: _SplitSlot) -> None:
         with self._lock:
             slot.generation = None
 
@@ -316,7 +307,7 @@ class SplitTarget:
 
     def close(self) -> None:
         """Free the layers here, and let the workers forget the texts. More calls do nothing."""
-        if self._pid != os.getpid() or self.closed:
+        if self._in_fork or self.closed:
             return
         for slot in self._slots:
             for link in slot.links:
@@ -324,17 +315,6 @@ class SplitTarget:
             if slot.generation is not None:
                 slot.generation.close()
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_slots") and not self.closed and self._pid == os.getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
 
     def __repr__(self) -> str:
         here = f"{self.head} + {'no' if self.tail is None else self.tail} of {self.n_layer} layers here"
@@ -353,7 +333,7 @@ class SplitGeneration(LockstepGeneration):
     def __init__(
         self,
         target: SplitTarget,
-        slot: _Slot,
+        slot: _SplitSlot,
         prompt: list[int],
         sampling: SamplingParams,
         max_tokens: int | None,
@@ -373,7 +353,7 @@ class SplitGeneration(LockstepGeneration):
         try:
             return self._pass(chain)
         except BaseException:
-            # Answers may still be on their way to what the next pass would take for its own.
+            # Answers to this pass may still arrive, and the next one would take them for its own.
             for link in self._slot.links:
                 link.suspend()
             raise
@@ -417,7 +397,7 @@ class SplitGeneration(LockstepGeneration):
         return selected, n_accepted
 
     def read_prompt(self) -> None:
-        """The prompt but for its last token through all pieces, in chunks that follow one another closely."""
+        """Compute the prompt but for its last token, in chunks of which several are on the way at once."""
         target, slot = self._target, self._slot
         for link in slot.links:
             link.connect()
@@ -430,7 +410,10 @@ class SplitGeneration(LockstepGeneration):
             slot.tokens += chunk.tokens
 
     def score(self, tokens: list[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
-        """The log-probability and the rank of each of ``tokens`` behind the text, with the output here."""
+        """The log-probability, float32 (n,), and the rank, int32 (n,), of each of ``tokens`` after the text.
+
+        From whole rows of logits: ``sllm_score`` takes no hidden states.
+        """
         target, slot = self._target, self._slot
         assert target._tail is not None
         whole = [*self._text, *tokens]
@@ -452,7 +435,7 @@ class SplitGeneration(LockstepGeneration):
         return np.concatenate([f for f, _ in found])[-n:], np.concatenate([r for _, r in found])[-n:]
 
     def _chunks(self, tokens: list[int]) -> Iterable[_Chunk]:
-        """What is not computed yet of ``tokens``, as it leaves the last worker."""
+        """The part of ``tokens`` that is not computed yet, as it leaves the last worker."""
         target, slot = self._target, self._slot
         size = min(_CHUNK, *(link.max_rows for link in slot.links))
         chunks: Iterable[_Chunk] = (
@@ -467,7 +450,7 @@ class SplitGeneration(LockstepGeneration):
     def cancel(self) -> None:
         """See :meth:`~sllm.targets.base.Generation.cancel`."""
         if self.closed:
-            return  # others may be at work by now
+            return  # another text may be using the slot
         self._cancelled = True
         for link in self._slot.links:
             link.cancel()
@@ -477,7 +460,7 @@ class SplitGeneration(LockstepGeneration):
         if self.closed:
             return
         self.closed = True
-        if self._target._pid != os.getpid():
+        if self._target._in_fork:
             return
         for link in self._slot.links:
             link.suspend()
@@ -485,7 +468,7 @@ class SplitGeneration(LockstepGeneration):
 
 
 def _shared(a: list[int], b: list[int]) -> int:
-    """How many items two lists begin with in common."""
+    """Length of the longest common prefix."""
     n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     return int(n)
 
@@ -499,12 +482,12 @@ def _through(link: LayerLink, pos: int, hidden: npt.NDArray[np.float32]) -> npt.
 
 
 def _stream(link: LayerLink, chunks: Iterable[_Chunk], *, silent: bool) -> Iterator[_Chunk]:
-    """Chunks through the layers of a worker, several on the way at once."""
+    """Send chunks through the layers of a worker, several on the way at once."""
     waiting: deque[_Chunk] = deque()
 
     def receive() -> _Chunk:
         chunk = waiting.popleft()
-        answer: Answer = link.receive()
+        answer: LayerAnswer = link.receive()
         return chunk if answer.hidden is None else _Chunk(chunk.pos, chunk.tokens, answer.hidden)
 
     for chunk in chunks:
@@ -516,53 +499,26 @@ def _stream(link: LayerLink, chunks: Iterable[_Chunk], *, silent: bool) -> Itera
         yield receive()
 
 
-def _ranges(
-    remotes: list[Remote], file: LayeredFile, start: int, stop: int, *, output: bool
-) -> list[tuple[int, int]]:
-    """Which layers each worker is to serve: those that it was started for, and for the others even shares of
-    what lies between.
-    """
-    if not remotes:
-        raise ValueError("middle names no worker")
-    fixed: list[tuple[int, int] | None] = []
-    for remote in remotes:
-        remote._live()
-        info = remote.info.layers
-        name = remote.address.endpoint
-        if info is None:
-            raise ValueError(f"{name} serves texts, not layers: start it with `sllm worker MODEL --layers`")
-        if not 0 <= info.start <= info.stop <= info.n_layer or info.max_rows < 1 or remote.info.n_ctx < 1:
+def _check_counts(file: LayeredFile, head: int, tail: int | None) -> None:
+    """Raise ValueError where head and tail are not numbers of layers, or leave none for the middle."""
+    for name, value in (("head", head), ("tail", 0 if tail is None else tail)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"{name} is {value!r}, expected a number of layers >= 0")
+    if head + (tail or 0) >= file.n_layer:
+        raise ValueError(
+            f"head and tail are {head} and {tail or 0} layers of the {file.n_layer} of"
+            f" {file.paths[0].name}: leave some for the middle"
+        )
+
+
+def _check_same_model(file: LayeredFile, last: LayeredFile, links: list[WorkerLink]) -> None:
+    """Raise where the files or the workers have the weights of different models."""
+    model_id = gguf.model_id(file.paths[0])
+    for link in links:
+        if link.info.model_id != model_id:
             raise RemoteError(
-                f"{name} says that it serves layers [{info.start}, {info.stop}) of {info.n_layer},"
-                f" {info.max_rows} rows at once and {remote.info.n_ctx} positions: there is no such worker"
+                f"{link.endpoint} has layers of another model, {link.info.model_name}, than"
+                f" {file.paths[0].name}"
             )
-        if (info.n_layer, info.n_embd) != (file.n_layer, file.n_embd):
-            raise RemoteError(
-                f"{name} has a model of {info.n_layer} layers of width {info.n_embd},"
-                f" and {file.paths[0].name} has {file.n_layer} of {file.n_embd}"
-            )
-        fixed.append((info.start, info.stop) if info.fixed else None)
-    found: list[tuple[int, int]] = []
-    at = start
-    for i, own in enumerate(fixed):
-        if own is None:
-            following = next(((j, f) for j, f in enumerate(fixed[i:], i) if f is not None), None)
-            n_open, end = (len(fixed) - i, stop) if following is None else (following[0] - i, following[1][0])
-            own = (at, at + max(end - at, 0) // n_open if n_open > 1 else end)
-        found.append(own)
-        at = own[1]
-    chained = [start, *(b for _, b in found)]
-    if [a for a, _ in found] != chained[:-1] or at != stop or any(a >= b for a, b in found):
-        asked = ", ".join(f"[{a}, {b})" for a, b in found)
-        raise ValueError(f"the workers have layers {asked}, and [{start}, {stop}) lie between head and tail")
-    for remote, (a, b) in zip(remotes, found, strict=True):
-        info = remote.info.layers
-        assert info is not None
-        if not info.start <= a < b <= info.stop:
-            raise ValueError(
-                f"{remote.address.endpoint} has layers [{info.start}, {info.stop}), and [{a}, {b}) are needed"
-            )
-    last = remotes[-1].info.layers
-    if output and (last is None or not last.output):
-        raise ValueError(f"{remotes[-1].address.endpoint} has no output, and tail=None leaves that to it")
-    return found
+    if gguf.model_id(last.paths[0]) != model_id:
+        raise ValueError(f"{last.paths[0].name} and {file.paths[0].name} are of different models")

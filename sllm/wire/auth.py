@@ -1,32 +1,35 @@
-"""Who may talk to whom: addresses, tokens, certificates and their fingerprints.
+"""Addresses of workers, tokens, certificates and their fingerprints.
 
 A worker's address is one line, ``sllm://TOKEN@HOST:PORT#sha256=FINGERPRINT``. The fingerprint (SHA-256 of the
-certificate in DER form) says which worker it is, so the certificate's host names and issuer do not matter and
-a plain TCP tunnel may lie between. The token says who may use it. Both are secrets in the sense that the line
-as a whole is one: no ``repr``, log or error message of this package shows a token.
+certificate in DER form) identifies the worker, so the certificate's host names and issuer do not matter and a
+plain TCP tunnel may lie between. The token authorizes the client. The line as a whole is a secret: no
+``repr``, log or error message of this package shows a token.
+
+``cryptography`` is imported where it is needed: it takes longer to load than everything else here.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import datetime
 import hashlib
 import hmac
-import os
 import secrets
 import socket
 import ssl
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
 from sllm.errors import AuthError, RemoteError
+from sllm.extras import needs
+from sllm.folders import write_private
 from sllm.hosts import DEFAULT_PORT, is_loopback
 
-if TYPE_CHECKING:
+with needs("remote"):
     import grpc
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "Address",
@@ -39,7 +42,6 @@ __all__ = [
     "load_or_make_certificate",
     "load_or_make_token",
     "same_token",
-    "state_folder",
 ]
 
 
@@ -156,16 +158,6 @@ def _is_visible(token: str) -> bool:
     return all("!" <= c <= "~" for c in token)
 
 
-def state_folder() -> Path:
-    """Where a worker keeps its certificate and token: ``$SLLM_STATE``, or ``sllm`` in the user's state
-    folder.
-    """
-    own = os.environ.get("SLLM_STATE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "sllm"
-
-
 def load_or_make_token(path: Path) -> str:
     """The token in a file; a new one is made and written, readable by its owner alone, where there is none.
 
@@ -178,7 +170,7 @@ def load_or_make_token(path: Path) -> str:
         return _read_token(path)
     except FileNotFoundError:
         token = secrets.token_urlsafe(24)
-        if not _write_private(path, token.encode() + b"\n"):
+        if not write_private(path, token.encode() + b"\n"):
             return _read_token(path)  # another worker was quicker
         return token
 
@@ -191,23 +183,6 @@ def _read_token(path: Path) -> str:
         raise ValueError(f"{path} holds no token: {reason}") from None
 
 
-def _write_private(path: Path, data: bytes) -> bool:
-    """Write a file that only its owner can read, whole or not at all; False where there is one already."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        try:
-            os.link(draft, path)  # unlike rename, it does not replace what is there
-        except FileExistsError:
-            return False
-        return True
-    finally:
-        draft.unlink()
-
-
 # ---- certificates
 
 
@@ -218,11 +193,12 @@ def fingerprint(certificate_pem: bytes) -> str:
         ValueError: no certificate in it.
 
     """
-    begin, end = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
-    body = certificate_pem.partition(begin)[2].partition(end)[0]
+    text = certificate_pem.decode("latin-1")  # there may be any text around certificates
+    _, header, rest = text.partition(ssl.PEM_HEADER)
+    body, footer, _ = rest.partition(ssl.PEM_FOOTER)
     try:
-        der = base64.b64decode(body, validate=False)
-    except binascii.Error:
+        der = ssl.PEM_cert_to_DER_cert(header + body + footer)
+    except ValueError:
         der = b""
     if not der:
         raise ValueError("there is no certificate in PEM form")
@@ -245,21 +221,22 @@ def load_or_make_certificate(folder: Path) -> tuple[bytes, bytes]:
         both = path.read_bytes()
     except FileNotFoundError:
         both = _make_certificate()
-        if not _write_private(path, both):
+        if not write_private(path, both):
             both = path.read_bytes()
-    key, mark, certificate = both.partition(b"-----BEGIN CERTIFICATE-----")
-    if not belong_together(mark + certificate, key):
+    key, header, certificate = both.partition(ssl.PEM_HEADER.encode())
+    if not belong_together(header + certificate, key):
         raise ValueError(
             f"{path} does not hold a key and its certificate; move it away and a new one is made"
         )
-    return mark + certificate, key
+    return header + certificate, key
 
 
 def belong_together(certificate: bytes, key: bytes) -> bool:
     """Whether this is a certificate, or a chain of them, and the key of the first one (PEM)."""
-    from cryptography import x509
-    from cryptography.exceptions import UnsupportedAlgorithm
-    from cryptography.hazmat.primitives import serialization
+    with needs("remote"):
+        from cryptography import x509
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives import serialization
 
     try:
         public = x509.load_pem_x509_certificate(certificate).public_key()
@@ -270,9 +247,10 @@ def belong_together(certificate: bytes, key: bytes) -> bool:
 
 def _make_certificate() -> bytes:
     """A new key and its self-signed certificate, PEM, in this order."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
+    with needs("remote"):
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _SERVER_NAME)])
@@ -335,8 +313,8 @@ def fetch_certificate(address: Address, timeout: float) -> bytes:
 
 def client_credentials(certificate_pem: bytes) -> tuple[grpc.ChannelCredentials, str]:
     """Credentials that trust this one certificate, and the name in it that TLS is to expect."""
-    import grpc
-    from cryptography import x509
+    with needs("remote"):
+        from cryptography import x509
 
     certificate = x509.load_pem_x509_certificate(certificate_pem)
     name = ""

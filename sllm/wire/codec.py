@@ -29,7 +29,7 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["CODECS", "decode", "encode", "row_bytes"]
+__all__ = ["CODECS", "across", "decode", "encode", "row_bytes"]
 
 CODECS = ("f32", "f16", "q8", "q4")
 """The names, in the order of the bytes that they take."""
@@ -126,3 +126,13 @@ def decode(data: bytes, n_rows: int, n_embd: int, codec: str) -> npt.NDArray[np.
     if not np.isfinite(rows).all():
         raise ValueError("the hidden states hold a number that is not finite")
     return rows
+
+
+def across(rows: npt.NDArray[np.float32], codec: str) -> npt.NDArray[np.float32]:
+    """``rows``, float32 (n, n_embd), as they are on the other side of the link.
+
+    Raises:
+        ValueError: as :func:`encode`.
+
+    """
+    return decode(encode(rows, codec), len(rows), rows.shape[1], codec)

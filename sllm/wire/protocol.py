@@ -1,8 +1,7 @@
-"""The protocol of ``sllm.proto`` in Python: its version, its methods, sizes of messages, and what crosses as
-what.
+"""The protocol of ``sllm.proto`` in Python: its version, methods, sizes of messages, and how exceptions and
+sampling parameters cross.
 
-The messages are in ``sllm_pb2``, which is generated (CONTRIBUTING.md says how). Importing this module imports
-protobuf but not grpc.
+The messages are in ``sllm_pb2``, which is generated (CONTRIBUTING.md says how).
 """
 
 from __future__ import annotations
@@ -20,12 +19,16 @@ from sllm.errors import (
     RemoteError,
     UnsupportedModelError,
 )
-from sllm.wire import sllm_pb2 as pb
+from sllm.extras import needs
+
+with needs("remote"):
+    import grpc
+
+    from sllm.wire import sllm_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    import grpc
     from google.protobuf.message import Message
 
 __all__ = [
@@ -134,9 +137,9 @@ _REFUSALS: list[tuple[type[Exception], str]] = [
 
 
 def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
-    """End a call with the status that stands for ``error``; only errors meant for clients are told."""
-    import grpc
-
+    """End a call with the status that stands for ``error``; the text goes along only of those in
+    :data:`_REFUSALS`, which are meant for clients.
+    """
     for kind, code in _REFUSALS:
         if isinstance(error, kind):
             text = str(error)

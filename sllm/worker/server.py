@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sllm import hosts
+from sllm import folders, hosts
 from sllm.engine.handle import Closing
 from sllm.engine.model import Model
 from sllm.wire import auth
@@ -142,7 +142,7 @@ class Worker(Closing):
         limits = limits or Limits()
         self._closed = threading.Event()
         self._lock = threading.RLock()  # a signal handler may call close() in the middle of it
-        folder = Path(state) if state is not None else auth.state_folder()
+        folder = Path(state) if state is not None else folders.state_folder()
         credentials = found = None
         if not insecure:
             token = (

@@ -363,7 +363,7 @@ def test_nobody_gets_past_the_token(worker: WorkerProcess) -> None:
 
     address = Address.parse(worker.uri)
     with sllm.connect(worker.uri) as remote:
-        channel = remote._open_channel(address, 5.0)
+        channel = remote.link.open_channel(address, 5.0)
         stub = channel.stream_stream(method("Relay"), pb.Piece.SerializeToString, pb.Piece.FromString)
         with pytest.raises(grpc.RpcError) as caught:
             list(stub(iter([pb.Piece(data=b"\x0e" + bytes(8))])))

@@ -37,7 +37,7 @@ from sllm import embedded
 from sllm.cli.slow_link import Link
 from sllm.draft.drafters import ModelDrafter
 from sllm.engine import gguf
-from sllm.remote import connection
+from sllm.remote import vocabulary
 from sllm.targets.base import PipelinedGeneration, Target
 from sllm.wire import auth
 from sllm.worker.server import Limits, Worker
@@ -359,7 +359,7 @@ def test_a_worker_that_sends_no_vocabulary(
     complaint: str,
 ) -> None:
     monkeypatch.setenv("SLLM_CACHE", str(tmp_path))
-    monkeypatch.setattr(connection, "_MAX_VOCABULARY", 1 << 23)
+    monkeypatch.setattr(vocabulary, "_MAX_BYTES", 1 << 23)
     with FakeWorker(target_model, vocabulary=pieces) as fake, sllm.connect(fake.uri) as remote:
         with pytest.raises(sllm.RemoteError, match=complaint):
             sllm.generate(remote.target(), "Once", max_tokens=1)
@@ -807,7 +807,7 @@ def test_closing_a_connection_while_it_is_being_renewed(worker: Worker, target_m
         link.stall()
         with ThreadPoolExecutor(1) as executor:
             reading = executor.submit(stream.text)
-            wait_until(lambda: remote._calls or reading.done(), "an attempt to connect again")
+            wait_until(lambda: remote.link._calls or reading.done(), "an attempt to connect again")
             began = time.monotonic()
             remote.close()
             assert time.monotonic() - began < PATIENCE / 2

@@ -11,8 +11,9 @@ import sllm
 from sllm import embedded
 from sllm.cli import layers as cli_layers
 from sllm.engine.layers import Embedding, LayerRange, export_layers, open_layers
-from sllm.split import audit
-from sllm.wire.codec import CODECS
+from sllm.split import attacks, audit
+from sllm.split.ends import checked_head
+from sllm.wire.codec import CODECS, across
 
 if TYPE_CHECKING:
     import pathlib
@@ -34,19 +35,19 @@ def tokens(target_model: sllm.Model) -> npt.NDArray[np.int32]:
 def test_hidden_states_behind_no_layer_are_read_off(tokens: npt.NDArray[np.int32]) -> None:
     with Embedding(open_layers(embedded.TARGET)) as embedding:
         for codec in CODECS:
-            seen = audit.across(embedding.rows(tokens), codec)
-            found = audit.nearest_embedding(embedding, seen)
+            seen = across(embedding.rows(tokens), codec)
+            found = attacks.nearest_embedding(embedding, seen)
             assert found.cosine.tolist() == tokens.tolist()
             assert found.l2.tolist() == tokens.tolist()
 
 
 @pytest.mark.parametrize("block", [1, 1000, 1 << 22])
 def test_the_nearest_are_those_of_the_whole_matrix(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(audit, "_BLOCK_NUMBERS", block)
+    monkeypatch.setattr(attacks, "_BLOCK_NUMBERS", block)
     with Embedding(open_layers(embedded.DRAFT)) as embedding:
         matrix = embedding.rows(np.arange(embedding.n_tokens, dtype=np.int32)).astype(np.float64)
         rows = np.random.default_rng(1).normal(size=(5, embedding.n_embd)).astype(np.float32)
-        found = audit.nearest_embedding(embedding, rows, 7)
+        found = attacks.nearest_embedding(embedding, rows, 7)
     products = rows.astype(np.float64) @ matrix.T
     assert found.dot.tolist() == products.argmax(axis=1).tolist()
     cosines = products / np.linalg.norm(matrix, axis=1)
@@ -59,7 +60,7 @@ def test_the_nearest_are_those_of_the_whole_matrix(block: int, monkeypatch: pyte
 @pytest.mark.parametrize("n_best", [0, 2561])
 def test_there_are_only_so_many_tokens(n_best: int) -> None:
     with Embedding(open_layers(embedded.DRAFT)) as embedding, pytest.raises(ValueError, match="n_best"):
-        audit.nearest_embedding(embedding, np.zeros((1, embedding.n_embd), np.float32), n_best)
+        attacks.nearest_embedding(embedding, np.zeros((1, embedding.n_embd), np.float32), n_best)
 
 
 # ---- vocabulary matching
@@ -72,10 +73,10 @@ def test_matching_finds_the_text(n_layers: int, codec: str, tokens: npt.NDArray[
         Embedding(file) as embedding,
         LayerRange(file, 0, n_layers, n_seq_max=32, n_ctx=32 * len(tokens), **ONE) as layers,
     ):
-        seen = audit.across(layers.forward(embedding.rows(tokens)), codec)
-        near = audit.nearest_embedding(embedding, seen, 2560)
+        seen = across(layers.forward(embedding.rows(tokens)), codec)
+        near = attacks.nearest_embedding(embedding, seen, 2560)
         assert (near.cosine == tokens).mean() < 0.8  # which the simpler attack does not
-        found = audit.match_vocabulary(layers, embedding, seen, near.order, codec=codec)
+        found = attacks.match_vocabulary(layers, embedding, seen, near.order, codec=codec)
         assert found.tokens.tolist() == tokens.tolist()
         assert 2560 < found.n_tried < 2560 * len(tokens) / 2
 
@@ -93,9 +94,9 @@ def test_tokens_that_are_nearly_alike_are_told_apart(target_model: sllm.Model) -
         apart = np.linalg.norm(matrix - matrix[rare], axis=1)
         assert rare in tokens
         assert apart[twin] < np.median(apart) / 8
-        seen = audit.across(layers.forward(embedding.rows(tokens)), "q8")
-        near = audit.nearest_embedding(embedding, seen, embedding.n_tokens)
-        found = audit.match_vocabulary(layers, embedding, seen, near.order, codec="q8")
+        seen = across(layers.forward(embedding.rows(tokens)), "q8")
+        near = attacks.nearest_embedding(embedding, seen, embedding.n_tokens)
+        found = attacks.match_vocabulary(layers, embedding, seen, near.order, codec="q8")
     assert found.tokens.tolist() == tokens.tolist()
 
 
@@ -113,7 +114,7 @@ def test_matching_goes_on_behind_errors_or_behind_the_truth(tokens: npt.NDArray[
 
         def match(**more: Any) -> npt.NDArray[np.int32]:
             layers.memory.clear()
-            return audit.match_vocabulary(layers, embedding, seen, candidates, codec="f32", **more).tokens
+            return attacks.match_vocabulary(layers, embedding, seen, candidates, codec="f32", **more).tokens
 
         helped = match(prefix=tokens)
         assert np.flatnonzero(helped != tokens).tolist() == [wrong]
@@ -134,10 +135,10 @@ def test_arrays_that_do_not_fit_together(tokens: npt.NDArray[np.int32]) -> None:
             np.zeros((len(rows), 0), np.int32),
         ):
             with pytest.raises(ValueError, match="candidates has shape"):
-                audit.match_vocabulary(None, embedding, rows, candidates, codec="f32")
+                attacks.match_vocabulary(None, embedding, rows, candidates, codec="f32")
         with pytest.raises(ValueError, match="prefix has 2 tokens"):
             some = np.zeros((len(rows), 1), np.int32)
-            audit.match_vocabulary(None, embedding, rows, some, codec="f32", prefix=[1, 2])
+            attacks.match_vocabulary(None, embedding, rows, some, codec="f32", prefix=[1, 2])
 
 
 # ---- logit lens
@@ -155,8 +156,8 @@ def test_the_lens_behind_the_last_layer_shows_the_models_choice(
         before = layers.forward(embedding.rows(tokens))
     with LayerRange(file, 7, 8, n_ctx=64, **ONE) as layers:
         behind = layers.forward(before)
-    assert audit.logit_lens(file, behind, **ONE).tolist() == choice.tolist()
-    assert audit.logit_lens(file, before, 7, **ONE).tolist() == choice.tolist()
+    assert attacks.logit_lens(file, behind, **ONE).tolist() == choice.tolist()
+    assert attacks.logit_lens(file, before, 7, **ONE).tolist() == choice.tolist()
 
 
 # ---- all of them
@@ -233,7 +234,7 @@ def test_a_part_of_a_model_is_not_enough(tmp_path: pathlib.Path) -> None:
         part = tmp_path / f"part{start}{stop}.gguf"
         export_layers(embedded.DRAFT, part, start, stop)
         if (start, stop) == (0, 2):
-            audit.check_ends(open_layers(part), 0, 1)
+            assert checked_head(open_layers(part), 0, 1) == 0
         else:
             with pytest.raises(ValueError, match="expected a whole model"):
                 audit.audit(part, TEXT)

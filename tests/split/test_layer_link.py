@@ -131,7 +131,7 @@ def test_rows_that_are_none(connected: Callable[..., Any], name: str, n_true: in
         for _ in range(2):  # once more after an error: no hang either
             with pytest.raises(sllm.RemoteError):
                 read(split)
-        assert not remote._streams
+        assert not remote.link.streams
 
 
 def read(split: sllm.SplitTarget) -> None:
@@ -164,7 +164,7 @@ def test_selections_that_are_none(connected: Callable[..., Any], lie: Any) -> No
             with pytest.raises(sllm.RemoteError):
                 next(generation)
         generation.close()
-        assert not remote._streams
+        assert not remote.link.streams
 
 
 @pytest.mark.parametrize(

@@ -519,7 +519,7 @@ def test_close_frees_everything(target_model: Model, remote: Remote) -> None:
         next(generation)
     with pytest.raises(sllm.ClosedError):
         split.open(make_prompt(target_model, 5, 1), GREEDY, 10)
-    assert not remote._streams
+    assert not remote.link.streams
 
 
 def test_closing_the_connection_ends_a_text(target_model: Model, make_worker: Callable[..., Worker]) -> None:

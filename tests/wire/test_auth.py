@@ -244,17 +244,6 @@ def test_a_token_that_cannot_be_kept_is_an_os_error(tmp_path: Path) -> None:
         assert not isinstance(caught.value, RemoteError)
 
 
-def test_the_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("SLLM_STATE", str(tmp_path / "own"))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
-    assert auth.state_folder() == tmp_path / "own"
-    monkeypatch.delenv("SLLM_STATE")
-    assert auth.state_folder() == tmp_path / "xdg" / "sllm"
-    monkeypatch.delenv("XDG_STATE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert auth.state_folder() == tmp_path / ".local" / "state" / "sllm"
-
-
 def test_a_pickled_address_is_whole() -> None:
     address = Address("host", 1, TOKEN, "a" * 64)
     assert pickle.loads(pickle.dumps(address)) == address
