@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from sllm.targets.base import Scorer, Scores
 
-__all__ = ["Acceptance", "Checked", "answer_logprobs", "check_answer"]
+__all__ = ["Acceptance", "Checked", "answer_logprobs", "check_answer", "confidence"]
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,30 @@ def check_answer(
     return Checked((accept or Acceptance()).n_standing(scores), scores)
 
 
+def confidence(logprobs: npt.ArrayLike) -> float:
+    """How sure a model was of its answer: the mean of its tokens' log-probabilities plus their 10 % quantile.
+
+    The mean alone hides one doubtful token among many sure ones, which is where a wrong answer shows; the
+    quantile sees it (Gupta et al., "Language model cascades: token-level uncertainty and beyond",
+    2404.10136). An empty answer has the confidence -inf; what is not finite counts as NaN, which passes no
+    threshold.
+
+    Args:
+        logprobs: (n,) natural logarithms, at temperature 1.
+
+    """
+    values = np.asarray(logprobs, dtype=np.float64).ravel()
+    if len(values) == 0:
+        return -math.inf
+    if not np.isfinite(values).all():
+        return math.nan
+    return float(values.mean() + np.quantile(values, 0.1))
+
+
 def answer_logprobs(target: Scorer, prompt: npt.ArrayLike, answer: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """The log-probability of each token of an answer under the model that wrote it, float64 (m,).
 
-    For :func:`sllm.triage.calibration.confidence`. Calibration and use both take it from here, so that a
+    For :func:`confidence`. Calibration and use both take it from here, so that a
     threshold is compared with what it was found for.
 
     Args:
