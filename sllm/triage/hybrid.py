@@ -31,9 +31,11 @@ from sllm.generation.local import LocalTarget
 from sllm.generation.text_stream import Run, RunStream
 from sllm.privacy import Detector, Restorer, Vault, default_detectors, egress_check
 from sllm.targets.base import Scorer, Target
-from sllm.triage.calibration import ProfileError
 from sllm.triage.check_answer import Acceptance, answer_logprobs, check_answer
-from sllm.triage.triage import ContextScorer, Grade, Tier, TimeLimit, Triage
+from sllm.triage.profile import ProfileError
+from sllm.triage.scorer import ContextScorer
+from sllm.triage.time_limit import TimeLimit
+from sllm.triage.triage import Grade, Tier, Triage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -28,7 +28,9 @@ from sllm.targets.base import Scores, Target
 from sllm.triage.calibration import Profile, ProfileError
 from sllm.triage.check_answer import Acceptance
 from sllm.triage.hybrid import ChatCloud, Hybrid, HybridStats, _restored, _to_a_character
-from sllm.triage.triage import ContextScorer, Grade, Policy, Tier, Triage
+from sllm.triage.policy import Policy
+from sllm.triage.scorer import ContextScorer
+from sllm.triage.triage import Grade, Tier, Triage
 from sllm.worker.server import Limits, Worker
 
 if TYPE_CHECKING:
