@@ -11,10 +11,10 @@ import numpy as np
 
 from sllm.engine import gguf
 from sllm.engine._ffi import checked_int
+from sllm.engine.handle import Closing
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    from typing_extensions import Self
 
     from sllm.engine.messages import Messages
     from sllm.engine.model import Model
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["ContextScorer"]
 
 
-class ContextScorer:
-    """Scores labels with a model: one pass over the prompt, and none over what the prompt before had too.
+class ContextScorer(Closing):
+    """Scores labels with a model: one pass over what the prompt does not share with the one before it.
 
     The prompt is a user's message in the model's chat template, or stands as it is where there is none. No
     control token is read out of it. Any number of threads may use it, one after the other.
@@ -57,6 +57,7 @@ class ContextScorer:
         self._cached = np.empty(0, dtype=np.int32)
         self._wrap("")
         self._context = model.context(n_ctx=n_ctx * self._SEQS, n_seq_max=self._SEQS, n_threads=n_threads)
+        super().__init__()
 
     @property
     def model_id(self) -> str:
@@ -76,7 +77,7 @@ class ContextScorer:
         return self.model.vocab.encode(text, add_special=True, parse_special=False)
 
     def _label(self, label: str) -> npt.NDArray[np.int32]:
-        # Behind a template's assistant header a word begins; in running text it follows a space.
+        # After a template's assistant header a word begins; in running text it follows a space.
         return self.model.vocab.encode(label if self._templated else f" {label}", add_special=False)
 
     def label_logprobs(self, prompt: str, labels: Sequence[str]) -> list[float]:
@@ -96,7 +97,7 @@ class ContextScorer:
         return found
 
     def text_logprobs(self, before: str, text: str) -> npt.NDArray[np.float64]:
-        """The log-probability of each token of ``text`` behind ``before`` in a prompt, float64 (n,).
+        """The log-probability of each token of ``text`` after ``before`` in a prompt, float64 (n,).
 
         A token that begins in ``before`` counts for it. The text is then cached for prompts that begin alike.
 
@@ -118,7 +119,7 @@ class ContextScorer:
     ) -> npt.NDArray[np.float64]:
         """The log-probability of each token of ``answer`` to a conversation, in one pass, float64 (n,).
 
-        For :func:`sllm.triage.calibration.confidence` of an answer that is there already, whoever wrote it.
+        For :func:`~sllm.triage.check_answer.confidence` of an answer that is there already, whoever wrote it.
 
         Args:
             messages: as :meth:`Model.chat <sllm.Model.chat>` takes them.
@@ -145,28 +146,22 @@ class ContextScorer:
 
     def _logprobs(self, tokens: npt.NDArray[np.int32], start: int) -> npt.NDArray[np.float64]:
         """Log-probabilities of ``tokens[start:]``; all tokens but the last are then in sequence 0."""
-        context = self._context
-        found = np.empty(len(tokens) - start)
-        context.decode(tokens[: start - 1], seq_id=0, pos=0)
-        # As many rows at once as stay in llama.cpp's own buffer.
-        for begin in range(start - 1, len(tokens) - 1, context.n_outputs_max):
-            end = min(begin + context.n_outputs_max, len(tokens) - 1)
-            rows = context.decode(tokens[begin:end], seq_id=0, pos=begin, logits="all")
-            assert rows is not None
-            top = rows.max(axis=1).astype(np.float64)
-            spread = np.log(np.exp(rows - top[:, None]).sum(axis=1))
-            chosen = rows[np.arange(end - begin), tokens[begin + 1 : end + 1]]
-            found[begin + 1 - start : end + 1 - start] = chosen - top - spread
-        return found
+        if start == len(tokens):
+            return np.empty(0)
+        self._context.decode(tokens[: start - 1], seq_id=0, pos=0)
+        logprobs, _ = self._context.token_logprobs(tokens[start - 1 :], seq_id=0, pos=start - 1)
+        return logprobs.astype(np.float64)
 
     def _count(self, tokens: npt.NDArray[np.int32], n: int, more: int) -> None:
-        """Note that the first ``n`` of ``tokens`` were needed, and so many more in any case."""
+        """Count the first ``n`` of ``tokens`` as far as they were not cached, and ``more`` in any case."""
         self.n_computed += max(n - _common(tokens, self._cached), 0) + more
         self._cached = tokens
 
     def windows(self, text: str, head: int, middle: int, tail: int) -> tuple[list[str], int]:
-        """The text, if it has no more tokens than the three together, else its beginning, middle and end of
-        so many tokens each; and how many tokens it has.
+        """The windows in which a text is judged, and how many tokens the text has.
+
+        A text of at most ``head + middle + tail`` tokens is one window; a longer one has three of these
+        lengths, from its beginning, its middle and its end.
         """
         tokens = self.model.vocab.encode(text, add_special=False)
         n = len(tokens)
@@ -180,22 +175,21 @@ class ContextScorer:
         """End the call that another thread is inside, if there is one."""
         self._context.cancel()
 
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._context.closed
+
     def close(self) -> None:
-        """Free the context. More calls do nothing."""
+        """Free the context. Further calls do nothing."""
         self._context.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<sllm.triage.ContextScorer of {self.model.path.name!r}>"
 
 
 def _common(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:
-    """How many items two arrays begin alike with."""
+    """The length of the longest common prefix."""
     n = min(len(a), len(b))
     differ = np.flatnonzero(a[:n] != b[:n])
     return int(differ[0]) if len(differ) else n
