@@ -54,6 +54,7 @@ JSON = st.recursive(
 @examples(200)
 @given(JSON)
 def test_what_changes_nothing_makes_a_copy(value: Any) -> None:
+    options: dict[str, Any]
     for options in ({}, {"numbers": True}, {"format_names": False}, {"where": "messages"}):
         made = map_texts(value, lambda text: text, **options)
         assert made == value
@@ -65,15 +66,15 @@ def test_what_changes_nothing_makes_a_copy(value: Any) -> None:
 @given(JSON)
 def test_texts_come_in_the_order_in_which_they_are_replaced(value: Any) -> None:
     """Two walks, one to collect and one to replace, as a vault makes them."""
-    for options in ({}, {"numbers": True, "format_names": False}):
-        texts = texts_of(value, **options)
+    for vault in (False, True):
+        texts = texts_of(value, numbers=vault, format_names=not vault)
         each = iter(texts)
 
         def check(text: str, each: Any = each) -> str:
             assert text == next(each)
             return text
 
-        map_texts(value, check, **options)
+        map_texts(value, check, numbers=vault, format_names=not vault)
         assert next(each, None) is None
 
 
@@ -172,12 +173,13 @@ def test_malformed_messages(messages: Any, said: str) -> None:
 def test_contents_are_checked_where_that_is_asked_for() -> None:
     assert checked_messages(TALK) is TALK
     assert checked_messages(TALK, contents=True) is TALK
-    for odd in (
+    oddities: list[dict[str, Any]] = [
         {"role": "", "content": "x"},
         {"role": "user", "content": 3},
         {"role": "user", "content": ["x"]},
         {"role": "user", "content": None, "tool_calls": []},
-    ):
+    ]
+    for odd in oddities:
         assert checked_messages([odd]) == [odd]
         with pytest.raises(MessageError, match="expected"):
             checked_messages([odd], contents=True)

@@ -27,8 +27,10 @@ from sllm.privacy import Finding, Restorer, Vault, egress_check
 from sllm.targets.base import Scores, Target
 from sllm.triage.calibration import Profile, ProfileError
 from sllm.triage.check_answer import Acceptance
-from sllm.triage.hybrid import ChatCloud, Hybrid, HybridStats, _restored, _to_a_character
+from sllm.triage.cloud import whole_characters
+from sllm.triage.hybrid import ChatCloud, Hybrid, HybridStats
 from sllm.triage.policy import Policy
+from sllm.triage.request import restored
 from sllm.triage.scorer import ContextScorer
 from sllm.triage.triage import Grade, Tier, Triage
 from sllm.worker.server import Limits, Worker
@@ -253,9 +255,9 @@ def test_what_stands_ends_with_a_character(target_model: Model) -> None:
     tokens = vocab.encode("ok 😀龘", add_special=False)
     assert len(tokens) > 7
     head = len(tokens) - 7
-    found = [_to_a_character(vocab, tokens, n) - head for n in range(head, len(tokens) + 1)]
+    found = [whole_characters(vocab, tokens, n) - head for n in range(head, len(tokens) + 1)]
     assert found == [0, 0, 0, 0, 4, 4, 4, 7]
-    assert _to_a_character(vocab, tokens, 0) == 0
+    assert whole_characters(vocab, tokens, 0) == 0
 
 
 def test_tier_2_without_verification(
@@ -747,7 +749,7 @@ def test_drafts_that_may_be_withdrawn_are_not_shown() -> None:
         sllm.Run(4, (6,), one[: half + 1], 0, "target"),
     ]
     stats = HybridStats()
-    shown = list(_restored(iter(runs), Restorer(vault), stats))
+    shown = list(restored(iter(runs), Restorer(vault), stats))
     assert "".join(run.text for run in shown) == EMAIL + one[: half + 1]
     assert all(run.withdrawn == () for run in shown)
     assert (shown[-1].pos, shown[-1].tokens) == (5, ())
