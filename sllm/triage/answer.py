@@ -68,9 +68,12 @@ class Answer(RunStream):
 
     """
 
-    def __init__(self, grade: Grade, stats: HybridStats, resources: ExitStack, turn: threading.Lock) -> None:
+    def __init__(
+        self, grade: Grade, stats: HybridStats, resources: ExitStack, turn: threading.Lock, owner: object
+    ) -> None:
         super().__init__(iter(()), resources)
         self._turn = turn
+        self._owner: object = owner  # would be closed if it was forgotten while its answer is read
         self.complete = False
         self.grade = grade
         self.route: list[str] = []
@@ -88,6 +91,11 @@ class Answer(RunStream):
             yield run
         self.stats.seconds = time.perf_counter() - began
         self.complete = True
+
+    def close(self) -> None:
+        """Stop generating. Further calls do nothing."""
+        super().close()
+        self._owner = None
 
     def __next__(self) -> Run:
         # Outside of what closes the answer on an exception: a second thread must not end it for the first.

@@ -1,10 +1,10 @@
-"""Lets a target check an answer that another model has written, in one pass, and says how far it stands.
+"""How far an answer that another model has written stands by a target's scores, found in one pass.
 
-The target scores every token of the answer behind the prompt. Up to the first token that it finds too
-unlikely, the answer stands; from there on it is the target's to go on, with the rest as a draft
-(:class:`sllm.draft.drafters.AnswerDrafter`). Rolling back to the first token that the big model finds
-too unlikely is the rollback policy of BiLD (2302.07863); what stands is no sample of the target, but nothing
-that the target would be surprised by.
+The target scores every token of the answer, given the prompt. The answer stands up to the first token that
+the target finds too unlikely; from there on the target writes the text, with the rest of the answer as a
+draft (:class:`sllm.draft.drafters.AnswerDrafter`). Rolling back to the first token that the big model finds
+too unlikely is the rollback policy of BiLD (2302.07863). What stands is not a sample of the target, but holds
+nothing that would surprise it.
 """
 
 from __future__ import annotations
@@ -106,10 +106,10 @@ def check_answer(
     *,
     accept: Acceptance | None = None,
 ) -> Checked:
-    """Let ``target`` score an answer, and find out how much of it stands.
+    """Let ``target`` score an answer, and say how much of it stands.
 
-    Going on is :func:`sllm.generate` behind the prompt and the first ``n_kept`` tokens: the target still has
-    them in memory.
+    To continue, call :func:`sllm.generate` with the prompt and the first ``n_kept`` tokens: the target still
+    has them in memory.
 
     Args:
         target: what scores: a local, remote or split target.
@@ -118,7 +118,7 @@ def check_answer(
         accept: None: ``Acceptance()``.
 
     Raises:
-        ValueError: nothing in the prompt or in the answer.
+        ValueError: an empty prompt or answer.
         ContextFullError, BusyError, RemoteError: as the target's ``score``.
 
     """

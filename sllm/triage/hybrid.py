@@ -69,23 +69,23 @@ class Hybrid(Closing):
             ``"never"``.
         accept: when the cloud lets a token of a local answer stand.
         sampling: of every answer but a :class:`ChatCloud`'s; None: temperature 0, at which ``sllm calibrate``
-            labels answers. A profile promises nothing of others. With a grammar, nothing that was masked
-            leaves: what a grammar says of placeholders it need not say of values. An answer that does not
-            stand is then the cloud's from its beginning, where a grammar begins.
+            labels answers; a profile promises nothing of answers by other parameters. With a grammar, nothing
+            that was masked leaves, since a grammar that accepts a placeholder need not accept its value; and
+            an answer that does not stand is written anew by the cloud, since a grammar begins where a text
+            does.
         max_tokens: of an answer.
-        max_cloud_tokens: so many tokens are sent to and written by the cloud in all, over the life of this
-            object, as the cloud's ``count`` estimates them for a :class:`ChatCloud`; None: any number.
+        max_cloud_tokens: how many tokens may be sent to and written by the cloud in all, over the life of
+            this object, as the cloud's ``count`` estimates them for a :class:`ChatCloud`; None: any number.
         n_ctx, n_threads: of the contexts of ``small`` and ``local``.
         detect_seconds: detectors that take longer have failed.
 
     Raises:
         ValueError, TypeError: an argument out of range or of another type, or a grammar for a
             :class:`ChatCloud`, which would not keep to it.
-        ProfileError: the profile is of another model than ``small``, whose answers it speaks of.
+        ProfileError: the profile is of another model than ``small``.
 
     Attributes:
         vault: of the conversation; :meth:`new_conversation` begins another one.
-        cloud_tokens: sent and written so far.
 
     """
 
@@ -181,20 +181,20 @@ class Hybrid(Closing):
 
         Args:
             messages: mappings with ``role`` and ``content``, the whole conversation.
-            max_tokens: of this answer; None: as said to the constructor.
+            max_tokens: of this answer; None: as for all answers.
 
         Returns:
-            The answer. A text that is checked before it counts (tier 1 and verified tier 2) comes when it
-            is; the others come as they are written. What a model or the cloud raises on the way comes where
-            the answer is read: UnsupportedModelError (no chat template), ContextFullError (the conversation
-            does not fit), RemoteError (the cloud has broken off within an answer that was shown in part).
+            The answer. Text that is checked before it is given (tier 1 and verified tier 2) comes after the
+            check; other text comes as it is written. What a model or the cloud raises is raised where the
+            answer is read: UnsupportedModelError (no chat template), ContextFullError (the conversation does
+            not fit), RemoteError (the cloud has broken off within an answer that was shown in part).
 
         Raises:
             TypeError, ValueError: malformed messages, or max_tokens below 1.
             LeakError: with ``privacy="refuse"``, a private request that needs the cloud; also where the
                 answer is read, for what is noticed only then.
             BusyError: another thread is inside.
-            ClosedError: after :meth:`close`.
+            ClosedError: after :meth:`close`, or in a forked process.
 
         """
         if max_tokens is not None:
@@ -207,12 +207,12 @@ class Hybrid(Closing):
             began = time.perf_counter()
             pipeline, stats = self._pipeline, HybridStats()
             with count_grading(stats, pipeline.triage):
-                # 2. A copy: what was judged is what is sent, whatever the caller does to his lists meanwhile.
+                # 2. A copy: what was judged is what is sent, whatever becomes of the caller's lists.
                 copied = [copy.deepcopy(dict(message)) for message in checked_messages(messages)]
                 # 3. What the detectors find, and the grade of the small model.
                 kinds, trouble = find_private(copied, self._detectors, self._limit)
                 grade = pipeline.triage.assess(copied, findings=kinds)
-            answer = Answer(grade, stats, resources := ExitStack(), self._turn)
+            answer = Answer(grade, stats, resources := ExitStack(), self._turn, self)
             if trouble is not None:
                 answer.reasons.append(trouble)
             log.info("tier %d, %s, found %s", int(grade.tier), grade.privacy, sorted(set(kinds)) or "nothing")

@@ -139,4 +139,4 @@ class Outgoing:
             _in_time(self._limit, lambda: egress_check(text, self.vault, detectors=self._detectors))
         except LeakError as error:
             log.warning("nothing was sent: %s", error)
-            raise ContainsPrivate("the last look found something private") from None
+            raise ContainsPrivate("the last check before sending found something private") from None

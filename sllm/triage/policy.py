@@ -61,18 +61,22 @@ class Policy:
     """What is asked, and the limits.
 
     Attributes:
-        english, chinese: the questions; those in Chinese for text of which at least a fifth is Han
+        english, chinese: the questions; those in Chinese for text of whose letters at least a fifth are Han
             characters.
-        rotations: list the options in every rotation; False: only as they stand.
-        content_free: the text without content whose verdict of privacy is subtracted; None: nothing is.
+        rotations: list the options in every rotation; False: only in their own order.
+        content_free: a text without content, whose log-probabilities for the two verdicts on privacy are
+            subtracted; None: nothing is.
         head, middle, tail: tokens of the windows in which long input is graded. Input of no more than their
             sum is graded as a whole.
         max_tokens: longer input is not judged and counts as private.
-        sentences: at the ends of how many of the first sentences privacy is judged besides.
-        private_at: the share of the label for private from which a request is private.
+        sentences: privacy is also judged at the end of each of so many first sentences.
+        private_at: the share of the label for private from which a request is private, 0 to 1.
         ask_privacy: ask the model about privacy. False: detectors and findings alone decide, and without any
             of them every request is private.
         timeout: seconds that a grade may take; None: any time.
+
+    Raises:
+        ValueError, TypeError: a number out of range, a question without ``{options}``, or equal labels.
 
     """
 

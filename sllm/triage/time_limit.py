@@ -1,4 +1,4 @@
-"""A deadline for calls that may hang: detectors, which may be anybody's."""
+"""A deadline for calls that may hang, such as detectors from elsewhere."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TimeLimit:
         """What ``search`` returns or raises.
 
         Raises:
-            TimeoutError: it took longer, or what took longer before has not ended yet.
+            TimeoutError: it took longer, or an earlier call that took longer has not ended yet.
 
         """
         if self.seconds is None:

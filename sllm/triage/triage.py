@@ -6,19 +6,19 @@ can make it say anything else, and there is nothing to parse.
 
 * **The request is data.** It stands between two lines with a nonce that does not occur in it, before the
   question, and no control token is ever read out of it.
-* **No label has a head start.** The options are listed in every rotation and the label's log-probability is
-  averaged over them. From what is said of privacy, what the same question gives for a text without content is
-  subtracted (contextual calibration, Zhao et al., 2102.09690); a grade's thresholds are found by calibration,
-  which needs no such middle, and on a model that was taught to grade subtracting it made grades worse.
+* **No label has a head start.** The options are listed in every rotation, and the label's log-probability is
+  averaged over them. For privacy, what the same question gives for a text without content is subtracted
+  (contextual calibration, Zhao et al., 2102.09690). Grades do without: their thresholds are calibrated
+  anyway, and on a model that was taught to grade subtracting made them worse.
 * **The worst counts.** Of long input the head, the middle and the tail are graded, and the hardest grade and
   the most private verdict stand. Privacy is also judged at the ends of the first sentences: what is written
-  behind a sentence cannot take back what the model found in it.
+  after a sentence cannot take back what the model found in it.
 * **It fails closed.** A scorer or detector that raises, returns NaN or takes too long, text that is too long
   or no text at all: tier 2, private, and the reason is named. Without a :class:`Profile` the answer is tier
   2, for an uncalibrated score promises nothing.
 
 Whatever the small model thinks of a request, how likely it finds the request's own text tells whether it has
-seen the like: this third signal needs no model that follows instructions.
+seen similar text: this third signal needs no model that follows instructions.
 """
 
 from __future__ import annotations
@@ -126,18 +126,18 @@ class Triage:
     One thread at a time, unless the scorer takes more.
 
     Args:
-        scorer: what scores labels: a :class:`ContextScorer`, or anything with ``label_logprobs``
-            (:class:`sllm.privacy.LabelScorer`). It may have more, which :class:`ContextScorer` has:
-            ``text_logprobs``, ``windows``, ``cancel``, and ``model_id`` and ``template_id``, without which it
-            goes with no profile.
+        scorer: what scores labels: a :class:`~sllm.triage.ContextScorer`, or anything with ``label_logprobs``
+            (:class:`sllm.privacy.LabelScorer`). It may have more of what that class has: ``text_logprobs``,
+            ``windows``, ``cancel``, and ``model_id`` and ``template_id``, without which no profile can be
+            used with it.
         policy: what is asked; None: ``Policy()``.
-        profile: what calibration found out about this scorer under this policy; None: every request is tier
-            2.
-        detectors: asked about every text, objects with ``detect(text)`` that returns findings. What they find
+        profile: what calibration has found out about this scorer under this policy; None: every request is
+            tier 2.
+        detectors: objects with ``detect(text)`` that returns findings, called with every text. What they find
             can only make a request private.
 
     Raises:
-        TypeError: the scorer has no ``label_logprobs``.
+        TypeError: the scorer has no ``label_logprobs``, or a detector no ``detect``.
         ProfileError: the profile belongs to another model, chat template, policy or set of signals, or the
             scorer cannot say which model it is.
 
@@ -198,12 +198,12 @@ class Triage:
 
         Args:
             messages: mappings with ``role`` and ``content``.
-            findings: what others have found private in it, objects with a ``kind``, or kinds; any at all
-                makes the request private, none says nothing but that somebody has looked.
+            findings: what was found private in it elsewhere, objects with a ``kind``, or kinds. Any at all
+                makes the request private; an empty iterable says only that it has been searched.
 
         Raises:
-            TypeError, ValueError: the messages are no such mappings, or there are none. Everything else that
-                goes wrong is a grade: tier 2, private.
+            TypeError, ValueError: malformed or no messages. Whatever else goes wrong gives a grade: tier 2,
+                private.
 
         """
         reasons: list[str] = []
@@ -253,8 +253,8 @@ class Triage:
     def finds_private(self, messages: Messages) -> bool:
         """Whether the model finds a conversation private, whatever detectors find in it.
 
-        To be asked of what masking has left: that something could be masked must not let out what the model
-        finds private in the rest. Without ``ask_privacy`` the model has no say. Whatever goes wrong is a yes.
+        For conversations that were masked: what the model finds private in the rest must not leave only
+        because something else could be masked. False without ``ask_privacy``; True if anything goes wrong.
 
         Raises:
             TypeError, ValueError: as :meth:`assess`.
@@ -294,7 +294,7 @@ class Triage:
         return Row(scored.signals, bool(correct), scored.n_tokens, sure, hard)
 
     def escalates(self, answer_logprobs: npt.ArrayLike) -> bool:
-        """Whether the small model's answer is too uncertain to stay: it then goes on to tier 2.
+        """Whether the small model's answer is too uncertain to be given, so that tier 2 has to answer.
 
         Args:
             answer_logprobs: (n,) log-probabilities of the answer's tokens under the small model.
@@ -305,7 +305,7 @@ class Triage:
     def verifies(self, grade: Grade, verify: Verify, answer_logprobs: npt.ArrayLike | None = None) -> bool:
         """Whether the local main model's answer is to be verified by the cloud.
 
-        It decides how good the answer has to be; what may leave the machine is another question.
+        That is about the quality of the answer; what may leave the machine is decided elsewhere.
 
         Args:
             grade: of the request; only tier 2 is verified.
@@ -436,7 +436,7 @@ class Triage:
     # ---- what else can make it private
 
     def _kinds(self, text: str, findings: Iterable[Any] | None) -> tuple[list[str], bool]:
-        """The kinds of all findings, each with how many there are; and whether anybody has looked."""
+        """The kinds of all findings, each with how many there are; and whether anything was searched."""
         counts: dict[str, int] = {}
         looked = findings is not None or bool(self._detectors)
         sources = [list(findings or ())]
@@ -448,14 +448,14 @@ class Triage:
         for source in sources:
             for finding in source:
                 kind = finding if isinstance(finding, str) else getattr(finding, "kind", None)
-                # A detector of somebody else's might name as the kind what it found.
+                # A detector from elsewhere might give as the kind the very text that it found.
                 name = kind if isinstance(kind, str) and _KIND.fullmatch(kind) else "something"
                 counts[name] = counts.get(name, 0) + 1
         return [f"{n} {name}" for name, n in sorted(counts.items())], looked
 
     @contextmanager
     def _in_time(self) -> Iterator[Callable[[], None]]:
-        """A check that refuses when the time is over; a scorer with ``cancel`` is stopped then."""
+        """A check that fails closed once the time is over; a scorer with ``cancel`` is stopped then."""
         seconds = self.policy.timeout
         if seconds is None:
             yield lambda: None
@@ -492,8 +492,9 @@ class Triage:
 
 
 _KIND = re.compile("[A-Z][A-Z_]{0,31}")
-# Behind a full stop and before a line end; a point within a number or a name ends no sentence.
-# What could be tried at every character of a long run begins only at its first one, or is short.
+# Sentences end after a full stop and before a line end; a point within a number or a name ends none.
+# Alternatives that could match at every character of a long run match only at its first, or are short: the
+# time is linear in the text.
 _SENTENCE = re.compile(r"[。！？；!?…]+[”’」』\"')）]*|(?<!\.)\.+[”’\"')）]{0,4}(?=\s)|(?=[^\S\n]{0,8}\n)")
 _WORD = re.compile(r"\S")
 _NONCES = re.compile("(?=([0-9a-f]{8}))")
@@ -505,7 +506,7 @@ def _nonce(text: str) -> str:
     It need not be secret, for it is chosen after the text is known; and as the same text gets the same mark,
     it gets the same grade.
     """
-    taken = set(_NONCES.findall(text.lower()))  # a text full of marks costs no more than another
+    taken = set(_NONCES.findall(text.lower()))  # once, so that a text full of marks costs no more than others
     i = 0
     while True:
         nonce = hashlib.sha256(b"sllm triage %d" % i).hexdigest()[:8]

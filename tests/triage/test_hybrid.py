@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -964,7 +965,7 @@ def test_a_finding_does_not_lower_privacy(make: Callable[..., Hybrid]) -> None:
 
 
 def test_refused_also_where_it_is_noticed_late(make: Callable[..., Hybrid]) -> None:
-    """What only the last look finds."""
+    """What only the last check before sending finds."""
     seen: list[str] = []
 
     def late(text: str) -> list[Finding]:
@@ -1146,6 +1147,21 @@ def test_a_closed_hybrid(make: Callable[..., Hybrid], cloud: Wiretap) -> None:
     assert hybrid.closed
     with pytest.raises(sllm.ClosedError):
         hybrid.ask(user(PUBLIC))
+
+
+def test_a_forgotten_hybrid(draft_model: Model) -> None:
+    """It lives as long as its answer is read, and is complained about when it goes unclosed."""
+    expected = answer_of(draft_model, PUBLIC)
+    options: dict[str, Any] = {"triage": Graded(), "sampling": GREEDY, "max_tokens": 24, "n_threads": 1}
+    answer = Hybrid(draft_model, **options).ask(user(PUBLIC))
+    gc.collect()
+    with pytest.warns(ResourceWarning, match=r"unclosed <sllm\.Hybrid, privacy local>"):
+        text = answer.text()
+    assert text == expected
+    with Hybrid(draft_model, **options) as hybrid:
+        assert not hybrid.closed
+    with pytest.raises(sllm.ClosedError, match="Hybrid is closed"), hybrid:
+        pass
 
 
 def test_the_next_question_ends_the_answer_before(make: Callable[..., Hybrid], cloud: Wiretap) -> None:
