@@ -34,13 +34,13 @@ from sllm.triage.profile import ProfileError
 from sllm.triage.request import Pipeline, Request, count_grading, refusal
 from sllm.triage.scorer import ContextScorer
 from sllm.triage.time_limit import TimeLimit
-from sllm.triage.triage import Tier, Triage
+from sllm.triage.triage import Tier, Triage, checked_verify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from sllm.engine.model import Model
-    from sllm.triage.outgoing import Privacy
+    from sllm.triage.outgoing import PrivacyMode
     from sllm.triage.triage import Verify
 
 __all__ = ["Answer", "ChatCloud", "Hybrid", "HybridStats"]
@@ -96,7 +96,7 @@ class Hybrid(Closing):
         cloud: Target | ChatCloud | None = None,
         *,
         triage: Triage | None = None,
-        privacy: Privacy = "local",
+        privacy: PrivacyMode = "local",
         detectors: Sequence[Detector] | None = None,
         verify: Verify = "uncertain",
         accept: Acceptance | None = None,
@@ -109,8 +109,7 @@ class Hybrid(Closing):
     ) -> None:
         if privacy not in ("local", "deidentify", "refuse"):
             raise ValueError(f"privacy is {privacy!r}, expected 'local', 'deidentify' or 'refuse'")
-        if verify not in ("always", "uncertain", "never"):
-            raise ValueError(f"verify is {verify!r}, expected 'always', 'uncertain' or 'never'")
+        verify = checked_verify(verify)
         _check_cloud(cloud, sampling)
         _check_count("max_tokens", max_tokens)
         if max_cloud_tokens is not None:
@@ -153,7 +152,7 @@ class Hybrid(Closing):
         return self._pipeline.triage
 
     @property
-    def privacy(self) -> Privacy:
+    def privacy(self) -> PrivacyMode:
         """What becomes of a private request, as given."""
         return self._pipeline.privacy
 

@@ -7,17 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sllm.errors import LeakError
-from sllm.privacy import Detector, Vault, egress_check
+from sllm.privacy import Detector, Restorer, Vault, egress_check
 
 if TYPE_CHECKING:
     from sllm.privacy import Masked, MaskedMessages
     from sllm.triage.time_limit import TimeLimit
 
-__all__ = ["ContainsPrivate", "LocalOnly", "Outgoing", "Privacy", "find_private"]
+__all__ = ["ContainsPrivate", "LocalOnly", "Outgoing", "PrivacyMode", "find_private"]
 
 log = logging.getLogger("sllm.hybrid")
 
-Privacy = Literal["local", "deidentify", "refuse"]
+PrivacyMode = Literal["local", "deidentify", "refuse"]
+"""What becomes of a private request; :class:`~sllm.Hybrid` says more."""
 
 _T = TypeVar("_T")
 
@@ -83,7 +84,7 @@ class Outgoing:
         vault: Vault,
         detectors: Sequence[Detector],
         limit: TimeLimit,
-        privacy: Privacy,
+        privacy: PrivacyMode,
         *,
         grammar: bool,
     ) -> None:
@@ -127,6 +128,10 @@ class Outgoing:
         if counts and self._grammar:
             # It may demand eleven digits where a placeholder stands, or not the escapes that a value needs.
             raise LocalOnly("a grammar holds for values, and what was masked comes back as a placeholder")
+
+    def restorer(self) -> Restorer:
+        """What puts the values back in place of the placeholders of an answer."""
+        return Restorer(self.vault)
 
     def egress_check(self, text: str) -> None:
         """The last check of a text that is about to be sent.

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from sllm.errors import LeakError
 from sllm.generation.generate import generate
 from sllm.generation.text_stream import Run
-from sllm.privacy import Restorer
 from sllm.targets.base import Target
 from sllm.triage.check_answer import answer_logprobs
 from sllm.triage.cloud import MessageCloud, TokenCloud
@@ -29,10 +28,11 @@ if TYPE_CHECKING:
     from sllm.engine.model import Model
     from sllm.engine.sampling import SamplingParams
     from sllm.generation.local import LocalTarget
+    from sllm.privacy import Restorer
     from sllm.triage.answer import Answer, HybridStats
     from sllm.triage.check_answer import Acceptance
     from sllm.triage.cloud import ChatCloud, CloudBudget, CloudSide
-    from sllm.triage.outgoing import Outgoing, Privacy
+    from sllm.triage.outgoing import Outgoing, PrivacyMode
     from sllm.triage.triage import Triage, Verify
 
 __all__ = ["Pipeline", "Request", "count_grading", "refusal"]
@@ -55,7 +55,7 @@ class Pipeline:
     small: LocalTarget
     local: LocalTarget
     cloud: Target | ChatCloud | None
-    privacy: Privacy
+    privacy: PrivacyMode
     verify: Verify
     accept: Acceptance
     sampling: SamplingParams
@@ -179,7 +179,7 @@ class Request:
         shown = False
         try:
             runs = self._cloud_side().write(self._masked_messages())
-            for run in restored(runs, Restorer(self.outgoing.vault), answer.stats):
+            for run in restored(runs, self.outgoing.restorer(), answer.stats):
                 if not shown:
                     answer.route.append("cloud")
                     shown = True
@@ -216,7 +216,7 @@ class Request:
         except Exception as error:  # noqa: BLE001 - whatever it is, the local answer stands
             answer.route = route
             raise _no_answer(error) from None
-        yield from restored(itertools.chain(verdict, runs), Restorer(self.outgoing.vault), answer.stats)
+        yield from restored(itertools.chain(verdict, runs), self.outgoing.restorer(), answer.stats)
 
     def _masked_messages(self) -> list[dict[str, Any]]:
         """The conversation with placeholders for what is private; masked once."""

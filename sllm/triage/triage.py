@@ -32,7 +32,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -50,18 +50,31 @@ if TYPE_CHECKING:
 
     from sllm.privacy import LabelScorer
 
-__all__ = ["SIGNALS", "Assessment", "Grade", "Tier", "Triage", "Verify"]
+__all__ = ["SIGNALS", "Assessment", "Grade", "Tier", "Triage", "Verify", "checked_verify"]
 
 SIGNALS = ("easy", "not hard", "request")
 """What a grade rests on, each rising with easiness: the log-odds of the label for easy, the log-odds against
 the label for hard, and the mean log-probability of the request's own tokens (0 where the scorer has none)."""
 
-Privacy = Literal["public", "private"]
+PrivacyVerdict = Literal["public", "private"]
 Verify = Literal["always", "uncertain", "never"]
+"""Which answers of tier 2 the cloud verifies."""
 
 
 class FailClosed(Exception):  # noqa: N818 - no error: a reason to take the safe side
     """Why a request is private and tier 2 without having been judged; the text may be shown."""
+
+
+def checked_verify(value: str) -> Verify:
+    """``value``, if it is one of :data:`Verify`.
+
+    Raises:
+        ValueError: it is not.
+
+    """
+    if value not in get_args(Verify):
+        raise ValueError(f"verify is {value!r}, expected 'always', 'uncertain' or 'never'")
+    return value  # type: ignore[return-value]
 
 
 class Tier(IntEnum):
@@ -93,7 +106,7 @@ class Grade:
     tier: Tier
     p_easy: float
     p_hard: float
-    privacy: Privacy
+    privacy: PrivacyVerdict
     reasons: tuple[str, ...]
     profile_id: str | None
 
@@ -314,11 +327,10 @@ class Triage:
             answer_logprobs: (n,) log-probabilities of the answer's tokens under the local main model.
 
         Raises:
-            ValueError: another word.
+            ValueError: ``verify`` is none of these.
 
         """
-        if verify not in ("always", "uncertain", "never"):
-            raise ValueError(f"verify is {verify!r}, expected 'always', 'uncertain' or 'never'")
+        checked_verify(verify)
         if grade.tier is not Tier.ROUTINE or verify == "never":
             return False
         if verify == "always" or self.profile is None or answer_logprobs is None:
