@@ -26,7 +26,9 @@ from sllm.privacy import Restorer, Vault, default_detectors, egress_check
 from sllm.privacy.detect import union
 from sllm.triage.calibration import Profile, auroc
 from sllm.triage.hybrid import Hybrid
-from sllm.triage.triage import ContextScorer, Policy, Triage
+from sllm.triage.policy import Policy
+from sllm.triage.scorer import ContextScorer
+from sllm.triage.triage import Triage
 
 from . import peers
 from .measure import GREEDY, TYPE_KV, Benchmark

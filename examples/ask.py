@@ -11,7 +11,7 @@ from dataclasses import replace
 import sllm
 from sllm import embedded
 from sllm.cli.slow_link import Link
-from sllm.triage import triage
+from sllm.triage import ContextScorer, Policy
 
 small_path, local_path = sys.argv[1:3] or (embedded.DRAFT, embedded.TARGET)
 questions = [
@@ -28,9 +28,9 @@ with (
     sllm.Model(local_path) as local,
     # The small model is too small to judge what is private: the detectors do. Without a profile
     # (`sllm calibrate`) nothing is promised of its own answers, and every request is tier 2.
-    triage.ContextScorer(small) as scorer,
+    ContextScorer(small) as scorer,
 ):
-    grader = sllm.Triage(scorer, triage.Policy(ask_privacy=False))
+    grader = sllm.Triage(scorer, Policy(ask_privacy=False))
     settings = {"privacy": "deidentify", "sampling": sllm.SamplingParams(temperature=0)}
     with sllm.Hybrid(small, local, remote.target(), triage=grader, **settings) as hybrid:
         for question in questions:

@@ -15,7 +15,9 @@ from sllm.cli.console import CommandError, count, one_line, read_prompt
 from sllm.triage.calibration import Profile
 from sllm.triage.hybrid import Hybrid
 from sllm.triage.openai_cloud import OpenAICloud
-from sllm.triage.triage import ContextScorer, Policy, Triage
+from sllm.triage.policy import Policy
+from sllm.triage.scorer import ContextScorer
+from sllm.triage.triage import Triage
 
 if TYPE_CHECKING:
     import argparse

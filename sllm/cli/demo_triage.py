@@ -19,7 +19,9 @@ from sllm.cli.console import count, one_line, table
 from sllm.remote.target import RemoteGeneration, RemoteTarget
 from sllm.triage.calibration import Profile
 from sllm.triage.hybrid import Hybrid
-from sllm.triage.triage import ContextScorer, Policy, Triage
+from sllm.triage.policy import Policy
+from sllm.triage.scorer import ContextScorer
+from sllm.triage.triage import Triage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

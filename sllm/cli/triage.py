@@ -22,7 +22,9 @@ from sllm.triage.calibration import (
     evaluate_verify,
 )
 from sllm.triage.check_answer import answer_logprobs
-from sllm.triage.triage import SIGNALS, ContextScorer, Policy, Triage
+from sllm.triage.policy import Policy
+from sllm.triage.scorer import ContextScorer
+from sllm.triage.triage import SIGNALS, Triage
 
 if TYPE_CHECKING:
     import argparse

@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sllm.engine.messages import checked_mappings, checked_messages, kind_of, map_texts
 from sllm.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ __all__ = ["render", "segments"]
 
 _log = logging.getLogger("sllm.chat_template")
 
-_MAX_DEPTH = 64  # of the messages
 
 _PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE), range(0xE000, 0xF900))
 
@@ -179,9 +179,9 @@ class _Request:
         tools: Sequence[Mapping[str, Any]] | None,
         variables: Mapping[str, Any] | None,
     ) -> None:
-        _check_messages(messages)
+        checked_messages(messages, contents=True)
         if tools is not None:
-            _check_list(tools, "tools", "mappings (JSON schemas)")
+            checked_mappings(tools, "tools", "mappings (JSON schemas)")
         self._messages = messages
         self._tools = tools
         # transformers gives every template tools and documents, and templates ask whether they are none.
@@ -192,7 +192,7 @@ class _Request:
                 raise ValueError(
                     f"variables holds {name!r}, which is an argument of its own; pass it as that"
                 )
-            self._variables[name] = _copy(value, f"variables[{name!r}]", _same)
+            self._variables[name] = map_texts(value, _same, where=f"variables[{name!r}]")
         self._variables |= own
         self.strings: list[str] = []
         self._copies(self._note)
@@ -206,77 +206,12 @@ class _Request:
         return self._template.render({**self._variables, "messages": messages, "tools": tools})
 
     def _copies(self, change: Callable[[str], str]) -> tuple[Any, Any]:
-        messages = _copy(self._messages, "messages", change)
-        return messages, None if self._tools is None else _copy(self._tools, "tools", change)
+        messages = map_texts(self._messages, change, where="messages")
+        return messages, None if self._tools is None else map_texts(self._tools, change, where="tools")
 
     def _note(self, text: str) -> str:
         self.strings.append(text)
         return text
-
-
-def _check_list(value: object, name: str, of: str) -> Sequence[Mapping[str, Any]]:
-    """``value``, which must be a sequence of mappings; ValueError where it is not."""
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray)):
-        raise ValueError(f"{name} is {_kind(value)}; expected a list of {of}")
-    for index, item in enumerate(value):
-        if not isinstance(item, Mapping):
-            raise ValueError(f"{name}[{index}] is {_kind(item)}; expected {name} to be a list of {of}")
-    return value
-
-
-def _check_messages(value: object) -> None:
-    """Raise ValueError unless this is a conversation that a template can be given."""
-    messages = _check_list(value, "messages", "mappings with 'role' and 'content'")
-    if not messages:
-        raise ValueError("messages is empty; expected at least one message")
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        role, content = message.get("role"), message.get("content")
-        if not isinstance(role, str) or not role:
-            raise ValueError(f"{where}['role'] is {_kind(role)}; expected a string such as 'user'")
-        if isinstance(content, str) or (content is None and message.get("tool_calls")):
-            continue
-        if not isinstance(content, (list, tuple)):
-            raise ValueError(
-                f"{where}['content'] is {_kind(content)}; expected a string or a list of text parts"
-                " (None only beside 'tool_calls')"
-            )
-        for number, part in enumerate(content):
-            if not isinstance(part, Mapping) or part.get("type") != "text":
-                found = f"of type {part.get('type')!r}" if isinstance(part, Mapping) else _kind(part)
-                raise ValueError(
-                    f"{where}['content'][{number}] is {found}; expected {{'type': 'text', 'text': ...}},"
-                    " the only kind of part that is supported"
-                )
-            if not isinstance(part.get("text"), str):
-                found = _kind(part.get("text"))
-                raise ValueError(f"{where}['content'][{number}]['text'] is {found}; expected a string")
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "missing or None"
-    return "an empty string" if value == "" else f"a {type(value).__name__}"
-
-
-def _copy(value: object, where: str, change: Callable[[str], str], depth: int = 0) -> Any:
-    """A copy made of dicts, lists and scalars, its strings changed; ValueError for anything else."""
-    if isinstance(value, str):
-        return change(str(value))
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    if depth == _MAX_DEPTH:
-        raise ValueError(f"{where[:60]}... is nested more than {_MAX_DEPTH} levels deep")
-    if isinstance(value, Mapping):
-        copy = {}
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise ValueError(f"{where} has a key that is {_kind(key)}; expected strings")
-            copy[change(str(key))] = _copy(item, f"{where}[{key!r}]", change, depth + 1)
-        return copy
-    if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray, memoryview)):
-        return [_copy(item, f"{where}[{index}]", change, depth + 1) for index, item in enumerate(value)]
-    raise ValueError(f"{where} is {_kind(value)}; expected what JSON can hold")
 
 
 def _compile(template: str | None) -> Template:
@@ -286,7 +221,7 @@ def _compile(template: str | None) -> Template:
             " give it plain text, or a template of your own"
         )
     if not isinstance(template, str):
-        raise ValueError(f"template is {_kind(template)}; expected Jinja2 text")
+        raise ValueError(f"template is {kind_of(template)}; expected Jinja2 text")
     return _compiled(template)
 
 

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from sllm.triage.calibration import Profile
-from sllm.triage.triage import (
-    SIGNALS,
-    Assessment,
-    ContextScorer,
-    Grade,
-    Policy,
-    Tier,
-    TimeLimit,
-    Triage,
-    Wording,
-)
+from sllm.triage.policy import Policy, Wording
+from sllm.triage.profile import Profile
+from sllm.triage.scorer import ContextScorer
+from sllm.triage.time_limit import TimeLimit
+from sllm.triage.triage import SIGNALS, Assessment, Grade, Tier, Triage
 
 __all__ = [
     "SIGNALS",

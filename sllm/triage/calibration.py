@@ -2,9 +2,8 @@
 
 The promise for tier 1 reads: "of the answers that tier 1 keeps, at most ``alpha`` are wrong; the sample that
 led to this threshold misleads about that with a probability of at most ``delta``". It holds for requests
-drawn
-like the rows, whatever the scores are worth: a useless score gives a small share of requests, or none, and
-never a broken promise.
+drawn like the rows, whatever the scores are worth: a useless score gives a small share of requests, or none,
+and never a broken promise.
 
 Why it holds (:func:`calibrate`):
 
@@ -21,7 +20,8 @@ Why it holds (:func:`calibrate`):
    number of tests. This is "fixed sequence testing" of Learn then Test (Angelopoulos et al., 2110.01052),
    with the sequence learnt on a split; the threshold itself is that of selective classification with
    guaranteed risk (Geifman and El-Yaniv, 1705.08500). Bonferroni's correction over the same path would
-   certify fewer requests on samples of a few hundred rows (tests/test_calibration.py prints both).
+   certify fewer requests on samples of a few hundred rows (tests/triage/test_calibration.py prints
+   both).
 
 The promise for answers of tier 2 that nobody verifies (:func:`calibrate_verify`) is about tier 2's requests,
 which are not drawn like the rows: the easiest and the hardest are gone, by thresholds that the same rows have
@@ -31,26 +31,31 @@ in which the thresholds could have come out (Bonferroni): whichever it was, its 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sllm.errors import SllmError
+from sllm.triage.bounds import at_most, checked_share, rows_needed, upper_bound
+from sllm.triage.certify import (
+    HARD_ALPHA,
+    CalibrationError,
+    Graded,
+    Row,
+    Scored,
+    Table,
+    certify,
+    grade,
+    split,
+    tier2_answers,
+)
+from sllm.triage.check_answer import confidence
+from sllm.triage.evaluation import Evaluation, Measured, auroc, evaluate, evaluate_verify
+from sllm.triage.profile import Combination, Profile, ProfileError, Threshold
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    import numpy.typing as npt
-
-    Floats = npt.NDArray[np.float64]
-    Bools = npt.NDArray[np.bool_]
+    from collections.abc import Iterable, Sequence
 
 __all__ = [
     "CalibrationError",
@@ -72,686 +77,6 @@ __all__ = [
     "upper_bound",
 ]
 
-_VERSION = 1
-_FIT_SHARE = 1 / 3
-_PATH = 25
-"""Candidates on a path: coverage in steps of 4 %. Finer steps cost tests of nearly the same requests."""
-_HARD_ALPHA = 0.2
-_RIDGE = 0.05
-_HEX = frozenset("0123456789abcdef")
-
-
-class CalibrationError(SllmError, ValueError):
-    """The labelled rows cannot give a threshold; the message says how many, or which, are needed."""
-
-
-class ProfileError(SllmError, ValueError):
-    """A profile that is damaged, or that belongs to another model, chat template or policy."""
-
-
-# ---- the binomial distribution -----------------------------------------------------------------------------
-
-
-_log_factorials = np.zeros(1)
-
-
-def _log_factorial(n: int) -> Floats:
-    """The logarithms of 0! .. n!."""
-    global _log_factorials
-    table = _log_factorials
-    if len(table) <= n:
-        size = max(n + 1, 1024)
-        table = np.concatenate(([0.0], np.cumsum(np.log(np.arange(1, size, dtype=np.float64)))))
-        _log_factorials = table
-    return table
-
-
-@lru_cache(maxsize=1 << 16)
-def _at_most(wrong: int, n: int, p: float) -> float:
-    """The probability of at most ``wrong`` of ``n`` independent events of probability 0 < p < 1."""
-    if wrong >= n:
-        return 1.0
-    table = _log_factorial(n)
-    i = np.arange(wrong + 1)
-    terms = table[n] - table[i] - table[n - i] + i * math.log(p) + (n - i) * math.log1p(-p)
-    top = float(terms.max())
-    return min(1.0, math.exp(top) * float(np.exp(terms - top).sum()))
-
-
-def _checked_share(value: float, name: str) -> float:
-    if not isinstance(value, (int, float)) or not 0 < value < 1:
-        raise ValueError(f"{name} is {value!r}, expected 0 < {name} < 1")
-    return float(value)
-
-
-def upper_bound(wrong: int, n: int, delta: float = 0.05) -> float:
-    """The one-sided upper bound of Clopper and Pearson on a share, at confidence ``1 - delta``.
-
-    It is the share p at which at most ``wrong`` of ``n`` have the probability delta; exact, so never below
-    its confidence. With nothing observed it is 1.
-
-    Raises:
-        ValueError: not 0 <= wrong <= n, or not 0 < delta < 1.
-
-    """
-    _checked_share(delta, "delta")
-    if not 0 <= wrong <= n:
-        raise ValueError(f"{wrong} wrong of {n}, expected 0 <= wrong <= n")
-    if wrong == n:
-        return 1.0
-    low, high = wrong / n, 1.0
-    while True:
-        middle = (low + high) / 2
-        if not low < middle < high:
-            return high  # the end that errs on the safe side
-        if _at_most(wrong, n, middle) > delta:
-            low = middle
-        else:
-            high = middle
-
-
-def rows_needed(alpha: float = 0.05, delta: float = 0.05, wrong: int = 0) -> int:
-    """How many rows must pass a threshold, ``wrong`` of them wrong, for the bound to be at most ``alpha``."""
-    _checked_share(alpha, "alpha")
-    _checked_share(delta, "delta")
-    high = wrong + 1
-    while _at_most(wrong, high, alpha) > delta:
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _at_most(wrong, middle, alpha) <= delta else (middle, high)
-    return high
-
-
-# ---- signals and answers -----------------------------------------------------------------------------------
-
-
-def confidence(logprobs: npt.ArrayLike) -> float:
-    """How sure a model was of its answer: the mean of its tokens' log-probabilities plus their 10 % quantile.
-
-    The mean alone hides one doubtful token among many sure ones, which is where a wrong answer shows; the
-    quantile sees it (Gupta et al., "Language model cascades: token-level uncertainty and beyond",
-    2404.10136). An empty answer has the confidence -inf; what is not finite counts as NaN, which passes no
-    threshold.
-
-    Args:
-        logprobs: (n,) natural logarithms, at temperature 1.
-
-    """
-    values = np.asarray(logprobs, dtype=np.float64).ravel()
-    if len(values) == 0:
-        return -math.inf
-    if not np.isfinite(values).all():
-        return math.nan
-    return float(values.mean() + np.quantile(values, 0.1))
-
-
-@dataclass(frozen=True)
-class Row:
-    """One labelled request.
-
-    Attributes:
-        signals: what speaks for the request being easy; each rises with easiness.
-        correct: whether the small model's answer to it was right.
-        length: tokens (or characters) of the request, for the control that uses nothing else.
-        confidence: :func:`confidence` of that answer, or None; for all rows or for none.
-        hard: whether the request needs the big model, or None; for all rows or for none.
-
-    """
-
-    signals: tuple[float, ...]
-    correct: bool
-    length: int = 0
-    confidence: float | None = None
-    hard: bool | None = None
-
-
-@dataclass(frozen=True)
-class _Table:
-    """Rows as arrays: (n, k) signals, and (n,) of everything else."""
-
-    signals: Floats
-    correct: Bools
-    length: Floats
-    confidence: Floats | None
-    hard: Bools | None
-
-    def take(self, which: npt.NDArray[np.int64]) -> _Table:
-        def some(array: Any) -> Any:
-            return None if array is None else array[which]
-
-        return _Table(
-            self.signals[which],
-            self.correct[which],
-            self.length[which],
-            some(self.confidence),
-            some(self.hard),
-        )
-
-    def __len__(self) -> int:
-        return len(self.correct)
-
-
-def _all_or_none(values: list[Any], name: str, kind: Any) -> npt.NDArray[Any] | None:
-    missing = sum(value is None for value in values)
-    if missing == len(values):
-        return None
-    if missing:
-        raise CalibrationError(
-            f"{missing} of {len(values)} rows have no {name}, expected all of them to have one, or none"
-        )
-    return np.array(values, dtype=kind)
-
-
-def _table(rows: Iterable[Row], names: Sequence[str]) -> _Table:
-    rows = list(rows)
-    for i, row in enumerate(rows):
-        if len(row.signals) != len(names):
-            found = len(row.signals)
-            raise CalibrationError(f"row {i} has {found} signals, expected {len(names)}: {', '.join(names)}")
-    table = _Table(
-        np.array([row.signals for row in rows], dtype=np.float64).reshape(len(rows), len(names)),
-        np.array([row.correct for row in rows], dtype=np.bool_),
-        np.array([row.length for row in rows], dtype=np.float64),
-        _all_or_none([row.confidence for row in rows], "confidence", np.float64),
-        _all_or_none([row.hard for row in rows], "hard", np.bool_),
-    )
-    bad = np.flatnonzero(~np.isfinite(table.signals).all(axis=1))
-    if len(bad):
-        raise CalibrationError(f"row {bad[0]} has a signal that is not finite: {rows[bad[0]].signals}")
-    if table.confidence is not None:
-        # An empty answer is no error: it passes no threshold, as it will not in use.
-        bad = np.flatnonzero(np.isnan(table.confidence) | (table.confidence == np.inf))
-        if len(bad):
-            raise CalibrationError(f"row {bad[0]} has the confidence {rows[bad[0]].confidence}")
-    return table
-
-
-# ---- one score from several signals ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Combination:
-    """Several signals as one score: a sum with weights of at least 0, so it never falls where a signal rises.
-
-    Attributes:
-        weights: one for each signal.
-        bias: what is added.
-
-    """
-
-    weights: tuple[float, ...]
-    bias: float
-
-    def score(self, signals: Sequence[float] | Floats) -> float:
-        """The score of one request, unbounded; its logistic function estimates a probability."""
-        # Added up one by one, so that a score in use is the calibrated one to the last bit.
-        total = self.bias
-        for weight, signal in zip(self.weights, signals, strict=True):
-            total += weight * float(signal)
-        return total
-
-    def scores(self, signals: Floats) -> Floats:
-        """:meth:`score` of many requests: (n, k) signals, float64 (n,)."""
-        total = np.full(len(signals), self.bias)
-        for column, weight in enumerate(self.weights):
-            total += weight * signals[:, column]
-        return total
-
-    @staticmethod
-    def probability(score: float) -> float:
-        """The logistic function."""
-        return 1 / (1 + math.exp(-score)) if score > -700 else 0.0
-
-    @classmethod
-    def fit(cls, signals: Floats, positive: Bools) -> Combination:
-        """Logistic regression with a small ridge on standardised signals; a signal whose weight would be
-        negative is left out.
-        """
-        mean, spread = signals.mean(axis=0), signals.std(axis=0)
-        spread[spread < 1e-12] = np.inf  # a constant signal says nothing
-        x = np.column_stack([np.ones(len(signals)), (signals - mean) / spread])
-        y = positive.astype(np.float64)
-        used = np.ones(x.shape[1], dtype=np.bool_)
-        while True:
-            beta = np.zeros(x.shape[1])
-            beta[used] = _logistic(x[:, used], y)
-            worst = 1 + int(np.argmin(beta[1:]))
-            if beta[worst] >= 0:
-                break
-            used[worst] = False
-        weights = beta[1:] / spread
-        return cls(tuple(weights.tolist()), float(beta[0] - weights @ mean))
-
-
-def _logistic(x: Floats, y: Floats) -> Floats:
-    """Newton's method; the ridge spares the bias, which is column 0."""
-    ridge = np.full(x.shape[1], _RIDGE * len(y) / 10)
-    ridge[0] = 1e-3  # all of one kind must not send it to infinity
-    beta = np.zeros(x.shape[1])
-    for _ in range(25):
-        p = 1 / (1 + np.exp(-np.clip(x @ beta, -30, 30)))
-        gradient = x.T @ (y - p) - ridge * beta
-        curvature = (x * (p * (1 - p))[:, None]).T @ x + np.diag(ridge)
-        step = np.linalg.solve(curvature, gradient)
-        beta += step * min(1.0, 5 / max(float(np.abs(step).max()), 1e-12))
-        if np.abs(step).max() < 1e-8:
-            break
-    return np.asarray(beta)
-
-
-# ---- thresholds --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """A threshold and what is known about what passes it.
-
-    Attributes:
-        score: a score of at least this passes.
-        confidence: and, where not None, an answer's confidence of at least this.
-        alpha, delta: at most ``alpha`` of what passes is wrong, at confidence ``1 - delta``.
-        n_tested: rows that it was tested on.
-        n_passed: how many of them passed.
-        n_wrong: how many of those were wrong.
-
-    """
-
-    score: float
-    confidence: float | None
-    alpha: float
-    delta: float
-    n_tested: int
-    n_passed: int
-    n_wrong: int
-
-    @property
-    def bound(self) -> float:
-        """The upper bound on the share of wrong ones among what passes."""
-        return upper_bound(self.n_wrong, self.n_passed, self.delta)
-
-    @property
-    def coverage(self) -> float:
-        """The share of the tested rows that passed."""
-        return self.n_passed / self.n_tested
-
-    @property
-    def error(self) -> float:
-        """The share of wrong ones among those that passed."""
-        return self.n_wrong / max(self.n_passed, 1)
-
-    def passes(self, score: float, confidence: float | None = None) -> bool:
-        """Whether something passes; NaN does not, nor a missing confidence where one is asked for."""
-        if not score >= self.score:
-            return False
-        return self.confidence is None or (confidence is not None and confidence >= self.confidence)
-
-
-_Candidate = tuple[float, "float | None"]
-
-
-def _counts(
-    path: Sequence[_Candidate], scores: Floats, wrong: Bools, confidences: Floats | None
-) -> list[tuple[int, int]]:
-    """For each candidate how many pass, and how many of them are wrong."""
-    if confidences is None:
-        order = np.argsort(-scores, kind="stable")
-        sums = np.concatenate(([0], np.cumsum(wrong[order])))
-        numbers = np.searchsorted(-scores[order], [-score for score, _ in path], side="right")
-        return [(int(n), int(sums[n])) for n in numbers]
-    counts = []
-    for score, confidence in path:
-        mask = scores >= score
-        if confidence is not None:
-            mask &= confidences >= confidence
-        counts.append((int(mask.sum()), int(wrong[mask].sum())))
-    return counts
-
-
-def _path(scores: Floats, wrong: Bools, confidences: Floats | None) -> list[_Candidate]:
-    """Candidates from few requests to many, on the part for fitting: for each step of coverage the threshold,
-    or the pair of thresholds with the fewest wrong ones.
-    """
-    n = len(scores)
-    order = np.argsort(-scores, kind="stable")
-    order = order[np.isfinite(scores[order])]
-    sizes = [max(1, round(n * step / _PATH)) for step in range(1, _PATH + 1)]
-    sizes = [size for size in sizes if size <= len(order)]
-    if confidences is None:
-        return list(dict.fromkeys((float(scores[order[size - 1]]), None) for size in sizes))
-    best: dict[int, tuple[int, _Candidate]] = {}
-    # The strictest grade first: a looser one, under which more answers are written and thrown away, has to
-    # save a wrong one.
-    for share in range(1, 11):
-        graded = order[: max(1, round(len(order) * share / 10))]
-        if len(graded) == 0:
-            break
-        lowest = float(scores[graded].min())
-        graded = graded[np.isfinite(confidences[graded])]
-        surest = graded[np.argsort(-confidences[graded], kind="stable")]
-        sums = np.cumsum(wrong[surest])
-        for size in sizes:
-            if size <= len(surest) and (size not in best or sums[size - 1] < best[size][0]):
-                best[size] = (int(sums[size - 1]), (lowest, float(confidences[surest[size - 1]])))
-    return list(dict.fromkeys(best[size][1] for size in sizes if size in best))
-
-
-def _expected(counts: list[tuple[int, int]], n_fit: int, n_test: int, alpha: float) -> list[float]:
-    """The p-values that the part for fitting lets expect of the other."""
-    found = []
-    for n, k in counts:
-        expected = round(n_test * n / n_fit)
-        share = (k + 0.5) / (n + 1)
-        found.append(_at_most(int(share * expected), expected, alpha) if expected else 1.0)
-    return found
-
-
-def _certify(
-    fit: tuple[Floats, Bools, Floats | None],
-    test: tuple[Floats, Bools, Floats | None],
-    alpha: float,
-    delta: float,
-    *,
-    bonferroni: bool = False,
-) -> Threshold | None:
-    """The threshold with the most coverage that the rows prove, or None.
-
-    ``fit`` and ``test`` are scores, what is wrong, and confidences. Bonferroni's correction is here to be
-    compared with.
-    """
-    path = _path(*fit)
-    n_test = len(test[1])
-    if not path:
-        return None
-    first = 0
-    if not bonferroni:  # where the proof should be easiest
-        first = int(np.argmin(_expected(_counts(path, *fit), len(fit[1]), n_test, alpha)))
-    level = delta / len(path) if bonferroni else delta
-    best = None
-    for candidate, (n, k) in zip(path[first:], _counts(path[first:], *test), strict=True):
-        if n == 0 or _at_most(k, n, alpha) > level:
-            if bonferroni:
-                continue
-            break
-        best = Threshold(candidate[0], candidate[1], alpha, level, n_test, n, k)
-    return best
-
-
-@dataclass(frozen=True)
-class _Graded:
-    """What the part for fitting gives: both scores, the gate, and both parts' grades, -inf behind it."""
-
-    easy: Combination
-    hard: Combination | None
-    gate: float | None
-    fit: Floats
-    test: Floats
-
-
-def _grade(fit: _Table, test: _Table, hard_alpha: float, delta: float) -> _Graded:
-    easy = Combination.fit(fit.signals, fit.correct)
-    hard = gate = None
-    scores = [easy.scores(part.signals) for part in (fit, test)]
-    if fit.hard is not None and fit.hard.any():
-        hard = Combination.fit(-fit.signals, fit.hard)
-        of_fit = hard.scores(-fit.signals)
-        gate = _gate(of_fit, ~fit.hard, len(test), hard_alpha, delta)
-        if gate is not None:
-            scores[0] = np.where(of_fit >= gate, -np.inf, scores[0])
-            scores[1] = np.where(hard.scores(-test.signals) >= gate, -np.inf, scores[1])
-    return _Graded(easy, hard, gate, scores[0], scores[1])
-
-
-def _gate(scores: Floats, wrong: Bools, n_test: int, alpha: float, delta: float) -> float | None:
-    """The lowest score from which on the other rows can be expected to show that few enough are not hard."""
-    path = _path(scores, wrong, None)
-    expected = _expected(_counts(path, scores, wrong, None), len(scores), n_test, alpha)
-    # Half of delta: the test itself will come out a little better or worse than expected.
-    likely = [score for (score, _), p in zip(path, expected, strict=True) if p <= delta / 2]
-    return min(likely, default=None)
-
-
-def _split(n: int, seed: int, alpha: float, delta: float) -> tuple[Any, Any]:
-    """Which rows are for fitting and which for testing."""
-    needed = rows_needed(alpha, delta)
-    n_fit = int(n * _FIT_SHARE)
-    if n - n_fit < needed:
-        least = next(m for m in range(needed, 4 * needed) if m - int(m * _FIT_SHARE) >= needed)
-        raise CalibrationError(
-            f"{n} labelled rows, expected at least {least}: a third of them is for fitting, and to show that"
-            f" at most {alpha:.1%} are wrong with {1 - delta:.0%} confidence takes {needed} of the others"
-            " without one wrong answer (with some, or where few requests are easy, several times as many)"
-        )
-    order = np.random.default_rng(seed).permutation(n)
-    return order[:n_fit], order[n_fit:]
-
-
-# ---- profiles ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What calibration found out about one model file: frozen, kept as JSON.
-
-    Attributes:
-        model_id: :func:`sllm.engine.gguf.model_id` of the scoring model.
-        template_id: SHA-256 (hex) of its chat template.
-        policy_id: of the policy whose questions were scored (:attr:`sllm.triage.Policy.id`).
-        signals: the names of the signals, in order.
-        n: labelled rows, those for fitting included.
-        alpha, delta: the promise that was asked for.
-        seed: of the split.
-        easy: the score behind ``tier1``.
-        tier1: None: the rows prove the promise for no threshold, and tier 1 is never taken.
-        hard: the score for being hard, of the signals with their signs changed; None: no row said which
-            requests are hard.
-        gate: a request with this score for being hard is not tier 1, however easy it seems; None: there is
-            no such score.
-        tier3: a request behind the gate goes straight to the cloud; wrong is what was not hard. None: the
-            rows do not show that few enough of them are not hard, and they are tier 2.
-        verify: an answer of the local main model in tier 2 with this confidence needs no verification; None:
-            the rows prove the promise for no threshold, and each one needs it. Its delta is the share that
-            :func:`calibrate_verify` leaves it.
-        verify_model_id: that model.
-
-    """
-
-    model_id: str
-    template_id: str
-    policy_id: str
-    signals: tuple[str, ...]
-    n: int
-    alpha: float
-    delta: float
-    seed: int
-    easy: Combination
-    tier1: Threshold | None
-    hard: Combination | None = None
-    gate: float | None = None
-    tier3: Threshold | None = None
-    verify: Threshold | None = None
-    verify_model_id: str | None = None
-
-    @property
-    def id(self) -> str:
-        """Sixteen hex digits over everything in it."""
-        text = json.dumps(self._content(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def escalates(self, answer: float) -> bool:
-        """Whether tier 1's answer of this :func:`confidence` has to go on to tier 2."""
-        tier1 = self.tier1
-        return tier1 is None or not tier1.passes(tier1.score, answer)
-
-    def verifies(self, answer: float | None) -> bool:
-        """Whether tier 2's answer of this confidence is to be verified where only uncertain ones are."""
-        return self.verify is None or answer is None or not self.verify.passes(answer)
-
-    def _content(self) -> dict[str, Any]:
-        def plain(value: Any) -> Any:
-            if isinstance(value, (Combination, Threshold)):
-                return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
-            return list(value) if isinstance(value, tuple) else value
-
-        return {"version": _VERSION, **{f.name: plain(getattr(self, f.name)) for f in fields(self)}}
-
-    def to_json(self) -> str:
-        """The profile as JSON, with its id, by which damage is noticed."""
-        return json.dumps({**self._content(), "id": self.id}, indent=2) + "\n"
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON to a file, as a whole or not at all."""
-        target = Path(path)
-        part = target.with_name(f"{target.name}.part{os.getpid()}")
-        try:
-            part.write_text(self.to_json(), encoding="utf-8")
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Profile:
-        """Read a file.
-
-        Raises:
-            ProfileError: as :meth:`from_json`.
-            OSError: it cannot be read.
-
-        """
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ProfileError(f"{os.fspath(path)} is no profile: it is not UTF-8 ({error.reason})") from None
-        return cls.from_json(text, name=os.fspath(path))
-
-    @classmethod
-    def from_json(cls, text: str, *, name: str = "the profile") -> Profile:
-        """Read and check a profile.
-
-        Raises:
-            ProfileError: no JSON, another version, a field missing, unknown or out of range, a threshold
-                whose rows do not prove what it promises, or an id that does not match.
-
-        """
-        try:
-            found = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ProfileError(f"{name} is no profile: no JSON ({error})") from None
-        return _Reader(name).profile(found)
-
-
-class _Reader:
-    """Checks what a file says before it becomes a profile."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def fail(self, what: str) -> ProfileError:
-        return ProfileError(f"{self._name} is no usable profile: {what}; make it again with sllm calibrate")
-
-    def profile(self, found: Any) -> Profile:
-        if isinstance(found, dict) and found.get("version") != _VERSION:
-            raise self.fail(f"version {found.get('version')!r}, expected {_VERSION}")
-        names = [f.name for f in fields(Profile)]
-        content = self.keys(found, "it", ["version", "id", *names])
-        signals = content["signals"]
-        if (
-            not isinstance(signals, list)
-            or not signals
-            or not all(isinstance(s, str) and s for s in signals)
-            or len(set(signals)) < len(signals)
-        ):
-            raise self.fail(f"signals is {signals!r}, expected names")
-        hard, verify_model = content["hard"], content["verify_model_id"]
-        profile = Profile(
-            self.digest(content, "model_id"),
-            self.digest(content, "template_id"),
-            self.digest(content, "policy_id"),
-            tuple(signals),
-            self.whole(content, "n", 1),
-            self.number(content, "alpha", 0, 1),
-            self.number(content, "delta", 0, 1),
-            self.whole(content, "seed", 0),
-            self.combination(content["easy"], "easy", len(signals)),
-            self.threshold(content["tier1"], "tier1"),
-            None if hard is None else self.combination(hard, "hard", len(signals)),
-            None if content["gate"] is None else self.number(content, "gate", -math.inf, math.inf),
-            self.threshold(content["tier3"], "tier3"),
-            self.threshold(content["verify"], "verify"),
-            None if verify_model is None else self.digest(content, "verify_model_id"),
-        )
-        if profile.gate is not None and profile.hard is None:
-            raise self.fail("gate is there and hard, its score, is not")
-        if profile.tier3 is not None and profile.tier3.score != profile.gate:
-            raise self.fail(f"tier3 begins at {profile.tier3.score!r}, and the gate is {profile.gate!r}")
-        if (profile.verify is None) != (profile.verify_model_id is None):
-            raise self.fail("of verify and verify_model_id one is missing")
-        if profile.tier1 is not None and (
-            profile.tier1.alpha != profile.alpha or profile.tier1.delta != profile.delta
-        ):
-            raise self.fail("tier1 keeps another promise than the profile")
-        if content["id"] != profile.id:
-            raise self.fail(f"its id is {content['id']!r}, and what it says has {profile.id!r}")
-        return profile
-
-    def keys(self, found: Any, what: str, names: list[str]) -> Mapping[str, Any]:
-        if not isinstance(found, dict):
-            raise self.fail(f"{what} is a {type(found).__name__}, expected an object")
-        odd = sorted(set(found) ^ set(names))
-        if odd:
-            raise self.fail(f"{what} {'lacks' if odd[0] in names else 'has the unknown'} {odd[0]!r}")
-        return found
-
-    def number(self, found: Mapping[str, Any], name: str, low: float, high: float) -> float:
-        value = found[name]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low < value < high:
-            raise self.fail(f"{name} is {value!r}, expected a number above {low} and below {high}")
-        return float(value)
-
-    def whole(self, found: Mapping[str, Any], name: str, low: int) -> int:
-        value = found[name]
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise self.fail(f"{name} is {value!r}, expected a whole number from {low}")
-        return value
-
-    def digest(self, found: Mapping[str, Any], name: str) -> str:
-        value = found[name]
-        if not isinstance(value, str) or len(value) != 64 or not set(value) <= _HEX:
-            raise self.fail(f"{name} is {value!r}, expected 64 hex digits")
-        return value
-
-    def combination(self, found: Any, what: str, n: int) -> Combination:
-        content = self.keys(found, what, ["weights", "bias"])
-        weights = content["weights"]
-        if not isinstance(weights, list) or len(weights) != n:
-            raise self.fail(f"{what} has the weights {weights!r}, expected {n} numbers")
-        checked = [self.number({"weight": w}, "weight", -math.inf, math.inf) for w in weights]
-        if min(checked) < 0:
-            raise self.fail(f"{what} has the weight {min(checked)!r}, expected 0 or more")
-        return Combination(tuple(checked), self.number(content, "bias", -math.inf, math.inf))
-
-    def threshold(self, found: Any, what: str) -> Threshold | None:
-        if found is None:
-            return None
-        content = self.keys(found, what, [f.name for f in fields(Threshold)])
-        threshold = Threshold(
-            self.number(content, "score", -math.inf, math.inf),
-            None
-            if content["confidence"] is None
-            else self.number(content, "confidence", -math.inf, math.inf),
-            self.number(content, "alpha", 0, 1),
-            self.number(content, "delta", 0, 1),
-            self.whole(content, "n_tested", 1),
-            self.whole(content, "n_passed", 1),
-            self.whole(content, "n_wrong", 0),
-        )
-        if not threshold.n_wrong <= threshold.n_passed <= threshold.n_tested < 1 << 31:
-            raise self.fail(f"{what} has {threshold.n_wrong} wrong of {threshold.n_passed} passed")
-        if threshold.bound > threshold.alpha * (1 + 1e-9):
-            raise self.fail(f"{what} promises {threshold.alpha}, and its rows show {threshold.bound:.4f}")
-        return threshold
-
 
 def calibrate(
     rows: Iterable[Row],
@@ -762,7 +87,7 @@ def calibrate(
     signals: Sequence[str] = ("score",),
     alpha: float = 0.05,
     delta: float = 0.05,
-    hard_alpha: float = _HARD_ALPHA,
+    hard_alpha: float = HARD_ALPHA,
     seed: int = 0,
 ) -> Profile:
     """A profile from labelled rows; the module's docstring says what it promises and why that holds.
@@ -789,42 +114,40 @@ def calibrate(
         ValueError: alpha, delta or hard_alpha out of range.
 
     """
-    _checked_share(alpha, "alpha")
-    _checked_share(delta, "delta")
-    _checked_share(hard_alpha, "hard_alpha")
+    checked_share(alpha, "alpha")
+    checked_share(delta, "delta")
+    checked_share(hard_alpha, "hard_alpha")
     names = tuple(signals)
-    table = _table(rows, names)
-    first, rest = _split(len(table), seed, alpha, delta)
+    table = Table.of(rows, names)
+    first, rest = split(len(table), seed, alpha, delta)
     fit, test = table.take(first), table.take(rest)
-    graded = _grade(fit, test, hard_alpha, delta)
-    tier1 = _certify(
-        (graded.fit, ~fit.correct, fit.confidence),
-        (graded.test, ~test.correct, test.confidence),
-        alpha,
-        delta,
-    )
-    tier3 = None
-    if graded.hard is not None and graded.gate is not None and test.hard is not None:
-        # One test of one threshold, which the part for fitting chose.
-        mask = graded.hard.scores(-test.signals) >= graded.gate
-        n, k = int(mask.sum()), int((~test.hard)[mask].sum())
-        if n and _at_most(k, n, hard_alpha) <= delta:
-            tier3 = Threshold(graded.gate, None, hard_alpha, delta, len(test), n, k)
+    graded = grade(fit, test, hard_alpha, delta)
     return Profile(
-        model_id,
-        template_id,
-        policy_id,
-        names,
-        len(table),
-        alpha,
-        delta,
-        seed,
-        graded.easy,
-        tier1,
-        graded.hard,
-        graded.gate,
-        tier3,
+        model_id=model_id,
+        template_id=template_id,
+        policy_id=policy_id,
+        signals=names,
+        n=len(table),
+        alpha=alpha,
+        delta=delta,
+        seed=seed,
+        easy=graded.easy,
+        tier1=certify(graded.fit, graded.test, alpha, delta),
+        hard=graded.hard,
+        gate=graded.gate,
+        tier3=_tier3(graded, test, hard_alpha, delta),
     )
+
+
+def _tier3(graded: Graded, test: Table, hard_alpha: float, delta: float) -> Threshold | None:
+    """One test of one threshold, the gate, which the part for fitting has chosen."""
+    if graded.hard is None or graded.gate is None or test.hard is None:
+        return None
+    passed = graded.hard.scores(-test.signals) >= graded.gate
+    n, k = int(passed.sum()), int((passed & ~test.hard).sum())
+    if not n or at_most(k, n, hard_alpha) > delta:
+        return None
+    return Threshold(graded.gate, None, hard_alpha, delta, len(test), n, k)
 
 
 def calibrate_answers(
@@ -850,61 +173,10 @@ def calibrate_answers(
     given = [math.nan if c is None else float(c) for c in confidences]
     if any(math.isnan(c) or c == math.inf for c in given):
         raise CalibrationError("a confidence is not finite, expected a log-probability")
-    scores = np.array([max(c, -1e300) for c in given])  # an empty answer: a score that passes nothing else
-    wrong = ~np.array(correct, dtype=np.bool_)
-    first, rest = _split(len(scores), seed, alpha, delta)
-    return _certify((scores[first], wrong[first], None), (scores[rest], wrong[rest], None), alpha, delta)
-
-
-@dataclass(frozen=True)
-class _Second:
-    """Of the rows that tier 2 gets, the answers of the local main model: both parts' confidences, and what is
-    wrong; and the lengths of the requests.
-    """
-
-    fit: tuple[Floats, Bools]
-    test: tuple[Floats, Bools]
-    lengths: tuple[Floats, Floats]
-    delta: float
-
-
-def _second(profile: Profile, rows: Iterable[Row], answers: Sequence[tuple[float, bool]]) -> _Second:
-    table = _table(rows, profile.signals)
-    if len(table) != profile.n or len(answers) != profile.n:
-        raise ValueError(
-            f"{len(table)} rows and {len(answers)} answers, expected the {profile.n} rows of the profile"
-        )
-    confidences = np.array([float(sure) for sure, _ in answers])
-    bad = np.flatnonzero(np.isnan(confidences) | (confidences == np.inf))
-    if len(bad):
-        raise CalibrationError(f"the answer to row {bad[0]} has the confidence {confidences[bad[0]]}")
-    confidences = np.maximum(confidences, -1e300)  # an empty answer: a score that passes nothing else
-    wrong = ~np.array([right for _, right in answers], dtype=np.bool_)
-    first, rest = _split(len(table), profile.seed, profile.alpha, profile.delta)
-    asked = _in_tier2(profile, table)
-    first, rest = first[asked[first]], rest[asked[rest]]
-    # A threshold of tier 1 is one of a path or none; tier 3 is there or not.
-    ways = (_PATH + 1) * (1 if profile.gate is None else 2)
-    return _Second(
-        (confidences[first], wrong[first]),
-        (confidences[rest], wrong[rest]),
-        (table.length[first], table.length[rest]),
-        profile.delta / ways,
-    )
-
-
-def _in_tier2(profile: Profile, table: _Table) -> Bools:
-    """Which rows tier 2 gets, those included whose answers tier 1 does not keep."""
-    gone = np.zeros(len(table), dtype=np.bool_)
-    if profile.hard is not None and profile.gate is not None:
-        gone = profile.hard.scores(-table.signals) >= profile.gate
-    kept = np.zeros(len(table), dtype=np.bool_)
-    if profile.tier1 is not None:
-        kept = ~gone & (profile.easy.scores(table.signals) >= profile.tier1.score)
-        if profile.tier1.confidence is not None:
-            assert table.confidence is not None
-            kept &= table.confidence >= profile.tier1.confidence
-    return ~kept if profile.tier3 is None else ~kept & ~gone
+    scores, wrong = np.array(given), ~np.array(correct, dtype=np.bool_)
+    first, rest = split(len(given), seed, alpha, delta)
+    fit = Scored.by_confidence(scores[first], wrong[first])
+    return certify(fit, Scored.by_confidence(scores[rest], wrong[rest]), alpha, delta)
 
 
 def calibrate_verify(
@@ -933,162 +205,7 @@ def calibrate_verify(
         ValueError: other rows than the profile's, or alpha out of range.
 
     """
-    alpha = profile.alpha if alpha is None else _checked_share(alpha, "alpha")
-    second = _second(profile, rows, answers)
-    verify = _certify((*second.fit, None), (*second.test, None), alpha, second.delta)
+    alpha = profile.alpha if alpha is None else checked_share(alpha, "alpha")
+    second = tier2_answers(profile, rows, answers)
+    verify = certify(second.fit, second.test, alpha, second.delta)
     return replace(profile, verify=verify, verify_model_id=None if verify is None else model_id)
-
-
-# ---- what it is worth --------------------------------------------------------------------------------------
-
-
-def auroc(scores: npt.ArrayLike, positive: npt.ArrayLike) -> float:
-    """The probability that a positive one scores above a negative one, ties counting half; NaN where one of
-    the two kinds is missing.
-    """
-    values, kind = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=np.bool_)
-    n_positive = int(kind.sum())
-    n_negative = len(kind) - n_positive
-    if n_positive == 0 or n_negative == 0:
-        return math.nan
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
-    above = float(ranks[kind].sum()) - n_positive * (n_positive + 1) / 2
-    return above / (n_positive * n_negative)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one score is worth, on rows that it was not fitted on.
-
-    Attributes:
-        name: the score.
-        auroc: of right answers against wrong ones; NaN where there is only one kind, or the score is a pair.
-        threshold: what it proves at the alpha and delta asked for, or None.
-        curve: (coverage, error) pairs, the surest requests first.
-
-    """
-
-    name: str
-    auroc: float
-    threshold: Threshold | None
-    curve: tuple[tuple[float, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores side by side, the last of them the control.
-
-    Attributes:
-        n: rows that they were tested on.
-        error: the share of wrong answers among all of them.
-        scores: the measured scores.
-
-    """
-
-    n: int
-    error: float
-    scores: tuple[Measured, ...]
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """A table for people, a heading first."""
-        table: list[tuple[str, ...]] = [("score", "AUROC", "coverage", "error", "upper bound")]
-        for one in self.scores:
-            worth = "-" if math.isnan(one.auroc) else f"{one.auroc:.3f}"
-            t = one.threshold
-            proved = ("0.000", "-", "-") if t is None else _figures(t)
-            table.append((one.name, worth, *proved))
-        return table
-
-
-def _figures(t: Threshold) -> tuple[str, str, str]:
-    return f"{t.coverage:.3f}", f"{t.error:.3f}", f"{t.bound:.3f}"
-
-
-def _curve(scores: Floats, wrong: Bools) -> tuple[tuple[float, float], ...]:
-    order = np.argsort(-scores, kind="stable")
-    errors = np.cumsum(wrong[order]) / np.arange(1, len(order) + 1)
-    ends = np.append(scores[order][1:] != scores[order][:-1], True)  # equal scores pass together
-    return tuple(((i + 1) / len(order), float(errors[i])) for i in np.flatnonzero(ends).tolist())
-
-
-def evaluate(
-    rows: Iterable[Row],
-    *,
-    signals: Sequence[str] = ("score",),
-    alpha: float = 0.05,
-    delta: float = 0.05,
-    hard_alpha: float = _HARD_ALPHA,
-    seed: int = 0,
-) -> Evaluation:
-    """What the grade, the answer's confidence and both together are worth, beside the prompt's length alone.
-
-    With the same arguments the split and the thresholds are those of :func:`calibrate`, and
-    every score, the control too, goes through the same procedure. AUROC and coverage are of the rows that
-    nothing was fitted on. The control is the sign that routers most often turn out to have learnt: short
-    requests are easy.
-
-    Raises:
-        CalibrationError, ValueError: as :func:`calibrate`.
-
-    """
-    _checked_share(alpha, "alpha")
-    _checked_share(delta, "delta")
-    names = tuple(signals)
-    table = _table(rows, names)
-    first, rest = _split(len(table), seed, alpha, delta)
-    fit, test = table.take(first), table.take(rest)
-    wrong = ~test.correct
-    graded = _grade(fit, test, hard_alpha, delta)
-    fit_grade, test_grade = graded.fit, graded.test
-
-    def single(name: str, of_fit: Floats, of_test: Floats) -> Measured:
-        threshold = _certify((of_fit, ~fit.correct, None), (of_test, wrong, None), alpha, delta)
-        return Measured(name, auroc(of_test, test.correct), threshold, _curve(of_test, wrong))
-
-    scores = []
-    if len(names) > 1:
-        scores += [
-            single(f"signal {name}", fit.signals[:, i], test.signals[:, i]) for i, name in enumerate(names)
-        ]
-    scores.append(single("grade", fit_grade, test_grade))
-    if fit.confidence is not None and test.confidence is not None:
-        # An empty answer's -inf would make a path of it; a number below all others passes nothing else.
-        of_fit, of_test = (np.maximum(c, -1e300) for c in (fit.confidence, test.confidence))
-        scores.append(single("answer's confidence", of_fit, of_test))
-        pair = _certify(
-            (fit_grade, ~fit.correct, fit.confidence), (test_grade, wrong, test.confidence), alpha, delta
-        )
-        scores.append(Measured("grade and answer", math.nan, pair))
-    scores.append(single("length alone (control)", -fit.length, -test.length))
-    return Evaluation(len(test), float(wrong.mean()), tuple(scores))
-
-
-def evaluate_verify(
-    profile: Profile,
-    rows: Iterable[Row],
-    answers: Sequence[tuple[float, bool]],
-    *,
-    alpha: float | None = None,
-) -> Evaluation:
-    """What the confidence of tier 2's answers is worth, beside the prompt's length alone, as
-    :func:`calibrate_verify` finds its threshold.
-
-    Raises:
-        CalibrationError, ValueError: as :func:`calibrate_verify`.
-
-    """
-    alpha = profile.alpha if alpha is None else _checked_share(alpha, "alpha")
-    second = _second(profile, rows, answers)
-    wrong = second.test[1]
-
-    def single(name: str, of_fit: Floats, of_test: Floats) -> Measured:
-        fit, test = (of_fit, second.fit[1], None), (of_test, wrong, None)
-        curve = _curve(of_test, wrong) if len(wrong) else ()
-        return Measured(name, auroc(of_test, ~wrong), _certify(fit, test, alpha, second.delta), curve)
-
-    scores = (
-        single("answer's confidence", second.fit[0], second.test[0]),
-        single("length alone (control)", -second.lengths[0], -second.lengths[1]),
-    )
-    return Evaluation(len(wrong), float(wrong.mean()) if len(wrong) else math.nan, scores)

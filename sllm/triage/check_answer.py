@@ -1,10 +1,10 @@
-"""Lets a target check an answer that another model has written, in one pass, and says how far it stands.
+"""How far an answer that another model has written stands by a target's scores, found in one pass.
 
-The target scores every token of the answer behind the prompt. Up to the first token that it finds too
-unlikely, the answer stands; from there on it is the target's to go on, with the rest as a draft
-(:class:`sllm.draft.drafters.AnswerDrafter`). Rolling back to the first token that the big model finds
-too unlikely is the rollback policy of BiLD (2302.07863); what stands is no sample of the target, but nothing
-that the target would be surprised by.
+The target scores every token of the answer, given the prompt. The answer stands up to the first token that
+the target finds too unlikely; from there on the target writes the text, with the rest of the answer as a
+draft (:class:`sllm.draft.drafters.AnswerDrafter`). Rolling back to the first token that the big model finds
+too unlikely is the rollback policy of BiLD (2302.07863). What stands is not a sample of the target, but holds
+nothing that would surprise it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sllm.targets.base import Scorer, Scores
 
-__all__ = ["Acceptance", "Checked", "answer_logprobs", "check_answer"]
+__all__ = ["Acceptance", "Checked", "answer_logprobs", "check_answer", "confidence"]
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,10 @@ def check_answer(
     *,
     accept: Acceptance | None = None,
 ) -> Checked:
-    """Let ``target`` score an answer, and find out how much of it stands.
+    """Let ``target`` score an answer, and say how much of it stands.
 
-    Going on is :func:`sllm.generate` behind the prompt and the first ``n_kept`` tokens: the target still has
-    them in memory.
+    To continue, call :func:`sllm.generate` with the prompt and the first ``n_kept`` tokens: the target still
+    has them in memory.
 
     Args:
         target: what scores: a local, remote or split target.
@@ -119,7 +119,7 @@ def check_answer(
         accept: None: ``Acceptance()``.
 
     Raises:
-        ValueError: nothing in the prompt or in the answer.
+        ValueError: an empty prompt or answer.
         ContextFullError, BusyError, RemoteError: as the target's ``score``.
 
     """
@@ -130,10 +130,30 @@ def check_answer(
     return Checked((accept or Acceptance()).n_standing(scores), scores)
 
 
+def confidence(logprobs: npt.ArrayLike) -> float:
+    """How sure a model was of its answer: the mean of its tokens' log-probabilities plus their 10 % quantile.
+
+    The mean alone hides one doubtful token among many sure ones, which is where a wrong answer shows; the
+    quantile sees it (Gupta et al., "Language model cascades: token-level uncertainty and beyond",
+    2404.10136). An empty answer has the confidence -inf; what is not finite counts as NaN, which passes no
+    threshold.
+
+    Args:
+        logprobs: (n,) natural logarithms, at temperature 1.
+
+    """
+    values = np.asarray(logprobs, dtype=np.float64).ravel()
+    if len(values) == 0:
+        return -math.inf
+    if not np.isfinite(values).all():
+        return math.nan
+    return float(values.mean() + np.quantile(values, 0.1))
+
+
 def answer_logprobs(target: Scorer, prompt: npt.ArrayLike, answer: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """The log-probability of each token of an answer under the model that wrote it, float64 (m,).
 
-    For :func:`sllm.triage.calibration.confidence`. Calibration and use both take it from here, so that a
+    For :func:`confidence`. Calibration and use both take it from here, so that a
     threshold is compared with what it was found for.
 
     Args:

@@ -23,7 +23,7 @@ class OpenAICloud:
             ``OPENAI_BASE_URL``.
         api_key: None: ``OPENAI_API_KEY``.
         timeout: seconds for one request.
-        client: a client of one's own in place of the three.
+        client: an ``openai.OpenAI`` to use in place of one made of these three.
 
     Raises:
         ImportError: the package is not installed.
@@ -83,7 +83,7 @@ class OpenAICloud:
             # stream, an event that is no JSON, a key that no header can hold), which may quote what was sent
             raise RemoteError(f"{self.model}: {type(error).__name__}") from None
         if not ended:
-            # A connection that closes looks like the end of an answer, which is told by a finish_reason.
+            # A closed connection looks like the end of an answer; only a finish_reason says that it is.
             raise RemoteError(f"{self.model}: the stream ended before the answer did")
 
     def count(self, text: str) -> int:

@@ -15,7 +15,7 @@ from sllm.cli import triage as cli_triage
 from sllm.cli.console import Output
 from sllm.engine import gguf
 from sllm.triage.calibration import Evaluation, Measured, Profile, Threshold
-from sllm.triage.triage import Policy
+from sllm.triage.policy import Policy
 
 if TYPE_CHECKING:
     import pathlib
@@ -145,7 +145,7 @@ def test_the_local_main_model_answers_too(command: Callable[..., Any], tmp_path:
         ('{"prompt": "a", "correct": true, "label": "difficult"}', "label is 'difficult'"),
         ('{"prompt": "a", "correct": true, "lable": "hard"}', "unknown field 'lable'"),
         ('{"prompt": "", "correct": true}', "line 2: a request cannot be scored: there is no text"),
-        ('{"messages": [1], "correct": true}', "line 2: messages[0] is int"),
+        ('{"messages": [1], "correct": true}', "line 2: messages[0] is a int"),
     ],
 )
 def test_bad_rows_are_named(refused: Callable[..., str], tmp_path: pathlib.Path, row: str, said: str) -> None:
@@ -166,7 +166,8 @@ def test_bad_rows_are_named(refused: Callable[..., str], tmp_path: pathlib.Path,
 def _scorer() -> Any:
     from contextlib import contextmanager
 
-    from sllm.triage.triage import ContextScorer, Triage
+    from sllm.triage.scorer import ContextScorer
+    from sllm.triage.triage import Triage
 
     @contextmanager
     def opened() -> Any:

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from oracles import examples
 
 import sllm
-from sllm.triage import calibration
 from sllm.triage.calibration import (
     CalibrationError,
     Combination,
@@ -34,6 +33,7 @@ from sllm.triage.calibration import (
     rows_needed,
     upper_bound,
 )
+from sllm.triage.certify import Scored, certify, split
 
 if TYPE_CHECKING:
     import pathlib
@@ -211,9 +211,9 @@ def test_the_promise_holds_and_bonferroni_covers_less(name: str) -> None:
     for _ in range(REPETITIONS):
         x = rng.normal(size=n)
         wrong = rng.random(n) < world(x)
-        fit, test = (x[:150], wrong[:150], None), (x[150:], wrong[150:], None)
+        fit, test = Scored(x[:150], wrong[:150]), Scored(x[150:], wrong[150:])
         for way in covered:
-            found = calibration._certify(fit, test, alpha, delta, bonferroni=way == "bonferroni")
+            found = certify(fit, test, alpha, delta, bonferroni=way == "bonferroni")
             if found is not None:
                 assert found.bound <= alpha * (1 + 1e-9)
                 coverage, error = truth(found.score)
@@ -355,7 +355,7 @@ def test_which_rows_tier_2_gets() -> None:
     answers = [(c + 0.5, right or i % 40 > 0) for i, (_, right, c) in enumerate(columns)]
     found = calibrate_verify(profile, rows, answers, model_id=MODEL)
     assert found.verify is not None
-    _, rest = calibration._split(1200, 0, 0.1, 0.05)
+    _, rest = split(1200, 0, 0.1, 0.05)
     left = []
     for i in rest:
         x, _, c = columns[i]
@@ -594,6 +594,9 @@ def _set(*path_and_value: Any) -> Callable[[dict[str, Any]], None]:
         (_set("tier1", "n_passed", 10**6), "wrong of 1000000 passed"),
         (_set("tier1", "n_tested", 10**400), "wrong of"),
         (_set("tier1", "score", math.nan), "score is nan"),
+        (_set("gate", 10**400), "gate is 1000"),
+        (_set("easy", "weights", None), "weights is None, expected finite numbers"),
+        (_set("easy", "weights", [True, 0.5]), "weights is"),
         (_set("tier1", "score", -5.0), "its id is"),
         (_set("verify", None), "of verify and verify_model_id one is missing"),
         (_set("id", "0" * 16), "its id is '0000000000000000'"),

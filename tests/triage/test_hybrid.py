@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -27,8 +28,12 @@ from sllm.privacy import Finding, Restorer, Vault, egress_check
 from sllm.targets.base import Scores, Target
 from sllm.triage.calibration import Profile, ProfileError
 from sllm.triage.check_answer import Acceptance
-from sllm.triage.hybrid import ChatCloud, Hybrid, HybridStats, _restored, _to_a_character
-from sllm.triage.triage import ContextScorer, Grade, Policy, Tier, Triage
+from sllm.triage.cloud import whole_characters
+from sllm.triage.hybrid import ChatCloud, Hybrid, HybridStats
+from sllm.triage.policy import Policy
+from sllm.triage.request import restored
+from sllm.triage.scorer import ContextScorer
+from sllm.triage.triage import Grade, Tier, Triage
 from sllm.worker.server import Limits, Worker
 
 if TYPE_CHECKING:
@@ -251,9 +256,9 @@ def test_what_stands_ends_with_a_character(target_model: Model) -> None:
     tokens = vocab.encode("ok 😀龘", add_special=False)
     assert len(tokens) > 7
     head = len(tokens) - 7
-    found = [_to_a_character(vocab, tokens, n) - head for n in range(head, len(tokens) + 1)]
+    found = [whole_characters(vocab, tokens, n) - head for n in range(head, len(tokens) + 1)]
     assert found == [0, 0, 0, 0, 4, 4, 4, 7]
-    assert _to_a_character(vocab, tokens, 0) == 0
+    assert whole_characters(vocab, tokens, 0) == 0
 
 
 def test_tier_2_without_verification(
@@ -745,7 +750,7 @@ def test_drafts_that_may_be_withdrawn_are_not_shown() -> None:
         sllm.Run(4, (6,), one[: half + 1], 0, "target"),
     ]
     stats = HybridStats()
-    shown = list(_restored(iter(runs), Restorer(vault), stats))
+    shown = list(restored(iter(runs), Restorer(vault), stats))
     assert "".join(run.text for run in shown) == EMAIL + one[: half + 1]
     assert all(run.withdrawn == () for run in shown)
     assert (shown[-1].pos, shown[-1].tokens) == (5, ())
@@ -960,7 +965,7 @@ def test_a_finding_does_not_lower_privacy(make: Callable[..., Hybrid]) -> None:
 
 
 def test_refused_also_where_it_is_noticed_late(make: Callable[..., Hybrid]) -> None:
-    """What only the last look finds."""
+    """What only the last check before sending finds."""
     seen: list[str] = []
 
     def late(text: str) -> list[Finding]:
@@ -1142,6 +1147,21 @@ def test_a_closed_hybrid(make: Callable[..., Hybrid], cloud: Wiretap) -> None:
     assert hybrid.closed
     with pytest.raises(sllm.ClosedError):
         hybrid.ask(user(PUBLIC))
+
+
+def test_a_forgotten_hybrid(draft_model: Model) -> None:
+    """It lives as long as its answer is read, and is complained about when it goes unclosed."""
+    expected = answer_of(draft_model, PUBLIC)
+    options: dict[str, Any] = {"triage": Graded(), "sampling": GREEDY, "max_tokens": 24, "n_threads": 1}
+    answer = Hybrid(draft_model, **options).ask(user(PUBLIC))
+    gc.collect()
+    with pytest.warns(ResourceWarning, match=r"unclosed <sllm\.Hybrid, privacy local>"):
+        text = answer.text()
+    assert text == expected
+    with Hybrid(draft_model, **options) as hybrid:
+        assert not hybrid.closed
+    with pytest.raises(sllm.ClosedError, match="Hybrid is closed"), hybrid:
+        pass
 
 
 def test_the_next_question_ends_the_answer_before(make: Callable[..., Hybrid], cloud: Wiretap) -> None:

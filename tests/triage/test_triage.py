@@ -25,7 +25,9 @@ from sllm.engine import gguf
 from sllm.privacy import LabelScorer
 from sllm.triage import triage
 from sllm.triage.calibration import Combination, Profile, ProfileError, Threshold, confidence, evaluate
-from sllm.triage.triage import SIGNALS, ContextScorer, Grade, Policy, Tier, Triage, Wording
+from sllm.triage.policy import FORM, Policy, Wording
+from sllm.triage.scorer import ContextScorer
+from sllm.triage.triage import SIGNALS, Grade, Tier, Triage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -751,7 +753,7 @@ def test_the_embedded_target_was_taught_these_very_questions() -> None:
     if not lexicon.exists():
         pytest.skip("an sdist has no training/")
     taught = runpy.run_path(str(lexicon))
-    assert taught["TRIAGE_FORM"] == triage._FORM
+    assert taught["TRIAGE_FORM"] == FORM
     assert set(taught["TRIAGE"]) == {"en", "zh"}
     for language, wording in (("en", ENGLISH), ("zh", CHINESE)):
         difficulty, grades, comma, privacy, verdicts, conjunction = taught["TRIAGE"][language]

@@ -1,0 +1,124 @@
+"""The answer to a request: its text as it comes, who has written it, and what it has cost."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sllm.errors import BusyError
+from sllm.generation.text_stream import RunStream
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Iterator
+    from contextlib import ExitStack
+
+    from sllm.generation.text_stream import Run
+    from sllm.triage.triage import Grade
+
+__all__ = ["Answer", "HybridStats", "exclusive"]
+
+
+@dataclass
+class HybridStats:
+    """What an answer has cost. Times are seconds.
+
+    Attributes:
+        grade_seconds: for the grade and the search for private matters.
+        grade_tokens: tokens that the small model computed for it.
+        n_small, n_local: tokens that the small and the local main model wrote.
+        cloud_in: tokens sent to the cloud: prompts, and answers to be verified.
+        cloud_out: tokens that the cloud wrote.
+        n_kept: of a verified answer, the tokens that stood.
+        n_checked: of a verified answer, its tokens.
+        n_restored: placeholders put back.
+        n_unknown: what the cloud wrote that looks like a placeholder and was never issued; it stays.
+        seconds: until the end of the answer.
+
+    """
+
+    grade_seconds: float = 0.0
+    grade_tokens: int = 0
+    n_small: int = 0
+    n_local: int = 0
+    cloud_in: int = 0
+    cloud_out: int = 0
+    n_kept: int = 0
+    n_checked: int = 0
+    n_restored: int = 0
+    n_unknown: int = 0
+    seconds: float = 0.0
+
+
+class Answer(RunStream):
+    """An answer on its way: an iterator of :class:`~sllm.Run`, made by :meth:`sllm.Hybrid.ask`.
+
+    The tokens of a run are those that its writer has; in its text placeholders have their values back.
+
+    Attributes:
+        grade: what triage says of the request.
+        route: who has had to do with it so far, in order: ``"small"``, ``"local"``, ``"cloud"``, and
+            ``"verified"`` or ``"corrected"`` for what the cloud made of a local answer.
+        reasons: why, without a word of the request.
+        masked: kind -> how many places were masked in what has left the machine.
+        complete: whether it has come to its end: not one that was left, or that broke off.
+        stats: what it has cost.
+
+    """
+
+    def __init__(
+        self, grade: Grade, stats: HybridStats, resources: ExitStack, turn: threading.Lock, owner: object
+    ) -> None:
+        super().__init__(iter(()), resources)
+        self._turn = turn
+        self._owner: object = owner  # would be closed if it was forgotten while its answer is read
+        self.complete = False
+        self.grade = grade
+        self.route: list[str] = []
+        self.reasons: list[str] = list(grade.reasons)
+        self.masked: dict[str, int] = {}
+        self.stats = stats
+
+    def follow(self, runs: Iterator[Run], began: float) -> None:
+        """Take the text from ``runs``; ``began``, by :func:`time.perf_counter`, is when the request came."""
+        self._runs = self._timed(runs, began)
+
+    def _timed(self, runs: Iterator[Run], began: float) -> Iterator[Run]:
+        for run in runs:
+            self.stats.seconds = time.perf_counter() - began
+            yield run
+        self.stats.seconds = time.perf_counter() - began
+        self.complete = True
+
+    def close(self) -> None:
+        """Stop generating. Further calls do nothing."""
+        super().close()
+        self._owner = None
+
+    def __next__(self) -> Run:
+        # Outside of what closes the answer on an exception: a second thread must not end it for the first.
+        with exclusive(self._turn):
+            return super().__next__()
+
+    def __repr__(self) -> str:
+        return f"<sllm.triage.Answer: tier {int(self.grade.tier)}, {' > '.join(self.route) or 'not begun'}>"
+
+
+@contextmanager
+def exclusive(turn: threading.Lock) -> Iterator[None]:
+    """Holds the lock of a :class:`~sllm.Hybrid`, which serves one thread at a time.
+
+    Raises:
+        BusyError: another thread holds it.
+
+    """
+    if not turn.acquire(blocking=False):
+        raise BusyError(
+            "another thread is inside this Hybrid, which serves one at a time; wait for it, or make another"
+        )
+    try:
+        yield
+    finally:
+        turn.release()
