@@ -7,22 +7,18 @@ does not complain about.
 from __future__ import annotations
 
 import bisect
-import re
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sllm.privacy.findings import Finding
+from sllm.privacy.findings import LITERAL, Finding
+from sllm.privacy.regex import lazy
 from sllm.privacy.text import View, compact, decoded, folded, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["LITERAL", "KnownValues"]
-
-# The kind of a piece of the user's text that looks like a part of a placeholder; it is masked for exactness
-# and is no secret.
-LITERAL = "TEXT"
+__all__ = ["KnownValues"]
 
 # From so many characters on a value is looked for inside longer words too.
 _LONG = 8
@@ -33,7 +29,7 @@ _PACKED = 6
 # From so many letters and digits on, ASCII or other, a value is looked for spelled out, too.
 _SPELLED = 8
 _SPELLED_OTHER = 3
-_NUMBER = re.compile(r"[0-9](?:[ \t\r\n\-._()/,:+\"'*]{0,5}[0-9])*")
+_NUMBER = lazy(r"[0-9](?:[ \t\r\n\-._()/,:+\"'*]{0,5}[0-9])*")
 _ASCII_WORD = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 
 

@@ -18,6 +18,8 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sllm.privacy.regex import lazy
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -28,7 +30,7 @@ _INVISIBLE = (
     "\u00ad\u034f\u061c\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff"
     "\U000e0000-\U000e007f\U000e0100-\U000e01ef"
 )
-INVISIBLE = re.compile(f"[{_INVISIBLE}]+")
+INVISIBLE = lazy(f"[{_INVISIBLE}]+")
 
 _SPACES = "\u00a0\u2000-\u200a\u202f\u205f\u3000"
 _DASHES = "\u2010-\u2015\u2212\ufe58\ufe63"
@@ -36,14 +38,14 @@ _DASHES = "\u2010-\u2015\u2212\ufe58\ufe63"
 # end a clause in Chinese and stay what they are.
 _SIGNS = "＠．＿－＋／：＃（）＝＆％＼［］＜＞"
 _NUMERALS = str.maketrans("零〇一二三四五六七八九幺", "0012345678" + "91")
-_NUMERAL_RUN = re.compile("[零〇一二三四五六七八九幺]{7,}")
+_NUMERAL_RUN = lazy("[零〇一二三四五六七八九幺]{7,}")
 # Digits of every script, full-width and mathematical letters, and the classes above.
-_CHANGING = re.compile(
+_CHANGING = lazy(
     f"[{_SPACES}{_DASHES}{_SIGNS}０-９Ａ-Ｚａ-ｚ\u0660-\u0669\u06f0-\u06f9\u07c0-\u07c9\u0966-\u096f"
     "\u09e6-\u09ef\u0a66-\u0a6f\u0ae6-\u0aef\u0b66-\u0b6f\u0be6-\u0bef\u0c66-\u0c6f\u0ce6-\u0cef\u0d66-\u0d6f"
     "\u0e50-\u0e59\u0ed0-\u0ed9\u0f20-\u0f29\u1040-\u1049\u17e0-\u17e9\u1810-\u1819①-⑨\U0001d400-\U0001d7ff]"
 )
-_SPACE_OR_DASH = re.compile(f"[{_SPACES}]|([{_DASHES}])")
+_SPACE_OR_DASH = lazy(f"[{_SPACES}]|([{_DASHES}])")
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def fold_char(char: str) -> str:
 
 
 # Neither ASCII nor plain Han: characters that folding may change.
-_FOLDING = re.compile("[^\x00-\x7f\u3001\u3002\u4e00-\u9fff]")
+_FOLDING = lazy("[^\x00-\x7f\u3001\u3002\u4e00-\u9fff]")
 
 
 def folded(text: str) -> View:
@@ -160,7 +162,7 @@ def folded(text: str) -> View:
 
 # What is written between the letters of a word without ending it: spaces, signs of Markdown and of joining,
 # tags, marks on letters. The signs that end a clause are not among them.
-_BETWEEN = re.compile(
+_BETWEEN = lazy(
     "(?:[\\s_.*~`'\"/\\\\+|()\\[\\]{}#=&\u00b7\u2022\u0300-\u036f-]|</?[A-Za-z][^<>\\n]{0,40}>|[<>])+"
 )
 # Cyrillic and Greek letters that are drawn as Latin ones (case folded).
@@ -181,17 +183,17 @@ def compact(view: View) -> View:
     return View(close.text.translate(_LOOKALIKES), offsets)
 
 
-_ESCAPE = re.compile(
+_ESCAPE = lazy(
     r"\\(?:u([0-9a-fA-F]{4})(?:\\u([dD][c-fC-F][0-9a-fA-F]{2}))?|([\"\\/bfnrt])|"
     r"(?:u\{([0-9a-fA-F]{1,6})\}|U([0-9a-fA-F]{8})))"
     r"|((?:\\x[0-9a-fA-F]{2})+)|((?:\\[0-3][0-7]{2})+)"
 )
 _SIMPLE = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
-_PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
+_PERCENT = lazy(r"(?:%[0-9A-Fa-f]{2})+")
 # Quoted-printable, as in mail.
-_QUOTED = re.compile(r"(?:=[0-9A-F]{2}|=\r?\n)+")
-_QUOTED_BYTE = re.compile(r"=(?:([0-9A-F]{2})|\r?\n)")
-_ENTITY = re.compile(r"&(?:#[0-9]{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[A-Za-z][A-Za-z0-9]{1,24};)")
+_QUOTED = lazy(r"(?:=[0-9A-F]{2}|=\r?\n)+")
+_QUOTED_BYTE = lazy(r"=(?:([0-9A-F]{2})|\r?\n)")
+_ENTITY = lazy(r"&(?:#[0-9]{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[A-Za-z][A-Za-z0-9]{1,24};)")
 # JSON within JSON within JSON: a tool's arguments in a message in a request.
 _LEVELS = 3
 
@@ -309,8 +311,8 @@ def decoded(text: str) -> Iterator[View]:
             yield view
 
 
-_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{8,}")
-_HEX = re.compile(r"(?<![0-9a-fA-F])[0-9a-fA-F]{2}(?:[ :,-]?[0-9a-fA-F]{2}){5,}(?![0-9a-fA-F])")
+_BASE64 = lazy(r"[A-Za-z0-9+/_-]{8,}")
+_HEX = lazy(r"(?<![0-9a-fA-F])[0-9a-fA-F]{2}(?:[ :,-]?[0-9a-fA-F]{2}){5,}(?![0-9a-fA-F])")
 _GAPS = str.maketrans("", "", " :,-")
 _URL_SAFE = str.maketrans("-_", "+/")
 

@@ -480,7 +480,7 @@ class Hybrid:
 
     def _by_cloud(self, answer: Answer, sides: _Sides) -> Iterator[Run]:
         """The cloud's own answer."""
-        restorer = Restorer(sides.vault)
+        restorer = Restorer(sides.vault.placeholders)
         cloud = self._cloud
         shown = False
         try:
@@ -508,7 +508,7 @@ class Hybrid:
 
     def _verified(self, answer: Answer, sides: _Sides, text: str) -> Iterator[Run]:
         """A local answer as far as the cloud lets it stand, and what the cloud goes on with."""
-        restorer = Restorer(sides.vault)
+        restorer = Restorer(sides.vault.placeholders)
         cloud = self._cloud
         route = list(answer.route)
         try:

@@ -8,14 +8,12 @@ parsed.
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING
 
 from sllm.privacy.findings import Finding, LabelScorer
-from sllm.privacy.names import chinese as chinese_names
-from sllm.privacy.names import english as english_names
-from sllm.privacy.names import layout, name_words
-from sllm.privacy.names import word_lists as words
+from sllm.privacy.names import chinese, english, layout
+from sllm.privacy.names.word_lists import CANDIDATE, CHINESE, trimmed
+from sllm.privacy.regex import lazy
 from sllm.privacy.text import plain
 
 if TYPE_CHECKING:
@@ -24,15 +22,13 @@ if TYPE_CHECKING:
 __all__ = ["ModelDetector", "NameDetector"]
 
 _HAN = "\u4e00-\u9fff"
-_ANY_HAN = re.compile(f"[{_HAN}]")
+_ANY_HAN = lazy(f"[{_HAN}]")
 _W = r"[A-ZÀ-ÖØ-Þ][A-Za-zÀ-ÿ'’-]{1,24}"
-_EN_ORG = re.compile(
+_EN_ORG = lazy(
     rf"(?<![A-Za-z])(?:{_W}|[A-Z]{{2,8}})(?:,? (?:(?:and|&|of) )?(?:{_W}|[A-Z]{{2,8}})){{0,4}}?,? "
     r"(?:Inc|LLC|Ltd|Limited|Corp|Corporation|PLC|Plc|GmbH|LLP|Co|AG|BV|SA|Pty Ltd)(?:\.|(?![A-Za-z]))"
 )
-_EN_ORG_END = re.compile(
-    r" (?:Inc|LLC|Ltd|Limited|Corp|Corporation|PLC|Plc|GmbH|LLP|Co|AG|BV|SA)(?![A-Za-z])"
-)
+_EN_ORG_END = lazy(r" (?:Inc|LLC|Ltd|Limited|Corp|Corporation|PLC|Plc|GmbH|LLP|Co|AG|BV|SA)(?![A-Za-z])")
 
 
 class NameDetector:
@@ -56,7 +52,7 @@ class NameDetector:
         return found
 
     def _scan(self, text: str) -> Iterator[Finding]:
-        yield from english_names.scan(text)
+        yield from english.scan(text)
         for end in _EN_ORG_END.finditer(text):
             # The words in front of the form of the company: a few, so each stretch is looked at once.
             at = max(0, end.start() - 60)
@@ -64,15 +60,15 @@ class NameDetector:
                 if found.end() >= end.end():
                     yield Finding(found.start(), found.end(), "ORG", 0.7)
         if not text.isascii() and _ANY_HAN.search(text):
-            yield from chinese_names.scan(text)
+            yield from chinese.scan(text)
         yield from layout.scan(text)
 
 
-_CANDIDATE_CN = re.compile(f"(?={chinese_names.SURNAME}[{_HAN}])")
-_CANDIDATE_ORG = re.compile(
+_CANDIDATE_CN = lazy(lambda: f"(?={chinese.surname()}[{_HAN}])")
+_CANDIDATE_ORG = lazy(
     rf"[{_HAN}]{{2,14}}?(?:公司|集团|大学|学院|医院|银行|中学|小学|法院|研究院|委员会|协会|事务所|工厂|酒店)"
 )
-_CANDIDATE_ADDRESS = re.compile(
+_CANDIDATE_ADDRESS = lazy(
     rf"[{_HAN}]{{2,8}}?(?:省|市|区|县|镇|乡|村|路|街|小区|花园|大厦)(?:[{_HAN}0-9]{{0,10}}?[0-9]+号)?"
 )
 
@@ -151,18 +147,16 @@ class ModelDetector:
         found: dict[tuple[int, int], str] = {}
         for match in _CANDIDATE_CN.finditer(text):
             start = match.start()
-            size = 2 if re.match(words.DOUBLE_SURNAMES, text[start : start + 2]) else 1
-            longest = (
-                0 if chinese_names.is_word(text, start) else chinese_names.given_length(text, start + size, 2)
-            )
+            size = 2 if text[start : start + 2] in CHINESE.double_surnames else 1
+            longest = 0 if chinese.is_word(text, start) else chinese.given_length(text, start + size, 2)
             for n in range(1, longest + 1):
                 if "\u4e00" <= text[start + size + n - 1] <= "\u9fff":
                     found.setdefault((start, start + size + n), "NAME")
         for pattern, kind in ((_CANDIDATE_ORG, "ORG"), (_CANDIDATE_ADDRESS, "ADDRESS")):
             for match in pattern.finditer(text):
                 found.setdefault(match.span(), kind)
-        for match in name_words.CANDIDATE.finditer(text):
-            span = name_words.trimmed(match[0], match.start())
+        for match in CANDIDATE.finditer(text):
+            span = trimmed(match[0], match.start())
             if span:
                 found.setdefault(span, "NAME")
         return sorted((start, end, kind) for (start, end), kind in found.items())

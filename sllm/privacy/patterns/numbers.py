@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from sllm.extras import needs
 from sllm.privacy.findings import Finding
-from sllm.privacy.patterns import checksums, phones
+from sllm.privacy.patterns import checksums
+from sllm.privacy.regex import lazy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,16 +21,16 @@ if TYPE_CHECKING:
 __all__ = ["scan"]
 
 # Groups of digits with at most three signs between them; behind a 区号 there may be a bracket.
-_RUN = re.compile(r"(?:\+ ?|\()?\(?[0-9]+(?:(?:[ .\-/]| ?\(| ?\)[ ./-]?| - |--)[0-9]+)*\)?")
-_GROUP = re.compile(r"[0-9]+")
-_ALNUM_TAIL = re.compile(r"[A-Za-z]+\Z")
+_RUN = lazy(r"(?:\+ ?|\()?\(?[0-9]+(?:(?:[ .\-/]| ?\(| ?\)[ ./-]?| - |--)[0-9]+)*\)?")
+_GROUP = lazy(r"[0-9]+")
+_ALNUM_TAIL = lazy(r"[A-Za-z]+\Z")
 # Words that may stand right before a number without a space.
 _GLUED_TEXT = (
     "tel mobile mob cell fax phone ph hp m t p id card no num number qq wechat vx wx sfz sfzh call "
     "contact ssn"
 )
 _GLUED = frozenset(_GLUED_TEXT.split())
-_OTHER_NUMBER = re.compile(
+_OTHER_NUMBER = lazy(
     r"(?:订单|单号|运单|快递|物流|流水|交易|批次|编号|货号|条码|发票|工单|任务|order|invoice|"
     r"tracking|transaction|trace"
     r"|isbn|issn|ean|upc|sku|serial|batch|ticket|timestamp|时间戳|doi|commit|build|version|hash|"
@@ -36,31 +38,28 @@ _OTHER_NUMBER = re.compile(
     r"[^0-9]{0,14}\Z",
     re.I,
 )
-_CARD_WORD = re.compile(
+_CARD_WORD = lazy(
     r"(?:卡|card|visa|master|amex|debit|credit|账|帐|account|charge|"
     r"(?<![a-z])cc)[^0-9]{0,16}\Z",
     re.I,
 )
-_PHONE_WORD = re.compile(
+_PHONE_WORD = lazy(
     r"(?:电话|手机|電話|手機|聯絡|聯繫|傳真|市話|行動|座机|固话|热线|联系|致电|拨打|传真|短信|号码|来电|呼叫|"
     r"微信|phone|tel|mobile|cell|call|fax|whatsapp|text|contact|(?:my|his|her|their|our|your|the|new|work|"
     r"home|cell)[ ]number(?:[ ]is)?|messages?[ ](?:to|at)|hotline|pager|beeper|dial|reach|ring|sms|viber|"
     r"telegram|signal)[^0-9]{0,24}\Z",
     re.I,
 )
-_PAID_WORD = re.compile(r"(?:打到|转到|转给|汇到|付到|存到|打款|转账|汇款|收款|退款|打钱|工资)[^0-9]{0,12}\Z")
-_ID_WORD = re.compile(r"(?:身份|证件|证号|id|identity)[^0-9]{0,20}\Z", re.I)
-_EXTENSION = re.compile(r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2}|-)([0-9]{1,6})(?![0-9])", re.I)
-_WORD_EXTENSION = re.compile(
-    r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2})([0-9]{1,6})(?![0-9])", re.I
-)
+_PAID_WORD = lazy(r"(?:打到|转到|转给|汇到|付到|存到|打款|转账|汇款|收款|退款|打钱|工资)[^0-9]{0,12}\Z")
+_ID_WORD = lazy(r"(?:身份|证件|证号|id|identity)[^0-9]{0,20}\Z", re.I)
+_EXTENSION = lazy(r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2}|-)([0-9]{1,6})(?![0-9])", re.I)
+_WORD_EXTENSION = lazy(r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2})([0-9]{1,6})(?![0-9])", re.I)
 
-# How many times phonenumberslite is asked about numbers of one text, by region; behind that, form alone
-# decides.
-# A check costs a fifth of a millisecond, and a text of nothing but numbers must not cost minutes.
+# How many times phonenumberslite is asked about numbers of one text, by region; after that, form alone
+# decides. A check costs a fifth of a millisecond, and a text of nothing but numbers must not cost minutes.
 _LOOKUPS = 600
-_REGIONS = 12
-# How many windows of runs are judged in one text; runs behind them count as found.
+_LOOKUPS_NATIONAL = 12  # regions are asked in turn
+# How many windows of runs are judged in one text; the runs after them count as found.
 _WINDOWS = 20_000
 
 _CARD_GROUPS = frozenset(
@@ -91,7 +90,7 @@ _ID_X_GROUPS = frozenset(
 )
 
 
-_X = re.compile(r"[ -]?[Xx](?![A-Za-z0-9])")
+_X = lazy(r"[ -]?[Xx](?![A-Za-z0-9])")
 
 
 class _Run:
@@ -122,20 +121,68 @@ class _Run:
         return known
 
 
+# Where numbers without a country code are most often from; asked in this order.
+_REGIONS = (
+    "CN", "GB", "FR", "DE", "JP", "KR", "TW", "AU", "IT", "IN", "BR", "NL", "ES", "CH", "MX", "ZA", "TR",
+    "PK",
+)  # fmt: skip
+_MOBILE_REGIONS = ("GB", "FR", "DE", "JP", "KR", "TW", "AU", "ZA", "TR", "PK", "NL", "CH")
+
+
+@functools.cache
+def _phonenumbers() -> Any:
+    """The library, imported on first use: it takes a while, and most texts need none of it."""
+    with needs("privacy"):
+        import phonenumbers
+    return phonenumbers
+
+
+@functools.lru_cache(maxsize=8192)
+def _is_international(digits: str) -> bool:
+    """Whether the digits after a plus sign are a valid number of some country."""
+    lib = _phonenumbers()
+    try:
+        return bool(lib.is_valid_number(lib.parse("+" + digits)))
+    except lib.NumberParseException:
+        return False
+
+
+@functools.lru_cache(maxsize=8192)
+def _is_national(digits: str, mobile: bool) -> bool:
+    """Whether the digits, as written within a country, are a valid (mobile) number of one of the regions."""
+    lib = _phonenumbers()
+    for region in _MOBILE_REGIONS if mobile else _REGIONS:
+        try:
+            number = lib.parse(digits, region)
+        except lib.NumberParseException:
+            continue
+        if mobile:
+            if lib.number_type(number) == lib.PhoneNumberType.MOBILE:
+                return True
+        elif lib.is_valid_number(number):
+            return True
+    return False
+
+
 class _Lookups:
-    """How many times the tables may still be asked."""
+    """Asks the tables of phonenumberslite, a bounded number of times in one text.
+
+    A look-up answers None once the bound is reached.
+    """
 
     def __init__(self) -> None:
         self.left = _LOOKUPS
         self.windows = _WINDOWS
 
     def international(self, digits: str) -> bool | None:
+        """Whether the digits after a plus sign are a valid number."""
         self.left -= 1
-        return phones.international(digits) if self.left >= 0 else None
+        return _is_international(digits) if self.left >= 0 else None
 
     def national(self, digits: str, *, mobile: bool = False) -> bool | None:
-        self.left -= _REGIONS  # each is asked in turn
-        return phones.national(digits, mobile=mobile) if self.left >= 0 else None
+        """Whether the digits are a valid number of some region without the code of its country."""
+        self.left -= _LOOKUPS_NATIONAL
+        return _is_national(digits, mobile) if self.left >= 0 else None
 
 
 def _mobile_cn(digits: str) -> bool:
@@ -182,13 +229,13 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
         digits = run.digits(i, j)
         if checksums.cn_id_15(digits) and run.follows(_ID_WORD, i):
             return Finding(start, end, "IDCARD", 0.9, checked=True)
-        if digits[0] in "12" and digits[3:5] <= "12" and _nir(digits):
+        if digits[0] in "12" and digits[3:5] <= "12" and checksums.valid("fr.nir", digits):
             return Finding(start, end, "NATIONALID", 0.9, checked=True)
     if (
         lengths == (12,)
         and text[start] in "56"
         and run.follows(_CARD_WORD, i)
-        and checksums.luhn(text[start:end])
+        and checksums.valid("luhn", text[start:end])
     ):
         return Finding(start, end, "CARD", 0.7)  # Maestro has cards of 12 digits
     if 13 <= total <= 19 and (len(lengths) == 1 or lengths in _CARD_GROUPS):
@@ -211,11 +258,6 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
 
 _USCC_STARTS_TEXT = "11 12 13 19 31 32 33 51 52 53 59 91 92 93"
 _USCC_STARTS = frozenset(_USCC_STARTS_TEXT.split())
-
-
-def _nir(digits: str) -> bool:
-    """France: 13 digits and 97 minus their remainder."""
-    return int(digits[:13]) % 97 == 97 - int(digits[13:])
 
 
 def _short_date(digits: str) -> bool:
@@ -243,16 +285,16 @@ def _national_id(run: _Run, i: int, j: int, lengths: tuple[int, ...], start: int
         if (
             _years([run.text[a:b] for a, b in run.groups[i:j]])
             or digits[0] in "01"
-            or not checksums.verhoeff(digits)
+            or not checksums.valid("verhoeff", digits)
         ):
             return None
         checked = True
     elif lengths == (3, 3, 3, 2):
-        checked = checksums.stdnum_valid("br.cpf", digits)
+        checked = checksums.valid("br.cpf", digits)
     elif lengths == (2, 3, 3, 4, 2):
-        checked = checksums.stdnum_valid("br.cnpj", digits)
+        checked = checksums.valid("br.cnpj", digits)
     elif lengths == (3, 3, 3):
-        if digits[0] == "0" or not checksums.luhn(digits):
+        if digits[0] == "0" or not checksums.valid("luhn", digits):
             return None
         checked = True
     elif lengths == (6, 7):
@@ -262,19 +304,17 @@ def _national_id(run: _Run, i: int, j: int, lengths: tuple[int, ...], start: int
             return None
     elif lengths in ((6, 4), (8, 4)):
         short = digits[-10:]
-        if not _short_date(short) or not checksums.luhn(short):
+        if not _short_date(short) or not checksums.valid("luhn", short):
             return None
         checked = True
     elif lengths == (1, 2, 2, 2, 3, 3, 2):
-        if digits[0] not in "12" or not _nir(digits):
+        if digits[0] not in "12" or not checksums.valid("fr.nir", digits):
             return None
         checked = True
     elif lengths == (2, 6, 6, 1):
-        checked = checksums.luhn(digits)
+        checked = checksums.valid("luhn", digits)
     elif lengths == (3, 4, 4, 2):
-        # Switzerland: 756 and the check digit of EAN-13.
-        weighted = sum(int(d) * (1 + 2 * (k % 2)) for k, d in enumerate(digits))
-        if digits[:3] != "756" or weighted % 10:
+        if digits[:3] != "756" or not checksums.valid("ch.ssn", digits):
             return None
         checked = True
     return Finding(start, end, kind, 0.9 if checked else 0.7, checked=checked)
@@ -379,7 +419,7 @@ _MOBILE_FORMS = frozenset(
     ]
 )  # fmt: skip
 _LANDLINE_FORMS = frozenset([(3, 8), (4, 7), (4, 8), (3, 4, 4), (4, 4, 4), (4, 3, 4), (3, 7)])
-_CN_AREA = re.compile(r"0(?:10|2[0-57-9]|[3-9][1-9][0-9])")
+_CN_AREA = lazy(r"0(?:10|2[0-57-9]|[3-9][1-9][0-9])")
 
 
 def _with_sign(
@@ -425,8 +465,8 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
 
 # Commas between the groups of one number have at most three digits before each; longer groups are the columns
 # of a table.
-_COLUMNS_BEFORE = re.compile(r"[0-9]{4},\Z")
-_LONG = re.compile("[0-9]{4}")
+_COLUMNS_BEFORE = lazy(r"[0-9]{4},\Z")
+_LONG = lazy("[0-9]{4}")
 
 
 def _long_tail(text: str, start: int, end: int) -> bool:
