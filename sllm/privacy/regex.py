@@ -21,29 +21,35 @@ ALONE = r"(?<![A-Za-z0-9].)"
 END = r"(?![A-Za-z0-9])"
 
 
-class _Lazy:
-    """Compiles its pattern when the first of its methods is asked for, and keeps the methods of the compiled
-    one as its own attributes: from then on a call costs what it costs there.
+_METHODS = ("search", "match", "fullmatch", "finditer", "findall", "split", "sub", "subn")
+
+
+class _Compiled:
+    """Has the methods of a compiled pattern as attributes of its own."""
+
+
+class _Lazy(_Compiled):
+    """Compiles its pattern when one of the methods is asked for, and becomes a :class:`_Compiled`: Python is
+    slower at reading attributes of classes that have a ``__getattr__``, also those that are found without it.
     """
 
     def __init__(self, source: str | Callable[[], str], flags: int) -> None:
         self._source = source
         self._flags = flags
-        self._compiled: re.Pattern[str] | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
+        if name not in _METHODS:
             raise AttributeError(name)
-        if self._compiled is None:
-            source = self._source if isinstance(self._source, str) else self._source()
-            self._compiled = re.compile(source, self._flags)
-        value = getattr(self._compiled, name)
-        setattr(self, name, value)
-        return value
+        source = self._source if isinstance(self._source, str) else self._source()
+        compiled = re.compile(source, self._flags)
+        for method in _METHODS:
+            setattr(self, method, getattr(compiled, method))
+        self.__class__ = _Compiled  # type: ignore[assignment]
+        return getattr(compiled, name)
 
 
 def lazy(source: str | Callable[[], str], flags: int = 0) -> re.Pattern[str]:
-    """A pattern that is compiled when it is first used.
+    """A pattern that is compiled when one of its methods is first called; it has no other attributes.
 
     Args:
         source: the pattern, or what makes it, where word lists have to be read for that.

@@ -1,8 +1,8 @@
-"""Views of a text: written plainly for those who search, with the way back to the text as it was.
+"""Views of a text: rewritten for searching, with the offsets of what each character came from.
 
 A phone number may come in full-width digits, with zero-width characters or in Chinese numerals. Searching
 runs over a view in which all of that is written in ASCII, and what is found there is mapped back to offsets
-of the original. The views: :func:`plain` for detectors (keeps case and length wherever it can),
+in the original. The views: :func:`plain` for detectors (keeps case and length wherever it can),
 :func:`folded` for comparing with known values (compatibility decomposition and case folding), and
 :func:`decoded` for what hides behind the escapes of JSON, URLs and HTML, or in base64 and hexadecimal.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["View", "compact", "decoded", "fold_char", "folded", "packed", "plain"]
 
-# What is drawn with no width: soft hyphen, joiners, direction marks, byte order mark, variation selectors.
+# Characters without width: soft hyphen, joiners, direction marks, byte order mark, variation selectors.
 _INVISIBLE = (
     "\u00ad\u034f\u061c\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff"
     "\U000e0000-\U000e007f\U000e0100-\U000e01ef"
@@ -56,7 +56,7 @@ class View:
         text: what to search.
         offsets: for each character of ``text`` the offset in the original that it came from; None where the
             two have the same offsets.
-        ends: for each character the offset behind what it came from; None where that is one character.
+        ends: for each character the offset after what it came from; None where that is one character.
 
     """
 
@@ -113,7 +113,7 @@ def plain(text: str) -> View:
     changed = view.text
     changing = [char for char in chars if _CHANGING.match(char)]
     if len(changing) <= _FEW:
-        # A few passes that the machine makes at once, instead of a call for each character.
+        # A few passes in C instead of a Python call for each character.
         for char in changing:
             changed = changed.replace(char, _plain_char(char))
     else:
@@ -139,7 +139,7 @@ _FOLDING = lazy("[^\x00-\x7f\u3001\u3002\u4e00-\u9fff]")
 
 
 def folded(text: str) -> View:
-    """The view in which known values are looked for; see :func:`fold_char`."""
+    """The view in which known values are searched; see :func:`fold_char`."""
     if text.isascii():
         return View(text.lower(), None)
     pieces: list[str] = []
@@ -160,8 +160,8 @@ def folded(text: str) -> View:
     return View(body, offsets if moved else None)
 
 
-# What is written between the letters of a word without ending it: spaces, signs of Markdown and of joining,
-# tags, marks on letters. The signs that end a clause are not among them.
+# What is written between the letters of a word without ending it: spaces, Markdown and joining signs, tags,
+# combining marks. The signs that end a clause are not among them.
 _BETWEEN = lazy(
     "(?:[\\s_.*~`'\"/\\\\+|()\\[\\]{}#=&\u00b7\u2022\u0300-\u036f-]|</?[A-Za-z][^<>\\n]{0,40}>|[<>])+"
 )
@@ -214,7 +214,7 @@ def _unescaped(match: re.Match[str]) -> list[tuple[str, int]]:
     code = int(high, 16)
     if 0xD800 <= code < 0xDC00 and low:
         return [(chr(0x10000 + ((code - 0xD800) << 10) + (int(low, 16) - 0xDC00)), width)]
-    # Half of a pair is no character.
+    # Half of a surrogate pair is not a character.
     first = "\ufffd" if 0xD800 <= code < 0xE000 else chr(code)
     return [(first, width - 6), ("\ufffd", 6)] if low else [(first, width)]
 
@@ -224,7 +224,7 @@ def _unquoted(match: re.Match[str]) -> list[tuple[str, int]]:
 
 
 def _of_bytes(data: bytes, width: int) -> list[tuple[str, int]]:
-    """The characters of UTF-8, or of Latin-1 where it is none; each byte was ``width`` characters."""
+    """The characters of UTF-8, or of Latin-1 where it is invalid; each byte was ``width`` characters."""
     try:
         return [(char, width * len(char.encode())) for char in data.decode()]
     except UnicodeDecodeError:
@@ -233,7 +233,7 @@ def _of_bytes(data: bytes, width: int) -> list[tuple[str, int]]:
 
 def _printable(match: re.Match[str]) -> list[tuple[str, int]]:
     data = bytearray()
-    widths: list[int] = []  # of each byte, with the ends of lines in front of it: nothing stands there
+    widths: list[int] = []  # of each byte, with the soft line breaks before it
     left = 0
     for piece in _QUOTED_BYTE.finditer(match[0]):
         if piece[1]:
@@ -291,8 +291,8 @@ def _replaced(
 
 
 def decoded(text: str) -> Iterator[View]:
-    """What the text is behind the escapes of JSON and program code, of URLs and of HTML, where that is
-    another.
+    """The text without the escapes of JSON and program code, of URLs, of HTML and of mail: a view for each
+    that changes it.
     """
     for sign, pattern, put in (
         ("\\", _ESCAPE, _unescaped),
@@ -318,13 +318,13 @@ _URL_SAFE = str.maketrans("-_", "+/")
 
 
 def packed(text: str) -> Iterator[tuple[int, int, str]]:
-    """Runs of base64 and hexadecimal digits: start, end, and what they hold as text, with U+FFFD for what is
-    none.
+    """Runs of base64 and hexadecimal digits: start, end, and what they hold as text, with U+FFFD for bytes
+    that are not UTF-8.
     """
     for run in _BASE64.finditer(text):
         body = run[0].translate(_URL_SAFE)
         forms = []
-        # Letters in front of it may have shifted the run.
+        # Letters before it may have shifted the run.
         for shift in range(4):
             part = body[shift:]
             part = part[: len(part) - (len(part) % 4 == 1)]

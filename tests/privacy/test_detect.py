@@ -473,7 +473,8 @@ def test_lazy_patterns() -> None:
         "b",
         "bb",
     ]
-    assert pattern.flags & re.I and pattern.groups == 1 and made == [1]
+    assert made == [1]
+    assert not hasattr(lazy("("), "flags")
     assert lazy(first_of(["[Cc]at", "dog"]) + rest_of(["[Cc]at", "dog"])).findall("cat Dog dog Cat") == [
         "cat",
         "dog",

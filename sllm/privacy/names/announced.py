@@ -1,5 +1,5 @@
-"""What is written around people in English: titles, labels, verbs, greetings and closings, and what is said
-of people only.
+"""The words around names in English: titles, labels, verbs, greetings and closings, and what is said of
+people only.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Context:
 
     @functools.cached_property
     def ranks(self) -> frozenset[str]:
-        """Titles that are ordinary words too: what follows has to be none."""
+        """Titles that are ordinary words too: what follows has to be no ordinary word."""
         return frozenset(self._table["ranks"])
 
     @functools.cached_property
@@ -60,12 +60,12 @@ class _Context:
 
     @functools.cached_property
     def nobody(self) -> frozenset[str]:
-        """Who is greeted and is not a person."""
+        """Names that are greeted and are not people: assistants and models."""
         return frozenset(self._table["nobody"])
 
     @functools.cached_property
     def verbs(self) -> dict[str, tuple[str, ...]]:
-        """What a name follows without a sign between, by end."""
+        """Phrases right before a name, without a sign between, by end."""
         return _by_end(self._table["verbs"])
 
     @functools.cached_property
@@ -75,7 +75,7 @@ class _Context:
 
     @functools.cached_property
     def loose_labels(self) -> frozenset[str]:
-        """Labels that many other things follow, too."""
+        """Labels that many other things than a name follow."""
         return frozenset(self._table["loose labels"])
 
     @functools.cached_property
@@ -90,13 +90,13 @@ class _Context:
 
     @functools.cached_property
     def last(self) -> frozenset[str]:
-        """The last words of all that announces a name: most text is done with after one look-up."""
+        """The last words of all phrases that announce a name: one look-up decides for most text."""
         phrases = [*self._table["verbs"], *(phrase for each in self._endings.values() for phrase in each)]
         return frozenset(re.split("[ /]", phrase)[-1] for phrase in phrases)
 
     @functools.cached_property
     def leading(self) -> frozenset[str]:
-        """With those of titles without a full stop, and of what is said before people only."""
+        """``last``, with titles without a full stop and the last words of what is said before people only."""
         titles = (*self.titles, *self.ranks, *self.greetings)
         return self.last | frozenset(self._table["last words"]) | frozenset(title.lower() for title in titles)
 
@@ -113,7 +113,14 @@ _LINE_CLOSED = lazy(
 
 
 def announced(before: str, word: str, follow: str) -> float:
-    """How surely the text right before a capitalised word says that a name comes: 0, 0.6 or 0.8."""
+    """How surely a name is announced right before a capitalised word: 0, 0.6 or 0.8.
+
+    Args:
+        before: the text before the word.
+        word: the first word of the run.
+        follow: the character after the run.
+
+    """
     head = before.rstrip(" \"'*`\n\t({[")
     sign = head[-1:]
     if sign == ">":
@@ -148,7 +155,7 @@ def announced(before: str, word: str, follow: str) -> float:
     if endings is CONTEXT.verbs:
         return 0.6 if said in CONTEXT.loose_verbs else 0.8
     if sign == ",":
-        # "Thanks, Monday is fine": a closing has a line, or a beginning, of its own.
+        # "Thanks, Monday is fine": these close a letter only at the beginning of a line.
         line = head[-len(said) - 2 : -len(said)]
         return 0.8 if said not in ("best", "love", "signed", "kindly") or "\n" in line or not line else 0.0
     return 0.6 if said in CONTEXT.loose_labels else 0.8
@@ -190,7 +197,7 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def of_people(before: str) -> bool:
-    """Whether the text before a name, with the space between, says what is said of people only."""
+    """Whether the text before a name, with the space between, is said of people only."""
     head = before[:-1].removesuffix(",")
     last = head[len(head.rstrip(_LETTERS)) :]
     return last.lower() in CONTEXT.leading and _HUMAN_BEFORE.search(before) is not None
@@ -205,7 +212,7 @@ SPOKEN_TO = lazy(
 
 
 def mentioned(text: str, before: str, end: int) -> bool:
-    """Whether two capitalised words or more are spoken of as somebody is: contact ... at, call ... on."""
+    """Whether two capitalised words or more are mentioned as people are: contact ... at, call ... on."""
     head = before[:-1].lower()
     if not head.endswith(("contact", "call", "email", "reach", "met", "meet", "notify", "ask")):
         return False

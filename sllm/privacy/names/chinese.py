@@ -1,19 +1,19 @@
-"""Chinese people and companies, told without a model: by labels, roles, forms of address and signatures, and
-by characters that are hardly anything but a given name.
+"""Chinese people and companies, found without a model: by labels, roles, forms of address and signatures, and
+by characters that are hardly used outside of given names.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sllm.privacy.findings import Budget, Finding
 from sllm.privacy.names.word_lists import CANDIDATE, CHINESE, trimmed
 from sllm.privacy.regex import lazy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["fills", "given_length", "is_label", "is_typical", "is_word", "scan", "surname"]
 
@@ -21,10 +21,11 @@ _HAN = "\u4e00-\u9fff"
 
 
 def _surname(single: str) -> str:
-    """A pattern of those of two characters or one.
+    """A pattern of surnames: those of two characters or more, and of one.
 
-    It begins with one set of characters: the engine skips to these, which it does not do in front of
-    alternatives.
+    Args:
+        single: the surnames of one character.
+
     """
     double = CHINESE.double_surnames
     first = "".join(sorted({*single, *(name[0] for name in double)}))
@@ -49,20 +50,20 @@ def _of_names() -> str:
 
 @functools.cache
 def _field_labels() -> str:
-    """Labels with a colon, the longest first: what fills the field is a name whatever its characters, unless
-    it says that there is none.
+    """Alternatives of labels, the longest first. After a colon, what fills the field is a name whatever its
+    characters, unless it says that the field is empty.
     """
     return "|".join(sorted(CHINESE.field_labels, key=len, reverse=True))
 
 
 @functools.cache
 def _any_surname() -> str:
-    """With those that are ordinary words too; only where something else says that a name comes."""
+    """With those that are ordinary words too, for where something else says that a name follows."""
     return _surname(CHINESE.surnames + CHINESE.rare_surnames)
 
 
 _GIVEN = f"[{_HAN}]"
-# Which one of several it is, behind a role or a name: 甲方（出租方）, 张伟（组长）.
+# Which one of several it is, after a role or a name: 甲方（出租方）, 张伟（组长）.
 _WHICH = r"(?:[（(][^()（）\n]{1,8}[)）])?"
 _WORDS_CN = lazy(lambda: CHINESE.not_names)
 _CN_BEFORE = lazy(
@@ -74,7 +75,6 @@ _CN_BEFORE = lazy(
         + rf")(?P<given>{_GIVEN}{{1,3}}))"
     )
 )
-# All sorts of things follow these; a name is taken behind them only where a sign or an end comes after it.
 _CN_TITLE = lazy(
     lambda: (
         rf"(?P<name>{surname()}{_GIVEN}{{1,2}}?)(?:先生|女士|小姐|太太|老师|医生|教授|经理|主任|律师|"
@@ -91,8 +91,8 @@ _CN_ADDRESSED = lazy(
         + rf"总(?![{_HAN}])))"
     )
 )
-_ADDRESSED_BEHIND = frozenset("找系给请问与和是跟叫让由被栋室户号元楼层为的致")
-# A name beside a number of its owner: in a column, on a label of a parcel, behind an account.
+_BEFORE_ADDRESSED = frozenset("找系给请问与和是跟叫让由被栋室户号元楼层为的致")
+# A name next to a number of its owner: in a column, on the label of a parcel, after an account.
 _CN_BESIDE = lazy(
     lambda: rf"[ ,，|/、:\t](?P<name>{surname()}{_GIVEN}{{1,2}})(?=\s*(?:$|[，,。；;|\t\n]| [0-9]))", re.M
 )
@@ -143,14 +143,13 @@ _FIELD_STOP = r"(?=[，。；、,;.\s（(）)|/<\"”】\]]|\Z)"
 _CN_FILLED = lazy(
     rf"[：:][ \t\"“]{{0,3}}(?P<name>[{_HAN}]{{2,4}}|[{_HAN}] {{1,4}}[{_HAN}]|{_DOTTED}){_FIELD_STOP}"
 )
-# In a cell, a tag or a line of its own behind the label: 姓名|张伟, 【姓名】张伟, <姓名>张伟.
+# In a cell, a tag or a line of its own after the label: 姓名|张伟, 【姓名】张伟, <姓名>张伟.
 _CN_BELOW = lazy(rf"[|\t=】》>—\n-][ \t\"“|*]{{0,4}}(?P<name>[{_HAN}]{{2,4}}){_FIELD_STOP}")
 _TAGS = lazy(r"(?:</?[A-Za-z]{1,10}>?)+\Z")
 _ETHNIC_NAME = lazy(rf"{_DOTTED}\Z")
 _FIELD_END = lazy(lambda: rf"(?:{_field_labels()}|姓 {{0,4}}名){_WHICH}\Z")
-# A label that is none of these and says by its end that somebody fills the field: 提货人, 值班员, 买方. What
-# fills it has to look like a name. Not the labels of people in books and in the news: who asks about them
-# means them.
+# Other labels, of which the end says that a person fills the field: 提货人, 值班员, 买方. What fills it has
+# to look like a name. Labels of people in books and in the news (作者, 导演) are left out: these are public.
 _PERSONS_ENDS = (
     r"(?<=报名)人|(?<![诗名古伟艺词机器文猎商])(?<!创始)(?<!发明)(?<!代言)(?<!传承)(?<!第一)(?<!主持)人|"
     r"(?<![作译编学读笔记])者|(?<![演议委动官])员|师|(?<!器)(?<!感)(?<!五)官|"
@@ -161,7 +160,7 @@ _PERSONS_ENDS = (
     r"校对|制表|秘书|助理|顾问|主治|主刀|主任|负责|跟进|值班|对接|联系|客户|账户|用户|联系方"
 )
 _PERSONS = lazy(rf"(?:{_PERSONS_ENDS})(?:姓名|名字|名称|名)?{_WHICH}\Z")
-# One look at the last character spares most candidates the search. Behind 女儿 _CN_BEFORE finds the name.
+# Looking up the last character spares most candidates the search. After 女儿 _CN_BEFORE finds the name.
 _PERSONS_LAST = frozenset(end[-1] for end in _PERSONS_ENDS.split("|")) - {"儿"}
 # 提货人张伟, 对接人是石磊, 值班员（夜班）欧阳静.
 _CN_ROLE = lazy(lambda: rf"(?P<name>{surname()}{_of_names()}(?:{_of_names()}(?!天))?)")
@@ -189,7 +188,7 @@ _CN_CALLED = lazy(
 )
 _CN_POLITE = lazy(lambda: rf"(?P<name>{_any_surname()}[{_HAN}]{{0,2}}?)(?:先生|女士|小姐|太太)")
 _CN_PET = lazy(rf"叫(?P<name>[小阿][{_HAN}])(?=[，。,.！!？?；\s]|\Z|的)")
-# Of two characters: only between words that stand before and behind somebody.
+# Of two characters: only between words that come before and after people.
 _CN_SHORT = lazy(
     lambda: (
         rf"(?<=[和与跟给让请找被对向问叫把替约见帮由于告])(?P<name>{surname()}[{CHINESE.given_sure}])"
@@ -205,7 +204,7 @@ _CN_FRAMED = lazy(
         rf"结婚|离婚|合作))"
     )
 )
-# A name on a line of its own, behind the end of a letter or in front of its date.
+# A name on a line of its own, after the end of a letter or before its date.
 _CN_SIGNED = lazy(
     lambda: (
         rf"(?:(?:敬礼|此致|祝好|商祺|顺颂|谨启|敬上|谨上|致谢|谢谢|感谢|顺祝[{_HAN}]{{2,4}}|"
@@ -231,15 +230,15 @@ _CN_PARCEL = lazy(
     lambda: rf"(?P<name>{_any_surname()}[{_HAN}]{{1,2}})(?:亲启|台启|敬启|收)(?=[\s，。,.）)]|\Z)"
 )
 _LATIN_CAPITALS = lazy(r"[A-Z]{2,15}[ ,/]{1,2}[A-Z]{2,20}(?: [A-Z]{2,20})?(?![A-Za-z])")
-# What goes on behind a name: the next one of a list.
+# The next name of a list.
 _CN_NEXT = lazy(
     lambda: (
         rf"{_WHICH}[、，,和与及/ ]{{1,2}}(?P<name>{_any_surname()}[{_HAN}]{{1,2}})"
         rf"(?=[、，,。；;和与及/\s（(）)]|\Z|等)"
     )
 )
-# Characters of given names. Where two stand behind a surname, one of them of the second list, and no word
-# goes on around them, it is a person whatever announces it.
+# A surname and two characters of given names, one of which is hardly used elsewhere: where no other word
+# continues around them, it is a person even if nothing announces it.
 _CN_TYPICAL = lazy(
     lambda: (
         rf"(?P<name>{surname()}(?:[{CHINESE.given}][{CHINESE.given_sure}]|"
@@ -255,8 +254,8 @@ _AHEAD = frozenset("和与及跟给让请找由被对向问是为叫把替约见
 _BEFORE = {_CN_BESIDE: _BESIDE_BEFORE, _CN_JSON: _JSON_BEFORE}
 
 
-def _apart(text: str, start: int, end: int) -> bool:
-    """Whether no word goes on around a range, for all that its neighbours say."""
+def _no_longer_word(text: str, start: int, end: int) -> bool:
+    """Whether the characters next to a range do not make it a part of a longer word."""
     before, follow = text[max(0, start - 1) : start], text[end : end + 1]
     return (before in _AHEAD or not "\u4e00" <= before <= "\u9fff") and (
         follow in _GOES_ON or not "\u4e00" <= follow <= "\u9fff"
@@ -264,11 +263,11 @@ def _apart(text: str, start: int, end: int) -> bool:
 
 
 def given_length(text: str, at: int, longest: int) -> int:
-    """How many characters from ``at`` are a given name: one or two, up to what cannot be in one."""
+    """How many characters from ``at`` can be a given name: none to two."""
     n = 0
     while n < min(2, longest) and text[at + n : at + n + 1]:
         char = text[at + n]
-        # 冯志刚, 魏来: at the end of a clause these are the end of a name.
+        # 冯志刚, 魏来: at the end of a clause these end a name.
         last = char in _GIVEN_AT_END and not "\u4e00" <= text[at + n + 1 : at + n + 2] <= "\u9fff"
         if char in CHINESE.not_given and not last:
             break
@@ -280,11 +279,11 @@ _GIVEN_AT_END = frozenset("刚来信月可为有正如若先得博")
 
 
 def is_word(text: str, at: int) -> bool:
-    """Whether an ordinary word begins at an offset, rather than a name."""
+    """Whether an ordinary word begins at an offset and not a name."""
     return _WORDS_CN.match(text, at) is not None
 
 
-def _people(text: str, budget: Budget) -> Iterator[Finding]:
+def _by_role(text: str, budget: Budget) -> Iterator[Finding]:
     for found in budget.each(_CN_BEFORE.finditer(text)):
         start = found.end()
         given = start + len(found["surname"])
@@ -316,7 +315,7 @@ def _people(text: str, budget: Budget) -> Iterator[Finding]:
                 yield Finding(found.start("name"), found.end("name"), "NAME", 0.8)
     for found in budget.each(_CN_ADDRESSED.finditer(text)):
         left = text[max(0, found.start() - 1) : found.start()]
-        if "\u4e00" <= left <= "\u9fff" and left not in _ADDRESSED_BEHIND:
+        if "\u4e00" <= left <= "\u9fff" and left not in _BEFORE_ADDRESSED:
             continue
         yield Finding(found.start("name"), found.end("name"), "NAME", 0.7)
     if "姓" in text:
@@ -338,62 +337,99 @@ def _people(text: str, budget: Budget) -> Iterator[Finding]:
             yield Finding(start, suffix.end(), "ORG", 0.7)
 
 
-# Each with its score, and signs of which a text needs one: most texts are spared most patterns.
-_PLAINLY: tuple[tuple[re.Pattern[str], float, str], ...] = (
-    (_CN_FILLED, 0.8, ":|："), (_CN_BELOW, 0.7, ""), (_CN_ROLE, 0.7, ""),
-    (_ETHNIC, 0.8, "·|•|・"), (_CN_SAID, 0.7, "据|记者|通讯员|编辑|摄影"),
-    (_CN_OWNER, 0.6, "的"),
-    (_CN_CALLED, 0.6, "姓"), (_CN_POLITE, 0.7, "先生|女士|小姐|太太"), (_CN_PET, 0.6, "叫小|叫阿"),
-    (_CN_PARCEL, 0.6, "收|启"), (_CN_SHORT, 0.6, ""), (_CN_SIGNED, 0.8, "\n"), (_CN_DATED, 0.7, "\n|上|启"),
-    (_CN_TYPICAL, 0.6, ""),
-)  # fmt: skip
+def _fills_field(text: str, found: re.Match[str]) -> bool:
+    name, ahead = found["name"], _before(text, found.start())
+    return not _EMPTY.match(name) and (
+        _FIELD_END.search(ahead) is not None
+        or (_looks_like_a_name(name) and _PERSONS.search(ahead) is not None)
+    )
 
 
-def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
-    """What needs no list of roles in front of it."""
-    listed = 0  # up to here lists were followed
-    for pattern, score, signs in _PLAINLY:
-        if not any(sign in text for sign in signs.split("|")):
+def _fills_cell(text: str, found: re.Match[str]) -> bool:
+    ahead = _before(text, found.start())
+    return fills(found["name"]) and (is_label(_TAGS.sub("", ahead)) or _JSON_BEFORE.search(ahead) is not None)
+
+
+def _has_a_role(text: str, found: re.Match[str]) -> bool:
+    """Whether a label comes right before a name, or a label and a word that joins them."""
+    start = found.start("name")
+    label = _LINK_BEFORE.sub("", text[max(0, start - 20) : start], count=1)
+    return (
+        label[-1:] in _PERSONS_LAST
+        and _PERSONS.search(label) is not None
+        and not is_word(text, start)
+        and found["name"] not in CHINESE.words_of_two
+    )
+
+
+def _is_addressed(text: str, found: re.Match[str]) -> bool:
+    start = found.start("name")
+    free = not _han(text, start - 1) or text[start - 1 : start] in _BEFORE_ADDRESSED
+    return free and _has_no_other_word(text, start, found["name"][1:])
+
+
+def _is_apart(text: str, found: re.Match[str]) -> bool:
+    """Whether no longer word continues around a name, or both characters are those of given names."""
+    start, end = found.span("name")
+    return _has_no_other_word(text, start, found["name"][1:]) and (
+        _no_longer_word(text, start, end)
+        or (_CN_BOTH.fullmatch(found["name"]) is not None and _after_somebody(text, start))
+    )
+
+
+def _is_apart_or_first(text: str, found: re.Match[str]) -> bool:
+    """The same, or no Chinese character comes before the name."""
+    start = found.start("name")
+    first = not _han(text, start - 1) and _has_no_other_word(text, start, found["name"][1:])
+    return first or _is_apart(text, found)
+
+
+def _is_no_word(text: str, found: re.Match[str]) -> bool:
+    return _has_no_other_word(text, found.start("name"), found["name"][1:-1])
+
+
+def _has_no_other_word(text: str, start: int, inner: str) -> bool:
+    """Whether no ordinary word begins at an offset, and no character that names do not have is in them."""
+    return not is_word(text, start) and not any(c in CHINESE.not_given for c in inner)
+
+
+class _Form(NamedTuple):
+    """How a name can be recognised that needs no role before it."""
+
+    pattern: re.Pattern[str]
+    score: float
+    signs: str  # of these, separated by |, the text needs one: that spares most texts most patterns
+    accept: Callable[[str, re.Match[str]], bool] | None  # further conditions
+
+
+_FORMS = (
+    _Form(_CN_FILLED, 0.8, ":|：", _fills_field),
+    _Form(_CN_BELOW, 0.7, "", _fills_cell),
+    _Form(_CN_ROLE, 0.7, "", _has_a_role),
+    _Form(_ETHNIC, 0.8, "·|•|・", None),
+    _Form(_CN_SAID, 0.7, "据|记者|通讯员|编辑|摄影", _is_no_word),
+    _Form(_CN_OWNER, 0.6, "的", _is_apart_or_first),
+    _Form(_CN_CALLED, 0.6, "姓", _is_no_word),
+    _Form(_CN_POLITE, 0.7, "先生|女士|小姐|太太", _is_addressed),
+    _Form(_CN_PET, 0.6, "叫小|叫阿", _is_no_word),
+    _Form(_CN_PARCEL, 0.6, "收|启", _is_apart_or_first),
+    _Form(_CN_SHORT, 0.6, "", _is_no_word),
+    _Form(_CN_SIGNED, 0.8, "\n", _is_no_word),
+    _Form(_CN_DATED, 0.7, "\n|上|启", _is_no_word),
+    _Form(_CN_TYPICAL, 0.6, "", _is_apart),
+)
+
+
+def _by_form(text: str, budget: Budget) -> Iterator[Finding]:
+    """Names that need no role before them."""
+    listed = 0  # the end of the last list
+    for form in _FORMS:
+        if not any(sign in text for sign in form.signs.split("|")):
             continue
-        for found in budget.each(pattern.finditer(text)):
-            start, end = found.span("name")
-            name = found["name"]
-            if pattern is _CN_FILLED:
-                ahead = _before(text, found.start())
-                good = not _EMPTY.match(name) and (
-                    _FIELD_END.search(ahead) is not None
-                    or (_looks_like_a_name(name) and _PERSONS.search(ahead) is not None)
-                )
-            elif pattern is _CN_BELOW:
-                ahead = _before(text, found.start())
-                good = fills(name) and (
-                    is_label(_TAGS.sub("", ahead)) or _JSON_BEFORE.search(ahead) is not None
-                )
-            elif pattern is _CN_ROLE:
-                good = _has_a_role(text, start, name)
-            elif pattern is _ETHNIC:
-                good = True
-            elif pattern is _CN_POLITE:
-                ahead = text[start - 1 : start]
-                good = (
-                    (not _han(text, start - 1) or ahead in _ADDRESSED_BEHIND)
-                    and not is_word(text, start)
-                    and not any(c in CHINESE.not_given for c in name[1:])
-                )
-            elif pattern in (_CN_OWNER, _CN_TYPICAL, _CN_PARCEL):
-                good = (
-                    not is_word(text, start)
-                    and not any(c in CHINESE.not_given for c in name[1:])
-                    and (
-                        _apart(text, start, end)
-                        or (pattern is not _CN_TYPICAL and not _han(text, start - 1))
-                        or (_CN_BOTH.fullmatch(name) is not None and _after_somebody(text, start))
-                    )
-                )
-            else:
-                good = not is_word(text, start) and not any(c in CHINESE.not_given for c in name[1:-1])
-            if good:
-                yield Finding(start, end, "NAME", score)
+        for found in budget.each(form.pattern.finditer(text)):
+            if form.accept is None or form.accept(text, found):
+                start, end = found.span("name")
+                yield Finding(start, end, "NAME", form.score)
                 if end > listed:
                     for one in _listed(text, end):
                         listed = one.end
@@ -414,7 +450,7 @@ def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
 
 
 def _before(text: str, at: int) -> str:
-    """The end of what stands in front of a sign, where a label may be."""
+    """The end of the text before a sign, where a label may be."""
     return text[max(0, at - 24) : at].rstrip(" \t\"'”*`")
 
 
@@ -427,31 +463,20 @@ def _looks_like_a_name(value: str) -> bool:
 
 
 def is_label(text: str) -> bool:
-    """Whether a label of a field, or a head of a column, is one of people."""
+    """Whether the label of a field, or the head of a column, ends in one of people."""
     return _FIELD_END.search(text) is not None or _PERSONS.search(text) is not None
 
 
 def is_typical(value: str) -> bool:
-    """Whether a text is a surname and one or two characters of given names, of which one is hardly anything
-    else.
+    """Whether a text is a surname and one or two characters of given names, one of which is hardly used
+    elsewhere.
     """
     found = _CN_TYPICAL.fullmatch(value) or _CN_TWO.fullmatch(value)
     return found is not None and not is_word(value, 0)
 
 
-def _has_a_role(text: str, start: int, name: str) -> bool:
-    """Whether a name that begins here has a label right before it, or one and a word that joins them."""
-    label = _LINK_BEFORE.sub("", text[max(0, start - 20) : start], count=1)
-    return (
-        label[-1:] in _PERSONS_LAST
-        and _PERSONS.search(label) is not None
-        and not is_word(text, start)
-        and name not in CHINESE.words_of_two
-    )
-
-
 def fills(value: str) -> bool:
-    """Whether what stands below such a head is a name."""
+    """Whether the value of a field, or of a cell below such a head, is a name."""
     return not _EMPTY.match(value) and (_ETHNIC_NAME.match(value) is not None or _looks_like_a_name(value))
 
 
@@ -464,7 +489,7 @@ def _han(text: str, at: int) -> bool:
 
 
 def _listed(text: str, at: int) -> Iterator[Finding]:
-    """The other names of a list, behind its first."""
+    """The other names of a list, after its first."""
     for _ in range(50):
         found = _CN_NEXT.match(text, at)
         if not found or is_word(text, found.start("name")):
@@ -476,6 +501,6 @@ def _listed(text: str, at: int) -> Iterator[Finding]:
 def scan(text: str) -> Iterator[Finding]:
     """People and companies in a plain view (:func:`sllm.privacy.text.plain`)."""
     budget = Budget(text)
-    yield from _people(text, budget)
-    yield from _plainly(text, budget)
+    yield from _by_role(text, budget)
+    yield from _by_form(text, budget)
     yield from budget.rest("NAME")

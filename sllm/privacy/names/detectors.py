@@ -1,8 +1,8 @@
 """Names of people and organisations: by the words around them, or by asking a language model.
 
-:class:`NameDetector` needs no model and takes only what strong context gives away. :class:`ModelDetector`
-lets a scorer judge candidates one by one: the labels' probabilities are compared, no text of the model is
-parsed.
+:class:`NameDetector` needs no model and finds only what is clear from its context. :class:`ModelDetector`
+lets a scorer judge candidates one by one: it compares the probabilities of labels, and parses no generated
+text.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ _EN_ORG_END = lazy(r" (?:Inc|LLC|Ltd|Limited|Corp|Corporation|PLC|Plc|GmbH|LLP|C
 
 
 class NameDetector:
-    """People and companies that the words around them give away: 我叫, 姓名, 联系人, my name is, Mr, Dear,
-    Inc., 有限公司; people below the head of a column, behind a key of a record, in a list or a chat; and
-    people whose own words do: a common given name with another word, the ending of a surname, letters that
-    English does not write, characters that are hardly anything but a Chinese name.
+    """People and companies, found without a model.
 
-    A name that none of these gives away needs a :class:`ModelDetector`.
+    By the words around them: 我叫, 姓名, 联系人, my name is, Mr, Dear, Inc., 有限公司. By the layout: people
+    below the head of a column, after a key of a record, in a list or a chat. By their own words: a common
+    given name with another word, the ending of a surname, letters that English does not write, characters
+    that are hardly used outside of Chinese names.
+
+    Other names need a :class:`ModelDetector`.
     """
 
     def detect(self, text: str) -> list[Finding]:
@@ -54,7 +56,7 @@ class NameDetector:
     def _scan(self, text: str) -> Iterator[Finding]:
         yield from english.scan(text)
         for end in _EN_ORG_END.finditer(text):
-            # The words in front of the form of the company: a few, so each stretch is looked at once.
+            # The few words before the form of the company, so that each stretch is read once.
             at = max(0, end.start() - 60)
             for found in _EN_ORG.finditer(text, at, end.end() + 1):
                 if found.end() >= end.end():
@@ -134,7 +136,7 @@ class ModelDetector:
             score = sum(shares[:3])
             if score >= self._threshold:
                 judged.append((score, Finding(start, end, self._KINDS[best], min(score, 1.0))))
-        # Of readings that overlap (张伟, 张伟东) the likelier one stands.
+        # Of candidates that overlap (张伟, 张伟东) the likelier one is kept.
         judged.sort(key=lambda pair: (-pair[0], pair[1].start - pair[1].end))
         taken: list[Finding] = []
         for _, one in judged:
@@ -175,7 +177,7 @@ class ModelDetector:
         return scores
 
     def _judge(self, text: str, start: int, end: int) -> list[float]:
-        """The share of each label, calibrated."""
+        """The calibrated probability of each label; they sum to 1."""
         chinese = any("\u4e00" <= char <= "\u9fff" for char in text[start:end])
         neutral = self._neutral.get(chinese)
         if neutral is None:

@@ -1,8 +1,8 @@
-"""People in Latin script, told without a model: by what announces them, and by what their words look like.
+"""People in Latin script, found without a model: by what announces them, and by what their words look like.
 
 Runs of capitalised words are read one after another. A run is a person where a title, a label, a verb, a
 greeting or the end of a letter says so; or where its own words do: a given name and a second word, a surname
-behind a word that is no ordinary one, letters that English does not write. A given name alone counts where
+after a word that is not a common one, letters that English does not write. A given name alone counts where
 the sentence is between people ("Rachel, can you call me?").
 """
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["scan"]
 
-# <ann@example.org> behind a name, and the columns of a table.
+# <ann@example.org> after a name, and the columns of a table.
 _MAILBOX = lazy(
     r"[\"']?(?: ?<[^\s<>@]{1,64}@|[,|;\t] ?\"?(?:[A-Za-z0-9._+-]{1,64}@[A-Za-z0-9]|\+[0-9]|"
     r"\(?[0-9]{3}\)?[ .-][0-9]{3}[ .-][0-9]{4}))"
@@ -49,7 +49,7 @@ _MAILBOX = lazy(
 )
 _BORN = lazy(r",? \(?(?:born|b\.|DOB|aged|age|d\.o\.b|née|nee)(?![a-z])")
 _SECOND = lazy(rf", (?P<word>[{CAP}][{LETTER}'’-]{{1,24}}(?: [A-Z]\.?(?![A-Za-z]))?)(?![{LETTER}])")
-# HOLLIS, MARGARET on a line of its own, or in front of the next field.
+# HOLLIS, MARGARET on a line of its own, or before the next field.
 _CAPITAL = lazy(f"[{CAP}]")
 _CAPITALS_EN = lazy(
     r"^[ \t]*(?P<name>[A-Z][A-Z'-]{1,24}, ?[A-Z][A-Z'-]{1,24}(?: [A-Z]\.?)?)(?=[ \t|"
@@ -60,7 +60,7 @@ _LOWER = lazy(
     r"(?<![A-Za-z])(?P<said>[Mm]y name is|[Mm]y name'?s|[Tt]his is|[Ii] am|[Ii]'m|[Cc]all me|[Nn]ame:) "
     r"(?P<first>[a-z]{3,14})(?: (?P<second>[a-z]{2,16}))?(?![A-Za-z])"
 )
-# The sentence is between people.
+# Words of a sentence that people say to each other.
 _PERSONAL = lazy(
     r"(?<![A-Za-z])(?:[Ii]|I'm|I've|I'll|[Mm]e|[Mm]y|[Ww]e|[Uu]s|[Oo]ur|[Yy]ou|[Yy]our|[Pp]lease|[Tt]hanks|"
     r"[Rr]egards|[Hh]i|[Hh]ello|[Dd]ear)(?![A-Za-z])"
@@ -80,7 +80,7 @@ class _Reader:
         self._personal: tuple[int, int, bool] = (0, 0, False)
 
     def personal(self, start: int) -> bool:
-        """Whether the text around an offset, in blocks of 256 characters, is between people."""
+        """Whether the text around an offset (a block of 256 characters) is what people say to each other."""
         block = start // 256 * 256
         low, high, known = self._personal
         if (low, high) != (block, block + 256):
@@ -99,8 +99,8 @@ class _Reader:
             yield one
 
     def _idle(self, word: str, start: int) -> bool:
-        """Whether a capitalised word is done with at once: neither known for a name, nor announced by the
-        word in front of it.
+        """Whether a capitalised word needs no closer look: it is not a known name, and the word before it
+        does not announce one.
         """
         if word in ENGLISH.not_names:
             return True
@@ -163,7 +163,7 @@ class _Reader:
                 known = first in ENGLISH.given or self._known(first)
                 score = 0.8 if known else 0.6 if follow == "," or (follow == "!" and len(parts) == 1) else 0.0
         if not score:
-            free = all(map(not_a_common_word, parts))  # nothing but its letters would say otherwise
+            free = all(map(not_a_common_word, parts))  # its letters alone do not rule a name out
             score = self._by_what_is_before(parts, start, end, free) or self._as_a_person(
                 parts, start, end, free
             )
@@ -176,7 +176,7 @@ class _Reader:
         yield from self._by_its_words(parts, start)
 
     def _as_a_person(self, parts: list[str], start: int, end: int, free: bool) -> float:
-        """By what is said of people only."""
+        """The score of a run by what is said of people only; 0 if nothing is."""
         text = self.text
         before = text[max(0, start - 64) : start]
         if 2 <= len(parts) <= 5:
@@ -247,7 +247,7 @@ class _Reader:
         return 0.0
 
     def _with_second(self, span: tuple[int, int], score: float) -> tuple[int, int]:
-        """With the given name behind a comma: O'Donnell, Fergus."""
+        """The range with the given name after a comma: O'Donnell, Fergus."""
         if score != 0.8:
             return span
         value = self.text[span[0] : span[1]]
@@ -262,65 +262,76 @@ class _Reader:
 
     def _by_its_words(self, parts: list[str], start: int) -> Iterator[Finding]:
         """A given name and what follows it; a surname and what comes before; letters of other languages."""
-        text = self.text
-        n = len(parts)
         at = start
-        end = parts[-1].removesuffix("'s").removesuffix("’s")
-        end_shaped = n > 1 and looks_like_surname(end)
-        end_known = end in ENGLISH.surnames and end not in ENGLISH.common
         for i, word in enumerate(parts):
-            capitals = len(word) > 2 and word.isupper()
-            name = word.title() if capitals else word
-            more = i + 1 < n
-            if more and name in ENGLISH.given:
-                nxt = parts[i + 1]
-                if capitals:
-                    good = name in ENGLISH.sure_given and nxt.isupper() and nxt.title() in ENGLISH.surnames
-                elif name in ENGLISH.ambiguous or name in ENGLISH.plain:
-                    last = next(part for part in reversed(parts) if len(part) > 2 or part == word)
-                    last = last.removesuffix("'s").removesuffix("’s")
-                    good = (
-                        last not in ENGLISH.common
-                        and last != word
-                        and (last in ENGLISH.surnames or looks_like_surname(last))
-                    )
-                else:
-                    good = nxt.rstrip(".") not in ENGLISH.plain or nxt in ENGLISH.surnames
-                if good:
-                    span = trimmed(" ".join(parts[i:]), at)
-                    if span and " " in text[span[0] : span[1]]:
-                        yield Finding(*span, "NAME", 0.7)
-                        return
-            elif (
-                more
-                and not capitals
-                and n - i <= 4
-                and (end_shaped or (end_known and i == 0 and (len(word) > 2 or looks_like_surname(word))))
-                and all(map(not_a_common_word, parts[i:-1]))
-            ):
+            score = self._begins_a_name(parts, i)
+            if score:
                 span = trimmed(" ".join(parts[i:]), at)
-                if span and " " in text[span[0] : span[1]]:
-                    yield Finding(*span, "NAME", 0.6)
+                if span and " " in self.text[span[0] : span[1]]:
+                    yield Finding(*span, "NAME", score)
                     return
             at += len(word) + 1
-        # J. R. Pemberton
-        if n >= 2 and len(parts[0]) == 2 and parts[0].endswith(".") and not_a_common_word(parts[-1]):
-            two = len(parts[1]) == 2 and parts[1].endswith(".")
-            if (two and n == 3) or (
-                n == 2 and (parts[1] in ENGLISH.surnames or looks_like_surname(parts[1]))
-            ):
-                span = trimmed(" ".join(parts), start)
-                if span and not parts[-1].isupper():
-                    yield Finding(*span, "NAME", 0.6)
-                    return
-        if n == 1:
-            word = parts[0].removesuffix("'s").removesuffix("’s")
+        if _has_initials(parts):
+            span = trimmed(" ".join(parts), start)
+            if span and not parts[-1].isupper():
+                yield Finding(*span, "NAME", 0.6)
+                return
+        if len(parts) == 1:
+            word = _without_s(parts[0])
             if (
                 word in ENGLISH.alone
                 and self.personal(start)
-                and not text.startswith((" of ", " (disamb"), start + len(word))
+                and not self.text.startswith((" of ", " (disamb"), start + len(word))
             ):
                 yield Finding(start, start + len(word), "NAME", 0.5)
+
+    def _begins_a_name(self, parts: list[str], i: int) -> float:
+        """The score of the words from i on, if they are a given name or a surname with others; else 0."""
+        word, n = parts[i], len(parts)
+        if i + 1 == n:
+            return 0.0
+        capitals = len(word) > 2 and word.isupper()
+        if (word.title() if capitals else word) in ENGLISH.given:
+            return 0.7 if _follows_given(parts, i, capitals=capitals) else 0.0
+        if capitals or n - i > 4:
+            return 0.0
+        end = _without_s(parts[-1])
+        known = end in ENGLISH.surnames and end not in ENGLISH.common
+        if looks_like_surname(end) or (known and i == 0 and (len(word) > 2 or looks_like_surname(word))):
+            return 0.6 if all(map(not_a_common_word, parts[i:-1])) else 0.0
+        return 0.0
+
+
+def _follows_given(parts: list[str], i: int, *, capitals: bool) -> bool:
+    """Whether the words after a given name make a person of it."""
+    word, follow = parts[i], parts[i + 1]
+    if capitals:
+        return word.title() in ENGLISH.sure_given and follow.isupper() and follow.title() in ENGLISH.surnames
+    if word in ENGLISH.ambiguous or word in ENGLISH.plain:
+        last = _without_s(next(part for part in reversed(parts) if len(part) > 2 or part == word))
+        return (
+            last not in ENGLISH.common
+            and last != word
+            and (last in ENGLISH.surnames or looks_like_surname(last))
+        )
+    return follow.rstrip(".") not in ENGLISH.plain or follow in ENGLISH.surnames
+
+
+def _has_initials(parts: list[str]) -> bool:
+    """J. R. Pemberton."""
+    if len(parts) < 2 or not _is_initial(parts[0]) or not not_a_common_word(parts[-1]):
+        return False
+    if len(parts) == 2:
+        return parts[1] in ENGLISH.surnames or looks_like_surname(parts[1])
+    return len(parts) == 3 and _is_initial(parts[1])
+
+
+def _is_initial(word: str) -> bool:
+    return len(word) == 2 and word.endswith(".")
+
+
+def _without_s(word: str) -> str:
+    return word.removesuffix("'s").removesuffix("’s")
 
 
 def scan(text: str) -> Iterator[Finding]:
@@ -340,7 +351,7 @@ def scan(text: str) -> Iterator[Finding]:
 
 
 def _lower(text: str) -> Iterator[Finding]:
-    """Names that were written without capitals, behind what can only announce one."""
+    """Names that were written without capitals, after what can only announce one."""
     if not any(said in text for said in ("name", "his is", "am ", "'m ", "all me")):
         return
     for found in _LOWER.finditer(text):

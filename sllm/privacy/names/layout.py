@@ -1,5 +1,5 @@
-"""People by how a text is laid out: below the head of a column, behind a key of a record, in a list under the
-word that says whose it is, in front of what they said in a chat.
+"""People by how a text is laid out: below the head of a column, after a key of a record, in a list under a
+word for people, before what they said in a chat.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PEOPLE_TEXT = (
 )
 _PEOPLE = frozenset(_PEOPLE_TEXT.split(";"))
 _MANY = frozenset(["children", "people"])
-# A name may be that of a product: these beside it say that it is somebody's.
+# A name may be that of a product: if one of these is another column, it is a person's.
 _BESIDE = lazy(
     r"(?:phone|tel|mobile|cell|e ?mail|address|dob|birth(?:day| ?date)?|date of birth|age|gender|sex|team|"
     r"department|dept|title|role|position|salary|grade|class|employee id|student id|ssn|passport|company|"
@@ -46,13 +46,13 @@ _NOBODY_TEXT = (
 _NOBODY = frozenset(_NOBODY_TEXT.split())
 _RULE = lazy(r"[\s|:+-]+\Z")
 _AROUND = " \t\"'“”*`_"
-# Tabs and bars are of tables; commas and semicolons are of sentences, too.
+# Tabs and bars separate the cells of tables; commas and semicolons also occur in sentences.
 _OF_TABLES = "\t|"
 _OF_SENTENCES = ";,"
 _LINE = lazy("^.*$", re.M)
 _LONGEST_HEAD = 24
 _MOST_COLUMNS = 64
-_LONGEST_ROW = 4096  # nobody reads one that is longer
+_LONGEST_ROW = 4096  # longer ones are not read by people, and are skipped
 
 
 def _of_people(label: str) -> bool:
@@ -78,7 +78,7 @@ def _columns(heads: list[str], delimiter: str) -> dict[int, str]:
 
 
 def _is_name(value: str, label: str) -> bool:
-    """Whether a value can be a person's name; a role's may be a thing of one word, as a driver's may."""
+    """Whether a value can be a person's name. Under a role, such as driver, a single word may be a thing."""
     if not value.isascii() and chinese.fills(value):
         return True
     if not 2 <= len(value) <= 48 or value.lower() in _NOBODY or not _WORDS.match(value):
@@ -96,7 +96,7 @@ def _is_name(value: str, label: str) -> bool:
 _KEY = lazy(r"\"(?P<key>[A-Za-z_\u4e00-\u9fff][A-Za-z_ \u4e00-\u9fff]{1,23})\" ?: ?(?=[\"\[])")
 _VALUE = lazy(r"\s{0,40}\"(?P<value>[^\"\n]{1,48})\"\s{0,40}")
 _CAMEL = lazy(r"(?<=[a-z])(?=[A-Z])")
-# Without capitals, as in what a form sends.
+# Without capitals, as forms send them.
 _WHICH_NAME = ("[Ff](?:irst|ull|amily)", "[Ll]ast", "[Gg]iven", "[Ss]ur", "[Mm](?:iddle|aiden)")
 _LOWER = lazy(
     rf"{first_of(_WHICH_NAME)}{rest_of(_WHICH_NAME)}"
@@ -106,7 +106,7 @@ _LOWER = lazy(
 
 
 def _records(text: str) -> Iterator[Finding]:
-    done = 0  # values of one key are looked at once
+    done = 0  # the values of one key are read once
     for key in _KEY.finditer(text) if '"' in text else ():
         label = _CAMEL.sub(" ", key["key"]).lower().replace("_", " ")
         one = label.removesuffix("s").removesuffix("列表").removesuffix("名单")
@@ -139,7 +139,7 @@ def _tables(text: str, lines: list[tuple[int, str]]) -> Iterator[Finding]:
             continue
         if columns:
             cells = line.split(delimiter)
-            # One may be missing at the end of a line; another number of them is another table, or none.
+            # One may be missing at the end of a line; otherwise the table has ended.
             if len(cells) >= 2 and abs(len(cells) - n_columns) <= 1:
                 if not _RULE.match(line):
                     yield from _row(cells, columns, at)
@@ -202,7 +202,7 @@ _SAYS = lazy(
 
 
 def _chats(lines: list[tuple[int, str]]) -> Iterator[Finding]:
-    """Two who speak, at least: a single such line is a label with its value."""
+    """Speakers, if there are two or more: a single such line is a label with its value."""
     spoken: list[Finding] = []
     names: set[str] = set()
     for at, line in lines:
@@ -215,7 +215,7 @@ def _chats(lines: list[tuple[int, str]]) -> Iterator[Finding]:
 
 
 def _speaks(name: str, *, timed: bool) -> bool:
-    """Whether a line begins with somebody; a word that is known for no name needs a time beside it."""
+    """Whether a line begins with a speaker; words that are not known names need a time next to them."""
     if not name.isascii() and chinese.is_typical(name):
         return True
     if not _WORDS.match(name):

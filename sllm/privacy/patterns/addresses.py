@@ -1,4 +1,4 @@
-"""Postal addresses in Latin script: English, and the street names of some neighbours."""
+"""Postal addresses in Latin script: in English, and by the street names of other countries."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _SUFFIX = (
     "Rotary|Glade|Anchorage|Dell|Intersection|Rapid|Rue|Lock|Curve|Crossroad|Radial|Trafficway|Croft|Drove|"
     "Fold|Gate|Wynd|Brae|Vale|Chase|Paddock|Esplanade|Embankment|Mound|Copse"
 )
-# Suffixes that name little else: behind a number they are enough. The others need two words before them, so
-# that "3 Key Points" stays.
+# Suffixes that name little else: after a number they are enough. The others need two words before them, so
+# that "3 Key Points" is not an address.
 _SURE_TEXT = (
     "Street St Avenue Ave Road Rd Boulevard Blvd Lane Ln Drive Dr Court Ct Square Terrace Parkway Pkwy "
     "Highway Hwy Crescent Close Mews Circle Cir Alley"
@@ -103,8 +103,8 @@ _NO_ADDRESS = frozenset(
 _MAX_TOKENS = 24
 
 
-def _told(text: str, budget: Budget) -> Iterator[Finding]:
-    """Addresses of any country behind the words that a sentence leads up to one with."""
+def _announced(text: str, budget: Budget) -> Iterator[Finding]:
+    """Addresses of any country, after words that announce one."""
     done = 0
     for lead in _AT.finditer(text):
         if lead.start() < done:
@@ -131,7 +131,7 @@ def _told(text: str, budget: Budget) -> Iterator[Finding]:
             end = token.end()
             if not word[0].islower():
                 kept = end
-            # A full stop behind a long word ends the sentence.
+            # A full stop after a long word ends the sentence.
             if word.endswith(".") and len(word) > 5 and text[end : end + 1] in (" ", ""):
                 kept -= 1
                 break
@@ -216,7 +216,7 @@ def _streets(text: str, budget: Budget) -> Iterator[Finding]:
                 ends.append((at - (len(word) - len(bare)), bare, i))
             at += 1
         if not ends:
-            # Whatever the street is called: a flat, or a town with its code, behind it.
+            # Whatever the street is called, if a flat, or a town with its code, follows.
             whole = _WITH_TOWN.match(text, found.end("number"))
             if whole:
                 yield Finding(found.start(), whole.end(), "ADDRESS", 0.7)
@@ -246,7 +246,7 @@ def scan(text: str) -> Iterator[Finding]:
         return
     budget = Budget(text)
     yield from _streets(text, budget)
-    yield from _told(text, budget)
+    yield from _announced(text, budget)
     for pattern in (_BOX, _SECONDARY, _CITY_STATE, _POSTCODE, *_OTHERS):
         for found in budget.each(pattern.finditer(text)):
             yield Finding(found.start(), found.end(), "ADDRESS", 0.75)
@@ -260,7 +260,7 @@ def scan(text: str) -> Iterator[Finding]:
         if not line:
             continue
         done = line.end()
-        # Up to the end of the sentence: a full stop behind a word of more than four letters.
+        # Up to the end of the sentence: a full stop after a word of four letters or more.
         value = re.split(
             r"(?<=[a-z]{4})\. |(?<=[0-9]{4})[.,]? (?=[a-z])|, (?=and |please |my |phone|tel|email)", line[0]
         )[0].rstrip(" .,")

@@ -1,4 +1,4 @@
-"""Chinese identifiers that are told by their characters: company codes, plates, permits, addresses."""
+"""Chinese identifiers that are recognised by their characters: company codes, plates, permits, addresses."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ _PART = lazy(
     rf"(?P<road>{_ROAD})|(?P<place>{_PLACE})"
 )
 _ROOM = lazy(r"[ -]?[A-Za-z]?[0-9]{1,5}(?:[-–][0-9]{1,5}){0,3}(?:室|号|房|户)?(?![0-9A-Za-z.%年月日元个点])")
-# Stretches that an address cannot reach across: everything but Han, letters, digits and the odd separator.
+# An address lies within one stretch of these: Han, letters, digits and a few separators.
 _STRETCH = lazy(r"[\u4e00-\u9fffA-Za-z0-9〇#()（） \-–·]+")
 _STOP = lazy(
     r".*(?:地址(?:是|为|在)?|住址|住在|家住|位于|坐落于|送到|送至|寄到|寄往|寄至|发到|发往|发货到|"
@@ -105,7 +105,7 @@ _STOP = lazy(
     re.S,
 )
 _FLAT = lazy(r"之[0-9]{1,3}(?![0-9])")
-_CODE_BEHIND = lazy(r"[ ,，]{0,2}[0-9]{6}(?![0-9])")
+_CODE_AFTER = lazy(r"[ ,，]{0,2}[0-9]{6}(?![0-9])")
 _CODE_BEFORE = lazy(r"(?<![0-9])(?:[0-9]{3}|[0-9]{5,6}) ?\Z")
 _MAX_NAME = 12
 _MAX_PARTS = 500
@@ -116,7 +116,7 @@ def _company_codes(text: str) -> Iterator[Finding]:
     for found in _USCC.finditer(text):
         value = found[0]
         if value.isdigit():
-            continue  # with the other numbers
+            continue  # sllm.privacy.patterns.numbers finds it
         if checksums.uscc(value):
             yield Finding(found.start(), found.end(), "COMPANYID", 1.0, checked=True)
         elif value[:2] in ("91", "92", "93", "12", "11", "51", "52") and "MA" in value[8:10].upper():
@@ -163,7 +163,7 @@ def _permits(text: str) -> Iterator[Finding]:
 
 
 def _name_start(text: str, low: int, marker: int) -> int:
-    """Where the name in front of a suffix begins: behind the last word that cannot be part of it."""
+    """Where the name before a suffix begins: after the last word that cannot be part of it."""
     low = max(low, marker - _MAX_NAME)
     name = text[low:marker]
     stop = _STOP.match(name)
@@ -201,12 +201,12 @@ def _in_stretch(text: str, start: int, end: int, budget: Budget) -> Iterator[Fin
         if not budget.spend(start):
             return
         if n >= _MAX_PARTS:
-            # Nobody writes so many without a full stop: all of it counts, at no further cost.
+            # Nobody writes that many without a full stop: all of it counts, at no further cost.
             yield Finding(start, end, "ADDRESS", 0.5)
             return
         kind = part.lastgroup or ""
         gap = part.start() - last if last >= 0 else 0
-        # A name of up to twelve characters between two suffixes; a number follows at once.
+        # A name of up to twelve characters stands between two suffixes; a number follows at once.
         joins = last >= 0 and (gap <= 2 if kind == "number" else gap <= _MAX_NAME)
         if kind == "number" and not joins and last >= 0 and gap <= 10 and part["number"][-1:] in _INNER:
             # 22号南京大学3舍: a building with a name of its own.
@@ -246,7 +246,7 @@ def _finish(text: str, first: int, last: int, parts: list[str], end: int) -> Fin
         return None
     numbers, areas = parts.count("number"), parts.count("area")
     roads, places = parts.count("road"), parts.count("place")
-    # A place that many people share is no secret: it needs a house, or three levels.
+    # A place that many people share is not private: it needs a house, or three levels.
     good = (
         (numbers and (roads or places))
         or (numbers and areas >= 2)
@@ -263,7 +263,7 @@ def _finish(text: str, first: int, last: int, parts: list[str], end: int) -> Fin
     if not good:
         return None
     # 5樓之2: a part of a floor; a postal code on either side.
-    for more in (_FLAT, _CODE_BEHIND):
+    for more in (_FLAT, _CODE_AFTER):
         found = more.match(text, last, end)
         last = found.end() if found else last
     code = _CODE_BEFORE.search(text[max(0, first - 7) : first])

@@ -1,7 +1,7 @@
-r"""Identifiers that are told by their letters and signs: e-mail, addresses of the network, keys, codes.
+r"""Identifiers that are recognised by their letters and signs: e-mail, network addresses, keys, codes.
 
-Every pattern starts behind an ASCII look-behind of the characters that it repeats, and every repetition is
-bounded or over characters that what follows it does not take: so each stretch of text is walked over once.
+Every pattern begins with an ASCII look-behind for the characters that it repeats, and every repetition is
+bounded or over characters that what follows it does not match: so each stretch of text is read once.
 ``\b`` is not used, because it does not fire between a Han character and an ASCII one.
 """
 
@@ -29,7 +29,7 @@ _LATIN = "".join(chr(c) for c in range(0xC0, 0x250) if chr(c).isalpha())
 _LOCAL = f"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_`{{|}}~-{_LATIN}"
 _AT = lazy(rf"(?<=[A-Za-z0-9_+\-!#$%&'*/=?^`{{|}}~{_LATIN}])@(?=[A-Za-z0-9{_LATIN}])")
 _DOMAIN = lazy(rf"[A-Za-z0-9.{_LATIN}-]{{1,253}}")
-# git@ of these is the same for everyone.
+# git@ at these hosts is the same for everyone.
 _FORGES = ("github.com", "gitlab.com", "bitbucket.org", "gitee.com", "ssh.dev.azure.com", "codeberg.org")
 _SPOKEN_AT = lazy(r"[\[({<] ?(?:at|AT|@) ?[\])}>]")
 _SPOKEN_CHARS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-"
@@ -37,7 +37,7 @@ _SPOKEN_DOMAIN = lazy(
     r" ?[A-Za-z0-9-]{1,63}(?:(?: ?[\[({<] ?(?:dot|DOT|\.) ?[\])}>] ?|\.| dot )[A-Za-z0-9-]{1,63}){1,5}"
 )
 
-# priya [dot] nair: the part in front of the last of a local part that is spelled out.
+# priya [dot] nair: what comes before the last word of a local part that is spelled out.
 _SPOKEN_HEAD = lazy(r"[A-Za-z0-9_+-]{1,24} ?[\[({<] ?(?:dot|DOT|\.) ?[\])}>] ?\Z")
 _TLD = (
     r"(?:com|org|net|edu|gov|info|biz|io|me|dev|app|co|ai|cn|hk|tw|uk|de|fr|es|it|nl|eu|us|ca|au|jp|kr|in|br|"
@@ -55,7 +55,7 @@ _PROVIDERS = (
     r"(?:qq|163|126|139|189|gmail|foxmail|sina|sohu|yeah|aliyun|outlook|hotmail|yahoo|icloud|"
     r"live|msn|protonmail)"
 )
-# Written so that no machine reads it: liuyang#163.com; and with spaces around the sign.
+# Written against harvesting: liuyang#163.com; and with spaces around the sign.
 _OTHER_AT = lazy(
     rf"(?<![A-Za-z0-9._+-])[A-Za-z0-9][A-Za-z0-9._+-]{{1,40}}(?: ?[#&*] ?{_PROVIDERS}\.(?:com|net|"
     rf"cn)(?![A-Za-z0-9])"
@@ -74,8 +74,8 @@ def _emails(text: str) -> Iterator[Finding]:
         if local and not local.endswith(".") and found:
             domain = found[0].rstrip(".-")
             labels = domain.split(".")
-            # What follows the domain in Latin script without a gap was taken by the pattern; a last label
-            # that is no top-level domain by its form (lodash@4.17.21) is none.
+            # The pattern also takes what follows the domain in Latin script without a gap. A last label that
+            # does not have the form of a top-level domain (lodash@4.17.21) makes it something else.
             if (
                 len(labels) >= 2
                 and all(0 < len(label) < 64 for label in labels)
@@ -239,7 +239,7 @@ def _ibans(text: str) -> Iterator[Finding]:
         if judged > _MAX_IBANS:
             yield Finding(start, len(text), "IBAN", 0.5)
             return
-        # As many letters and digits as the country's numbers have, whatever words follow.
+        # As many letters and digits as the country's numbers have, whatever follows.
         end, n = head.end(), 4
         for group in _IBAN_GROUP.finditer(text, end, end + 50):
             if group.start() != end:
@@ -255,7 +255,7 @@ def _ibans(text: str) -> Iterator[Finding]:
             if checksums.valid("iban", number):
                 done = end
                 yield Finding(start, end, "IBAN", 1.0, checked=True)
-            # Of the right form, in capitals: a slip of the pen is still somebody's account.
+            # Of the right form, in capitals: with a typing error it is still somebody's account.
             elif labelled or (head[0].isupper() and sum(map(str.isdigit, number)) >= 0.6 * n):
                 done = end
                 yield Finding(start, end, "IBAN", 0.6)
@@ -267,9 +267,8 @@ def _ibans(text: str) -> Iterator[Finding]:
                 yield Finding(start, done, "IBAN", 0.6)
 
 
-# Candidates in one text that are checked; behind them everything counts as found, so that a text of nothing
-# but
-# beginnings of numbers costs bounded time and leaks nothing.
+# How many candidates in one text are checked; everything after them counts as found, so that a text of
+# nothing but beginnings of numbers costs bounded time and leaks nothing.
 _MAX_IBANS = 5000
 _IBAN_GROUP = lazy(r"[ -]?[A-Za-z0-9]{1,30}")
 
@@ -285,7 +284,7 @@ _CLASSES = tuple(lazy(chars) for chars in ("[a-z]", "[A-Z]", "[0-9]", "[^A-Za-z0
 
 
 def _mixed(value: str) -> int:
-    """How many of lower case, capitals, digits and signs occur."""
+    """How many of these occur: lower case, capitals, digits, signs."""
     return sum(pattern.search(value) is not None for pattern in _CLASSES)
 
 
@@ -342,7 +341,7 @@ _BLOCK_END = lazy(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 
 
 def entropy(value: str) -> float:
-    """Shannon entropy of the characters, in bits for each."""
+    """Shannon entropy of the characters, in bits per character."""
     n = len(value)
     repeated = sum(count * math.log2(count) for count in Counter(value).values() if count > 1)
     return math.log2(n) - repeated / n if n else 0.0
@@ -352,7 +351,7 @@ def _keys(text: str) -> Iterator[Finding]:
     for run in _KEY_RUN.finditer(text):
         for found in _KEYS.finditer(text, *run.span()):
             value = found[0]
-            # sk-learn-like words and kebab-case names have no digit or hardly any variety.
+            # Words such as sk-learn and kebab-case names have no digit or little variety.
             if _DIGIT.search(value) and _mixed(value) >= 2 and entropy(value) > 2.5:
                 yield Finding(found.start(), found.end(), "SECRET", 1.0, checked=True)
     if (
@@ -371,7 +370,7 @@ def _keys(text: str) -> Iterator[Finding]:
             yield Finding(found.start(1), found.end(1), "SECRET", 0.9)
     begin = _BLOCK_BEGIN.search(text)
     while begin:
-        # A block that has no end goes on to the end of the text.
+        # A block without an end extends to the end of the text.
         close = _BLOCK_END.search(text, begin.end())
         stop = close.end() if close else len(text)
         yield Finding(begin.start(), stop, "SECRET", 1.0, checked=True)

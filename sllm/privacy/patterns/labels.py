@@ -1,7 +1,7 @@
-"""Values that the words before them give away: "passport no. ...", "生日：...", "password = ...".
+"""Values that the words before them announce: "passport no. ...", "生日：...", "password = ...".
 
-A value behind a clear label needs no checksum. Labels are looked up word by word (English, and the keys of
-JSON, of environments and of code) or found by one pattern (Chinese); only behind a label is anything tried.
+A value after a clear label needs no checksum. Labels are looked up word by word (English, and the keys of
+JSON, of environments and of code) or found by one pattern (Chinese); a value is only searched after a label.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _DEGREES = (
     r"[0-9]{1,3}° ?[0-9]{1,2}[′'’] ?[0-9]{1,2}(?:\.[0-9]{1,4})?[″\"”]? ?[EW]"
 )
 _FORMS = {
-    # Letters and digits, with the separators of forms.
+    # Letters and digits, with the separators of forms that people fill in.
     "code": rf"[A-Za-z0-9](?:[ ./-]?[A-Za-z0-9]){{3,30}}{END}",
     "digits": r"[0-9](?:[ .-]{0,2}[0-9]){2,24}(?![0-9])",
     "token": r"(?:live:)?[A-Za-z0-9@_][A-Za-z0-9._@+-]{1,40}[A-Za-z0-9_](?:#[0-9]{4}(?![0-9]))?",
@@ -78,13 +78,13 @@ _FORMS = {
     "hash": r"[A-Za-z0-9:]{20,110}",
 }
 _VALUES = {form: lazy(pattern) for form, pattern in _FORMS.items()}
-# The words of English labels: passport_number and passportNumber are two.
+# The words of English labels: passport_number and passportNumber are two words each.
 _CAMEL = lazy(r"[A-Z]?[a-z]+[0-9]?|[A-Z]+(?![a-z])[0-9]?")
 _CHINESE_LINK = lazy(_CN_LINK)
 
 
 class _Label(NamedTuple):
-    """A label, with what follows it up to its value, and what that value is."""
+    """A label with what may follow it up to the value, and what that value is."""
 
     pattern: re.Pattern[str]
     kind: str
@@ -176,8 +176,8 @@ def _trim(kind: str, form: str, text: str, start: int, end: int, *, bare: bool) 
 
 
 def _code(kind: str, value: str, start: int) -> Finding | None:
-    """A value of letters and digits: up to where the sentence goes on."""
-    # Words without a digit are the sentence going on, but for short capitals: AB 12 34 56 C.
+    """A value of letters and digits, without the words of the sentence that follow it."""
+    # Words without a digit belong to the sentence, except for short capitals: AB 12 34 56 C.
     words = value.split(" ")
     keep = 1
     while keep < len(words) and (
@@ -216,7 +216,7 @@ _ORDINARY_TEXT = (
     "handle login account"
 )
 _ORDINARY = frozenset(_ORDINARY_TEXT.split())
-# 1991年7月出生: the rare word is looked for, and a date in front of it.
+# 1991年7月出生: the rare word is searched, and then a date before it.
 _BORN = lazy(r" ?(?:出生|生人|生，|生,|生于|诞生|生。)")
 _DATE_BEFORE = lazy(rf"(?:{_DATE}|(?:19|20)[0-9]{{2}}年[0-9]{{1,2}}月)\Z")
 _HANDLE_ALONE = lazy(
@@ -237,7 +237,7 @@ _LOOSE_USER = frozenset(
 def _labelled(text: str, link_end: int, link: str, kind: str, form: str, label: str = "") -> Finding | None:
     found = _VALUES[form].match(text, link_end)
     if kind == "SSN" and (not found or text[found.end() : found.end() + 1].isalnum()):
-        # Where others have letters in such a number: ZZ 12 34 56 A, 131052-308T.
+        # Other countries have letters in such a number: ZZ 12 34 56 A, 131052-308T.
         found = _VALUES["code"].match(text, link_end)
         form = "code"
     if not found:
@@ -255,7 +255,7 @@ def _labelled(text: str, link_end: int, link: str, kind: str, form: str, label: 
             and not _COUNTED.match(text, found.end())
         ):
             return _trim(kind, form, text, found.start(), found.end(), bare=False)
-        # 微信 wxid_abc, QQ12345: a handle right behind its label, told by its digits.
+        # 微信 wxid_abc, QQ12345: a handle right after its label, recognised by its digits.
         chinese = kind == "USER" and (not link.isascii() or link.upper().startswith("QQ"))
         handle = _HANDLE_OR_NUMBER.fullmatch(found[0])
         marked = found[0][0] == "@" or found[0][-5:-4] == "#"
@@ -268,12 +268,12 @@ def _labelled(text: str, link_end: int, link: str, kind: str, form: str, label: 
     return _trim(kind, form, text, found.start(), found.end(), bare=bare)
 
 
-# Numbers of a bank, and as often the name of a login.
+# Numbers of a bank, and as often the name of a user.
 _LOGINS = frozenset(["账号", "帐号", "账户", "帐户", "帳號"])
 
 
 def _after_english(text: str, budget: Budget) -> Iterator[Finding]:
-    done = 0  # up to here a secret reaches: what it is made of is not a label
+    done = 0  # the end of the last secret: what it is made of is not a label
     english, first_words = _english(), _first_words()
     for word in _CAMEL.finditer(text):
         lower = word[0].lower()
@@ -325,7 +325,7 @@ def _after_chinese(text: str, budget: Budget) -> Iterator[Finding]:
 def _born(text: str) -> Iterator[Finding]:
     low = 0
     for word in _BORN.finditer(text):
-        # No character is looked at twice, however many of these words there are.
+        # No character is read twice, however many of these words there are.
         low = max(low, word.start() - 32)
         date = _DATE_BEFORE.search(text[low : word.start()])
         if date:
@@ -359,7 +359,7 @@ _ADDED = lazy(
 
 
 def scan_phrases(text: str) -> Iterator[Finding]:
-    """Users and places that a whole phrase gives away: lines of logs, handles, pairs of coordinates."""
+    """Users and places that a whole phrase identifies: lines of logs, handles, pairs of coordinates."""
     for sign in _FROM.finditer(text):
         at = max(0, sign.start() - 72)
         found = _LOG_USER.search(text[at : sign.start()])

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["scan"]
 
-# Groups of digits with at most three signs between them; behind a 区号 there may be a bracket.
+# Groups of digits with at most three signs between them; a bracket may follow a 区号 (area code).
 _RUN = lazy(r"(?:\+ ?|\()?\(?[0-9]+(?:(?:[ .\-/]| ?\(| ?\)[ ./-]?| - |--)[0-9]+)*\)?")
 _GROUP = lazy(r"[0-9]+")
 _ALNUM_TAIL = lazy(r"[A-Za-z]+\Z")
@@ -94,7 +94,15 @@ _X = lazy(r"[ -]?[Xx](?![A-Za-z0-9])")
 
 
 class _Run:
-    """A run of groups; ``starts`` and ``ends`` are offsets in the text."""
+    """A run of groups of digits.
+
+    Attributes:
+        text: that holds it.
+        start: offset of the run in the text.
+        groups: start and end of each group in the text.
+        lengths: how many digits each group has.
+
+    """
 
     def __init__(self, text: str, start: int, end: int) -> None:
         self.text = text
@@ -111,7 +119,7 @@ class _Run:
         return {self.text[self.groups[k][1] : self.groups[k + 1][0]] for k in range(i, j - 1)}
 
     def follows(self, words: re.Pattern[str], i: int) -> bool:
-        """Whether group i comes right behind one of some words; only the first group of a run can."""
+        """Whether group i comes right after one of some words; only the first group of a run can."""
         if i:
             return False
         known = self._follows.get(words)
@@ -206,7 +214,7 @@ def _years(groups: list[str]) -> bool:
 
 
 def _window(run: _Run, i: int, j: int) -> Finding | None:
-    """What groups i to j are, together."""
+    """The number that groups i to j are together, other than a telephone number."""
     lengths = run.lengths[i:j]
     total = sum(lengths)
     start, end = run.groups[i][0], run.groups[j - 1][1]
@@ -220,7 +228,7 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
     if total == 18 and (lengths == (18,) or lengths in _ID_GROUPS):
         digits = run.digits(i, j)
         good = checksums.cn_id(digits)
-        # In the groups of a bank card only a number that is right counts.
+        # In the groups of a bank card only a correct number counts.
         if good is not None and (good or lengths not in _CARD_GROUPS):
             return Finding(start, end, "IDCARD", 1.0 if good else 0.8, checked=good)
         if lengths == (18,) and digits[:2] in _USCC_STARTS and checksums.uscc(digits):
@@ -244,7 +252,7 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
             digits = run.digits(i, j)
             if checksums.card(digits) and (run.follows(_CARD_WORD, i) or not run.follows(_OTHER_NUMBER, i)):
                 return Finding(start, end, "CARD", 1.0, checked=True)
-            # A slip of the pen, or invented: still somebody's where it is said to be a card.
+            # With a typing error, or invented: still somebody's where it is called a card.
             if (
                 (lengths in ((15,), (16,), (19,)) and digits[0] in "3456" and run.follows(_CARD_WORD, i))
                 or (lengths in ((16,), (19,)) and digits[:2] == "62" and run.follows(_PAID_WORD, i))
@@ -268,7 +276,7 @@ def _short_date(digits: str) -> bool:
 
 
 def _national_id(run: _Run, i: int, j: int, lengths: tuple[int, ...], start: int, end: int) -> Finding | None:
-    """National numbers that are known by their grouping."""
+    """The national number that groups are, recognised by their lengths and gaps."""
     form = _NATIONAL.get(lengths)
     if form is None:
         return None
@@ -335,78 +343,156 @@ _NATIONAL: dict[tuple[int, ...], tuple[str, list[list[str]]]] = {
 }
 
 
+class _Number:
+    """Groups i to j of a run, as one telephone number would have them.
+
+    Attributes:
+        start: offset of the first digit.
+        end: offset after the last digit.
+        left: offset of a bracket right before the first digit, or else ``start``.
+        bracket: whether there is one.
+        lengths: how many digits each group has.
+        total: how many all have.
+        digits: all of them.
+        groups: the digits of each group.
+        gaps: what stands between the groups.
+
+    """
+
+    __slots__ = (
+        "_first", "_run", "bracket", "digits", "end", "gaps", "groups", "left", "lengths", "start", "text",
+        "total",
+    )  # fmt: skip
+
+    def __init__(self, run: _Run, i: int, j: int) -> None:
+        self._run, self._first = run, i
+        self.text = text = run.text
+        self.lengths = run.lengths[i:j]
+        self.total = sum(self.lengths)
+        self.start, self.end = run.groups[i][0], run.groups[j - 1][1]
+        self.bracket = text[self.start - 1 : self.start] == "("
+        self.left = self.start - 1 if self.bracket else self.start
+        self.groups = [text[a:b] for a, b in run.groups[i:j]]
+        self.digits = "".join(self.groups)
+        self.gaps = [text[run.groups[k][1] : run.groups[k + 1][0]] for k in range(i, j - 1)]
+
+    @property
+    def signed(self) -> bool:
+        """Whether a plus sign comes before it."""
+        ahead = self.text[max(0, self.left - 2) : self.left]
+        return ahead[-1:] == "+" or ahead == "+ "
+
+    def follows(self, words: re.Pattern[str]) -> bool:
+        """Whether it comes right after one of some words."""
+        return self._run.follows(words, self._first)
+
+    @property
+    def is_a_date(self) -> bool:
+        """Whether its groups are a date, or have one at their end."""
+        lengths, groups = self.lengths, self.groups
+        return any(_dates(lengths[k:], groups[k:]) for k in range(max(1, len(lengths) - 2)))
+
+
 def _phone(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
     """A telephone number that groups i to j are as a whole."""
-    text, lengths = run.text, run.lengths[i:j]
-    start, end = run.groups[i][0], run.groups[j - 1][1]
-    total = sum(lengths)
-    if not 7 <= total <= 16:
+    if not 7 <= sum(run.lengths[i:j]) <= 16:
         return None
-    bracket = text[start - 1 : start] == "("
-    left = start - 1 if bracket else start
-    sign = text[left - 1 : left] == "+" or text[max(0, left - 2) : left] == "+ "
-    digits = run.digits(i, j)
-    groups = [text[a:b] for a, b in run.groups[i:j]]
-    gaps = [text[run.groups[k][1] : run.groups[k + 1][0]] for k in range(i, j - 1)]
-    if sign:
-        return _with_sign(text, left, end, digits, gaps, lookups)
-    if any(_dates(lengths[k:], groups[k:]) for k in range(len(lengths) - 2)) or _dates(lengths, groups):
+    number = _Number(run, i, j)
+    lengths, gaps = number.lengths, number.gaps
+    if number.signed:
+        return _with_sign(number, lookups)
+    if number.is_a_date:
         return None
-    if digits in _COUNTING or (gaps == ["."] and lengths[0] == 1):
+    if number.digits in _COUNTING or (gaps == ["."] and lengths[0] == 1):
         return None  # 0123456789, and fractions
-    # 中国大陆: mobile, with or without 86; 区号 and number; 400 and 800.
+    found = _in_china(number) or _with_area_in_brackets(number, lookups)
+    if found:
+        return found
+    # 1 (926) 018-1590: the code of a country, that of an area in brackets.
+    if len(gaps) >= 2 and "(" in gaps[0] and ")" in gaps[1] and lengths[0] <= 3 and 9 <= number.total <= 13:
+        if not any("(" in gap or ")" in gap for gap in gaps[2:]) and lengths[1] in (2, 3, 4):
+            return Finding(number.start, number.end, "PHONE", 0.8)
+        return None
+    if any("(" in gap or ")" in gap for gap in gaps[1:]):
+        return None
+    found = _in_america(number) or _with_zeros(number, lookups) or _with_zero(number, lookups)
+    if found:
+        return found
+    announced = number.follows(_PHONE_WORD) and not number.follows(_OTHER_NUMBER)
+    if announced and number.total <= 15 and len(lengths) <= 7 and not _years(number.groups):
+        closed = number.bracket and gaps and ")" in gaps[0]
+        return Finding(number.left if closed else number.start, number.end, "PHONE", 0.7)
+    return None
+
+
+def _in_china(number: _Number) -> Finding | None:
+    """中国大陆: mobile, with or without 86; 区号 (area code) and number; 400 and 800."""
+    lengths, gaps, digits = number.lengths, number.gaps, number.digits
     mobile = digits
     for prefix in ("0086", "86"):
         if digits.startswith(prefix) and len(digits) == 11 + len(prefix):
             mobile = digits[len(prefix) :]
     grouped = lengths in _MOBILE_FORMS or (len(lengths) >= 9 and max(lengths) <= 2)
     if grouped and _mobile_cn(mobile) and "." not in gaps and "/" not in gaps:
-        return Finding(left if bracket else start, end, "PHONE", 0.95, checked=True)
+        return Finding(number.left, number.end, "PHONE", 0.95, checked=True)
     landline = lengths in _LANDLINE_FORMS and set(gaps) <= {"-", " ", ") ", ")", " - ", ")-"}
     if landline and _CN_AREA.match(digits):
-        return Finding(left, end, "PHONE", 0.9)
+        return Finding(number.left, number.end, "PHONE", 0.9)
     if digits[:3] in ("400", "800") and lengths in ((3, 3, 4), (3, 4, 3)):
-        return Finding(start, end, "PHONE", 0.8)
-    # A bracketed area code.
-    area = bracket and len(lengths) >= 2 and ")" in gaps[0] and 2 <= lengths[0] <= 5 and 7 <= total <= 12
-    if area and (total >= 9 or lookups.national(digits) is not False):
-        return Finding(left, end, "PHONE", 0.85)
-    # 1 (926) 018-1590: a country's code, an area's in brackets.
-    if len(gaps) >= 2 and "(" in gaps[0] and ")" in gaps[1] and lengths[0] <= 3 and 9 <= total <= 13:
-        if not any("(" in gap or ")" in gap for gap in gaps[2:]) and lengths[1] in (2, 3, 4):
-            return Finding(start, end, "PHONE", 0.8)
-        return None
-    if any("(" in gap or ")" in gap for gap in gaps[1:]):
-        return None
-    uniform = len(set(gaps)) == 1
-    # North America.
-    if lengths in ((3, 3, 4), (1, 3, 3, 4)) and (lengths[0] == 3 or digits[0] == "1"):
-        ten = digits[-10:]
-        dashed = uniform and gaps[0] in ("-", ".") and (ten[0] in "23456789" or ten == "1234567890")
+        return Finding(number.start, number.end, "PHONE", 0.8)
+    return None
+
+
+def _with_area_in_brackets(number: _Number, lookups: _Lookups) -> Finding | None:
+    lengths, total = number.lengths, number.total
+    area = number.bracket and len(lengths) >= 2 and ")" in number.gaps[0]
+    fits = area and 2 <= lengths[0] <= 5 and total <= 12
+    if fits and (total >= 9 or lookups.national(number.digits) is not False):
+        return Finding(number.left, number.end, "PHONE", 0.85)
+    return None
+
+
+def _in_america(number: _Number) -> Finding | None:
+    """North America: three, three and four digits."""
+    lengths, gaps = number.lengths, number.gaps
+    if lengths == (3, 3, 4) or (lengths == (1, 3, 3, 4) and number.digits[0] == "1"):
+        ten = number.digits[-10:]
+        dashed = len(set(gaps)) == 1 and gaps[0] in ("-", ".")
+        dashed = dashed and (ten[0] in "23456789" or ten == "1234567890")
         likely = dashed or (ten[0] in "23456789" and ten[3] in "23456789")
-        if likely and not (gaps[-1] == "." and run.follows(_OTHER_NUMBER, i)):
-            return Finding(left if bracket else start, end, "PHONE", 0.8)
+        if likely and not (gaps[-1] == "." and number.follows(_OTHER_NUMBER)):
+            return Finding(number.left, number.end, "PHONE", 0.8)
+    return None
+
+
+def _with_zeros(number: _Number, lookups: _Lookups) -> Finding | None:
+    """With 00, the international prefix of most countries."""
+    lengths, digits, total = number.lengths, number.digits, number.total
     if digits.startswith("001") and len(lengths) >= 3 and total in (13, 14):
-        return Finding(start, end, "PHONE", 0.8)
-    if digits.startswith("00") and 10 <= total <= 16 and lengths[0] >= 2 and len(lengths) <= 7:
+        return Finding(number.start, number.end, "PHONE", 0.8)
+    if digits.startswith("00") and total >= 10 and lengths[0] >= 2 and len(lengths) <= 7:
         if lookups.international(digits[2:]) is not False:
-            return Finding(start, end, "PHONE", 0.9, checked=True)
-        if len(lengths) >= 3 and uniform is False:
-            return Finding(start, end, "PHONE", 0.6)
-    if digits[0] == "0" and digits[1] != "0" and 9 <= total <= 12 and "/" not in gaps[1:]:
-        if lengths == (2, 2, 2, 2, 2) and uniform:
+            return Finding(number.start, number.end, "PHONE", 0.9, checked=True)
+        if len(lengths) >= 3 and len(set(number.gaps)) != 1:
+            return Finding(number.start, number.end, "PHONE", 0.6)
+    return None
+
+
+def _with_zero(number: _Number, lookups: _Lookups) -> Finding | None:
+    """With 0, the prefix of most countries within them."""
+    lengths, digits, gaps = number.lengths, number.digits, number.gaps
+    start, end = number.start, number.end
+    if digits[0] == "0" and digits[1] != "0" and 9 <= number.total <= 12 and "/" not in gaps[1:]:
+        if lengths == (2, 2, 2, 2, 2) and len(set(gaps)) == 1:
             return Finding(start, end, "PHONE", 0.85)
         if len(lengths) >= 2 and 2 <= lengths[0] <= 6 and len(lengths) <= 5 and min(lengths) >= 2:
             if lookups.national(digits) is not False:
                 return Finding(start, end, "PHONE", 0.8)
             if len(lengths) >= 3 and "." not in gaps:
                 return Finding(start, end, "PHONE", 0.55)
-        plain = len(lengths) == 1 and total in (10, 11) and not run.follows(_OTHER_NUMBER, i)
+        plain = len(lengths) == 1 and number.total in (10, 11) and not number.follows(_OTHER_NUMBER)
         if plain and lookups.national(digits, mobile=True) is not False:
             return Finding(start, end, "PHONE", 0.7)
-    announced = run.follows(_PHONE_WORD, i) and not run.follows(_OTHER_NUMBER, i)
-    if announced and total <= 15 and len(lengths) <= 7 and not _years(groups):
-        return Finding(left if bracket and gaps and ")" in gaps[0] else start, end, "PHONE", 0.7)
     return None
 
 
@@ -422,11 +508,10 @@ _LANDLINE_FORMS = frozenset([(3, 8), (4, 7), (4, 8), (3, 4, 4), (4, 4, 4), (4, 3
 _CN_AREA = lazy(r"0(?:10|2[0-57-9]|[3-9][1-9][0-9])")
 
 
-def _with_sign(
-    text: str, left: int, end: int, digits: str, gaps: list[str], lookups: _Lookups
-) -> Finding | None:
-    """A number behind a plus sign."""
-    plus = text.rfind("+", 0, left)
+def _with_sign(number: _Number, lookups: _Lookups) -> Finding | None:
+    """A telephone number after a plus sign."""
+    text, end, digits, gaps = number.text, number.end, number.digits, number.gaps
+    plus = text.rfind("+", 0, number.left)
     ahead = text[max(0, plus - 2) : plus]
     if ahead.endswith("(") and ")" in text[plus : plus + 6]:
         plus -= 1
@@ -492,7 +577,7 @@ def _run(run: _Run, lookups: _Lookups) -> Iterator[Finding]:
     if total < 7:
         return
     lookups.windows -= 1
-    # A run that fits is taken whole first: the gaps inside say that it is one number.
+    # A run that fits is judged as a whole first: its gaps suggest that it is one number.
     if n <= 19 and total <= 19:
         whole = _judge(run, 0, n, lookups)
         if whole:
@@ -531,7 +616,7 @@ def _run(run: _Run, lookups: _Lookups) -> Iterator[Finding]:
 
 @functools.lru_cache(maxsize=65536)
 def _known_form(lengths: tuple[int, ...]) -> bool:
-    """Whether any rule knows numbers grouped like this."""
+    """Whether there is a rule for numbers grouped like this."""
     return (
         (len(lengths) == 1 and lengths[0] in (11, 13, 14, 15, 16, 17, 18, 19))
         or lengths in _CARD_GROUPS
@@ -544,7 +629,7 @@ def _known_form(lengths: tuple[int, ...]) -> bool:
 
 
 def _worth(run: _Run, i: int, j: int) -> bool:
-    """Whether a window of a longer run can be anything: the cheap half of judging it."""
+    """Whether a window of a longer run can be a number of some kind: the cheap half of judging it."""
     if _known_form(run.lengths[i:j]):
         return True
     at = run.groups[i][0]

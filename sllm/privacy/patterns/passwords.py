@@ -1,4 +1,4 @@
-"""Passwords, keys and codes that words give away, and what only looks like one: code, examples, masks."""
+"""Passwords, keys and codes that words announce, and what only looks like one: code, examples, masks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECRET_WORDS = {
     "pass", "pw", "psw", "auth", "passcode", "mnemonic", "contrasena", "signature", "sig", "pat", "jwt",
     "cookie", "session",
 }  # fmt: skip
-# "key", "auth" and their like alone name too many things: they need one of these before them.
+# "key", "auth" and the like alone can mean too many things: they need one of these before them.
 _KEY_BEFORE = lazy(
     r"(?:api|access|secret|private|encryption|license|account|auth|app|client|service|shared|master|signing|"
     r"ssh|aes|aws|product|activation|session|user|admin|root|db|basic|storage|subscription|wi-?fi|wlan|wpa2?|"
@@ -42,14 +42,16 @@ _CN_SECRET = lazy(
     r"(?P<quote>[\"'“‘「`]{0,2})[ \t]?"
 )
 _SECRET_VALUE = lazy(r"[!-~]{4,200}")
+_VALUE_END = lazy(r"[\"'`<>]|[,;](?=\Z)|\\n|&(?=[A-Za-z_]+=)")
+_GAP = lazy("[ -]")
 _HAN_PIN = lazy(r"密码[ \t是为：:]{0,3}(?=[0-9]{4,8}#?(?![0-9A-Za-z位个年]))(?P<pin>[0-9]{4,8}#?)")
-# Words behind which a lone run of mixed characters, some way on, is what they speak of.
+# Words that a lone run of mixed characters, some way further on, belongs to.
 _SPOKEN_SECRET = lazy(
     r"(?<![A-Za-z])(?:[Pp]assword|[Pp]asscode|[Pp]assphrase|[Cc]redentials?|[Ss]ecret|PIN|[Pp]wd|[Ll]ogin|"
     r"[Tt]oken)s?(?![A-Za-z_])|密码|口令|密钥"
 )
 _LONE = lazy(r"(?<![^\s\"'“‘(（：:，,为是])[!-~]{8,48}(?=[\s\"'”’)），。；]|\Z)")
-# Hardly in a phrase for a machine: none is in the list of BIP 39.
+# Words of sentences: none is in the list of BIP 39, from which recovery phrases are made.
 _OF_SENTENCES_TEXT = (
     "the and of to in is are not it for be or on at has was by as an should from too so do does we my our"
 )
@@ -81,7 +83,7 @@ def _classes(value: str) -> int:
 
 
 def _secret(text: str, at: int, quote: str, strong: bool, sign: bool) -> Finding | None:
-    """The secret that begins at an offset, if what stands there is one."""
+    """The secret that begins at an offset, if there is one."""
     found = _SECRET_VALUE.match(text, at)
     if not found:
         return None
@@ -95,7 +97,7 @@ def _secret(text: str, at: int, quote: str, strong: bool, sign: bool) -> Finding
             value = value[:cut]
             quoted = True
     if not quoted:
-        stop = re.search(r"[\"'`<>]|[,;](?=\Z)|\\n|&(?=[A-Za-z_]+=)", value)
+        stop = _VALUE_END.search(value)
         if stop:
             value = value[: stop.start()]
         value = value.rstrip(".,;:)]}")
@@ -124,7 +126,7 @@ def _secret(text: str, at: int, quote: str, strong: bool, sign: bool) -> Finding
 
 
 def secret_at(text: str, start: int, end: int, word: str) -> Finding | None:
-    """The secret behind one of :data:`SECRET_WORDS`, which stands at ``text[start:end]``, if there is one."""
+    """The secret after one of :data:`SECRET_WORDS`, which is ``text[start:end]``, if there is one."""
     strong = word in (
         "password",
         "passwd",
@@ -147,7 +149,7 @@ def secret_at(text: str, start: int, end: int, word: str) -> Finding | None:
         return None
     if not sign and not link["quote"] and text[link.end() - 1 : link.end()] not in (" ", "\t"):
         return None
-    # "is" needs a value that no sentence goes on with.
+    # "is" needs a value that cannot be the rest of a sentence.
     worded = sign and link["sign"][:1].isalpha()
     return _secret(text, link.end(), link["quote"], strong, sign and not worded)
 
@@ -163,7 +165,7 @@ _SPOKEN_WORDS = ("ass", "redential", "ecret", "PIN", "wd", "ogin", "oken", "密�
 
 
 def _spoken(text: str) -> Iterator[Finding]:
-    """Passwords that a sentence speaks of before it says them: "the temporary one is ..."."""
+    """Passwords that a sentence mentions before it gives them: "the temporary one is ..."."""
     done = 0
     if not any(word in text for word in _SPOKEN_WORDS):
         return
@@ -187,7 +189,7 @@ def _spoken(text: str) -> Iterator[Finding]:
 
 
 def _is_lone_secret(value: str) -> bool:
-    """Whether a word that nothing but a sentence around it calls a secret looks like one."""
+    """Whether a word that only the sentence around it calls a secret looks like one."""
     return (
         len(value) >= 8
         and _MIXED.match(value) is not None
@@ -208,7 +210,7 @@ _MIXED = lazy(r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])|(?=.*[0-9])(?=.*[A-Za-z])(?=.*
 
 
 def scan(text: str) -> Iterator[Finding]:
-    """Secrets in a plain view that a sentence or a pair gives away, and those behind Chinese labels."""
+    """Secrets in a plain view: in a pair with a login, in a sentence, and after Chinese labels."""
     if "/" in text:
         for found in _LOGIN_PAIR.finditer(text):
             one = _secret(text, found.end(), "", True, False)
@@ -216,8 +218,8 @@ def scan(text: str) -> Iterator[Finding]:
                 yield one
     phrased = any(word in text for word in ("hrase", "nemonic", "助记词", "恢复短语"))
     for found in _PHRASE.finditer(text) if phrased else ():
-        # Words of a sentence are no phrase: "the passphrase has to be long and hard to guess".
-        if found["quote"] or _OF_SENTENCES.isdisjoint(re.split("[ -]", found["value"])):
+        # Words of a sentence are not a phrase: "the passphrase has to be long and hard to guess".
+        if found["quote"] or _OF_SENTENCES.isdisjoint(_GAP.split(found["value"])):
             yield Finding(found.start("value"), found.end("value"), "SECRET", 0.8)
     yield from _spoken(text)
     if text.isascii():
