@@ -276,7 +276,7 @@ def test_mask_and_restore(benchmark: Benchmark, report_values: Report, name: str
             elif what == "egress_check":
                 egress_check(masked[i].text, vaults[i])
             else:
-                restorer = Restorer(vaults[i])
+                restorer = Restorer(vaults[i].placeholders)
                 parts = pieces[i] if "pieces" in what else [masked[i].text]
                 outputs.append("".join([*map(restorer.feed, parts), restorer.finish()]))
 

@@ -1,21 +1,22 @@
-"""Finding what is private in a text: by pattern, by the words around it, by a model.
+"""Finds what is private in a text: by pattern, by the words around it, by a model.
 
-Detectors look at a plain view of the text (:mod:`sllm.privacy.text`) and hand back offsets of the original.
+Detectors search a plain view of the text (:mod:`sllm.privacy.text`) and return offsets in the original.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from numbers import Real
+from typing import TYPE_CHECKING, SupportsIndex
 
-from sllm.privacy.findings import KINDS, Detector, Finding, LabelScorer
+from sllm.errors import LeakError
+from sllm.privacy.findings import KINDS, LITERAL, Detector, Finding, LabelScorer
 from sllm.privacy.names.detectors import ModelDetector, NameDetector
-from sllm.privacy.patterns import addresses, chinese, labels, passwords, phrases
-from sllm.privacy.patterns import codes as tokens
-from sllm.privacy.patterns import numbers as digits
-from sllm.privacy.text import plain
+from sllm.privacy.patterns import addresses, chinese, codes, labels, numbers, passwords
+from sllm.privacy.regex import lazy
+from sllm.privacy.text import decoded, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
 __all__ = [
     "KINDS",
@@ -25,11 +26,17 @@ __all__ = [
     "ModelDetector",
     "NameDetector",
     "PatternDetector",
+    "blank",
     "default_detectors",
+    "detect_all",
+    "search",
     "union",
 ]
 
-_SCANNERS = (tokens, digits, labels, passwords, phrases, chinese, addresses)
+_SCANS = (
+    codes.scan, numbers.scan, labels.scan, passwords.scan, labels.scan_phrases, chinese.scan, addresses.scan,
+)  # fmt: skip
+_KIND = lazy("[A-Z]{2,16}")
 
 
 class PatternDetector:
@@ -55,8 +62,8 @@ class PatternDetector:
         """Findings in the order of their starts; they may overlap."""
         view = plain(text)
         found = []
-        for scanner in _SCANNERS:
-            for one in scanner.scan(view.text):
+        for scan in _SCANS:
+            for one in scan(view.text):
                 if self._kinds is not None and one.kind not in self._kinds:
                     continue
                 if one.score < self._min_score or one.end <= one.start:
@@ -75,8 +82,8 @@ def default_detectors() -> tuple[Detector, ...]:
 
 
 def union(findings: Iterable[Finding]) -> list[Finding]:
-    """Findings that overlap made one: together they are its range; the longest gives the kind, and one whose
-    value was checked comes before all that were not.
+    """Findings with those that overlap merged: the range covers all of them; the longest gives the kind, and
+    one whose value was checked comes before all that were not.
     """
     merged: list[Finding] = []
     best: tuple[bool, int, float] = (False, 0, 0.0)
@@ -91,3 +98,73 @@ def union(findings: Iterable[Finding]) -> list[Finding]:
             merged.append(one)
             best = rank
     return merged
+
+
+def search(detectors: Sequence[Detector], text: str) -> list[Finding]:
+    """What all detectors find in a text, and under its escapes.
+
+    Raises:
+        LeakError: as :func:`detect_all`.
+
+    """
+    found = detect_all(detectors, text)
+    if detectors:
+        for view in decoded(text):
+            found += [
+                Finding(*view.span(one.start, one.end), one.kind, one.score, one.checked)
+                for one in detect_all(detectors, view.text)
+            ]
+    return found
+
+
+def detect_all(detectors: Sequence[Detector], text: str) -> list[Finding]:
+    """What all detectors find.
+
+    Raises:
+        LeakError: one of them failed, or returned an invalid finding. The message does not carry the
+            detector's own, which may quote the text.
+
+    """
+    found: list[Finding] = []
+    for detector in detectors:
+        name = type(detector).__name__
+        failed = None
+        try:
+            results = list(detector.detect(text))
+        except Exception as exc:  # noqa: BLE001 - whatever a detector raises, the text must not pass
+            failed = type(exc).__name__
+            results = []
+        if failed is not None:
+            raise LeakError(f"{name} failed with {failed}; text that was not searched is not let out")
+        for one in results:
+            if not _is_valid(one, len(text)):
+                raise LeakError(
+                    f"{name} gave an invalid finding: expected offsets within the {len(text)} characters "
+                    f"and a kind of 2 to 16 capital letters, other than {LITERAL}"
+                )
+            found.append(one)
+    return found
+
+
+def _is_valid(one: object, size: int) -> bool:
+    """Whether it is a finding in a text of so many characters; a detector may return anything."""
+    return (
+        isinstance(one, Finding)
+        and all(isinstance(number, Real) for number in (one.start, one.end, one.score))
+        and all(isinstance(offset, SupportsIndex) for offset in (one.start, one.end))
+        and 0 <= one.start < one.end <= size
+        and isinstance(one.kind, str)
+        and _KIND.fullmatch(one.kind) is not None
+        and one.kind != LITERAL
+    )
+
+
+def blank(text: str, spans: Iterable[tuple[int, int]]) -> str:
+    """The text with ranges (in order, not overlapping) replaced by as many NUL characters."""
+    pieces: list[str] = []
+    last = 0
+    for start, end in spans:
+        pieces += (text[last:start], "\0" * (end - start))
+        last = end
+    pieces.append(text[last:])
+    return "".join(pieces)

@@ -1,4 +1,4 @@
-"""The last check: nothing of the vault's, and nothing that looks private, is in what is to be sent."""
+"""The last check: nothing that the vault holds, and nothing that looks private, is in what is to be sent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from sllm.errors import LeakError
-from sllm.privacy.vault import search
+from sllm.privacy.detect import search
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,38 +21,24 @@ def egress_check(data: str | bytes, vault: Vault, detectors: Sequence[Detector] 
     """Raises unless ``data`` may leave the machine.
 
     Placeholders as the vault issued them are taken out first. The rest must hold no value of the vault:
-        compared
-    by compatibility form and without case, without zero-width characters, numbers by their digits alone, also
-    behind JSON, percent and HTML escapes, in base64 and in hexadecimal. And the detectors must find nothing
-    in it, nor behind its escapes.
+    compared by compatibility form and without case, without zero-width characters, numbers by their digits
+    alone, also under JSON, percent and HTML escapes, in base64 and in hexadecimal. And the detectors must
+    find nothing in it, nor under its escapes.
 
     Args:
         data: everything that is about to be sent: text, or its UTF-8.
         vault: of the conversation.
-        detectors: for the second scan; None is the vault's own, an empty sequence leaves only the comparison.
+        detectors: for the second scan; None means those of the vault, an empty sequence leaves only the
+            comparison.
 
     Raises:
-        LeakError: something private is in it, it is no UTF-8, or a detector failed. The message names kinds
+        LeakError: something private is in it, it is not UTF-8, or a detector failed. The message names kinds
             and counts, never values.
         TypeError: neither text nor bytes.
 
     """
-    if isinstance(data, bytes | bytearray | memoryview):
-        failed = False
-        text = ""
-        try:
-            text = bytes(data).decode()
-        except UnicodeDecodeError:
-            failed = True
-        if failed:
-            raise LeakError(
-                f"{len(data)} bytes about to be sent are no UTF-8, so nothing says what is in them"
-            )
-    elif isinstance(data, str):
-        text = data
-    else:
-        raise TypeError(f"expected text or bytes, got {type(data).__name__}")
-    rest = vault.blanked(text)
+    text = _text(data)
+    rest = vault.placeholders.blanked(text)
     used = vault.detectors if detectors is None else tuple(detectors)
     spans = {(one.start, one.end): one.kind for one in vault.find_known(rest)}
     for one in search(used, rest):
@@ -64,3 +50,16 @@ def egress_check(data: str | bytes, vault: Vault, detectors: Sequence[Detector] 
             f"text about to be sent still holds {what}; nothing was sent;"
             f" mask it with the conversation's Vault"
         )
+
+
+def _text(data: str | bytes) -> str:
+    if isinstance(data, str):
+        return data
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(f"expected text or bytes, got {type(data).__name__}")
+    try:
+        return bytes(data).decode()
+    except UnicodeDecodeError:
+        pass
+    # Outside of the handler: the decoding error, which quotes the data, would hang on to this one.
+    raise LeakError(f"{len(data)} bytes about to be sent are no UTF-8, so nothing says what is in them")

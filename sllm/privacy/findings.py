@@ -1,4 +1,4 @@
-"""What every detector hands back, and what a detector is."""
+"""What every detector returns, what a detector is, and how much work one text may cost it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import re
+    from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["KINDS", "Detector", "Finding", "LabelScorer"]
+__all__ = ["KINDS", "LITERAL", "Budget", "Detector", "Finding", "LabelScorer"]
 
 # The kinds that the detectors here name, each with what it stands for. They become part of placeholders, so
-# they are plain capital letters; detectors of others may name further kinds of that form.
+# they are plain capital letters; other detectors may name further kinds of that form.
 KINDS = {
     "ACCOUNT": "account, member, policy, patient or employee number",
     "ADDRESS": "postal address or a part of one",
@@ -39,6 +40,9 @@ KINDS = {
     "VIN": "vehicle identification number",
     "WALLET": "address of a crypto currency",
 }
+# The kind of a piece of the user's text that looks like a part of a placeholder: it is masked so that
+# restoring is exact, and is no secret.
+LITERAL = "TEXT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Finding:
 
     Attributes:
         start: first offset, in the text that was given.
-        end: offset behind the last character.
+        end: offset after the last character.
         kind: one of :data:`KINDS`, or another word of 2 to 16 capital letters A-Z.
         score: how sure the detector is, in (0, 1].
         checked: whether a checksum or another deterministic check of the value itself agreed.
@@ -66,17 +70,66 @@ class Detector(Protocol):
     """Anything that finds private ranges in a text."""
 
     def detect(self, text: str) -> Sequence[Finding]:
-        """Findings in any order, overlapping or not; raises rather than leaving something out in silence."""
+        """Findings in any order, overlapping or not; raises rather than leave something out in silence."""
         ...
 
 
 @runtime_checkable
 class LabelScorer(Protocol):
-    """Anything that says how likely each of several labels is as the continuation of a prompt: what
-    :class:`~sllm.Triage` and :class:`~sllm.privacy.ModelDetector` ask, such as
+    """Anything that says how likely each of several labels is as the continuation of a prompt.
+
+    :class:`~sllm.Triage` and :class:`~sllm.privacy.ModelDetector` ask one, such as
     :class:`sllm.triage.ContextScorer`.
     """
 
     def label_logprobs(self, prompt: str, labels: Sequence[str]) -> Sequence[float]:
         """Natural logarithm of the probability of each label right after the prompt, one for each label."""
         ...
+
+
+# How many candidates of one kind are judged: so many in any text, and one more for each so many characters.
+_FREE = 10_000
+_PER = 40
+
+
+class Budget:
+    """How many candidates of one kind are judged in one text, whichever patterns found them.
+
+    The number grows with the text, and everything after the last candidate judged counts as found. So a text
+    made of nothing but beginnings of values costs time linear in its length with a small factor, and leaks
+    nothing: where it was not searched it is masked. Ordinary prose and ordinary tables stay far below.
+
+    Args:
+        text: the text that is searched.
+
+    """
+
+    def __init__(self, text: str) -> None:
+        self._left = _FREE + len(text) // _PER
+        self._end = self._unseen = len(text)
+
+    @property
+    def spent(self) -> bool:
+        """Whether there was a candidate that could no longer be judged."""
+        return self._left < 0
+
+    def spend(self, start: int) -> bool:
+        """Takes the candidate that begins at an offset; False once none is left, and then the caller judges
+        no more from there on.
+        """
+        self._left -= 1
+        if self._left < 0:
+            self._unseen = min(self._unseen, start)
+        return self._left >= 0
+
+    def each(self, candidates: Iterable[re.Match[str]]) -> Iterator[re.Match[str]]:
+        """The candidates that may be judged."""
+        for candidate in candidates:
+            if not self.spend(candidate.start()):
+                return
+            yield candidate
+
+    def rest(self, kind: str) -> Iterator[Finding]:
+        """The part of the text that was not judged, as one finding; nothing if all of it was."""
+        if self._left < 0:
+            yield Finding(self._unseen, self._end, kind, 0.5)

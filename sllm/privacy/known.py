@@ -1,39 +1,35 @@
-"""Values that were found once, found again wherever they stand and however they are written.
+"""Finds values that were found once wherever they occur again, however they are written.
 
-The vault masks by this and the last check before sending looks by this, so that what the one leaves the other
-does not complain about.
+The vault masks by this, and the last check before sending searches by this: so the check does not complain
+about what masking leaves.
 """
 
 from __future__ import annotations
 
 import bisect
-import re
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sllm.privacy.findings import Finding
+from sllm.privacy.findings import LITERAL, Finding
+from sllm.privacy.regex import lazy
 from sllm.privacy.text import View, compact, decoded, folded, packed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["LITERAL", "KnownValues"]
+__all__ = ["KnownValues"]
 
-# The kind of a piece of the user's text that looks like a part of a placeholder; it is masked for exactness
-# and is no secret.
-LITERAL = "TEXT"
-
-# From so many characters on a value is looked for inside longer words too.
+# At this many characters a value is also searched inside longer words.
 _LONG = 8
-# From so many digits on a value is looked for by its digits alone.
+# At this many digits a value is also searched by its digits alone.
 _DIGITS = 7
-# From so many bytes on a value is looked for in base64 and hexadecimal.
+# At this many bytes a value is also searched in base64 and hexadecimal.
 _PACKED = 6
-# From so many letters and digits on, ASCII or other, a value is looked for spelled out, too.
+# At this many letters and digits, ASCII or other, a value is also searched spelled out.
 _SPELLED = 8
 _SPELLED_OTHER = 3
-_NUMBER = re.compile(r"[0-9](?:[ \t\r\n\-._()/,:+\"'*]{0,5}[0-9])*")
+_NUMBER = lazy(r"[0-9](?:[ \t\r\n\-._()/,:+\"'*]{0,5}[0-9])*")
 _ASCII_WORD = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 
 
@@ -50,7 +46,7 @@ class _Finder:
     many, so that a conversation with thousands of values does not read every text thousands of times.
     """
 
-    # Up to so many, looking for each is faster: the search of str takes a nanosecond for a character or less.
+    # Up to this many, searching each is faster: str.find takes a nanosecond for a character or less.
     _FEW = 150
     _SIZES = (4, 2)
 
@@ -62,14 +58,14 @@ class _Finder:
         return bool(self._forms)
 
     def add(self, form: str) -> None:
-        """Takes in a string of two or more characters."""
+        """Adds a string of two or more characters."""
         if form not in self._forms:
             self._forms[form] = None
             size = next(size for size in self._SIZES if size <= len(form))
             self._starts.setdefault(size, {}).setdefault(form[:size], []).append(form)
 
     def find(self, body: str, accept: Callable[[int, str], bool]) -> Iterator[tuple[int, str]]:
-        """Offset and string for each occurrence that ``accept`` takes; those of one string do not overlap."""
+        """Offset and string of each occurrence that is accepted; those of one string do not overlap."""
         if len(self._forms) <= self._FEW:
             for form in self._forms:
                 at = body.find(form)
@@ -81,7 +77,7 @@ class _Finder:
             return
         ends: dict[str, int] = {}
         for size, starts in self._starts.items():
-            # Pieces of the text that begin no string are by far the most: they are sorted out in one go.
+            # By far the most pieces of the text begin no string: they are sorted out in one pass.
             for at in [i for i in range(len(body) - size + 1) if body[i : i + size] in starts]:
                 for form in starts[body[at : at + size]]:
                     if body.startswith(form, at) and at >= ends.get(form, 0) and accept(at, form):
@@ -92,8 +88,8 @@ class _Finder:
 class KnownValues:
     """A set of values with their kinds, and the search for them.
 
-    Values of one character are not looked for. Short ones that begin or end with an ASCII letter or digit
-    count only where no other follows there; short words of letters only (Will, May) only in their own case.
+    Values of one character are not searched. Short ones that begin or end with an ASCII letter or digit count
+    only where no other adjoins there; short words of letters only (Will, May) only in their own case.
     """
 
     def __init__(self) -> None:
@@ -110,7 +106,7 @@ class KnownValues:
         return len(self._values)
 
     def add(self, value: str, kind: str) -> None:
-        """Takes a value in, unless it, or one that is compared as the same, is there already."""
+        """Adds a value, unless it, or one that compares equal, is there already."""
         form = folded(value).text
         if len(form.strip()) < 2:
             return
@@ -118,50 +114,50 @@ class KnownValues:
         cased = value if short and value.isascii() and value.isalpha() else None
         key = cased or form
         if key not in self._values:
-            self._take(key, _Known(form, kind, short, cased))
+            self._add(key, _Known(form, kind, short, cased))
             digits = "".join(char for char in form if "0" <= char <= "9")
-            self._take_spelled(compact(View(form, None)).text, kind)
-            # The digits of a street address are no number that anybody writes.
+            self._add_spelled(compact(View(form, None)).text, kind)
+            # Nobody writes the digits of a street address by themselves.
             if len(digits) >= _DIGITS and len(digits) >= 0.6 * sum(char.isalnum() for char in form):
-                self._take_digits(digits, kind)
+                self._add_digits(digits, kind)
 
-    def _take(self, key: str, known: _Known) -> None:
+    def _add(self, key: str, known: _Known) -> None:
         self._values[key] = known
         self._forms.setdefault(known.form, []).append(known)
         self._finder.add(known.form)
         if len(known.form.encode()) >= _PACKED:
             self._packed_finder.add(known.form)
 
-    def _take_spelled(self, form: str, kind: str) -> None:
+    def _add_spelled(self, form: str, kind: str) -> None:
         others = sum(not char.isascii() and char.isalnum() for char in form)
         if others >= _SPELLED_OTHER or others + sum(map(str.isalnum, form)) >= _SPELLED:
             self._spelled.setdefault(form, kind)
             self._spelled_finder.add(form)
 
-    def _take_digits(self, digits: str, kind: str) -> None:
+    def _add_digits(self, digits: str, kind: str) -> None:
         self._digits.setdefault(digits, kind)
         self._digit_finder.add(digits)
 
     def add_all(self, texts: Sequence[str], findings: Sequence[Sequence[Finding]]) -> None:
-        """Takes in what was found in each of the texts, but for pieces of placeholders."""
+        """Adds what was found in each of the texts, except for pieces of placeholders."""
         for text, found in zip(texts, findings, strict=True):
             for one in found:
                 if one.kind != LITERAL:
                     self.add(text[one.start : one.end], one.kind)
 
     def update(self, other: KnownValues) -> None:
-        """Takes in what another set holds; what was here keeps its kind."""
+        """Adds what another set holds; what was here already keeps its kind."""
         for key, known in other._values.items():
             if key not in self._values:
-                self._take(key, known)
+                self._add(key, known)
         for digits, kind in other._digits.items():
-            self._take_digits(digits, kind)
+            self._add_digits(digits, kind)
         for form, kind in other._spelled.items():
             self._spelled.setdefault(form, kind)
             self._spelled_finder.add(form)
 
     def findings(self, text: str, view: View | None = None) -> Iterator[Finding]:
-        """Where the values stand in a text, plainly or under an encoding.
+        """Where the values occur in a text, plainly or under an encoding.
 
         Args:
             text: to search.
@@ -185,9 +181,12 @@ class KnownValues:
         def kind(at: int, form: str) -> str | None:
             end = at + len(form)
             for known in self._forms[form]:
-                if _stands(body, at, end, known):
+                if _is_word(body, at, end, known):
                     start, stop = view.span(at, end)
-                    if known.cased is None or known.cased in (text[start:stop], _upright(text[start:stop])):
+                    if known.cased is None or known.cased in (
+                        text[start:stop],
+                        _half_width(text[start:stop]),
+                    ):
                         return known.kind
             return None
 
@@ -237,8 +236,8 @@ class KnownValues:
             yield Finding(*view.span(places[first], places[last - 1] + 1), self._digits[digits])
 
 
-def _stands(body: str, at: int, end: int, known: _Known) -> bool:
-    """Whether a short value stands there as a word of its own."""
+def _is_word(body: str, at: int, end: int, known: _Known) -> bool:
+    """Whether a value that has to be a word of its own is one there."""
     if not known.bounded:
         return True
     if at and known.form[0] in _ASCII_WORD and body[at - 1] in _ASCII_WORD:
@@ -246,6 +245,6 @@ def _stands(body: str, at: int, end: int, known: _Known) -> bool:
     return not (known.form[-1] in _ASCII_WORD and body[end : end + 1] in _ASCII_WORD)
 
 
-def _upright(text: str) -> str:
-    """The text with full-width letters made ASCII and what has no width left out, in its own case."""
+def _half_width(text: str) -> str:
+    """The text with full-width letters as ASCII, and without characters of no width; the case stays."""
     return "".join(unicodedata.normalize("NFKC", char) for char in text if folded(char).text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sllm.extras import needs
 from sllm.privacy.findings import Finding
 
 if TYPE_CHECKING:
@@ -66,10 +67,8 @@ class PresidioDetector:
         kinds: Mapping[str, str | None] | None = None,
     ) -> None:
         if analyzer is None:
-            try:
+            with needs("presidio"):
                 from presidio_analyzer import AnalyzerEngine
-            except ImportError as exc:
-                raise ImportError("presidio-analyzer is not installed; pip install 'sllm[presidio]'") from exc
             analyzer = AnalyzerEngine()
         self._analyzer: _Analyzer = analyzer
         self._languages = tuple(languages)
@@ -77,7 +76,7 @@ class PresidioDetector:
         self._kinds: dict[str, str | None] = {**_KINDS, **(kinds or {})}
 
     def detect(self, text: str) -> list[Finding]:
-        """Findings in the order in which Presidio gave them."""
+        """Findings in the order in which Presidio returned them."""
         found = []
         for language in self._languages:
             for result in self._analyzer.analyze(text=text, language=language):

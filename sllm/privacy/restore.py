@@ -1,10 +1,9 @@
-"""Putting values back into a stream of text, wherever the other side wrote one of our placeholders.
+"""Puts values back into a stream of text, wherever the other side wrote one of our placeholders.
 
 What counts as a placeholder: kind, index and nonce exactly as issued, and around and between them what models
 and Markdown do to them: any case, full-width characters, spaces inside, ``_`` escaped, replaced by ``-`` or
-    lost,
-zeros before the index, brackets missing, full-width or escaped. The index is compared as a number and the
-nonce letter by letter; nothing is guessed.
+lost, zeros before the index, brackets missing, full-width or escaped. The index is compared as a number and
+the nonce letter by letter; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -13,12 +12,11 @@ import functools
 import re
 from typing import TYPE_CHECKING
 
+from sllm.privacy.regex import lazy
 from sllm.privacy.text import fold_char
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from sllm.privacy.vault import Vault
+    from sllm.privacy.placeholders import Placeholders
 
 __all__ = ["Restorer"]
 
@@ -34,13 +32,11 @@ _DIGITS = frozenset("0123456789")
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 _WORD = _LETTERS | _DIGITS | {"_"}
 
-# The shape of a placeholder that is not ours, back from its closing bracket; or of one with our nonce.
-_STRANGE = re.compile(
-    r"[\[［【〔] ?[^\W\d_]{1,16}[_ -]{1,2}[0-9]{1,9}[_ -]{1,2}[a-z][a-z0-9]{3,11} ?\Z", re.I
-)
-_STRANGE_OWN = re.compile(r"(?<![^\W_])([^\W\d_]{1,16})[\\_ *-]{0,4}([0-9]{1,9})[\\_ *-]{0,4}\Z")
-_BRACKET = re.compile(r"[\[\]]")
-_CLOSING = re.compile(r"[\]］】〕]")
+# The shape of a placeholder that was not issued, back from its closing bracket; and of one with our nonce.
+_UNKNOWN = lazy(r"[\[［【〔] ?[^\W\d_]{1,16}[_ -]{1,2}[0-9]{1,9}[_ -]{1,2}[a-z][a-z0-9]{3,11} ?\Z", re.I)
+_UNKNOWN_WITH_NONCE = lazy(r"(?<![^\W_])([^\W\d_]{1,16})[\\_ *-]{0,4}([0-9]{1,9})[\\_ *-]{0,4}\Z")
+_BRACKET = lazy(r"[\[\]]")
+_CLOSING = lazy(r"[\]］】〕]")
 _TAIL = 80
 
 
@@ -57,18 +53,62 @@ def _ends(nonces: tuple[str, ...]) -> re.Pattern[str]:
 
 
 class _UndecidedError(Exception):
-    """What was received so far does not decide it."""
+    """What was received so far does not decide whether it is a placeholder."""
+
+
+class _Reader:
+    """Reads what was received so far, character by character.
+
+    Raises:
+        _UndecidedError: a character that was not received yet, from any of the methods.
+
+    """
+
+    def __init__(self, text: str, final: bool) -> None:
+        self._text = text
+        self._final = final
+
+    def at(self, j: int) -> str:
+        """The character at an offset; "" after the end of the whole text."""
+        if j < len(self._text):
+            return self._text[j]
+        if self._final:
+            return ""
+        raise _UndecidedError
+
+    def folded(self, j: int) -> str:
+        char = self.at(j)
+        return fold_char(char) if char else ""
+
+    def skip(self, j: int) -> int:
+        """The offset after the spaces that begin at ``j``."""
+        for _ in range(_MAX_SPACES):
+            if self.at(j) not in _SPACE:
+                break
+            j += 1
+        return j
+
+    def joint(self, j: int) -> int:
+        """The offset after the sign that joins two parts of a placeholder, and the spaces around it."""
+        j = self.skip(j)
+        for _ in range(2):
+            if self.at(j) == _ESCAPE:
+                j += 1
+        if self.at(j) in _JOINER:
+            j += 1
+        return self.skip(j)
 
 
 class Restorer:
-    """Restores the placeholders of a vault in text that comes in pieces.
+    """Restores placeholders in a text that comes in pieces.
 
-    ``feed`` hands back all that is certain; held back is only what could still become a placeholder that was
-    issued. Together the pieces are the same however the text was cut. Restored values are never looked at
-    again, so a value that contains the text of a placeholder stays what it is.
+    ``feed`` returns all that is certain; held back is only what could still become a placeholder that was
+    issued. Together the pieces are the same however the text was cut. Restored values are not searched again,
+    so a value that contains the text of a placeholder stays what it is.
 
     Args:
-        vault: whose placeholders; those that it issues later are restored too.
+        placeholders: of a vault (:attr:`Vault.placeholders <sllm.Vault.placeholders>`); those that it issues
+            later are restored too.
 
     Attributes:
         n_restored: placeholders replaced so far.
@@ -76,10 +116,10 @@ class Restorer:
 
     """
 
-    def __init__(self, vault: Vault) -> None:
-        self._vault = vault
+    def __init__(self, placeholders: Placeholders) -> None:
+        self._placeholders = placeholders
         self._held = ""
-        self._before = ""  # the last character in front of what is held
+        self._before = ""  # the last character before what is held
         self._depth = 0  # brackets open on this line
         self._tail = ""  # the last of the raw text, for counting
         self._final = False
@@ -93,11 +133,11 @@ class Restorer:
         )
 
     def feed(self, chunk: str) -> str:
-        """Takes the next piece, and hands back the restored text that is certain by now.
+        """Takes the next piece, and returns the restored text that is certain by now.
 
         Raises:
             ValueError: after :meth:`finish`.
-            TypeError: no text.
+            TypeError: ``chunk`` is not a str.
 
         """
         if not isinstance(chunk, str):
@@ -108,21 +148,21 @@ class Restorer:
         return self._scan(self._held + chunk)
 
     def finish(self) -> str:
-        """The text is over: hands back what is left."""
+        """Ends the text, and returns what was held back."""
         if self._final:
             return ""
         self._final = True
         return self._scan(self._held)
 
     def _scan(self, text: str) -> str:
-        if not self._vault.first_letters:
+        if not self._placeholders.first_letters:
             self._held = ""
             self._pass(text)
             return text
         # A placeholder can begin at a bracket, its escape, or the first letter of a kind.
-        starts = _starts(self._vault.first_letters)
+        starts = _starts(self._placeholders.first_letters)
         out: list[str] = []
-        at = 0  # up to here everything was handed on
+        at = 0  # up to here everything is in `out`
         search = 0
         while True:
             found = starts.search(text, search)
@@ -152,7 +192,7 @@ class Restorer:
         return "".join(out)
 
     def _pass(self, text: str) -> None:
-        """Notes what was handed on unchanged."""
+        """Notes what is returned unchanged."""
         if not text:
             return
         self._before = text[-1]
@@ -165,109 +205,72 @@ class Restorer:
 
     def _match(self, text: str, i: int, before: str) -> tuple[int, str] | None:
         """The placeholder that begins at ``i``: where it ends, and its value."""
-        vault = self._vault
-
-        def at(j: int) -> str:
-            if j < len(text):
-                return text[j]
-            if self._final:
-                return ""
-            raise _UndecidedError
-
-        def folded(j: int) -> str:
-            char = at(j)
-            return fold_char(char) if char else ""
-
-        def skip(j: int) -> int:
-            for _ in range(_MAX_SPACES):
-                if at(j) not in _SPACE:
-                    break
-                j += 1
-            return j
-
-        def joint(j: int) -> int:
-            j = skip(j)
-            for _ in range(2):
-                if at(j) == _ESCAPE:
-                    j += 1
-            if at(j) in _JOINER:
-                j += 1
-            return skip(j)
-
+        issued = self._placeholders
+        reader = _Reader(text, self._final)
         j = i
-        escaped = at(j) == _ESCAPE
+        escaped = reader.at(j) == _ESCAPE
         if escaped:
             j += 1
-        opened = at(j) in _OPEN
+        opened = reader.at(j) in _OPEN
         if opened:
-            j = skip(j + 1)
+            j = reader.skip(j + 1)
         elif escaped or (before and fold_char(before) in _WORD):
             return None
         kind = ""
-        while (char := folded(j)) in _LETTERS:
+        while (char := reader.folded(j)) in _LETTERS:
             kind += char
-            if kind not in vault.kind_prefixes:
+            if kind not in issued.kind_prefixes:
                 return None
             j += 1
-        indices = vault.index_prefixes.get(kind)
+        indices = issued.index_prefixes.get(kind)
         if indices is None:
             return None
-        j = joint(j)
+        j = reader.joint(j)
         for _ in range(_MAX_ZEROS):
-            if folded(j) != "0":
+            if reader.folded(j) != "0":
                 break
             j += 1
         number = ""
-        while (char := folded(j)) in _DIGITS:
+        while (char := reader.folded(j)) in _DIGITS:
             number += char
             if number not in indices:
                 return None
             j += 1
         if not number:
             return None
-        j = joint(j)
-        nonces = vault.nonces_of(kind, int(number))
+        j = reader.joint(j)
+        nonces = issued.nonces_of(kind, int(number))
         nonce = ""
         while nonce not in nonces:
-            nonce += folded(j) or "\n"
+            nonce += reader.folded(j) or "\n"
             if not any(other.startswith(nonce) for other in nonces):
                 return None
             j += 1
-        if folded(j)[:1] in _WORD:
+        if reader.folded(j)[:1] in _WORD:
             return None
-        value = vault.value(kind, int(number), nonce)
-        if value is None:
-            return None
-        return self._close(at, skip, j, opened=opened, escaped=escaped, value=value)
+        value = issued.value(kind, int(number), nonce)
+        end = self._end(reader, j, opened=opened, escaped=escaped)
+        return None if value is None or end is None else (end, value)
 
-    def _close(
-        self,
-        at: Callable[[int], str],
-        skip: Callable[[int], int],
-        j: int,
-        *,
-        opened: bool,
-        escaped: bool,
-        value: str,
-    ) -> tuple[int, str] | None:
-        """The end of a placeholder whose nonce ends at ``j``."""
-        k = skip(j) if opened else j
-        escape = at(k) == _ESCAPE
-        closed = at(k + escape) in _CLOSE
+    def _end(self, reader: _Reader, j: int, *, opened: bool, escaped: bool) -> int | None:
+        """The end of a placeholder whose nonce ends at ``j``; None if it is not one after all."""
+        k = reader.skip(j) if opened else j
+        escape = reader.at(k) == _ESCAPE
+        closed = reader.at(k + escape) in _CLOSE
         if escaped and not (closed and escape):
-            # The backslash is the text's own; the bracket behind it begins the placeholder.
+            # The backslash is the text's own; the bracket after it begins the placeholder.
             return None
-        if closed and not opened and at(k + escape) == "]" and not escape and self._depth > 0:
+        if closed and not opened and reader.at(k + escape) == "]" and not escape and self._depth > 0:
             # It closes a bracket that was open before.
             closed = False
-        return (k + escape + 1 if closed else j), value
+        return k + escape + 1 if closed else j
 
     def _count(self, chunk: str) -> None:
-        """Counts what looks like a placeholder and is none, at the character that ends it."""
-        vault = self._vault
+        """Counts what looks like a placeholder and was never issued, at the character that ends it."""
+        issued = self._placeholders
         text = self._tail + chunk
         start = len(self._tail)
-        nonces = vault.nonces
+        nonces = issued.nonces
         if not _ends(nonces).search(chunk):
             self._tail = text[-_TAIL:]
             return
@@ -277,12 +280,12 @@ class Restorer:
             while at >= 0:
                 end = at + len(nonce)
                 if end > start:
-                    shape = _STRANGE_OWN.search(text[max(0, at - 48) : at])
-                    if shape and vault.value(shape[1].lower(), int(shape[2]), nonce) is None:
+                    shape = _UNKNOWN_WITH_NONCE.search(text[max(0, at - 48) : at])
+                    if shape and issued.value(shape[1].lower(), int(shape[2]), nonce) is None:
                         self.n_unknown += 1
                 at = lower.find(nonce, at + 1)
         for close in _CLOSING.finditer(text, start):
-            shape = _STRANGE.search(text[max(0, close.start() - 60) : close.start()])
+            shape = _UNKNOWN.search(text[max(0, close.start() - 60) : close.start()])
             if shape and not any(nonce in shape[0].lower() for nonce in nonces):
                 self.n_unknown += 1
         self._tail = text[-_TAIL:]

@@ -1,8 +1,8 @@
-"""Views of a text: written plainly for those who search, with the way back to the text as it was.
+"""Views of a text: rewritten for searching, with the offsets of what each character came from.
 
 A phone number may come in full-width digits, with zero-width characters or in Chinese numerals. Searching
 runs over a view in which all of that is written in ASCII, and what is found there is mapped back to offsets
-of the original. The views: :func:`plain` for detectors (keeps case and length wherever it can),
+in the original. The views: :func:`plain` for detectors (keeps case and length wherever it can),
 :func:`folded` for comparing with known values (compatibility decomposition and case folding), and
 :func:`decoded` for what hides behind the escapes of JSON, URLs and HTML, or in base64 and hexadecimal.
 """
@@ -18,17 +18,19 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sllm.privacy.regex import lazy
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["View", "compact", "decoded", "fold_char", "folded", "packed", "plain"]
 
-# What is drawn with no width: soft hyphen, joiners, direction marks, byte order mark, variation selectors.
+# Characters without width: soft hyphen, joiners, direction marks, byte order mark, variation selectors.
 _INVISIBLE = (
     "\u00ad\u034f\u061c\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff"
     "\U000e0000-\U000e007f\U000e0100-\U000e01ef"
 )
-INVISIBLE = re.compile(f"[{_INVISIBLE}]+")
+INVISIBLE = lazy(f"[{_INVISIBLE}]+")
 
 _SPACES = "\u00a0\u2000-\u200a\u202f\u205f\u3000"
 _DASHES = "\u2010-\u2015\u2212\ufe58\ufe63"
@@ -36,14 +38,14 @@ _DASHES = "\u2010-\u2015\u2212\ufe58\ufe63"
 # end a clause in Chinese and stay what they are.
 _SIGNS = "＠．＿－＋／：＃（）＝＆％＼［］＜＞"
 _NUMERALS = str.maketrans("零〇一二三四五六七八九幺", "0012345678" + "91")
-_NUMERAL_RUN = re.compile("[零〇一二三四五六七八九幺]{7,}")
+_NUMERAL_RUN = lazy("[零〇一二三四五六七八九幺]{7,}")
 # Digits of every script, full-width and mathematical letters, and the classes above.
-_CHANGING = re.compile(
+_CHANGING = lazy(
     f"[{_SPACES}{_DASHES}{_SIGNS}０-９Ａ-Ｚａ-ｚ\u0660-\u0669\u06f0-\u06f9\u07c0-\u07c9\u0966-\u096f"
     "\u09e6-\u09ef\u0a66-\u0a6f\u0ae6-\u0aef\u0b66-\u0b6f\u0be6-\u0bef\u0c66-\u0c6f\u0ce6-\u0cef\u0d66-\u0d6f"
     "\u0e50-\u0e59\u0ed0-\u0ed9\u0f20-\u0f29\u1040-\u1049\u17e0-\u17e9\u1810-\u1819①-⑨\U0001d400-\U0001d7ff]"
 )
-_SPACE_OR_DASH = re.compile(f"[{_SPACES}]|([{_DASHES}])")
+_SPACE_OR_DASH = lazy(f"[{_SPACES}]|([{_DASHES}])")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class View:
         text: what to search.
         offsets: for each character of ``text`` the offset in the original that it came from; None where the
             two have the same offsets.
-        ends: for each character the offset behind what it came from; None where that is one character.
+        ends: for each character the offset after what it came from; None where that is one character.
 
     """
 
@@ -111,7 +113,7 @@ def plain(text: str) -> View:
     changed = view.text
     changing = [char for char in chars if _CHANGING.match(char)]
     if len(changing) <= _FEW:
-        # A few passes that the machine makes at once, instead of a call for each character.
+        # A few passes in C instead of a Python call for each character.
         for char in changing:
             changed = changed.replace(char, _plain_char(char))
     else:
@@ -133,11 +135,11 @@ def fold_char(char: str) -> str:
 
 
 # Neither ASCII nor plain Han: characters that folding may change.
-_FOLDING = re.compile("[^\x00-\x7f\u3001\u3002\u4e00-\u9fff]")
+_FOLDING = lazy("[^\x00-\x7f\u3001\u3002\u4e00-\u9fff]")
 
 
 def folded(text: str) -> View:
-    """The view in which known values are looked for; see :func:`fold_char`."""
+    """The view in which known values are searched; see :func:`fold_char`."""
     if text.isascii():
         return View(text.lower(), None)
     pieces: list[str] = []
@@ -158,9 +160,9 @@ def folded(text: str) -> View:
     return View(body, offsets if moved else None)
 
 
-# What is written between the letters of a word without ending it: spaces, signs of Markdown and of joining,
-# tags, marks on letters. The signs that end a clause are not among them.
-_BETWEEN = re.compile(
+# What is written between the letters of a word without ending it: spaces, Markdown and joining signs, tags,
+# combining marks. The signs that end a clause are not among them.
+_BETWEEN = lazy(
     "(?:[\\s_.*~`'\"/\\\\+|()\\[\\]{}#=&\u00b7\u2022\u0300-\u036f-]|</?[A-Za-z][^<>\\n]{0,40}>|[<>])+"
 )
 # Cyrillic and Greek letters that are drawn as Latin ones (case folded).
@@ -181,17 +183,17 @@ def compact(view: View) -> View:
     return View(close.text.translate(_LOOKALIKES), offsets)
 
 
-_ESCAPE = re.compile(
+_ESCAPE = lazy(
     r"\\(?:u([0-9a-fA-F]{4})(?:\\u([dD][c-fC-F][0-9a-fA-F]{2}))?|([\"\\/bfnrt])|"
     r"(?:u\{([0-9a-fA-F]{1,6})\}|U([0-9a-fA-F]{8})))"
     r"|((?:\\x[0-9a-fA-F]{2})+)|((?:\\[0-3][0-7]{2})+)"
 )
 _SIMPLE = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
-_PERCENT = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
+_PERCENT = lazy(r"(?:%[0-9A-Fa-f]{2})+")
 # Quoted-printable, as in mail.
-_QUOTED = re.compile(r"(?:=[0-9A-F]{2}|=\r?\n)+")
-_QUOTED_BYTE = re.compile(r"=(?:([0-9A-F]{2})|\r?\n)")
-_ENTITY = re.compile(r"&(?:#[0-9]{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[A-Za-z][A-Za-z0-9]{1,24};)")
+_QUOTED = lazy(r"(?:=[0-9A-F]{2}|=\r?\n)+")
+_QUOTED_BYTE = lazy(r"=(?:([0-9A-F]{2})|\r?\n)")
+_ENTITY = lazy(r"&(?:#[0-9]{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[A-Za-z][A-Za-z0-9]{1,24};)")
 # JSON within JSON within JSON: a tool's arguments in a message in a request.
 _LEVELS = 3
 
@@ -212,7 +214,7 @@ def _unescaped(match: re.Match[str]) -> list[tuple[str, int]]:
     code = int(high, 16)
     if 0xD800 <= code < 0xDC00 and low:
         return [(chr(0x10000 + ((code - 0xD800) << 10) + (int(low, 16) - 0xDC00)), width)]
-    # Half of a pair is no character.
+    # Half of a surrogate pair is not a character.
     first = "\ufffd" if 0xD800 <= code < 0xE000 else chr(code)
     return [(first, width - 6), ("\ufffd", 6)] if low else [(first, width)]
 
@@ -222,7 +224,7 @@ def _unquoted(match: re.Match[str]) -> list[tuple[str, int]]:
 
 
 def _of_bytes(data: bytes, width: int) -> list[tuple[str, int]]:
-    """The characters of UTF-8, or of Latin-1 where it is none; each byte was ``width`` characters."""
+    """The characters of UTF-8, or of Latin-1 where it is invalid; each byte was ``width`` characters."""
     try:
         return [(char, width * len(char.encode())) for char in data.decode()]
     except UnicodeDecodeError:
@@ -231,7 +233,7 @@ def _of_bytes(data: bytes, width: int) -> list[tuple[str, int]]:
 
 def _printable(match: re.Match[str]) -> list[tuple[str, int]]:
     data = bytearray()
-    widths: list[int] = []  # of each byte, with the ends of lines in front of it: nothing stands there
+    widths: list[int] = []  # of each byte, with the soft line breaks before it
     left = 0
     for piece in _QUOTED_BYTE.finditer(match[0]):
         if piece[1]:
@@ -289,8 +291,8 @@ def _replaced(
 
 
 def decoded(text: str) -> Iterator[View]:
-    """What the text is behind the escapes of JSON and program code, of URLs and of HTML, where that is
-    another.
+    """The text without the escapes of JSON and program code, of URLs, of HTML and of mail: a view for each
+    that changes it.
     """
     for sign, pattern, put in (
         ("\\", _ESCAPE, _unescaped),
@@ -309,20 +311,20 @@ def decoded(text: str) -> Iterator[View]:
             yield view
 
 
-_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{8,}")
-_HEX = re.compile(r"(?<![0-9a-fA-F])[0-9a-fA-F]{2}(?:[ :,-]?[0-9a-fA-F]{2}){5,}(?![0-9a-fA-F])")
+_BASE64 = lazy(r"[A-Za-z0-9+/_-]{8,}")
+_HEX = lazy(r"(?<![0-9a-fA-F])[0-9a-fA-F]{2}(?:[ :,-]?[0-9a-fA-F]{2}){5,}(?![0-9a-fA-F])")
 _GAPS = str.maketrans("", "", " :,-")
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
 def packed(text: str) -> Iterator[tuple[int, int, str]]:
-    """Runs of base64 and hexadecimal digits: start, end, and what they hold as text, with U+FFFD for what is
-    none.
+    """Runs of base64 and hexadecimal digits: start, end, and what they hold as text, with U+FFFD for bytes
+    that are not UTF-8.
     """
     for run in _BASE64.finditer(text):
         body = run[0].translate(_URL_SAFE)
         forms = []
-        # Letters in front of it may have shifted the run.
+        # Letters before it may have shifted the run.
         for shift in range(4):
             part = body[shift:]
             part = part[: len(part) - (len(part) % 4 == 1)]

@@ -131,7 +131,7 @@ class Outgoing:
 
     def restorer(self) -> Restorer:
         """What puts the values back in place of the placeholders of an answer."""
-        return Restorer(self.vault)
+        return Restorer(self.vault.placeholders)
 
     def egress_check(self, text: str) -> None:
         """The last check of a text that is about to be sent.

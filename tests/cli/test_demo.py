@@ -21,7 +21,7 @@ from processes import ONE, PATIENCE, environment, first_byte, interrupt, one_lin
 
 from sllm.cli import console, demo, demo_triage
 from sllm.cli import main as cli
-from sllm.privacy import vault
+from sllm.privacy import placeholders
 from sllm.triage import hybrid
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ QUICK = ("demo", "--unpaced", "--rtt", "0", "-n", "3", *ONE)
 
 def test_a_placeholder_comes_back(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     digits = random.Random(5)  # of the nonce, which takes its turn in deciding what so small a model says
-    monkeypatch.setattr(vault, "secrets", digits)
+    monkeypatch.setattr(placeholders, "secrets", digits)
     assert cli.main([*QUICK]) == 0
     shown = capfd.readouterr()
     assert shown.err == ""

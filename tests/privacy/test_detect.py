@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -14,8 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import examples
 from privacy_corpus import cases, clean
-from stdnum import luhn as stdnum_luhn
-from stdnum import verhoeff as stdnum_verhoeff
 from stdnum.cn import uscc as stdnum_uscc
 
 from sllm.privacy import (
@@ -30,6 +29,7 @@ from sllm.privacy import (
 from sllm.privacy.detect import union
 from sllm.privacy.patterns import checksums
 from sllm.privacy.presidio import PresidioDetector
+from sllm.privacy.regex import first_of, lazy, rest_of
 from sllm.privacy.text import decoded, folded, plain
 
 if TYPE_CHECKING:
@@ -199,13 +199,25 @@ def test_checksums_agree_with_stdnum() -> None:
     rng = random.Random(0)
     good = 0
     for _ in range(3000):
-        number = "".join(rng.choice("0123456789") for _ in range(rng.choice([12, 16])))
-        assert checksums.luhn(number) == stdnum_luhn.is_valid(number)
-        assert checksums.verhoeff(number) == stdnum_verhoeff.is_valid(number)
         code = "9111010566" + "".join(rng.choice("0123456789ABCDEFGHJKLMNPQRTUWXY") for _ in range(8))
         assert checksums.uscc(code) == stdnum_uscc.is_valid(code)
         good += checksums.uscc(code)
     assert good > 30
+    assert not checksums.uscc("9A110105662345678X")
+    assert checksums.uscc("A1110000600037341" + stdnum_uscc.calc_check_digit("A1110000600037341"))
+
+
+def test_checksums_by_stdnum() -> None:
+    for scheme, right, wrong in (
+        ("luhn", "4111111111111111", "4111111111111112"),
+        ("verhoeff", "2363", "2364"),
+        ("iban", "DE89370400440532013000", "DE88370400440532013000"),
+        ("es.dni", "12345678Z", "12345678A"),
+        ("es.nie", "X1234567L", "X1234567A"),
+        ("fr.nir", "295109912611193", "295109912611194"),
+        ("ch.ssn", "7569217076985", "7569217076986"),
+    ):
+        assert checksums.valid(scheme, right) and not checksums.valid(scheme, wrong)
 
 
 def test_identity_cards() -> None:
@@ -424,6 +436,50 @@ def test_hostile_text_is_scanned(unit: str) -> None:
     for detector in DETECTORS:
         for one in detector.detect(text):
             assert one.end <= len(text)
+
+
+def test_import_compiles_no_pattern_and_reads_no_rules() -> None:
+    code = (
+        "import re, sys\n"
+        "compile, compiled, opened = re.compile, [], []\n"
+        "def spy(*args):\n"
+        "    compiled.append(sys._getframe(1).f_globals['__name__'])\n"
+        "    return compile(*args)\n"
+        "re.compile = spy\n"
+        "sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == 'open' else None)\n"
+        "import sllm.privacy, sllm.cli.main\n"
+        "def ours(): return [name for name in compiled if name.startswith('sllm.privacy')]\n"
+        "assert not ours(), ours()\n"
+        "assert not [path for path in opened if path.endswith(('.txt', 'labels.json', 'codes.json'))]\n"
+        "sllm.Vault().mask('我叫张伟, my name is Ada Obi')\n"
+        "assert len(ours()) > 50\n"
+        "n = len(ours())\n"
+        "sllm.Vault().mask('我叫张伟, my name is Ada Obi')\n"
+        "assert len(ours()) <= n + 2  # those with the nonces of a vault\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_lazy_patterns() -> None:
+    made: list[int] = []
+
+    def source() -> str:
+        made.append(1)
+        return "a(b+)"
+
+    pattern = lazy(source, re.I)
+    assert not made
+    assert pattern.sub("x", "ABB c") == "x c" and [found[1] for found in pattern.finditer("ab abb")] == [
+        "b",
+        "bb",
+    ]
+    assert made == [1]
+    assert not hasattr(lazy("("), "flags")
+    assert lazy(first_of(["[Cc]at", "dog"]) + rest_of(["[Cc]at", "dog"])).findall("cat Dog dog Cat") == [
+        "cat",
+        "dog",
+        "Cat",
+    ]
 
 
 def test_import_is_light() -> None:

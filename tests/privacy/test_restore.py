@@ -38,7 +38,7 @@ def vault_with(*values: str) -> tuple[Vault, list[str]]:
 MANY = ["e1", "p1", "n1", *(f"n{i}x" for i in range(2, 130)), "a1"]
 VAULT, PLACEHOLDERS = vault_with(*MANY)
 VALUES = [f"«{value}»" for value in MANY]
-NONCE = VAULT.nonces[0]
+NONCE = VAULT.placeholders.nonces[0]
 
 
 def pieces(text: str, cuts: list[int]) -> list[str]:
@@ -47,7 +47,7 @@ def pieces(text: str, cuts: list[int]) -> list[str]:
 
 
 def restored(vault: Vault, chunks: list[str]) -> tuple[str, int, int]:
-    restorer = Restorer(vault)
+    restorer = Restorer(vault.placeholders)
     text = "".join(restorer.feed(chunk) for chunk in chunks) + restorer.finish()
     return text, restorer.n_restored, restorer.n_unknown
 
@@ -211,7 +211,7 @@ def test_only_what_can_become_a_placeholder_is_held_back() -> None:
         ("name" + " " * 5, ""),
         ("[NAME_0000000001", ""),
     ]:
-        restorer = Restorer(VAULT)
+        restorer = Restorer(VAULT.placeholders)
         out = restorer.feed(text)
         assert restorer.finish() != "" or held == ""
         if NONCE not in text or held:
@@ -223,7 +223,7 @@ def test_what_is_held_back_is_bounded() -> None:
     alphabet = ["[", "NAME", "_", "1", "0", " ", "\\", NONCE, NONCE[:2], "]", "n", "\u200b", "＿", "é"]
     longest = 0
     for _ in range(300):
-        restorer = Restorer(VAULT)
+        restorer = Restorer(VAULT.placeholders)
         n_in = n_out = 0
         for _ in range(60):
             piece = rng.choice(alphabet)
@@ -238,7 +238,7 @@ def test_what_is_held_back_is_bounded() -> None:
 
 def test_an_empty_vault_changes_nothing() -> None:
     text = "[EMAIL_1_k7q4] \\[NAME"
-    restorer = Restorer(Vault([]))
+    restorer = Restorer(Vault([]).placeholders)
     assert restorer.feed(text) == text
     assert restorer.finish() == ""
     assert restorer.n_unknown == 1
@@ -246,21 +246,21 @@ def test_an_empty_vault_changes_nothing() -> None:
 
 def test_placeholders_issued_while_restoring() -> None:
     vault = Vault([Marked()])
-    restorer = Restorer(vault)
+    restorer = Restorer(vault.placeholders)
     assert restorer.feed("none so far. ") == "none so far. "
     placeholder = vault.mask("«e9»").text
     assert restorer.feed(placeholder) + restorer.finish() == "«e9»"
 
 
 def test_feed_after_finish_is_refused() -> None:
-    restorer = Restorer(VAULT)
+    restorer = Restorer(VAULT.placeholders)
     restorer.feed("[NAME_1")
     assert restorer.finish() == "[NAME_1"
     assert restorer.finish() == ""
     with pytest.raises(ValueError, match="finished"):
         restorer.feed("x")
     with pytest.raises(TypeError, match="bytes"):
-        Restorer(VAULT).feed(b"x")  # type: ignore[arg-type]
+        Restorer(VAULT.placeholders).feed(b"x")  # type: ignore[arg-type]
     assert "n1" not in repr(restorer)
 
 

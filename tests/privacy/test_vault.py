@@ -72,7 +72,7 @@ def test_masking_and_restoring() -> None:
     assert masked.counts == {"NAME": 2, "PHONE": 1, "EMAIL": 1, "CARD": 1}
     for value in ("张伟", "13800138000", "zhang@example.com", "4111"):
         assert value not in masked.text
-    n = vault.nonces[-1]
+    n = vault.placeholders.nonces[-1]
     assert masked.text == (
         f"我叫[NAME_1_{n}]，手机[PHONE_1_{n}]，邮箱[EMAIL_1_{n}]。[NAME_1_{n}]的卡是[CARD_1_{n}]"
     )
@@ -188,7 +188,7 @@ def test_messages_earlier_and_later() -> None:
     assert "张伟" not in str(masked.messages) and "13800138000" not in str(masked.messages)
     assert masked.counts == {"NAME": 4, "PHONE": 2}
     assert masked.messages[2]["tool_calls"][0]["id"] == "call_1"
-    n = vault.nonces[0]
+    n = vault.placeholders.nonces[0]
     assert masked.messages[3]["content"] == {"phone": f"[PHONE_1_{n}]", f"[NAME_1_{n}]": [True, 1.5, None]}
     assert vault.restore(masked.messages[0]["content"]) == "张伟 is the user"
     egress_check(json.dumps(masked.messages), vault)
@@ -276,7 +276,7 @@ def test_masking_a_text_of_many_values() -> None:
 def test_a_nonce_in_a_later_text() -> None:
     vault = Vault()
     old = vault.mask("a@b.com").text
-    nonce = vault.nonces[0]
+    nonce = vault.placeholders.nonces[0]
     for text in (
         f"say {old} twice: {old}",
         nonce,
@@ -290,7 +290,7 @@ def test_a_nonce_in_a_later_text() -> None:
         egress_check(masked.text, vault)
     # What was masked before still comes back.
     assert vault.restore(old) == "a@b.com"
-    assert len(set(vault.nonces)) == len(vault.nonces) > 2
+    assert len(set(vault.placeholders.nonces)) == len(vault.placeholders.nonces) > 2
 
 
 def test_a_text_that_holds_every_short_nonce() -> None:
@@ -299,7 +299,7 @@ def test_a_text_that_holds_every_short_nonce() -> None:
     vault = Vault()
     text = f"{every} a@b.com"
     masked = vault.mask(text)
-    assert len(vault.nonces[0]) > 4
+    assert len(vault.placeholders.nonces[0]) > 4
     assert vault.restore(masked.text) == text
 
 
@@ -324,7 +324,7 @@ def test_a_failing_detector_lets_nothing_out() -> None:
     with pytest.raises(sllm.LeakError, match="Failing failed with RuntimeError") as caught:
         vault.mask("the secret of Bob")
     assert "secret" not in str(caught.value) and caught.value.__cause__ is caught.value.__context__ is None
-    assert len(vault) == 0 and vault.nonces == ()
+    assert len(vault) == 0 and vault.placeholders.nonces == ()
     with pytest.raises(sllm.LeakError, match="Failing"):
         vault.mask_messages([{"role": "user", "content": "x"}])
     with pytest.raises(sllm.LeakError, match="Failing"):
@@ -347,7 +347,7 @@ def test_a_failing_detector_lets_nothing_out() -> None:
     ],
 )
 def test_a_detector_that_hands_back_nonsense(findings: list[Any]) -> None:
-    with pytest.raises(sllm.LeakError, match="Given gave a finding"):
+    with pytest.raises(sllm.LeakError, match="Given gave an invalid finding"):
         Vault([Given(findings)]).mask("a text")
 
 
@@ -436,7 +436,7 @@ def test_bytes_that_are_no_text() -> None:
 def test_foreign_placeholders_are_text() -> None:
     vault = Vault()
     vault.mask("a@b.com")
-    egress_check(f"[EMAIL_9_{vault.nonces[0]}] [EMAIL_1_b2c3]", vault)
+    egress_check(f"[EMAIL_9_{vault.placeholders.nonces[0]}] [EMAIL_1_b2c3]", vault)
 
 
 # ---- round trips -------------------------------------------------------------------------------------------
@@ -493,7 +493,7 @@ def test_round_trip(text: str) -> None:
     vault = Vault()
     masked = vault.mask(text)
     assert vault.restore(masked.text) == text
-    chunks = Restorer(vault)
+    chunks = Restorer(vault.placeholders)
     assert "".join(map(chunks.feed, masked.text)) + chunks.finish() == text
     assert chunks.n_restored >= sum(masked.counts.values())
     # Masking is complete: the second scan and the comparison find nothing.
@@ -522,7 +522,7 @@ def test_round_trip_in_one_conversation(text: str, picks: list[int]) -> None:
     vault.mask("xy 1 y 0")
     for pick in picks:
         # Nonces, placeholders and pieces of them that the conversation has seen are part of the text.
-        nonce = vault.nonces[-1]
+        nonce = vault.placeholders.nonces[-1]
         seen = [
             nonce,
             f"[NAME_1_{nonce}]",

@@ -750,7 +750,7 @@ def test_drafts_that_may_be_withdrawn_are_not_shown() -> None:
         sllm.Run(4, (6,), one[: half + 1], 0, "target"),
     ]
     stats = HybridStats()
-    shown = list(restored(iter(runs), Restorer(vault), stats))
+    shown = list(restored(iter(runs), Restorer(vault.placeholders), stats))
     assert "".join(run.text for run in shown) == EMAIL + one[: half + 1]
     assert all(run.withdrawn == () for run in shown)
     assert (shown[-1].pos, shown[-1].tokens) == (5, ())

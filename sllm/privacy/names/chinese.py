@@ -1,32 +1,33 @@
-"""Chinese people and companies, told without a model: by labels, roles, forms of address and signatures, and
-by characters that are hardly anything but a given name.
+"""Chinese people and companies, found without a model: by labels, roles, forms of address and signatures, and
+by characters that are hardly used outside of given names.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from sllm.privacy.bounds import Budget
-from sllm.privacy.findings import Finding
-from sllm.privacy.names import name_words
-from sllm.privacy.names import word_lists as words
+from sllm.privacy.findings import Budget, Finding
+from sllm.privacy.names.word_lists import CANDIDATE, CHINESE, trimmed
+from sllm.privacy.regex import lazy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["SURNAME", "fills", "given_length", "is_label", "is_typical", "is_word", "scan"]
+__all__ = ["fills", "given_length", "is_label", "is_typical", "is_word", "scan", "surname"]
 
 _HAN = "\u4e00-\u9fff"
 
 
 def _surname(single: str) -> str:
-    """A pattern of those of two characters or one.
+    """A pattern of surnames: those of two characters or more, and of one.
 
-    It begins with one set of characters: the engine skips to these, which it does not do in front of
-    alternatives.
+    Args:
+        single: the surnames of one character.
+
     """
-    double = words.DOUBLE_SURNAMES.split("|")
+    double = CHINESE.double_surnames
     first = "".join(sorted({*single, *(name[0] for name in double)}))
     two = [name for name in double if len(name) == 2]
     second = "".join(sorted({name[1] for name in two}))
@@ -35,79 +36,100 @@ def _surname(single: str) -> str:
     return f"[{first}](?:{'|'.join(ends)}|(?<=[{single}]))"
 
 
-SURNAME = _SURNAME = _surname(words.SURNAMES)
-# With those that are ordinary words too; only where something else says that a name comes.
-_ANY_SURNAME = _surname(words.SURNAMES + words.RARE_SURNAMES)
+@functools.cache
+def surname() -> str:
+    """A pattern of the common surnames."""
+    return _surname(CHINESE.surnames)
+
+
+@functools.cache
+def _of_names() -> str:
+    """A set of the characters of given names."""
+    return f"[{CHINESE.given}{CHINESE.given_sure}]"
+
+
+@functools.cache
+def _field_labels() -> str:
+    """Alternatives of labels, the longest first. After a colon, what fills the field is a name whatever its
+    characters, unless it says that the field is empty.
+    """
+    return "|".join(sorted(CHINESE.field_labels, key=len, reverse=True))
+
+
+@functools.cache
+def _any_surname() -> str:
+    """With those that are ordinary words too, for where something else says that a name follows."""
+    return _surname(CHINESE.surnames + CHINESE.rare_surnames)
+
+
 _GIVEN = f"[{_HAN}]"
-# Which one of several it is, behind a role or a name: 甲方（出租方）, 张伟（组长）.
+# Which one of several it is, after a role or a name: 甲方（出租方）, 张伟（组长）.
 _WHICH = r"(?:[（(][^()（）\n]{1,8}[)）])?"
-_WORDS_CN = re.compile(words.NOT_NAMES_CN)
-_CN_BEFORE = re.compile(
-    r"(?:我叫|我是|名叫|叫做|名字是|名字叫|名字|姓名|本人|联系人|收件人|收货人|寄件人|发件人|患者|病人|客户|"
-    r"申请人|法定代表人|法人代表|法人|负责人|经办人|持卡人|开户名|户名|投保人|被保险人|受益人|学生|同事|朋友|"
-    r"员工|嫌疑人|当事人|原告|被告|父亲|母亲|爸爸|妈妈|妻子|丈夫|老公|老婆|儿子|女儿|哥哥|弟弟|姐姐|妹妹|"
-    r"签名|署名|签字|经理|主任|医生|老师|教授|律师|紧急联系人|监护人|家长|业主|租客|房东|乘客|旅客|客人|"
-    r"候选人|应聘者|借款人|担保人|委托人|代理人|证人|死者|伤者|司机|车主|户主|投诉人|举报人|推荐人|真名|全名|"
-    r"中文名|曾用名|他叫|她叫|叫|致|尊敬的|收款人|付款人|汇款人|开户人|联络人|医师|护士长|护士|亲属|家属|"
-    r"表哥|表弟|表姐|表妹|堂哥|堂弟|堂姐|堂妹|叔叔|舅舅|姑姑|爷爷|奶奶|外公|外婆|邻居|室友|男朋友|女朋友|"
-    r"男友|女友|老板|秘书|助理|领导|班主任|校长|签收人|参会人|审核者|检验人|记录者|应聘人|被告人|原告人|团购|"
-    r"保证人|监护者|投保者|受访者|访客|来访人|报告人|检验者|审核人|审批人|制单人|配偶|出租方|承租方|甲方|"
-    r"乙方|被害人|报案人|报警人|被询问人|询问人|记录人|见证人|联络窗口|聯絡人|聯繫人|聯系人|負責人|經辦人|"
-    r"監護人|簽名|簽收人|收貨人|寄件者|收件者|醫師|醫生|老師|經理|護理師|客戶|戶名|病患|我係|找|@)"
-    rf"{_WHICH}"
-    r"(?P<link>[\"'”：:是为係為叫“\"（( ]{0,4})(?=(?P<surname>" + _SURNAME + rf")(?P<given>{_GIVEN}{{1,3}}))"
+_WORDS_CN = lazy(lambda: CHINESE.not_names)
+_CN_BEFORE = lazy(
+    lambda: (
+        rf"(?:{'|'.join(CHINESE.roles)})"
+        rf"{_WHICH}"
+        r"(?P<link>[\"'”：:是为係為叫“\"（( ]{0,4})(?=(?P<surname>"
+        + surname()
+        + rf")(?P<given>{_GIVEN}{{1,3}}))"
+    )
 )
-# All sorts of things follow these; a name is taken behind them only where a sign or an end comes after it.
-_CN_WEAK = frozenset(words.CN_WEAK.split())
-_CN_TITLE = re.compile(
-    rf"(?P<name>{_SURNAME}{_GIVEN}{{1,2}}?)(?:先生|女士|小姐|太太|老师|医生|教授|经理|主任|律师|"
-    rf"同学|师傅|护士|局长|院长|警官|博士|老師|醫生|醫師|經理|同學|師傅|"
-    rf"同志|夫人|阿姨|总监|校长|大夫|法官|检察官|会计|教练|部长|处长|科长|董事长|总经理|妈妈|爸爸|家长)"
+_CN_TITLE = lazy(
+    lambda: (
+        rf"(?P<name>{surname()}{_GIVEN}{{1,2}}?)(?:先生|女士|小姐|太太|老师|医生|教授|经理|主任|律师|"
+        rf"同学|师傅|护士|局长|院长|警官|博士|老師|醫生|醫師|經理|同學|師傅|"
+        rf"同志|夫人|阿姨|总监|校长|大夫|法官|检察官|会计|教练|部长|处长|科长|董事长|总经理|妈妈|爸爸|家长)"
+    )
 )
 # A surname alone with a form of address is a person too, unless it is the end of a word: 语文老师, 基金经理.
-_CN_ADDRESSED = re.compile(
-    "(?P<name>"
-    + _surname(
-        "王李张刘陈杨黄赵吴周徐孙马朱胡郭何林罗郑梁谢宋唐许韩冯邓曹彭曾肖董袁潘蒋蔡余杜叶程苏魏吕丁沈姚"
-        "卢姜崔钟谭陆汪范石廖贾夏韦付邹孟熊秦邱尹薛闫雷侯龙陶黎贺顾龚邵钱严覃武戴莫孔汤康赖施洪辛柯庄葛樊聂梅盛霍翁邢殷俞倪"
-        "張劉陳楊黃趙吳孫馬羅鄭謝許韓馮鄧葉蘇呂盧鍾譚陸"
+_CN_ADDRESSED = lazy(
+    lambda: (
+        "(?P<name>"
+        + _surname(CHINESE.addressed)
+        + "(?:先生|女士|小姐|太太|老师|医生|教授|律师|师傅|警官|阿姨|大夫|老師|醫生|總|"
+        + rf"总(?![{_HAN}])))"
     )
-    + "(?:先生|女士|小姐|太太|老师|医生|教授|律师|师傅|警官|阿姨|大夫|老師|醫生|總|"
-    + rf"总(?![{_HAN}])))"
 )
-_ADDRESSED_BEHIND = frozenset("找系给请问与和是跟叫让由被栋室户号元楼层为的致")
-# A name beside a number of its owner: in a column, on a label of a parcel, behind an account.
-_CN_BESIDE = re.compile(
-    rf"[ ,，|/、:\t](?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=\s*(?:$|[，,。；;|\t\n]| [0-9]))", re.M
+_BEFORE_ADDRESSED = frozenset("找系给请问与和是跟叫让由被栋室户号元楼层为的致")
+# A name next to a number of its owner: in a column, on the label of a parcel, after an account.
+_CN_BESIDE = lazy(
+    lambda: rf"[ ,，|/、:\t](?P<name>{surname()}{_GIVEN}{{1,2}})(?=\s*(?:$|[，,。；;|\t\n]| [0-9]))", re.M
 )
-_BESIDE_BEFORE = re.compile(r"[0-9]{5}[0-9X]\Z")
-_CN_LISTED = re.compile(
-    rf"^[ \t]*(?:[0-9]{{1,3}}[.、,，) \t|]{{1,2}} ?)(?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=[ ,，\t|"
-    rf"][^\n]{{0,40}}?"
-    r"(?:1[3-9][0-9][ -]?[0-9]{4}|[0-9]{17}))",
+_BESIDE_BEFORE = lazy(r"[0-9]{5}[0-9X]\Z")
+_CN_LISTED = lazy(
+    lambda: (
+        rf"^[ \t]*(?:[0-9]{{1,3}}[.、,，) \t|]{{1,2}} ?)(?P<name>{surname()}{_GIVEN}{{1,2}})(?=[ ,，\t|"
+        rf"][^\n]{{0,40}}?"
+        r"(?:1[3-9][0-9][ -]?[0-9]{4}|[0-9]{17}))"
+    ),
     re.M,
 )
-_CN_JSON = re.compile(rf"[:=] ?[\"']?(?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=[\"',;&}}\s]|\Z)")
-_JSON_BEFORE = re.compile(
+_CN_JSON = lazy(lambda: rf"[:=] ?[\"']?(?P<name>{surname()}{_GIVEN}{{1,2}})(?=[\"',;&}}\s]|\Z)")
+_JSON_BEFORE = lazy(
     r"(?:name|xm|user|contact|customer|patient|receiver|sender|owner|holder)[\"']?[ ]?\Z", re.I
 )
-_CN_MY = re.compile(
-    rf"(?:我|本人|她|他)姓(?P<name>{_SURNAME})(?![名{_HAN}])(?:[，, ]{{0,2}}(?:名|"
-    rf"叫)?(?P<full>{_SURNAME}{_GIVEN}{{1,2}}))?"
+_CN_MY = lazy(
+    lambda: (
+        rf"(?:我|本人|她|他)姓(?P<name>{surname()})(?![名{_HAN}])(?:[，, ]{{0,2}}(?:名|"
+        rf"叫)?(?P<full>{surname()}{_GIVEN}{{1,2}}))?"
+    )
 )
-_CN_FIELD = re.compile(
-    rf"(?:^|(?<=[，。；、：:,;\s|（(\"“]))(?P<name>{_SURNAME}{_GIVEN}{{1,2}})(?=[，,、（(\s|"
-    rf"]{{1,3}}(?:性别)?(?:[男女](?![{_HAN}])|[0-9]{{2}}岁|"
-    rf"身份证|手机|电话|联系电话|出生|生于|1[3-9][0-9]{{9}}|[0-9]{{17}}|住址|汉族|"
-    rf"(?:\+?86[ -]?)?1[3-9][0-9][ -]?[0-9]{{4}}|联系方式|聯絡|電話|手機|微信|邮箱|"
-    rf"[A-Za-z0-9._+-]{{1,40}}@|9[0-9]{{3}} [0-9]{{4}}))",
+_CN_FIELD = lazy(
+    lambda: (
+        rf"(?:^|(?<=[，。；、：:,;\s|（(\"“]))(?P<name>{surname()}{_GIVEN}{{1,2}})(?=[，,、（(\s|"
+        rf"]{{1,3}}(?:性别)?(?:[男女](?![{_HAN}])|[0-9]{{2}}岁|"
+        rf"身份证|手机|电话|联系电话|出生|生于|1[3-9][0-9]{{9}}|[0-9]{{17}}|住址|汉族|"
+        rf"(?:\+?86[ -]?)?1[3-9][0-9][ -]?[0-9]{{4}}|联系方式|聯絡|電話|手機|微信|邮箱|"
+        rf"[A-Za-z0-9._+-]{{1,40}}@|9[0-9]{{3}} [0-9]{{4}}))"
+    ),
     re.M,
 )
-_CN_ORG_END = re.compile(
+_CN_ORG_END = lazy(
     r"有限责任公司|股份有限公司|有限公司|集团公司|分公司|律师事务所|会计师事务所|研究院|研究所|事务所"
 )
-_CN_ORG_NAME = re.compile(rf"[{_HAN}A-Za-z0-9（）()]{{2,24}}\Z")
-_ORG_LEAD = re.compile(
+_CN_ORG_NAME = lazy(rf"[{_HAN}A-Za-z0-9（）()]{{2,24}}\Z")
+_ORG_LEAD = lazy(
     (
         r".*(?:就职于|任职于|供职于|工作于|单位是|单位[:：为]|公司[:：是为]|我在|他在|她在|加入|来自|"
         r"毕业于|就读于|入职|是|在|于|从|向|与|和|给|为|由|对|被|到|的|了)"
@@ -116,123 +138,124 @@ _ORG_LEAD = re.compile(
 )
 
 
-# A label with a colon: what fills the field is a name whatever its characters, unless it says that there is
-# none.
-_FIELD_LABELS = (
-    "姓名|姓 名|名字|真实姓名|客户姓名|学生姓名|患者姓名|联系人|联络人|紧急联系人|收件人|收货人|寄件人|"
-    "发件人|患者|病人|申请人|法定代表人|法人代表|法人|负责人|经办人|持卡人|户名|开户名|账户名|投保人|"
-    "被保险人|受益人|当事人|犯罪嫌疑人|嫌疑人|原告|被告|被告人|原告人|被害人|签名|署名|签字|签章|监护人|户主|"
-    "车主|业主|配偶|收款人|付款人|汇款人|借款人|出借人|担保人|保证人|委托人|受托人|代理人|证人|乙方|甲方|"
-    "出租人|承租人|出租方|承租方|乘客|旅客|乘机人|入住人|投诉人|举报人|推荐人|中文名|真名|全名|曾用名|班主任|"
-    "主治医生|主治医师|管床医生|责任护士|审核人|审批人|制单人|记录人|填表人|报销人|领用人|签收人|承办人|"
-    "申报人|参保人|缴费人|报案人|应聘人|候选人|员工姓名|员工|学生|教师|导师|家长|父亲|母亲|丈夫|妻子|"
-    "姓名（中文）|聯絡人|聯繫人|收貨人|負責人|經辦人|監護人|簽名|戶名"
-)
-_FIELD_LABELS = "|".join(sorted(_FIELD_LABELS.split("|"), key=len, reverse=True))
 _DOTTED = rf"[{_HAN}]{{1,8}}(?:[·•・][{_HAN}]{{1,8}}){{1,3}}"
 _FIELD_STOP = r"(?=[，。；、,;.\s（(）)|/<\"”】\]]|\Z)"
-_CN_FILLED = re.compile(
+_CN_FILLED = lazy(
     rf"[：:][ \t\"“]{{0,3}}(?P<name>[{_HAN}]{{2,4}}|[{_HAN}] {{1,4}}[{_HAN}]|{_DOTTED}){_FIELD_STOP}"
 )
-# In a cell, a tag or a line of its own behind the label: 姓名|张伟, 【姓名】张伟, <姓名>张伟.
-_CN_BELOW = re.compile(rf"[|\t=】》>—\n-][ \t\"“|*]{{0,4}}(?P<name>[{_HAN}]{{2,4}}){_FIELD_STOP}")
-_TAGS = re.compile(r"(?:</?[A-Za-z]{1,10}>?)+\Z")
-_ETHNIC_NAME = re.compile(rf"{_DOTTED}\Z")
-_FIELD_END = re.compile(rf"(?:{_FIELD_LABELS}|姓 {{0,4}}名){_WHICH}\Z")
-# A label that is none of these and says by its end that somebody fills the field: 提货人, 值班员, 买方. What
-# fills it has to look like a name. Not the labels of people in books and in the news: who asks about them
-# means them.
+# In a cell, a tag or a line of its own after the label: 姓名|张伟, 【姓名】张伟, <姓名>张伟.
+_CN_BELOW = lazy(rf"[|\t=】》>—\n-][ \t\"“|*]{{0,4}}(?P<name>[{_HAN}]{{2,4}}){_FIELD_STOP}")
+_TAGS = lazy(r"(?:</?[A-Za-z]{1,10}>?)+\Z")
+_ETHNIC_NAME = lazy(rf"{_DOTTED}\Z")
+_FIELD_END = lazy(lambda: rf"(?:{_field_labels()}|姓 {{0,4}}名){_WHICH}\Z")
+# Other labels, of which the end says that a person fills the field: 提货人, 值班员, 买方. What fills it has
+# to look like a name. Labels of people in books and in the news (作者, 导演) are left out: these are public.
 _PERSONS_ENDS = (
-    r"(?<=报名)人|(?<![诗名古伟艺词机器文猎商])(?<!创始)(?<!发明)(?<!代言)(?<!传承)(?<!第一)(?<!主持)人|(?<![作译编学读笔记])者|"
-    r"(?<![演议委动官])员|师|(?<!器)(?<!感)(?<!五)官|[甲乙丙丁买卖收寄发供需借贷租聘]方|[收寄]件方|"
-    r"(?<![时全身周边特专成增])长|[考学新医养]生|研究生|博士生|硕士生|实习生|[房车户业雇货失机事船]主|"
-    r"[员职护]工|[选助帮舵对]手|[民交辅狱刑特武法]警|[朋男女校战室网好队亲病]友|[股房]东|[监董理]事|"
-    r"儿子|妻子|孩子|子女|女儿|[长次养继]女|[长次养继]子|祖父|祖母|父母|岳父|岳母|丈夫|保姆|新郎|新娘|伴侣|"
-    r"代表|会计|出纳|教练|客服|销售|财务|经办|审核|复核|校对|制表|秘书|助理|顾问|主治|主刀|主任|负责|跟进|"
-    r"值班|对接|联系|客户|账户|用户|联系方"
+    r"(?<=报名)人|(?<![诗名古伟艺词机器文猎商])(?<!创始)(?<!发明)(?<!代言)(?<!传承)(?<!第一)(?<!主持)人|"
+    r"(?<![作译编学读笔记])者|(?<![演议委动官])员|师|(?<!器)(?<!感)(?<!五)官|"
+    r"[甲乙丙丁买卖收寄发供需借贷租聘]方|[收寄]件方|(?<![时全身周边特专成增])长|[考学新医养]生|研究生|"
+    r"博士生|硕士生|实习生|[房车户业雇货失机事船]主|[员职护]工|[选助帮舵对]手|[民交辅狱刑特武法]警|"
+    r"[朋男女校战室网好队亲病]友|[股房]东|[监董理]事|儿子|妻子|孩子|子女|女儿|[长次养继]女|[长次养继]子|"
+    r"祖父|祖母|父母|岳父|岳母|丈夫|保姆|新郎|新娘|伴侣|代表|会计|出纳|教练|客服|销售|财务|经办|审核|复核|"
+    r"校对|制表|秘书|助理|顾问|主治|主刀|主任|负责|跟进|值班|对接|联系|客户|账户|用户|联系方"
 )
-_PERSONS = re.compile(rf"(?:{_PERSONS_ENDS})(?:姓名|名字|名称|名)?{_WHICH}\Z")
-# One look at the last character spares most candidates the search. Behind 女儿 _CN_BEFORE finds the name.
+_PERSONS = lazy(rf"(?:{_PERSONS_ENDS})(?:姓名|名字|名称|名)?{_WHICH}\Z")
+# Looking up the last character spares most candidates the search. After 女儿 _CN_BEFORE finds the name.
 _PERSONS_LAST = frozenset(end[-1] for end in _PERSONS_ENDS.split("|")) - {"儿"}
 # 提货人张伟, 对接人是石磊, 值班员（夜班）欧阳静.
-_OF_NAMES = f"[{words.GIVEN_CN}{words.GIVEN_CN_SURE}]"
-_CN_ROLE = re.compile(rf"(?P<name>{_SURNAME}{_OF_NAMES}(?:{_OF_NAMES}(?!天))?)")
-_LINK_BEFORE = re.compile(rf"{_WHICH}(?:分别是|分别为|包括|有|为|是|叫)?\Z")
-_PERSON = re.compile(rf"(?:{_SURNAME}(?P<given>[{_HAN}]{{1,2}})|{_ANY_SURNAME}(?P<two>[{_HAN}]{{2}}))\Z")
-_EMPTY = re.compile(
+_CN_ROLE = lazy(lambda: rf"(?P<name>{surname()}{_of_names()}(?:{_of_names()}(?!天))?)")
+_LINK_BEFORE = lazy(rf"{_WHICH}(?:分别是|分别为|包括|有|为|是|叫)?\Z")
+_PERSON = lazy(lambda: rf"(?:{surname()}(?P<given>[{_HAN}]{{1,2}})|{_any_surname()}(?P<two>[{_HAN}]{{2}}))\Z")
+_EMPTY = lazy(
     r".*(?:[无未请待见暂空必选填某同详略缺]|公司|单位|部门|本人|客户|用户|匿名|保密|先生们|全体|各位|如下|"
     r"以上|以下|上述|不详|不明|自己|其他|人员|管理员|[部局司处科组院校队会厂店行室站所网]\Z)"
 )
-_ETHNIC = re.compile(
-    rf"(?P<lead>我叫|我是|名叫|叫|{_FIELD_LABELS}|同事|朋友|客户|老师|同学)[是为：: ]{{0,3}}"
-    rf"(?P<name>[{_HAN}]{{1,8}}(?:[·•・][{_HAN}]{{1,8}}){{1,3}}?)(?=[^{_HAN}·•・]|\Z|[的是在和与及说了来])"
+_ETHNIC = lazy(
+    lambda: (
+        rf"(?P<lead>我叫|我是|名叫|叫|{_field_labels()}|同事|朋友|客户|老师|同学)[是为：: ]{{0,3}}"
+        rf"(?P<name>[{_HAN}]{{1,8}}(?:[·•・][{_HAN}]{{1,8}}){{1,3}}?)(?=[^{_HAN}·•・]|\Z|[的是在和与及说了来])"
+    )
 )
-_CN_SAID = re.compile(
-    rf"(?:据|记者|通讯员|编辑|摄影)(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})(?=介绍|表示|透露|回忆|反映|陈述|"
-    rf"交代|讲述|称|说|[ 　）)/，]|\Z)"
+_CN_SAID = lazy(
+    lambda: (
+        rf"(?:据|记者|通讯员|编辑|摄影)(?P<name>{_any_surname()}[{_HAN}]{{1,2}})(?=介绍|表示|透露|回忆|"
+        rf"反映|陈述|交代|讲述|称|说|[ 　）)/，]|\Z)"
+    )
 )
-_OWNED = (
-    "电话|手机|邮箱|身份证|住址|地址|家庭住址|微信|号码|银行卡|卡号|生日|护照|病历|账号|账户|工资|联系方式|"
-    "简历|快递|血型|学号|工号|社保|车牌|密码|邮件|合同|档案|体检|化验|成绩单|报销|房产|车|老公|老婆|妻子|"
-    "丈夫|儿子|女儿|父亲|母亲|妈妈|爸爸"
+_CN_OWNER = lazy(lambda: rf"(?P<name>{_any_surname()}[{_HAN}]{{1,2}}?)的(?:{'|'.join(CHINESE.belongings)})")
+_CN_CALLED = lazy(
+    lambda: rf"(?:(?<=免贵)|(?<![百贵同何老异]))姓(?P<name>{_any_surname()})(?=[，,。；;！!、\s]|的|\Z)"
 )
-_CN_OWNER = re.compile(rf"(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}}?)的(?:{_OWNED})")
-_CN_CALLED = re.compile(
-    rf"(?:(?<=免贵)|(?<![百贵同何老异]))姓(?P<name>{_ANY_SURNAME})(?=[，,。；;！!、\s]|的|\Z)"
+_CN_POLITE = lazy(lambda: rf"(?P<name>{_any_surname()}[{_HAN}]{{0,2}}?)(?:先生|女士|小姐|太太)")
+_CN_PET = lazy(rf"叫(?P<name>[小阿][{_HAN}])(?=[，。,.！!？?；\s]|\Z|的)")
+# Of two characters: only between words that come before and after people.
+_CN_SHORT = lazy(
+    lambda: (
+        rf"(?<=[和与跟给让请找被对向问叫把替约见帮由于告])(?P<name>{surname()}[{CHINESE.given_sure}])"
+        rf"(?=[的说是在和与及跟把被给去来已将要会想也都就刚一负批借][{_HAN}]|明天|今天|昨天)"
+    )
 )
-_CN_POLITE = re.compile(rf"(?P<name>{_ANY_SURNAME}[{_HAN}]{{0,2}}?)(?:先生|女士|小姐|太太)")
-_CN_PET = re.compile(rf"叫(?P<name>[小阿][{_HAN}])(?=[，。,.！!？?；\s]|\Z|的)")
-# Of two characters: only between words that stand before and behind somebody.
-_CN_SHORT = re.compile(
-    rf"(?<=[和与跟给让请找被对向问叫把替约见帮由于告])(?P<name>{_SURNAME}[{words.GIVEN_CN_SURE}])"
-    rf"(?=[的说是在和与及跟把被给去来已将要会想也都就刚一负批借][{_HAN}]|明天|今天|昨天)"
+_CN_FRAMED = lazy(
+    lambda: (
+        rf"(?:(?<=由)(?P<a>{surname()}[{_HAN}]{{1,2}}?)(?=负责|主持|担任|承办|接待|陪同|代理|签字|保管|"
+        rf"执行|签收|陈述)|(?:转告|转交给?|通知|告诉|邀请|拜访|致电|感谢|"
+        rf"抄送)(?P<b>{surname()}[{_HAN}]{{1,2}}?)(?=明天|今天|后天|下周|一声|[，。,；！\s]|\Z)|"
+        rf"(?<=[和与跟])(?P<c>{surname()}[{_HAN}]{{1,2}}?)(?=一起|一块|一同|聊天|谈话|见面|商量|吵架|约好|"
+        rf"结婚|离婚|合作))"
+    )
 )
-_CN_FRAMED = re.compile(
-    rf"(?:(?<=由)(?P<a>{_SURNAME}[{_HAN}]{{1,2}}?)(?=负责|主持|担任|承办|接待|陪同|代理|签字|保管|执行|签收|"
-    rf"陈述)|(?:转告|转交给?|通知|告诉|邀请|拜访|致电|感谢|抄送)(?P<b>{_SURNAME}[{_HAN}]{{1,2}}?)(?=明天|"
-    rf"今天|后天|下周|一声|[，。,；！\s]|\Z)|(?<=[和与跟])(?P<c>{_SURNAME}[{_HAN}]{{1,2}}?)(?=一起|一块|一同|"
-    rf"聊天|谈话|见面|商量|吵架|约好|结婚|离婚|合作))"
+# A name on a line of its own, after the end of a letter or before its date.
+_CN_SIGNED = lazy(
+    lambda: (
+        rf"(?:(?:敬礼|此致|祝好|商祺|顺颂|谨启|敬上|谨上|致谢|谢谢|感谢|顺祝[{_HAN}]{{2,4}}|"
+        rf"祝[{_HAN}]{{2,6}}|敬禮|"
+        rf"落款)[！!。：:，,]?[ \t]*\n\s*)(?P<name>{_any_surname()}[{_HAN}]{{1,2}})[ \t]*(?=\n|\Z|"
+        rf"[ 　]*[0-9]{{4}})"
+    )
 )
-# A name on a line of its own, behind the end of a letter or in front of its date.
-_CN_SIGNED = re.compile(
-    rf"(?:(?:敬礼|此致|祝好|商祺|顺颂|谨启|敬上|谨上|致谢|谢谢|感谢|顺祝[{_HAN}]{{2,4}}|祝[{_HAN}]{{2,6}}|"
-    rf"敬禮|落款)[！!。：:，,]?[ \t]*\n\s*)(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})[ \t]*(?=\n|\Z|"
-    rf"[ 　]*[0-9]{{4}})"
-)
-_CN_DATED = re.compile(
-    rf"^[ \t　]*(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})[ \t　]*(?=\n[ \t　]*[0-9]{{4}} ?[年.-]|(?:敬上|谨上|"
-    rf"谨启|上)[ \t]*$)",
+_CN_DATED = lazy(
+    lambda: (
+        rf"^[ \t　]*(?P<name>{_any_surname()}[{_HAN}]{{1,2}})[ \t　]*(?=\n[ \t　]*[0-9]{{4}} ?[年.-]|"
+        rf"(?:敬上|谨上|谨启|上)[ \t]*$)"
+    ),
     re.M,
 )
-_CN_LATIN = re.compile(
-    rf"(?:我叫|名叫|叫做|英文名字?|姓名拼音|拼音|我是|叫|{_FIELD_LABELS})"
-    rf"{_WHICH}[是为：: ]{{0,3}}(?=[A-Z])"
+_CN_LATIN = lazy(
+    lambda: (
+        rf"(?:我叫|名叫|叫做|英文名字?|姓名拼音|拼音|我是|叫|{_field_labels()})"
+        rf"{_WHICH}[是为：: ]{{0,3}}(?=[A-Z])"
+    )
 )
-_CN_PARCEL = re.compile(rf"(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})(?:亲启|台启|敬启|收)(?=[\s，。,.）)]|\Z)")
-_LATIN_CAPITALS = re.compile(r"[A-Z]{2,15}[ ,/]{1,2}[A-Z]{2,20}(?: [A-Z]{2,20})?(?![A-Za-z])")
-# What goes on behind a name: the next one of a list.
-_CN_NEXT = re.compile(
-    rf"{_WHICH}[、，,和与及/ ]{{1,2}}(?P<name>{_ANY_SURNAME}[{_HAN}]{{1,2}})"
-    rf"(?=[、，,。；;和与及/\s（(）)]|\Z|等)"
+_CN_PARCEL = lazy(
+    lambda: rf"(?P<name>{_any_surname()}[{_HAN}]{{1,2}})(?:亲启|台启|敬启|收)(?=[\s，。,.）)]|\Z)"
 )
-# Characters of given names. Where two stand behind a surname, one of them of the second list, and no word
-# goes on around them, it is a person whatever announces it.
-_CN_TYPICAL = re.compile(
-    rf"(?P<name>{_SURNAME}(?:[{words.GIVEN_CN}][{words.GIVEN_CN_SURE}]|"
-    rf"[{words.GIVEN_CN_SURE}][{words.GIVEN_CN}]))"
+_LATIN_CAPITALS = lazy(r"[A-Z]{2,15}[ ,/]{1,2}[A-Z]{2,20}(?: [A-Z]{2,20})?(?![A-Za-z])")
+# The next name of a list.
+_CN_NEXT = lazy(
+    lambda: (
+        rf"{_WHICH}[、，,和与及/ ]{{1,2}}(?P<name>{_any_surname()}[{_HAN}]{{1,2}})"
+        rf"(?=[、，,。；;和与及/\s（(）)]|\Z|等)"
+    )
 )
-_CN_TWO = re.compile(rf"(?P<name>{_SURNAME}[{words.GIVEN_CN_SURE}])(?![{words.GIVEN_CN}])")
-_CN_BOTH = re.compile(rf"{_SURNAME}[{words.GIVEN_CN_SURE}]{{2}}")
+# A surname and two characters of given names, one of which is hardly used elsewhere: where no other word
+# continues around them, it is a person even if nothing announces it.
+_CN_TYPICAL = lazy(
+    lambda: (
+        rf"(?P<name>{surname()}(?:[{CHINESE.given}][{CHINESE.given_sure}]|"
+        rf"[{CHINESE.given_sure}][{CHINESE.given}]))"
+    )
+)
+_CN_TWO = lazy(lambda: rf"(?P<name>{surname()}[{CHINESE.given_sure}])(?![{CHINESE.given}])")
+_CN_BOTH = lazy(lambda: rf"{surname()}[{CHINESE.given_sure}]{{2}}")
 _GOES_ON = frozenset(
     "的说是在和与及跟把被给去来已将要会想也都就刚请打问找叫让为对从向等、曾因于先女老同医教经主律负批一借收付汇还签支提带送接不没昨今明"
 )
-_WORDS_OF_TWO = frozenset(words.WORDS_OF_TWO_CN.split())
 _AHEAD = frozenset("和与及跟给让请找由被对向问是为叫把替约见、据说到帮从和同经与，")
 _BEFORE = {_CN_BESIDE: _BESIDE_BEFORE, _CN_JSON: _JSON_BEFORE}
 
 
-def _apart(text: str, start: int, end: int) -> bool:
-    """Whether no word goes on around a range, for all that its neighbours say."""
+def _no_longer_word(text: str, start: int, end: int) -> bool:
+    """Whether the characters next to a range do not make it a part of a longer word."""
     before, follow = text[max(0, start - 1) : start], text[end : end + 1]
     return (before in _AHEAD or not "\u4e00" <= before <= "\u9fff") and (
         follow in _GOES_ON or not "\u4e00" <= follow <= "\u9fff"
@@ -240,13 +263,13 @@ def _apart(text: str, start: int, end: int) -> bool:
 
 
 def given_length(text: str, at: int, longest: int) -> int:
-    """How many characters from ``at`` are a given name: one or two, up to what cannot be in one."""
+    """How many characters from ``at`` can be a given name: none to two."""
     n = 0
     while n < min(2, longest) and text[at + n : at + n + 1]:
         char = text[at + n]
-        # 冯志刚, 魏来: at the end of a clause these are the end of a name.
+        # 冯志刚, 魏来: at the end of a clause these end a name.
         last = char in _GIVEN_AT_END and not "\u4e00" <= text[at + n + 1 : at + n + 2] <= "\u9fff"
-        if char in words.NOT_GIVEN and not last:
+        if char in CHINESE.not_given and not last:
             break
         n += 1
     return n
@@ -256,11 +279,11 @@ _GIVEN_AT_END = frozenset("刚来信月可为有正如若先得博")
 
 
 def is_word(text: str, at: int) -> bool:
-    """Whether an ordinary word begins at an offset, rather than a name."""
+    """Whether an ordinary word begins at an offset and not a name."""
     return _WORDS_CN.match(text, at) is not None
 
 
-def _people(text: str, budget: Budget) -> Iterator[Finding]:
+def _by_role(text: str, budget: Budget) -> Iterator[Finding]:
     for found in budget.each(_CN_BEFORE.finditer(text)):
         start = found.end()
         given = start + len(found["surname"])
@@ -271,10 +294,10 @@ def _people(text: str, budget: Budget) -> Iterator[Finding]:
         follow = text[given + n : given + n + 1]
         signed = any(c in found["link"] for c in "：:是为係為叫")
         if (
-            word in _CN_WEAK
+            word in CHINESE.weak_roles
             and not signed
             and "\u4e00" <= follow <= "\u9fff"
-            and follow not in words.NOT_GIVEN
+            and follow not in CHINESE.not_given
         ):
             typical = _CN_TYPICAL.match(text, start) or _CN_TWO.match(text, start)
             if typical:
@@ -288,11 +311,11 @@ def _people(text: str, budget: Budget) -> Iterator[Finding]:
                 continue
             name = found["name"]
             inner = name[1:-1] if pattern is not _CN_TITLE and name[-1] in _GIVEN_AT_END else name[1:]
-            if not any(c in words.NOT_GIVEN for c in inner) and not _WORDS_CN.match(name):
+            if not any(c in CHINESE.not_given for c in inner) and not _WORDS_CN.match(name):
                 yield Finding(found.start("name"), found.end("name"), "NAME", 0.8)
     for found in budget.each(_CN_ADDRESSED.finditer(text)):
         left = text[max(0, found.start() - 1) : found.start()]
-        if "\u4e00" <= left <= "\u9fff" and left not in _ADDRESSED_BEHIND:
+        if "\u4e00" <= left <= "\u9fff" and left not in _BEFORE_ADDRESSED:
             continue
         yield Finding(found.start("name"), found.end("name"), "NAME", 0.7)
     if "姓" in text:
@@ -314,62 +337,99 @@ def _people(text: str, budget: Budget) -> Iterator[Finding]:
             yield Finding(start, suffix.end(), "ORG", 0.7)
 
 
-# Each with its score, and signs of which a text needs one: most texts are spared most patterns.
-_PLAINLY: tuple[tuple[re.Pattern[str], float, str], ...] = (
-    (_CN_FILLED, 0.8, ":|："), (_CN_BELOW, 0.7, ""), (_CN_ROLE, 0.7, ""),
-    (_ETHNIC, 0.8, "·|•|・"), (_CN_SAID, 0.7, "据|记者|通讯员|编辑|摄影"),
-    (_CN_OWNER, 0.6, "的"),
-    (_CN_CALLED, 0.6, "姓"), (_CN_POLITE, 0.7, "先生|女士|小姐|太太"), (_CN_PET, 0.6, "叫小|叫阿"),
-    (_CN_PARCEL, 0.6, "收|启"), (_CN_SHORT, 0.6, ""), (_CN_SIGNED, 0.8, "\n"), (_CN_DATED, 0.7, "\n|上|启"),
-    (_CN_TYPICAL, 0.6, ""),
-)  # fmt: skip
+def _fills_field(text: str, found: re.Match[str]) -> bool:
+    name, ahead = found["name"], _before(text, found.start())
+    return not _EMPTY.match(name) and (
+        _FIELD_END.search(ahead) is not None
+        or (_looks_like_a_name(name) and _PERSONS.search(ahead) is not None)
+    )
 
 
-def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
-    """What needs no list of roles in front of it."""
-    listed = 0  # up to here lists were followed
-    for pattern, score, signs in _PLAINLY:
-        if not any(sign in text for sign in signs.split("|")):
+def _fills_cell(text: str, found: re.Match[str]) -> bool:
+    ahead = _before(text, found.start())
+    return fills(found["name"]) and (is_label(_TAGS.sub("", ahead)) or _JSON_BEFORE.search(ahead) is not None)
+
+
+def _has_a_role(text: str, found: re.Match[str]) -> bool:
+    """Whether a label comes right before a name, or a label and a word that joins them."""
+    start = found.start("name")
+    label = _LINK_BEFORE.sub("", text[max(0, start - 20) : start], count=1)
+    return (
+        label[-1:] in _PERSONS_LAST
+        and _PERSONS.search(label) is not None
+        and not is_word(text, start)
+        and found["name"] not in CHINESE.words_of_two
+    )
+
+
+def _is_addressed(text: str, found: re.Match[str]) -> bool:
+    start = found.start("name")
+    free = not _han(text, start - 1) or text[start - 1 : start] in _BEFORE_ADDRESSED
+    return free and _has_no_other_word(text, start, found["name"][1:])
+
+
+def _is_apart(text: str, found: re.Match[str]) -> bool:
+    """Whether no longer word continues around a name, or both characters are those of given names."""
+    start, end = found.span("name")
+    return _has_no_other_word(text, start, found["name"][1:]) and (
+        _no_longer_word(text, start, end)
+        or (_CN_BOTH.fullmatch(found["name"]) is not None and _after_somebody(text, start))
+    )
+
+
+def _is_apart_or_first(text: str, found: re.Match[str]) -> bool:
+    """The same, or no Chinese character comes before the name."""
+    start = found.start("name")
+    first = not _han(text, start - 1) and _has_no_other_word(text, start, found["name"][1:])
+    return first or _is_apart(text, found)
+
+
+def _is_no_word(text: str, found: re.Match[str]) -> bool:
+    return _has_no_other_word(text, found.start("name"), found["name"][1:-1])
+
+
+def _has_no_other_word(text: str, start: int, inner: str) -> bool:
+    """Whether no ordinary word begins at an offset, and no character that names do not have is in them."""
+    return not is_word(text, start) and not any(c in CHINESE.not_given for c in inner)
+
+
+class _Form(NamedTuple):
+    """How a name can be recognised that needs no role before it."""
+
+    pattern: re.Pattern[str]
+    score: float
+    signs: str  # of these, separated by |, the text needs one: that spares most texts most patterns
+    accept: Callable[[str, re.Match[str]], bool] | None  # further conditions
+
+
+_FORMS = (
+    _Form(_CN_FILLED, 0.8, ":|：", _fills_field),
+    _Form(_CN_BELOW, 0.7, "", _fills_cell),
+    _Form(_CN_ROLE, 0.7, "", _has_a_role),
+    _Form(_ETHNIC, 0.8, "·|•|・", None),
+    _Form(_CN_SAID, 0.7, "据|记者|通讯员|编辑|摄影", _is_no_word),
+    _Form(_CN_OWNER, 0.6, "的", _is_apart_or_first),
+    _Form(_CN_CALLED, 0.6, "姓", _is_no_word),
+    _Form(_CN_POLITE, 0.7, "先生|女士|小姐|太太", _is_addressed),
+    _Form(_CN_PET, 0.6, "叫小|叫阿", _is_no_word),
+    _Form(_CN_PARCEL, 0.6, "收|启", _is_apart_or_first),
+    _Form(_CN_SHORT, 0.6, "", _is_no_word),
+    _Form(_CN_SIGNED, 0.8, "\n", _is_no_word),
+    _Form(_CN_DATED, 0.7, "\n|上|启", _is_no_word),
+    _Form(_CN_TYPICAL, 0.6, "", _is_apart),
+)
+
+
+def _by_form(text: str, budget: Budget) -> Iterator[Finding]:
+    """Names that need no role before them."""
+    listed = 0  # the end of the last list
+    for form in _FORMS:
+        if not any(sign in text for sign in form.signs.split("|")):
             continue
-        for found in budget.each(pattern.finditer(text)):
-            start, end = found.span("name")
-            name = found["name"]
-            if pattern is _CN_FILLED:
-                ahead = _before(text, found.start())
-                good = not _EMPTY.match(name) and (
-                    _FIELD_END.search(ahead) is not None
-                    or (_looks_like_a_name(name) and _PERSONS.search(ahead) is not None)
-                )
-            elif pattern is _CN_BELOW:
-                ahead = _before(text, found.start())
-                good = fills(name) and (
-                    is_label(_TAGS.sub("", ahead)) or _JSON_BEFORE.search(ahead) is not None
-                )
-            elif pattern is _CN_ROLE:
-                good = _has_a_role(text, start, name)
-            elif pattern is _ETHNIC:
-                good = True
-            elif pattern is _CN_POLITE:
-                ahead = text[start - 1 : start]
-                good = (
-                    (not _han(text, start - 1) or ahead in _ADDRESSED_BEHIND)
-                    and not is_word(text, start)
-                    and not any(c in words.NOT_GIVEN for c in name[1:])
-                )
-            elif pattern in (_CN_OWNER, _CN_TYPICAL, _CN_PARCEL):
-                good = (
-                    not is_word(text, start)
-                    and not any(c in words.NOT_GIVEN for c in name[1:])
-                    and (
-                        _apart(text, start, end)
-                        or (pattern is not _CN_TYPICAL and not _han(text, start - 1))
-                        or (_CN_BOTH.fullmatch(name) is not None and _after_somebody(text, start))
-                    )
-                )
-            else:
-                good = not is_word(text, start) and not any(c in words.NOT_GIVEN for c in name[1:-1])
-            if good:
-                yield Finding(start, end, "NAME", score)
+        for found in budget.each(form.pattern.finditer(text)):
+            if form.accept is None or form.accept(text, found):
+                start, end = found.span("name")
+                yield Finding(start, end, "NAME", form.score)
                 if end > listed:
                     for one in _listed(text, end):
                         listed = one.end
@@ -377,11 +437,11 @@ def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
     for found in budget.each(_CN_FRAMED.finditer(text)):
         group = found.lastgroup or "a"
         name = found[group]
-        if not is_word(name, 0) and not any(c in words.NOT_GIVEN for c in name[1:]):
+        if not is_word(name, 0) and not any(c in CHINESE.not_given for c in name[1:]):
             yield Finding(*found.span(group), "NAME", 0.6)
     for label in budget.each(_CN_LATIN.finditer(text)):
-        run = name_words.CANDIDATE.match(text, label.end())
-        span = name_words.trimmed(run[0], label.end()) if run else None
+        run = CANDIDATE.match(text, label.end())
+        span = trimmed(run[0], label.end()) if run else None
         capitals = _LATIN_CAPITALS.match(text, label.end())
         if capitals:
             yield Finding(capitals.start(), capitals.end(), "NAME", 0.7)
@@ -390,44 +450,33 @@ def _plainly(text: str, budget: Budget) -> Iterator[Finding]:
 
 
 def _before(text: str, at: int) -> str:
-    """The end of what stands in front of a sign, where a label may be."""
+    """The end of the text before a sign, where a label may be."""
     return text[max(0, at - 24) : at].rstrip(" \t\"'”*`")
 
 
 def _looks_like_a_name(value: str) -> bool:
     found = _PERSON.match(value)
-    if not found or is_word(value, 0) or value in _WORDS_OF_TWO:
+    if not found or is_word(value, 0) or value in CHINESE.words_of_two:
         return False
     given = found["given"] or found["two"]
     return given_length(value, len(value) - len(given), 2) == len(given)
 
 
 def is_label(text: str) -> bool:
-    """Whether a label of a field, or a head of a column, is one of people."""
+    """Whether the label of a field, or the head of a column, ends in one of people."""
     return _FIELD_END.search(text) is not None or _PERSONS.search(text) is not None
 
 
 def is_typical(value: str) -> bool:
-    """Whether a text is a surname and one or two characters of given names, of which one is hardly anything
-    else.
+    """Whether a text is a surname and one or two characters of given names, one of which is hardly used
+    elsewhere.
     """
     found = _CN_TYPICAL.fullmatch(value) or _CN_TWO.fullmatch(value)
     return found is not None and not is_word(value, 0)
 
 
-def _has_a_role(text: str, start: int, name: str) -> bool:
-    """Whether a name that begins here has a label right before it, or one and a word that joins them."""
-    label = _LINK_BEFORE.sub("", text[max(0, start - 20) : start], count=1)
-    return (
-        label[-1:] in _PERSONS_LAST
-        and _PERSONS.search(label) is not None
-        and not is_word(text, start)
-        and name not in _WORDS_OF_TWO
-    )
-
-
 def fills(value: str) -> bool:
-    """Whether what stands below such a head is a name."""
+    """Whether the value of a field, or of a cell below such a head, is a name."""
     return not _EMPTY.match(value) and (_ETHNIC_NAME.match(value) is not None or _looks_like_a_name(value))
 
 
@@ -440,7 +489,7 @@ def _han(text: str, at: int) -> bool:
 
 
 def _listed(text: str, at: int) -> Iterator[Finding]:
-    """The other names of a list, behind its first."""
+    """The other names of a list, after its first."""
     for _ in range(50):
         found = _CN_NEXT.match(text, at)
         if not found or is_word(text, found.start("name")):
@@ -452,6 +501,6 @@ def _listed(text: str, at: int) -> Iterator[Finding]:
 def scan(text: str) -> Iterator[Finding]:
     """People and companies in a plain view (:func:`sllm.privacy.text.plain`)."""
     budget = Budget(text)
-    yield from _people(text, budget)
-    yield from _plainly(text, budget)
+    yield from _by_role(text, budget)
+    yield from _by_form(text, budget)
     yield from budget.rest("NAME")

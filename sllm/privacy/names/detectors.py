@@ -1,21 +1,19 @@
 """Names of people and organisations: by the words around them, or by asking a language model.
 
-:class:`NameDetector` needs no model and takes only what strong context gives away. :class:`ModelDetector`
-lets a scorer judge candidates one by one: the labels' probabilities are compared, no text of the model is
-parsed.
+:class:`NameDetector` needs no model and finds only what is clear from its context. :class:`ModelDetector`
+lets a scorer judge candidates one by one: it compares the probabilities of labels, and parses no generated
+text.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING
 
 from sllm.privacy.findings import Finding, LabelScorer
-from sllm.privacy.names import chinese as chinese_names
-from sllm.privacy.names import english as english_names
-from sllm.privacy.names import layout, name_words
-from sllm.privacy.names import word_lists as words
+from sllm.privacy.names import chinese, english, layout
+from sllm.privacy.names.word_lists import CANDIDATE, CHINESE, trimmed
+from sllm.privacy.regex import lazy
 from sllm.privacy.text import plain
 
 if TYPE_CHECKING:
@@ -24,24 +22,24 @@ if TYPE_CHECKING:
 __all__ = ["ModelDetector", "NameDetector"]
 
 _HAN = "\u4e00-\u9fff"
-_ANY_HAN = re.compile(f"[{_HAN}]")
+_ANY_HAN = lazy(f"[{_HAN}]")
 _W = r"[A-ZÀ-ÖØ-Þ][A-Za-zÀ-ÿ'’-]{1,24}"
-_EN_ORG = re.compile(
+_EN_ORG = lazy(
     rf"(?<![A-Za-z])(?:{_W}|[A-Z]{{2,8}})(?:,? (?:(?:and|&|of) )?(?:{_W}|[A-Z]{{2,8}})){{0,4}}?,? "
     r"(?:Inc|LLC|Ltd|Limited|Corp|Corporation|PLC|Plc|GmbH|LLP|Co|AG|BV|SA|Pty Ltd)(?:\.|(?![A-Za-z]))"
 )
-_EN_ORG_END = re.compile(
-    r" (?:Inc|LLC|Ltd|Limited|Corp|Corporation|PLC|Plc|GmbH|LLP|Co|AG|BV|SA)(?![A-Za-z])"
-)
+_EN_ORG_END = lazy(r" (?:Inc|LLC|Ltd|Limited|Corp|Corporation|PLC|Plc|GmbH|LLP|Co|AG|BV|SA)(?![A-Za-z])")
 
 
 class NameDetector:
-    """People and companies that the words around them give away: 我叫, 姓名, 联系人, my name is, Mr, Dear,
-    Inc., 有限公司; people below the head of a column, behind a key of a record, in a list or a chat; and
-    people whose own words do: a common given name with another word, the ending of a surname, letters that
-    English does not write, characters that are hardly anything but a Chinese name.
+    """People and companies, found without a model.
 
-    A name that none of these gives away needs a :class:`ModelDetector`.
+    By the words around them: 我叫, 姓名, 联系人, my name is, Mr, Dear, Inc., 有限公司. By the layout: people
+    below the head of a column, after a key of a record, in a list or a chat. By their own words: a common
+    given name with another word, the ending of a surname, letters that English does not write, characters
+    that are hardly used outside of Chinese names.
+
+    Other names need a :class:`ModelDetector`.
     """
 
     def detect(self, text: str) -> list[Finding]:
@@ -56,23 +54,23 @@ class NameDetector:
         return found
 
     def _scan(self, text: str) -> Iterator[Finding]:
-        yield from english_names.scan(text)
+        yield from english.scan(text)
         for end in _EN_ORG_END.finditer(text):
-            # The words in front of the form of the company: a few, so each stretch is looked at once.
+            # The few words before the form of the company, so that each stretch is read once.
             at = max(0, end.start() - 60)
             for found in _EN_ORG.finditer(text, at, end.end() + 1):
                 if found.end() >= end.end():
                     yield Finding(found.start(), found.end(), "ORG", 0.7)
         if not text.isascii() and _ANY_HAN.search(text):
-            yield from chinese_names.scan(text)
+            yield from chinese.scan(text)
         yield from layout.scan(text)
 
 
-_CANDIDATE_CN = re.compile(f"(?={chinese_names.SURNAME}[{_HAN}])")
-_CANDIDATE_ORG = re.compile(
+_CANDIDATE_CN = lazy(lambda: f"(?={chinese.surname()}[{_HAN}])")
+_CANDIDATE_ORG = lazy(
     rf"[{_HAN}]{{2,14}}?(?:公司|集团|大学|学院|医院|银行|中学|小学|法院|研究院|委员会|协会|事务所|工厂|酒店)"
 )
-_CANDIDATE_ADDRESS = re.compile(
+_CANDIDATE_ADDRESS = lazy(
     rf"[{_HAN}]{{2,8}}?(?:省|市|区|县|镇|乡|村|路|街|小区|花园|大厦)(?:[{_HAN}0-9]{{0,10}}?[0-9]+号)?"
 )
 
@@ -138,7 +136,7 @@ class ModelDetector:
             score = sum(shares[:3])
             if score >= self._threshold:
                 judged.append((score, Finding(start, end, self._KINDS[best], min(score, 1.0))))
-        # Of readings that overlap (张伟, 张伟东) the likelier one stands.
+        # Of candidates that overlap (张伟, 张伟东) the likelier one is kept.
         judged.sort(key=lambda pair: (-pair[0], pair[1].start - pair[1].end))
         taken: list[Finding] = []
         for _, one in judged:
@@ -151,18 +149,16 @@ class ModelDetector:
         found: dict[tuple[int, int], str] = {}
         for match in _CANDIDATE_CN.finditer(text):
             start = match.start()
-            size = 2 if re.match(words.DOUBLE_SURNAMES, text[start : start + 2]) else 1
-            longest = (
-                0 if chinese_names.is_word(text, start) else chinese_names.given_length(text, start + size, 2)
-            )
+            size = 2 if text[start : start + 2] in CHINESE.double_surnames else 1
+            longest = 0 if chinese.is_word(text, start) else chinese.given_length(text, start + size, 2)
             for n in range(1, longest + 1):
                 if "\u4e00" <= text[start + size + n - 1] <= "\u9fff":
                     found.setdefault((start, start + size + n), "NAME")
         for pattern, kind in ((_CANDIDATE_ORG, "ORG"), (_CANDIDATE_ADDRESS, "ADDRESS")):
             for match in pattern.finditer(text):
                 found.setdefault(match.span(), kind)
-        for match in name_words.CANDIDATE.finditer(text):
-            span = name_words.trimmed(match[0], match.start())
+        for match in CANDIDATE.finditer(text):
+            span = trimmed(match[0], match.start())
             if span:
                 found.setdefault(span, "NAME")
         return sorted((start, end, kind) for (start, end), kind in found.items())
@@ -181,7 +177,7 @@ class ModelDetector:
         return scores
 
     def _judge(self, text: str, start: int, end: int) -> list[float]:
-        """The share of each label, calibrated."""
+        """The calibrated probability of each label; they sum to 1."""
         chinese = any("\u4e00" <= char <= "\u9fff" for char in text[start:end])
         neutral = self._neutral.get(chinese)
         if neutral is None:

@@ -1,8 +1,8 @@
-"""People in Latin script, told without a model: by what announces them, and by what their words look like.
+"""People in Latin script, found without a model: by what announces them, and by what their words look like.
 
 Runs of capitalised words are read one after another. A run is a person where a title, a label, a verb, a
 greeting or the end of a letter says so; or where its own words do: a given name and a second word, a surname
-behind a word that is no ordinary one, letters that English does not write. A given name alone counts where
+after a word that is not a common one, letters that English does not write. A given name alone counts where
 the sentence is between people ("Rachel, can you call me?").
 """
 
@@ -11,73 +11,57 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from sllm.privacy.bounds import Budget
-from sllm.privacy.findings import Finding
+from sllm.privacy.findings import Budget, Finding
 from sllm.privacy.names.announced import (
     AM_BEFORE,
     CALLING,
-    GREETINGS,
-    HUMAN_BEHIND,
-    LEADING,
-    NO_ONE,
-    RANKS,
+    CONTEXT,
+    HUMAN_AFTER,
     SEPARATORS,
     SPOKEN_TO,
-    TITLE_BEFORE,
-    TITLES,
     TOLD,
-    TOLD_BEHIND,
+    TOLD_AFTER,
     announced,
     mentioned,
     of_people,
 )
-from sllm.privacy.names.name_words import (
-    ALONE,
-    AMBIGUOUS,
+from sllm.privacy.names.word_lists import (
     CANDIDATE,
     CAP,
-    COMMON,
-    FAMOUS,
-    GIVEN,
+    ENGLISH,
     LETTER,
-    LOWER_GIVEN,
-    LOWER_SURNAMES,
-    NOT_NAMES,
-    PLAIN,
-    SURE_GIVEN,
-    SURNAMES,
-    TWO_WORDS,
-    no_word,
-    shaped,
+    looks_like_surname,
+    not_a_common_word,
     trimmed,
 )
+from sllm.privacy.regex import lazy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["scan"]
 
-# <ann@example.org> behind a name, and the columns of a table.
-_MAILBOX = re.compile(
+# <ann@example.org> after a name, and the columns of a table.
+_MAILBOX = lazy(
     r"[\"']?(?: ?<[^\s<>@]{1,64}@|[,|;\t] ?\"?(?:[A-Za-z0-9._+-]{1,64}@[A-Za-z0-9]|\+[0-9]|"
     r"\(?[0-9]{3}\)?[ .-][0-9]{3}[ .-][0-9]{4}))"
     r"| \([A-Za-z0-9._+-]{1,64}@[A-Za-z0-9]"
 )
-_BORN = re.compile(r",? \(?(?:born|b\.|DOB|aged|age|d\.o\.b|née|nee)(?![a-z])")
-_SECOND = re.compile(rf", (?P<word>[{CAP}][{LETTER}'’-]{{1,24}}(?: [A-Z]\.?(?![A-Za-z]))?)(?![{LETTER}])")
-# HOLLIS, MARGARET on a line of its own, or in front of the next field.
-_CAPITAL = re.compile(f"[{CAP}]")
-_CAPITALS_EN = re.compile(
+_BORN = lazy(r",? \(?(?:born|b\.|DOB|aged|age|d\.o\.b|née|nee)(?![a-z])")
+_SECOND = lazy(rf", (?P<word>[{CAP}][{LETTER}'’-]{{1,24}}(?: [A-Z]\.?(?![A-Za-z]))?)(?![{LETTER}])")
+# HOLLIS, MARGARET on a line of its own, or before the next field.
+_CAPITAL = lazy(f"[{CAP}]")
+_CAPITALS_EN = lazy(
     r"^[ \t]*(?P<name>[A-Z][A-Z'-]{1,24}, ?[A-Z][A-Z'-]{1,24}(?: [A-Z]\.?)?)(?=[ \t|"
     r";(]*\n?[ \t]*(?:DOB|MRN|SSN|ID|Sex|Gender|Age|Date of [Bb]irth)(?![A-Za-z]))",
     re.M,
 )
-_LOWER = re.compile(
+_LOWER = lazy(
     r"(?<![A-Za-z])(?P<said>[Mm]y name is|[Mm]y name'?s|[Tt]his is|[Ii] am|[Ii]'m|[Cc]all me|[Nn]ame:) "
     r"(?P<first>[a-z]{3,14})(?: (?P<second>[a-z]{2,16}))?(?![A-Za-z])"
 )
-# The sentence is between people.
-_PERSONAL = re.compile(
+# Words of a sentence that people say to each other.
+_PERSONAL = lazy(
     r"(?<![A-Za-z])(?:[Ii]|I'm|I've|I'll|[Mm]e|[Mm]y|[Ww]e|[Uu]s|[Oo]ur|[Yy]ou|[Yy]our|[Pp]lease|[Tt]hanks|"
     r"[Rr]egards|[Hh]i|[Hh]ello|[Dd]ear)(?![A-Za-z])"
 )
@@ -96,7 +80,7 @@ class _Reader:
         self._personal: tuple[int, int, bool] = (0, 0, False)
 
     def personal(self, start: int) -> bool:
-        """Whether the text around an offset, in blocks of 256 characters, is between people."""
+        """Whether the text around an offset (a block of 256 characters) is what people say to each other."""
         block = start // 256 * 256
         low, high, known = self._personal
         if (low, high) != (block, block + 256):
@@ -115,14 +99,14 @@ class _Reader:
             yield one
 
     def _idle(self, word: str, start: int) -> bool:
-        """Whether a capitalised word is done with at once: neither known for a name, nor announced by the
-        word in front of it.
+        """Whether a capitalised word needs no closer look: it is not a known name, and the word before it
+        does not announce one.
         """
-        if word in NOT_NAMES:
+        if word in ENGLISH.not_names:
             return True
         if word[-2:-1] in "'’" and word[-1] == "s":
             word = word[:-2]
-        if word in GIVEN or self.listed:
+        if word in ENGLISH.given or self.listed:
             return False
         text = self.text
         if start < 2 or text[start - 1] != " ":
@@ -132,7 +116,7 @@ class _Reader:
         return (
             start > 16
             and ahead.isalnum()
-            and ahead not in LEADING
+            and ahead not in CONTEXT.leading
             and not ahead.endswith(("name", "by", "to"))
             and text[start + len(word) : start + len(word) + 1] not in _OPENING
         )
@@ -142,23 +126,27 @@ class _Reader:
         parts = run.split(" ")
         score = 0.0
         greeted = False
-        while parts and parts[0] in TITLES:
+        while parts and parts[0] in CONTEXT.titles:
             start += len(parts[0]) + 1
             parts.pop(0)
             score = 0.9
         if not parts:
             return
-        if len(parts) >= 2 and parts[0] in GREETINGS and not score:
+        if len(parts) >= 2 and parts[0] in CONTEXT.greetings and not score:
             start += len(parts[0]) + 1
             parts.pop(0)
             greeted = True
         elif len(parts) >= 3 and parts[0] in ("I'm", "I’m", "It's", "It’s"):
             start += len(parts[0]) + 1
             parts.pop(0)
-            score = 0.7 if parts[-1] not in NOT_NAMES else 0.0
-        if len(parts) >= 2 and parts[0] in RANKS and not score:
+            score = 0.7 if parts[-1] not in ENGLISH.not_names else 0.0
+        if len(parts) >= 2 and parts[0] in CONTEXT.ranks and not score:
             rest = parts[1:]
-            if no_word(rest[-1]) and no_word(rest[0]) and (len(rest) >= 2 or self._known(rest[0])):
+            if (
+                not_a_common_word(rest[-1])
+                and not_a_common_word(rest[0])
+                and (len(rest) >= 2 or self._known(rest[0]))
+            ):
                 start += len(parts[0]) + 1
                 parts = rest
                 score = 0.8
@@ -167,11 +155,15 @@ class _Reader:
         if greeted and not score:
             follow = text[end : end + 1]
             first = parts[0]
-            if (follow in ",!.\n—:" or not follow) and first not in NO_ONE and no_word(first):
-                known = first in GIVEN or self._known(first)
+            if (
+                (follow in ",!.\n—:" or not follow)
+                and first not in CONTEXT.nobody
+                and not_a_common_word(first)
+            ):
+                known = first in ENGLISH.given or self._known(first)
                 score = 0.8 if known else 0.6 if follow == "," or (follow == "!" and len(parts) == 1) else 0.0
         if not score:
-            free = all(map(no_word, parts))  # nothing but its letters would say otherwise
+            free = all(map(not_a_common_word, parts))  # its letters alone do not rule a name out
             score = self._by_what_is_before(parts, start, end, free) or self._as_a_person(
                 parts, start, end, free
             )
@@ -184,33 +176,35 @@ class _Reader:
         yield from self._by_its_words(parts, start)
 
     def _as_a_person(self, parts: list[str], start: int, end: int, free: bool) -> float:
-        """By what is said of people only."""
+        """The score of a run by what is said of people only; 0 if nothing is."""
         text = self.text
         before = text[max(0, start - 64) : start]
         if 2 <= len(parts) <= 5:
-            if not free or " ".join(parts[:2]) in TWO_WORDS:
+            if not free or " ".join(parts[:2]) in ENGLISH.pairs:
                 return 0.0
             if parts[0].isupper() or parts[-1].isupper():
                 return 0.0
-            if HUMAN_BEHIND.match(text, end) or (before[-1:] == " " and of_people(before)):
+            if HUMAN_AFTER.match(text, end) or (before[-1:] == " " and of_people(before)):
                 return 0.5
             return 0.0
         word = parts[0]
         if len(parts) != 1 or not free or word.isupper():
             return 0.0
         if before[-1:] == " ":
-            if TOLD.search(before) and text.startswith(TOLD_BEHIND, end):
+            if TOLD.search(before) and text.startswith(TOLD_AFTER, end):
                 return 0.5
-            if word in SURE_GIVEN and of_people(before):
+            if word in ENGLISH.sure_given and of_people(before):
                 return 0.5
-        elif word in SURE_GIVEN and before[-1:] in ("", "\n", '"', "“") and SPOKEN_TO.match(text, end):
+        elif (
+            word in ENGLISH.sure_given and before[-1:] in ("", "\n", '"', "“") and SPOKEN_TO.match(text, end)
+        ):
             return 0.5
-        if word in SURE_GIVEN and word not in FAMOUS and HUMAN_BEHIND.match(text, end):
+        if word in ENGLISH.sure_given and word not in ENGLISH.famous and HUMAN_AFTER.match(text, end):
             return 0.5
         return 0.0
 
     def _known(self, word: str) -> bool:
-        return word in GIVEN or word in SURNAMES or shaped(word)
+        return word in ENGLISH.given or word in ENGLISH.surnames or looks_like_surname(word)
 
     def _by_what_is_before(self, parts: list[str], start: int, end: int, free: bool) -> float:
         text = self.text
@@ -220,10 +214,10 @@ class _Reader:
             # Another one in a list of people.
             if len(parts) >= 2 and free:
                 return 0.7
-            if len(parts) == 1 and parts[0] in GIVEN and parts[0] not in PLAIN:
+            if len(parts) == 1 and parts[0] in ENGLISH.given and parts[0] not in ENGLISH.plain:
                 return 0.7
         if tail == " " or (tail and tail in ":=,\"'*\n\t>`({["):
-            if before.endswith(TITLE_BEFORE):
+            if before.endswith(CONTEXT.titles_before):
                 return 0.9
             said = announced(before, parts[0], text[end : end + 1])
             if said == 0.8:
@@ -231,7 +225,7 @@ class _Reader:
             if said and free and (len(parts) >= 2 or self._known(parts[0])):
                 return said
             if before.endswith(AM_BEFORE) and (
-                len(parts) >= 2 or (parts[0] in SURE_GIVEN and parts[0] not in PLAIN)
+                len(parts) >= 2 or (parts[0] in ENGLISH.sure_given and parts[0] not in ENGLISH.plain)
             ):
                 return 0.7
             if before.endswith(("this is ", "This is ")) and (
@@ -240,12 +234,12 @@ class _Reader:
                 return 0.7
             if (
                 2 <= len(parts) <= 4
-                and parts[-1] not in NOT_NAMES
+                and parts[-1] not in ENGLISH.not_names
                 and before.endswith(" ")
                 and mentioned(text, before, end)
             ):
                 return 0.6
-        if 2 <= len(parts) <= 5 and parts[-1] not in NOT_NAMES:
+        if 2 <= len(parts) <= 5 and parts[-1] not in ENGLISH.not_names:
             if _MAILBOX.match(text, end):
                 return 0.6
             if free and _BORN.match(text, end):
@@ -253,7 +247,7 @@ class _Reader:
         return 0.0
 
     def _with_second(self, span: tuple[int, int], score: float) -> tuple[int, int]:
-        """With the given name behind a comma: O'Donnell, Fergus."""
+        """The range with the given name after a comma: O'Donnell, Fergus."""
         if score != 0.8:
             return span
         value = self.text[span[0] : span[1]]
@@ -262,65 +256,82 @@ class _Reader:
         ):
             return span
         second = _SECOND.match(self.text, span[1])
-        if second and second["word"].split(" ")[0] not in NOT_NAMES:
+        if second and second["word"].split(" ")[0] not in ENGLISH.not_names:
             return span[0], second.end()
         return span
 
     def _by_its_words(self, parts: list[str], start: int) -> Iterator[Finding]:
         """A given name and what follows it; a surname and what comes before; letters of other languages."""
-        text = self.text
-        n = len(parts)
         at = start
-        end = parts[-1].removesuffix("'s").removesuffix("’s")
-        end_shaped = n > 1 and shaped(end)
-        end_known = end in SURNAMES and end not in COMMON
         for i, word in enumerate(parts):
-            capitals = len(word) > 2 and word.isupper()
-            name = word.title() if capitals else word
-            more = i + 1 < n
-            if more and name in GIVEN:
-                nxt = parts[i + 1]
-                if capitals:
-                    good = name in SURE_GIVEN and nxt.isupper() and nxt.title() in SURNAMES
-                elif name in AMBIGUOUS or name in PLAIN:
-                    last = next(part for part in reversed(parts) if len(part) > 2 or part == word)
-                    last = last.removesuffix("'s").removesuffix("’s")
-                    good = last not in COMMON and last != word and (last in SURNAMES or shaped(last))
-                else:
-                    good = nxt.rstrip(".") not in PLAIN or nxt in SURNAMES
-                if good:
-                    span = trimmed(" ".join(parts[i:]), at)
-                    if span and " " in text[span[0] : span[1]]:
-                        yield Finding(*span, "NAME", 0.7)
-                        return
-            elif (
-                more
-                and not capitals
-                and n - i <= 4
-                and (end_shaped or (end_known and i == 0 and (len(word) > 2 or shaped(word))))
-                and all(map(no_word, parts[i:-1]))
-            ):
+            score = self._begins_a_name(parts, i)
+            if score:
                 span = trimmed(" ".join(parts[i:]), at)
-                if span and " " in text[span[0] : span[1]]:
-                    yield Finding(*span, "NAME", 0.6)
+                if span and " " in self.text[span[0] : span[1]]:
+                    yield Finding(*span, "NAME", score)
                     return
             at += len(word) + 1
-        # J. R. Pemberton
-        if n >= 2 and len(parts[0]) == 2 and parts[0].endswith(".") and no_word(parts[-1]):
-            two = len(parts[1]) == 2 and parts[1].endswith(".")
-            if (two and n == 3) or (n == 2 and (parts[1] in SURNAMES or shaped(parts[1]))):
-                span = trimmed(" ".join(parts), start)
-                if span and not parts[-1].isupper():
-                    yield Finding(*span, "NAME", 0.6)
-                    return
-        if n == 1:
-            word = parts[0].removesuffix("'s").removesuffix("’s")
+        if _has_initials(parts):
+            span = trimmed(" ".join(parts), start)
+            if span and not parts[-1].isupper():
+                yield Finding(*span, "NAME", 0.6)
+                return
+        if len(parts) == 1:
+            word = _without_s(parts[0])
             if (
-                word in ALONE
+                word in ENGLISH.alone
                 and self.personal(start)
-                and not text.startswith((" of ", " (disamb"), start + len(word))
+                and not self.text.startswith((" of ", " (disamb"), start + len(word))
             ):
                 yield Finding(start, start + len(word), "NAME", 0.5)
+
+    def _begins_a_name(self, parts: list[str], i: int) -> float:
+        """The score of the words from i on, if they are a given name or a surname with others; else 0."""
+        word, n = parts[i], len(parts)
+        if i + 1 == n:
+            return 0.0
+        capitals = len(word) > 2 and word.isupper()
+        if (word.title() if capitals else word) in ENGLISH.given:
+            return 0.7 if _follows_given(parts, i, capitals=capitals) else 0.0
+        if capitals or n - i > 4:
+            return 0.0
+        end = _without_s(parts[-1])
+        known = end in ENGLISH.surnames and end not in ENGLISH.common
+        if looks_like_surname(end) or (known and i == 0 and (len(word) > 2 or looks_like_surname(word))):
+            return 0.6 if all(map(not_a_common_word, parts[i:-1])) else 0.0
+        return 0.0
+
+
+def _follows_given(parts: list[str], i: int, *, capitals: bool) -> bool:
+    """Whether the words after a given name make a person of it."""
+    word, follow = parts[i], parts[i + 1]
+    if capitals:
+        return word.title() in ENGLISH.sure_given and follow.isupper() and follow.title() in ENGLISH.surnames
+    if word in ENGLISH.ambiguous or word in ENGLISH.plain:
+        last = _without_s(next(part for part in reversed(parts) if len(part) > 2 or part == word))
+        return (
+            last not in ENGLISH.common
+            and last != word
+            and (last in ENGLISH.surnames or looks_like_surname(last))
+        )
+    return follow.rstrip(".") not in ENGLISH.plain or follow in ENGLISH.surnames
+
+
+def _has_initials(parts: list[str]) -> bool:
+    """J. R. Pemberton."""
+    if len(parts) < 2 or not _is_initial(parts[0]) or not not_a_common_word(parts[-1]):
+        return False
+    if len(parts) == 2:
+        return parts[1] in ENGLISH.surnames or looks_like_surname(parts[1])
+    return len(parts) == 3 and _is_initial(parts[1])
+
+
+def _is_initial(word: str) -> bool:
+    return len(word) == 2 and word.endswith(".")
+
+
+def _without_s(word: str) -> str:
+    return word.removesuffix("'s").removesuffix("’s")
 
 
 def scan(text: str) -> Iterator[Finding]:
@@ -340,11 +351,11 @@ def scan(text: str) -> Iterator[Finding]:
 
 
 def _lower(text: str) -> Iterator[Finding]:
-    """Names that were written without capitals, behind what can only announce one."""
+    """Names that were written without capitals, after what can only announce one."""
     if not any(said in text for said in ("name", "his is", "am ", "'m ", "all me")):
         return
     for found in _LOWER.finditer(text):
         said, first, second = found["said"].lower(), found["first"], found["second"]
-        if first in LOWER_GIVEN and (not said.startswith("this") or second in LOWER_SURNAMES):
-            end = found.end("second") if second in LOWER_SURNAMES else found.end("first")
+        if first in ENGLISH.lower_given and (not said.startswith("this") or second in ENGLISH.lower_surnames):
+            end = found.end("second") if second in ENGLISH.lower_surnames else found.end("first")
             yield Finding(found.start("first"), end, "NAME", 0.6)

@@ -1,5 +1,5 @@
-"""People by how a text is laid out: below the head of a column, behind a key of a record, in a list under the
-word that says whose it is, in front of what they said in a chat.
+"""People by how a text is laid out: below the head of a column, after a key of a record, in a list under a
+word for people, before what they said in a chat.
 """
 
 from __future__ import annotations
@@ -7,19 +7,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from sllm.privacy.borders import first_of, rest_of
 from sllm.privacy.findings import Finding
-from sllm.privacy.names import chinese as chinese_names
-from sllm.privacy.names.name_words import (
-    GIVEN,
-    LOWER_GIVEN,
-    LOWER_SURNAMES,
-    NOT_NAMES,
-    PLAIN,
-    SURE_GIVEN,
-    SURNAMES,
-    no_word,
-)
+from sllm.privacy.names import chinese
+from sllm.privacy.names.word_lists import ENGLISH, not_a_common_word
+from sllm.privacy.regex import first_of, lazy, rest_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,8 +28,8 @@ _PEOPLE_TEXT = (
 )
 _PEOPLE = frozenset(_PEOPLE_TEXT.split(";"))
 _MANY = frozenset(["children", "people"])
-# A name may be that of a product: these beside it say that it is somebody's.
-_BESIDE = re.compile(
+# A name may be that of a product: if one of these is another column, it is a person's.
+_BESIDE = lazy(
     r"(?:phone|tel|mobile|cell|e ?mail|address|dob|birth(?:day| ?date)?|date of birth|age|gender|sex|team|"
     r"department|dept|title|role|position|salary|grade|class|employee id|student id|ssn|passport|company|"
     r"extension|shift|diagnosis|nationality|hire date|job)(?: ?(?:no|number|address|id))?\Z|"
@@ -47,26 +38,26 @@ _BESIDE = re.compile(
 )
 _NAMES = frozenset(["name", "names", "person", "who"])
 _WORD = r"[^\W\d_](?:[^\W\d_]|[.'’-])*"
-_WORDS = re.compile(rf"{_WORD}(?:,? {_WORD}){{0,4}}\Z")
+_WORDS = lazy(rf"{_WORD}(?:,? {_WORD}){{0,4}}\Z")
 _NOBODY_TEXT = (
     "none unknown total average sum tbd na n/a nil vacant anonymous various all everyone null empty string "
     "text"
 )
 _NOBODY = frozenset(_NOBODY_TEXT.split())
-_RULE = re.compile(r"[\s|:+-]+\Z")
+_RULE = lazy(r"[\s|:+-]+\Z")
 _AROUND = " \t\"'“”*`_"
-# Tabs and bars are of tables; commas and semicolons are of sentences, too.
+# Tabs and bars separate the cells of tables; commas and semicolons also occur in sentences.
 _OF_TABLES = "\t|"
 _OF_SENTENCES = ";,"
-_LINE = re.compile("^.*$", re.M)
+_LINE = lazy("^.*$", re.M)
 _LONGEST_HEAD = 24
 _MOST_COLUMNS = 64
-_LONGEST_ROW = 4096  # nobody reads one that is longer
+_LONGEST_ROW = 4096  # longer ones are not read by people, and are skipped
 
 
 def _of_people(label: str) -> bool:
     """Whether a label, in lower case, is one of people."""
-    return label in _PEOPLE or (not label.isascii() and chinese_names.is_label(label))
+    return label in _PEOPLE or (not label.isascii() and chinese.is_label(label))
 
 
 def _columns(heads: list[str], delimiter: str) -> dict[int, str]:
@@ -87,25 +78,27 @@ def _columns(heads: list[str], delimiter: str) -> dict[int, str]:
 
 
 def _is_name(value: str, label: str) -> bool:
-    """Whether a value can be a person's name; a role's may be a thing of one word, as a driver's may."""
-    if not value.isascii() and chinese_names.fills(value):
+    """Whether a value can be a person's name. Under a role, such as driver, a single word may be a thing."""
+    if not value.isascii() and chinese.fills(value):
         return True
     if not 2 <= len(value) <= 48 or value.lower() in _NOBODY or not _WORDS.match(value):
         return False
     parts = value.replace(",", "").split(" ")
     if not all(part[0].isupper() for part in parts):
-        return parts[0] in LOWER_GIVEN
+        return parts[0] in ENGLISH.lower_given
     if len(parts) == 1 and not label.endswith("name"):
-        return value in GIVEN or value in SURNAMES
-    return parts[0] not in NOT_NAMES and any(no_word(part) or part in GIVEN for part in parts)
+        return value in ENGLISH.given or value in ENGLISH.surnames
+    return parts[0] not in ENGLISH.not_names and any(
+        not_a_common_word(part) or part in ENGLISH.given for part in parts
+    )
 
 
-_KEY = re.compile(r"\"(?P<key>[A-Za-z_\u4e00-\u9fff][A-Za-z_ \u4e00-\u9fff]{1,23})\" ?: ?(?=[\"\[])")
-_VALUE = re.compile(r"\s{0,40}\"(?P<value>[^\"\n]{1,48})\"\s{0,40}")
-_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
-# Without capitals, as in what a form sends.
+_KEY = lazy(r"\"(?P<key>[A-Za-z_\u4e00-\u9fff][A-Za-z_ \u4e00-\u9fff]{1,23})\" ?: ?(?=[\"\[])")
+_VALUE = lazy(r"\s{0,40}\"(?P<value>[^\"\n]{1,48})\"\s{0,40}")
+_CAMEL = lazy(r"(?<=[a-z])(?=[A-Z])")
+# Without capitals, as forms send them.
 _WHICH_NAME = ("[Ff](?:irst|ull|amily)", "[Ll]ast", "[Gg]iven", "[Ss]ur", "[Mm](?:iddle|aiden)")
-_LOWER = re.compile(
+_LOWER = lazy(
     rf"{first_of(_WHICH_NAME)}{rest_of(_WHICH_NAME)}"
     r"[_ -]?[Nn]ame[\"']? ?[:=] ?[\"']?"
     r"(?P<name>(?P<first>[a-zà-ɏ'’-]{2,24})(?:[ +][a-zà-ɏ'’-]{2,24}){0,2})(?=[\"'&,;\s.}]|\Z)"
@@ -113,7 +106,7 @@ _LOWER = re.compile(
 
 
 def _records(text: str) -> Iterator[Finding]:
-    done = 0  # values of one key are looked at once
+    done = 0  # the values of one key are read once
     for key in _KEY.finditer(text) if '"' in text else ():
         label = _CAMEL.sub(" ", key["key"]).lower().replace("_", " ")
         one = label.removesuffix("s").removesuffix("列表").removesuffix("名单")
@@ -130,7 +123,7 @@ def _records(text: str) -> Iterator[Finding]:
             at += 1
     if "ame" in text:
         for found in _LOWER.finditer(text):
-            if found["first"] in LOWER_GIVEN or found["first"] in LOWER_SURNAMES:
+            if found["first"] in ENGLISH.lower_given or found["first"] in ENGLISH.lower_surnames:
                 yield Finding(found.start("name"), found.end("name"), "NAME", 0.6)
 
 
@@ -146,7 +139,7 @@ def _tables(text: str, lines: list[tuple[int, str]]) -> Iterator[Finding]:
             continue
         if columns:
             cells = line.split(delimiter)
-            # One may be missing at the end of a line; another number of them is another table, or none.
+            # One may be missing at the end of a line; otherwise the table has ended.
             if len(cells) >= 2 and abs(len(cells) - n_columns) <= 1:
                 if not _RULE.match(line):
                     yield from _row(cells, columns, at)
@@ -171,9 +164,9 @@ def _row(cells: list[str], columns: dict[int, str], at: int) -> Iterator[Finding
 
 
 # A line that says whose list follows, its items, and what an item begins with.
-_LIST_HEAD = re.compile(r"(?P<label>[^\n:：]{1,24}?)[ *]{0,3}[:：][ *]{0,3}\Z")
-_ITEM = re.compile(r"[ \t]{0,12}(?:[-*•·+]|[0-9]{1,3}[.)、]|[（(][0-9]{1,3}[)）])[ \t*]{0,4}")
-_ITEM_END = re.compile(r" ?[,，（(:：;；|–—/*]| - |[。.]?\s*\Z")
+_LIST_HEAD = lazy(r"(?P<label>[^\n:：]{1,24}?)[ *]{0,3}[:：][ *]{0,3}\Z")
+_ITEM = lazy(r"[ \t]{0,12}(?:[-*•·+]|[0-9]{1,3}[.)、]|[（(][0-9]{1,3}[)）])[ \t*]{0,4}")
+_ITEM_END = lazy(r" ?[,，（(:：;；|–—/*]| - |[。.]?\s*\Z")
 _LISTED_TEXT = (
     "attendees;participants;members;team;team members;present;absent;guests;students;employees;patients;"
     "contacts;reviewers;approvers;assignees;passengers;witnesses;speakers;interviewers;candidates;applicants;"
@@ -201,7 +194,7 @@ def _lists(lines: list[tuple[int, str]]) -> Iterator[Finding]:
 
 
 # [10:32] 张伟: ..., Ada Obi (10:32): ...
-_SAYS = re.compile(
+_SAYS = lazy(
     r"[ \t]{0,4}(?P<at>[\[(（【]?[0-9][0-9:.,/ -]{3,24}(?:[AaPp][Mm])?[\])）】]?[ \t]{0,4})?[*<]{0,2}"
     r"(?P<name>[^\W\d_][^\n:：\[\](){}<>*]{1,30}?)[*>]{0,2}"
     r"(?P<then> ?[(（\[][0-9:.,/ APMapm-]{3,24}[\])）])?[ *]{0,3}[:：](?=.)"
@@ -209,7 +202,7 @@ _SAYS = re.compile(
 
 
 def _chats(lines: list[tuple[int, str]]) -> Iterator[Finding]:
-    """Two who speak, at least: a single such line is a label with its value."""
+    """Speakers, if there are two or more: a single such line is a label with its value."""
     spoken: list[Finding] = []
     names: set[str] = set()
     for at, line in lines:
@@ -222,18 +215,18 @@ def _chats(lines: list[tuple[int, str]]) -> Iterator[Finding]:
 
 
 def _speaks(name: str, *, timed: bool) -> bool:
-    """Whether a line begins with somebody; a word that is known for no name needs a time beside it."""
-    if not name.isascii() and chinese_names.is_typical(name):
+    """Whether a line begins with a speaker; words that are not known names need a time next to them."""
+    if not name.isascii() and chinese.is_typical(name):
         return True
     if not _WORDS.match(name):
         return False
     parts = name.split(" ")
     if len(parts) == 1:
-        return name in SURE_GIVEN and name not in PLAIN
+        return name in ENGLISH.sure_given and name not in ENGLISH.plain
     return (
         len(parts) == 2
-        and all(part[0].isupper() and part[1:].islower() and no_word(part) for part in parts)
-        and (timed or parts[0] in GIVEN or parts[1] in SURNAMES)
+        and all(part[0].isupper() and part[1:].islower() and not_a_common_word(part) for part in parts)
+        and (timed or parts[0] in ENGLISH.given or parts[1] in ENGLISH.surnames)
     )
 
 

@@ -1,582 +1,246 @@
-"""Word lists for finding names: plain facts of two languages, written as text."""
+"""The words of names: lists of two languages, and what words in Latin script look like.
+
+Runs of capitalised words, given names, surnames and their endings, and the ordinary words that are not part
+of a name.
+"""
 
 from __future__ import annotations
 
+import functools
+
+from sllm.privacy import data
+from sllm.privacy.regex import lazy
+
 __all__ = [
-    "AMBIGUOUS_EN",
-    "CN_WEAK",
-    "COMMON_EN",
-    "DOUBLE_SURNAMES",
-    "GIVEN_CN",
-    "GIVEN_CN_SURE",
-    "GIVEN_EN",
-    "NOT_ALONE_EN",
-    "NOT_GIVEN",
-    "NOT_NAMES",
-    "NOT_NAMES_CN",
-    "RARE_SURNAMES",
-    "SURNAMES",
-    "SURNAMES_EN",
-    "WORDS_OF_TWO_CN",
+    "CANDIDATE",
+    "CAP",
+    "CHINESE",
+    "ENGLISH",
+    "INNER_CAPITAL",
+    "LETTER",
+    "looks_like_surname",
+    "not_a_common_word",
+    "trimmed",
 ]
 
-# Common Chinese surnames of one character.
-SURNAMES = (
-    "王李张刘陈杨黄赵吴周徐孙马朱胡郭何高林罗郑梁谢宋唐许韩冯邓曹彭曾肖田董袁潘于蒋蔡余杜叶程苏魏吕丁任沈姚卢姜崔钟谭陆汪范金"
-    "石廖贾夏韦付方白邹孟熊秦邱江尹薛闫段雷侯龙史陶黎贺顾毛郝龚邵万钱严覃武戴莫孔向汤康易乔赖文施洪辛柯庄温鲁葛樊聂梅盛霍翁邢"
-    "殷俞倪章骆申耿关焦柳欧祝纪尚毕舒游阳裴卓窦詹苗岳齐包冉宫费卞季阮蓝褚应宁柴詹卫蒲谷车凌邬甘童鲍凤路池宗祁简涂饶沙敖管娄危"
-    "桂牛萧闵丘庞覃佟仇蔺晏班芦曲邸凃岑褟揭雒傅阎郜敖翟荀臧滕湛禹虞昝裘缪钮嵇隗宓郗栾郜蓟邰逄姬郦璩濮扈郏瞿庾暨寇阙巩晁訾阚鞠蒯竺逯桓冼亓佘戚奚甄靳屠胥荆戎厉茹匡伍狄穆"
-    # The same in traditional characters, where they differ.
-    "張劉陳楊黃趙吳孫馬羅鄭謝許韓馮鄧蕭葉蘇魏呂盧鍾譚陸範賈鄒閻龍賀顧龔萬錢嚴湯賴溫魯聶顏倪莊樊歐陽簡塗連鄔饒龐駱紀齊寧關詹"
+
+class _English:
+    """Words of names in Latin script, and capitalised words that are not part of one; each list is read when
+    it is first used.
+    """
+
+    @functools.cached_property
+    def given(self) -> frozenset[str]:
+        """Given names."""
+        return frozenset(data.words("names_en_given"))
+
+    @functools.cached_property
+    def surnames(self) -> frozenset[str]:
+        return frozenset(data.words("names_en_surnames"))
+
+    @functools.cached_property
+    def famous(self) -> frozenset[str]:
+        """Given names that alone are seldom a private person."""
+        return frozenset(data.words("names_en_famous"))
+
+    @functools.cached_property
+    def common(self) -> frozenset[str]:
+        """Words that are not part of a name where nothing announces one."""
+        return frozenset(data.words("names_en_common"))
+
+    @functools.cached_property
+    def not_names(self) -> frozenset[str]:
+        """Words that are never part of a name."""
+        return frozenset(data.words("names_en_not_names"))
+
+    @functools.cached_property
+    def places(self) -> frozenset[str]:
+        """Places and makes with letters that English does not write."""
+        return frozenset(data.words("names_en_places"))
+
+    @functools.cached_property
+    def pairs(self) -> frozenset[str]:
+        """Two capitalised words that together are a place or a make."""
+        return frozenset(name.replace("_", " ") for name in data.words("names_en_pairs"))
+
+    @functools.cached_property
+    def ambiguous(self) -> frozenset[str]:
+        """Given names that are also a word, a place or somebody whom everybody knows."""
+        both = self.given & (self.common | self.not_names)
+        return (frozenset(data.words("names_en_ambiguous")) | both) - self.famous
+
+    @functools.cached_property
+    def sure_given(self) -> frozenset[str]:
+        """Given names that are nothing else."""
+        return self.given - self.ambiguous
+
+    @functools.cached_property
+    def alone(self) -> frozenset[str]:
+        """Given names that are a private person without another word."""
+        return self.sure_given - self.famous
+
+    @functools.cached_property
+    def plain(self) -> frozenset[str]:
+        """Capitalised words that are not a given name."""
+        return (self.common | self.not_names) - self.sure_given
+
+    @functools.cached_property
+    def lower_given(self) -> frozenset[str]:
+        """Given names as they are written without capitals."""
+        return frozenset(name.lower() for name in self.sure_given if len(name) > 2)
+
+    @functools.cached_property
+    def lower_surnames(self) -> frozenset[str]:
+        return frozenset(name.lower() for name in self.surnames)
+
+
+class _Chinese:
+    """Characters and words of Chinese names, and of what is not one; each list is read when it is first
+    used.
+    """
+
+    @functools.cached_property
+    def surnames(self) -> str:
+        """Surnames of one character."""
+        return "".join(data.words("names_zh_surnames"))
+
+    @functools.cached_property
+    def double_surnames(self) -> list[str]:
+        """Surnames of two or more characters."""
+        return data.words("names_zh_double_surnames")
+
+    @functools.cached_property
+    def rare_surnames(self) -> str:
+        """Surnames of one character that are more often ordinary words."""
+        return "".join(data.words("names_zh_rare_surnames"))
+
+    @functools.cached_property
+    def given(self) -> str:
+        """Characters of given names."""
+        return "".join(data.words("names_zh_given"))
+
+    @functools.cached_property
+    def given_sure(self) -> str:
+        """Characters of given names that are hardly used for anything else."""
+        return "".join(data.words("names_zh_given_sure"))
+
+    @functools.cached_property
+    def not_given(self) -> str:
+        """Characters that are hardly ever part of a given name."""
+        return "".join(data.words("names_zh_not_given"))
+
+    @functools.cached_property
+    def words_of_two(self) -> frozenset[str]:
+        """Ordinary words that look like a surname and a given name."""
+        return frozenset(data.words("names_zh_words_of_two"))
+
+    @functools.cached_property
+    def not_names(self) -> str:
+        """A pattern of words that begin with a character that is also a surname."""
+        return "|".join(data.words("names_zh_not_names"))
+
+    @functools.cached_property
+    def weak_roles(self) -> frozenset[str]:
+        """Words that a name may follow, and many other things."""
+        return frozenset(data.words("names_zh_weak_roles"))
+
+    @functools.cached_property
+    def roles(self) -> list[str]:
+        """What a name comes right after, in the order of trying."""
+        return data.words("names_zh_roles")
+
+    @functools.cached_property
+    def field_labels(self) -> list[str]:
+        """Labels of fields that hold a person's name."""
+        return [label.replace("_", " ") for label in data.words("names_zh_field_labels")]
+
+    @functools.cached_property
+    def belongings(self) -> list[str]:
+        """What is said to be somebody's."""
+        return data.words("names_zh_belongings")
+
+    @functools.cached_property
+    def addressed(self) -> str:
+        """Surnames that are a person with a form of address, without a given name."""
+        return "".join(data.words("names_zh_addressed"))
+
+
+ENGLISH = _English()
+CHINESE = _Chinese()
+
+
+def _letters(capitals: bool) -> str:
+    """The inside of a character class: letters of Latin Extended-A and -B and Extended Additional."""
+    chars = [chr(c) for c in (*range(0xC0, 0x250), *range(0x1E00, 0x1F00)) if chr(c).isalpha()]
+    return "".join(char for char in chars if not capitals or char.isupper())
+
+
+CAP = f"A-Z{_letters(True)}"
+# U+0300 to U+036F: marks that follow their letter where the text is decomposed.
+LETTER = f"A-Za-z{_letters(False)}\u0300-\u036f"
+_W = rf"(?:[DdOL]['’])?[{CAP}][{LETTER}'’-]{{1,24}}"
+_PARTICLE = (
+    r"(?:van|von|de|der|den|da|di|del|della|la|le|bin|bint|ibn|al|el|dos|das|do|du|ten|ter|af|zu|y|e|ben|abu)"
 )
-# And of two, as a pattern.
-DOUBLE_SURNAMES = (
-    "欧阳|歐陽|司馬|諸葛|司马|上官|诸葛|东方|皇甫|尉迟|公孙|慕容|令狐|司徒|端木|夏侯|"
-    "南宫|轩辕|长孙|宇文|独孤|西门|百里|拓跋|钟离|呼延|赫连|澹台|公冶|宗政|濮阳|淳于|单于|申屠|仲孙|鲜于|闾丘|颛孙|纳兰|完颜|耶律|"
-    "叶赫那拉|爱新觉罗|万俟|闻人|梁丘|左丘|东郭|公羊|谷梁|鍾離|慕容|東方|長孫|獨孤"
+_NAME = (
+    rf"(?:[A-Z]\. ?){{0,3}}{_W}(?: (?:[A-Z]\.?(?!['’])|{_PARTICLE}(?: (?:der|den|la|las|los))?(?= [{CAP}])|"
+    rf"{_W})){{0,4}}"
 )
-# Surnames that are ordinary words or parts of them more often than names.
-RARE_SURNAMES = (
-    "水云昌凤乐皮元卜平和明计伏成谈强席麻支经房干解宗宣单诸左滑荣羊惠家封储松井富乌巴弓牧山谷车全仰秋仲伊宁暴祖符束幸司韶薄印宿白怀从"
-    "鄂索咸籍蒙池阴能苍双闻党贡劳扶堵宰雍桑寿通边燕冀尚农别充慕连习鱼容向古慎戈终居衡步都满弘国文广禄东沃利蔚越隆师勾融那空养须丰"
-    "巢关相查后红游权盖益公区苟门原苑展战占木撒代黑但由问才天海青香光"
+CANDIDATE = lazy(rf"(?<![{LETTER}]){_NAME}(?![{LETTER}])")
+# How surnames of many countries end.
+_SHAPE = lazy(
+    rf"(?:O['’]|D['’]|Mc|Mac(?=[A-Z])|Fitz)[A-Z][{LETTER}]{{2,}}\Z|"
+    rf"[{LETTER}'’-]{{2,}}(?:wski|wska|cki|cka|[^h]ski|wicz|czyk|enko|chuk|[kmnlrdt]ova?|[ae]nov|[rkl]ev|"
+    r"vić|vic|vich|[dlrntkm]son|sson|[dlrntkms]sen|dóttir|dottir|[dnltr]berg|stein|mann|meier|meyer|bauer|"
+    r"ström|strom|gren|qvist|quist|poulos|[iao]kis|idis|[sk]hvili|adze|zadeh|oğlu|oglu|[^aeiou]ez|escu|eanu|"
+    r"etti|elli|ucci|aldi|eira|[^aeiou]wala|swamy|murthy|krishnan|nathan|singh|[^o]moto|yama|kawa|gawa|mura|"
+    r"zaki|uchi|[^aeiou]ström|borough|worth|bottom|thwaite|[^aeiou]ington|ingham|[dlrtnk]ford|[nlrtd]ley|"
+    rf"[{LETTER}]-[{CAP}][{LETTER}]{{2,}})\Z"
 )
-# Characters of Chinese given names, and those of them that are hardly anything else.
-GIVEN_CN = (
-    "偉靜麗強軍艷傑濤蘭剛國紅園飛寧凱東曉榮雲鳳潔瑩瓊燕穎業義興衛誠維韻顏嬌愛慶樹廣鋒澤銘詩達遠進連銀鈺錦鋼鎮鑫長陽隆順頌馬驊鴻麟齡潁蓮葉蔭藝蘊"
-    "贊寶龍輝賢賓豪鵬雅怡冠宗彥柏翰承育佩婉筱郁庭瑋珮玟羽鈴芬蓁妤儀婕昱祐宥恩貴添財煌欽煒琬"
-    "美伟芳娜敏静秀丽强磊军洋勇艳杰娟涛明超兰霞平刚桂英华玉建国文志海永新春红金林峰波辉斌宇浩轩梓涵欣怡雨晨萱雅琪倩琳莉萍燕慧颖蕾薇嘉佳俊豪"
-    "鹏飞翔宁凯鑫龙旭东晓梅荣云凤洁雪晶玲婷琴珍爱德福祥成义兴良生亮庆山仁民利清树世宏广安康健源锋松泽瑞博思远铭昊睿晟皓煜诗语可馨瑶依彤若妍"
-    "悦菲君如心婉静淑惠珠翠红月莹冰兰卫忠诚信立振坤正天子少启承光耀家继绍维毅哲宸奕辰沐璇璐琦珊珂钰锦铮钧镇钦雯霖露韵颜媛嫣妮婧娅姗姝婵娴芷茜"
-    "荷莲菊蓉蓓芝芸茵苗苑菁菡萌葵蔚薰曼朗朝彬彪栋梁柏桐楠榕槿熙烨焕炜煊灿炎炳烁燊珏珑琛瑜瑾璋璞岩岚岳崇嵩川汉江沛沁泓泉洪浚淳清渊湘滢润澄澜"
-    "迪达迎进远逸遥邦郁学孝宜宝富寿岭巧广弘彦彩得怀恒恩情愉愫愿懿成戈才扬捷攀政敬斐方昀昂昌昕星晋景晗晴智暄曦有朋来杨枫柔柯根桢棠楚榆歌"
-    "武毓水淼渝溪滨滔漫潇潮灵焱爽牧珩琬琰琼瑛璟甜畅白皎盛盼真睿知石砚碧磊礼祖祺禄禹秋程穆竹笑筠筱纯素紫红维绮绪羽翊翎翰耘聪胜舒舟航良艺芊芯"
-)
-GIVEN_CN_SURE = (
-    "偉麗艷娟濤蘭飛鳳潔瑩瓊穎薇豪鵬淑惠雯婷瑋珮玟鈺婉雅怡彥翰庭筱鈴齡鴻麟驊潁蓮芬蓁妤儀婕萱昱祐宥恩睿"
-    "凤芬伟芳娜敏秀娟艳霞桂英萍燕慧颖蕾薇倩琳莉婷玲琴珍梅洁雯媛嫣妮婧娅姗姝婵娴芷茜蓉蓓芸茵菁菡轩梓涵怡萱琪俊豪鹏翔凯鑫磊涛斌辉勇杰峰彬彪栋楠榕槿熙烨"
-    "炜煊燊珏琛瑜瑾璋璞沛泓浚湘滢澜懿昀昕晗暄曦枫桢毓淼琬琰琼瑛璟珩祺翊翎翰筠筱芊妍彤瑶馨铭昊睿晟皓煜奕宸辰璇璐琦珊珂钰铮钧钦霖韵颖嘉佳淑惠翠莹刚军超"
-)
-# Characters that hardly stand in a given name and often come right behind one.
-NOT_GIVEN = (
-    "的了是在有和与及或也都就还又说要想会能可到去来从向对把被让给跟吗呢吧啊呀很不没别您你我他她它们这那哪谁什么怎样个今现住已"
-    "将因由所以但而且其之于为叫做请问您好等着过得地上下里外前后左右男女岁年月日号电手身证卡联系地址邮箱微信出性职负毕就患入向"
-    "至曾刚当且并如若总先医教经主任律同师护局院警博硕部科处员工司队长签署称告诉打买卖用写发收寄付"
-)
-# A surname and a character of given names, and an ordinary word: 王国, with which names of three begin.
-WORDS_OF_TWO_CN = (
-    "安静 安心 安稳 安定 安宁 温和 温柔 严明 严峻 祝福 祝贺 祝愿 成立 张扬 张力 华丽 应聘 凌晨 宁静 "
-    "盛大 盛开 盛世 卓越 童年 童话 童真 童心 丰富 欧元 欧洲 王国 王朝 王子 王者 时光 黄昏 黄河 黄海 "
-    "文明 文雅 文艺 文静 平静 平安 常年 常青 路人 夏天 余光 余波 史诗 田园 林立 石英 金银 白银 白雪 "
-    "白云 马匹 江山 江海 康乐 高明 高雅 高洁 高丽 龙凤 元旦 连云 纪元 向阳 乐天 乐章 和平 阳光 洪亮 "
-    "金华 方圆 方正 车轮 苗木 海洋"
-)
-# Common words that begin with a character that is also a surname, as a pattern.
-NOT_NAMES_CN = (
-    "任命|石[膏斛]|江[苏浙西南北]|宁[波夏]|万人|鱼香|王牌|"
-    "高[中级校等考度速铁兴]|马[上路]|安[全装排]|方[面法案便向式]|金[融额牌属]|黄[金色河山]|"
-    "白[色天]|石[油头]|任[务何意]|常[见用常规]|许[多可]|"
-    "文[件字本章化学档]|牛[奶肉]|万[一元]|成[功为本员长]|程[序度]|余额|路[由线上]|温[度馨暖]|"
-    "平台|周[末一二三四五六日围期年]|顾[客问]|钱包|车[辆牌站]|"
-    "毛[病利]|夏[天季]|康复|元素|包[括含装]|单[位元独]|管[理道]|项目|房[屋间东子]|解[决释]|"
-    "应[该用当届]|连[接续]|全[部国名]|国[家际]|段落|章节|曲线|"
-    "关[于系闭心注键]|季[节度]|江[苏西南湖]|云[南计]|广[东西]|贵[州宾]|沙[发漠]|向[导上下]|龙头|"
-    "雷达|孙[子女]|陆[地续]|施工|梅花|贺[卡信]|"
-    "祝[福你您]|车主|史[上料]|陈[述列旧]|严[重格]|谢谢|谢意|何[时处必况为]|付[款费出]|计[算划]|"
-    "凌晨|宫殿|童[年话]|游[戏客泳]|阳[光台]|和平|花[园费]|"
-    "水[果平]|范[围例]|习[惯题]|易[于用]|时[间候]|冷静|林[业区]|罗[列马]|唐[朝诗]|宋[朝代词]|"
-    "汉[语字]|明[天白显]|华[为语]|洪水|湖[北南]|"
-    "馬上|馬路|黃[金色]|許多|萬一|謝謝|葉子|陳述|連接|關[於係心]|顧客|嚴重|龍頭|溫度|簡[單介]|齊全|範[圍例]|"
-    "董事|连[忙衣]|曲[子线调]|班[级长车主组]|应聘|海[洋南]|边[界缘]|费[用率]|舒[服适]|莫名|项[链]|顾虑|鲁莽|尚[未且]|丰富"
-)
-# Words that a name may follow, and a lot else.
-CN_WEAK = (
-    "丈夫 主任 表哥 表弟 表姐 表妹 堂哥 堂弟 堂姐 堂妹 叔叔 舅舅 姑姑 爷爷 奶奶 外公 外婆 邻居 室友 "
-    "男友 女友 男朋友 女朋友 老板 秘书 助理 领导 找 @ 病患 護士 護理師 醫師 醫生 老師 護士 客戶 學生 "
-    "父親 母親 同學 我係 "
-    "乘客 儿子 医生 叫 司机 同事 名字 员工 哥哥 女儿 妈妈 妹妹 妻子 姐姐 学生 客人 "
-    "客户 家长 尊敬的 弟弟 律师 患者 我是 房东 教授 旅客 朋友 本人 母亲 法人 父亲 "
-    "爸爸 病人 签名 经理 署名 老公 老婆 老师 致 证人"
-)
-# Given names in Latin script, of many countries.
-GIVEN_EN = (
-    "Aaliyah Aaron Abagail Abbie Abbigail Abdul Abdullah Abdulrahman Abel Abigail Abigale Abimbola "
-    "Abiodun Abraham Ada Adaeze Adalberto Adam Addison Ade Adebayo Adela Adelaide Adelbert Adele Adeline "
-    "Aditya Adolfo Adolph Adrian Adriana Adrienne Adwoa Agnes Agnieszka Agustin Ahmad Ahmed Aidan Aiko "
-    "Aileen Aimee Aisha Akeem Akira Akua Al Alaina Alan Alana Alasdair Alba Albert Alberta Alberto Aldo "
-    "Alec Alejandra Alejandrina Alejandro Aleksander Aleksandra Alessandra Alessandro Alessia Alex "
-    "Alexander Alexandra Alexei Alexis Alf Alfonso Alfred Alfredo Ali Alia Alice Alicia Alina Aliou "
-    "Alison Aliyah Aliza Allan Allen Allie Allison Aloysius Althea Alva Alvaro Alvin Alyssa Ama Amadou "
-    "Amalia Amanda Amandine Amani Amara Amarachi Amaya Amber Ambrose Amelia Amelie Amina Amir Amit Amparo "
-    "Amrita Amy Ana Anan Anastasia Anatoly Anders Anderson Andre Andrea Andreane Andreas Andrei Andres "
-    "Andrew Andrzej Andy Aneta Angela Angelica Angelina Angelo Angie Angus Anika Anil Anita Anjali Ann "
-    "Anna Annabel Annabelle Annalise Annamarie Anne Annegret Anneliese Annette Annie Annika Ansel Ansgar "
-    "Anthony Antje Antoine Anton Antonette Antonia Antonina Antonio Antwan Anwar Aoife Apinya April "
-    "Arabella Araceli Arash Archibald Ari Aria Ariana Arianna Ariel Arjun Arlene Arlo Armand Armando "
-    "Armani Arnaldo Arnav Arne Arnold Aron Arthur Arturo Aryan Asa Asher Ashlee Ashleigh Ashley Ashlynn "
-    "Asif Asma Astrid Aubrey Audrey Augusta Augustus Aurelia Aurelie Aurelio Aurore Austen Autumn Ava "
-    "Avery Axel Ayana Ayden Ayesha Ayumi Azra Babak Bailee Barbara Barney Barrett Barry Bart Bartholomew "
-    "Bashir Beata Beatrice Beatrix Beatriz Beau Bella Ben Benedetta Benedict Benjamin Bennett Bennie "
-    "Benny Benoit Bernadette Bernard Bernardo Bernice Bernie Bert Berta Bertha Bertram Bessie Beth Betsy "
-    "Bettina Betty Beulah Beverly Bianca Bilal Bill Billie Billy Birgit Birgitta Bjorn Björn Blake Blanca "
-    "Blanche Bo Bob Bobby Bogdan Bongani Bonita Bonnie Boris Boyd Bożena Brad Braden Bradford Bradley "
-    "Brady Brandi Brandon Branislav Brayden Breanna Brenda Brendan Brenna Brennan Brent Bret Brett Brian "
-    "Briana Brianna Brice Bridget Brigitte Britney Brittany Brock Bronwyn Brooke Bruce Bruno Bryan Bryant "
-    "Bryce Bryson Buford Burdette Byron Caitlin Caitlyn Caleb Caleigh Cali Callie Calvin Camden Cameron "
-    "Camila Camilla Camille Camilo Candace Candice Candido Cara Carey Carina Carissa Carl Carla Carlee "
-    "Carleton Carlie Carlo Carlos Carlotta Carlton Carmela Carmella Carmelo Carmen Carol Caroline Caroll "
-    "Carolyn Carrie Carroll Carson Cary Casandra Casey Casimir Casper Cassandra Cassidy Cassie Catalina "
-    "Catarina Catherine Cathrine Cathryn Cathy Cecelia Cecil Cecilia Cedric Celeste Celestine Celia "
-    "Celine Cemal Cesar Chad Chadwick Chandler Chanel Chantal Charlene Charles Charley Charlie Charlotte "
-    "Chaz Chelsea Chelsey Chen Cheryl Chesley Chester Chet Chiamaka Chiara Chiderá Chidi Chinedu Chinonso "
-    "Chioma Chloe Chris Christa Christelle Christian Christie Christina Christine Christophe Christopher "
-    "Christy Chukwuemeka Cian Ciara Ciarán Cielo Cindy Clair Claire Clara Clarabelle Clarence Clarissa "
-    "Claude Claudia Claudine Claudio Clay Clemens Clement Clementine Cleo Cleta Cleve Cleveland Clifford "
-    "Clint Clinton Clotilde Clyde Cody Cole Coleman Colin Colleen Collin Colm Connie Connor Conor "
-    "Constance Consuelo Coralie Cordelia Corey Cornelia Cornelius Cornell Cortez Cory Cosmin Coty "
-    "Courtney Craig Cristal Cristian Cristina Cristobal Cruz Crystal Cullen Curtis Cynthia Cyril Cyrus "
-    "Dagmar Dagny Dahlia Daisha Daisuke Dakota Dale Dalton Damian Damien Damon Dana Dandre Dane Dangelo "
-    "Danial Danica Daniel Daniela Daniella Danielle Danika Danny Dante Danuta Daphne Daphney Darby Daren "
-    "Darian Dariana Dario Darius Darlene Darnell Daron Darrel Darrell Darren Darrick Darrin Darryl Darwin "
-    "Dave David Davion Davis Dawid Dawn Dayana Dayna Dayton Deangelo Deanna Deborah Debra Declan Dedric "
-    "Dee Deepak Deion Deja Delaney Delbert Delia Delilah Dell Della Delmer Delores Delphia Delphine "
-    "Demarco Demetrius Demond Denis Denise Deniz Dennis Deon Derek Derick Derrick Deshaun Deshawn Desmond "
-    "Destany Destin Devika Devin Devon Devonte Dewayne Dewitt Dexter Dhruv Diana Diane Dianna Diarmuid "
-    "Diego Dieter Dillan Dillon Dimitra Dimitri Dimitrios Dina Dino Dion Dmitri Dmitry Dolly Dolores "
-    "Domingo Dominic Dominique Don Donald Donato Donavon Donna Donnell Donnie Donovan Dora Dorcas Doreen "
-    "Dorian Doris Dorota Dorothy Dortha Dorthy Doug Douglas Dragan Drake Drew Duane Duc Dulce Duncan "
-    "Dustin Dusty Dwayne Dylan Earl Earlene Earline Earnest Easter Easton Ebba Ebere Ebony Eda Edd Eddie "
-    "Edgar Edison Edith Edmond Edmund Edna Eduardo Edward Edwardo Edwin Edwina Edyth Efrain Efren Eileen "
-    "Eilidh Eino Eirik Ekaterina Elaine Elda Eldon Eldora Eldred Eldridge Eleanor Eleanora Eleanore Elena "
-    "Eleni Elenora Eli Elian Eliane Elias Elif Elijah Elinor Elinore Elisa Elisabeth Elise Eliseo Elisha "
-    "Elissa Eliza Elizabeth Ella Ellen Ellie Elliot Elliott Ellis Elmer Elmira Elmo Elody Eloise Elouise "
-    "Elroy Elsa Elsie Elton Elva Elvera Elvie Elvis Elwin Elwyn Elyse Elyssa Elza Elżbieta Emanuel Emeka "
-    "Emelia Emelie Emely Emerald Emerson Emery Emile Emilia Emilie Emilio Emily Emma Emmanuel Emmet "
-    "Emmett Emmie Emmitt Emory Emre Ena Enid Enoch Enola Enos Enrico Enrique Enzo Eoin Ephraim Era Erdem "
-    "Eriberto Eric Erica Ericka Erik Erika Erin Erling Erna Ernest Ernestina Ernestine Ernesto Ernie "
-    "Ervin Erwin Eryn Esmeralda Esperanza Esra Essie Esta Esteban Estefania Estel Estella Estelle Estevan "
-    "Esther Estrella Eszter Etha Ethan Ethel Ethelyn Ethyl Etienne Ettie Eugene Eugenia Eulah Eulalia "
-    "Eunice Eusebio Eva Evalyn Evan Evangeline Evans Eveline Evelyn Everardo Everett Everette Evert Evie "
-    "Ewa Ewald Ewell Ezekiel Ezequiel Ezra Fabian Fabiola Fae Faith Fannie Fanny Farah Fatima Fatou "
-    "Fatoumata Faustino Favian Fay Faye Federico Felicia Felicita Felicite Felicity Felipe Felix Felton "
-    "Ferenc Fergus Fernanda Fernando Ferne Fidel Filiberto Filip Filomena Finn Fiona Fiorella Fleta "
-    "Fletcher Flo Florence Florencio Florian Florida Florine Floy Floyd Folake Ford Forest Foster Frances "
-    "Francesca Francis Francisco Francois Frank Frankie Frantisek Franz Fred Freda Freddie Freddy "
-    "Frederic Frederick Frederik Frederique Fredrick Freeda Freeman Freida Freya Frieda Friedrich Fumiko "
-    "Funmilayo Furman Gabe Gabriel Gabriela Gabriella Gabrielle Gaetano Gage Gail Gareth Garett Garfield "
-    "Garland Garnet Garrett Garrick Garrison Garry Garth Gary Gaston Gaurav Gavin Gay Gayle Gaylord Gene "
-    "Genevieve Geo Geoffrey George Georgette Georgiana Georgina Geovanni Gerald Geraldine Gerard Gerardo "
-    "Gerda Gerhard Germaine German Gerry Gerson Gia Gianna Gianni Gideon Gilbert Gilda Giles Gillian Gina "
-    "Gino Giorgos Giovani Giovanna Giovanni Gisela Giselle Giulia Giulio Giuseppe Gladyce Gladys Glen "
-    "Glenda Glenn Glenna Gloria Godfrey Gonzalo Goran Gordon Grace Gracie Grady Graham Grant Grayson Greg "
-    "Gregg Gregoria Gregorio Gregory Greta Gretchen Griffin Grover Grzegorz Guadalupe Guido Guillaume "
-    "Guillermo Guiseppe Gunther Gus Gussie Gust Gustav Gustave Gustavo Guy Gwen Gwendolyn Gyula Gábor "
-    "Habib Hadley Hailee Hailey Hakan Hal Haleigh Haley Halie Halle Hallie Hamish Hamza Hank Hanna Hannah "
-    "Hans Harley Harmon Harmony Harold Haroun Harpreet Harriet Harrison Harry Haruka Haruto Harvey "
-    "Haskell Hassan Hatice Hattie Haven Hayden Haylee Hayley Haylie Hazel Hazle Heath Heather Heber "
-    "Hector Hedwig Heidi Heinz Helen Helena Helene Helga Henri Henrietta Henriette Henrik Henry Herbert "
-    "Herman Hermann Hermina Herminia Hershel Hertha Hester Hettie Hideo Hilario Hilary Hilbert Hilda "
-    "Hildegard Hillary Hilma Hilton Hiram Hiroko Hiroshi Hitoshi Hobart Holden Hollie Hollis Holly Hope "
-    "Horace Horacio Hortense Hosea Houston Howard Howell Hoyt Hubert Hudson Hugh Hugo Hulda Humberto "
-    "Hunter Hussein Hyman Ian Ibrahim Ida Idell Idella Ifeoma Ignacio Ignatius Igor Ike Ikenna Ila Ilene "
-    "Iliana Ilona Ilya Ima Imani Imelda Immanuel Imogene Imran Ines Inez Inga Ingeborg Ingrid Inés "
-    "Iolanda Iqbal Ira Irene Irina Iris Irma Irving Irwin Isaac Isabel Isabell Isabella Isabelle Isadore "
-    "Isai Isaiah Isaias Isha Isidro Isla Ismael Ismail Isobel Isom Israel Itzel Iva Ivah Ivan Ivana Iveta "
-    "Ivory Ivy Iwona Izabella Izaiah Jabari Jace Jacinthe Jack Jackeline Jackie Jacklyn Jackson Jacky "
-    "Jaclyn Jacob Jacqueline Jacquelyn Jacques Jada Jade Jaden Jadon Jadyn Jaeden Jaida Jaiden Jailyn "
-    "Jaime Jairo Jake Jakob Jakub Jaleel Jalen Jalon Jalyn Jamaal Jamal Jamar Jamarcus Jamel James "
-    "Jameson Jamie Jamil Jamila Jamison Jammie Jan Jana Janae Jane Janelle Janessa Janet Janice Janick "
-    "Janie Janine Janis Janiya Jannie Jany Jaquan Jaquelin Jared Jaren Jarod Jaron Jarosław Jarred Jarret "
-    "Jarrett Jarrod Jarvis Jasen Jasmine Jasminka Jason Jasper Jaunita Javier Jay Jayce Jaycee Jayda "
-    "Jayde Jayden Jaydon Jaylan Jaylen Jaylin Jayme Jayne Jayson Jazlyn Jazmin Jazmyn Jazmyne Jean "
-    "Jeanette Jeanie Jeanne Jed Jedediah Jeff Jefferey Jefferson Jeffery Jeffrey Jelena Jena Jenifer "
-    "Jennie Jennifer Jenny Jens Jensen Jerad Jerald Jeramie Jeremiah Jeremy Jermaine Jermey Jerod Jerome "
-    "Jeromy Jerrell Jerrod Jerrold Jerry Jess Jesse Jessica Jessie Jessika Jessy Jessyca Jesus Jett "
-    "Jettie Jevon Jewel Jewell Jill Jillian Jim Jimena Jimmie Jimmy Jiří Jo Joachim Joan Joana Joanie "
-    "Joanna Joanne Joany Joaquin Jocelyn Jodi Jodie Jody Joe Joel Joelle Joesph Joey Johan Johann Johanna "
-    "Johannes John Johnathan Johnathon Johnnie Johnny Johnson Jolanta Jolie Jon Jonah Jonas Jonathan "
-    "Jonathon Joost Jordan Jordi Jordon Jordy Jordyn Jorge Jorn Jose Josefa Josefina Joseph Josephine "
-    "Josh Joshua Joshuah Josiah Josiane Josianne Josie José Jovan Jovani Jovanny Joy Joyce João Juan "
-    "Juana Juanita Judah Judd Jude Judge Judith Judson Judy Julia Julian Juliana Julianne Julie Julien "
-    "Julienne Juliet Julieta Juliette Julio Julius Jun June Junior Junius Jurgen Justice Justin Justina "
-    "Justine Juston Justus Justyn Juvenal Jürgen Kacey Kacie Kade Kaden Kadin Kaela Kaelyn Kaia Kailee "
-    "Kailey Kailyn Kaitlin Kaitlyn Kale Kaleb Kaleigh Kaley Kali Kallie Kamala Kameron Kamil Kamille "
-    "Kamren Kamron Kamryn Kane Kaori Kara Kareem Karelle Karen Kariane Karianne Karim Karin Karina Karine "
-    "Karl Karla Karlee Karley Karli Karlie Karolann Karson Kasandra Kasey Kassandra Katarina Katarzyna "
-    "Katelin Katelyn Katelynn Katharina Katherine Kathleen Kathlyn Kathryn Kathy Katie Katlyn Katrina "
-    "Katrine Kattie Kavita Kavon Kay Kaya Kaycee Kayden Kayla Kaylee Kayleigh Kayley Kaylin Kaylyn "
-    "Kazimierz Kazuo Keagan Keanu Keara Keaton Keegan Keeley Keely Keenan Keira Keith Kellen Kelley Kelli "
-    "Kellie Kelly Kelsey Kelton Kelvin Kemal Ken Kendall Kendra Kendrick Kenji Kenna Kennedi Kennedy "
-    "Kenneth Kennith Kenny Kent Kenya Kenyatta Kenyon Keon Keshaun Keshawn Keven Kevin Kevon Keyon "
-    "Keyshawn Khadija Khalid Khalil Kian Kiana Kianna Kiara Kiarra Kiel Kiera Kieran Kiley Kim Kimberly "
-    "King Kip Kira Kirk Kirsten Kirstin Kitty Klaus Kobe Koby Kody Kofi Kolby Kole Konstantin Korbin "
-    "Korey Kory Kraig Kris Krista Kristen Kristian Kristin Kristina Kristofer Kristoffer Kristopher "
-    "Kristy Krystal Krystel Krystina Krzysztof Kurt Kurtis Kwabena Kwame Kwasi Kyla Kyle Kylee Kyleigh "
-    "Kyler Kylie Kyra Lacey Lachlan Lacy Ladarius Lafayette Laila Laisha Lakshmi Lamar Lambert Lamont "
-    "Lance Landen Lane Laney Larissa Larry Lars Larue Latonya Latoya Laura Laurel Lauren Laurence "
-    "Lauretta Lauriane Laurianne Laurie Laurine Lauryn Lavada Lavern Laverna Laverne Lavina Lavinia Lavon "
-    "Lavonne Lawrence Lawson Layla Layne Lazaro Lea Leah Leann Leanna Leanne Leatha Lee Leif Leila "
-    "Leilani Lela Leland Lelia Lemma Lempi Lemuel Lena Lenna Lennie Lenny Lenora Lenore Leo Leola Leon "
-    "Leonard Leonardo Leone Leonel Leonie Leonor Leonora Leopold Leopoldo Leora Lera Leroy Les Lesley "
-    "Leslie Lesly Lessie Lester Leta Letha Leticia Letitia Levi Lew Lewis Lexi Lexie Lexus Lia Liam Liana "
-    "Libbie Libby Liesel Lila Lilian Liliana Liliane Lilla Lillian Lillie Lilly Lily Lilyan Lina Lincoln "
-    "Linda Lindsay Lindsey Linnea Linnie Linwood Lionel Lisa Lisandro Lisette Litzy Liza Lizeth Lizzie "
-    "Ljubica Llewellyn Lloyd Logan Lois Lola Lolita Loma Lon Lonie Lonnie Lonny Lonzo Lora Loraine Lorcan "
-    "Loren Lorena Lorenz Lorenzo Lori Lorine Lorna Lorraine Lottie Lou Louie Louis Louisa Louise Lourdes "
-    "Louvenia Lowell Loy Loyal Loyce Lubos Luca Lucas Lucia Luciano Lucie Lucienne Lucile Lucinda Lucio "
-    "Lucious Lucius Lucy Lucía Ludie Ludmila Ludwig Lue Luella Luigi Luis Luisa Lukas Luke Lula Lulu Luna "
-    "Lupe Lura Lurline Luther Luz Luís Lydia Lyla Lynn Lyric Lysanne László Mabel Mabelle Mable Mac Macey "
-    "Maci Macie Maciej Mack Mackenzie Macy Madalyn Maddison Madeline Madelyn Madelynn Madge Madie Madilyn "
-    "Madisen Madison Madonna Madyson Mae Maegan Maeve Mafalda Magali Magdalen Magdalena Maggie Magnolia "
-    "Magnus Mahmoud Maia Maida Maiya Major Makayla Makenna Makenzie Makoto Malachi Malcolm Malik Malika "
-    "Malinda Mallie Mallory Malvina Mamadou Mandy Manfred Manley Manoj Mansour Manuel Manuela Mara Marc "
-    "Marcel Marcelina Marcelino Marcella Marcelle Marcellus Marcelo Marcia Marco Marcus Marek Margaret "
-    "Margarete Margarett Margaretta Margarette Margarita Marge Margie Margot Margret Maria Mariah Mariam "
-    "Marian Mariana Mariane Marianna Marianne Mariano Maribel Marie Marielle Marietta Marija Marilie "
-    "Marilou Marilyn Marilyne Marina Mario Marion Marisa Marisol Marissa Maritza Mariusz Marjolaine "
-    "Marjorie Marjory Mark Markus Marlee Marlen Marlene Marley Marlin Marlon Marques Marquis Marquise "
-    "Marsha Marshall Marta Martha Martin Martina Martine Marty Martín Marvin Mary Maryam Maryjane Maryse "
-    "María Masako Masashi Mason Mateo Mateusz Mathew Mathias Mathilde Mathis Matilda Matilde Matt Matteo "
-    "Matthew Mattie Maud Maude Maudie Maureen Maurice Mauricio Maurine Maverick Mavis Max Maxie Maxime "
-    "Maximilian Maximillia Maximillian Maximo Maximus Maxine Maxwell May Maya Maybell Maybelle Maye "
-    "Maymie Maynard Mayra Mazie Małgorzata Mckayla Mckenna Mckenzie Meagan Meaghan Meda Meera Megan "
-    "Meggie Meghan Mehdi Mehmet Mehwish Mei Melanie Melany Melba Melisa Melissa Mellie Melody Melvin "
-    "Melvina Melyna Mercedes Meredith Merl Merle Merlin Merritt Mertie Mervin Meta Mia Micaela Micah "
-    "Michael Michaela Michale Michał Micheal Michel Michele Micheline Michelle Miguel Mika Mikayla Mike "
-    "Mikel Mikhail Milan Milena Miles Milford Milica Millie Milo Milos Milton Mina Minerva Minh Minnie "
-    "Miranda Mireille Mireya Mirjam Misael Missouri Misty Mitchel Mitchell Mittie Modesta Modesto Mohamed "
-    "Mohammad Mohammed Moises Mollie Molly Monica Monique Monroe Monserrat Monserrate Montana Monte Monty "
-    "Morgan Moriah Moritz Morris Mortimer Morton Mose Moses Moshe Mossie Moussa Mozell Mozelle Muhammad "
-    "Muriel Murl Murphy Murray Mustafa Mya Myah Mylene Myles Myra Myriam Myrl Myrna Myron Myrtice Myrtie "
-    "Myrtis Myrtle Nadia Nadine Nancy Nannie Naoki Naomi Nash Nasir Nasser Nat Natalia Natalie Natasha "
-    "Nathan Nathanael Nathanial Nathaniel Nathen Natsumi Nayeli Neal Ned Nedra Neha Neil Nelda Nella "
-    "Nelle Nellie Nels Nelson Neoma Nestor Nettie Neva Newell Newton Ngozi Nia Niamh Nichol Nicholas Nick "
-    "Nicklaus Nickolas Nico Nicola Nicolas Nicole Nicolette Nigel Nikita Nikki Niklas Niko Nikolai "
-    "Nikolas Nikos Nils Nina Nisha Nkechi Nkosana Noah Noe Noel Noelia Noemi Noemie Nola Nolan Nora "
-    "Norbert Norberto Norene Noriko Norma Norman Norris Norval Norwood Nour Nova Nya Nyah Nyasia Obie "
-    "Obinna Ocie Octavia Octavio Oda Odell Odessa Odie Ofelia Oisín Okey Oksana Ola Olaf Ole Oleg Olen "
-    "Olena Olga Olin Oliver Olivia Olivier Ollie Olumide Oluwaseun Omar Omari Omer Omolara Ona Onie Opal "
-    "Ophelia Ora Oral Oran Oren Orie Orin Orion Orland Orlando Orlo Orpha Orrin Orval Orville Osbaldo "
-    "Osborne Oscar Osman Osvaldo Oswald Oswaldo Otha Otho Otilia Otis Ottilie Ottis Otto Owen Ozella "
-    "Pablo Padraig Paige Palma Pamela Pansy Paolo Paris Parker Parvati Pascal Pasquale Pat Patience "
-    "Patricia Patrick Patsy Pattie Patty Paul Paula Paulina Pauline Pavel Paxton Payton Pearl Pearlie "
-    "Pearline Pedro Peggie Pekka Penelope Penny Percival Percy Perry Pete Peter Petra Peyton Phil Philip "
-    "Philippa Philippe Phillip Phoebe Phyllis Pierce Pierre Pierrette Pietro Pilar Pinkie Piotr Piper "
-    "Polly Pooja Porter Pradeep Prakash Precious Preeti Presley Preston Price Prince Princess Priscilla "
-    "Priya Priyanka Providenci Prudence Queen Queenie Quentin Quincy Quinn Quinten Quinton Rachael Rachel "
-    "Rachelle Radek Radu Rae Raegan Rafael Rafaela Raheem Raheim Rahsaan Rahul Raina Raj Rajesh Rakesh "
-    "Ralph Ramesh Ramiro Ramon Ramona Randal Randall Randi Randolph Randy Ranjit Ransom Raphael Raphaelle "
-    "Raquel Rashad Rashawn Rasheed Rashida Raul Raven Ravi Ray Raymond Raymundo Raúl Reagan Reanna Reba "
-    "Rebecca Reece Reed Reese Regan Reggie Regina Reginald Reid Reiko Reilly Reina Reinhold Remington "
-    "Renata Rene Renee Reta Retha Retta Reuben Reva Rex Rey Reyes Reyna Reynold Reza Rhea Rhett Rhiannon "
-    "Rhoda Rhonda Rhys Ricardo Rich Richard Richie Richmond Rick Rickey Rickie Ricky Rico Rigoberto Riley "
-    "Rita River Rob Robbie Robert Roberta Roberto Robin Robyn Rocio Rocky Rod Roderick Rodger Rodney "
-    "Rodolfo Rodrigo Roel Rogelio Roger Rohan Roland Rolando Rollin Roma Romaine Roman Romeo Ron Ronald "
-    "Ronaldo Ronny Roosevelt Rory Rosa Rosalee Rosalia Rosalind Rosalinda Rosalyn Rosamond Rosanna Roscoe "
-    "Rose Rosella Roselyn Rosemarie Rosemary Rosetta Rosie Roslyn Ross Rossie Rowan Rowena Rowland Roxane "
-    "Roxanne Roy Royal Royce Rozella Ruben Rubie Ruby Rubye Rudolf Rudy Rukhsana Rupert Russell Rusty "
-    "Ruth Ruthe Ruthie Ryan Ryann Ryder Rylan Rylee Ryleigh Ryszard Sabina Sabine Sabrina Sabryna Sachiko "
-    "Sadie Sadye Saeed Sage Sakura Salim Sally Salma Salvador Salvatore Sam Samanta Samantha Samara Samir "
-    "Samira Sammie Sammy Samuel Sandeep Sander Sandra Sandrine Sandy Sanford Sanjay Sanne Santa Santiago "
-    "Santina Santino Santos Saoirse Sara Sarah Sarai Sarina Sasha Saskia Satoshi Saul Savanah Savanna "
-    "Savannah Savion Scarlett Schuyler Scott Scottie Seamus Sean Sebastian Sebastien Sebastián Sedrick "
-    "Selena Selina Selma Serena Serenity Sergei Sergio Serhiy Seth Seán Shad Shaina Shakira Shana Shane "
-    "Shanel Shanelle Shania Shanna Shannon Shanny Shanon Shany Sharon Shaun Shawn Shawna Shaylee Shayna "
-    "Shayne Shea Sheila Sheldon Shemar Sheridan Sherman Sherwood Shinji Shirley Shreya Shyann Shyanne "
-    "Sibyl Sid Siddharth Sidney Sienna Sierra Sigmund Sigrid Sigurd Silas Silvia Simeon Simon Simone "
-    "Sincere Sinéad Siobhan Siobhán Sipho Sister Skye Skyla Skylar Slobodan Sofia Sofía Soledad Solon "
-    "Sonia Sonny Sonya Sophia Sophie Soren Spencer Stacey Stacy Stan Stanford Stanisław Stanley Stanton "
-    "Stefan Stefania Stefanie Stella Stephan Stephanie Stephany Stephen Stephon Sterling Steve Steven "
-    "Stevie Stewart Stone Stuart Sue Suleiman Summer Sunil Sunita Suresh Susan Susana Susanna Susie "
-    "Suzanne Sven Svetlana Swati Syble Sydnee Sydney Sydni Sydnie Sylvan Sylvester Sylvia Szymon "
-    "Sébastien Søren Tabitha Tad Tadeusz Taiwo Takashi Takeshi Talia Talon Tamara Tamia Tamika Tania "
-    "Tanner Tanya Tara Tariq Taryn Tate Tatiana Tatum Tatyana Taurean Tavares Taya Taylor Teagan Ted "
-    "Telly Temitope Terence Teresa Terrance Terrell Terrence Terrill Terry Tess Tessie Tevin Thabo Thad "
-    "Thaddeus Thalia Thandiwe Thea Thelma Theo Theodora Theodore Theresa Therese Theresia Theron Thibault "
-    "Thijs Thomas Thora Thorsten Thurman Tia Tiana Tianna Tiara Tierra Tiffany Tillman Tim Timmothy Timmy "
-    "Timothy Tina Tito Titus Tobin Toby Tod Todd Tom Tomas Tomasa Tomasz Tommie Tommy Tomoko Tomáš Toney "
-    "Toni Tony Torey Torrance Torrey Torsten Toy Trace Tracey Tracy Travis Tre Tremaine Tremayne Trent "
-    "Trenton Tressa Tressie Treva Trever Trevion Trevor Trey Trinity Trisha Tristian Tristin Triston Troy "
-    "Trudie Trycia Trystan Tuan Tunde Turner Twila Tyler Tyra Tyree Tyreek Tyrel Tyrell Tyrese Tyrique "
-    "Tyshawn Tyson Ubaldo Uchenna Ulices Ulises Una Unique Uriah Uriel Ursula Uwe Vaclav Valentin "
-    "Valentina Valentine Valerie Van Vance Vanessa Vasile Vaughn Velda Velma Velva Vena Venkatesh Vera "
-    "Verda Verdie Vergie Verla Verlie Vern Verna Verner Vernice Vernie Vernon Verona Veronica Vesna Vesta "
-    "Vicenta Vicente Vickie Vicky Victor Victoria Vida Vidal Vijay Vikram Viktor Viktoria Vilma Vince "
-    "Vincent Vincenza Vincenzo Vinnie Vinod Viola Violet Violette Virgie Virgil Virgilio Virginia "
-    "Virginie Vita Vito Viva Vivek Vivian Vivianne Vivien Vivienne Vladimir Vojtěch Volker Wade Waino "
-    "Waldo Waleed Walker Wallace Walter Walton Wanda Wanjiru Ward Warren Watson Wava Waylon Wayne Weldon "
-    "Wellington Wendy Werner Wesley Westley Weston Whitney Wiktor Wilber Wilbert Wilburn Wiley Wilford "
-    "Wilfred Wilfredo Wilfrid Wilhelm Wilhelmine Will Willa Willard William Willie Willis Willow Willy "
-    "Wilma Wilmer Wilson Wilton Winfield Winifred Winnifred Winona Winston Wojciech Woodrow Wyatt Wyman "
-    "Xander Xavier Xin Xiomara Xzavier Yadira Yannick Yasmeen Yasmin Yasmine Yaw Yazmin Yesenia Yessenia "
-    "Yetunde Yiannis Yoko Yolanda Yosef Yoshiko Youssef Yuki Yuko Yumi Yuri Yusuf Yuto Yvette Yvonne "
-    "Zachariah Zachary Zachery Zack Zackary Zackery Zainab Zakary Zander Zane Zara Zaria Zbigniew "
-    "Zechariah Zelda Zella Zelma Zena Zetta Zeynep Zhanna Zion Zita Zoe Zoey Zofia Zoie Zoila Zola Zoltan "
-    "Zora Zoran Zsófia Zula Zuzana Álvaro Ángel Élodie Émile Éric Étienne Íñigo Óscar Øyvind Ümit Łukasz "
-    "Žarko"
-)
-# Surnames in Latin script, of many countries.
-SURNAMES_EN = (
-    "Abbott Abernathy Abrams Acosta Adams Adkins Aguilar Aguirre Akhtar Albrecht Alexander Alford Allen "
-    "Allison Alvarado Alvarez Amin Andersen Anderson Andrews Anthony Appiah Aquino Archer Arias Armstrong "
-    "Arnold Arroyo Asante Ashby Ashworth Atkins Atkinson Austin Avila Ayala Ayers Bailey Bajwa Baker "
-    "Baldwin Ballard Banerjee Banks Barber Barker Barlow Barnes Barnett Barr Barrera Barrett Barron Barry "
-    "Bartlett Barton Bass Bates Batra Bauer Baumann Baxter Beasley Beck Becker Beckett Begum Benitez "
-    "Benjamin Bennett Benson Bentley Benton Berg Berger Bernard Bernstein Berry Bhatt Bianchi Bishop "
-    "Black Blackburn Blackwell Blair Blake Blanchard Blankenship Blevins Bloom Bolton Bond Bonilla Booker "
-    "Boone Booth Bowen Bowers Bowman Boyd Boyer Boyle Bradford Bradley Bradshaw Brady Branch Brandt Braun "
-    "Bray Brennan Brewer Bridges Briggs Britt Brock Brooks Brown Browning Bruce Bryan Bryant Buchanan "
-    "Buck Buckley Bullock Burch Burgess Burke Burks Burnett Burns Burris Burt Burton Bush Butler Byers "
-    "Byrd Byrne Cabrera Cain Calderon Caldwell Calhoun Callahan Camacho Cameron Campbell Campos Cannon "
-    "Cantrell Cantu Cardenas Carey Carlson Carney Carpenter Carr Carrillo Carroll Carson Carter Carver "
-    "Case Casey Cash Castaneda Castillo Castro Cervantes Chambers Chan Chandler Chaney Chang Chapman "
-    "Charles Chase Chaudhry Chavez Chen Cheng Cherry Cheung Chou Chowdhury Christensen Christian Chu "
-    "Church Clark Clarke Clay Clayton Clements Cleveland Cline Cobb Cochran Coffey Cohen Cole Coleman "
-    "Collier Collins Colon Combs Compton Conley Connelly Conner Connor Conrad Contreras Conway Cook Cooke "
-    "Cooley Cooper Copeland Correa Cortez Costa Cote Cotton Cox Craft Craig Crane Crawford Crosby Cross "
-    "Cruz Cummings Cunningham Curry Curtis Dale Dalton Daly Daniel Daniels Daugherty Davenport David "
-    "Davidson Davies Davis Dawson Day Dean Decker Dejesus Delacruz Delaney Deleon Delgado Dennis Desai "
-    "Devlin Diallo Diaz Dickens Dickerson Dickson Dillard Dillon Dixon Dodson Doherty Dominguez Donaldson "
-    "Donnelly Donovan Dorsey Dotson Dougherty Douglas Downs Doyle Drake Dubois Dudley Duffy Duke Dunbar "
-    "Duncan Dunlap Dunn Dupont Duran Durham Dyer Eaton Edwards Elliott Ellis Ellison Emerson England "
-    "English Erickson Espinoza Estes Estrada Evans Everett Ewing Eze Falkner Farley Farmer Farrell "
-    "Faulkner Ferguson Fernandes Fernandez Ferrari Ferreira Figueroa Finch Finley Fischer Fisher "
-    "Fitzgerald Fitzpatrick Fleming Fletcher Flores Flowers Floyd Flynn Foley Fonseca Forbes Foreman "
-    "Forster Foster Fowler Fox Francis Franco Frank Franklin Franks Frazier Frederick Freeman French "
-    "Friedman Frost Fry Frye Fuentes Fuller Fulton Gaines Gallagher Gallegos Galloway Gamble Garcia "
-    "Gardner Garner Garrett Garrison Garza Gates Gay Gentry George Ghosh Gibbons Gibbs Gibson Gilbert "
-    "Giles Gill Gillespie Gilliam Gilmore Glass Glenn Glover Goff Golden Gomes Gomez Gonzales Gonzalez "
-    "Good Goodman Goodwin Gordon Gould Graham Grant Graves Gray Green Greene Greer Gregory Griffin "
-    "Griffith Grimes Gross Guerra Guerrero Gupta Guthrie Gutierrez Guy Guzman Haas Hahn Hale Haley Hall "
-    "Hamilton Hammond Hampton Hancock Haney Hansen Hanson Hardin Harding Hardy Harmon Harper Harrell "
-    "Harrington Harris Harrison Hart Hartman Harvey Hashemi Hassan Hatfield Hawkins Hayden Hayes Haynes "
-    "Hays Head Heath Hebert Henderson Hendricks Hendrix Henry Hensley Henson Herman Hernandez Herrera "
-    "Herring Hess Hester Hewitt Hickman Hicks Higgins Hill Hines Hinton Ho Hobbs Hodge Hodges Hoffman "
-    "Hogan Holcomb Holden Holder Holland Holloway Holman Holmes Holt Hood Hooper Hoover Hopkins Hopper "
-    "Horn Horne Horton House Houston Howard Howe Howell Huang Hubbard Huber Hudson Huff Huffman Hughes "
-    "Hull Humphrey Hunt Hunter Hurley Hurst Hussain Hussein Hutchinson Hyde Ibarra Ingram Iqbal Irwin "
-    "Islam Ito Iyer Jackson Jacobs Jacobson Jain James Jansen Jarvis Jefferson Jenkins Jennings Jensen "
-    "Jimenez Johansson Johns Johnson Johnston Jones Jordan Joseph Joshi Joyce Joyner Juarez Kaiser Kane "
-    "Kapoor Kaufman Kaur Keith Keller Kelley Kelly Kemp Kennedy Kent Kerr Key Khalil Khan Kidd Kim Kimura "
-    "King Kinney Kirby Kirk Kirkland Klein Kline Knapp Knight Knowles Knox Koch Koenig Kowalski Kramer "
-    "Kruger Kumar Kuznetsov Lam Lamb Lambert Lancaster Landry Lane Lang Lara Larsen Larson Lau Lawrence "
-    "Lawson Le Leach Leblanc Lee Leon Leonard Leong Lester Levine Levy Lewis Li Lim Lin Lindsay Lindsey "
-    "Little Liu Livingston Lloyd Logan Long Lopes Lopez Lott Love Lowe Lowery Lucas Luna Lynch Lynn Lyons "
-    "MacLeod Macdonald Macias Mack Madden Maddox Mahmood Mahoney Maldonado Malhotra Malik Malone Mann "
-    "Manning Marks Marquez Marsh Marshall Martin Martinez Mason Massey Mathews Mathis Matthews Maxwell "
-    "May Mayer Maynard Mayo Mays McBride McCall McCarthy McCarty McClain McClure McConnell McCormick "
-    "McCoy McCray McCullough McDaniel McDonald McDowell McFadden McFarland McGee McGowan McGuire McIntosh "
-    "McIntyre McKay McKee McKenzie McKinney McKnight McLaughlin McLean McLeod McMahon McMillan McNeil "
-    "McPherson Meadows Medina Mehta Mejia Melendez Melton Mendes Mendez Mendoza Mensah Mercado Mercer "
-    "Merrill Merritt Meyer Meyers Michael Middleton Miles Miller Mills Miranda Mishra Mitchell Mohamed "
-    "Molina Monroe Montgomery Montoya Moody Moon Mooney Moore Morales Moran Moreno Moretti Morgan Morin "
-    "Morris Morrison Morrow Morse Morton Moses Mosley Moss Mueller Mukherjee Mullen Mullins Munoz Murphy "
-    "Murray Mwangi Myers Naidoo Nair Nakamura Nash Navarro Neal Nelson Newman Newton Nguyen Nicholson "
-    "Nielsen Nieves Nixon Noble Noel Nolan Norman Norris Norton Novak Nunez Nwosu Obrien Ochoa Oconnor "
-    "Odom Odonnell Okafor Okeke Okonkwo Oliver Olsen Olson Oneal Oneil Oneill Orr Ortega Ortiz Osborn "
-    "Osborne Osei Osman Otieno Owen Owens Owusu Pace Pacheco Padilla Page Palmer Papadopoulos Park Parker "
-    "Parks Parrish Parsons Pate Patel Patil Patrick Patterson Patton Paul Payne Pearson Peck Pemberton "
-    "Pena Pennington Pereira Perez Perkins Perry Peters Petersen Peterson Petrov Petrova Petty Phelps "
-    "Phillips Pickett Pierce Pillai Pittman Pitts Pollard Poole Pope Porter Potter Potts Powell Powers "
-    "Pratt Preston Price Prince Proctor Pruitt Pugh Quinn Qureshi Rahman Ramirez Ramos Ramsey Randall "
-    "Randolph Rao Rasmussen Ratliff Ray Raymond Reddy Reed Reese Reeves Reid Reilly Reyes Reynolds Rhodes "
-    "Ribeiro Ricci Rice Rich Richard Richards Richardson Richmond Richter Riddle Riggs Riley Rios Rivas "
-    "Rivera Rivers Roach Robbins Roberson Roberts Robertson Robinson Robles Rocha Rodgers Rodriguez "
-    "Rodriquez Rogers Rojas Rollins Roman Romano Romero Rosa Rosales Rosario Rose Ross Rossi Roth Rowe "
-    "Rowland Roy Ruiz Rush Russell Russo Rutledge Ryan Salas Salazar Salinas Sampson Sanchez Sanders "
-    "Sandoval Sanford Santana Santiago Santos Sargent Sato Saunders Savage Sawyer Schmidt Schneider "
-    "Schroeder Schultz Schulz Schwartz Scott Sears Sellers Serrano Sexton Shaffer Shah Shaikh Shannon "
-    "Sharma Sharp Sharpe Shaw Shelton Shepard Shepherd Sheppard Sherman Shields Short Silva Simmons Simon "
-    "Simpson Sims Singh Singleton Skinner Slater Sloan Small Smith Snider Snow Snyder Solis Solomon Sosa "
-    "Soto Sousa Sparks Spears Spence Spencer Stafford Stanley Stanton Stark Steele Stein Stephens "
-    "Stephenson Stevens Stevenson Stewart Stokes Stone Stout Strickland Strong Stuart Suarez Sullivan "
-    "Summers Sutherland Sutton Suzuki Swanson Sweeney Sweet Sykes Talley Tan Tanaka Tanner Tate Taylor "
-    "Terrell Terry Thomas Thompson Thomson Thornbury Thornton Tillman Todd Torres Townsend Tran Travis "
-    "Trevino Trujillo Tucker Turner Tyler Tyson Underwood Valdez Valencia Valentine Valenzuela Vance Vang "
-    "Vargas Vasquez Vaughan Vaughn Vazquez Vega Velasquez Velazquez Velez Verma Villarreal Vincent Vinson "
-    "Wade Wagner Walker Wall Wallace Waller Walls Walsh Walter Walters Walton Wang Ward Ware Warner "
-    "Warren Washington Waters Watkins Watson Watts Weaver Webb Weber Webster Weeks Weiss Welch Wells West "
-    "Wheeler Whitaker White Whitehead Whitfield Whitley Whitney Wiggins Wilcox Wilder Wiley Wilkerson "
-    "Wilkins Wilkinson Wilks Willard William Williams Williamson Willis Wilson Winters Wise Witt Wolf "
-    "Wolfe Wong Wood Woodard Woods Woodward Wooten Workman Wright Wu Wyatt Wynn Yamamoto Yang Yates Yeung "
-    "Yilmaz York Young Yusuf Zamora Zhang Zhao Zheng Zhou Zhu Zimmerman"
-)
-# Given names that are as often a word, a place or a make.
-AMBIGUOUS_EN = (
-    "Ada Addison Adelaide Al Alf Alva Amber Anderson April Aria Ariel Arlo Armani Asher Aubrey Augustus "
-    "Autumn Avery Axel Beau Bill Blake Blanche Bo Cali Camden Carmen Carroll Casey Celeste Chad Chandler "
-    "Chanel Chelsea Chester Christian Christie Claude Clay Cleveland Cole Cornell Cortez Cruz Crystal "
-    "Cyrus Dakota Dalton Damon Dane Dante Darwin Davis Dawn Dayton Dee Dell Della Devon Dewitt Dolly Don "
-    "Drake Drew Dusty Earl Earnest Easter Edison Elmo Elvis Emerald Ena Enola Era Ernest Esta Evans Faith "
-    "Fanny Fay Felicity Finn Fleta Flo Florence Florida Ford Forest Foster Francis Frank Freeman Gage "
-    "Gail Garfield Garland Garnet Garrison Gaston Gay Geo German Glen Glenn Grace Grant Grayson Griffin "
-    "Guy Hal Harley Harmony Harrison Haskell Haven Heath Hilbert Hilton Hope Horace Houston Hudson Hunter "
-    "Ida Ike Ima Ira Iris Isla Israel Ivory Ivy Jackson Jade Jasper Jefferson Jesus Jewel Jewell Johnson "
-    "Jordan Joy Judge June Junior Junius Justice Kale Kane Kelvin Kendall Kennedy Kent Kenya King Kip "
-    "Kirk Kitty Kobe Lacy Lafayette Lambert Lance Lane Laurel Lee Lemma Les Levi Lexus Lincoln Logan Lola "
-    "Lou Lourdes Loyal Lulu Luna Luther Luz Lyric Mac Mack Madison Madonna Mae Magnolia Major Marina Mark "
-    "Marlin Marques Marquis Marshall Mason Maverick Maximo Maximus Maxwell May Melody Mercedes Merle "
-    "Merlin Meta Mia Milan Milo Mina Minerva Miranda Missouri Misty Mitchell Modesto Monroe Montana "
-    "Morgan Morris Morton Murphy Nash Nat Nelson Newton Nia Nico Noel Nola Norman Norris Norwood Nova "
-    "Odessa Ola Ole Oliver Opal Ora Oral Orion Orlando Otis Paige Palma Pansy Paris Parker Pascal Pat "
-    "Patience Patty Paxton Pearl Penny Perry Petra Pierce Piper Polly Porter Precious Presley Preston "
-    "Price Prince Princess Prudence Queen Quincy Ransom Raven Reed Reese Regina Remington Rex Rich "
-    "Richmond Ricky River Rob Robin Rocky Rod Roma Roman Roosevelt Rosa Ross Rowan Royal Royce Ruby Rudy "
-    "Rusty Ryder Sage Salvador Santa Santiago Santos Savannah Selma Serenity Shad Shea Sheridan Sherman "
-    "Sienna Sierra Sincere Sister Skye Spencer Stan Stanford Sterling Stone Sue Summer Sydney Tad Tanner "
-    "Tate Taylor Tiffany Toby Tod Toy Trace Trent Trinity Troy Turner Tyson Una Unique Valentin Valentine "
-    "Van Vance Verona Vida Viola Violet Virgil Virginia Vita Viva Wade Walker Ward Warren Watson "
-    "Wellington Weston Whitney Will Willow Winston Zion Zola"
-)
-# Given names that stand alone for somebody whom everybody knows, or for nobody.
-NOT_ALONE_EN = (
-    "Abraham Adam Albert Alexander Ali Alice Ana Ann Anne Arthur Barry Beatrice Ben Bob Brent Brooke "
-    "Bruno Carol Cassandra Catherine Charles Charlotte Chen Chris Claire Cody Craig Dale Daniel Dave "
-    "David Dexter Diego Dolores Dora Douglas Edward Eli Eliza Elizabeth Ella Ellis Elsa Emery Emma Eva "
-    "Ezekiel Ezra Gene George Harry Hazel Heather Henry Holly Hugo Ian Isaac Isaiah Jack Jacob James Jan "
-    "Jasmine Jay Jean Jeremiah Jesse Jim Joe John Jose Joseph Joshua Julia Julian Juliet Jun Kay Ken Kim "
-    "Leo Leon Lewis Louis Luke Mallory Marco Maria Marley Martin Mary Matthew Max Maya Mei Mika Mike "
-    "Miles Moses Neil Nick Nina Noah Nora Omar Oscar Paul Peter Philip Raj Ralph Ray Richard Romeo Rory "
-    "Rose Roy Ruth Sally Sam Samuel Sandy Sasha Shannon Simon Sonia Sonny Stella Tara Ted Tim Timothy "
-    "Titus Tom Tony Tracy Victor Victoria William Wilson Yuki Yuri Zoe"
-)
-# Words that are often written with a capital and are no part of a name where nothing announces one.
-COMMON_EN = (
-    "AI Able About Above Academy Access Accra Act Action Active Actually Add Additional Adobe Advanced "
-    "Afghanistan Africa African After Again Against Age Agency Agent Agreement Air Airlines Airport Alert "
-    "Algeria Alipay All Alliance Also Alternative Although Always Amazon America American Among Amsterdam "
-    "Analysis Ancient Android Angeles Angola Angular Animal Annual Another Answer Antarctica Any Anyone "
-    "Apache Apartment App Apple Application Apply Approved Arabic Arctic Area Arena Argentina Armenia "
-    "Army Art Article Artificial Arts Asia Asian Ask Assembly Asset Assistant Association Athens Atlanta "
-    "Atlantic Atomic Attack Attorney Auckland Audio Australia Australian Austria Author Authority Auto "
-    "Available Award Axiom Azerbaijan Azure Baby Back Bad Baltic Band Bangalore Bangkok Bangladesh Bar "
-    "Barcelona Base Basic Battle Beach Beauty Because Beer Before Beijing Being Belarus Belfast Belgium "
-    "Below Berlin Best Better Between Beyond Bhutan Bible Big Bill Bing Bio Bird Birmingham Birthday "
-    "Bishop Bitcoin Black Block Blog Blood Bloomberg Blue Board Boat Body Bogota Bolivia Book Border "
-    "Boson Boston Both Box Boy Brain Brand Brazil Bread Break Breaking Bridge Bring Brisbane Bristol "
-    "British Broadway Brother Brothers Brown Browser Brussels Budapest Budget Buenos Bug Build Building "
-    "Bulgaria Bull Burger Burkina Bus Business Butter Buy By CEO Cafe Cairo Calculate Calculus Calendar "
-    "California Call Cambodia Camera Camp Campaign Canada Canadian Cancer Candidate Capital Captain Car "
-    "Caracas Card Cardiff Care Career Caribbean Case Castle Cat Category Catholic Cause Central Century "
-    "Certificate Chad Chain Chairman Challenge Champion Champions Change Channel Chapter Charter Chat "
-    "Check Chef Chemical Chess Chicago Chicken Chief Child Children Chile Chinese Chocolate Choose "
-    "Christmas Church Cinema Circle City Civil Class Classic Clean Clear Click Client Climate Clinic "
-    "Clock Close Cloud Club Coach Coast Code Coffee Cold Collection Cologne Colombia Color Colour "
-    "Columbia Come Comedy Comic Command Commerce Commission Common Communication Community Comparison "
-    "Complete Computer Computing Concert Conference Confirm Congo Congress Connect Consider Constitution "
-    "Consumer Contact Content Contract Contributor Contributors Control Convert Cookie Cool Copenhagen "
-    "Copy Copyright Core Corner Cost Costa Council Count Country County Course Court Cover Create Credit "
-    "Crew Crime Crisis Croatia Cross Cruise Cuba Cup Currency Current Cyber Cyprus Czech Daily Dallas "
-    "Dance Danish Dark Data Database Dawson Day Days Deal Death Debian Debug Decision Deep Default "
-    "Defense Define Delhi Delivery Delta Democratic Denmark Dental Denver Deputy Describe Design "
-    "Detective Detroit Develop Development Device Diego Diet Digital Dinner Director Disclaimer "
-    "Disclaimers Discord Disease Disney Display Distance District Division Docker Doctor Document Dog "
-    "Doha Dollar Domain Double Down Download Draft Dragon Drama Draw Dream Drink Drive Driver Drug Dual "
-    "Dubai Dublin Due Dutch Duty Each Early Earth East Easter Eastern Easy Eat Echo Economic Economics "
-    "Economy Ecuador Edge Edinburgh Edison Edit Education Egypt Eight Einstein Either Electric Electronic "
-    "Element Elementary Elite Emergency Empire Employee Employees Employer Enable End Energy Engine "
-    "Engineer Engineering England English Enter Enterprise Entertainment Entity Environment Episode Error "
-    "Essay Estate Estonia Ethiopia Euro Europe European Evening Event Events Ever Every Everything "
-    "Evidence Exam Excel Exchange Executive Exercise Exit Expert Explain Export Express Expression Extra "
-    "Eye Facebook Fact Factory Faculty Fair Fall Family Famous Fantasy Far Farm Fashion Faso Fast Father "
-    "Fault Favorite Feature Federal Feel Festival Few Fiction Field Fifth Figure File Film Final Finance "
-    "Financial Find Finish Finland Finnish Fire First Fish Five Flag Flash Flight Floor Flow Flower Fly "
-    "Focus Folder Follow Food Foot Football Force Foreign Form Formal Formula Fort Forum Forward "
-    "Foundation Four Fourth Frame France Francisco Frankenstein Frankfurt Free Freedom French Fresh Front "
-    "Fukushima Full Fun Function Fund Fundamental Future Galaxy Gallery Game Games Gaming Garden Gas Gate "
-    "Gateway General Generate Generation Geneva Georgia German Germany Get Ghana Giant Gift Girl GitHub "
-    "Give Given Glasgow Global Go Goal Gold Golden Golf Google Got Gothenburg Government Grade Grand "
-    "Graph Graphics Gravity Gray Great Greater Greece Greek Green Grey Ground Growth Guard Guide Guinea "
-    "Gulf Guy Hadoop Hair Haiti Half Halloween Hamburg Hand Handbook Hanoi Happy Hard Hardware Harvard "
-    "Hat Hate Havana Head Health Heart Heat Heaven Heavy Hebrew Heidelberg Height Hello Helsinki Hero "
-    "Heroes High Higher Highland Hill Hindi Hiroshima Historic History Hit Holder Holders Holiday "
-    "Hollywood Holstein Holy Home Honda Hong Hope Horse Host Hot Hotel Hour House Houston How However "
-    "Hudson Huge Hungarian Hungary Husky Hybrid Ice Iceland Idea Identity Image Imagine Immigration "
-    "Imperial Import Important Improve Including Income Independent Index India Indian Individual "
-    "Indonesia Industrial Industry Info Information Initial Inn Input Insert Inside Instagram Install "
-    "Instead Institute Instruction Insurance Intel Intelligence Interest Interior Internal International "
-    "Internet Interview Into Introduction Investment Invoice Iran Iraq Ireland Irish Iron Islamic Island "
-    "Islands Israel Issue Istanbul Italian Italy Item Jackson Jakarta Jamaica Japan Japanese Java Jazz "
-    "Jefferson Jet Jewish Job Johannesburg Join Joint Jordan Jose Journal Journey Judge Jungle Junior "
-    "Jurassic Just Justice Kafka Kagoshima Kawasaki Kazakhstan Keep Kenya Key Keyboard Kids Kiev Kill "
-    "Kind King Kingdom Kitchen Knight Know Knowledge Kong Korea Korean Kotlin Kuala Kubernetes Kuwait "
-    "Kyoto Lab Label Labor Lagos Lake Lamborghini Land Language Lanka Laos Laptop Laravel Large Las Laser "
-    "Late Later Latin Latvia Law Leader Leadership League Learn Learning Least Leave Lebanon Leeds Legal "
-    "Legend Less Lesson Let Letter Level Liberty Library Libya License Liechtenstein Life Light Like Lima "
-    "Line Link LinkedIn Linux Lion Lisbon List Listen Literature Lithuania Little Live Liverpool Living "
-    "Load Loan Local Location Log Logic Login London Long Look Los Lost Low Lower Luck Lunar Lunch "
-    "Luxembourg Lyon Machine Madison Madrid Magazine Magic Mail Main Maintenance Major Make Making "
-    "Malaysia Mali Malta Man Management Manchester Manila Manual Many Map Marathon Marine Market "
-    "Marketing Mars Marseille Marvel Master Matter Meaning Measure Media Medical Medicine Mediterranean "
-    "Medium Meet Meeting Melbourne Member Memorial Memory Men Menu Message Metal Method Metro Mexican "
-    "Mexico Miami Microsoft Middle Midnight Military Milk Mind Mini Minimum Minister Ministry Minute "
-    "Mission Mobile Mode Model Modern Module Moment Money Mongo Mongolia Monitor Monster Monte Month "
-    "Montreal Moon More Morning Morocco Moscow Most Mother Motor Motors Mount Mountain Mouse Move Movie "
-    "Mr Much Multiple Mumbai Munich Municipal Museum Music Muslim Myanmar Mystery Nagasaki Nairobi Naples "
-    "Nation National Native Natural Nature Naval Navy Near Need Negative Neither Nelson Nepal Netflix "
-    "Network Neural Never New News Next Nice Niger Nigeria Night Nine Nobel Nobody Node Normal North "
-    "Northern Norway Norwegian Note Nothing Notice Now Nuclear Number Nuremberg Nurse Nvidia Object Ocean "
-    "Off Offer Office Officer Official Often Oil Okayama Old Olympic Olympics Oman Once One Only Open "
-    "Opera Operation Option Oracle Orange Order Orders Organic Original Orlando Osaka Oslo Other Others "
-    "Otherwise Out Outlook Over Own Oxford Pacific Package Page Paid Pain Pakistan Palace Panama Panel "
-    "Paper Paradise Paris Park Parliament Part Partner Party Pass Passport Password Past Path Patient "
-    "Pattern Pay Payment Peace People Perfect Performance Perhaps Period Perl Persian Person Personal "
-    "Perth Peru Petersburg Phase Philadelphia Philippines Philosophy Phoenix Photo Physical Physics "
-    "Picture Piece Pittsburgh Pizza Place Plan Planet Plastic Platform Play Player Plus Poetry Point "
-    "Poison Poland Police Policy Polish Political Politics Pool Pop Popular Port Portal Portland Porto "
-    "Portugal Portuguese Position Positive Post Postgres Power Practice Prague Premier Premium Prepare "
-    "Present President Press Prime Print Prior Priority Prison Privacy Private Prize Pro Problem Process "
-    "Product Production Professional Professor Profile Program Programming Project Property Protocol "
-    "Provide Public Publish Puerto Pull Purple Push Put Python Qatar Quality Quantum Quarter Quarterly "
-    "Query Question Questions Quick Race Radio Rail Rails Rain Random Range Rate Raw React Read Ready "
-    "Real Reality Reason Recent Recipe Record Recovery Red Redis Reference Reform Regional Register "
-    "Regular Relative Release Remember Remote Remove Renaissance Report Republic Republican Request "
-    "Research Reserve Response Restaurant Result Results Return Reverse Review Revolution Rich Right "
-    "Rights Rio Rise Risky River Road Robinson Robot Rock Role Roman Romance Romania Rome Room Root Rose "
-    "Rotterdam Round Route Royal Rugby Rule Run Rural Russia Russian Rust Safe Safety Saint Sale Salzburg "
-    "Same Sample Samsung San Santa Santiago Santo Sao Saudi Save Say Scala Scale School Science "
-    "Scientific Score Scotland Scottish Screen Script Sea Search Season Seattle Second Secondary Secret "
-    "Secretary Section Sections Security See Select Self Sell Senate Senegal Senior Sense Seoul Serbia "
-    "Series Serious Server Session Set Seven Several Shadow Shall Shanghai Shape Share Shared Sheet Shell "
-    "Shenzhen Ship Shop Shopping Short Shot Show Side Sign Silicon Silver Similar Simple Simply Since "
-    "Singapore Single Sister Site Six Size Skill Slack Sleep Slovakia Slovenia Small Smart Smith So "
-    "Social Society Sofia Software Soil Solar Solution Solve Some Someone Something Sometimes Song Sony "
-    "Soon Sort Sound Source South Southern Soviet Space Spaghetti Spain Spanish Spark Special Speed Sport "
-    "Sports Spotify Square Stack Staff Stage Standard Star Start State States Station Statistics Status "
-    "Stay Steam Steel Step Still Stock Stockholm Stone Stop Storage Store Storm Story Strasbourg Strategy "
-    "Stream Street String Strong Structure Student Studies Studio Study Style Subject Success Such Sudan "
-    "Suddenly Sugar Summary Summer Sun Super Support Surface Surprise Survey Sweden Swedish Swift Swiss "
-    "Switch Switzerland Sydney Syria System Systems Table Taipei Take Talk Tall Tanzania Target Task Tax "
-    "Taxi Tea Teacher Teams Tech Technology Teen Telegram Television Tell Temple Ten Term Terms Tesla "
-    "Test Texas Text Thai Than Theater Theatre Theme Theory Therapy Therefore Thing Things Think Third "
-    "Thirty Though Three Through Throughout Thunder Tie Tiger Time Times Tiny Title To Today Together "
-    "Token Tokyo Tomorrow Tonight Too Tool Tools Top Toronto Total Tour Tourism Toward Tower Town Toyota "
-    "Track Trade Tradition Traffic Train Training Transfer Translate Transport Travel Treasury Treatment "
-    "Tree Trial Tropical Truck Trust Truth Try Tunisia Turin Turkey Turkish Turkmenistan Turn Twelve "
-    "Twenty Twin Twitter Two Type Ubuntu Uganda Ukraine Ultimate Ultra Uncle Under Understanding Union "
-    "Unit United Universal Universe Until Up Update Upper Urban Urdu Use Useful User Using Usually "
-    "Uzbekistan Valley Value Van Vancouver Variable Vegas Vehicle Venezuela Venice Vermicelli Version "
-    "Very Video Vienna Vietnam View Viking Villa Village Vintage Virtual Virus Vision Visit Visual "
-    "Vitamin Voice Volume Vote Vue Wait Wales Walk Wall Want War Warm Warning Warranties Warranty Wars "
-    "Warsaw Washington Watch Water Watson Wave Way WeChat Weather Web Website Wedding Week Weekend Weight "
-    "Welcome Well Welsh West Western Whale Whatever WhatsApp Wheel Whether While Whisky White Whole Wide "
-    "Wild Wind Window Wine Winter Wireless Wise Within Without Wolf Woman Women Wonder Wood Word Work "
-    "Worker Workshop Worldwide Worth Wow Write Writer Wrong Yahoo Yard Year Years Yellow Yemen Yes "
-    "Yesterday Yet York You YouTube Young Youth Zambia Zealand Zero Zimbabwe Zone Zoom Zucchini Zurich"
-)
-# Capitalised words that are no part of a name.
-NOT_NAMES = (
-    "Address All An Desk Help Technical Sales Spring Center Centre Office Department Windows Group "
-    "Human Online "
-    "Account Accounts Billing Chrome Firefox  And Anonymous April Are At August Avenue Bank Be But Can "
-    "Colleague Colleagues College "
-    "Committee Company Corporation Could Customer Customers Date December Did Do Does Dr Editor Else "
-    "Email Everyone Example False February First Folks For Friday Friend Friends From Full Glad God Going "
-    "Guest Guests Guys Had Happy Has Have Her Here Hiring His Hospital How Human Id If In Inc Is It Its "
-    "January July June Last Looking Lord Ltd Madam Manager March May Member Members Miss Monday Mr Mrs Ms "
-    "Mx My Name Names None Not November Null Number October Of On Our Parent Parents Phone Please Prof "
-    "Reader Readers Recruiter Resources Road Santa Saturday September Service Should Sir Sorry Street "
-    "Student Students Sunday Support Sure Team Test Thank Thanks That The Their Then There These This "
-    "Those Thursday To True Trying Tuesday University Unknown User Users Value Valued Was Wednesday Were "
-    "What When Where Which Who Whom Whose Why Will With Working World Would Writing Yes Your"
-)
+_FOREIGN = lazy(f"[{_letters(False)}]")
+INNER_CAPITAL = lazy(r"[a-z][A-Z]")
+_CAMEL_NAME = lazy(r"(?:Mc|Mac|De|Di|La|Le|Van|Von|Du|Fitz|O|D|Da|Del|Ja|Ra|Sha)[A-Z][a-z]+\Z")
+
+
+def not_a_common_word(word: str) -> bool:
+    """Whether a capitalised word can be part of a name as far as its letters tell."""
+    return (
+        word not in ENGLISH.plain
+        and word not in ENGLISH.places
+        and (word[1:].islower() or not INNER_CAPITAL.search(word) or _CAMEL_NAME.match(word) is not None)
+    )
+
+
+def looks_like_surname(word: str) -> bool:
+    """Whether a word has the form of a surname, or letters that English does not write."""
+    if word in ENGLISH.places or word in ENGLISH.common:
+        return False
+    return (len(word) >= 5 and _SHAPE.match(word) is not None) or (
+        len(word) >= 3 and _FOREIGN.search(word) is not None
+    )
+
+
+def trimmed(name: str, start: int, *, sure: bool = False) -> tuple[int, int] | None:
+    """The range of the part of a run of capitalised words that can be a name, or None.
+
+    Args:
+        name: the run.
+        start: its offset in the text.
+        sure: a name is announced here, so that ordinary words such as May and Will can begin it.
+
+    """
+    parts = name.split(" ")
+    while parts and parts[0].rstrip(".,") in ENGLISH.not_names:
+        if sure and len(parts) > 1 and parts[0] in ENGLISH.given and len(parts[1]) > 1:
+            break
+        start += len(parts[0]) + 1
+        parts.pop(0)
+    for i, word in enumerate(parts):
+        if (word in ENGLISH.not_names and not (sure and not i)) or word.endswith(("'s", "’s")):
+            if word.endswith(("'s", "’s")) and word not in ENGLISH.not_names:
+                parts = [*parts[:i], word[:-2]]
+            else:
+                parts = parts[:i]
+            break
+    text = " ".join(parts).rstrip("'’-")
+    return (start, start + len(text)) if len(text) >= 2 else None

@@ -1,13 +1,12 @@
-"""Postal addresses in Latin script: English, and the street names of some neighbours."""
+"""Postal addresses in Latin script: in English, and by the street names of other countries."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
 
-from sllm.privacy.borders import ALONE, END, first_of, rest_of
-from sllm.privacy.bounds import Budget
-from sllm.privacy.findings import Finding
+from sllm.privacy.findings import Budget, Finding
+from sllm.privacy.regex import ALONE, END, first_of, lazy, rest_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,8 +28,8 @@ _SUFFIX = (
     "Rotary|Glade|Anchorage|Dell|Intersection|Rapid|Rue|Lock|Curve|Crossroad|Radial|Trafficway|Croft|Drove|"
     "Fold|Gate|Wynd|Brae|Vale|Chase|Paddock|Esplanade|Embankment|Mound|Copse"
 )
-# Suffixes that name little else: behind a number they are enough. The others need two words before them, so
-# that "3 Key Points" stays.
+# Suffixes that name little else: after a number they are enough. The others need two words before them, so
+# that "3 Key Points" is not an address.
 _SURE_TEXT = (
     "Street St Avenue Ave Road Rd Boulevard Blvd Lane Ln Drive Dr Court Ct Square Terrace Parkway Pkwy "
     "Highway Hwy Crescent Close Mews Circle Cir Alley"
@@ -52,14 +51,14 @@ _TAIL = (
     rf"South))?(?:, [A-Z][A-Za-z'’-]{{2,20}}(?: [A-Z][a-z]{{2,20}})?(?![A-Za-z]))?)?"
 )
 _WORD = r"[A-Z0-9][A-Za-z0-9.'’-]{0,24}"
-_STREET = re.compile(
+_STREET = lazy(
     rf"(?<![A-Za-z0-9.$€£¥/-])(?:(?:Flat|Apt|Apartment|Unit|"
     rf"Suite|Room|Rm|Shop|Block|Floor|Tower|Building|Level)\.? (?:[0-9]{{1,4}}[A-Za-z]?|[A-Z]), ?"
     rf"(?:[0-9]{{1,3}}/F, ?)?){{0,3}}(?P<number>(?:No\.? ?)?[0-9]{{1,6}}(?:[A-Za-z]|[-/][0-9]{{1,5}}|½|"
     rf" 1/2)?),? (?:(?:[NSEW]\.?|North|South|East|West|NE|NW|SE|SW) )?"
     rf"(?P<name>{_WORD}(?: {_WORD}){{0,4}})",
 )
-_WITH_TOWN = re.compile(
+_WITH_TOWN = lazy(
     rf",? {_CITY},?\n? ?(?:(?:Apt|Suite|Ste|Unit|Apartment|Flat)\.? #?[0-9]{{1,5}}[A-Za-z]?(?![0-9A-Za-z])"
     rf"(?:,? ?\n? ?{_CITY}(?:, {_CITY})?,? ?(?:[A-Z]{{2,3}},? )?{_ZIP})?"
     rf"|[,\n] ?{_CITY}(?:,? {_CITY})?,? ?(?:[A-Z]{{2,3}},? )?{_ZIP})"
@@ -78,7 +77,7 @@ _NEXT_IS = (
     "[Hh]ouse is", "[Aa]ddress(?: is|:)", "[Rr]esidence(?: is|:)", "[Ss]hip to:", "[Bb]ill to:",
     "[Dd]eliver to:",
 )  # fmt: skip
-_AT = re.compile(
+_AT = lazy(
     rf"{first_of(_AT_OR_IN + _TO_OR_FROM + _NEXT_IS)}(?<![A-Za-z].)(?:"
     rf"{rest_of(_AT_OR_IN)} (?:at|on|in)|{rest_of(_TO_OR_FROM)}(?: [a-z]{{1,10}}){{0,4}} (?:to|from|at)|"
     rf"{rest_of(_NEXT_IS)})[ \n]{{1,2}}"
@@ -90,7 +89,7 @@ _PARTICLE = (
     "plac utcája sándor tere"
 )
 _PARTICLES = frozenset(_PARTICLE.split())
-_ADDRESS_TOKEN = re.compile(
+_ADDRESS_TOKEN = lazy(
     r"[ \n,/-]{0,3}((?:[A-Za-z]{0,2}[-.#]?)?[0-9][0-9A-Za-zº°/.-]{0,12}|"
     r"[A-ZÀ-ÖØ-ÞĀ-Ž][A-Za-zÀ-ɏḀ-ỿ0-9.'’-]{0,28}|[a-zà-ɏ'’-]{1,10}|#[0-9A-Za-z-]{1,6}|\([A-Z]{2}\))"
     r"(?=[ \n,/).;:!?]|\Z)"
@@ -104,8 +103,8 @@ _NO_ADDRESS = frozenset(
 _MAX_TOKENS = 24
 
 
-def _told(text: str, budget: Budget) -> Iterator[Finding]:
-    """Addresses of any country behind the words that a sentence leads up to one with."""
+def _announced(text: str, budget: Budget) -> Iterator[Finding]:
+    """Addresses of any country, after words that announce one."""
     done = 0
     for lead in _AT.finditer(text):
         if lead.start() < done:
@@ -132,7 +131,7 @@ def _told(text: str, budget: Budget) -> Iterator[Finding]:
             end = token.end()
             if not word[0].islower():
                 kept = end
-            # A full stop behind a long word ends the sentence.
+            # A full stop after a long word ends the sentence.
             if word.endswith(".") and len(word) > 5 and text[end : end + 1] in (" ", ""):
                 kept -= 1
                 break
@@ -142,20 +141,20 @@ def _told(text: str, budget: Budget) -> Iterator[Finding]:
 
 
 _SUFFIXES = frozenset(_SUFFIX.split("|"))
-_AFTER = re.compile(rf"\.?(?: (?:[NSEW]|NE|NW|SE|SW)(?![A-Za-z]))?{_TAIL}")
+_AFTER = lazy(rf"\.?(?: (?:[NSEW]|NE|NW|SE|SW)(?![A-Za-z]))?{_TAIL}")
 _BOXES = (r"P(?:\.? ?O\.? ?Box|ost Office Box|ostfach|SC)", "GPO Box", "Unit")
-_BOX = re.compile(
+_BOX = lazy(
     rf"{first_of(_BOXES)}(?<![A-Za-z].){rest_of(_BOXES)} [0-9]{{1,6}}"
     rf"(?:,? (?:Box|APO|FPO|DPO) ?[0-9]{{0,6}})?{_TAIL}"
 )
 _FLATS = ("Ap(?:t|artment)", "Suite")
-_SECONDARY = re.compile(rf"{first_of(_FLATS)}(?<![A-Za-z].){rest_of(_FLATS)}\.? #?[0-9]{{1,5}}[A-Za-z]?{END}")
-_CITY_STATE = re.compile(
+_SECONDARY = lazy(rf"{first_of(_FLATS)}(?<![A-Za-z].){rest_of(_FLATS)}\.? #?[0-9]{{1,5}}[A-Za-z]?{END}")
+_CITY_STATE = lazy(
     r"[A-Z](?<![A-Za-z].)[A-Za-z.'-]{1,24}(?: [A-Z][A-Za-z.'-]{1,24}){0,2}, (?:A[KLRZ]|C[AOT]|"
     r"D[CE]|FL|GA|HI|I[ADLN]|K[SY]|LA|M[ADEINOST]|N[CDEHJMVY]|O[HKR]|"
     r"PA|RI|S[CD]|T[NX]|UT|V[AT]|W[AIVY]) [0-9]{5}(?:-[0-9]{4})?(?![0-9])"
 )
-_POSTCODE = re.compile(
+_POSTCODE = lazy(
     rf"[A-PR-Z]{ALONE}(?:(?<![VX])[A-HK-Y]?[0-9][0-9A-HJKMNPR-Y]? [0-9][ABD-HJLNP-UW-Z]{{2}}|"
     rf"(?<=[ABCEGHJ-NPRSTVXY])[0-9][ABCEGHJ-NPRSTV-Z] [0-9][ABCEGHJ-NPRSTV-Z][0-9]){END}"
 )
@@ -166,7 +165,7 @@ _STREETS_FIRST = (
 )  # fmt: skip
 _OTHERS = (
     # As addresses of Taiwan and China are written in English: the parts from small to large.
-    re.compile(
+    lazy(
         rf"[0-9N]{ALONE}(?:(?<=[0-9])[0-9]{{0,2}}F(?:-[0-9]{{1,3}})?\.?, ?No|(?<=N)o)\. ?[0-9]{{1,5}}"
         r"(?:-[0-9]{1,4})?,? "
         r"(?:Alley [0-9]{1,4}, ?)?(?:(?:Lane|Ln\.) [0-9]{1,5}, ?)?(?:(?:Sec\.|Section) ?[0-9],? ?)?"
@@ -177,31 +176,31 @@ _OTHERS = (
         r"(?:,? [0-9]{3,6}(?![0-9]))?"
     ),
     # German and Dutch: the kind of street is the end of the word; the number follows.
-    re.compile(
+    lazy(
         r"[A-ZÄÖÜ](?<![A-Za-zÀ-ÿ].)(?=[a-zäöüß-]{3,42} [0-9])[a-zäöüß-]{2,30}(?:straße|strasse|str\.|weg|"
         r"platz|allee|gasse|ring|ufer|damm|straat|laan|plein|gracht|steeg|singel|gatan|vägen|gränd|vej|gade|"
         r"stræde|veien|katu|kuja|polku|boulevard|markt|chaussee) [0-9]{1,4}(?:[-/][0-9]{1,4})? ?[a-zA-Z]?"
         r"(?![0-9A-Za-z])(?:,? [0-9]{4,5}(?: [A-Z]{2})? [A-ZÄÖÜ][a-zäöüß-]{2,24})?"
     ),
     # French, Spanish, Italian, Portuguese: the kind of street comes first.
-    re.compile(
+    lazy(
         r"[0-9](?<![A-Za-zÀ-ÿ0-9].)[0-9]{0,3}(?: ?(?:bis|ter))?,? (?:[Rr]ue|[Aa]venue|[Bb]oulevard|"
         r"[Pp]lace|[Cc]hemin|[Ii]mpasse|[Aa]llée|[Qq]uai)"
         r"(?: (?:de la|de l'|du|des|de|"
         r"d')){0,1} ?[A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}){0,3}(?:,? "
         r"[0-9]{5} [A-ZÀ-Ý][A-Za-zÀ-ÿ-]{1,24})?"
     ),
-    re.compile(
+    lazy(
         rf"{first_of(_STREETS_FIRST)}(?<![A-Za-zÀ-ÿ].){rest_of(_STREETS_FIRST)}"
         r"(?: (?:de la|de los|de las|del|della|delle|dei|di|de|do|da|dos))?"
         r" ?[A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ'-]{1,24}){0,3},? (?:n[º°]? ?)?[0-9]{1,4}"
         r"(?![0-9])(?:,? [0-9]{5}(?: [A-ZÀ-Ý][A-Za-zÀ-ÿ-]{1,24})?)?"
     ),
 )
-_LABEL = re.compile(r"(?<![A-Za-z])[Aa]ddress(?:es)?[\"'*]{0,2} ?(?:is|:|=) {0,2}[\"'*]{0,2}(?=[A-Za-z0-9#])")
+_LABEL = lazy(r"(?<![A-Za-z])[Aa]ddress(?:es)?[\"'*]{0,2} ?(?:is|:|=) {0,2}[\"'*]{0,2}(?=[A-Za-z0-9#])")
 # A line that can be an address: a digit, # or a capital first, and a number in it that is a word of its own.
-_LIKELY = re.compile(r"(?=[0-9#A-Z])(?=[^()=]*\Z)(?:.*[^A-Za-z0-9])?#?[0-9]")
-_LINE = re.compile(r"[^\n\0\"'<>;|{}\[\]]{6,160}")
+_LIKELY = lazy(r"(?=[0-9#A-Z])(?=[^()=]*\Z)(?:.*[^A-Za-z0-9])?#?[0-9]")
+_LINE = lazy(r"[^\n\0\"'<>;|{}\[\]]{6,160}")
 
 
 def _streets(text: str, budget: Budget) -> Iterator[Finding]:
@@ -217,7 +216,7 @@ def _streets(text: str, budget: Budget) -> Iterator[Finding]:
                 ends.append((at - (len(word) - len(bare)), bare, i))
             at += 1
         if not ends:
-            # Whatever the street is called: a flat, or a town with its code, behind it.
+            # Whatever the street is called, if a flat, or a town with its code, follows.
             whole = _WITH_TOWN.match(text, found.end("number"))
             if whole:
                 yield Finding(found.start(), whole.end(), "ADDRESS", 0.7)
@@ -234,7 +233,7 @@ def _streets(text: str, budget: Budget) -> Iterator[Finding]:
 
 
 # Every pattern here needs a capital letter and, but for labels, a digit.
-_ANY = re.compile("[A-ZÀ-Ý]|[Aa]ddress")
+_ANY = lazy("[A-ZÀ-Ý]|[Aa]ddress")
 
 
 def _more(text: str, at: int) -> bool:
@@ -247,7 +246,7 @@ def scan(text: str) -> Iterator[Finding]:
         return
     budget = Budget(text)
     yield from _streets(text, budget)
-    yield from _told(text, budget)
+    yield from _announced(text, budget)
     for pattern in (_BOX, _SECONDARY, _CITY_STATE, _POSTCODE, *_OTHERS):
         for found in budget.each(pattern.finditer(text)):
             yield Finding(found.start(), found.end(), "ADDRESS", 0.75)
@@ -261,7 +260,7 @@ def scan(text: str) -> Iterator[Finding]:
         if not line:
             continue
         done = line.end()
-        # Up to the end of the sentence: a full stop behind a word of more than four letters.
+        # Up to the end of the sentence: a full stop after a word of four letters or more.
         value = re.split(
             r"(?<=[a-z]{4})\. |(?<=[0-9]{4})[.,]? (?=[a-z])|, (?=and |please |my |phone|tel|email)", line[0]
         )[0].rstrip(" .,")

@@ -1,7 +1,10 @@
 """Checks of values by themselves: digits, dates and the tables that their issuers publish.
 
-Those that python-stdnum has are asked there (imported on first use); 身份证 is checked here, because
-``stdnum.cn.ric`` refuses valid numbers by its tables of counties.
+Those that python-stdnum has are asked there (:func:`valid`). These are checked here: 身份证, because
+``stdnum.cn.ric`` refuses valid numbers by its tables of counties; the head of a 统一社会信用代码, because
+``stdnum.cn.uscc`` refuses departments that are letters; addresses in Base58, because ``stdnum.bitcoin``
+knows no other currency; and what it does not have: the first parts of payment cards, identity cards of Hong
+Kong and Taiwan, vehicle numbers.
 """
 
 from __future__ import annotations
@@ -10,6 +13,9 @@ import datetime
 import functools
 import hashlib
 import importlib
+from typing import Any
+
+from sllm.extras import needs
 
 __all__ = [
     "base58check",
@@ -17,18 +23,13 @@ __all__ = [
     "cn_id",
     "cn_id_15",
     "hk_id",
-    "iban",
-    "luhn",
-    "mod97",
     "real_date",
-    "stdnum_valid",
     "tw_id",
     "uscc",
-    "verhoeff",
+    "valid",
     "vin",
 ]
 
-_LUHN_DOUBLE = str.maketrans("0123456789", "0246813579")
 # 省级 codes of GB/T 2260, with Taiwan, Hong Kong, Macau, and 91 (of foreign permanent residents: 9).
 _PROVINCES_TEXT = (
     "11 12 13 14 15 21 22 23 31 32 33 34 35 36 37 41 42 43 44 45 46 50 51 52 53 54 61 62 63 64 65 71 81 "
@@ -37,10 +38,26 @@ _PROVINCES_TEXT = (
 _PROVINCES = frozenset(_PROVINCES_TEXT.split())
 
 
-def luhn(digits: str) -> bool:
-    """ISO/IEC 7812-1 annex B."""
-    total = sum(map(int, digits[-1::-2])) + sum(map(int, digits[-2::-2].translate(_LUHN_DOUBLE)))
-    return total % 10 == 0
+@functools.cache
+def _stdnum(module: str) -> Any:
+    """``stdnum.<module>``, imported on first use: it takes a while, and most texts need none of it."""
+    with needs("privacy"):
+        return importlib.import_module(f"stdnum.{module}")
+
+
+@functools.lru_cache(maxsize=4096)
+def valid(scheme: str, number: str) -> bool:
+    """Whether python-stdnum accepts a number.
+
+    Args:
+        scheme: the module of ``stdnum`` that knows the scheme: ``luhn``, ``fr.nir``.
+        number: without separators.
+
+    Raises:
+        ImportError: python-stdnum is not installed.
+
+    """
+    return bool(_stdnum(scheme).is_valid(number))
 
 
 def card(digits: str) -> bool:
@@ -63,11 +80,11 @@ def card(digits: str) -> bool:
         # Domestic debit cards of Chinese banks from before UnionPay's 62.
         or (n >= 16 and first2 in (43, 45, 49, 53, 54, 55, 68, 69, 84, 87, 88, 90, 95, 99))
     )
-    return known and luhn(digits)
+    return known and valid("luhn", digits)
 
 
 def real_date(year: str, month: str, day: str, *, since: int = 1890) -> bool:
-    """Whether there was or will soon be such a day."""
+    """Whether there was or will soon be such a day (year of four digits)."""
     try:
         return since <= datetime.date(int(year), int(month), int(day)).year <= 2035
     except ValueError:
@@ -91,64 +108,17 @@ def cn_id_15(number: str) -> bool:
     return number[:2] in _PROVINCES and real_date("19" + number[6:8], number[8:10], number[10:12])
 
 
-_USCC_ALPHABET = "0123456789ABCDEFGHJKLMNPQRTUWXY"
-
-
 def uscc(code: str) -> bool:
-    """统一社会信用代码 (GB 32100): department, kind and region can be, and the last character agrees."""
+    """统一社会信用代码 (GB 32100): department, kind and region can be, and the last character agrees.
+
+    Args:
+        code: 18 digits and letters, but I, O, S, V and Z.
+
+    """
     code = code.upper()
     if code[0] not in "123456789AGNY" or code[2:4] not in _PROVINCES or not code[2:8].isdigit():
         return False
-    total = 0
-    for i, char in enumerate(code[:17]):
-        value = _USCC_ALPHABET.find(char)
-        if value < 0:
-            return False
-        total += value * (3**i % 31)
-    return _USCC_ALPHABET.find(code[17]) == (31 - total % 31) % 31
-
-
-def mod97(text: str) -> bool:
-    """ISO 7064 mod 97-10 over an IBAN."""
-    return int("".join(str(int(char, 36)) for char in text[4:] + text[:4])) % 97 == 1
-
-
-def iban(text: str) -> bool:
-    """An IBAN without separators, in capitals: the checksum, and length and form of its country."""
-    return mod97(text) and stdnum_valid("iban", text)
-
-
-@functools.lru_cache(maxsize=4096)
-def stdnum_valid(module: str, number: str) -> bool:
-    """``is_valid`` of ``stdnum.<module>``."""
-    return bool(importlib.import_module(f"stdnum.{module}").is_valid(number))
-
-
-_VERHOEFF_TURNS = [
-    "0123456789",
-    "1576283094",
-    "5803796142",
-    "8916043527",
-    "9453126870",
-    "4286573901",
-    "2793806415",
-    "7046913258",
-]
-
-
-def verhoeff(digits: str) -> bool:
-    """The scheme of J. Verhoeff (1969) over the dihedral group of order 10: Aadhaar."""
-    check = 0
-    for i, digit in enumerate(reversed(digits)):
-        check = _dihedral(check, int(_VERHOEFF_TURNS[i % 8][int(digit)]))
-    return check == 0
-
-
-def _dihedral(a: int, b: int) -> int:
-    """The product of two elements of the dihedral group: 0-4 turns, 5-9 reflections."""
-    if a < 5:
-        return (a + b) % 5 if b < 5 else 5 + (a + b - 5) % 5
-    return 5 + (a - 5 - b) % 5 if b < 5 else (a - b) % 5
+    return bool(_stdnum("cn.uscc").calc_check_digit(code[:17]) == code[17])
 
 
 _VIN_VALUES = dict(

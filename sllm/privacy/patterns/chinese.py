@@ -1,14 +1,13 @@
-"""Chinese identifiers that are told by their characters: company codes, plates, permits, addresses."""
+"""Chinese identifiers that are recognised by their characters: company codes, plates, permits, addresses."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
 
-from sllm.privacy.borders import ALONE, END
-from sllm.privacy.bounds import Budget
-from sllm.privacy.findings import Finding
+from sllm.privacy.findings import Budget, Finding
 from sllm.privacy.patterns import checksums
+from sllm.privacy.regex import ALONE, END, lazy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,13 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["PROVINCES", "scan"]
 
 
-_USCC = re.compile(
-    rf"[1-9AGNYagny]{ALONE}[1-9A-GNYa-gny][0-9]{{6}}[0-9A-HJ-NP-RTUWXYa-hj-np-rtuwxy]{{10}}{END}"
-)
+_USCC = lazy(rf"[1-9AGNYagny]{ALONE}[1-9A-GNYa-gny][0-9]{{6}}[0-9A-HJ-NP-RTUWXYa-hj-np-rtuwxy]{{10}}{END}")
 
 _PLATE_REGION = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼使领"
 _P = "A-HJ-NP-Za-hj-np-z"
-_PLATE = re.compile(
+_PLATE = lazy(
     rf"[{_PLATE_REGION}][ ]?[A-Za-z][ ·•・.\-]{{0,2}}"
     rf"(?:[DFdf][{_P}0-9][0-9]{{4}}|[0-9]{{5}}[DFdf]|[A-Ha-hJ-Kj-k][{_P}0-9][0-9]{{4}}|"
     rf"[{_P}0-9]{{4}}[{_P}0-9挂学警港澳试超])"
@@ -31,11 +28,11 @@ _PLATE = re.compile(
     r"|[使领][0-9]{6}(?![0-9A-Za-z])|[0-9]{6}[使领](?![0-9A-Za-z])"
 )
 
-_PASSPORT = re.compile(
+_PASSPORT = lazy(
     rf"[EeGgDdSsPpHhMmCcKk1]{ALONE}(?:(?<=[A-Za-z])[0-9]{{8}}|(?<=[Ee])[A-HJ-NP-Z][0-9]{{7}}|"
     rf"(?<=[HMhm])[0-9]{{10}}|(?<=1)[45][0-9]{{7}}){END}"
 )
-_PASSPORT_WORD = re.compile(
+_PASSPORT_WORD = lazy(
     (
         r"(?:护照|通行证|签证|证件|passport|permit|document|旅行)[^A-Za-z0-9]{0,14}(?:no|"
         r"number)?[^A-Za-z0-9]{0,4}\Z"
@@ -43,16 +40,16 @@ _PASSPORT_WORD = re.compile(
     re.I,
 )
 
-_HKID = re.compile(
+_HKID = lazy(
     rf"(?P<letters>[A-Za-z]{ALONE}[A-Za-z]?) ?(?P<digits>[0-9]{{6}})(?: ?[(](?P<check>[0-9Aa])[)]|"
     rf"(?<=[A-Z][0-9]{{6}})(?P<bare>[0-9A]){END})"
 )
-_MILITARY = re.compile(
+_MILITARY = lazy(
     "[军武海空政后装士南北沈兰济成广参总文战火联支][\u4e00-\u9fff]{0,2}字第?[ ]?[0-9]{5,10}(?:[ ]?号)?"
 )
-_HK_LABEL = re.compile(r"(?:身份证|香港|HKID|hkid|HK ID|ID card|identity card)[^A-Za-z0-9]{0,8}\Z")
-_MACAU = re.compile(rf"[157]{ALONE}(?:[0-9]{{6}}[(][0-9][)]|/[0-9]{{6}}/[0-9]{END})")
-_TWID = re.compile(rf"[A-Z]{ALONE}[1289][0-9]{{8}}{END}")
+_HK_LABEL = lazy(r"(?:身份证|香港|HKID|hkid|HK ID|ID card|identity card)[^A-Za-z0-9]{0,8}\Z")
+_MACAU = lazy(rf"[157]{ALONE}(?:[0-9]{{6}}[(][0-9][)]|/[0-9]{{6}}/[0-9]{END})")
+_TWID = lazy(rf"[A-Z]{ALONE}[1289][0-9]{{8}}{END}")
 
 PROVINCES = (
     "北京|天津|上海|重庆|河北|山西|辽宁|吉林|黑龙江|江苏|浙江|安徽|福建|江西|山东|河南|湖北|湖南|"
@@ -76,7 +73,7 @@ _CITIES = (
     "张家口|承德|沧州|廊坊|衡水|太原|大同|临汾|呼和浩特|包头|鄂尔多斯|沈阳|大连|鞍山|抚顺|丹东|"
     "锦州|长春|哈尔滨|齐齐哈尔|大庆|台北|新北|高雄|台中"
 )
-_START = re.compile(f"(?:{PROVINCES}|{_CITIES})")
+_START = lazy(f"(?:{PROVINCES}|{_CITIES})")
 
 # One part of an address ends in one of these; what stands before it, back to the part before, is its name.
 _AREA = "特别行政区|自治区|自治州|自治县|新区|开发区|高新区|省|市|区|县|旗|盟|州|镇|乡|街道|區|縣|鎮|鄉"
@@ -93,25 +90,23 @@ _UNIT = (
     "号楼|号院|号门|号铺|号店|号|弄|栋|幢|座|单元|楼|层|室|舍|户|房|组|队|门|铺|排|期|区|號|樓|棟|"
     "層|戶|段|鄰|巷|單元|舖|組|门牌"
 )
-_PART = re.compile(
+_PART = lazy(
     rf"(?P<number>{_NUMBER}[ ]?(?:{_UNIT})(?!线|码|称|召|角|令|外|机|文件|通知|元|年))|(?P<area>{_AREA})|"
     rf"(?P<road>{_ROAD})|(?P<place>{_PLACE})"
 )
-_ROOM = re.compile(
-    r"[ -]?[A-Za-z]?[0-9]{1,5}(?:[-–][0-9]{1,5}){0,3}(?:室|号|房|户)?(?![0-9A-Za-z.%年月日元个点])"
-)
-# Stretches that an address cannot reach across: everything but Han, letters, digits and the odd separator.
-_STRETCH = re.compile(r"[\u4e00-\u9fffA-Za-z0-9〇#()（） \-–·]+")
-_STOP = re.compile(
+_ROOM = lazy(r"[ -]?[A-Za-z]?[0-9]{1,5}(?:[-–][0-9]{1,5}){0,3}(?:室|号|房|户)?(?![0-9A-Za-z.%年月日元个点])")
+# An address lies within one stretch of these: Han, letters, digits and a few separators.
+_STRETCH = lazy(r"[\u4e00-\u9fffA-Za-z0-9〇#()（） \-–·]+")
+_STOP = lazy(
     r".*(?:地址(?:是|为|在)?|住址|住在|家住|位于|坐落于|送到|送至|寄到|寄往|寄至|发到|发往|发货到|"
     r"搬到|搬至|回到|来到|到达|前往|抵达|就在|"
     r"现居|居住在?|户籍(?:地|所在地)?|籍贯|我在|他在|她在|人在|是在|现在在|公司在|设在|设于|开在|"
     r"约在|定在|[在至到从往是为于住寄送去和与及或的了跑找过沿给])",
     re.S,
 )
-_FLAT = re.compile(r"之[0-9]{1,3}(?![0-9])")
-_CODE_BEHIND = re.compile(r"[ ,，]{0,2}[0-9]{6}(?![0-9])")
-_CODE_BEFORE = re.compile(r"(?<![0-9])(?:[0-9]{3}|[0-9]{5,6}) ?\Z")
+_FLAT = lazy(r"之[0-9]{1,3}(?![0-9])")
+_CODE_AFTER = lazy(r"[ ,，]{0,2}[0-9]{6}(?![0-9])")
+_CODE_BEFORE = lazy(r"(?<![0-9])(?:[0-9]{3}|[0-9]{5,6}) ?\Z")
 _MAX_NAME = 12
 _MAX_PARTS = 500
 _INNER = frozenset("室舍栋幢座层楼元户")
@@ -121,7 +116,7 @@ def _company_codes(text: str) -> Iterator[Finding]:
     for found in _USCC.finditer(text):
         value = found[0]
         if value.isdigit():
-            continue  # with the other numbers
+            continue  # sllm.privacy.patterns.numbers finds it
         if checksums.uscc(value):
             yield Finding(found.start(), found.end(), "COMPANYID", 1.0, checked=True)
         elif value[:2] in ("91", "92", "93", "12", "11", "51", "52") and "MA" in value[8:10].upper():
@@ -138,8 +133,8 @@ def _plates(text: str) -> Iterator[Finding]:
             yield Finding(found.start(), found.end(), "PLATE", 0.9, checked=True)
 
 
-_DIGIT = re.compile("[0-9]")
-_SIX = re.compile("[0-9]{5}")
+_DIGIT = lazy("[0-9]")
+_SIX = lazy("[0-9]{5}")
 
 
 def _permits(text: str) -> Iterator[Finding]:
@@ -168,7 +163,7 @@ def _permits(text: str) -> Iterator[Finding]:
 
 
 def _name_start(text: str, low: int, marker: int) -> int:
-    """Where the name in front of a suffix begins: behind the last word that cannot be part of it."""
+    """Where the name before a suffix begins: after the last word that cannot be part of it."""
     low = max(low, marker - _MAX_NAME)
     name = text[low:marker]
     stop = _STOP.match(name)
@@ -184,7 +179,7 @@ def _name_start(text: str, low: int, marker: int) -> int:
 
 
 # Without one of these there is neither a house nor a third level.
-_NEEDED = re.compile(
+_NEEDED = lazy(
     "[區縣鎮鄉號樓棟廈邨園灣閣路街道巷弄村镇乡县区号室栋幢楼座苑园寓厦场社里屯墅城府庭湾轩阁邸庄坊居同心舍]"
 )
 
@@ -206,12 +201,12 @@ def _in_stretch(text: str, start: int, end: int, budget: Budget) -> Iterator[Fin
         if not budget.spend(start):
             return
         if n >= _MAX_PARTS:
-            # Nobody writes so many without a full stop: all of it counts, at no further cost.
+            # Nobody writes that many without a full stop: all of it counts, at no further cost.
             yield Finding(start, end, "ADDRESS", 0.5)
             return
         kind = part.lastgroup or ""
         gap = part.start() - last if last >= 0 else 0
-        # A name of up to twelve characters between two suffixes; a number follows at once.
+        # A name of up to twelve characters stands between two suffixes; a number follows at once.
         joins = last >= 0 and (gap <= 2 if kind == "number" else gap <= _MAX_NAME)
         if kind == "number" and not joins and last >= 0 and gap <= 10 and part["number"][-1:] in _INNER:
             # 22号南京大学3舍: a building with a name of its own.
@@ -251,7 +246,7 @@ def _finish(text: str, first: int, last: int, parts: list[str], end: int) -> Fin
         return None
     numbers, areas = parts.count("number"), parts.count("area")
     roads, places = parts.count("road"), parts.count("place")
-    # A place that many people share is no secret: it needs a house, or three levels.
+    # A place that many people share is not private: it needs a house, or three levels.
     good = (
         (numbers and (roads or places))
         or (numbers and areas >= 2)
@@ -268,7 +263,7 @@ def _finish(text: str, first: int, last: int, parts: list[str], end: int) -> Fin
     if not good:
         return None
     # 5樓之2: a part of a floor; a postal code on either side.
-    for more in (_FLAT, _CODE_BEHIND):
+    for more in (_FLAT, _CODE_AFTER):
         found = more.match(text, last, end)
         last = found.end() if found else last
     code = _CODE_BEFORE.search(text[max(0, first - 7) : first])

@@ -1,21 +1,23 @@
-r"""Identifiers that are told by their letters and signs: e-mail, addresses of the network, keys, codes.
+r"""Identifiers that are recognised by their letters and signs: e-mail, network addresses, keys, codes.
 
-Every pattern starts behind an ASCII look-behind of the characters that it repeats, and every repetition is
-bounded or over characters that what follows it does not take: so each stretch of text is walked over once.
+Every pattern begins with an ASCII look-behind for the characters that it repeats, and every repetition is
+bounded or over characters that what follows it does not match: so each stretch of text is read once.
 ``\b`` is not used, because it does not fire between a Han character and an ASCII one.
 """
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import math
 import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from sllm.privacy.borders import ALONE, END
+from sllm.privacy import data
 from sllm.privacy.findings import Finding
 from sllm.privacy.patterns import checksums
+from sllm.privacy.regex import ALONE, END, lazy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,24 +27,24 @@ __all__ = ["entropy", "scan"]
 # Letters of Latin script beyond ASCII, as internationalised addresses have them (RFC 6531).
 _LATIN = "".join(chr(c) for c in range(0xC0, 0x250) if chr(c).isalpha())
 _LOCAL = f"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.!#$%&'*+/=?^_`{{|}}~-{_LATIN}"
-_AT = re.compile(rf"(?<=[A-Za-z0-9_+\-!#$%&'*/=?^`{{|}}~{_LATIN}])@(?=[A-Za-z0-9{_LATIN}])")
-_DOMAIN = re.compile(rf"[A-Za-z0-9.{_LATIN}-]{{1,253}}")
-# git@ of these is the same for everyone.
+_AT = lazy(rf"(?<=[A-Za-z0-9_+\-!#$%&'*/=?^`{{|}}~{_LATIN}])@(?=[A-Za-z0-9{_LATIN}])")
+_DOMAIN = lazy(rf"[A-Za-z0-9.{_LATIN}-]{{1,253}}")
+# git@ at these hosts is the same for everyone.
 _FORGES = ("github.com", "gitlab.com", "bitbucket.org", "gitee.com", "ssh.dev.azure.com", "codeberg.org")
-_SPOKEN_AT = re.compile(r"[\[({<] ?(?:at|AT|@) ?[\])}>]")
+_SPOKEN_AT = lazy(r"[\[({<] ?(?:at|AT|@) ?[\])}>]")
 _SPOKEN_CHARS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._+-"
-_SPOKEN_DOMAIN = re.compile(
+_SPOKEN_DOMAIN = lazy(
     r" ?[A-Za-z0-9-]{1,63}(?:(?: ?[\[({<] ?(?:dot|DOT|\.) ?[\])}>] ?|\.| dot )[A-Za-z0-9-]{1,63}){1,5}"
 )
 
-# priya [dot] nair: the part in front of the last of a local part that is spelled out.
-_SPOKEN_HEAD = re.compile(r"[A-Za-z0-9_+-]{1,24} ?[\[({<] ?(?:dot|DOT|\.) ?[\])}>] ?\Z")
+# priya [dot] nair: what comes before the last word of a local part that is spelled out.
+_SPOKEN_HEAD = lazy(r"[A-Za-z0-9_+-]{1,24} ?[\[({<] ?(?:dot|DOT|\.) ?[\])}>] ?\Z")
 _TLD = (
     r"(?:com|org|net|edu|gov|info|biz|io|me|dev|app|co|ai|cn|hk|tw|uk|de|fr|es|it|nl|eu|us|ca|au|jp|kr|in|br|"
     r"ru|ch|se|no|pl|be|at|ie|sg|nz|mx)(?![A-Za-z0-9])"
 )
 # tom at example dot com; 张三艾特qq点com.
-_SAID = re.compile(
+_SAID = lazy(
     r"(?<![A-Za-z0-9._+-])[A-Za-z0-9][A-Za-z0-9._+-]{0,40}(?: (?:dot|DOT|Dot) [A-Za-z0-9_-]{1,24}){0,3}"
     r"(?: (?:at|AT|At|\(at\)) |艾特|小老鼠|圈[aA])"
     r"[A-Za-z0-9-]{1,40}(?:(?: (?:dot|DOT|Dot) |\.|点| 点 )[A-Za-z0-9-]{1,24}){0,3}"
@@ -53,8 +55,8 @@ _PROVIDERS = (
     r"(?:qq|163|126|139|189|gmail|foxmail|sina|sohu|yeah|aliyun|outlook|hotmail|yahoo|icloud|"
     r"live|msn|protonmail)"
 )
-# Written so that no machine reads it: liuyang#163.com; and with spaces around the sign.
-_OTHER_AT = re.compile(
+# Written against harvesting: liuyang#163.com; and with spaces around the sign.
+_OTHER_AT = lazy(
     rf"(?<![A-Za-z0-9._+-])[A-Za-z0-9][A-Za-z0-9._+-]{{1,40}}(?: ?[#&*] ?{_PROVIDERS}\.(?:com|net|"
     rf"cn)(?![A-Za-z0-9])"
     rf"| ?@ ?(?:[A-Za-z0-9-]{{1,40}} ?\. ?){{1,3}}{_TLD})"
@@ -72,8 +74,8 @@ def _emails(text: str) -> Iterator[Finding]:
         if local and not local.endswith(".") and found:
             domain = found[0].rstrip(".-")
             labels = domain.split(".")
-            # What follows the domain in Latin script without a gap was taken by the pattern; a last label
-            # that is no top-level domain by its form (lodash@4.17.21) is none.
+            # The pattern also takes what follows the domain in Latin script without a gap. A last label that
+            # does not have the form of a top-level domain (lodash@4.17.21) makes it something else.
             if (
                 len(labels) >= 2
                 and all(0 < len(label) < 64 for label in labels)
@@ -102,14 +104,12 @@ def _emails(text: str) -> Iterator[Finding]:
             yield Finding(found.start(), found.end(), "EMAIL", 0.8)
 
 
-_USERINFO = re.compile(
-    r"[^\s\0/@:?#\"'<>]{0,100}(?::[^\s\0/@\"'<>]{1,200})?@[^\s\0\"'<>，。；、）】》]{1,2000}"
-)
-_PROFILE = re.compile(
+_USERINFO = lazy(r"[^\s\0/@:?#\"'<>]{0,100}(?::[^\s\0/@\"'<>]{1,200})?@[^\s\0\"'<>，。；、）】》]{1,2000}")
+_PROFILE = lazy(
     r"(?:www\.)?(?:linkedin\.com/in|facebook\.com|instagram\.com|weibo\.com/u|t\.me|"
     r"wa\.me)/[A-Za-z0-9._%-]{2,60}"
 )
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{1,20}\Z")
+_SCHEME = lazy(r"[A-Za-z][A-Za-z0-9+.-]{1,20}\Z")
 
 
 def _urls(text: str) -> Iterator[Finding]:
@@ -129,13 +129,13 @@ def _urls(text: str) -> Iterator[Finding]:
         at = text.find("://", done)
 
 
-_IPV4 = re.compile(r"(?<![0-9.])[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?![0-9])(?!\.[0-9])")
-_VERSION_BEFORE = re.compile(
+_IPV4 = lazy(r"(?<![0-9.])[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?![0-9])(?!\.[0-9])")
+_VERSION_BEFORE = lazy(
     r"(?:[Vv]|ver\.?|[Vv]ersion|VERSION|版本号?|固件|build|release|[A-Za-z]/|==|>=|<=|~=|第|"
     r"section|Section|§)"
     r"[ :：=]{0,2}\Z"
 )
-_IP_BEFORE = re.compile(
+_IP_BEFORE = lazy(
     r"(?:ip|src|dst|addr|peer|inet|remote|from|host|server|address|ping|ssh|dns|gateway|地址|服务器|网关|主机)[^0-9]{0,12}\Z",
     re.I,
 )
@@ -158,12 +158,12 @@ def _ipv4(text: str) -> Iterator[Finding]:
         yield Finding(found.start(), found.end(), "IP", 0.9, checked=True)
 
 
-_IPV6 = re.compile(
+_IPV6 = lazy(
     # A label may come right before it: addr:2001:db8::1, IPv6：fe80::1 (the colon is ASCII in the plain
     # view).
     r"(?<![0-9A-Za-z.])(?:(?<![0-9A-Fa-f:]:)|(?<=[Vv]6:))(?:[0-9A-Fa-f]{1,4}|:):[0-9A-Fa-f:]{1,37}(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3})?"
 )
-_IPV6_ZONE = re.compile(r"%[A-Za-z0-9]{1,15}")
+_IPV6_ZONE = lazy(r"%[A-Za-z0-9]{1,15}")
 
 
 def _ipv6(text: str) -> Iterator[Finding]:
@@ -195,8 +195,8 @@ def _ipv6(text: str) -> Iterator[Finding]:
         yield Finding(found.start(), zone.end() if zone else end, "IP", 0.95, checked=True)
 
 
-_MAC_START = re.compile("[0-9A-Fa-f]{2}[:.-][0-9A-Fa-f]{2}")
-_MAC = re.compile(
+_MAC_START = lazy("[0-9A-Fa-f]{2}[:.-][0-9A-Fa-f]{2}")
+_MAC = lazy(
     r"(?<![0-9A-Za-z-])(?<![0-9A-Fa-f]:)[0-9A-Fa-f]{2}([:-])[0-9A-Fa-f]{2}(?:\1[0-9A-Fa-f]{2}){4}(?![0-9A-Za-z]|"
     r"[:-][0-9A-Fa-f]{2})"
     r"|(?<![0-9A-Za-z.])[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}\.[0-9A-Fa-f]{4}(?![0-9A-Za-z]|\.[0-9])"
@@ -214,37 +214,32 @@ def _macs(text: str) -> Iterator[Finding]:
         yield Finding(found.start(), found.end(), "MAC", 0.9, checked=True)
 
 
-# Length of the IBANs of each country, as the registry (SWIFT, ISO 13616) gives them.
-_IBAN_LENGTHS = {
-    country: length
-    for length, countries in (
-        (15, "NO"), (16, "BE"), (18, "DK FI FK FO GL NL SD"), (19, "MK SI"), (20, "AT BA EE KZ LT LU MN XK"),
-        (21, "CH HR LI LV"), (22, "BG BH CR DE GB GE IE ME RS VA"), (23, "AE GI IL IQ OM SO TL"),
-        (24, "AD CZ ES MD PK RO SA SE SK TN VG"), (25, "LY PT ST"), (26, "IS TR"),
-        (27, "BI DJ FR GR IT MC MR SM"),
-        (28, "AL AZ BY CY DO GT HU LB NI PL SV"), (29, "BR EG PS QA UA"), (30, "JO KW MU YE"), (31, "MT SC"),
-        (32, "LC"), (33, "RU"),
-    )
-    for country in countries.split(" ")
-}  # fmt: skip
-_IBAN_START = re.compile(r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?=[ -]?[A-Za-z0-9]{2})")
-_IBAN_REST = re.compile(r"(?:[ -]?[A-Za-z0-9]){0,30}")
+@functools.cache
+def _iban_lengths() -> dict[str, int]:
+    """Country -> length of its IBANs, as the registry (SWIFT, ISO 13616) gives them."""
+    lengths = data.table("codes")["iban lengths"].items()
+    return {country: int(length) for length, countries in lengths for country in countries.split()}
+
+
+_IBAN_START = lazy(r"(?<![A-Za-z0-9])[A-Za-z]{2}[0-9]{2}(?=[ -]?[A-Za-z0-9]{2})")
+_IBAN_REST = lazy(r"(?:[ -]?[A-Za-z0-9]){0,30}")
 _SEPARATORS = str.maketrans("", "", " -")
-_IBAN_LABEL = re.compile(r"iban[^A-Za-z0-9]{0,4}\Z", re.I)
+_IBAN_LABEL = lazy(r"iban[^A-Za-z0-9]{0,4}\Z", re.I)
 
 
 def _ibans(text: str) -> Iterator[Finding]:
+    lengths = _iban_lengths()
     done = judged = 0
     for head in _IBAN_START.finditer(text):
         start = head.start()
-        length = _IBAN_LENGTHS.get(head[0][:2].upper())
+        length = lengths.get(head[0][:2].upper())
         if start < done or length is None:
             continue
         judged += 1
         if judged > _MAX_IBANS:
             yield Finding(start, len(text), "IBAN", 0.5)
             return
-        # As many letters and digits as the country's numbers have, whatever words follow.
+        # As many letters and digits as the country's numbers have, whatever follows.
         end, n = head.end(), 4
         for group in _IBAN_GROUP.finditer(text, end, end + 50):
             if group.start() != end:
@@ -257,10 +252,10 @@ def _ibans(text: str) -> Iterator[Finding]:
         labelled = _IBAN_LABEL.search(text[max(0, start - 10) : start]) is not None
         follow = text[end : end + 1]
         if n == length and not (follow.isascii() and follow.isalnum()):
-            if checksums.iban(number):
+            if checksums.valid("iban", number):
                 done = end
                 yield Finding(start, end, "IBAN", 1.0, checked=True)
-            # Of the right form, in capitals: a slip of the pen is still somebody's account.
+            # Of the right form, in capitals: with a typing error it is still somebody's account.
             elif labelled or (head[0].isupper() and sum(map(str.isdigit, number)) >= 0.6 * n):
                 done = end
                 yield Finding(start, end, "IBAN", 0.6)
@@ -272,50 +267,51 @@ def _ibans(text: str) -> Iterator[Finding]:
                 yield Finding(start, done, "IBAN", 0.6)
 
 
-# Candidates in one text that are checked; behind them everything counts as found, so that a text of nothing
-# but
-# beginnings of numbers costs bounded time and leaks nothing.
+# How many candidates in one text are checked; everything after them counts as found, so that a text of
+# nothing but beginnings of numbers costs bounded time and leaks nothing.
 _MAX_IBANS = 5000
-_IBAN_GROUP = re.compile(r"[ -]?[A-Za-z0-9]{1,30}")
+_IBAN_GROUP = lazy(r"[ -]?[A-Za-z0-9]{1,30}")
 
 
-_BASE58 = re.compile(r"[13LMDT][1-9A-HJ-NP-Za-km-z]{25,34}")
-_WALLET = re.compile(
+_BASE58 = lazy(r"[13LMDT][1-9A-HJ-NP-Za-km-z]{25,34}")
+_WALLET = lazy(
     r"(?:bc1|tb1|ltc1)[ac-hj-np-z02-9]{11,71}|BC1[AC-HJ-NP-Z02-9]{11,71}|addr1[a-z0-9]{50,100}|"
     r"0x[0-9a-fA-F]{40}|[48][0-9AB][1-9A-HJ-NP-Za-km-z]{93}"
 )
 
 
-_CLASSES = tuple(re.compile(chars) for chars in ("[a-z]", "[A-Z]", "[0-9]", "[^A-Za-z0-9]"))
+_CLASSES = tuple(lazy(chars) for chars in ("[a-z]", "[A-Z]", "[0-9]", "[^A-Za-z0-9]"))
 
 
 def _mixed(value: str) -> int:
-    """How many of lower case, capitals, digits and signs occur."""
+    """How many of these occur: lower case, capitals, digits, signs."""
     return sum(pattern.search(value) is not None for pattern in _CLASSES)
 
 
-_VIN = re.compile(r"[A-HJ-NPR-Z0-9]{17}|[a-hj-npr-z0-9]{17}")
-# Letters and digits in one word, by length: Italy, India (PAN), Mexico (CURP); driving licence (United
-# Kingdom).
-_WORDS: dict[int, tuple[tuple[re.Pattern[str], str], ...]] = {
-    10: ((re.compile(r"[A-Z]{3}[ABCFGHLJPTK][A-Z][0-9]{4}[A-Z]"), "NATIONALID"),),
-    16: (
-        (re.compile(r"[A-Z]{6}[0-9]{2}[A-EHLMPRST][0-9]{2}[A-Z][0-9]{3}[A-Z]"), "NATIONALID"),
-        (re.compile(r"[A-Z9]{5}[0-9][0156][0-9][0-3][0-9]{2}[A-Z9]{2}[0-9A-Z]{3}"), "LICENCE"),
-    ),
-    18: ((re.compile(r"[A-Z]{4}[0-9]{6}[HMX][A-Z]{5}[A-Z0-9][0-9]"), "NATIONALID"),),
-}
-_WORD = re.compile(r"[A-Za-z0-9]{10,}")
+_VIN = lazy(r"[A-HJ-NPR-Z0-9]{17}|[a-hj-npr-z0-9]{17}")
+
+
+@functools.cache
+def _national_words() -> dict[int, list[tuple[re.Pattern[str], str]]]:
+    """Length -> patterns of national numbers that are one word of letters and digits, with their kinds."""
+    words: dict[int, list[tuple[re.Pattern[str], str]]] = {}
+    for rule in data.table("codes")["words"]:
+        words.setdefault(rule["length"], []).append((lazy(rule["pattern"]), rule["kind"]))
+    return words
+
+
+_WORD = lazy(r"[A-Za-z0-9]{10,}")
 
 
 def _words(text: str) -> Iterator[Finding]:
     """Words of ten or more letters and digits, mixed."""
+    national = _national_words()
     for found in _WORD.finditer(text):
         value = found[0]
         if len(value) > 110 or value.isalpha() or value.isdigit():
             continue
         start, end = found.span()
-        for pattern, kind in _WORDS.get(len(value), ()):
+        for pattern, kind in national.get(len(value), ()):
             if pattern.fullmatch(value):
                 yield Finding(start, end, kind, 0.9)
         if len(value) == 17 and _VIN.fullmatch(value):
@@ -330,42 +326,22 @@ def _words(text: str) -> Iterator[Finding]:
             yield Finding(start, end, "WALLET", 0.9)
 
 
-# Prefixes that services publish so that scanners can find their keys.
-_KEYS = re.compile(
-    r"(?<![A-Za-z0-9_-])(?:"
-    r"sk-[A-Za-z0-9_-]{16,200}|(?:sk|pk|rk)_(?:live|test)_[A-Za-z0-9]{10,200}|whsec_[A-Za-z0-9+/=]{16,100}"
-    r"|gh[pousr]_[A-Za-z0-9]{20,255}|github_pat_[A-Za-z0-9_]{20,255}|glpat-[A-Za-z0-9_-]{16,100}"
-    r"|xox[abeoprs]-[A-Za-z0-9-]{10,250}|xapp-[A-Za-z0-9-]{10,250}"
-    r"|(?:AKIA|ASIA|AGPA|AIDA|AROA|ABIA|ACCA)[A-Z0-9]{16}(?![A-Za-z0-9])|AIza[A-Za-z0-9_-]{30,45}|"
-    r"ya29\.[A-Za-z0-9_-]{20,300}"
-    r"|GOCSPX-[A-Za-z0-9_-]{20,40}|"
-    r"eyJ[A-Za-z0-9_-]{8,4000}\.[A-Za-z0-9_-]{4,4000}(?:\.[A-Za-z0-9_-]{0,4000})?"
-    r"|hf_[A-Za-z0-9]{20,60}|npm_[A-Za-z0-9]{30,60}|pypi-[A-Za-z0-9_-]{30,300}|dckr_pat_[A-Za-z0-9_-]{20,60}"
-    r"|SG\.[A-Za-z0-9_-]{16,40}\.[A-Za-z0-9_-]{16,60}|key-[0-9a-f]{32}|(?:AC|SK)[0-9a-f]{32}(?![0-9A-Za-z])"
-    r"|LTAI[A-Za-z0-9]{12,30}|AKID[A-Za-z0-9]{13,50}|dop_v1_[0-9a-f]{32,80}|shp(?:at|ss|ca|"
-    r"pa)_[A-Fa-f0-9]{20,60}"
-    r"|gsk_[A-Za-z0-9]{20,80}|xai-[A-Za-z0-9]{20,120}|nvapi-[A-Za-z0-9_-]{20,120}|"
-    r"r8_[A-Za-z0-9]{20,60}|pplx-[A-Za-z0-9]{20,80}"
-    r"|tvly-[A-Za-z0-9-]{16,60}|ATATT[A-Za-z0-9_=-]{20,300}|lin_api_[A-Za-z0-9]{20,60}|"
-    r"secret_[A-Za-z0-9]{30,60}"
-    r"|EAA[A-Za-z0-9]{30,300}|[0-9]{8,10}:AA[A-Za-z0-9_-]{30,40}|tskey-[A-Za-z0-9-]{16,80}|"
-    r"hvs\.[A-Za-z0-9_-]{20,200}"
-    r")"
-)
-_KEY_RUN = re.compile(r"[A-Za-z0-9_.\-:+/=]{14,}")
-_DIGIT = re.compile("[0-9]")
-_WEBHOOK = re.compile(
-    r"https://(?:hooks\.slack\.com/services/|discord(?:app)?\.com/api/webhooks/|"
-    r"oapi\.dingtalk\.com/robot/send\?|"
-    r"qyapi\.weixin\.qq\.com/cgi-bin/webhook/send\?|open\.feishu\.cn/open-apis/bot/)[A-Za-z0-9_/?=&.-]{8,300}"
-)
-_BEARER = re.compile(r"(?<![A-Za-z0-9])(?:[Bb]earer|BEARER|[Bb]asic) +([A-Za-z0-9_.~+/=-]{12,4000})")
-_BLOCK_BEGIN = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
-_BLOCK_END = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
+def _patterns(name: str) -> str:
+    """Alternatives: the prefixes that services publish so that scanners can find their keys."""
+    return "|".join(rule["pattern"] for rule in data.table("secrets")[name])
+
+
+_KEYS = lazy(lambda: rf"(?<![A-Za-z0-9_-])(?:{_patterns('keys')})")
+_KEY_RUN = lazy(r"[A-Za-z0-9_.\-:+/=]{14,}")
+_DIGIT = lazy("[0-9]")
+_WEBHOOK = lazy(lambda: rf"https://(?:{_patterns('webhooks')})[A-Za-z0-9_/?=&.-]{{8,300}}")
+_BEARER = lazy(r"(?<![A-Za-z0-9])(?:[Bb]earer|BEARER|[Bb]asic) +([A-Za-z0-9_.~+/=-]{12,4000})")
+_BLOCK_BEGIN = lazy(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
+_BLOCK_END = lazy(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 
 
 def entropy(value: str) -> float:
-    """Shannon entropy of the characters, in bits for each."""
+    """Shannon entropy of the characters, in bits per character."""
     n = len(value)
     repeated = sum(count * math.log2(count) for count in Counter(value).values() if count > 1)
     return math.log2(n) - repeated / n if n else 0.0
@@ -375,7 +351,7 @@ def _keys(text: str) -> Iterator[Finding]:
     for run in _KEY_RUN.finditer(text):
         for found in _KEYS.finditer(text, *run.span()):
             value = found[0]
-            # sk-learn-like words and kebab-case names have no digit or hardly any variety.
+            # Words such as sk-learn and kebab-case names have no digit or little variety.
             if _DIGIT.search(value) and _mixed(value) >= 2 and entropy(value) > 2.5:
                 yield Finding(found.start(), found.end(), "SECRET", 1.0, checked=True)
     if (
@@ -394,35 +370,27 @@ def _keys(text: str) -> Iterator[Finding]:
             yield Finding(found.start(1), found.end(1), "SECRET", 0.9)
     begin = _BLOCK_BEGIN.search(text)
     while begin:
-        # A block that has no end goes on to the end of the text.
+        # A block without an end extends to the end of the text.
         close = _BLOCK_END.search(text, begin.end())
         stop = close.end() if close else len(text)
         yield Finding(begin.start(), stop, "SECRET", 1.0, checked=True)
         begin = _BLOCK_BEGIN.search(text, stop)
 
 
-_CODES: tuple[tuple[re.Pattern[str], str, str], ...] = (
-    # Spain (DNI, NIE), United Kingdom (national insurance), Finland.
-    (
-        re.compile(rf"[0-9XYZ]{ALONE}(?:(?<=[0-9])[0-9]{{7}}|(?<=[XYZ])-?[0-9]{{7}})-?[A-HJ-NP-TV-Z]{END}"),
-        "NATIONALID",
-        "es",
-    ),
-    (
-        re.compile(
-            rf"[A-CEGHJ-PR-TW-Z]{ALONE}[A-CEGHJ-NPR-TW-Z] ?[0-9]{{2}} ?[0-9]{{2}} ?[0-9]{{2}} ?[A-D]{END}"
-        ),
-        "NATIONALID",
-        "",
-    ),
-    (re.compile(rf"[0-9]{ALONE}[0-9]{{5}}[A+-][0-9]{{3}}[0-9A-FHJ-NPR-Y]{END}"), "NATIONALID", "fi.hetu"),
-)
+@functools.cache
+def _national_codes() -> list[tuple[re.Pattern[str], str, str]]:
+    """Patterns of national numbers with letters in them, their kinds, and their checks in ``stdnum``."""
+    return [
+        (lazy(rule["first"] + ALONE + rule["rest"] + END), rule["kind"], rule["check"])
+        for rule in data.table("codes")["national"]
+    ]
+
+
 # The two machine-readable lines of a passport.
 _MACHINE_READABLE = (
-    re.compile(r"(?<![A-Z0-9<])P[A-Z<][A-Z]{3}[A-Z<]{30,39}<"),
-    re.compile(r"(?<![A-Z0-9<])[A-Z0-9<]{9}[0-9][A-Z]{3}[0-9]{7}[MFX<][0-9]{7}[A-Z0-9<]{14,16}"),
+    lazy(r"(?<![A-Z0-9<])P[A-Z<][A-Z]{3}[A-Z<]{30,39}<"),
+    lazy(r"(?<![A-Z0-9<])[A-Z0-9<]{9}[0-9][A-Z]{3}[0-9]{7}[MFX<][0-9]{7}[A-Z0-9<]{14,16}"),
 )
-_DNI = "TRWAGMYFPDXBNJZSQVHLCKE"
 
 
 def _codes(text: str) -> Iterator[Finding]:
@@ -432,22 +400,13 @@ def _codes(text: str) -> Iterator[Finding]:
                 yield Finding(found.start(), found.end(), "PASSPORT", 0.9)
     if not _DIGIT.search(text):
         return
-    for pattern, kind, check in _CODES:
+    for pattern, kind, check in _national_codes():
         for found in pattern.finditer(text):
             value = found[0].replace(" ", "")
             if check != "fi.hetu":  # its sign is the century
                 value = value.replace("-", "")
-            checked = False
-            if check == "es":
-                body = value[:-1].translate(str.maketrans("XYZ", "012"))
-                if _DNI[int(body) % 23] != value[-1]:
-                    continue
-                checked = True
-            elif check:
-                if not checksums.stdnum_valid(check, value):
-                    continue
-                checked = True
-            yield Finding(found.start(), found.end(), kind, 0.9, checked=checked)
+            if not check or checksums.valid(check, value):
+                yield Finding(found.start(), found.end(), kind, 0.9, checked=bool(check))
 
 
 _SCANS: tuple[Callable[[str], Iterator[Finding]], ...] = (

@@ -8,27 +8,29 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from sllm.extras import needs
 from sllm.privacy.findings import Finding
-from sllm.privacy.patterns import checksums, phones
+from sllm.privacy.patterns import checksums
+from sllm.privacy.regex import lazy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["scan"]
 
-# Groups of digits with at most three signs between them; behind a 区号 there may be a bracket.
-_RUN = re.compile(r"(?:\+ ?|\()?\(?[0-9]+(?:(?:[ .\-/]| ?\(| ?\)[ ./-]?| - |--)[0-9]+)*\)?")
-_GROUP = re.compile(r"[0-9]+")
-_ALNUM_TAIL = re.compile(r"[A-Za-z]+\Z")
+# Groups of digits with at most three signs between them; a bracket may follow a 区号 (area code).
+_RUN = lazy(r"(?:\+ ?|\()?\(?[0-9]+(?:(?:[ .\-/]| ?\(| ?\)[ ./-]?| - |--)[0-9]+)*\)?")
+_GROUP = lazy(r"[0-9]+")
+_ALNUM_TAIL = lazy(r"[A-Za-z]+\Z")
 # Words that may stand right before a number without a space.
 _GLUED_TEXT = (
     "tel mobile mob cell fax phone ph hp m t p id card no num number qq wechat vx wx sfz sfzh call "
     "contact ssn"
 )
 _GLUED = frozenset(_GLUED_TEXT.split())
-_OTHER_NUMBER = re.compile(
+_OTHER_NUMBER = lazy(
     r"(?:订单|单号|运单|快递|物流|流水|交易|批次|编号|货号|条码|发票|工单|任务|order|invoice|"
     r"tracking|transaction|trace"
     r"|isbn|issn|ean|upc|sku|serial|batch|ticket|timestamp|时间戳|doi|commit|build|version|hash|"
@@ -36,31 +38,28 @@ _OTHER_NUMBER = re.compile(
     r"[^0-9]{0,14}\Z",
     re.I,
 )
-_CARD_WORD = re.compile(
+_CARD_WORD = lazy(
     r"(?:卡|card|visa|master|amex|debit|credit|账|帐|account|charge|"
     r"(?<![a-z])cc)[^0-9]{0,16}\Z",
     re.I,
 )
-_PHONE_WORD = re.compile(
+_PHONE_WORD = lazy(
     r"(?:电话|手机|電話|手機|聯絡|聯繫|傳真|市話|行動|座机|固话|热线|联系|致电|拨打|传真|短信|号码|来电|呼叫|"
     r"微信|phone|tel|mobile|cell|call|fax|whatsapp|text|contact|(?:my|his|her|their|our|your|the|new|work|"
     r"home|cell)[ ]number(?:[ ]is)?|messages?[ ](?:to|at)|hotline|pager|beeper|dial|reach|ring|sms|viber|"
     r"telegram|signal)[^0-9]{0,24}\Z",
     re.I,
 )
-_PAID_WORD = re.compile(r"(?:打到|转到|转给|汇到|付到|存到|打款|转账|汇款|收款|退款|打钱|工资)[^0-9]{0,12}\Z")
-_ID_WORD = re.compile(r"(?:身份|证件|证号|id|identity)[^0-9]{0,20}\Z", re.I)
-_EXTENSION = re.compile(r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2}|-)([0-9]{1,6})(?![0-9])", re.I)
-_WORD_EXTENSION = re.compile(
-    r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2})([0-9]{1,6})(?![0-9])", re.I
-)
+_PAID_WORD = lazy(r"(?:打到|转到|转给|汇到|付到|存到|打款|转账|汇款|收款|退款|打钱|工资)[^0-9]{0,12}\Z")
+_ID_WORD = lazy(r"(?:身份|证件|证号|id|identity)[^0-9]{0,20}\Z", re.I)
+_EXTENSION = lazy(r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2}|-)([0-9]{1,6})(?![0-9])", re.I)
+_WORD_EXTENSION = lazy(r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2})([0-9]{1,6})(?![0-9])", re.I)
 
-# How many times phonenumberslite is asked about numbers of one text, by region; behind that, form alone
-# decides.
-# A check costs a fifth of a millisecond, and a text of nothing but numbers must not cost minutes.
+# How many times phonenumberslite is asked about numbers of one text, by region; after that, form alone
+# decides. A check costs a fifth of a millisecond, and a text of nothing but numbers must not cost minutes.
 _LOOKUPS = 600
-_REGIONS = 12
-# How many windows of runs are judged in one text; runs behind them count as found.
+_LOOKUPS_NATIONAL = 12  # regions are asked in turn
+# How many windows of runs are judged in one text; the runs after them count as found.
 _WINDOWS = 20_000
 
 _CARD_GROUPS = frozenset(
@@ -91,11 +90,19 @@ _ID_X_GROUPS = frozenset(
 )
 
 
-_X = re.compile(r"[ -]?[Xx](?![A-Za-z0-9])")
+_X = lazy(r"[ -]?[Xx](?![A-Za-z0-9])")
 
 
 class _Run:
-    """A run of groups; ``starts`` and ``ends`` are offsets in the text."""
+    """A run of groups of digits.
+
+    Attributes:
+        text: that holds it.
+        start: offset of the run in the text.
+        groups: start and end of each group in the text.
+        lengths: how many digits each group has.
+
+    """
 
     def __init__(self, text: str, start: int, end: int) -> None:
         self.text = text
@@ -112,7 +119,7 @@ class _Run:
         return {self.text[self.groups[k][1] : self.groups[k + 1][0]] for k in range(i, j - 1)}
 
     def follows(self, words: re.Pattern[str], i: int) -> bool:
-        """Whether group i comes right behind one of some words; only the first group of a run can."""
+        """Whether group i comes right after one of some words; only the first group of a run can."""
         if i:
             return False
         known = self._follows.get(words)
@@ -122,20 +129,68 @@ class _Run:
         return known
 
 
+# Where numbers without a country code are most often from; asked in this order.
+_REGIONS = (
+    "CN", "GB", "FR", "DE", "JP", "KR", "TW", "AU", "IT", "IN", "BR", "NL", "ES", "CH", "MX", "ZA", "TR",
+    "PK",
+)  # fmt: skip
+_MOBILE_REGIONS = ("GB", "FR", "DE", "JP", "KR", "TW", "AU", "ZA", "TR", "PK", "NL", "CH")
+
+
+@functools.cache
+def _phonenumbers() -> Any:
+    """The library, imported on first use: it takes a while, and most texts need none of it."""
+    with needs("privacy"):
+        import phonenumbers
+    return phonenumbers
+
+
+@functools.lru_cache(maxsize=8192)
+def _is_international(digits: str) -> bool:
+    """Whether the digits after a plus sign are a valid number of some country."""
+    lib = _phonenumbers()
+    try:
+        return bool(lib.is_valid_number(lib.parse("+" + digits)))
+    except lib.NumberParseException:
+        return False
+
+
+@functools.lru_cache(maxsize=8192)
+def _is_national(digits: str, mobile: bool) -> bool:
+    """Whether the digits, as written within a country, are a valid (mobile) number of one of the regions."""
+    lib = _phonenumbers()
+    for region in _MOBILE_REGIONS if mobile else _REGIONS:
+        try:
+            number = lib.parse(digits, region)
+        except lib.NumberParseException:
+            continue
+        if mobile:
+            if lib.number_type(number) == lib.PhoneNumberType.MOBILE:
+                return True
+        elif lib.is_valid_number(number):
+            return True
+    return False
+
+
 class _Lookups:
-    """How many times the tables may still be asked."""
+    """Asks the tables of phonenumberslite, a bounded number of times in one text.
+
+    A look-up answers None once the bound is reached.
+    """
 
     def __init__(self) -> None:
         self.left = _LOOKUPS
         self.windows = _WINDOWS
 
     def international(self, digits: str) -> bool | None:
+        """Whether the digits after a plus sign are a valid number."""
         self.left -= 1
-        return phones.international(digits) if self.left >= 0 else None
+        return _is_international(digits) if self.left >= 0 else None
 
     def national(self, digits: str, *, mobile: bool = False) -> bool | None:
-        self.left -= _REGIONS  # each is asked in turn
-        return phones.national(digits, mobile=mobile) if self.left >= 0 else None
+        """Whether the digits are a valid number of some region without the code of its country."""
+        self.left -= _LOOKUPS_NATIONAL
+        return _is_national(digits, mobile) if self.left >= 0 else None
 
 
 def _mobile_cn(digits: str) -> bool:
@@ -159,7 +214,7 @@ def _years(groups: list[str]) -> bool:
 
 
 def _window(run: _Run, i: int, j: int) -> Finding | None:
-    """What groups i to j are, together."""
+    """The number that groups i to j are together, other than a telephone number."""
     lengths = run.lengths[i:j]
     total = sum(lengths)
     start, end = run.groups[i][0], run.groups[j - 1][1]
@@ -173,7 +228,7 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
     if total == 18 and (lengths == (18,) or lengths in _ID_GROUPS):
         digits = run.digits(i, j)
         good = checksums.cn_id(digits)
-        # In the groups of a bank card only a number that is right counts.
+        # In the groups of a bank card only a correct number counts.
         if good is not None and (good or lengths not in _CARD_GROUPS):
             return Finding(start, end, "IDCARD", 1.0 if good else 0.8, checked=good)
         if lengths == (18,) and digits[:2] in _USCC_STARTS and checksums.uscc(digits):
@@ -182,13 +237,13 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
         digits = run.digits(i, j)
         if checksums.cn_id_15(digits) and run.follows(_ID_WORD, i):
             return Finding(start, end, "IDCARD", 0.9, checked=True)
-        if digits[0] in "12" and digits[3:5] <= "12" and _nir(digits):
+        if digits[0] in "12" and digits[3:5] <= "12" and checksums.valid("fr.nir", digits):
             return Finding(start, end, "NATIONALID", 0.9, checked=True)
     if (
         lengths == (12,)
         and text[start] in "56"
         and run.follows(_CARD_WORD, i)
-        and checksums.luhn(text[start:end])
+        and checksums.valid("luhn", text[start:end])
     ):
         return Finding(start, end, "CARD", 0.7)  # Maestro has cards of 12 digits
     if 13 <= total <= 19 and (len(lengths) == 1 or lengths in _CARD_GROUPS):
@@ -197,7 +252,7 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
             digits = run.digits(i, j)
             if checksums.card(digits) and (run.follows(_CARD_WORD, i) or not run.follows(_OTHER_NUMBER, i)):
                 return Finding(start, end, "CARD", 1.0, checked=True)
-            # A slip of the pen, or invented: still somebody's where it is said to be a card.
+            # With a typing error, or invented: still somebody's where it is called a card.
             if (
                 (lengths in ((15,), (16,), (19,)) and digits[0] in "3456" and run.follows(_CARD_WORD, i))
                 or (lengths in ((16,), (19,)) and digits[:2] == "62" and run.follows(_PAID_WORD, i))
@@ -213,11 +268,6 @@ _USCC_STARTS_TEXT = "11 12 13 19 31 32 33 51 52 53 59 91 92 93"
 _USCC_STARTS = frozenset(_USCC_STARTS_TEXT.split())
 
 
-def _nir(digits: str) -> bool:
-    """France: 13 digits and 97 minus their remainder."""
-    return int(digits[:13]) % 97 == 97 - int(digits[13:])
-
-
 def _short_date(digits: str) -> bool:
     """Whether the first six digits are a date with its year in two."""
     return any(
@@ -226,7 +276,7 @@ def _short_date(digits: str) -> bool:
 
 
 def _national_id(run: _Run, i: int, j: int, lengths: tuple[int, ...], start: int, end: int) -> Finding | None:
-    """National numbers that are known by their grouping."""
+    """The national number that groups are, recognised by their lengths and gaps."""
     form = _NATIONAL.get(lengths)
     if form is None:
         return None
@@ -243,16 +293,16 @@ def _national_id(run: _Run, i: int, j: int, lengths: tuple[int, ...], start: int
         if (
             _years([run.text[a:b] for a, b in run.groups[i:j]])
             or digits[0] in "01"
-            or not checksums.verhoeff(digits)
+            or not checksums.valid("verhoeff", digits)
         ):
             return None
         checked = True
     elif lengths == (3, 3, 3, 2):
-        checked = checksums.stdnum_valid("br.cpf", digits)
+        checked = checksums.valid("br.cpf", digits)
     elif lengths == (2, 3, 3, 4, 2):
-        checked = checksums.stdnum_valid("br.cnpj", digits)
+        checked = checksums.valid("br.cnpj", digits)
     elif lengths == (3, 3, 3):
-        if digits[0] == "0" or not checksums.luhn(digits):
+        if digits[0] == "0" or not checksums.valid("luhn", digits):
             return None
         checked = True
     elif lengths == (6, 7):
@@ -262,19 +312,17 @@ def _national_id(run: _Run, i: int, j: int, lengths: tuple[int, ...], start: int
             return None
     elif lengths in ((6, 4), (8, 4)):
         short = digits[-10:]
-        if not _short_date(short) or not checksums.luhn(short):
+        if not _short_date(short) or not checksums.valid("luhn", short):
             return None
         checked = True
     elif lengths == (1, 2, 2, 2, 3, 3, 2):
-        if digits[0] not in "12" or not _nir(digits):
+        if digits[0] not in "12" or not checksums.valid("fr.nir", digits):
             return None
         checked = True
     elif lengths == (2, 6, 6, 1):
-        checked = checksums.luhn(digits)
+        checked = checksums.valid("luhn", digits)
     elif lengths == (3, 4, 4, 2):
-        # Switzerland: 756 and the check digit of EAN-13.
-        weighted = sum(int(d) * (1 + 2 * (k % 2)) for k, d in enumerate(digits))
-        if digits[:3] != "756" or weighted % 10:
+        if digits[:3] != "756" or not checksums.valid("ch.ssn", digits):
             return None
         checked = True
     return Finding(start, end, kind, 0.9 if checked else 0.7, checked=checked)
@@ -295,78 +343,156 @@ _NATIONAL: dict[tuple[int, ...], tuple[str, list[list[str]]]] = {
 }
 
 
+class _Number:
+    """Groups i to j of a run, as one telephone number would have them.
+
+    Attributes:
+        start: offset of the first digit.
+        end: offset after the last digit.
+        left: offset of a bracket right before the first digit, or else ``start``.
+        bracket: whether there is one.
+        lengths: how many digits each group has.
+        total: how many all have.
+        digits: all of them.
+        groups: the digits of each group.
+        gaps: what stands between the groups.
+
+    """
+
+    __slots__ = (
+        "_first", "_run", "bracket", "digits", "end", "gaps", "groups", "left", "lengths", "start", "text",
+        "total",
+    )  # fmt: skip
+
+    def __init__(self, run: _Run, i: int, j: int) -> None:
+        self._run, self._first = run, i
+        self.text = text = run.text
+        self.lengths = run.lengths[i:j]
+        self.total = sum(self.lengths)
+        self.start, self.end = run.groups[i][0], run.groups[j - 1][1]
+        self.bracket = text[self.start - 1 : self.start] == "("
+        self.left = self.start - 1 if self.bracket else self.start
+        self.groups = [text[a:b] for a, b in run.groups[i:j]]
+        self.digits = "".join(self.groups)
+        self.gaps = [text[run.groups[k][1] : run.groups[k + 1][0]] for k in range(i, j - 1)]
+
+    @property
+    def signed(self) -> bool:
+        """Whether a plus sign comes before it."""
+        ahead = self.text[max(0, self.left - 2) : self.left]
+        return ahead[-1:] == "+" or ahead == "+ "
+
+    def follows(self, words: re.Pattern[str]) -> bool:
+        """Whether it comes right after one of some words."""
+        return self._run.follows(words, self._first)
+
+    @property
+    def is_a_date(self) -> bool:
+        """Whether its groups are a date, or have one at their end."""
+        lengths, groups = self.lengths, self.groups
+        return any(_dates(lengths[k:], groups[k:]) for k in range(max(1, len(lengths) - 2)))
+
+
 def _phone(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
     """A telephone number that groups i to j are as a whole."""
-    text, lengths = run.text, run.lengths[i:j]
-    start, end = run.groups[i][0], run.groups[j - 1][1]
-    total = sum(lengths)
-    if not 7 <= total <= 16:
+    if not 7 <= sum(run.lengths[i:j]) <= 16:
         return None
-    bracket = text[start - 1 : start] == "("
-    left = start - 1 if bracket else start
-    sign = text[left - 1 : left] == "+" or text[max(0, left - 2) : left] == "+ "
-    digits = run.digits(i, j)
-    groups = [text[a:b] for a, b in run.groups[i:j]]
-    gaps = [text[run.groups[k][1] : run.groups[k + 1][0]] for k in range(i, j - 1)]
-    if sign:
-        return _with_sign(text, left, end, digits, gaps, lookups)
-    if any(_dates(lengths[k:], groups[k:]) for k in range(len(lengths) - 2)) or _dates(lengths, groups):
+    number = _Number(run, i, j)
+    lengths, gaps = number.lengths, number.gaps
+    if number.signed:
+        return _with_sign(number, lookups)
+    if number.is_a_date:
         return None
-    if digits in _COUNTING or (gaps == ["."] and lengths[0] == 1):
+    if number.digits in _COUNTING or (gaps == ["."] and lengths[0] == 1):
         return None  # 0123456789, and fractions
-    # 中国大陆: mobile, with or without 86; 区号 and number; 400 and 800.
+    found = _in_china(number) or _with_area_in_brackets(number, lookups)
+    if found:
+        return found
+    # 1 (926) 018-1590: the code of a country, that of an area in brackets.
+    if len(gaps) >= 2 and "(" in gaps[0] and ")" in gaps[1] and lengths[0] <= 3 and 9 <= number.total <= 13:
+        if not any("(" in gap or ")" in gap for gap in gaps[2:]) and lengths[1] in (2, 3, 4):
+            return Finding(number.start, number.end, "PHONE", 0.8)
+        return None
+    if any("(" in gap or ")" in gap for gap in gaps[1:]):
+        return None
+    found = _in_america(number) or _with_zeros(number, lookups) or _with_zero(number, lookups)
+    if found:
+        return found
+    announced = number.follows(_PHONE_WORD) and not number.follows(_OTHER_NUMBER)
+    if announced and number.total <= 15 and len(lengths) <= 7 and not _years(number.groups):
+        closed = number.bracket and gaps and ")" in gaps[0]
+        return Finding(number.left if closed else number.start, number.end, "PHONE", 0.7)
+    return None
+
+
+def _in_china(number: _Number) -> Finding | None:
+    """中国大陆: mobile, with or without 86; 区号 (area code) and number; 400 and 800."""
+    lengths, gaps, digits = number.lengths, number.gaps, number.digits
     mobile = digits
     for prefix in ("0086", "86"):
         if digits.startswith(prefix) and len(digits) == 11 + len(prefix):
             mobile = digits[len(prefix) :]
     grouped = lengths in _MOBILE_FORMS or (len(lengths) >= 9 and max(lengths) <= 2)
     if grouped and _mobile_cn(mobile) and "." not in gaps and "/" not in gaps:
-        return Finding(left if bracket else start, end, "PHONE", 0.95, checked=True)
+        return Finding(number.left, number.end, "PHONE", 0.95, checked=True)
     landline = lengths in _LANDLINE_FORMS and set(gaps) <= {"-", " ", ") ", ")", " - ", ")-"}
     if landline and _CN_AREA.match(digits):
-        return Finding(left, end, "PHONE", 0.9)
+        return Finding(number.left, number.end, "PHONE", 0.9)
     if digits[:3] in ("400", "800") and lengths in ((3, 3, 4), (3, 4, 3)):
-        return Finding(start, end, "PHONE", 0.8)
-    # A bracketed area code.
-    area = bracket and len(lengths) >= 2 and ")" in gaps[0] and 2 <= lengths[0] <= 5 and 7 <= total <= 12
-    if area and (total >= 9 or lookups.national(digits) is not False):
-        return Finding(left, end, "PHONE", 0.85)
-    # 1 (926) 018-1590: a country's code, an area's in brackets.
-    if len(gaps) >= 2 and "(" in gaps[0] and ")" in gaps[1] and lengths[0] <= 3 and 9 <= total <= 13:
-        if not any("(" in gap or ")" in gap for gap in gaps[2:]) and lengths[1] in (2, 3, 4):
-            return Finding(start, end, "PHONE", 0.8)
-        return None
-    if any("(" in gap or ")" in gap for gap in gaps[1:]):
-        return None
-    uniform = len(set(gaps)) == 1
-    # North America.
-    if lengths in ((3, 3, 4), (1, 3, 3, 4)) and (lengths[0] == 3 or digits[0] == "1"):
-        ten = digits[-10:]
-        dashed = uniform and gaps[0] in ("-", ".") and (ten[0] in "23456789" or ten == "1234567890")
+        return Finding(number.start, number.end, "PHONE", 0.8)
+    return None
+
+
+def _with_area_in_brackets(number: _Number, lookups: _Lookups) -> Finding | None:
+    lengths, total = number.lengths, number.total
+    area = number.bracket and len(lengths) >= 2 and ")" in number.gaps[0]
+    fits = area and 2 <= lengths[0] <= 5 and total <= 12
+    if fits and (total >= 9 or lookups.national(number.digits) is not False):
+        return Finding(number.left, number.end, "PHONE", 0.85)
+    return None
+
+
+def _in_america(number: _Number) -> Finding | None:
+    """North America: three, three and four digits."""
+    lengths, gaps = number.lengths, number.gaps
+    if lengths == (3, 3, 4) or (lengths == (1, 3, 3, 4) and number.digits[0] == "1"):
+        ten = number.digits[-10:]
+        dashed = len(set(gaps)) == 1 and gaps[0] in ("-", ".")
+        dashed = dashed and (ten[0] in "23456789" or ten == "1234567890")
         likely = dashed or (ten[0] in "23456789" and ten[3] in "23456789")
-        if likely and not (gaps[-1] == "." and run.follows(_OTHER_NUMBER, i)):
-            return Finding(left if bracket else start, end, "PHONE", 0.8)
+        if likely and not (gaps[-1] == "." and number.follows(_OTHER_NUMBER)):
+            return Finding(number.left, number.end, "PHONE", 0.8)
+    return None
+
+
+def _with_zeros(number: _Number, lookups: _Lookups) -> Finding | None:
+    """With 00, the international prefix of most countries."""
+    lengths, digits, total = number.lengths, number.digits, number.total
     if digits.startswith("001") and len(lengths) >= 3 and total in (13, 14):
-        return Finding(start, end, "PHONE", 0.8)
-    if digits.startswith("00") and 10 <= total <= 16 and lengths[0] >= 2 and len(lengths) <= 7:
+        return Finding(number.start, number.end, "PHONE", 0.8)
+    if digits.startswith("00") and total >= 10 and lengths[0] >= 2 and len(lengths) <= 7:
         if lookups.international(digits[2:]) is not False:
-            return Finding(start, end, "PHONE", 0.9, checked=True)
-        if len(lengths) >= 3 and uniform is False:
-            return Finding(start, end, "PHONE", 0.6)
-    if digits[0] == "0" and digits[1] != "0" and 9 <= total <= 12 and "/" not in gaps[1:]:
-        if lengths == (2, 2, 2, 2, 2) and uniform:
+            return Finding(number.start, number.end, "PHONE", 0.9, checked=True)
+        if len(lengths) >= 3 and len(set(number.gaps)) != 1:
+            return Finding(number.start, number.end, "PHONE", 0.6)
+    return None
+
+
+def _with_zero(number: _Number, lookups: _Lookups) -> Finding | None:
+    """With 0, the prefix of most countries within them."""
+    lengths, digits, gaps = number.lengths, number.digits, number.gaps
+    start, end = number.start, number.end
+    if digits[0] == "0" and digits[1] != "0" and 9 <= number.total <= 12 and "/" not in gaps[1:]:
+        if lengths == (2, 2, 2, 2, 2) and len(set(gaps)) == 1:
             return Finding(start, end, "PHONE", 0.85)
         if len(lengths) >= 2 and 2 <= lengths[0] <= 6 and len(lengths) <= 5 and min(lengths) >= 2:
             if lookups.national(digits) is not False:
                 return Finding(start, end, "PHONE", 0.8)
             if len(lengths) >= 3 and "." not in gaps:
                 return Finding(start, end, "PHONE", 0.55)
-        plain = len(lengths) == 1 and total in (10, 11) and not run.follows(_OTHER_NUMBER, i)
+        plain = len(lengths) == 1 and number.total in (10, 11) and not number.follows(_OTHER_NUMBER)
         if plain and lookups.national(digits, mobile=True) is not False:
             return Finding(start, end, "PHONE", 0.7)
-    announced = run.follows(_PHONE_WORD, i) and not run.follows(_OTHER_NUMBER, i)
-    if announced and total <= 15 and len(lengths) <= 7 and not _years(groups):
-        return Finding(left if bracket and gaps and ")" in gaps[0] else start, end, "PHONE", 0.7)
     return None
 
 
@@ -379,14 +505,13 @@ _MOBILE_FORMS = frozenset(
     ]
 )  # fmt: skip
 _LANDLINE_FORMS = frozenset([(3, 8), (4, 7), (4, 8), (3, 4, 4), (4, 4, 4), (4, 3, 4), (3, 7)])
-_CN_AREA = re.compile(r"0(?:10|2[0-57-9]|[3-9][1-9][0-9])")
+_CN_AREA = lazy(r"0(?:10|2[0-57-9]|[3-9][1-9][0-9])")
 
 
-def _with_sign(
-    text: str, left: int, end: int, digits: str, gaps: list[str], lookups: _Lookups
-) -> Finding | None:
-    """A number behind a plus sign."""
-    plus = text.rfind("+", 0, left)
+def _with_sign(number: _Number, lookups: _Lookups) -> Finding | None:
+    """A telephone number after a plus sign."""
+    text, end, digits, gaps = number.text, number.end, number.digits, number.gaps
+    plus = text.rfind("+", 0, number.left)
     ahead = text[max(0, plus - 2) : plus]
     if ahead.endswith("(") and ")" in text[plus : plus + 6]:
         plus -= 1
@@ -425,8 +550,8 @@ def _stands_alone(text: str, start: int, end: int) -> bool:
 
 # Commas between the groups of one number have at most three digits before each; longer groups are the columns
 # of a table.
-_COLUMNS_BEFORE = re.compile(r"[0-9]{4},\Z")
-_LONG = re.compile("[0-9]{4}")
+_COLUMNS_BEFORE = lazy(r"[0-9]{4},\Z")
+_LONG = lazy("[0-9]{4}")
 
 
 def _long_tail(text: str, start: int, end: int) -> bool:
@@ -452,7 +577,7 @@ def _run(run: _Run, lookups: _Lookups) -> Iterator[Finding]:
     if total < 7:
         return
     lookups.windows -= 1
-    # A run that fits is taken whole first: the gaps inside say that it is one number.
+    # A run that fits is judged as a whole first: its gaps suggest that it is one number.
     if n <= 19 and total <= 19:
         whole = _judge(run, 0, n, lookups)
         if whole:
@@ -491,7 +616,7 @@ def _run(run: _Run, lookups: _Lookups) -> Iterator[Finding]:
 
 @functools.lru_cache(maxsize=65536)
 def _known_form(lengths: tuple[int, ...]) -> bool:
-    """Whether any rule knows numbers grouped like this."""
+    """Whether there is a rule for numbers grouped like this."""
     return (
         (len(lengths) == 1 and lengths[0] in (11, 13, 14, 15, 16, 17, 18, 19))
         or lengths in _CARD_GROUPS
@@ -504,7 +629,7 @@ def _known_form(lengths: tuple[int, ...]) -> bool:
 
 
 def _worth(run: _Run, i: int, j: int) -> bool:
-    """Whether a window of a longer run can be anything: the cheap half of judging it."""
+    """Whether a window of a longer run can be a number of some kind: the cheap half of judging it."""
     if _known_form(run.lengths[i:j]):
         return True
     at = run.groups[i][0]

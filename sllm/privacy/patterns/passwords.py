@@ -1,13 +1,13 @@
-"""Passwords, keys and codes that words give away, and what only looks like one: code, examples, masks."""
+"""Passwords, keys and codes that words announce, and what only looks like one: code, examples, masks."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
 
-from sllm.privacy.bounds import Budget
-from sllm.privacy.findings import Finding
+from sllm.privacy.findings import Budget, Finding
 from sllm.privacy.patterns.codes import entropy
+from sllm.privacy.regex import lazy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,47 +20,49 @@ SECRET_WORDS = {
     "pass", "pw", "psw", "auth", "passcode", "mnemonic", "contrasena", "signature", "sig", "pat", "jwt",
     "cookie", "session",
 }  # fmt: skip
-# "key", "auth" and their like alone name too many things: they need one of these before them.
-_KEY_BEFORE = re.compile(
+# "key", "auth" and the like alone can mean too many things: they need one of these before them.
+_KEY_BEFORE = lazy(
     r"(?:api|access|secret|private|encryption|license|account|auth|app|client|service|shared|master|signing|"
     r"ssh|aes|aws|product|activation|session|user|admin|root|db|basic|storage|subscription|wi-?fi|wlan|wpa2?|"
     r"network|router|decryption|host|deploy|bot|webhook)[ _.-]?\Z",
     re.I,
 )
 _WEAK_SECRET_WORDS = {"key", "auth", "signature", "sig", "cookie", "session", "pass", "pw", "pat"}
-_SECRET_LINK = re.compile(
+_SECRET_LINK = lazy(
     r"(?:[ _-]?(?:key|id|value|code|token|secret|hash))?[\"'”’*`\])]{0,3}[ \t]{0,3}"
     r"(?P<sign>(?::=|=>|==|->|[:：=])|(?:is|was|are|为|是)(?: now|"
     r" set to)?(?=[ :：\"'“]))?[ \t:：]{0,4}(?P<quote>[\"'“‘`*「]{0,3})",
     re.I,
 )
-_CN_SECRET = re.compile(
+_CN_SECRET = lazy(
     r"(?:密码|口令|密钥|秘钥|令牌|授权码|私钥|公钥|通行码|暗号|访问凭证|密匙|激活码|"
     r"注册码)(?:[(（][^()（）\n]{1,8}[)）])?"
     r"[\"'”’]{0,2}[ \t]{0,2}(?P<sign>(?:应该是|改成了?|改为|换成|设为|设成|设置为|设置成|就是|"
     r"还是|都是|[:：=]|为|是)[ \t]{0,2}){1,2}"
     r"(?P<quote>[\"'“‘「`]{0,2})[ \t]?"
 )
-_SECRET_VALUE = re.compile(r"[!-~]{4,200}")
-_HAN_PIN = re.compile(r"密码[ \t是为：:]{0,3}(?=[0-9]{4,8}#?(?![0-9A-Za-z位个年]))(?P<pin>[0-9]{4,8}#?)")
-# Words behind which a lone run of mixed characters, some way on, is what they speak of.
-_SPOKEN_SECRET = re.compile(
+_SECRET_VALUE = lazy(r"[!-~]{4,200}")
+_VALUE_END = lazy(r"[\"'`<>]|[,;](?=\Z)|\\n|&(?=[A-Za-z_]+=)")
+_GAP = lazy("[ -]")
+_HAN_PIN = lazy(r"密码[ \t是为：:]{0,3}(?=[0-9]{4,8}#?(?![0-9A-Za-z位个年]))(?P<pin>[0-9]{4,8}#?)")
+# Words that a lone run of mixed characters, some way further on, belongs to.
+_SPOKEN_SECRET = lazy(
     r"(?<![A-Za-z])(?:[Pp]assword|[Pp]asscode|[Pp]assphrase|[Cc]redentials?|[Ss]ecret|PIN|[Pp]wd|[Ll]ogin|"
     r"[Tt]oken)s?(?![A-Za-z_])|密码|口令|密钥"
 )
-_LONE = re.compile(r"(?<![^\s\"'“‘(（：:，,为是])[!-~]{8,48}(?=[\s\"'”’)），。；]|\Z)")
-# Hardly in a phrase for a machine: none is in the list of BIP 39.
+_LONE = lazy(r"(?<![^\s\"'“‘(（：:，,为是])[!-~]{8,48}(?=[\s\"'”’)），。；]|\Z)")
+# Words of sentences: none is in the list of BIP 39, from which recovery phrases are made.
 _OF_SENTENCES_TEXT = (
     "the and of to in is are not it for be or on at has was by as an should from too so do does we my our"
 )
 _OF_SENTENCES = frozenset(_OF_SENTENCES_TEXT.split())
-_PHRASE = re.compile(
+_PHRASE = lazy(
     r"(?:[Pp]assphrase|[Ss]eed phrase|[Rr]ecovery phrase|[Mm]nemonic(?: phrase)?|助记词|"
     r"恢复短语)[^A-Za-z\n]{0,4}(?:is|are|was)?[ :：]{0,3}(?P<quote>[\"'“]?)(?<![A-Za-z])"
     r"(?P<value>[a-z]{2,12}(?:[ -][a-z]{2,12}){3,24})"
 )
-_HAN_SECRET_SPACE = re.compile(r"(?:密码|口令|密钥|令牌|授权码)[ \t]{0,2}(?=[A-Za-z0-9][!-~]{5})")
-_NOT_SECRET = re.compile(
+_HAN_SECRET_SPACE = lazy(r"(?:密码|口令|密钥|令牌|授权码)[ \t]{0,2}(?=[A-Za-z0-9][!-~]{5})")
+_NOT_SECRET = lazy(
     r"(?:none|null|nil|true|false|undefined|str|string|int|bool|bytes|optional\[?.*|required|text|"
     r"varchar.*|char|any|void|self.*"
     r"|your.*|my[_-]?(?:password|secret|token|key).*|x{3,}[-_x]*|\*{3,}.*|\.{3,}.*|<.*|\$.*|%.*|"
@@ -71,11 +73,9 @@ _NOT_SECRET = re.compile(
     r"import.*|function.*|lambda.*)\Z",
     re.I | re.S,
 )
-_CODE_EXPRESSION = re.compile(
-    r"[A-Za-z_][A-Za-z0-9_]*(?:(?:\.|->|::)[A-Za-z_][A-Za-z0-9_]*)*(?:\(.*|\[.*)\Z", re.S
-)
-_DOTTED = re.compile(r"[A-Za-z_]+(?:\.[A-Za-z_]+)+[;,)]*\Z")
-_CLASSES = tuple(re.compile(chars) for chars in ("[a-z]", "[A-Z]", "[0-9]", "[^A-Za-z0-9_.-]"))
+_CODE_EXPRESSION = lazy(r"[A-Za-z_][A-Za-z0-9_]*(?:(?:\.|->|::)[A-Za-z_][A-Za-z0-9_]*)*(?:\(.*|\[.*)\Z", re.S)
+_DOTTED = lazy(r"[A-Za-z_]+(?:\.[A-Za-z_]+)+[;,)]*\Z")
+_CLASSES = tuple(lazy(chars) for chars in ("[a-z]", "[A-Z]", "[0-9]", "[^A-Za-z0-9_.-]"))
 
 
 def _classes(value: str) -> int:
@@ -83,7 +83,7 @@ def _classes(value: str) -> int:
 
 
 def _secret(text: str, at: int, quote: str, strong: bool, sign: bool) -> Finding | None:
-    """The secret that begins at an offset, if what stands there is one."""
+    """The secret that begins at an offset, if there is one."""
     found = _SECRET_VALUE.match(text, at)
     if not found:
         return None
@@ -97,7 +97,7 @@ def _secret(text: str, at: int, quote: str, strong: bool, sign: bool) -> Finding
             value = value[:cut]
             quoted = True
     if not quoted:
-        stop = re.search(r"[\"'`<>]|[,;](?=\Z)|\\n|&(?=[A-Za-z_]+=)", value)
+        stop = _VALUE_END.search(value)
         if stop:
             value = value[: stop.start()]
         value = value.rstrip(".,;:)]}")
@@ -126,7 +126,7 @@ def _secret(text: str, at: int, quote: str, strong: bool, sign: bool) -> Finding
 
 
 def secret_at(text: str, start: int, end: int, word: str) -> Finding | None:
-    """The secret behind one of :data:`SECRET_WORDS`, which stands at ``text[start:end]``, if there is one."""
+    """The secret after one of :data:`SECRET_WORDS`, which is ``text[start:end]``, if there is one."""
     strong = word in (
         "password",
         "passwd",
@@ -149,15 +149,15 @@ def secret_at(text: str, start: int, end: int, word: str) -> Finding | None:
         return None
     if not sign and not link["quote"] and text[link.end() - 1 : link.end()] not in (" ", "\t"):
         return None
-    # "is" needs a value that no sentence goes on with.
+    # "is" needs a value that cannot be the rest of a sentence.
     worded = sign and link["sign"][:1].isalpha()
     return _secret(text, link.end(), link["quote"], strong, sign and not worded)
 
 
-_LOGIN_PAIR = re.compile(
+_LOGIN_PAIR = lazy(
     r"(?:login|Login|credential|Credential|账号|帐号|user|User)s?[ :：=]{1,3}[^\s/:=]{3,40} ?/ ?(?=[!-~]{6})"
 )
-_LOOKS_LIKE_CODE = re.compile(
+_LOOKS_LIKE_CODE = lazy(
     r"\A[A-Za-z_][A-Za-z0-9_.]*[(\[].*[)\];]\Z|\$\{|\{\{|\A<.*>\Z|\A--|\A\$[A-Z_]+\Z|://|\\|\.(?:com|org|net|"
     r"io|py|js|ts|md|json|txt|html|cn|log|yml)\b"
 )
@@ -165,7 +165,7 @@ _SPOKEN_WORDS = ("ass", "redential", "ecret", "PIN", "wd", "ogin", "oken", "密�
 
 
 def _spoken(text: str) -> Iterator[Finding]:
-    """Passwords that a sentence speaks of before it says them: "the temporary one is ..."."""
+    """Passwords that a sentence mentions before it gives them: "the temporary one is ..."."""
     done = 0
     if not any(word in text for word in _SPOKEN_WORDS):
         return
@@ -189,7 +189,7 @@ def _spoken(text: str) -> Iterator[Finding]:
 
 
 def _is_lone_secret(value: str) -> bool:
-    """Whether a word that nothing but a sentence around it calls a secret looks like one."""
+    """Whether a word that only the sentence around it calls a secret looks like one."""
     return (
         len(value) >= 8
         and _MIXED.match(value) is not None
@@ -199,18 +199,18 @@ def _is_lone_secret(value: str) -> bool:
     )
 
 
-_AS_PASSWORD = re.compile(
+_AS_PASSWORD = lazy(
     r" as (?:the |my |your |a |his |her |new )*(?:password|passcode|secret|PIN|"
     r"passphrase)(?![A-Za-z])"
 )
-_WORD_AHEAD = re.compile(r"(?:\A|[\s\"'“])([!-~]{8,40})\Z")
+_WORD_AHEAD = lazy(r"(?:\A|[\s\"'“])([!-~]{8,40})\Z")
 # Lower case, capitals and digits.
-_THREE = re.compile(r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])")
-_MIXED = re.compile(r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])|(?=.*[0-9])(?=.*[A-Za-z])(?=.*[!#$%^&*?~+])")
+_THREE = lazy(r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])")
+_MIXED = lazy(r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])|(?=.*[0-9])(?=.*[A-Za-z])(?=.*[!#$%^&*?~+])")
 
 
 def scan(text: str) -> Iterator[Finding]:
-    """Secrets in a plain view that a sentence or a pair gives away, and those behind Chinese labels."""
+    """Secrets in a plain view: in a pair with a login, in a sentence, and after Chinese labels."""
     if "/" in text:
         for found in _LOGIN_PAIR.finditer(text):
             one = _secret(text, found.end(), "", True, False)
@@ -218,8 +218,8 @@ def scan(text: str) -> Iterator[Finding]:
                 yield one
     phrased = any(word in text for word in ("hrase", "nemonic", "助记词", "恢复短语"))
     for found in _PHRASE.finditer(text) if phrased else ():
-        # Words of a sentence are no phrase: "the passphrase has to be long and hard to guess".
-        if found["quote"] or _OF_SENTENCES.isdisjoint(re.split("[ -]", found["value"])):
+        # Words of a sentence are not a phrase: "the passphrase has to be long and hard to guess".
+        if found["quote"] or _OF_SENTENCES.isdisjoint(_GAP.split(found["value"])):
             yield Finding(found.start("value"), found.end("value"), "SECRET", 0.8)
     yield from _spoken(text)
     if text.isascii():
