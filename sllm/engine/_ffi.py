@@ -1,7 +1,7 @@
 """The compiled core: ``ffi`` and ``lib``, and what every call through them needs.
 
-One table turns status codes into exceptions, one class gives handles their lifetime, and a few functions
-check arrays before a pointer is taken. No other module imports ``sllm._core``.
+One table turns status codes into exceptions, one class owns a C object, and a few functions check arrays
+before a pointer is taken. No other module imports ``sllm._core``.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import logging
 import operator
 import os
 import threading
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sllm.engine import cpu
 from sllm.engine._cuda import missing_device, missing_library
+from sllm.engine.handle import Closing
 from sllm.errors import (
     BusyError,
     CancelledError,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     import numpy.typing as npt
-    from typing_extensions import Self
 
 __all__ = [
     "Handle",
@@ -256,21 +255,7 @@ def ragged_int32(
     return flat, lengths
 
 
-_current_pid = (
-    os.getpid()
-)  # kept, since every call asks for it and a system call takes longer than the rest of that
-
-
-def _after_fork() -> None:
-    global _current_pid
-    _current_pid = os.getpid()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-class Handle:
+class Handle(Closing):
     """Owner of one C object: closed once, not used after that, and not used in a forked child.
 
     The object is freed with its last reference, so one that another thread has just passed to C outlives
@@ -283,31 +268,26 @@ class Handle:
     """
 
     def __init__(self, pointer: Any, free: Callable[[Any], object]) -> None:
-        self._pid = pid = os.getpid()
+        pid = os.getpid()
 
         def free_here(raw: Any) -> None:
             if os.getpid() == pid:
                 free(raw)
 
         self._pointer = ffi.gc(pointer, free_here)
+        super().__init__()
 
     @property
     def _live(self) -> Any:
         """The C pointer.
 
         Raises:
-            ClosedError: after ``close()``, or in a process forked after the object was made (llama.cpp's
-                threads and devices do not survive a fork).
+            ClosedError: after ``close()``, or in a process forked after the object was made.
 
         """
         pointer = self._pointer
-        if pointer is None:
-            raise ClosedError(f"{type(self).__name__} is closed")
-        if self._pid != _current_pid:
-            raise ClosedError(
-                f"{type(self).__name__} belongs to process {self._pid}"
-                f" and was used in its fork {os.getpid()}; make a new one there"
-            )
+        if pointer is None or self._pid != Closing._current_pid:
+            self._check_open()
         return pointer
 
     @property
@@ -318,15 +298,3 @@ class Handle:
     def close(self) -> None:
         """Free what the object holds. More calls do nothing."""
         self._pointer = None
-
-    def __enter__(self) -> Self:
-        _ = self._live
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_pointer", None) is not None and self._pid == os.getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()

@@ -10,15 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections import deque
 from contextlib import suppress
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
+from sllm.engine.handle import Closing
 from sllm.errors import SllmError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 __all__ = ["Child", "ChildEndedError", "begin"]
 
@@ -44,7 +41,7 @@ class ChildEndedError(SllmError, RuntimeError):
     """The process has ended; the message says how, and what it said last."""
 
 
-class Child:
+class Child(Closing):
     """A process that calls ``entry`` (``"module:function"``) with the parent's process id and ``options``
     (JSON, or it is a TypeError). It ends when :meth:`close` is called and when this process ends, however
     that does: its stdin does, or its parent is another.
@@ -55,11 +52,10 @@ class Child:
     def __init__(self, entry: str, options: dict[str, Any]) -> None:
         if not sys.executable:
             raise ChildEndedError("there is no Python to start: sys.executable is empty")
-        self._pid = os.getpid()
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._heard = b""
         path = [os.path.abspath(part) for part in sys.path]  # noqa: PTH100 - "" is the current folder
-        told = {"path": path, "entry": entry, "parent": self._pid, "options": options}
+        told = {"path": path, "entry": entry, "parent": os.getpid(), "options": options}
         line = json.dumps(told).encode() + b"\n"
         self._process = subprocess.Popen(
             [sys.executable, "-c", _BOOT],
@@ -70,6 +66,7 @@ class Child:
             start_new_session=True,  # a Ctrl-C in the terminal is for this process alone
         )
         self._closed = False
+        super().__init__()
         # Nothing of the thread leads back to this object, or it could never be found forgotten.
         self._reader = threading.Thread(
             target=_read_stderr,
@@ -86,6 +83,11 @@ class Child:
     def pid(self) -> int:
         """The child's process id."""
         return self._process.pid
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
 
     @property
     def alive(self) -> bool:
@@ -135,7 +137,7 @@ class Child:
 
     def close(self) -> None:
         """End the child and wait until it is gone. More calls do nothing."""
-        if self._closed or self._pid != os.getpid():
+        if self._closed or self._in_fork:
             return
         self._closed = True
         process = self._process
@@ -152,16 +154,8 @@ class Child:
         process.stdout.close()
         process.stderr.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True) and self._pid == os.getpid():
-            warnings.warn(f"unclosed child process {self.pid}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+    def __repr__(self) -> str:
+        return f"child process {self.pid}"
 
 
 def _read_stderr(stderr: IO[bytes], lines: deque[str], pid: int) -> None:

@@ -9,7 +9,6 @@ import socket
 import sys
 import threading
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +17,12 @@ from sllm.engine import ggml_rpc
 from sllm.engine._ffi import check, checked_int, ffi, lib
 from sllm.engine.devices import Device
 from sllm.engine.devices import devices as local_devices
+from sllm.engine.handle import Closing
 from sllm.errors import RPCError
 from sllm.rpc.child import Child, ChildEndedError, begin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from typing_extensions import Self
 
 __all__ = ["DEFAULT_PORT", "RPCServer", "add_server", "devices"]
 
@@ -92,7 +90,7 @@ def devices(endpoint: str | None = None) -> list[Device]:
         return list(_known.get(f"{host}:{port}", ()))
 
 
-class RPCServer:
+class RPCServer(Closing):
     """Serves this machine's devices by ggml's RPC, from a process of its own, until :meth:`close`.
 
     It serves one client at a time. It ends with this process, whichever way that ends. A client can crash the
@@ -158,8 +156,8 @@ class RPCServer:
         self.host = address
         self.port = port
         self.memory: tuple[tuple[int, int], ...] = ()
-        self._pid = os.getpid()
         self._child: Child | None = None
+        super().__init__()
         for attempt in range(_ATTEMPTS):
             number = _free_port(address, port)
             if self._start(number, options):
@@ -236,22 +234,11 @@ class RPCServer:
 
     def close(self) -> None:
         """End the process and wait until it is gone. More calls do nothing."""
-        if self._pid != os.getpid():
+        if self._in_fork:
             return
         child, self._child = self._child, None
         if child is not None:
             child.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_child", None) is not None and self._pid == os.getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
 
     def __repr__(self) -> str:
         return f"<sllm.rpc.RPCServer {self.endpoint}{', closed' if self.closed else ''}>"

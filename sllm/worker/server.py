@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sllm import hosts
+from sllm.engine.handle import Closing
 from sllm.engine.model import Model
 from sllm.wire import auth
 from sllm.wire.protocol import CHANNEL_OPTIONS, RELAY_OPTIONS, size_limit
@@ -20,7 +19,7 @@ from sllm.worker.layer_scheduler import LayerScheduler
 from sllm.worker.scheduler import Limits, Scheduler, SchedulerStats
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    import os
 
     from sllm.worker.layer_service import LayerService
     from sllm.worker.relay import Relay
@@ -51,7 +50,7 @@ def _checked_layers(layers: object) -> tuple[int, int] | None:
     raise ValueError(f"layers is {layers!r}, expected (start, stop), or True for those that clients ask for")
 
 
-class Worker:
+class Worker(Closing):
     """Serves a model to clients (:func:`sllm.connect`) over gRPC, from the constructor's return until
     :meth:`close`.
 
@@ -143,7 +142,6 @@ class Worker:
         limits = limits or Limits()
         self._closed = threading.Event()
         self._lock = threading.RLock()  # a signal handler may call close() in the middle of it
-        self._pid = os.getpid()
         folder = Path(state) if state is not None else auth.state_folder()
         credentials = found = None
         if not insecure:
@@ -236,6 +234,7 @@ class Worker:
             found,
             insecure,
         )
+        super().__init__()
         log.info("serving %s on %s", name, self.address.endpoint)
 
     def _listen(
@@ -344,24 +343,13 @@ class Worker:
     def close(self) -> None:
         """End every text and free what the worker holds. More calls do nothing."""
         with self._lock:
-            if self._closed.is_set() or self._pid != os.getpid():
+            if self.closed or self._in_fork:
                 return
             # Sessions end first, so that clients are told why; the stack then stops the server and frees the
             # model.
             self._scheduler.close()
             self._stack.close()
             self._closed.set()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_stack") and not self.closed and self._pid == os.getpid():
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
 
     def __repr__(self) -> str:
         return f"<sllm.Worker at {self.address.endpoint}{', closed' if self.closed else ''}>"

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from rpc_endpoints import gone
 
 from sllm.rpc.child import Child, ChildEndedError, begin
 
-# ---- what the children run: this module is on the path of tests, and so on theirs -----------------------
+# ---- what the children run -------------------------------------------------------------------------------
 
 
 def echo(parent: int, **options: Any) -> None:
@@ -41,6 +42,12 @@ def stuck(parent: int) -> None:
 
 
 # ---- tests -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the children import this module: their path is that of their parent."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
 
 
 def test_a_child_gets_its_options_and_tells_things() -> None:
