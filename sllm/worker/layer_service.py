@@ -14,7 +14,7 @@ from sllm.engine import gguf
 from sllm.errors import RemoteError
 from sllm.wire import codec
 from sllm.wire.protocol import PROTOCOL, SERVICE, abort, from_sampling, not_offered, pb
-from sllm.worker.layer_scheduler import Answer, LayerScheduler, LayerSequence, RangeKey, Request
+from sllm.worker.layer_scheduler import LayerAnswer, LayerRequest, LayerScheduler, LayerSequence, RangeKey
 from sllm.worker.service import check_version, echo, microseconds, parser, serialize, unary
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class LayerService:
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         """For :meth:`grpc.Server.add_generic_rpc_handlers`."""
-        idle = self._scheduler.idle_seconds
+        idle = self._scheduler.limits.idle_seconds
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
@@ -107,7 +107,7 @@ class LayerService:
         threading.Thread(
             target=self._read, args=(requests, context, opening, trouble), name="sllm-sequence", daemon=True
         ).start()
-        idle = self._scheduler.idle_seconds
+        idle = self._scheduler.limits.idle_seconds
         try:
             opened = opening.get(timeout=idle)
         except queue.Empty:
@@ -185,14 +185,14 @@ class LayerService:
                 trouble.append(error)
             sequence.end("refused")
 
-    def _request(self, rows: pb.Rows, encoding: str) -> Request:
+    def _request(self, rows: pb.Rows, encoding: str) -> LayerRequest:
         if not 1 <= rows.n_rows <= self._scheduler.max_rows:
             raise ValueError(f"{rows.n_rows} rows at once, expected 1 to {self._scheduler.max_rows}")
         hidden = codec.decode(rows.data, rows.n_rows, self._scheduler.file.n_embd, encoding)
-        return Request(rows.pos, hidden, rows.silent, tuple(rows.tokens), rows.n_select)
+        return LayerRequest(rows.pos, hidden, rows.silent, tuple(rows.tokens), rows.n_select)
 
 
-def _message(answer: Answer, encoding: str) -> pb.LayersDown:
+def _message(answer: LayerAnswer, encoding: str) -> pb.LayersDown:
     if answer.tokens:
         return pb.LayersDown(
             commit=pb.Commit(

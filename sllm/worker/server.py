@@ -16,7 +16,8 @@ from sllm.engine.model import Model
 from sllm.wire import auth
 from sllm.wire.protocol import CHANNEL_OPTIONS, RELAY_OPTIONS, size_limit
 from sllm.worker.layer_scheduler import LayerScheduler
-from sllm.worker.scheduler import Limits, Scheduler, SchedulerStats
+from sllm.worker.passes import Limits, SchedulerStats
+from sllm.worker.scheduler import Scheduler
 
 if TYPE_CHECKING:
     import os

@@ -31,7 +31,8 @@ from sllm.wire.protocol import (
     padded,
     pb,
 )
-from sllm.worker.scheduler import Committed, Finished, Opened, Scheduler, Scored, Session
+from sllm.worker.scheduler import Scheduler
+from sllm.worker.session import Committed, Finished, Opened, Scored, Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -342,7 +343,7 @@ class Service:
                     )
                 )
             elif isinstance(event, Committed):
-                _, _, hint_id, arrived = session.hinted
+                hint = session.newest
                 yield pb.Down(
                     commit=pb.Commit(
                         pos=event.pos,
@@ -351,8 +352,8 @@ class Service:
                         n_verified=event.n_verified,
                         own_draft=event.own_draft,
                         pass_us=microseconds(event.seconds),
-                        hint_id=hint_id,
-                        hint_age_us=microseconds(time.monotonic() - arrived) if hint_id else 0,
+                        hint_id=hint.id,
+                        hint_age_us=microseconds(time.monotonic() - hint.received) if hint.id else 0,
                     )
                 )
             elif isinstance(event, Finished):
@@ -396,7 +397,7 @@ class Service:
                     session.cancel()
                     return
                 hint = self._checked_hint(message, rate)
-                # Ids beyond int32 are no tokens and end the chain where they stand; see Session.candidate().
+                # Ids beyond int32 are outside the vocabulary and end the hint; see Session.usable_hint().
                 session.hint(hint.pos, list(hint.tokens), hint.id)
         except ValueError as error:
             trouble.append(error)
@@ -412,7 +413,7 @@ class Service:
         session = self._open(first.open)
 
         def idle() -> None:
-            if session.backlog >= self._scheduler.limits.backlog:
+            if session.is_blocked:
                 # It does not read, so it cannot be told, and its call would hold a thread.
                 context.cancel()  # type: ignore[no-untyped-call]
 
