@@ -461,9 +461,9 @@ def test_a_message_that_is_too_large_is_refused_before_it_is_read(
 
 
 BEHIND: list[tuple[list[Any], str]] = [
-    ([opening()], "behind Open"),
-    ([UNKNOWN], "behind Open"),
-    ([b""], "behind Open"),
+    ([opening()], "after Open"),
+    ([UNKNOWN], "after Open"),
+    ([b""], "after Open"),
     ([hint(3, [5] * 65, 1)], "65 tokens"),
     ([hint(3, list(range(40_000)), 1)], "40000 tokens"),
     ([hint(3, [], i) for i in range(1200)], "200 hints per second"),
