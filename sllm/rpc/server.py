@@ -19,7 +19,7 @@ from sllm.engine.devices import Device
 from sllm.engine.devices import devices as local_devices
 from sllm.engine.handle import Closing
 from sllm.errors import RPCError
-from sllm.rpc.child import Child, ChildEndedError, begin
+from sllm.rpc.child import Child, ChildEndedError, ParentLink
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -169,9 +169,9 @@ class RPCServer(Closing):
         """Start the process; False where the port was taken meanwhile."""
         child = Child("sllm.rpc.server:_serve", {"port": port, **options})
         try:
-            told = child.hear(_START_SECONDS)
-            if "error" in told:
-                raise RPCError(f"the RPC server did not start: {told['error']}")
+            reply = child.receive(_START_SECONDS)
+            if "error" in reply:
+                raise RPCError(f"the RPC server did not start: {reply['error']}")
             reached = "127.0.0.1" if self.host == "0.0.0.0" else self.host
             until = time.monotonic() + _START_SECONDS
             while not self._answers(f"{reached}:{port}"):
@@ -179,7 +179,7 @@ class RPCServer(Closing):
                     if _is_taken(self.host, port):
                         child.close()
                         return False
-                    raise RPCError(f"the RPC server did not start: {child.last_words()}")
+                    raise RPCError(f"the RPC server did not start: {child.exit_reason()}")
                 time.sleep(0.01)
             if not child.alive:  # then it was another that has answered
                 child.close()
@@ -303,7 +303,7 @@ def _serve(
     parent: int, *, host: str, port: int, cache: str | None, devices: list[str] | None, n_threads: int
 ) -> None:
     """What the child process runs."""
-    ours = begin(parent)
+    link = ParentLink(parent)
     every = local_devices()
     if devices is None:
         chosen = [d.index for d in every if d.type in ("gpu", "igpu")]
@@ -314,9 +314,9 @@ def _serve(
         if cache is not None:
             _check_cache(Path(cache))
     except OSError as error:
-        ours.tell({"error": f"the cache in {cache} cannot be used: {error.strerror or error}"})
+        link.send({"error": f"the cache in {cache} cannot be used: {error.strerror or error}"})
         sys.exit(1)
-    ours.tell({})
+    link.send({})
     indices = ffi.new("int32_t[]", chosen)
     folder = ffi.NULL if cache is None else ffi.new("char[]", os.fsencode(cache))
     check(lib.sllm_rpc_serve(f"{host}:{port}".encode(), folder, n_threads, indices, len(chosen)))
