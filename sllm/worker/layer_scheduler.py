@@ -88,8 +88,15 @@ class LayerAnswer:
 
 
 class LayerSequence:
-    """One sequence on a worker of layers. Its client's side may be used from any thread: :meth:`submit`,
+    """The stream of one sequence. Its client's side may be used from any thread: :meth:`submit`,
     :meth:`answers`, :meth:`detach`, :meth:`release`.
+
+    Attributes:
+        slot: where its memory is.
+        n_kept: positions that were in memory when it began.
+        pending: requests that no pass has taken.
+        ended: why it has ended; None: it has not.
+
     """
 
     def __init__(
@@ -105,10 +112,10 @@ class LayerSequence:
         self.slot = slot
         self.sampling = sampling
         self.text_start = text_start
-        self.n_kept = 0  # positions that were in memory when it began
+        self.n_kept = 0
         self.next_pos = 0  # after everything that was asked for
         self.pending: deque[LayerRequest] = deque()
-        self.ended: str | None = None  # why
+        self.ended: str | None = None
         self.turn = 0  # the pass that it was in last
         self.handed: float | None = None  # when its client's side took the answer that it is sending
         self.on_stuck: Callable[[], object] = lambda: None
@@ -224,7 +231,7 @@ class LayerSequence:
         self._scheduler.let_go(self, keep=True)
 
     def release(self) -> None:
-        """The client needs the sequence no more."""
+        """The client does not need the sequence any more; its memory is freed."""
         self.end("released")
         self._scheduler.let_go(self, keep=False)
 
@@ -249,6 +256,9 @@ class LayerSequence:
             self._changed.notify_all()
 
 
+Batch = list[tuple[LayerSequence, LayerRequest]]
+
+
 @dataclass
 class LayerSlot(Slot["LayerSequence"]):
     """A sequence of the range's memory.
@@ -271,7 +281,7 @@ class LayerSlot(Slot["LayerSequence"]):
 
 
 class LayerScheduler(PassLoop[LayerSequence]):
-    """All sequences of a worker of layers, and the thread that computes.
+    """The sequences of a worker of layers, and the thread that computes them.
 
     Args:
         path: the model, or a file of some of its layers.
@@ -357,7 +367,6 @@ class LayerScheduler(PassLoop[LayerSequence]):
             vocabulary = None
             if key.output:
                 vocabulary = stack.enter_context(Model(self.file.paths[0], vocab_only=True))
-            n_ctx = self._asked_n_ctx or min(self.file.n_ctx_train or 4096, 4096)
             made = stack.enter_context(
                 LayerRange(
                     self.file,
@@ -365,7 +374,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
                     key.stop,
                     output=key.output,
                     vocabulary=vocabulary,
-                    n_ctx=n_ctx * n_seq,
+                    n_ctx=self.n_ctx * n_seq,
                     n_seq_max=n_seq,
                     **self._settings,
                 )
@@ -388,7 +397,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
 
         Raises:
             ValueError: no such layers here.
-            BusyError: no place, or others use other layers.
+            BusyError: no slot is free, or other clients use other layers.
             ClosedError: the worker is ending, or cannot go on.
 
         """
@@ -412,8 +421,8 @@ class LayerScheduler(PassLoop[LayerSequence]):
             raise ValueError(f"the worker serves {own}, and {key} were asked for")
         self.file.check_range(key.start, key.stop, output=key.output)
         with self._changed:
-            # Where the layers are there already, a pass under way is not waited for, unless it is one of the
-            # same sequence: the thread that computes would take the lock again before others get it.
+            # Where the layers are loaded already, _loading is not taken: the thread that computes would take
+            # it again before others get it. Only a pass that writes to the same slot is waited for.
             while self._may_switch(key):
                 if not self._switching:
                     self._switching = True
@@ -451,7 +460,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
         return True
 
     def _start(self, sequence_id: int, sampling: SamplingParams | None, text_start: int) -> LayerSequence:
-        """A stream in a slot, once no pass writes to that any more."""
+        """A stream in a slot, as soon as no pass writes to that any more."""
         slot = self._place(sequence_id)
         expired = slot.owner is None and time.monotonic() - slot.freed > self.limits.keep_seconds
         sequence = LayerSequence(self, sequence_id, slot, sampling, text_start)
@@ -527,7 +536,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
             sequence.end("closing")
 
     def _end_stuck(self) -> None:
-        """End the streams of clients that read nothing: they hold a place, and a thread each."""
+        """End the streams of clients that read nothing: each holds a slot and a thread."""
         now = time.monotonic()
         for sequence in self.running():
             handed = sequence.handed
@@ -538,11 +547,11 @@ class LayerScheduler(PassLoop[LayerSequence]):
     def _open_streams(self) -> list[LayerSequence]:
         return [sequence for sequence in self.running() if sequence.ended is None]
 
-    def _next_batch(self) -> list[tuple[LayerSequence, LayerRequest]]:
-        """One request of each sequence, as many as go through at once; first those that have waited through
-        the most passes, so that neither long nor short ones keep the others from theirs.
+    def _next_batch(self) -> Batch:
+        """One request of each sequence, as many as fit into a pass. Those that have waited through the most
+        passes come first, so that neither long nor short ones starve the others.
         """
-        batch: list[tuple[LayerSequence, LayerRequest]] = []
+        batch: Batch = []
         n_rows = 0
         self._n_turns += 1
         with self._changed:
@@ -558,7 +567,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
                     n_rows += n
         return batch
 
-    def _compute(self, batch: list[tuple[LayerSequence, LayerRequest]]) -> None:
+    def _compute(self, batch: Batch) -> None:
         began = time.perf_counter()
         try:
             answers = self._pass(batch)
@@ -583,27 +592,46 @@ class LayerScheduler(PassLoop[LayerSequence]):
             self.stats.count_commit(n_tokens, answer.n_verified, answer.n_accepted)
             sequence.tell(replace(answer, seconds=seconds))
 
-    def _pass(self, batch: list[tuple[LayerSequence, LayerRequest]]) -> list[LayerAnswer]:
+    def _pass(self, batch: Batch) -> list[LayerAnswer]:
+        assert self._range is not None
         for sequence, request in batch:  # however the pass ends, what was there is void
             self._hold(sequence, min(sequence.slot.length, request.pos))
-        return self._select(batch) if self.has_output else self._forward(batch)
+        run = LayerPass(self._range, batch, self._hold)
+        return run.select() if self.has_output else run.forward()
 
     def _hold(self, sequence: LayerSequence, length: int) -> None:
-        """So much of a sequence is in memory now."""
+        """Note that the first ``length`` positions of a sequence are in memory."""
         with self._changed:
             if sequence.slot.holds(sequence):
                 sequence.slot.length = length
 
-    def _forward(self, batch: list[tuple[LayerSequence, LayerRequest]]) -> list[LayerAnswer]:
+
+class LayerPass:
+    """One pass through the layers: one request each of several sequences.
+
+    Args:
+        layers: the range.
+        batch: the sequences and their requests.
+        hold: called with a sequence and how many of its positions are in memory, whenever that has changed.
+
+    """
+
+    def __init__(
+        self, layers: LayerRange, batch: Batch, hold: Callable[[LayerSequence, int], object]
+    ) -> None:
+        self._layers = layers
+        self._batch = batch
+        self._hold = hold
+
+    def forward(self) -> list[LayerAnswer]:
         """Hidden states in, hidden states out."""
-        assert self._range is not None
-        rows = self._range.forward(
-            [request.hidden for _, request in batch],
-            seq_id=[sequence.slot.seq_id for sequence, _ in batch],
-            pos=[request.pos for _, request in batch],
+        rows = self._layers.forward(
+            [request.hidden for _, request in self._batch],
+            seq_id=[sequence.slot.seq_id for sequence, _ in self._batch],
+            pos=[request.pos for _, request in self._batch],
         )
         answers, at = [], 0
-        for sequence, request in batch:
+        for sequence, request in self._batch:
             n = len(request.hidden)
             self._hold(sequence, request.pos + n)
             hidden = None if request.silent else rows[at : at + n]
@@ -611,20 +639,20 @@ class LayerScheduler(PassLoop[LayerSequence]):
             at += n
         return answers
 
-    def _select(self, batch: list[tuple[LayerSequence, LayerRequest]]) -> list[LayerAnswer]:
+    def select(self) -> list[LayerAnswer]:
         """Hidden states in, tokens out: what is text already is decoded, and what is drafted verified."""
         # 1. Decode the rows of known text.
-        self._decode([one for one in batch if len(one[1].hidden) > one[1].n_select])
+        self._decode([one for one in self._batch if len(one[1].hidden) > one[1].n_select])
         # 2. Verify the others, as many at once as the context keeps logits of.
         committed: dict[LayerSequence, tuple[int, ...]] = {}
-        left = [one for one in batch if one[1].n_select]
+        left = [one for one in self._batch if one[1].n_select]
         while left:
             n_fit = self._n_fit(left)
             self._verify(left[:n_fit], committed)
             left = left[n_fit:]
         # 3. Answer in the order of the requests.
         answers = []
-        for sequence, request in batch:
+        for sequence, request in self._batch:
             n, k = len(request.hidden), request.n_select
             if k == 0:
                 answers.append(LayerAnswer(request.pos, n, None, (), 0, 0, 0.0))
@@ -633,12 +661,11 @@ class LayerScheduler(PassLoop[LayerSequence]):
                 answers.append(LayerAnswer(pos, n, None, tokens, len(tokens) - 1, k - 1, 0.0))
         return answers
 
-    def _decode(self, batch: list[tuple[LayerSequence, LayerRequest]]) -> None:
-        assert self._range is not None
+    def _decode(self, batch: Batch) -> None:
         if not batch:
             return
         lengths = [len(request.hidden) - request.n_select for _, request in batch]
-        self._range.context.decode(
+        self._layers.context.decode(
             [list(request.tokens[:n]) for (_, request), n in zip(batch, lengths, strict=True)],
             seq_id=[sequence.slot.seq_id for sequence, _ in batch],
             pos=[request.pos for _, request in batch],
@@ -649,25 +676,23 @@ class LayerScheduler(PassLoop[LayerSequence]):
         for (sequence, request), n in zip(batch, lengths, strict=True):
             self._hold(sequence, request.pos + n)
 
-    def _n_fit(self, left: list[tuple[LayerSequence, LayerRequest]]) -> int:
+    def _n_fit(self, left: Batch) -> int:
         """How many of the requests, one at least, the context keeps logits for at once."""
-        assert self._range is not None
         n_rows = 0
         for n, (_, request) in enumerate(left):
             n_rows += request.n_select
-            if n_rows > self._range.context.n_outputs_max:
+            if n_rows > self._layers.context.n_outputs_max:
                 return max(n, 1)
         return len(left)
 
     def _verify(
         self,
-        batch: list[tuple[LayerSequence, LayerRequest]],
+        batch: Batch,
         committed: dict[LayerSequence, tuple[int, ...]],
     ) -> None:
         """Verify the last rows of each request, and note the tokens that this commits."""
-        assert self._range is not None
         starts = [len(request.hidden) - request.n_select for _, request in batch]
-        verdict = self._range.verify(
+        verdict = self._layers.verify(
             [sequence.slot.seq_id for sequence, _ in batch],
             [[request.tokens[n]] for (_, request), n in zip(batch, starts, strict=True)],
             [list(request.tokens[n + 1 :]) for (_, request), n in zip(batch, starts, strict=True)],
