@@ -7,6 +7,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
+from sllm.engine.handle import Closing
 from sllm.errors import BusyError, RPCError
 from sllm.rpc.loopback import shut_down
 from sllm.rpc.pieces import pieces
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import grpc
-    from typing_extensions import Self
 
 __all__ = ["Relay"]
 
@@ -27,7 +27,7 @@ _TURN_SECONDS = 5.0
 """How long a connection waits until the previous one, which its client has just closed, has ended."""
 
 
-class Relay:
+class Relay(Closing):
     """An RPC server on loopback that one client at a time reaches through ``Relay`` of ``sllm.proto``.
 
     A client can crash the server, which is a process of its own; it is restarted for the next one.
@@ -43,6 +43,7 @@ class Relay:
         self._turn = threading.Lock()  # held by the connection that uses the server
         self._closed = False
         self._server = RPCServer(n_threads=n_threads)
+        super().__init__()
 
     def _running(self) -> RPCServer:
         with self._lock:
@@ -82,17 +83,21 @@ class Relay:
         finally:
             over()
 
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
     def close(self) -> None:
-        """End the server."""
+        """End the server. More calls do nothing."""
+        if self._in_fork:
+            return
         with self._lock:
             self._closed = True
             self._server.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
+    def __repr__(self) -> str:
+        return f"<relay to {self._server!r}>"
 
 
 class _HangUp:

@@ -62,7 +62,7 @@ def test_a_child_gets_its_options_and_tells_things() -> None:
     child.close()
 
 
-def test_how_a_child_has_ended_is_told() -> None:
+def test_the_exit_reason_of_a_child() -> None:
     with Child("test_child:fail", {"words": "no good"}) as child:
         with pytest.raises(ChildEndedError, match=f"{child.pid} ended with status 1: ValueError: no good"):
             child.receive()

@@ -397,7 +397,7 @@ def test_clients_without_an_id_have_nothing_in_common(make: Callable[..., LayerS
     assert other.ended is None
 
 
-def test_lengths_are_told_behind_the_pass_of_the_lost_stream(
+def test_who_returns_waits_for_the_pass_of_the_lost_stream(
     make: Callable[..., LayerScheduler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pass of a stream that was lost goes on, and shortens what its successor finds."""
@@ -804,7 +804,7 @@ def test_a_first_message_that_begins_nothing(
         (GREEDY, {"text_start": 2**32 - 1}, "begins at"),
     ],
 )
-def test_a_sampling_that_is_none(
+def test_invalid_sampling(
     client: Client, model_id: str, well: Callable[..., None], sampling: Any, more: Any, said: str
 ) -> None:
     found, details = Stream(client, selecting(model_id, sampling=to_sampling(sampling), **more)).end()
@@ -836,7 +836,7 @@ BAD_ROWS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("message", "said"), BAD_ROWS, ids=[said for _, said in BAD_ROWS])
-def test_rows_that_are_none(
+def test_invalid_rows(
     client: Client, model_id: str, well: Callable[..., None], message: Any, said: str
 ) -> None:
     other = Stream(client, opening(model_id, sequence_id=99))
@@ -863,7 +863,7 @@ def test_rows_that_are_none(
         {"tokens": [5], "n_select": 2**32 - 1},
     ],
 )
-def test_tokens_that_are_none(client: Client, model_id: str, well: Callable[..., None], more: Any) -> None:
+def test_invalid_tokens(client: Client, model_id: str, well: Callable[..., None], more: Any) -> None:
     stream = Stream(client, selecting(model_id), rows(0, ONE, **more))
     found, details = stream.end()
     assert found is Code.INVALID_ARGUMENT
@@ -871,8 +871,8 @@ def test_tokens_that_are_none(client: Client, model_id: str, well: Callable[...,
     well(None)
 
 
-def test_rows_behind_what_was_selected_away(client: Client, model_id: str, well: Callable[..., None]) -> None:
-    """The worker has dropped the rows of rejected tokens: those behind them leave a gap."""
+def test_rows_after_rejected_tokens(client: Client, model_id: str, well: Callable[..., None]) -> None:
+    """The worker has dropped the rows of rejected tokens: those after them leave a gap."""
     stream = Stream(
         client,
         selecting(model_id),

@@ -429,7 +429,7 @@ def test_a_first_message_that_begins_nothing(
         {"grammar": "\0"},
     ],
 )
-def test_samplings_that_are_none(client: Client, change: dict[str, Any]) -> None:
+def test_invalid_samplings(client: Client, change: dict[str, Any]) -> None:
     message = opening()
     message.open.sampling.MergeFrom(pb.Sampling(**change))
     code, details = client.generate(message).end()
@@ -471,7 +471,7 @@ BEHIND: list[tuple[list[Any], str]] = [
 
 
 @pytest.mark.parametrize(("messages", "said"), BEHIND)
-def test_what_may_not_come_behind_open_ends_its_text_alone(
+def test_what_may_not_follow_open_ends_its_text_alone(
     client: Client, steady: Callable[[], None], messages: list[Any], said: str
 ) -> None:
     stream = client.generate(opening(max_tokens=250, run_ahead=False))
