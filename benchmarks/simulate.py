@@ -28,8 +28,10 @@ from heapq import heappop, heappush
 from typing import Any, Literal, Protocol, get_args
 
 from sllm.draft.ahead import DraftAhead
+from sllm.draft.confidence import UNKNOWN_PROB, Confidence
 from sllm.draft.length import DraftLength, PassTimes
-from sllm.worker.scheduler import _HINT_ROWS, _Acceptance, rows_to_check
+from sllm.worker.scheduler import rows_to_check
+from sllm.worker.session import MAX_HINT_ROWS
 
 Mode = Literal["stream", "wait", "hints", "run-ahead"]
 
@@ -325,16 +327,18 @@ class _ByCost:
 
     def __init__(self, world: _World) -> None:
         self._times = PassTimes()
-        for n in range(_HINT_ROWS + 1):
+        for n in range(MAX_HINT_ROWS + 1):
             self._times.add(n + 1, world.pass_seconds(n))
-        self._acceptance = _Acceptance()
+        self._confidence = Confidence()
 
     def choose(self, n_hinted: int) -> int:
-        (n,) = rows_to_check(self._times, [min(n_hinted, _HINT_ROWS)], [self._acceptance.share])
+        n_rows = min(n_hinted, MAX_HINT_ROWS)
+        (n,) = rows_to_check(self._times, [n_rows], [self._confidence.acceptance])
         return n
 
     def observe(self, hinted: Sequence[bool], n_committed: int) -> None:
-        self._acceptance.observe(hinted[:_HINT_ROWS], [True] * n_committed)
+        checked = hinted[:MAX_HINT_ROWS]
+        self._confidence.observe_truth(checked, [UNKNOWN_PROB] * len(checked), [True] * n_committed)
 
 
 class _Events:

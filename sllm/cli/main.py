@@ -49,7 +49,7 @@ from sllm.engine import exact
 from sllm.engine.devices import devices
 from sllm.hosts import DEFAULT_PORT
 from sllm.wire.codec import CODECS
-from sllm.worker.server import Limits
+from sllm.worker.passes import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -21,7 +21,7 @@ from sllm.cli.console import CommandError, count, one_line, parameters, size, ta
 from sllm.engine import exact, hub
 from sllm.remote.connection import connect
 from sllm.wire import auth
-from sllm.worker.server import Limits, Worker
+from sllm.worker.passes import Limits
 
 if TYPE_CHECKING:
     import argparse
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sllm.cli.console import Output
     from sllm.remote.connection import Ping, WorkerInfo
     from sllm.wire.protocol import pb
+    from sllm.worker.server import Worker
 
 __all__ = ["VARIABLE", "addresses", "ping", "quiet_grpc", "signals", "status", "worker"]
 
@@ -105,7 +106,7 @@ def worker(args: argparse.Namespace, out: Output) -> int:
             on_cpu = 0 if args.n_gpu_layers == 0 else None
             draft = stack.enter_context(sllm.Model(args.draft, n_gpu_layers=on_cpu))
         serving = stack.enter_context(
-            Worker(
+            sllm.Worker(
                 model,
                 layers=layers,
                 n_gpu_layers=args.n_gpu_layers,

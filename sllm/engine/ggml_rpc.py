@@ -1,8 +1,8 @@
-"""ggml's RPC protocol, as far as sllm speaks it itself: asking a server who it is, and standing in its way.
+"""ggml's RPC protocol, as far as sllm speaks it itself: probing a server before llama.cpp connects to it.
 
-llama.cpp's own client ends the process when a server is not there, is none, or goes away. So a server is
-asked first, by :func:`probe`, in plain Python and within a limit of time; and the process that a model is
-isolated in reaches it through a :class:`~sllm.rpc.front.Front`.
+llama.cpp's own client ends the process when a server cannot be reached, is not an RPC server, or goes away.
+So a server is probed first, in plain Python and with a deadline (:func:`probe`), and the process that a model
+is isolated in reaches it through a proxy (``sllm.rpc.front.Front``).
 
 The protocol has no document; this follows ``ggml-rpc.cpp`` at the pin. A request is a command (1 byte), a
 size (8 bytes, little-endian) and so many bytes; an answer, which only some commands have, a size and so many
@@ -46,7 +46,7 @@ DEFAULT_PORT = 50052
 
 
 class Command(IntEnum):
-    """The first byte of a request, those that are spoken of here."""
+    """The first byte of a request; only the commands that sllm reads or sends."""
 
     ALLOC_BUFFER = 0
     GET_ALIGNMENT = 1
@@ -68,10 +68,10 @@ HEADER = struct.Struct("<BQ")
 """Of a request: the command and how many bytes follow."""
 
 SIZE = struct.Struct("<Q")
-"""In front of an answer: how many bytes follow."""
+"""Before an answer: how many bytes follow."""
 
 _CAPABILITIES = 24
-"""Bytes of a HELLO that say which transports an end knows; all zero: TCP."""
+"""Bytes of a HELLO that list the transports which the sender supports; all zero: TCP."""
 
 ANSWERS: dict[int, int] = {
     Command.ALLOC_BUFFER: 16,
@@ -92,12 +92,12 @@ _MAX_MEMORY = 1 << 60
 
 
 class SilentError(RPCError):
-    """The other side took the connection and says nothing; maybe it serves another client."""
+    """The server has accepted the connection and does not reply; it may be serving another client."""
 
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """What a server says of itself.
+    """What a server reports about itself.
 
     Attributes:
         version: of the protocol: major, minor, patch.
@@ -161,7 +161,7 @@ def resolved(endpoint: str, timeout: float) -> str:
         except (OSError, UnicodeError) as error:
             found.append(error)
 
-    # The resolver knows no limit of time; one that does not answer is left behind.
+    # The resolver has no timeout; a thread in which it hangs is abandoned.
     thread = threading.Thread(target=look, name="sllm-resolve", daemon=True)
     thread.start()
     thread.join(timeout)
@@ -172,16 +172,16 @@ def resolved(endpoint: str, timeout: float) -> str:
     return f"{found[0]}:{port}"
 
 
-class _Strange(Exception):  # noqa: N818 - never leaves this module
-    """What was heard is not this protocol; carries how it begins."""
+class _UnexpectedReply(Exception):  # noqa: N818 - never leaves this module
+    """The reply is not this protocol; carries its first bytes."""
 
 
-class _Nothing(Exception):  # noqa: N818
-    """Nothing was heard; carries whether the other side has hung up."""
+class _NoReply(Exception):  # noqa: N818
+    """There was no reply; carries whether the peer has closed the connection."""
 
 
 class _Stream:
-    """A connection that ends at one time, whatever the other side does."""
+    """A connection with one deadline for everything that is sent and received."""
 
     def __init__(self, address: tuple[str, int], until: float) -> None:
         self._until = until
@@ -192,25 +192,25 @@ class _Stream:
         return max(self._until - time.monotonic(), 0.001)
 
     def send(self, data: bytes) -> None:
-        """Send all of it.
+        """Send all of ``data``.
 
         Raises:
-            _Nothing: the other side takes no more.
+            _NoReply: the peer takes no more.
 
         """
         self._socket.settimeout(self._left())
         try:
             self._socket.sendall(data)
         except TimeoutError:
-            raise _Nothing(False) from None
+            raise _NoReply(False) from None
         except OSError:
-            raise _Nothing(True) from None
+            raise _NoReply(True) from None
 
     def receive(self, n: int) -> bytes:
         """``n`` bytes.
 
         Raises:
-            _Nothing, _Strange: there are not so many.
+            _NoReply, _UnexpectedReply: nothing or less than that was received.
 
         """
         data = b""
@@ -224,15 +224,15 @@ class _Stream:
                 except TimeoutError:
                     closed = False
             if not more:
-                raise _Strange(data) if data else _Nothing(closed)
+                raise _UnexpectedReply(data) if data else _NoReply(closed)
             data += more
         return data
 
     def ask(self, command: int, request: bytes = b"") -> bytes:
-        """One command and its answer.
+        """Send one command and return its answer.
 
         Raises:
-            _Nothing, _Strange: there is none.
+            _NoReply, _UnexpectedReply: the command was not answered.
 
         """
         self.send(HEADER.pack(command, len(request)) + request)
@@ -240,10 +240,10 @@ class _Stream:
         (size,) = SIZE.unpack(head)
         if size != ANSWERS[command]:
             rest = b""
-            if size <= 256:  # it may be the greeting of another version
-                with suppress(_Nothing, _Strange):
+            if size <= 256:  # it may be the HELLO of another version
+                with suppress(_NoReply, _UnexpectedReply):
                     rest = self.receive(size)
-            raise _Strange(head + rest)
+            raise _UnexpectedReply(head + rest)
         return self.receive(size)
 
     def __enter__(self) -> _Stream:
@@ -254,11 +254,12 @@ class _Stream:
 
 
 def probe(endpoint: str, timeout: float = 5.0) -> ServerInfo:
-    """Ask a server for its version and devices, within ``timeout`` seconds whatever it does.
+    """Ask a server for its version and devices; returns or raises within ``timeout`` seconds.
 
     Raises:
-        RPCError: says which: nobody listens there, nobody can be reached, it is no RPC server (and what it
-            seems to be), it speaks another version, or it says nothing (:class:`SilentError`).
+        RPCError: says which: nothing listens there, the host cannot be reached, the peer is not an RPC server
+            (and what it seems to be), it speaks another version, or it does not reply
+            (:class:`SilentError`).
         ValueError: not ``HOST:PORT``.
         UnsupportedModelError: this build has no RPC backend.
 
@@ -267,19 +268,19 @@ def probe(endpoint: str, timeout: float = 5.0) -> ServerInfo:
     until = time.monotonic() + timeout
     address = split(resolved(endpoint, timeout))
     try:
-        # Some of the time is kept for finding out what it is that does not answer.
-        with _reach(endpoint, address, time.monotonic() + 0.7 * (until - time.monotonic())) as stream:
-            return _interview(endpoint, stream, ours)
-    except _Strange as strange:
-        raise RPCError(_what_says(endpoint, strange.args[0], ours)) from None
-    except _Nothing as nothing:
-        closed = nothing.args[0]
-    # Servers before version 4 or so want an empty greeting, and a web server waits for a line to end.
+        # The rest of the time is for finding out what a peer is that does not answer.
+        with _connect(endpoint, address, time.monotonic() + 0.7 * (until - time.monotonic())) as stream:
+            return _handshake(endpoint, stream, ours)
+    except _UnexpectedReply as reply:
+        raise RPCError(_describe_peer(endpoint, reply.args[0], ours)) from None
+    except _NoReply as silence:
+        closed = silence.args[0]
+    # Servers before version 4 or so expect an empty HELLO, and a web server waits for the end of a line.
     greetings = [HEADER.pack(Command.HELLO, 0)] if closed else []
     for greeting in (*greetings, b"GET / HTTP/1.0\r\n\r\n"):
-        begun = _first_words(address, greeting, until)
-        if begun:
-            raise RPCError(_what_says(endpoint, begun, ours))
+        banner = _read_banner(address, greeting, until)
+        if banner:
+            raise RPCError(_describe_peer(endpoint, banner, ours))
     if closed:
         raise RPCError(
             f"{endpoint} hung up when greeted: it is no RPC server, or one of another version than"
@@ -291,7 +292,7 @@ def probe(endpoint: str, timeout: float = 5.0) -> ServerInfo:
     )
 
 
-def _reach(endpoint: str, address: tuple[str, int], until: float) -> _Stream:
+def _connect(endpoint: str, address: tuple[str, int], until: float) -> _Stream:
     began = time.monotonic()
     try:
         return _Stream(address, until)
@@ -310,11 +311,11 @@ def _reach(endpoint: str, address: tuple[str, int], until: float) -> _Stream:
         raise RPCError(f"{endpoint} cannot be reached: {error.strerror or error}") from None
 
 
-def _interview(endpoint: str, stream: _Stream, ours: tuple[int, int, int]) -> ServerInfo:
+def _handshake(endpoint: str, stream: _Stream, ours: tuple[int, int, int]) -> ServerInfo:
     hello = stream.ask(Command.HELLO, bytes(_CAPABILITIES))
     theirs = (hello[0], hello[1], hello[2])
     if theirs != ours:
-        raise RPCError(_other_version(endpoint, theirs, ours))
+        raise RPCError(_version_mismatch(endpoint, theirs, ours))
     try:
         (n_devices,) = struct.unpack("<I", stream.ask(Command.DEVICE_COUNT))
         if not 1 <= n_devices <= _MAX_DEVICES:
@@ -326,41 +327,38 @@ def _interview(endpoint: str, stream: _Stream, ours: tuple[int, int, int]) -> Se
             if max(free, total) > _MAX_MEMORY:
                 raise RPCError(f"{endpoint} claims that its device {index} has {total} bytes of memory")
             memory.append((free, total))
-    except _Nothing:
+    except _NoReply:
         raise RPCError(f"{endpoint} greeted and then said nothing more of its devices") from None
     return ServerInfo(theirs, tuple(memory))
 
 
-def _first_words(address: tuple[str, int], greeting: bytes, until: float) -> bytes:
-    """How the answer to something else begins; empty where there is none."""
-    patience = time.monotonic() + max((until - time.monotonic()) / 2, 0.05)
-    begun = b""
-    try:
-        with _Stream(address, patience) as stream:
-            stream.send(greeting)
-            while len(begun) < 16:
-                begun += stream.receive(1)
-    except (OSError, _Nothing):
-        pass
-    return begun
+def _read_banner(address: tuple[str, int], greeting: bytes, until: float) -> bytes:
+    """The first bytes of the reply to ``greeting``, 16 at most, within half of the time that is left."""
+    deadline = time.monotonic() + max((until - time.monotonic()) / 2, 0.05)
+    banner = b""
+    with suppress(OSError, _NoReply), _Stream(address, deadline) as stream:
+        stream.send(greeting)
+        while len(banner) < 16:
+            banner += stream.receive(1)
+    return banner
 
 
-def _what_says(endpoint: str, begun: bytes, ours: tuple[int, int, int]) -> str:
-    """What somebody is whose words begin like this."""
-    if begun.startswith(b"HTTP/"):
+def _describe_peer(endpoint: str, banner: bytes, ours: tuple[int, int, int]) -> str:
+    """What the peer is, judged by the first bytes of its reply."""
+    if banner.startswith(b"HTTP/"):
         return f"{endpoint} is a web server, not an RPC server"
-    if begun.startswith(b"\x15\x03"):
+    if banner.startswith(b"\x15\x03"):
         return f"{endpoint} speaks TLS, which an RPC server does not; a worker's address goes to connect()"
-    if begun.startswith(b"SSH-"):
+    if banner.startswith(b"SSH-"):
         return f"{endpoint} is an SSH server, not an RPC server"
-    if len(begun) >= 11:
-        (size,) = SIZE.unpack(begun[:8])
-        if 3 <= size <= 256 and len(begun) >= 8 + min(size, 8) and 0 < begun[8] < 100:
-            return _other_version(endpoint, (begun[8], begun[9], begun[10]), ours)
-    return f"{endpoint} is no RPC server: it answered {begun[:16]!r}"
+    if len(banner) >= 11:
+        (size,) = SIZE.unpack(banner[:8])
+        if 3 <= size <= 256 and len(banner) >= 8 + min(size, 8) and 0 < banner[8] < 100:
+            return _version_mismatch(endpoint, (banner[8], banner[9], banner[10]), ours)
+    return f"{endpoint} is no RPC server: it answered {banner[:16]!r}"
 
 
-def _other_version(endpoint: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> str:
+def _version_mismatch(endpoint: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> str:
     return (
         f"{endpoint} speaks version {_dotted(theirs)} of the RPC protocol, expected {_dotted(ours)}: both"
         " ends must be built from llama.cpp of the same version"
@@ -372,9 +370,9 @@ def _dotted(numbers: tuple[int, ...]) -> str:
 
 
 def register(endpoint: str, timeout: float = 5.0) -> list[int]:
-    """Hand a server to llama.cpp in this process; the indices of its devices for ``sllm_model_load()``.
+    """Register a server with llama.cpp in this process; the indices of its devices for ``sllm_model_load()``.
 
-    From here on its loss ends the process. It should just have been probed.
+    From here on its loss ends the process. Probe it first.
 
     Raises:
         RPCError: it cannot be reached.

@@ -1,4 +1,4 @@
-"""A model in a process of its own, so that what kills that process does not kill this one."""
+"""A model in a child process, so that a crash there does not end this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from sllm.engine.model import Model
 from sllm.errors import AuthError, ModelLoadError, RemoteError, RPCError, SllmError, UnsupportedModelError
 from sllm.remote.connection import connect
 from sllm.remote.target import RemoteGeneration, RemoteTarget
-from sllm.rpc.child import Child, ChildEndedError, begin
+from sllm.rpc.child import Child, ChildEndedError, ParentLink
+from sllm.rpc.front import Front
+from sllm.worker.passes import Limits
+from sllm.worker.server import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,10 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["IsolatedGeneration", "IsolatedTarget"]
 
 _LOST_STATUS = 75
-"""Exit status of a process that has lost an RPC server; its last words say which and how."""
+"""Exit status of a child that has lost an RPC server; the last line of its stderr says which and how."""
 
 _KEEPALIVE_SECONDS = 10.0
-"""For a child that hangs as a whole."""
+"""Between pings, which notice a child that hangs as a whole."""
 
 _ERRORS: dict[str, type[Exception]] = {
     "ModelLoadError": ModelLoadError,
@@ -40,7 +43,7 @@ _ERRORS: dict[str, type[Exception]] = {
     "TypeError": TypeError,
     "MemoryError": MemoryError,
 }
-"""What a load in the child may fail with, and is raised as here."""
+"""Errors of loading in the child that are raised as they are in this process."""
 
 
 class IsolatedTarget(RemoteTarget):
@@ -68,11 +71,11 @@ class IsolatedTarget(RemoteTarget):
         deadline: float,
     ) -> None:
         devices: Sequence[Device | str] | None = model_options.get("devices")
-        self._described: dict[str, str] = {}  # endpoints that say nothing of where they lead to
+        self._descriptions: dict[str, str] = {}  # of endpoints that do not say where they lead to, as relays
         if devices is not None:
             for device in devices:
                 if isinstance(device, Device) and device.endpoint not in (None, *device.description.split()):
-                    self._described[str(device.endpoint)] = device.description
+                    self._descriptions[str(device.endpoint)] = device.description
             names = [device.name if isinstance(device, Device) else device for device in devices]
             model_options = {**model_options, "devices": names}
         if model_options.get("tensor_split") is not None:
@@ -81,7 +84,7 @@ class IsolatedTarget(RemoteTarget):
         with ExitStack() as stack:
             # Vocabulary and metadata, without the weights.
             self.model = stack.enter_context(Model(path, vocab_only=True))
-            # The folder holds token and certificate, which a running worker does not look at again.
+            # The folder holds token and certificate, which a running worker does not read again.
             with tempfile.TemporaryDirectory(prefix="sllm-isolated-") as state:
                 options = {
                     "path": str(path),
@@ -91,26 +94,26 @@ class IsolatedTarget(RemoteTarget):
                     "deadline": deadline,
                 }
                 self._child = stack.enter_context(Child("sllm.generation.isolated:_serve", options))
-                uri = self._hear(path)
+                uri = self._receive_uri(path)
             try:
                 remote = stack.enter_context(
                     connect(uri, on_loss="raise", timeout=30, keepalive=_KEEPALIVE_SECONDS)
                 )
             except RemoteError as error:
-                raise RPCError(f"{path.name}: {error}; {self._child.last_words()}") from error
+                raise RPCError(f"{path.name}: {error}; {self._child.exit_reason()}") from error
             remote.vocabulary.adopt(self.model)  # closed with it
             self._closing = stack.pop_all()
         super().__init__(remote)
 
-    def _hear(self, path: Path) -> str:
+    def _receive_uri(self, path: Path) -> str:
         """The worker's address, once the model is loaded."""
         try:
-            told = self._child.hear()
+            reply = self._child.receive()
         except ChildEndedError:
-            raise RPCError(f"{path.name}: {self.last_words()}") from None
-        if "error" in told:
-            raise _ERRORS.get(told["error"], SllmError)(told["message"])
-        uri: str = told["uri"]
+            raise RPCError(f"{path.name}: {self.exit_reason()}") from None
+        if "error" in reply:
+            raise _ERRORS.get(reply["error"], SllmError)(reply["message"])
+        uri: str = reply["uri"]
         return uri
 
     @property
@@ -129,18 +132,18 @@ class IsolatedTarget(RemoteTarget):
 
         """
         prompt = self.checked_prompt(tokens)
-        self.model.compiled(sampling)  # a bad grammar is told here, as by a target in this process
+        self.model.compiled(sampling)  # reject a bad grammar here, as a target in this process does
         if not self._child.alive:
-            raise RPCError(f"{self.model.path.name}: {self.last_words()}; make a new target")
+            raise RPCError(f"{self.model.path.name}: {self.exit_reason()}; make a new target")
         return IsolatedGeneration(self, prompt, sampling, max_tokens)
 
-    def last_words(self) -> str:
+    def exit_reason(self) -> str:
         """Why the child has ended."""
-        words = self._child.last_words()
-        # The sentence alone, where it has ended by itself and says why.
-        words = words.partition(f"ended with status {_LOST_STATUS}: ")[2] or words
-        known = [text for endpoint, text in self._described.items() if f" {endpoint} " in words]
-        return f"{words} ({known[0]})" if known else words
+        reason = self._child.exit_reason()
+        # Only the sentence of lost(), where that has ended it.
+        reason = reason.partition(f"ended with status {_LOST_STATUS}: ")[2] or reason
+        known = [text for endpoint, text in self._descriptions.items() if f" {endpoint} " in reason]
+        return f"{reason} ({known[0]})" if known else reason
 
     def close(self) -> None:
         """Hang up and end the child. More calls do nothing."""
@@ -165,17 +168,17 @@ class IsolatedGeneration(RemoteGeneration):
 
     def _fail(self, error: Exception) -> None:
         if isinstance(error, RemoteError) and not isinstance(error, (AuthError, RPCError)):
-            error = self._as_loss(error)
-        # What the child refuses begins with its address, which means nothing to the caller.
+            error = self._as_rpc_error(error)
+        # The child's errors begin with its address, which means nothing to the caller.
         _, prefix, text = str(error).partition(f"{self._link.endpoint}: ")
         if prefix and str(error).startswith(prefix):
             error = type(error)(f"{self._target.model.path.name}: {text}")
         super()._fail(error)
 
-    def _as_loss(self, error: RemoteError) -> RPCError:
+    def _as_rpc_error(self, error: RemoteError) -> RPCError:
         target, tokens = self._target, tuple(self._text[self._start :])
         alive = target._child.alive and not target._child.has_ended(1.0)
-        why = str(error) if alive else target.last_words()
+        why = str(error) if alive else target.exit_reason()
         loss = RPCError(
             f"{target.model.path.name}: {why}; {len(tokens)} tokens had been committed, see .tokens and .text"
         )
@@ -196,12 +199,9 @@ def _serve(
     deadline: float,
 ) -> None:
     """What the child process runs."""
-    ours = begin(parent)
-    from sllm.rpc.front import Front
-    from sllm.worker.server import Limits, Worker
-
+    link = ParentLink(parent)
     with suppress(ValueError, OSError):
-        # llama.cpp may end in abort(), and a core file of gigabytes would take longer than all the rest.
+        # llama.cpp may call abort(), and a core file of gigabytes would take longer than all the rest.
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
     def lost(reason: str) -> None:
@@ -223,12 +223,12 @@ def _serve(
         model = Model(path, **model_options)
         limits = Limits(sessions=1, queue=4, max_grammar=1 << 17, hints_per_s=1 << 20, idle_seconds=1e8)
         worker = Worker(model, state=state, limits=limits, **context_options)
-    except Exception as error:  # noqa: BLE001 - told to the parent, whatever it is
-        ours.tell({"error": _kind(error), "message": str(error) or type(error).__name__})
+    except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
+        link.send({"error": _error_name(error), "message": str(error) or type(error).__name__})
         os._exit(1)
-    ours.tell({"uri": worker.uri})
-    worker.wait()  # for ever: the process ends with its parent
+    link.send({"uri": worker.uri})
+    worker.wait()  # forever: the process ends with its parent
 
 
-def _kind(error: Exception) -> str:
+def _error_name(error: Exception) -> str:
     return next((name for name, kind in _ERRORS.items() if isinstance(error, kind)), "SllmError")

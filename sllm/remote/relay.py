@@ -6,20 +6,18 @@ import logging
 import os
 import socket
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sllm.errors import RemoteError
 from sllm.extras import needs
-from sllm.rpc.loopback import LoopbackPort
-from sllm.wire.protocol import PIECE_BYTES, RELAY_OPTIONS, failure, method, pb
+from sllm.rpc.loopback import LoopbackPort, shut_down
+from sllm.rpc.pieces import pieces
+from sllm.wire.protocol import RELAY_OPTIONS, failure, method, pb
 
 with needs("remote"):
     import grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sllm.remote.link import WorkerLink
 
 __all__ = ["RelayEnd"]
@@ -84,7 +82,7 @@ class RelayEnd:
         call: Any = None
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            call = self._stub(_pieces(connection), metadata=self._metadata)
+            call = self._stub(pieces(connection), metadata=self._metadata)
             with self._lock:
                 self._under_way[connection] = call
                 closed = self._closed
@@ -101,9 +99,7 @@ class RelayEnd:
         except (OSError, ValueError) as error:  # this side has hung up, or the channel is closed
             log.debug("a relay has ended: %s", error)
         finally:
-            # The stream's own thread is in recv(), which closing alone would not end.
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            shut_down(connection)  # the thread that sends is in recv()
             if call is not None:
                 call.cancel()
             with self._lock:
@@ -120,18 +116,10 @@ class RelayEnd:
             under_way, threads = dict(self._under_way), list(self._threads)
         self._port.hang_up()
         for connection, call in under_way.items():
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            shut_down(connection)
             if call is not None:
                 call.cancel()
         self._port.join()
         for thread in threads:
             thread.join(5)
         self._channel.close()
-
-
-def _pieces(connection: socket.socket) -> Iterator[pb.Piece]:
-    """What comes from this side, as it comes; gRPC takes the next piece when it has sent the last."""
-    with suppress(OSError):
-        while data := connection.recv(PIECE_BYTES):
-            yield pb.Piece(data=data)

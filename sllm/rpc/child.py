@@ -1,4 +1,4 @@
-"""A Python process of our own that ends with this one: what may die without its caller runs in one."""
+"""Child processes that end with this one, for code that may crash without taking its caller along."""
 
 from __future__ import annotations
 
@@ -17,46 +17,50 @@ from typing import IO, Any
 from sllm.engine.handle import Closing
 from sllm.errors import SllmError
 
-__all__ = ["Child", "ChildEndedError", "begin"]
+__all__ = ["Child", "ChildEndedError", "ParentLink"]
 
 log = logging.getLogger("sllm.rpc")
 
-# The first line of stdin says what to run. The folder that -c has put first is not to be imported from: a
-# checkout has a folder sllm/ that is not what is installed, and what lies in others is anybody's.
+# The first line of stdin says what to run. The current folder, which -c puts first on the path, is removed:
+# in a checkout it has a folder sllm/ that is not what is installed, and elsewhere it may hold anything.
 _BOOT = """
 import sys
 if sys.path[:1] == [""]:
     del sys.path[0]
 import importlib, json
-told = json.loads(sys.stdin.buffer.readline())
-sys.path[:] = told["path"]
-module, _, name = told["entry"].partition(":")
-getattr(importlib.import_module(module), name)(told["parent"], **told["options"])
+start = json.loads(sys.stdin.buffer.readline())
+sys.path[:] = start["path"]
+module, _, name = start["entry"].partition(":")
+getattr(importlib.import_module(module), name)(start["parent"], **start["options"])
 """
 
 _KEPT_LINES = 30
 
 
 class ChildEndedError(SllmError, RuntimeError):
-    """The process has ended; the message says how, and what it said last."""
+    """The process has ended; the message says how, and the last line of its stderr."""
 
 
 class Child(Closing):
-    """A process that calls ``entry`` (``"module:function"``) with the parent's process id and ``options``
-    (JSON, or it is a TypeError). It ends when :meth:`close` is called and when this process ends, however
-    that does: its stdin does, or its parent is another.
+    """A process that calls ``entry`` (``"module:function"``) with the parent's process id and ``options``.
 
-    The function begins by calling :func:`begin`, which returns how it tells things to :meth:`hear`.
+    It ends when :meth:`close` is called and when this process ends in whatever way: its stdin is then at its
+    end, or its parent is another. The function makes a :class:`ParentLink` first.
+
+    Raises:
+        ChildEndedError: there is no Python to start.
+        TypeError: ``options`` are not JSON.
+
     """
 
     def __init__(self, entry: str, options: dict[str, Any]) -> None:
         if not sys.executable:
             raise ChildEndedError("there is no Python to start: sys.executable is empty")
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        self._heard = b""
+        self._received = b""
         path = [os.path.abspath(part) for part in sys.path]  # noqa: PTH100 - "" is the current folder
-        told = {"path": path, "entry": entry, "parent": os.getpid(), "options": options}
-        line = json.dumps(told).encode() + b"\n"
+        start = {"path": path, "entry": entry, "parent": os.getpid(), "options": options}
+        line = json.dumps(start).encode() + b"\n"
         self._process = subprocess.Popen(
             [sys.executable, "-c", _BOOT],
             stdin=subprocess.PIPE,
@@ -67,7 +71,7 @@ class Child(Closing):
         )
         self._closed = False
         super().__init__()
-        # Nothing of the thread leads back to this object, or it could never be found forgotten.
+        # The thread holds no reference to this object, which could otherwise never be collected.
         self._reader = threading.Thread(
             target=_read_stderr,
             args=(self._process.stderr, self._lines, self._process.pid),
@@ -76,7 +80,7 @@ class Child(Closing):
         )
         self._reader.start()
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # hear() tells
+        with suppress(BrokenPipeError):  # receive() raises
             self._process.stdin.write(line)
 
     @property
@@ -100,30 +104,30 @@ class Child(Closing):
             self._process.wait(timeout)
         return not self.alive
 
-    def hear(self, timeout: float | None = None) -> Any:
-        """The next thing that the child tells.
+    def receive(self, timeout: float | None = None) -> Any:
+        """The next message of the child.
 
         Raises:
-            ChildEndedError: it has ended before.
-            TimeoutError: nothing in ``timeout`` seconds.
+            ChildEndedError: it has ended before sending one.
+            TimeoutError: none came in ``timeout`` seconds.
 
         """
         assert self._process.stdout is not None
         until = None if timeout is None else time.monotonic() + timeout
         descriptor = self._process.stdout.fileno()
-        while b"\n" not in self._heard:
+        while b"\n" not in self._received:
             left = None if until is None else max(until - time.monotonic(), 0.0)
             if not select.select([descriptor], [], [], left)[0]:
                 raise TimeoutError(f"the child process said nothing for {timeout:g} s")
             data = os.read(descriptor, 65536)
             if not data:
-                raise ChildEndedError(self.last_words())
-            self._heard += data
-        line, _, self._heard = self._heard.partition(b"\n")
+                raise ChildEndedError(self.exit_reason())
+            self._received += data
+        line, _, self._received = self._received.partition(b"\n")
         return json.loads(line)
 
-    def last_words(self, timeout: float = 2.0) -> str:
-        """How the child ended, and the line that it said last, in one line."""
+    def exit_reason(self, timeout: float = 2.0) -> str:
+        """How the child ended, and the last line of its stderr, in one line."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout)
         self._reader.join(timeout)
@@ -132,8 +136,8 @@ class Child(Closing):
             how = "is still running"
         else:
             how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
-        said = f": {self._lines[-1]}" if self._lines else ""
-        return f"the process {self.pid} {how}{said}"
+        last = f": {self._lines[-1]}" if self._lines else ""
+        return f"the process {self.pid} {how}{last}"
 
     def close(self) -> None:
         """End the child and wait until it is gone. More calls do nothing."""
@@ -164,39 +168,39 @@ def _read_stderr(stderr: IO[bytes], lines: deque[str], pid: int) -> None:
     while data := stderr.read(65536):
         *whole, rest = (rest + data).split(b"\n")
         for line in whole:
-            _note(line, lines, pid)
-    _note(rest, lines, pid)
+            _keep_line(line, lines, pid)
+    _keep_line(rest, lines, pid)
 
 
-def _note(line: bytes, lines: deque[str], pid: int) -> None:
+def _keep_line(line: bytes, lines: deque[str], pid: int) -> None:
     text = line.decode("utf-8", "replace").strip()
     if text:
         lines.append(text)
         log.debug("%d: %s", pid, text)
 
 
-class begin:  # noqa: N801 - a function with a memory
-    """The child's side: from here on the process ends with its parent.
+class ParentLink:
+    """The child's side: ends the process with its parent, and sends messages to :meth:`Child.receive`.
 
-    ``tell(something)`` sends something (JSON) to :meth:`Child.hear`. What anything else writes to stdout goes
-    to stderr, and so to the parent's log.
+    What else is written to stdout goes to stderr, and so to the parent's log.
 
-    Not by PR_SET_PDEATHSIG: that fires when the thread ends that started the child, and only on Linux. The
-    parent's id is looked at as well as stdin, whose other end a fork of the parent may hold.
+    The parent is not watched by PR_SET_PDEATHSIG: that fires when the thread ends that started the child, and
+    exists only on Linux. The parent's id is checked as well as stdin, whose other end a fork of the parent
+    may hold open.
     """
 
     def __init__(self, parent: int) -> None:
         self._parent = parent
         self._stdout = os.dup(1)
         os.dup2(2, 1)
-        threading.Thread(target=self._watch, name="sllm-lifeline", daemon=True).start()
+        threading.Thread(target=self._watch, name="sllm-parent-watch", daemon=True).start()
 
     def _watch(self) -> None:
         while os.getppid() == self._parent:
             if select.select([0], [], [], 1.0)[0] and not os.read(0, 4096):
                 break
-        os._exit(0)  # the main thread may be inside C for ever
+        os._exit(0)  # the main thread may never return from C
 
-    def tell(self, something: Any) -> None:
-        """Send something to the parent."""
-        os.write(self._stdout, json.dumps(something).encode() + b"\n")
+    def send(self, message: Any) -> None:
+        """Send something that JSON can express to the parent."""
+        os.write(self._stdout, json.dumps(message).encode() + b"\n")

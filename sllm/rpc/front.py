@@ -1,20 +1,19 @@
-"""Between llama.cpp's RPC client and a server: what a model's own process talks to instead of the server.
+"""A proxy between llama.cpp's RPC client and a server, in the process that a model is isolated in.
 
-It notices the loss of a server before llama.cpp does, notices silence, which llama.cpp never does, and sends
-no weights that the server has kept.
+It detects the loss of a server before llama.cpp does, and silence, which llama.cpp never does; and it does
+not send weights that the server has in its cache.
 """
 
 from __future__ import annotations
 
 import socket
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sllm.engine._ffi import ffi, lib
 from sllm.engine.ggml_rpc import ANSWERS, HEADER, SIZE, Command, resolved, split
-from sllm.rpc.loopback import LoopbackPort
+from sllm.rpc.loopback import LoopbackPort, shut_down
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,14 +27,14 @@ _NAME = slice(_TENSOR - 4 - 64, _TENSOR - 4)
 """Where in it the name is."""
 
 _SET_HEADER = _TENSOR + 1 + 8
-"""A description, the flag that asks the server to keep the data, the offset; the data follow."""
+"""A description, the flag that asks the server to cache the data, the offset; the data follow."""
 
 _CHUNK = 1 << 18
 
 
 @dataclass
 class FrontStats:
-    """What a front has carried to the server and back: bytes, and tensors that the server had kept."""
+    """Bytes sent to the server and received from it, and tensors that it had in its cache."""
 
     bytes_up: int = 0
     bytes_down: int = 0
@@ -43,22 +42,22 @@ class FrontStats:
 
 
 class _LostError(Exception):
-    """The server is gone; carries why."""
+    """The connection to the server is lost; carries why."""
 
 
 class Front:
-    """A loopback end for a server, made for llama.cpp's client in the same process.
+    """A proxy for a server on a loopback port, made for llama.cpp's client in the same process.
 
-    llama.cpp asks a server whether it has kept a tensor only where that is larger than 10 MiB, which the
-    tensors of most models are not. The front asks for all weights, many at a time; what a text is about
-    (activations, and so on) is never kept.
+    llama.cpp asks a server whether it has a tensor in its cache only if that is larger than 10 MiB, which the
+    tensors of most models are not. The front asks for all weights, many at a time; what belongs to a text
+    (activations, and so on) is never cached.
 
-    One connection is served at a time, as the server does. Other users of this machine cannot use it where
+    It serves one connection at a time, as the server does. Other users of this machine cannot use it where
     the system tells whose a connection is (:class:`~sllm.rpc.loopback.LoopbackPort`).
 
     Args:
         endpoint: the server.
-        deadline: seconds for which it may owe an answer.
+        deadline: seconds within which it has to answer.
         on_loss: called, on a thread of the front, with a sentence when the server is gone or silent. It
             should end the process: llama.cpp is going to.
 
@@ -78,7 +77,7 @@ class Front:
         self.stats = FrontStats()
         self._closed = False
         self._sockets: set[socket.socket] = set()
-        # One connection after the other: that is how the server takes them.
+        # One connection after the other, as the server accepts them.
         self._port = LoopbackPort(self._serve, "sllm-rpc-front")
         self.port: int = self._port.port
 
@@ -102,7 +101,7 @@ class Front:
             for one in (client, server):
                 one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             server.settimeout(self._deadline)
-            _Conversation(client, server, self.stats, self._deadline).run()
+            _Proxy(client, server, self.stats, self._deadline).run()
         except _LostError as lost:
             if not self._closed:
                 self._on_loss(f"the RPC server {self._endpoint} {lost}")
@@ -113,36 +112,35 @@ class Front:
                     end.close()
 
     def close(self) -> None:
-        """Hang up on both sides."""
+        """Close both connections."""
         self._closed = True
         self._port.hang_up()
         for one in list(self._sockets):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+            shut_down(one)
         self._port.join()
 
 
 def keep_alive(connection: socket.socket) -> None:
-    """Let the system notice within some 15 seconds that the other machine has vanished."""
+    """Let the system detect within some 15 seconds that the other machine is gone."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPALIVE", 5), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, name):  # each system has some of them
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-class _Conversation:
-    """One connection of llama.cpp's client: it sends commands one after the other and waits for each answer
-    before the next, so one thread can follow it.
+class _Proxy:
+    """Forwards one connection of llama.cpp's client, which waits for each answer before it sends the next
+    command: one thread is enough.
     """
 
     _MIN_KEPT = 512
-    """Asking for less than that costs as much as sending it."""
+    """Bytes of a tensor; to ask for a smaller one costs as much as to send it."""
 
     _MAX_KEPT = 16 << 20
-    """Larger tensors llama.cpp asks for itself."""
+    """Bytes of a tensor; for larger ones llama.cpp asks itself."""
 
     _MAX_WAITING = 64 << 20
-    _MAX_ASKED = 512
+    _MAX_QUERIED = 512
 
     def __init__(
         self,
@@ -154,68 +152,68 @@ class _Conversation:
         self._client, self._server = client, server
         self._stats = stats
         self._deadline = deadline
-        self._computed = False  # from the first graph on, what is set are inputs
-        self._asked: deque[bytes] = deque()  # tensors that the server may have kept: whole requests
+        self._computed = False  # whether a graph was: tensors that are set from then on are inputs
+        self._queried: deque[bytes] = deque()  # requests whose tensors the server was asked for
         self._n_waiting = 0
 
     def run(self) -> None:
-        """Until the client hangs up.
+        """Forward until the client closes the connection.
 
         Raises:
-            _LostError: the server did.
+            _LostError: the server has closed it, does not answer, or violates the protocol.
 
         """
         while True:
             try:
-                head = self._from_client(HEADER.size)
+                head = self._read_client(HEADER.size)
             except ConnectionError:
                 return
             command, size = HEADER.unpack(head)
             if command == Command.SET_TENSOR and not self._computed and _SET_HEADER < size <= self._MAX_KEPT:
                 try:
-                    request = self._from_client(size)
+                    request = self._read_client(size)
                 except ConnectionError:
                     return
-                if self._worth_asking(request):
-                    self._ask(request)
+                if self._may_be_kept(request):
+                    self._query(request)
                     continue
-                self._settle()
-                self._to_server(head + request)
+                self._send_missing()
+                self._write_server(head + request)
                 continue
-            self._settle()
+            self._send_missing()
             self._computed = self._computed or command in (Command.GRAPH_COMPUTE, Command.GRAPH_RECOMPUTE)
             try:
-                self._pass_on(command, bytes(head), size)
+                self._forward(command, bytes(head), size)
             except ConnectionError:
                 return
 
     # ---- weights
 
-    def _worth_asking(self, request: bytearray) -> bool:
+    def _may_be_kept(self, request: bytearray) -> bool:
         if len(request) - _SET_HEADER < self._MIN_KEPT or request[_TENSOR]:
             return False
         name = bytes(request[_NAME]).partition(b"\0")[0]
         return name.endswith((b".weight", b".bias", b".scale"))
 
-    def _ask(self, request: bytearray) -> None:
+    def _query(self, request: bytearray) -> None:
         data = memoryview(request)[_SET_HEADER:]
         digest = lib.sllm_rpc_hash(ffi.from_buffer("uint8_t[]", data), len(data))
         question = bytes(request[:_TENSOR]) + bytes(request[_TENSOR + 1 : _SET_HEADER]) + SIZE.pack(digest)
-        self._to_server(HEADER.pack(Command.SET_TENSOR_HASH, len(question)) + question)
-        request[_TENSOR] = 1  # keep it, if it has to be sent
-        self._asked.append(bytes(request))
+        self._write_server(HEADER.pack(Command.SET_TENSOR_HASH, len(question)) + question)
+        request[_TENSOR] = 1  # cache it, if it has to be sent
+        self._queried.append(bytes(request))
         self._n_waiting += len(request)
-        if self._n_waiting > self._MAX_WAITING or len(self._asked) >= self._MAX_ASKED:
-            self._settle()
+        if self._n_waiting > self._MAX_WAITING or len(self._queried) >= self._MAX_QUERIED:
+            self._send_missing()
 
-    def _settle(self) -> None:
-        """Send what the server has not kept."""
-        if not self._asked:
+    def _send_missing(self) -> None:
+        """Read the answers to the queries, and send the tensors that the server does not have."""
+        if not self._queried:
             return
         missing = []
-        while self._asked:
-            request = self._asked.popleft()
-            answer = self._from_server(8 + ANSWERS[Command.SET_TENSOR_HASH])
+        while self._queried:
+            request = self._queried.popleft()
+            answer = self._read_server(8 + ANSWERS[Command.SET_TENSOR_HASH])
             if SIZE.unpack(answer[:8])[0] != ANSWERS[Command.SET_TENSOR_HASH]:
                 raise _LostError(f"answered {bytes(answer)!r}, which is not the protocol")
             if answer[8]:
@@ -224,41 +222,41 @@ class _Conversation:
                 missing.append(request)
         self._n_waiting = 0
         for request in missing:
-            self._to_server(HEADER.pack(Command.SET_TENSOR, len(request)))
-            self._to_server(request)
+            self._write_server(HEADER.pack(Command.SET_TENSOR, len(request)))
+            self._write_server(request)
 
     # ---- everything else
 
-    def _pass_on(self, command: int, head: bytes, size: int) -> None:
+    def _forward(self, command: int, head: bytes, size: int) -> None:
         begun = b""
         expected = ANSWERS.get(command)
         if size <= _CHUNK:
-            begun = bytes(self._from_client(size)) if size else b""
-            self._to_server(head + begun)
+            begun = bytes(self._read_client(size)) if size else b""
+            self._write_server(head + begun)
         else:
-            self._to_server(head)
+            self._write_server(head)
             left = size
             while left:
-                piece = self._from_client(min(left, _CHUNK))
-                self._to_server(piece)
+                piece = self._read_client(min(left, _CHUNK))
+                self._write_server(piece)
                 left -= len(piece)
         if command == Command.GET_TENSOR and size == _TENSOR + 16:
             (expected,) = SIZE.unpack(begun[-8:])
         if expected is None:
             return
-        n: int = SIZE.unpack(self._from_server(8))[0]
+        n: int = SIZE.unpack(self._read_server(8))[0]
         if n != expected:
             raise _LostError(f"answered command {command} with {n} bytes, expected {expected}")
         if n <= _CHUNK:
-            self._client.sendall(SIZE.pack(n) + self._from_server(n))
+            self._client.sendall(SIZE.pack(n) + self._read_server(n))
             return
         self._client.sendall(SIZE.pack(n))
         while n:
-            piece = self._from_server(min(n, _CHUNK))
+            piece = self._read_server(min(n, _CHUNK))
             self._client.sendall(piece)
             n -= len(piece)
 
-    def _from_client(self, n: int) -> bytearray:
+    def _read_client(self, n: int) -> bytearray:
         data = bytearray(n)
         view, at = memoryview(data), 0
         while at < n:
@@ -268,7 +266,7 @@ class _Conversation:
             at += got
         return data
 
-    def _from_server(self, n: int) -> bytearray:
+    def _read_server(self, n: int) -> bytearray:
         data = bytearray(n)
         view, at = memoryview(data), 0
         while at < n:
@@ -284,7 +282,7 @@ class _Conversation:
         self._stats.bytes_down += n
         return data
 
-    def _to_server(self, data: bytes | bytearray) -> None:
+    def _write_server(self, data: bytes | bytearray) -> None:
         try:
             self._server.sendall(data)
         except TimeoutError:

@@ -1,4 +1,4 @@
-"""A port on loopback for this user's own programs."""
+"""A port on loopback for programs of this user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LoopbackPort"]
+__all__ = ["LoopbackPort", "shut_down"]
 
 
 class LoopbackPort:
@@ -57,14 +57,19 @@ class LoopbackPort:
                 connection.close()
 
     def hang_up(self) -> None:
-        """Take no more connections; those that were taken are whoever's who took them."""
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
+        """Accept no more connections; those accepted already stay open."""
+        shut_down(self._listener)
         self._listener.close()
 
     def join(self) -> None:
         """Wait for the thread, at most 5 seconds."""
         self._thread.join(5)
+
+
+def shut_down(connection: socket.socket) -> None:
+    """End a connection in both directions, which wakes a thread that is in ``recv()``: closing would not."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _same_user(connection: socket.socket) -> bool:

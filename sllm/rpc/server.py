@@ -1,4 +1,4 @@
-"""A server of ggml's RPC in a child process, and servers that others started."""
+"""An RPC server of ggml in a child process, and the devices of servers that run already."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sllm.engine.devices import Device
 from sllm.engine.devices import devices as local_devices
 from sllm.engine.handle import Closing
 from sllm.errors import RPCError
-from sllm.rpc.child import Child, ChildEndedError, begin
+from sllm.rpc.child import Child, ChildEndedError, ParentLink
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,10 +31,10 @@ DEFAULT_PORT = ggml_rpc.DEFAULT_PORT
 log = logging.getLogger("sllm.rpc")
 
 _START_SECONDS = 120.0
-"""What a server may take until it listens: drivers are slow to start."""
+"""A server has to listen after this time: drivers are slow to start."""
 
 _ATTEMPTS = 5
-"""Ports to try where somebody else was quicker."""
+"""Ports to try where another process takes the one that was free."""
 
 _known: dict[str, list[Device]] = {}
 _lock = threading.Lock()
@@ -68,7 +68,7 @@ def add_server(endpoint: str, *, timeout: float = 5.0) -> list[Device]:
     except ggml_rpc.SilentError:
         if known is None:
             raise
-        return list(known)  # at work, most likely for us
+        return list(known)  # busy, most likely with a model of this process
     found = [
         Device(
             i, f"RPC{i}[{endpoint}]", f"device {i} of the RPC server {endpoint}", "gpu", free, total, endpoint
@@ -93,9 +93,9 @@ def devices(endpoint: str | None = None) -> list[Device]:
 class RPCServer(Closing):
     """Serves this machine's devices by ggml's RPC, from a process of its own, until :meth:`close`.
 
-    It serves one client at a time. It ends with this process, whichever way that ends. A client can crash the
-    server and can read and write the memory of its process: let nobody reach the port whom you would not let
-    use the machine.
+    It serves one client at a time, and ends with this process in whatever way that ends. A client can crash
+    the server and can read and write the memory of its process: let nobody reach the port who may not use the
+    machine.
 
     Args:
         host: where to listen: an IPv4 address, or ``"localhost"``.
@@ -166,12 +166,12 @@ class RPCServer(Closing):
                 raise OSError(f"cannot listen on {address}:{number}: somebody else does")
 
     def _start(self, port: int, options: dict[str, Any]) -> bool:
-        """Start the process; False where the port was taken meanwhile."""
+        """Start the process; False if another process has taken the port meanwhile."""
         child = Child("sllm.rpc.server:_serve", {"port": port, **options})
         try:
-            told = child.hear(_START_SECONDS)
-            if "error" in told:
-                raise RPCError(f"the RPC server did not start: {told['error']}")
+            reply = child.receive(_START_SECONDS)
+            if "error" in reply:
+                raise RPCError(f"the RPC server did not start: {reply['error']}")
             reached = "127.0.0.1" if self.host == "0.0.0.0" else self.host
             until = time.monotonic() + _START_SECONDS
             while not self._answers(f"{reached}:{port}"):
@@ -179,9 +179,9 @@ class RPCServer(Closing):
                     if _is_taken(self.host, port):
                         child.close()
                         return False
-                    raise RPCError(f"the RPC server did not start: {child.last_words()}")
+                    raise RPCError(f"the RPC server did not start: {child.exit_reason()}")
                 time.sleep(0.01)
-            if not child.alive:  # then it was another that has answered
+            if not child.alive:  # another process has answered
                 child.close()
                 return False
         except (ChildEndedError, TimeoutError) as error:
@@ -197,7 +197,7 @@ class RPCServer(Closing):
         try:
             info = ggml_rpc.probe(endpoint, 1.0)
         except ggml_rpc.SilentError:
-            return True  # a client was quicker
+            return True  # it serves a client already
         except RPCError:
             return False
         self.memory = info.memory
@@ -262,10 +262,10 @@ def _checked_names(wanted: Sequence[Device | str]) -> list[str]:
 
 
 def _free_port(host: str, port: int) -> int:
-    """``port``, if nobody listens there; for 0 any such.
+    """``port``, if no process listens there; for 0 any such port.
 
     Raises:
-        OSError: somebody does, or the address is not this machine's.
+        OSError: the port is in use, or the address is not this machine's.
 
     """
     with socket.socket() as probe:
@@ -296,7 +296,7 @@ def _serve(
     parent: int, *, host: str, port: int, cache: str | None, devices: list[str] | None, n_threads: int
 ) -> None:
     """What the child process runs."""
-    ours = begin(parent)
+    link = ParentLink(parent)
     every = local_devices()
     if devices is None:
         chosen = [d.index for d in every if d.type in ("gpu", "igpu")]
@@ -307,17 +307,17 @@ def _serve(
         if cache is not None:
             _check_cache(Path(cache))
     except OSError as error:
-        ours.tell({"error": f"the cache in {cache} cannot be used: {error.strerror or error}"})
+        link.send({"error": f"the cache in {cache} cannot be used: {error.strerror or error}"})
         sys.exit(1)
-    ours.tell({})
+    link.send({})
     indices = ffi.new("int32_t[]", chosen)
     folder = ffi.NULL if cache is None else ffi.new("char[]", os.fsencode(cache))
     check(lib.sllm_rpc_serve(f"{host}:{port}".encode(), folder, n_threads, indices, len(chosen)))
 
 
 def _check_cache(folder: Path) -> None:
-    """Delete what does not have the hash that it is named by: the server would load it all the same, and one
-    that was killed leaves half a file. What was looked at once is only looked at again when it has changed.
+    """Delete files whose content does not have the hash that they are named by: the server would load them
+    all the same, and one that was killed leaves half a file. A file is only hashed again when it has changed.
     """
     journal = folder / "checked.json"
     try:

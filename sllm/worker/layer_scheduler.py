@@ -21,7 +21,7 @@ from sllm.engine.layers import LayerRange, open_layers
 from sllm.engine.model import Model
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import BusyError, ClosedError, ContextFullError, SllmError
-from sllm.worker.scheduler import SchedulerStats
+from sllm.worker.passes import PassLoop, Slot
 
 if TYPE_CHECKING:
     import os
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from sllm.worker.scheduler import Limits
+    from sllm.worker.passes import Limits
 
-__all__ = ["Answer", "LayerScheduler", "LayerSequence", "RangeKey", "Request"]
+__all__ = ["LayerAnswer", "LayerRequest", "LayerScheduler", "LayerSequence", "LayerSlot", "RangeKey"]
 
 log = logging.getLogger("sllm.worker")
 
 _BACKLOG = 32
-"""Requests of one sequence whose answers its client has not been sent yet; its reader waits with more."""
+"""Requests of one sequence whose answers its client has not been sent yet; further ones have to wait."""
 
 _BACKLOG_BYTES = 1 << 26
-"""Of hidden states in them. One request is always taken."""
+"""Bytes of their hidden states. One request of any size is taken."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class RangeKey:
 
 
 @dataclass(frozen=True)
-class Request:
+class LayerRequest:
     """Hidden states that enter the first layer.
 
     Attributes:
@@ -75,7 +75,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class LayerAnswer:
     """What a request came to: hidden states (None: not needed), or selected tokens."""
 
     pos: int
@@ -88,15 +88,22 @@ class Answer:
 
 
 class LayerSequence:
-    """One sequence on a worker of layers. Its client's side may be used from any thread: :meth:`submit`,
+    """The stream of one sequence. Its client's side may be used from any thread: :meth:`submit`,
     :meth:`answers`, :meth:`detach`, :meth:`release`.
+
+    Attributes:
+        slot: where its memory is.
+        n_kept: positions that were in memory when it began.
+        pending: requests that no pass has taken.
+        ended: why it has ended; None: it has not.
+
     """
 
     def __init__(
         self,
         scheduler: LayerScheduler,
         sequence_id: int,
-        slot: _Slot,
+        slot: LayerSlot,
         sampling: SamplingParams | None,
         text_start: int,
     ) -> None:
@@ -105,17 +112,15 @@ class LayerSequence:
         self.slot = slot
         self.sampling = sampling
         self.text_start = text_start
-        self.n_kept = 0  # positions that were in memory when it began
-        self.next_pos = 0  # behind everything that was asked for
-        self.pending: deque[Request] = deque()
-        self.ended: str | None = None  # why
+        self.n_kept = 0
+        self.next_pos = 0  # after everything that was asked for
+        self.pending: deque[LayerRequest] = deque()
+        self.ended: str | None = None
         self.turn = 0  # the pass that it was in last
-        self.handed: float | None = (
-            None  # when an answer was given to its client's side, which is at it still
-        )
+        self.handed: float | None = None  # when its client's side took the answer that it is sending
         self.on_stuck: Callable[[], object] = lambda: None
         """Called when an answer could not be sent for the idle time: the client does not read."""
-        self._answers: deque[Answer | Exception] = deque()
+        self._answers: deque[LayerAnswer | Exception] = deque()
         self._sizes: deque[int] = deque()  # bytes of the requests whose answers were not sent
         self._finished = False
         self._changed = threading.Condition()
@@ -128,8 +133,8 @@ class LayerSequence:
     def _is_over(self) -> bool:
         return self.ended is not None
 
-    def submit(self, request: Request) -> None:
-        """Ask for rows; waits while many requests do, or their answers. Without effect once it has ended.
+    def submit(self, request: LayerRequest) -> None:
+        """Ask for rows; blocks while many requests or answers are waiting. Does nothing once it has ended.
 
         Raises:
             ValueError: a position that leaves a gap, no rows, or a wrong number of tokens.
@@ -138,8 +143,24 @@ class LayerSequence:
         """
         if self._is_over():
             return  # others may use other layers by now
+        self._check(request)
         n, size = len(request.hidden), request.hidden.nbytes
-        scheduler = self._scheduler
+
+        def room() -> bool:
+            few = len(self._sizes) < _BACKLOG and sum(self._sizes) + size <= _BACKLOG_BYTES
+            return not self._sizes or few or self._is_over()
+
+        with self._changed:
+            self._changed.wait_for(room)
+            if self._is_over():
+                return
+            self.next_pos = request.pos + n
+            self._sizes.append(size)
+            self.pending.append(request)
+        self._scheduler.wake()
+
+    def _check(self, request: LayerRequest) -> None:
+        n, scheduler = len(request.hidden), self._scheduler
         if not 1 <= n <= scheduler.max_rows:
             raise ValueError(f"{n} rows at once, expected 1 to {scheduler.max_rows}")
         if not 0 <= request.pos <= self.next_pos:
@@ -159,26 +180,13 @@ class LayerSequence:
         elif request.tokens or request.n_select:
             raise ValueError("these layers end before the output: they take no tokens")
 
-        def room() -> bool:
-            few = len(self._sizes) < _BACKLOG and sum(self._sizes) + size <= _BACKLOG_BYTES
-            return not self._sizes or few or self._is_over()
-
-        with self._changed:
-            self._changed.wait_for(room)
-            if self._is_over():
-                return
-            self.next_pos = request.pos + n
-            self._sizes.append(size)
-            self.pending.append(request)
-        scheduler.wake()
-
     def finish(self) -> None:
-        """Nothing more will be asked for: the sequence ends behind the last answer; its memory is kept."""
+        """Nothing more will be asked for: the sequence ends after the last answer; its memory is kept."""
         with self._changed:
             self._finished = True
             self._changed.notify_all()
 
-    def answers(self) -> Iterator[Answer]:
+    def answers(self) -> Iterator[LayerAnswer]:
         """What the requests come to, in their order, until the sequence ends; :attr:`ended` then says why.
         Blocks.
 
@@ -186,7 +194,7 @@ class LayerSequence:
             SllmError, ValueError: the computation failed.
 
         """
-        idle = self._scheduler.idle_seconds
+        idle = self._scheduler.limits.idle_seconds
 
         def news() -> bool:
             over = self._finished and not self._sizes
@@ -223,11 +231,11 @@ class LayerSequence:
         self._scheduler.let_go(self, keep=True)
 
     def release(self) -> None:
-        """The client needs the sequence no more."""
+        """The client does not need the sequence any more; its memory is freed."""
         self.end("released")
         self._scheduler.let_go(self, keep=False)
 
-    # -- the scheduler's side
+    # ---- the scheduler's side
 
     def end(self, reason: str) -> None:
         """No more answers."""
@@ -236,37 +244,44 @@ class LayerSequence:
                 self.ended = reason
             self._changed.notify_all()
 
-    def take(self) -> Request | None:
+    def take(self) -> LayerRequest | None:
         """The next request."""
         with self._changed:
             return self.pending.popleft() if self.pending and self.ended is None else None
 
-    def tell(self, answer: Answer | Exception) -> None:
+    def tell(self, answer: LayerAnswer | Exception) -> None:
         """Hand an answer to the client's side."""
         with self._changed:
             self._answers.append(answer)
             self._changed.notify_all()
 
 
-@dataclass
-class _Slot:
-    """A sequence of the range's memory, and who has it or had it last."""
+Batch = list[tuple[LayerSequence, LayerRequest]]
 
-    seq_id: int
-    sequence: LayerSequence | None = None
-    sequence_id: int = 0  # whose memory it holds; 0: nobody's, or that of one who will not return
+
+@dataclass
+class LayerSlot(Slot["LayerSequence"]):
+    """A sequence of the range's memory.
+
+    Attributes:
+        sequence_id: whose memory it holds; 0: nobody's, or that of one who will not return.
+        length: positions in memory.
+        busy: a pass writes to it, perhaps for a stream that has ended meanwhile.
+
+    """
+
+    sequence_id: int = 0
     length: int = 0
-    freed: float = 0.0
-    busy: bool = False  # a pass writes to it, perhaps for a stream that has ended meanwhile
+    busy: bool = False
 
     def holds(self, sequence: LayerSequence) -> bool:
         """Whether the memory is that of this stream, or of a later one of the same sequence."""
         same = sequence.sequence_id != 0 and sequence.sequence_id == self.sequence_id
-        return self.sequence is sequence or same
+        return self.owner is sequence or same
 
 
-class LayerScheduler:
-    """All sequences of a worker of layers, and the thread that computes.
+class LayerScheduler(PassLoop[LayerSequence]):
+    """The sequences of a worker of layers, and the thread that computes them.
 
     Args:
         path: the model, or a file of some of its layers.
@@ -291,33 +306,24 @@ class LayerScheduler:
         settings: dict[str, Any] | None = None,
         pass_seconds: float = 0.0,
     ) -> None:
+        super().__init__(limits, name="sllm-layers", pass_seconds=pass_seconds)
         self.file = open_layers(path)
-        self.limits = limits
         self.fixed = layers
-        self.stats = SchedulerStats()
-        self.failed = False
-        self.on_failure: Callable[[], None] | None = None
-        """Called when the worker cannot go on."""
-        self._draining = False
         self._asked_n_ctx = n_ctx
         self._settings = dict(settings or {})
-        self._pass_seconds = pass_seconds
         self._key: RangeKey | None = None
         self._range: LayerRange | None = None
         self._stack = ExitStack()  # the range and its vocabulary
-        self._slots: list[_Slot] = []
-        self._work = threading.Condition()
-        self._loading = threading.Lock()  # held while a range is made or freed, and a pass computes
+        self._slots: list[LayerSlot] = []
+        # Held while a range is made or freed, and a pass computes. A signal handler may call close() in the
+        # middle of close().
+        self._loading = threading.RLock()
         self._switching = False  # somebody is about to load other layers
-        self._closed = False
-        self._ending = threading.Event()
-        self._n_failures = 0
         self._n_turns = 0
         if layers is not None:
             self._load(
                 RangeKey(*layers, output=layers[1] == self.file.n_layer and self.file.output is not None)
             )
-        self._thread = threading.Thread(target=self._run, name="sllm-layers", daemon=True)
         self._thread.start()
 
     # ---- what is served
@@ -342,17 +348,12 @@ class LayerScheduler:
 
     @property
     def max_select(self) -> int:
-        """Rows of one request behind which a token may be selected."""
+        """Rows of one request after which a token may be selected."""
         found = self._range
         return 0 if found is None else found.context.n_outputs_max
 
-    @property
-    def idle_seconds(self) -> float:
-        """After so long without a request a stream ends; its memory is kept."""
-        return self.limits.idle_seconds
-
     def check_tokens(self, tokens: Sequence[int]) -> None:
-        """Raise ValueError if one of these is no token."""
+        """Raise ValueError if one of these is outside the vocabulary."""
         bad = next((token for token in tokens if token >= self.file.n_vocab), None)
         if bad is not None:
             raise ValueError(f"token {bad} is not in the vocabulary of {self.file.n_vocab} tokens")
@@ -366,7 +367,6 @@ class LayerScheduler:
             vocabulary = None
             if key.output:
                 vocabulary = stack.enter_context(Model(self.file.paths[0], vocab_only=True))
-            n_ctx = self._asked_n_ctx or min(self.file.n_ctx_train or 4096, 4096)
             made = stack.enter_context(
                 LayerRange(
                     self.file,
@@ -374,13 +374,13 @@ class LayerScheduler:
                     key.stop,
                     output=key.output,
                     vocabulary=vocabulary,
-                    n_ctx=n_ctx * n_seq,
+                    n_ctx=self.n_ctx * n_seq,
                     n_seq_max=n_seq,
                     **self._settings,
                 )
             )
             self._stack = stack.pop_all()
-        self._slots = [_Slot(i) for i in range(n_seq)]
+        self._slots = [LayerSlot(i) for i in range(n_seq)]
         self._key, self._range = key, made
         log.info("serving %s of %s", key, self.file.paths[0].name)
 
@@ -397,7 +397,7 @@ class LayerScheduler:
 
         Raises:
             ValueError: no such layers here.
-            BusyError: no place, or others use other layers.
+            BusyError: no slot is free, or other clients use other layers.
             ClosedError: the worker is ending, or cannot go on.
 
         """
@@ -407,7 +407,7 @@ class LayerScheduler:
         found = self._range
         if sampling is not None and found is not None and key.output:
             try:
-                found.context.model.compiled(sampling)  # a bad grammar is told now
+                found.context.model.compiled(sampling)  # reject a bad grammar before computing
             except BaseException:
                 sequence.detach()
                 raise
@@ -420,77 +420,67 @@ class LayerScheduler:
             own = RangeKey(*self.fixed, output=False)
             raise ValueError(f"the worker serves {own}, and {key} were asked for")
         self.file.check_range(key.start, key.stop, output=key.output)
-        with self._work:
-            # Where the layers are there already, a pass under way is not waited for, unless it is one of the
-            # same sequence: the thread that computes would take the lock again before others get it.
+        with self._changed:
+            # Where the layers are loaded already, _loading is not taken: the thread that computes would take
+            # it again before others get it. Only a pass that writes to the same slot is waited for.
             while self._may_switch(key):
                 if not self._switching:
                     self._switching = True
                     break
-                self._work.wait()
+                self._changed.wait()
             else:
                 return self._start(sequence_id, sampling, text_start)
         try:
             with self._loading:
                 self._load(key)
         except BaseException:
-            with self._work:
+            with self._changed:
                 self._switching = False
-                self._work.notify_all()
+                self._changed.notify_all()
             raise
-        with self._work:
+        with self._changed:
             self._switching = False
-            self._work.notify_all()
+            self._changed.notify_all()
             self._check_open()
             return self._start(sequence_id, sampling, text_start)
 
     def _check_sampling(self, sampling: SamplingParams, text_start: int) -> None:
-        grammar, limit = sampling.grammar, self.limits.max_grammar
-        if grammar is not None and len(grammar.encode()) > limit:
-            raise ValueError(
-                f"the grammar is longer than the {limit} bytes that this worker takes"
-                if limit
-                else "this worker takes no grammars"
-            )
+        self.limits.check_grammar(sampling.grammar)
         if not 0 <= text_start <= self.n_ctx:
             raise ValueError(f"the text begins at {text_start}, and the worker holds {self.n_ctx} positions")
-
-    def _check_open(self) -> None:
-        if self._closed or self._draining or self.failed:
-            raise ClosedError("the worker is ending; go on elsewhere")
 
     def _may_switch(self, key: RangeKey) -> bool:
         """Whether other layers than those in use have to be loaded; nobody uses these then."""
         self._check_open()
         if self._key == key and not self._switching:
             return False
-        if any(slot.sequence is not None for slot in self._slots):
+        if self.running():
             self.stats.refused += 1
             raise BusyError(f"the worker serves {self._key} to others at the moment, not {key}")
         return True
 
     def _start(self, sequence_id: int, sampling: SamplingParams | None, text_start: int) -> LayerSequence:
-        """A stream in a slot, once no pass writes to that any more."""
+        """A stream in a slot, as soon as no pass writes to that any more."""
         slot = self._place(sequence_id)
-        expired = slot.sequence is None and time.monotonic() - slot.freed > self.limits.keep_seconds
+        expired = slot.owner is None and time.monotonic() - slot.freed > self.limits.keep_seconds
         sequence = LayerSequence(self, sequence_id, slot, sampling, text_start)
-        slot.sequence = sequence
+        slot.owner = sequence
         if sequence_id == 0 or slot.sequence_id != sequence_id or expired:
             slot.sequence_id, slot.length = sequence_id, 0
-        self._work.wait_for(lambda: not slot.busy)
+        self._changed.wait_for(lambda: not slot.busy)
         sequence.n_kept = sequence.next_pos = slot.length
         self.stats.sessions_total += 1
         self.stats.reused_tokens += slot.length
         return sequence
 
-    def _place(self, sequence_id: int) -> _Slot:
+    def _place(self, sequence_id: int) -> LayerSlot:
         """A slot for a sequence: its own, an empty one, or the one that was left longest ago."""
         for slot in self._slots:
             if sequence_id and slot.sequence_id == sequence_id:
-                if slot.sequence is not None:  # its client has lost that stream
-                    slot.sequence.end("superseded")
+                if slot.owner is not None:  # its client has lost that stream
+                    slot.owner.end("superseded")
                 return slot
-        free = [slot for slot in self._slots if slot.sequence is None]
+        free = [slot for slot in self._slots if slot.owner is None]
         if not free:
             self.stats.refused += 1
             raise BusyError(f"the worker serves {len(self._slots)} sequences and has no place for another")
@@ -498,91 +488,74 @@ class LayerScheduler:
 
     def let_go(self, sequence: LayerSequence, *, keep: bool) -> None:
         """The stream of a sequence has ended."""
-        with self._work:
+        with self._changed:
             slot = sequence.slot
-            if slot.sequence is sequence:
-                slot.sequence = None
+            if slot.owner is sequence:
+                slot.owner = None
                 slot.freed = time.monotonic()
                 if not keep:
                     slot.sequence_id = slot.length = 0
-            self._work.notify_all()
+            self._changed.notify_all()
 
-    def running(self) -> list[LayerSequence]:
-        """The sequences with a stream."""
-        with self._work:
-            return [slot.sequence for slot in self._slots if slot.sequence is not None]
-
-    def wake(self) -> None:
-        """There is something to compute."""
-        with self._work:
-            self._work.notify_all()
-
-    def drain(self, seconds: float) -> bool:
-        """Take no more sequences and let the running ones end for ``seconds``; whether they all did."""
-        with self._work:
-            self._draining = True
-            return self._work.wait_for(lambda: all(slot.sequence is None for slot in self._slots), seconds)
-
-    def close(self) -> None:
-        """End every sequence and free the range. More calls do nothing."""
-        with self._work:
-            if self._closed:
-                return
-            self._closed = True
-            self._ending.set()
-            for slot in self._slots:
-                if slot.sequence is not None:
-                    slot.sequence.end("closing")
-            self._work.notify_all()
+    def _cancel(self) -> None:
         found = self._range
         if found is not None:
             found.cancel()
-        self._thread.join()
+
+    def close(self) -> None:
+        """End every sequence and free the range. More calls do nothing."""
+        super().close()
         with self._loading:
             self._stack.close()
 
-    # ---- the thread
+    # ---- on the scheduler's thread
 
-    def _run(self) -> None:
-        pause = min(max(self.idle_seconds / 2, 0.05), 60.0)
-        while True:
-            with self._work:
-                self._work.wait_for(
-                    lambda: self._closed or any(s.pending for s in self._at_work()), timeout=pause
-                )
-                if self._closed:
-                    return
+    def _patience(self) -> float:
+        return min(max(self.limits.idle_seconds / 2, 0.05), 60.0)
+
+    def _step(self) -> bool:
+        at_work = any(sequence.pending for sequence in self._open_streams())
+        if at_work:
             with self._loading:
+                # 1. One request of each sequence, as many as fit.
                 batch = self._next_batch()
+                # 2. Through the layers together; each answer to its sequence.
                 if batch:
                     self._compute(batch)
-                    with self._work:
-                        for sequence, _ in batch:
-                            sequence.slot.busy = False
-                        self._work.notify_all()
-            self._end_stuck()
+                # 3. Who waits for one of these slots may have it.
+                with self._changed:
+                    for sequence, _ in batch:
+                        sequence.slot.busy = False
+                    self._changed.notify_all()
+        # 4. Clients that read nothing lose their slots.
+        self._end_stuck()
+        return at_work
+
+    def _end_all(self) -> None:
+        for sequence in self.running():
+            sequence.end("closing")
 
     def _end_stuck(self) -> None:
-        """End the streams of clients that read nothing: they hold a place, and a thread each."""
+        """End the streams of clients that read nothing: each holds a slot and a thread."""
         now = time.monotonic()
         for sequence in self.running():
             handed = sequence.handed
-            if handed is not None and now - handed > self.idle_seconds:
+            if handed is not None and now - handed > self.limits.idle_seconds:
                 sequence.detach()
                 sequence.on_stuck()
 
-    def _at_work(self) -> list[LayerSequence]:
-        return [s.sequence for s in self._slots if s.sequence is not None and s.sequence.ended is None]
+    def _open_streams(self) -> list[LayerSequence]:
+        return [sequence for sequence in self.running() if sequence.ended is None]
 
-    def _next_batch(self) -> list[tuple[LayerSequence, Request]]:
-        """One request of each sequence, as many as go through at once; first those that have waited through
-        the most passes, so that neither long nor short ones keep the others from theirs.
+    def _next_batch(self) -> Batch:
+        """One request of each sequence, as many as fit into a pass. Those that have waited through the most
+        passes come first, so that neither long nor short ones starve the others.
         """
-        batch: list[tuple[LayerSequence, Request]] = []
+        batch: Batch = []
         n_rows = 0
         self._n_turns += 1
-        with self._work:
-            waiting = [(s.turn, len(s.pending[0].hidden), s) for s in self._at_work() if s.pending]
+        with self._changed:
+            waiting = [(s.turn, len(s.pending[0].hidden), s) for s in self._open_streams() if s.pending]
             for _, n, sequence in sorted(waiting, key=lambda one: one[:2]):
                 if batch and n_rows + n > self.max_rows:
                     continue
@@ -594,107 +567,143 @@ class LayerScheduler:
                     n_rows += n
         return batch
 
-    def _compute(self, batch: list[tuple[LayerSequence, Request]]) -> None:
-        began = time.monotonic()
+    def _compute(self, batch: Batch) -> None:
+        began = time.perf_counter()
         try:
             answers = self._pass(batch)
-            self._n_failures = 0
         except Exception as error:  # noqa: BLE001 - whatever it is, the clients must hear of it
-            if self._closed:
-                return  # they are told so; see close()
-            if len(batch) > 1:  # somebody else's fault, perhaps
+            if self._closing:
+                return  # the streams end with that reason
+            if len(batch) > 1:  # one sequence's trouble is not the others': one by one
                 for one in batch:
                     self._compute([one])
                 return
             log.warning("a pass failed: %s", error)
             asked_wrongly = isinstance(error, (ValueError, ContextFullError))
-            self._n_failures += isinstance(error, ClosedError) or not asked_wrongly
-            if self._n_failures >= 3 and not self.failed:
-                self.failed = True
-                if self.on_failure is not None:
-                    self.on_failure()
+            if isinstance(error, ClosedError) or not asked_wrongly:
+                self._count_failure()
             batch[0][0].tell(error if isinstance(error, (SllmError, ValueError)) else SllmError(str(error)))
             return
-        seconds = time.monotonic() - began
-        if seconds < self._pass_seconds:
-            self._ending.wait(self._pass_seconds - seconds)
-            seconds = self._pass_seconds
+        self._n_failures = 0
+        seconds = self._pass_time(began)
         self.stats.count_pass(sum(len(request.hidden) for _, request in batch), seconds)
         for (sequence, _), answer in zip(batch, answers, strict=True):
-            n = answer.n_accepted + 1 if answer.tokens else 0
-            self.stats.tokens += n
-            self.stats.drafted += answer.n_verified
-            self.stats.accepted += answer.n_accepted
+            n_tokens = answer.n_accepted + 1 if answer.tokens else 0
+            self.stats.count_commit(n_tokens, answer.n_verified, answer.n_accepted)
             sequence.tell(replace(answer, seconds=seconds))
 
-    def _pass(self, batch: list[tuple[LayerSequence, Request]]) -> list[Answer]:
+    def _pass(self, batch: Batch) -> list[LayerAnswer]:
         assert self._range is not None
-        for sequence, request in batch:  # whatever becomes of the pass, what was there is void
+        for sequence, request in batch:  # however the pass ends, what was there is void
             self._hold(sequence, min(sequence.slot.length, request.pos))
-        if self.has_output:
-            return self._select(batch)
-        rows = self._range.forward(
-            [request.hidden for _, request in batch],
-            seq_id=[sequence.slot.seq_id for sequence, _ in batch],
-            pos=[request.pos for _, request in batch],
-        )
-        answers, at = [], 0
-        for sequence, request in batch:
-            n = len(request.hidden)
-            self._hold(sequence, request.pos + n)
-            hidden = None if request.silent else rows[at : at + n]
-            answers.append(Answer(request.pos, n, hidden, (), 0, 0, 0.0))
-            at += n
-        return answers
+        run = LayerPass(self._range, batch, self._hold)
+        return run.select() if self.has_output else run.forward()
 
     def _hold(self, sequence: LayerSequence, length: int) -> None:
-        """So much of a sequence is in memory now."""
-        with self._work:
+        """Note that the first ``length`` positions of a sequence are in memory."""
+        with self._changed:
             if sequence.slot.holds(sequence):
                 sequence.slot.length = length
 
-    def _select(self, batch: list[tuple[LayerSequence, Request]]) -> list[Answer]:
-        """Write what is text, and select behind it where that is asked for."""
-        assert self._range is not None
-        context = self._range.context
-        written = [(s, r, len(r.hidden) - r.n_select) for s, r in batch if len(r.hidden) > r.n_select]
-        if written:
-            context.decode(
-                [list(r.tokens[:n]) for _, r, n in written],
-                seq_id=[s.slot.seq_id for s, _, _ in written],
-                pos=[r.pos for _, r, _ in written],
-                hidden=np.concatenate([r.hidden[:n] for _, r, n in written]),
-            )
-            for sequence, request, n in written:
-                self._hold(sequence, request.pos + n)
-        verdicts: dict[LayerSequence, tuple[int, ...]] = {}
-        left = [(s, r, len(r.hidden) - r.n_select) for s, r in batch if r.n_select]
-        while left:  # as many at once as logits are kept of
-            n_fit, n_rows = 0, 0
-            while n_fit < len(left) and n_rows + left[n_fit][1].n_select <= context.n_outputs_max:
-                n_rows += left[n_fit][1].n_select
-                n_fit += 1
-            n_fit = max(n_fit, 1)
-            group, left = left[:n_fit], left[n_fit:]
-            verdict = self._range.verify(
-                [s.slot.seq_id for s, _, _ in group],
-                [list(r.tokens[n : n + 1]) for _, r, n in group],
-                [list(r.tokens[n + 1 :]) for _, r, n in group],
-                hidden=np.concatenate([r.hidden[n:] for _, r, n in group]),
-                sampling=[s.sampling or SamplingParams() for s, _, _ in group],
-                pos=[r.pos + n for _, r, n in group],
-                start=[s.text_start for s, _, _ in group],
-            )
-            for i, (sequence, request, n) in enumerate(group):
-                n_accepted = int(verdict.n_accepted[i])
-                self._hold(sequence, request.pos + n + 1 + n_accepted)
-                verdicts[sequence] = tuple(verdict.tokens[i, : n_accepted + 1].tolist())
+
+class LayerPass:
+    """One pass through the layers: one request each of several sequences.
+
+    Args:
+        layers: the range.
+        batch: the sequences and their requests.
+        hold: called with a sequence and how many of its positions are in memory, whenever that has changed.
+
+    """
+
+    def __init__(
+        self, layers: LayerRange, batch: Batch, hold: Callable[[LayerSequence, int], object]
+    ) -> None:
+        self._layers = layers
+        self._batch = batch
+        self._hold = hold
+
+    def forward(self) -> list[LayerAnswer]:
+        """Hidden states in, hidden states out."""
+        rows = self._layers.forward(
+            [request.hidden for _, request in self._batch],
+            seq_id=[sequence.slot.seq_id for sequence, _ in self._batch],
+            pos=[request.pos for _, request in self._batch],
+        )
+        answers, at = [], 0
+        for sequence, request in self._batch:
+            n = len(request.hidden)
+            self._hold(sequence, request.pos + n)
+            hidden = None if request.silent else rows[at : at + n]
+            answers.append(LayerAnswer(request.pos, n, hidden, (), 0, 0, 0.0))
+            at += n
+        return answers
+
+    def select(self) -> list[LayerAnswer]:
+        """Hidden states in, tokens out: what is text already is decoded, and what is drafted verified."""
+        # 1. Decode the rows of known text.
+        self._decode([one for one in self._batch if len(one[1].hidden) > one[1].n_select])
+        # 2. Verify the others, as many at once as the context keeps logits of.
+        committed: dict[LayerSequence, tuple[int, ...]] = {}
+        left = [one for one in self._batch if one[1].n_select]
+        while left:
+            n_fit = self._n_fit(left)
+            self._verify(left[:n_fit], committed)
+            left = left[n_fit:]
+        # 3. Answer in the order of the requests.
         answers = []
-        for sequence, request in batch:
+        for sequence, request in self._batch:
             n, k = len(request.hidden), request.n_select
             if k == 0:
-                answers.append(Answer(request.pos, n, None, (), 0, 0, 0.0))
+                answers.append(LayerAnswer(request.pos, n, None, (), 0, 0, 0.0))
             else:
-                tokens = verdicts[sequence]
-                answers.append(Answer(request.pos + n - k + 1, n, None, tokens, len(tokens) - 1, k - 1, 0.0))
+                tokens, pos = committed[sequence], request.pos + n - k + 1
+                answers.append(LayerAnswer(pos, n, None, tokens, len(tokens) - 1, k - 1, 0.0))
         return answers
+
+    def _decode(self, batch: Batch) -> None:
+        if not batch:
+            return
+        lengths = [len(request.hidden) - request.n_select for _, request in batch]
+        self._layers.context.decode(
+            [list(request.tokens[:n]) for (_, request), n in zip(batch, lengths, strict=True)],
+            seq_id=[sequence.slot.seq_id for sequence, _ in batch],
+            pos=[request.pos for _, request in batch],
+            hidden=np.concatenate(
+                [request.hidden[:n] for (_, request), n in zip(batch, lengths, strict=True)]
+            ),
+        )
+        for (sequence, request), n in zip(batch, lengths, strict=True):
+            self._hold(sequence, request.pos + n)
+
+    def _n_fit(self, left: Batch) -> int:
+        """How many of the requests, one at least, the context keeps logits for at once."""
+        n_rows = 0
+        for n, (_, request) in enumerate(left):
+            n_rows += request.n_select
+            if n_rows > self._layers.context.n_outputs_max:
+                return max(n, 1)
+        return len(left)
+
+    def _verify(
+        self,
+        batch: Batch,
+        committed: dict[LayerSequence, tuple[int, ...]],
+    ) -> None:
+        """Verify the last rows of each request, and note the tokens that this commits."""
+        starts = [len(request.hidden) - request.n_select for _, request in batch]
+        verdict = self._layers.verify(
+            [sequence.slot.seq_id for sequence, _ in batch],
+            [[request.tokens[n]] for (_, request), n in zip(batch, starts, strict=True)],
+            [list(request.tokens[n + 1 :]) for (_, request), n in zip(batch, starts, strict=True)],
+            hidden=np.concatenate(
+                [request.hidden[n:] for (_, request), n in zip(batch, starts, strict=True)]
+            ),
+            sampling=[sequence.sampling or SamplingParams() for sequence, _ in batch],
+            pos=[request.pos + n for (_, request), n in zip(batch, starts, strict=True)],
+            start=[sequence.text_start for sequence, _ in batch],
+        )
+        for i, ((sequence, request), n) in enumerate(zip(batch, starts, strict=True)):
+            n_accepted = int(verdict.n_accepted[i])
+            self._hold(sequence, request.pos + n + 1 + n_accepted)
+            committed[sequence] = tuple(verdict.tokens[i, : n_accepted + 1].tolist())

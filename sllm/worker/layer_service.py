@@ -1,28 +1,34 @@
-"""The wire's side of a worker of layers: hidden states in, hidden states or tokens out."""
+"""gRPC service of a worker of layers: hidden states in, hidden states or tokens out."""
 
 from __future__ import annotations
 
-import logging
-import queue
-import threading
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import grpc
-
 from sllm.engine import gguf
 from sllm.errors import RemoteError
+from sllm.extras import needs
 from sllm.wire import codec
 from sllm.wire.protocol import PROTOCOL, SERVICE, abort, from_sampling, not_offered, pb
-from sllm.worker.layer_scheduler import Answer, LayerScheduler, LayerSequence, RangeKey, Request
-from sllm.worker.service import check_version, echo, microseconds, parser, serialize, unary
+from sllm.worker.layer_scheduler import LayerAnswer, LayerRequest, LayerScheduler, LayerSequence, RangeKey
+from sllm.worker.service import (
+    begin_call,
+    check_version,
+    echo,
+    microseconds,
+    parser,
+    serialize,
+    status_reply,
+    unary,
+)
+
+with needs("remote"):
+    import grpc
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["LayerService"]
-
-log = logging.getLogger("sllm.worker")
 
 FEATURES = ("layers", "status", "echo")
 
@@ -38,7 +44,7 @@ class LayerService:
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         """For :meth:`grpc.Server.add_generic_rpc_handlers`."""
-        idle = self._scheduler.idle_seconds
+        idle = self._scheduler.limits.idle_seconds
         return grpc.method_handlers_generic_handler(
             SERVICE,
             {
@@ -78,23 +84,8 @@ class LayerService:
         )
 
     def _status(self, _request: pb.StatusRequest, _context: grpc.ServicerContext) -> pb.StatusReply:
-        stats = self._scheduler.stats
-        running = self._scheduler.running()
-        return pb.StatusReply(
-            uptime_s=time.monotonic() - self._started,
-            sessions=len(running),
-            sessions_total=stats.sessions_total,
-            refused=stats.refused,
-            passes=stats.passes,
-            tokens=stats.tokens,
-            drafted=stats.drafted,
-            accepted=stats.accepted,
-            reused_tokens=stats.reused_tokens,
-            rows=stats.rows,
-            batch_sizes=list(stats.batch_sizes),
-            busy_s=stats.busy_seconds,
-            running=[pb.SessionStatus(n_tokens=sequence.length) for sequence in running],
-        )
+        running = [pb.SessionStatus(n_tokens=sequence.length) for sequence in self._scheduler.running()]
+        return status_reply(self._scheduler.stats, self._started, running)
 
     # ---- one sequence
 
@@ -102,23 +93,15 @@ class LayerService:
         self, requests: Iterator[pb.LayersUp | ValueError], context: grpc.ServicerContext
     ) -> Iterator[pb.LayersDown]:
         trouble: list[Exception] = []
-        opening: queue.SimpleQueue[tuple[LayerSequence, str] | Exception | None] = queue.SimpleQueue()
-        # Daemonic: it ends with the call at the latest.
-        threading.Thread(
-            target=self._read, args=(requests, context, opening, trouble), name="sllm-sequence", daemon=True
-        ).start()
-        idle = self._scheduler.idle_seconds
-        try:
-            opened = opening.get(timeout=idle)
-        except queue.Empty:
-            opened = ValueError(f"a sequence begins with LayersOpen, and none came in {idle:g} seconds")
-        if opened is None:
-            opened = opening.get()  # it has spoken; loading the layers may take long
-        if isinstance(opened, Exception):
-            abort(context, opened)
-        assert opened is not None
-        sequence, encoding = opened
         scheduler = self._scheduler
+        sequence, encoding = begin_call(
+            requests,
+            context,
+            lambda first: self._begin(first, context),
+            lambda opened: self._read(*opened, requests, context, trouble),
+            scheduler.limits.idle_seconds,
+            "a sequence begins with LayersOpen",
+        )
         yield pb.LayersDown(opened=pb.LayersOpened(length=sequence.n_kept, n_ctx=scheduler.n_ctx))
         try:
             for answer in sequence.answers():
@@ -145,29 +128,24 @@ class LayerService:
         )
         return sequence, message.codec
 
-    def _read(
-        self,
-        requests: Iterator[pb.LayersUp | ValueError],
-        context: grpc.ServicerContext,
-        opening: queue.SimpleQueue[tuple[LayerSequence, str] | Exception | None],
-        trouble: list[Exception],
-    ) -> None:
-        """Take what the client says, on a thread of its own, until the call ends."""
-        try:
-            first = next(requests, None)
-            opening.put(None)
-            if isinstance(first, ValueError):
-                raise first
-            if first is None or first.WhichOneof("kind") != "open":
-                raise ValueError("a sequence begins with LayersOpen")
-            sequence, encoding = self._open(first.open)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
-            opening.put(error)
-            return
+    def _begin(self, first: pb.LayersUp | None, context: grpc.ServicerContext) -> tuple[LayerSequence, str]:
+        if first is None or first.WhichOneof("kind") != "open":
+            raise ValueError("a sequence begins with LayersOpen")
+        sequence, encoding = self._open(first.open)
         sequence.on_stuck = context.cancel
-        opening.put((sequence, encoding))
         if not context.add_callback(sequence.detach):
             sequence.detach()  # the client is gone already
+        return sequence, encoding
+
+    def _read(
+        self,
+        sequence: LayerSequence,
+        encoding: str,
+        requests: Iterator[pb.LayersUp | ValueError],
+        context: grpc.ServicerContext,
+        trouble: list[Exception],
+    ) -> None:
+        """Take the client's rows until it cancels or the call ends."""
         try:
             for message in requests:
                 if isinstance(message, ValueError):
@@ -177,7 +155,7 @@ class LayerService:
                     sequence.release()
                     return
                 if kind != "rows":
-                    raise ValueError("behind LayersOpen only Rows and Cancel may come")
+                    raise ValueError("after LayersOpen only Rows and Cancel may come")
                 sequence.submit(self._request(message.rows, encoding))
             sequence.finish()
         except Exception as error:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
@@ -185,14 +163,14 @@ class LayerService:
                 trouble.append(error)
             sequence.end("refused")
 
-    def _request(self, rows: pb.Rows, encoding: str) -> Request:
+    def _request(self, rows: pb.Rows, encoding: str) -> LayerRequest:
         if not 1 <= rows.n_rows <= self._scheduler.max_rows:
             raise ValueError(f"{rows.n_rows} rows at once, expected 1 to {self._scheduler.max_rows}")
         hidden = codec.decode(rows.data, rows.n_rows, self._scheduler.file.n_embd, encoding)
-        return Request(rows.pos, hidden, rows.silent, tuple(rows.tokens), rows.n_select)
+        return LayerRequest(rows.pos, hidden, rows.silent, tuple(rows.tokens), rows.n_select)
 
 
-def _message(answer: Answer, encoding: str) -> pb.LayersDown:
+def _message(answer: LayerAnswer, encoding: str) -> pb.LayersDown:
     if answer.tokens:
         return pb.LayersDown(
             commit=pb.Commit(

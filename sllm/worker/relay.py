@@ -1,36 +1,36 @@
-"""The worker's end of a relay: an RPC server on loopback, and streams that carry its connections."""
+"""The worker's end of a relay: an RPC server on loopback, and calls that carry connections to it."""
 
 from __future__ import annotations
 
 import logging
 import socket
 import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from sllm.engine.handle import Closing
 from sllm.errors import BusyError, RPCError
+from sllm.rpc.loopback import shut_down
+from sllm.rpc.pieces import pieces
 from sllm.rpc.server import RPCServer
-from sllm.wire.protocol import PIECE_BYTES, abort, pb
+from sllm.wire.protocol import abort, pb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import grpc
-    from typing_extensions import Self
 
 __all__ = ["Relay"]
 
 log = logging.getLogger("sllm.worker")
 
 _TURN_SECONDS = 5.0
-"""How long a connection waits for the one before it, which its client has just closed, to be over."""
+"""How long a connection waits until the previous one, which its client has just closed, has ended."""
 
 
-class Relay:
-    """Keeps an RPC server on loopback, and lets one client at a time talk to it by ``Relay`` of
-    ``sllm.proto``.
+class Relay(Closing):
+    """An RPC server on loopback that one client at a time reaches through ``Relay`` of ``sllm.proto``.
 
-    A client can crash the server, which is a process of its own; the next one finds a new one.
+    A client can crash the server, which is a process of its own; it is restarted for the next one.
 
     Args:
         n_threads: CPU threads of the server; None: all cores.
@@ -39,10 +39,11 @@ class Relay:
 
     def __init__(self, n_threads: int | None) -> None:
         self._n_threads = n_threads
-        self._lock = threading.Lock()  # over the server
-        self._turn = threading.Lock()  # held by the connection that talks to it
+        self._lock = threading.Lock()  # guards _server and _closed
+        self._turn = threading.Lock()  # held by the connection that uses the server
         self._closed = False
         self._server = RPCServer(n_threads=n_threads)
+        super().__init__()
 
     def _running(self) -> RPCServer:
         with self._lock:
@@ -57,7 +58,7 @@ class Relay:
     def serve(
         self, requests: Iterator[pb.Piece | ValueError], context: grpc.ServicerContext
     ) -> Iterator[pb.Piece]:
-        """One call: one connection to the server."""
+        """Carry one connection to the server over one call."""
         if not self._turn.acquire(timeout=_TURN_SECONDS):
             abort(context, BusyError("the RPC server serves another client, and takes one at a time"))
         connection = None
@@ -72,37 +73,36 @@ class Relay:
                 connection.close()
             trouble = error if isinstance(error, RPCError) else RPCError(f"no RPC server: {error}")
             abort(context, trouble)
-        over = _Once(connection, self._turn)
+        over = _HangUp(connection, self._turn)
         if not context.add_callback(over):
             over()
             return
-        threading.Thread(
-            target=_carry_up, args=(requests, connection), name="sllm-relay", daemon=True
-        ).start()
+        threading.Thread(target=_send_up, args=(requests, connection), name="sllm-relay", daemon=True).start()
         try:
-            while data := connection.recv(PIECE_BYTES):
-                yield pb.Piece(data=data)
-        except OSError as error:
-            log.debug("a relay has ended: %s", error)
+            yield from pieces(connection)
         finally:
             over()
 
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called."""
+        return self._closed
+
     def close(self) -> None:
-        """End the server."""
+        """End the server. More calls do nothing."""
+        if self._in_fork:
+            return
         with self._lock:
             self._closed = True
             self._server.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
+    def __repr__(self) -> str:
+        return f"<relay to {self._server!r}>"
 
 
-class _Once:
-    """Hangs up and gives the turn away, the first time it is called: at the end of the call or of the
-    connection, whichever comes first.
+class _HangUp:
+    """Closes the connection and releases the turn when it is called for the first time: at the end of the
+    call or of the connection, whichever comes first.
     """
 
     def __init__(self, connection: socket.socket, turn: threading.Lock) -> None:
@@ -116,15 +116,14 @@ class _Once:
             if self._done:
                 return
             self._done = True
-        with suppress(OSError):
-            self._connection.shutdown(socket.SHUT_RDWR)
+        shut_down(self._connection)
         self._connection.close()
         self._turn.release()
 
 
-def _carry_up(requests: Iterator[Any], connection: socket.socket) -> None:
-    """What the client sends, to the server; ends with the call. One piece at a time, so that a server that is
-    slow to read holds up the client and fills no memory.
+def _send_up(requests: Iterator[Any], connection: socket.socket) -> None:
+    """Send to the server what the client sends, until the call ends: one piece at a time, so that a server
+    that is slow to read holds up the client instead of filling memory.
     """
     try:
         for piece in requests:
@@ -134,5 +133,4 @@ def _carry_up(requests: Iterator[Any], connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_WR)
     except Exception as error:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
         log.debug("a relay's client went away: %s", type(error).__name__)
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
+        shut_down(connection)

@@ -6,24 +6,35 @@ import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sllm import folders, hosts
+from sllm.engine._ffi import ffi, lib
 from sllm.engine.handle import Closing
 from sllm.engine.model import Model
+from sllm.extras import needs
 from sllm.wire import auth
 from sllm.wire.protocol import CHANNEL_OPTIONS, RELAY_OPTIONS, size_limit
 from sllm.worker.layer_scheduler import LayerScheduler
-from sllm.worker.scheduler import Limits, Scheduler, SchedulerStats
+from sllm.worker.layer_service import LayerService
+from sllm.worker.passes import Limits
+from sllm.worker.relay import Relay
+from sllm.worker.scheduler import Scheduler
+from sllm.worker.service import Authentication, Health, Service
+
+with needs("remote"):
+    import grpc
+    from grpc_health.v1 import health_pb2_grpc
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
 
-    from sllm.worker.layer_service import LayerService
-    from sllm.worker.relay import Relay
-    from sllm.worker.service import Service
+    from sllm.engine.context import Context
+    from sllm.worker.passes import SchedulerStats
 
 __all__ = ["Limits", "Worker"]
 
@@ -33,21 +44,9 @@ _LAYER_ROWS = 512
 """Rows that go through layers at once; logits of none of them are needed, so more gain little."""
 
 _LAYER_BYTES = 1 << 22
-"""Of a message with hidden states; clients send a quarter of it at most."""
+"""Largest message with hidden states; clients send a quarter of it at most."""
 
-
-def _checked_layers(layers: object) -> tuple[int, int] | None:
-    """A range as it was given, or None for any.
-
-    Raises:
-        ValueError: it is none.
-
-    """
-    if layers is True:
-        return None
-    if isinstance(layers, (tuple, list)) and len(layers) == 2 and all(type(n) is int for n in layers):
-        return layers[0], layers[1]
-    raise ValueError(f"layers is {layers!r}, expected (start, stop), or True for those that clients ask for")
+_SOFTWARE = f"sllm {ffi.string(lib.sllm_version()).decode()}"
 
 
 class Worker(Closing):
@@ -126,185 +125,44 @@ class Worker(Closing):
         rpc: bool = False,
         pass_seconds: float = 0.0,
     ) -> None:
-        import sllm
-        from sllm.worker.layer_service import LayerService
-        from sllm.worker.service import Service
-
-        if insecure and not hosts.is_loopback(host):
-            raise ValueError(
-                f"insecure is for loopback alone, and the worker is to listen on {host};"
-                " leave it out, or use 127.0.0.1"
-            )
-        if insecure and (token is not None or certificate is not None):
-            raise ValueError("insecure means neither a token nor a certificate; leave it out to use yours")
-        if not 0 <= port <= 65535:
-            raise ValueError(f"port is {port}, expected 0 to 65535")
+        _check_reachable(host, port, token, certificate, insecure=insecure)
         limits = limits or Limits()
         self._closed = threading.Event()
         self._lock = threading.RLock()  # a signal handler may call close() in the middle of it
-        folder = Path(state) if state is not None else folders.state_folder()
-        credentials = found = None
-        if not insecure:
-            token = (
-                auth.checked_token(token) if token is not None else auth.load_or_make_token(folder / "token")
-            )
-            if certificate is None:
-                chain, key = auth.load_or_make_certificate(folder)
-            else:
-                chain, key = (Path(p).read_bytes() for p in certificate)
-                if not auth.belong_together(chain, key):
-                    raise ValueError(
-                        f"{certificate[0]} and {certificate[1]} are no certificate (PEM) and its key"
-                        " (without a password)"
-                    )
-            credentials = (chain, key)
-            found = auth.fingerprint(chain)
-        settings: dict[str, Any] = {"n_batch": n_batch, "n_ubatch": n_ubatch, "flash_attn": flash_attn}
-        settings |= {"type_k": type_k, "type_v": type_v, "offload_kqv": offload_kqv}
-        threads: dict[str, Any] = {"n_threads": n_threads, "n_threads_batch": n_threads_batch}
-        software = f"sllm {sllm.__version__}"
+        access = _NO_ACCESS_CONTROL if insecure else _access(token, certificate, state)
+        computing: dict[str, Any] = {
+            "n_batch": n_batch,
+            "n_ubatch": n_ubatch,
+            "flash_attn": flash_attn,
+            "type_k": type_k,
+            "type_v": type_v,
+            "offload_kqv": offload_kqv,
+            "n_threads": n_threads,
+            "n_threads_batch": n_threads_batch,
+        }
         with ExitStack() as stack:
-            service: LayerService | Service
             if layers is not False:
                 if isinstance(model, Model) or draft is not None or rpc:
                     raise ValueError("layers are served from a file, and with neither a draft nor rpc")
-                settings["n_batch"] = min(n_batch, _LAYER_ROWS)
-                self._scheduler: Any = LayerScheduler(
-                    model,
-                    _checked_layers(layers),
-                    limits,
-                    n_ctx=n_ctx,
-                    settings=settings | threads | {"n_gpu_layers": n_gpu_layers},
-                    pass_seconds=pass_seconds,
-                )
-                stack.callback(self._scheduler.close)
-                service = LayerService(self._scheduler, software=software)
-                name, n_ctx = self._scheduler.file.paths[0].name, self._scheduler.n_ctx
+                computing |= {"n_gpu_layers": n_gpu_layers}
+                served = _layers(model, layers, limits, n_ctx, computing, pass_seconds, stack)
             else:
-                big = (
-                    model
-                    if isinstance(model, Model)
-                    else stack.enter_context(Model(model, n_gpu_layers=n_gpu_layers))
-                )
-                n_ctx = min(big.n_ctx_train or 4096, 4096) if n_ctx is None else n_ctx
-                context = stack.enter_context(
-                    big.context(
-                        n_ctx=n_ctx * limits.sessions,
-                        n_seq_max=limits.sessions,
-                        # Rows that one pass of verifying needs, and enough for scoring in few passes.
-                        n_outputs_max=min(n_batch, max(64, 17 * limits.sessions)),
-                        **threads,
-                        **settings,
-                    )
-                )
-                drafting = None
-                if draft is not None:
-                    small = draft if isinstance(draft, Model) else stack.enter_context(Model(draft))
-                    big.vocab.check_same(small.vocab)
-                    drafting = stack.enter_context(
-                        small.context(
-                            n_ctx=min(n_ctx, small.n_ctx_train or n_ctx) * limits.sessions,
-                            n_seq_max=limits.sessions,
-                            n_threads=draft_threads,
-                            **settings,
-                        )
-                    )
-                self._scheduler = Scheduler(context, limits, draft=drafting, pass_seconds=pass_seconds)
-                stack.callback(self._scheduler.close)
-                name, n_ctx = big.path.name, context.n_ctx_seq
-                if rpc:
-                    from sllm.worker.relay import Relay
-
-                    self._relay = stack.enter_context(Relay(n_threads))
-                service = Service(
-                    big,
-                    self._scheduler,
-                    n_ctx,
-                    own_draft=drafting is not None,
-                    software=software,
-                    relay=self._relay,
-                )
-            self._listen(service, n_ctx, host, port, token, credentials, stack)
+                big = _opened(model, stack, n_gpu_layers=n_gpu_layers)
+                small = None if draft is None else _opened(draft, stack)
+                contexts = _contexts(big, small, limits, n_ctx, computing, draft_threads, stack)
+                self._relay = stack.enter_context(Relay(n_threads)) if rpc else None
+                served = _texts(big, *contexts, limits, self._relay, pass_seconds, stack)
+            # Nothing that the server or the scheduler holds leads back to this object, or it could never be
+            # found forgotten.
+            self._scheduler: Any = served.scheduler  # of texts or of layers
+            self._health = Health()
+            self._scheduler.on_failure = partial(self._health.set, serving=False)
+            bound = _listen(served, self._health, access, host, port, stack)
             self._stack = stack.pop_all()
-        bound = self._port
-        self.address = auth.Address(
-            public_host or ("127.0.0.1" if host in ("0.0.0.0", "::", "") else host),
-            bound,
-            token,
-            found,
-            insecure,
-        )
+        shown = public_host or ("127.0.0.1" if host in ("0.0.0.0", "::", "") else host)
+        self.address = auth.Address(shown, bound, access.token, access.fingerprint, insecure)
         super().__init__()
-        log.info("serving %s on %s", name, self.address.endpoint)
-
-    def _listen(
-        self,
-        service: LayerService | Service,
-        n_ctx: int,
-        host: str,
-        port: int,
-        token: str | None,
-        credentials: tuple[bytes, bytes] | None,
-        stack: ExitStack,
-    ) -> None:
-        import grpc
-        from grpc_health.v1 import health_pb2_grpc
-
-        from sllm.worker.layer_service import LayerService
-        from sllm.worker.service import Authentication, Health
-
-        limits = self._scheduler.limits
-        n_calls = limits.sessions + limits.queue + 8
-        # Nothing that the server or the scheduler holds leads back to this object, or it could never be
-        # found forgotten.
-        self._health = Health()
-        self._scheduler.on_failure = partial(self._health.set, serving=False)
-        executor = stack.enter_context(ThreadPoolExecutor(n_calls, thread_name_prefix="sllm-worker"))
-        self._server = grpc.server(
-            executor,
-            handlers=[service.handlers()],
-            interceptors=[Authentication(token, self._health)],
-            maximum_concurrent_rpcs=n_calls,
-            options=[
-                *CHANNEL_OPTIONS,
-                *(() if self._relay is None else RELAY_OPTIONS),
-                ("grpc.so_reuseport", 0),  # a second worker on the same port is an error
-                (
-                    "grpc.max_receive_message_length",
-                    _LAYER_BYTES if isinstance(service, LayerService) else size_limit(n_ctx),
-                ),
-                ("grpc.max_metadata_size", 4096),
-                ("grpc.server_handshake_timeout_ms", 10_000),
-                # Clients may ask every second whether the link still stands; whether they do, so do we.
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
-                ("grpc.http2.max_ping_strikes", 0),
-                ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.keepalive_time_ms", 10_000),
-                ("grpc.keepalive_timeout_ms", 10_000),
-                ("grpc.http2.ping_timeout_ms", 10_000),  # grpc/grpc#39239: it alone ends a connection
-            ],
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.servicer, self._server)
-        endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        try:
-            if credentials is None:
-                self._port = self._server.add_insecure_port(endpoint)
-            else:
-                chain, key = credentials
-                self._port = self._server.add_secure_port(
-                    endpoint, grpc.ssl_server_credentials([(key, chain)])
-                )
-        except RuntimeError as error:
-            raise OSError(
-                f"cannot listen on {endpoint}: is the port in use, and the host this machine?"
-            ) from error
-        if self._port == 0:
-            raise OSError(f"cannot listen on {endpoint}")
-        self._server.start()
-        stack.callback(self._stop)
-
-    def _stop(self) -> None:
-        self._server.stop(grace=0.5).wait()
+        log.info("serving %s on %s", served.name, self.address.endpoint)
 
     @property
     def uri(self) -> str:
@@ -353,3 +211,211 @@ class Worker(Closing):
 
     def __repr__(self) -> str:
         return f"<sllm.Worker at {self.address.endpoint}{', closed' if self.closed else ''}>"
+
+
+# ---- who may call
+
+
+@dataclass(frozen=True)
+class _Access:
+    """What clients must know and what they check, and how the server proves it.
+
+    Attributes:
+        token: what clients must know; None: anybody may call.
+        certificate: a certificate chain and its key (PEM); None: no TLS.
+        fingerprint: of the certificate.
+
+    """
+
+    token: str | None = None
+    certificate: tuple[bytes, bytes] | None = None
+    fingerprint: str | None = None
+
+
+_NO_ACCESS_CONTROL = _Access()
+
+
+def _check_reachable(host: str, port: int, token: str | None, certificate: object, *, insecure: bool) -> None:
+    if insecure and not hosts.is_loopback(host):
+        raise ValueError(
+            f"insecure is for loopback alone, and the worker is to listen on {host};"
+            " leave it out, or use 127.0.0.1"
+        )
+    if insecure and (token is not None or certificate is not None):
+        raise ValueError("insecure means neither a token nor a certificate; leave it out to use yours")
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port is {port}, expected 0 to 65535")
+
+
+def _access(
+    token: str | None,
+    certificate: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None,
+    state: str | os.PathLike[str] | None,
+) -> _Access:
+    """What was given; what was not is made once and kept in ``state``."""
+    folder = Path(state) if state is not None else folders.state_folder()
+    token = auth.load_or_make_token(folder / "token") if token is None else auth.checked_token(token)
+    if certificate is None:
+        chain, key = auth.load_or_make_certificate(folder)
+    else:
+        chain, key = (Path(p).read_bytes() for p in certificate)
+        if not auth.belong_together(chain, key):
+            raise ValueError(
+                f"{certificate[0]} and {certificate[1]} are no certificate (PEM) and its key"
+                " (without a password)"
+            )
+    return _Access(token, (chain, key), auth.fingerprint(chain))
+
+
+# ---- what is served
+
+
+@dataclass(frozen=True)
+class _Served:
+    """What clients call, and what the server has to know of it.
+
+    Attributes:
+        scheduler: computes.
+        service: the methods of ``sllm.proto``.
+        name: of the file, for the log.
+        max_bytes: the largest message that clients send.
+        options: gRPC's, besides those of every worker.
+
+    """
+
+    scheduler: Scheduler | LayerScheduler
+    service: Service | LayerService
+    name: str
+    max_bytes: int
+    options: Sequence[tuple[str, int]] = ()
+
+
+def _layers(
+    path: str | os.PathLike[str],
+    layers: object,
+    limits: Limits,
+    n_ctx: int | None,
+    computing: dict[str, Any],
+    pass_seconds: float,
+    stack: ExitStack,
+) -> _Served:
+    computing |= {"n_batch": min(computing["n_batch"], _LAYER_ROWS)}
+    scheduler = LayerScheduler(
+        path, _checked_range(layers), limits, n_ctx=n_ctx, settings=computing, pass_seconds=pass_seconds
+    )
+    stack.callback(scheduler.close)
+    service = LayerService(scheduler, software=_SOFTWARE)
+    return _Served(scheduler, service, scheduler.file.paths[0].name, _LAYER_BYTES)
+
+
+def _checked_range(layers: object) -> tuple[int, int] | None:
+    """(start, stop) as given, or None for those that clients ask for.
+
+    Raises:
+        ValueError: neither such a pair nor True.
+
+    """
+    if layers is True:
+        return None
+    if isinstance(layers, (tuple, list)) and len(layers) == 2 and all(type(n) is int for n in layers):
+        return layers[0], layers[1]
+    raise ValueError(f"layers is {layers!r}, expected (start, stop), or True for those that clients ask for")
+
+
+def _opened(model: Model | str | os.PathLike[str], stack: ExitStack, **options: Any) -> Model:
+    """``model``, or the one at that path, which ``stack`` closes."""
+    return model if isinstance(model, Model) else stack.enter_context(Model(model, **options))
+
+
+def _contexts(
+    model: Model,
+    draft: Model | None,
+    limits: Limits,
+    n_ctx: int | None,
+    computing: dict[str, Any],
+    draft_threads: int | None,
+    stack: ExitStack,
+) -> tuple[Context, Context | None]:
+    """A sequence for each session, in a context of the model and one of the draft."""
+    if draft is not None:
+        model.vocab.check_same(draft.vocab)
+    n_seq = limits.sessions
+    n_ctx = min(model.n_ctx_train or 4096, 4096) if n_ctx is None else n_ctx
+    # Rows that one pass of verifying needs, and enough for scoring in few passes.
+    n_outputs = min(computing["n_batch"], max(64, 17 * n_seq))
+    context = stack.enter_context(
+        model.context(n_ctx=n_ctx * n_seq, n_seq_max=n_seq, n_outputs_max=n_outputs, **computing)
+    )
+    if draft is None:
+        return context, None
+    n_draft = min(n_ctx, draft.n_ctx_train or n_ctx)
+    computing = computing | {"n_threads": draft_threads, "n_threads_batch": None}
+    drafting = stack.enter_context(draft.context(n_ctx=n_draft * n_seq, n_seq_max=n_seq, **computing))
+    return context, drafting
+
+
+def _texts(
+    model: Model,
+    context: Context,
+    drafting: Context | None,
+    limits: Limits,
+    relay: Relay | None,
+    pass_seconds: float,
+    stack: ExitStack,
+) -> _Served:
+    scheduler = Scheduler(context, limits, draft=drafting, pass_seconds=pass_seconds)
+    stack.callback(scheduler.close)
+    n_ctx = context.n_ctx_seq
+    service = Service(
+        model, scheduler, n_ctx, own_draft=drafting is not None, software=_SOFTWARE, relay=relay
+    )
+    options = () if relay is None else RELAY_OPTIONS
+    return _Served(scheduler, service, model.path.name, size_limit(n_ctx), options)
+
+
+# ---- the network
+
+
+def _listen(served: _Served, health: Health, access: _Access, host: str, port: int, stack: ExitStack) -> int:
+    """Serve until ``stack`` is closed; the port."""
+    limits = served.scheduler.limits
+    n_calls = limits.sessions + limits.queue + 8
+    executor = stack.enter_context(ThreadPoolExecutor(n_calls, thread_name_prefix="sllm-worker"))
+    server = grpc.server(
+        executor,
+        handlers=[served.service.handlers()],
+        interceptors=[Authentication(access.token, health)],
+        maximum_concurrent_rpcs=n_calls,
+        options=[
+            *CHANNEL_OPTIONS,
+            *served.options,
+            ("grpc.so_reuseport", 0),  # a second worker on the same port is an error
+            ("grpc.max_receive_message_length", served.max_bytes),
+            ("grpc.max_metadata_size", 4096),
+            ("grpc.server_handshake_timeout_ms", 10_000),
+            # Clients may ping every second to see whether the connection stands; the worker pings, too.
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
+            ("grpc.http2.max_ping_strikes", 0),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.keepalive_time_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.http2.ping_timeout_ms", 10_000),  # grpc/grpc#39239: it alone ends a connection
+        ],
+    )
+    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+    endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        if access.certificate is None:
+            bound = server.add_insecure_port(endpoint)
+        else:
+            chain, key = access.certificate
+            bound = server.add_secure_port(endpoint, grpc.ssl_server_credentials([(key, chain)]))
+    except RuntimeError as error:
+        raise OSError(
+            f"cannot listen on {endpoint}: is the port in use, and the host this machine?"
+        ) from error
+    if bound == 0:
+        raise OSError(f"cannot listen on {endpoint}")
+    server.start()
+    stack.callback(lambda: server.stop(grace=0.5).wait())
+    return bound

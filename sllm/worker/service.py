@@ -1,4 +1,4 @@
-"""The worker's side of the wire: who may call, what they said, and what they are told."""
+"""gRPC service: authentication, parsing, replies."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import grpc
 import numpy as np
-from google.protobuf.message import DecodeError
-from grpc_health.v1 import health, health_pb2
 
 from sllm.engine import gguf
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import ClosedError, RemoteError
+from sllm.extras import needs
 from sllm.wire import auth
 from sllm.wire.protocol import (
     FEATURES,
@@ -31,7 +29,13 @@ from sllm.wire.protocol import (
     padded,
     pb,
 )
-from sllm.worker.scheduler import Committed, Finished, Opened, Scheduler, Scored, Session
+from sllm.worker.scheduler import Scheduler
+from sllm.worker.session import Committed, Finished, Opened, Scored, Session
+
+with needs("remote"):
+    import grpc
+    from google.protobuf.message import DecodeError
+    from grpc_health.v1 import health, health_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,17 +44,20 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from sllm.engine.model import Model
+    from sllm.worker.passes import SchedulerStats
     from sllm.worker.relay import Relay
 
 __all__ = [
     "Authentication",
     "Health",
     "Service",
+    "begin_call",
     "check_version",
     "echo",
     "microseconds",
     "parser",
     "serialize",
+    "status_reply",
     "unary",
     "unary_stream",
 ]
@@ -58,6 +65,9 @@ __all__ = [
 log = logging.getLogger("sllm.worker")
 
 _MAX_ECHO = 1 << 20
+
+_M = TypeVar("_M")
+_T = TypeVar("_T")
 
 
 class Health:
@@ -83,15 +93,15 @@ class Health:
 
 
 class Authentication(grpc.ServerInterceptor):  # type: ignore[type-arg]
-    """Lets nobody without the token ask for anything but the worker's health.
+    """Rejects every call without the token, except checks of the worker's health.
 
-    Those are answered at once, whatever they send or fail to send: no call of theirs holds a thread, and none
-    counts among the calls at once for longer than that. So there is no watching for them, only checking, and
-    the answer is that of the worker as a whole.
+    Such calls are answered at once, whatever they send or fail to send, so that none of them holds a thread
+    or counts among the concurrent calls for long. Health can therefore be checked without the token but not
+    watched, and the answer is that of the worker as a whole.
 
     Args:
-        token: what to ask for; None: nothing.
-        health: what to answer checks with.
+        token: what calls must carry; None: nothing.
+        health: answers the checks.
 
     """
 
@@ -125,7 +135,7 @@ class Authentication(grpc.ServerInterceptor):  # type: ignore[type-arg]
 
 @dataclass(frozen=True)
 class _Identity:
-    """What does not change while a worker runs, and takes a while to compute."""
+    """Constants of a running worker that take a while to compute."""
 
     model_name: str
     model_id: str
@@ -144,7 +154,7 @@ class _Identity:
 
 
 class _Rate:
-    """A token bucket: ``per_second`` on the average, four seconds' worth at once."""
+    """A token bucket: ``per_second`` on average, and four seconds' worth in one burst."""
 
     def __init__(self, per_second: float) -> None:
         self._per_second = per_second
@@ -152,7 +162,7 @@ class _Rate:
         self._last = time.monotonic()
 
     def take(self) -> bool:
-        """Take one; False where there is none left."""
+        """Take one; False where none is left."""
         now = time.monotonic()
         self._left = min(4 * self._per_second, self._left + (now - self._last) * self._per_second) - 1
         self._last = now
@@ -241,35 +251,19 @@ class Service:
         yield from self._relay.serve(requests, context)
 
     def _status(self, _request: pb.StatusRequest, _context: grpc.ServicerContext) -> pb.StatusReply:
-        stats, now = self._scheduler.stats, time.monotonic()
-        running = self._scheduler.running()
-        return pb.StatusReply(
-            uptime_s=now - self._started,
-            sessions=len(running),
-            queued=self._scheduler.n_queued,
-            sessions_total=stats.sessions_total,
-            refused=stats.refused,
-            passes=stats.passes,
-            tokens=stats.tokens,
-            drafted=stats.drafted,
-            accepted=stats.accepted,
-            prompt_tokens=stats.prompt_tokens,
-            reused_tokens=stats.reused_tokens,
-            rows=stats.rows,
-            batch_sizes=list(stats.batch_sizes),
-            busy_s=stats.busy_seconds,
-            running=[
-                pb.SessionStatus(
-                    n_prompt=s.n_prompt,
-                    n_tokens=len(s.text) - s.n_prompt,
-                    n_passes=s.n_passes,
-                    n_drafted=s.n_drafted,
-                    n_accepted=s.n_accepted,
-                    seconds=now - s.created,
-                )
-                for s in running
-            ],
-        )
+        now = time.monotonic()
+        running = [
+            pb.SessionStatus(
+                n_prompt=s.n_prompt,
+                n_tokens=len(s.text) - s.n_prompt,
+                n_passes=s.n_passes,
+                n_drafted=s.n_drafted,
+                n_accepted=s.n_accepted,
+                seconds=now - s.created,
+            )
+            for s in self._scheduler.running()
+        ]
+        return status_reply(self._scheduler.stats, self._started, running, self._scheduler.n_queued)
 
     def _score(self, request: pb.ScoreRequest, context: grpc.ServicerContext) -> pb.ScoreReply:
         try:
@@ -319,19 +313,14 @@ class Service:
         self, requests: Iterator[pb.Up | ValueError], context: grpc.ServicerContext
     ) -> Iterator[pb.Down]:
         trouble: list[Exception] = []
-        opening: queue.SimpleQueue[Session | Exception] = queue.SimpleQueue()
-        # Daemonic: it ends with the call at the latest.
-        reader = threading.Thread(
-            target=self._read, args=(requests, context, opening, trouble), name="sllm-session", daemon=True
+        session = begin_call(
+            requests,
+            context,
+            lambda first: self._begin(first, context),
+            lambda session: self._read(session, requests, trouble),
+            self._scheduler.limits.idle_seconds,
+            "a text begins with Open",
         )
-        reader.start()
-        limits = self._scheduler.limits
-        try:
-            session = opening.get(timeout=limits.idle_seconds)
-        except queue.Empty:
-            session = ValueError(f"a text begins with Open, and none came in {limits.idle_seconds:g} seconds")
-        if isinstance(session, Exception):
-            abort(context, session)
         for event in session.events():
             if isinstance(event, Opened):
                 yield pb.Down(
@@ -342,7 +331,7 @@ class Service:
                     )
                 )
             elif isinstance(event, Committed):
-                _, _, hint_id, arrived = session.hinted
+                hint = session.newest
                 yield pb.Down(
                     commit=pb.Commit(
                         pos=event.pos,
@@ -351,8 +340,8 @@ class Service:
                         n_verified=event.n_verified,
                         own_draft=event.own_draft,
                         pass_us=microseconds(event.seconds),
-                        hint_id=hint_id,
-                        hint_age_us=microseconds(time.monotonic() - arrived) if hint_id else 0,
+                        hint_id=hint.id,
+                        hint_age_us=microseconds(time.monotonic() - hint.received) if hint.id else 0,
                     )
                 )
             elif isinstance(event, Finished):
@@ -375,45 +364,14 @@ class Service:
             text_id=message.text_id,
         )
 
-    def _read(
-        self,
-        requests: Iterator[pb.Up | ValueError],
-        context: grpc.ServicerContext,
-        opening: queue.SimpleQueue[Session | Exception],
-        trouble: list[Exception],
-    ) -> None:
-        """Take what the client says, on a thread of its own, until the call ends."""
-        try:
-            session = self._begin(next(requests, None), context)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
-            opening.put(error)
-            return
-        opening.put(session)
-        rate = _Rate(self._scheduler.limits.hints_per_s)
-        try:
-            for message in requests:
-                if isinstance(message, pb.Up) and message.WhichOneof("kind") == "cancel":
-                    session.cancel()
-                    return
-                hint = self._checked_hint(message, rate)
-                # Ids beyond int32 are no tokens and end the chain where they stand; see Session.candidate().
-                session.hint(hint.pos, list(hint.tokens), hint.id)
-        except ValueError as error:
-            trouble.append(error)
-            session.cancel()
-        except Exception as error:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
-            log.debug("a client went away: %s", type(error).__name__)
-
-    def _begin(self, first: pb.Up | ValueError | None, context: grpc.ServicerContext) -> Session:
-        if isinstance(first, ValueError):
-            raise first
+    def _begin(self, first: pb.Up | None, context: grpc.ServicerContext) -> Session:
         if first is None or first.WhichOneof("kind") != "open":
             raise ValueError("a text begins with Open")
         session = self._open(first.open)
 
         def idle() -> None:
-            if session.backlog >= self._scheduler.limits.backlog:
-                # It does not read, so it cannot be told, and its call would hold a thread.
+            if session.is_blocked:
+                # The client does not read: no status would reach it, and its call would hold a thread.
                 context.cancel()  # type: ignore[no-untyped-call]
 
         session.on_idle = idle
@@ -421,12 +379,31 @@ class Service:
             session.cancel()  # the client is gone already
         return session
 
+    def _read(
+        self, session: Session, requests: Iterator[pb.Up | ValueError], trouble: list[Exception]
+    ) -> None:
+        """Take the client's hints until it cancels or the call ends."""
+        rate = _Rate(self._scheduler.limits.hints_per_s)
+        try:
+            for message in requests:
+                if isinstance(message, pb.Up) and message.WhichOneof("kind") == "cancel":
+                    session.cancel()
+                    return
+                hint = self._checked_hint(message, rate)
+                # Ids beyond int32 are outside the vocabulary and end the hint; see Session.usable_hint().
+                session.hint(hint.pos, list(hint.tokens), hint.id)
+        except ValueError as error:
+            trouble.append(error)
+            session.cancel()
+        except Exception as error:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
+            log.debug("a client went away: %s", type(error).__name__)
+
     def _checked_hint(self, message: pb.Up | ValueError, rate: _Rate) -> pb.Hint:
         limits = self._scheduler.limits
         if isinstance(message, ValueError):
             raise message
         if message.WhichOneof("kind") != "hint":
-            raise ValueError("behind Open only Hint and Cancel may come")
+            raise ValueError("after Open only Hint and Cancel may come")
         if len(message.hint.tokens) > limits.max_hint:
             raise ValueError(
                 f"a hint has {len(message.hint.tokens)} tokens, and the worker takes {limits.max_hint}"
@@ -437,7 +414,7 @@ class Service:
 
 
 def check_version(request: pb.InfoRequest, context: grpc.ServicerContext) -> None:
-    """End the call of a client that speaks another version of the protocol."""
+    """Reject a client that speaks another version of the protocol."""
     if request.protocol != PROTOCOL:
         abort(
             context,
@@ -448,15 +425,88 @@ def check_version(request: pb.InfoRequest, context: grpc.ServicerContext) -> Non
         )
 
 
+def status_reply(
+    stats: SchedulerStats, started: float, running: list[pb.SessionStatus], n_queued: int = 0
+) -> pb.StatusReply:
+    """The running figures of a worker that has run since ``started`` (``time.monotonic()``)."""
+    return pb.StatusReply(
+        uptime_s=time.monotonic() - started,
+        sessions=len(running),
+        queued=n_queued,
+        sessions_total=stats.sessions_total,
+        refused=stats.refused,
+        passes=stats.passes,
+        tokens=stats.tokens,
+        drafted=stats.drafted,
+        accepted=stats.accepted,
+        prompt_tokens=stats.prompt_tokens,
+        reused_tokens=stats.reused_tokens,
+        rows=stats.rows,
+        batch_sizes=list(stats.batch_sizes),
+        busy_s=stats.busy_seconds,
+        running=running,
+    )
+
+
+def begin_call(
+    requests: Iterator[_M | ValueError],
+    context: grpc.ServicerContext,
+    begin: Callable[[_M | None], _T],
+    read: Callable[[_T], None],
+    seconds: float,
+    expected: str,
+) -> _T:
+    """Read the messages of a call on a thread of its own, which ends with the call at the latest.
+
+    Args:
+        requests: the messages, or the errors of parsing them.
+        context: the call; it is aborted where ``begin`` raises or the first message does not arrive.
+        begin: makes something of the first message (None: the call has ended), on that thread.
+        read: takes the rest of the messages, with what ``begin`` has returned.
+        seconds: for the first message to arrive.
+        expected: which message the call begins with, as a sentence for the client.
+
+    Returns:
+        What ``begin`` has returned.
+
+    """
+    opening: queue.SimpleQueue[_T | Exception | None] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            first = next(requests, None)
+            opening.put(None)  # it has arrived; what follows may take longer
+            if isinstance(first, ValueError):
+                raise first
+            begun = begin(first)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
+            opening.put(error)
+            return
+        opening.put(begun)
+        read(begun)
+
+    threading.Thread(target=run, name="sllm-session", daemon=True).start()
+    try:
+        found = opening.get(timeout=seconds)
+    except queue.Empty:
+        abort(context, ValueError(f"{expected}, and none came in {seconds:g} seconds"))
+    if found is None:
+        found = opening.get()
+    if isinstance(found, Exception):
+        abort(context, found)
+    assert found is not None
+    return found
+
+
 def echo(request: pb.EchoRequest, context: grpc.ServicerContext) -> pb.EchoReply:
-    """As many bytes as were asked for."""
+    """Reply with as many bytes as were asked for."""
     if request.reply_bytes > _MAX_ECHO:
         abort(context, ValueError(f"reply_bytes is {request.reply_bytes}, expected at most {_MAX_ECHO}"))
     return pb.EchoReply(padding=bytes(request.reply_bytes))
 
 
 def unary(run: Callable[..., Any], request: Any, seconds: float) -> grpc.RpcMethodHandler[Any, Any]:
-    """The handler of a call with one request, which has to come within so many seconds, and one reply."""
+    """The handler of a call with one request, which has to arrive within ``seconds``, and one reply."""
 
     def checked(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
         return run(_only(messages, context, request, seconds), context)
@@ -475,7 +525,7 @@ def unary_stream(run: Callable[..., Any], request: Any, seconds: float) -> grpc.
 
 
 def _only(messages: Iterator[Any], context: grpc.ServicerContext, request: Any, seconds: float) -> Any:
-    """The one message of a call; ends the call where it is none, or does not come."""
+    """The one message of a call; ends the call if it cannot be parsed or does not arrive in time."""
     found: queue.SimpleQueue[Any] = queue.SimpleQueue()
     name = request.DESCRIPTOR.name
 
@@ -502,8 +552,8 @@ def _article(word: str) -> str:
 
 
 def parser(kind: Any) -> Callable[[bytes], Any]:
-    """Reads a message; for bytes that are none it returns the error, which the client then gets as a status
-    (grpc would log a traceback and call it an internal error).
+    """A parser of messages that returns the error for bytes it cannot parse: the client gets it as a status,
+    where grpc would log the traceback of an exception and report an internal error.
     """
 
     def parse(data: bytes) -> Any:
@@ -516,8 +566,8 @@ def parser(kind: Any) -> Callable[[bytes], Any]:
 
 
 def serialize(message: Any) -> bytes:
-    """A reply as bytes, padded where it can be."""
-    sized = isinstance(message, (pb.Piece, pb.EchoReply, pb.LayersDown))  # as they are
+    """A reply as bytes, padded where its type has padding."""
+    sized = isinstance(message, (pb.Piece, pb.EchoReply, pb.LayersDown))  # of the size they have
     data: bytes = (message if sized else padded(message)).SerializeToString()
     return data
 

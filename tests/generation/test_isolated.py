@@ -233,7 +233,7 @@ def test_a_killed_process_is_an_error(nothing_left: None) -> None:
         assert list(error.tokens[: len(read)]) == read
 
 
-def test_a_load_that_fails_is_told(server: rpc.RPCServer, tmp_path: Path, nothing_left: None) -> None:
+def test_a_load_that_fails_is_reported(server: rpc.RPCServer, tmp_path: Path, nothing_left: None) -> None:
     (tmp_path / "no.gguf").write_bytes(b"not a model")
     with pytest.raises(sllm.ModelLoadError, match=r"no\.gguf is not a GGUF file"):
         sllm.LocalTarget(tmp_path / "no.gguf", isolated=True)
@@ -251,7 +251,7 @@ def test_a_load_that_fails_is_told(server: rpc.RPCServer, tmp_path: Path, nothin
         sllm.LocalTarget(embedded.DRAFT, devices=devices)
 
 
-def test_a_server_that_hangs_up_during_the_load_is_told(nothing_left: None) -> None:
+def test_a_server_that_hangs_up_during_the_load_is_reported(nothing_left: None) -> None:
     with listening(Fake()) as endpoint:
         devices = rpc.add_server(endpoint)
         with pytest.raises(sllm.RPCError, match=f"the RPC server {endpoint} went away"):
@@ -341,7 +341,7 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
             yield worker
 
 
-def test_layers_behind_a_worker_say_the_same(
+def test_layers_through_a_relay_give_the_same_text(
     worker: WorkerProcess, expected: dict[sllm.SamplingParams, str], nothing_left: None
 ) -> None:
     with sllm.connect(worker.uri) as remote:
@@ -394,7 +394,7 @@ def test_one_client_at_a_time(
         assert other.rpc_devices()
 
 
-def test_a_worker_that_offers_none(tmp_path: Path, draft_model: sllm.Model) -> None:
+def test_a_worker_without_rpc(tmp_path: Path, draft_model: sllm.Model) -> None:
     with (
         sllm.Worker(draft_model, state=tmp_path, n_ctx=128, **EXACT) as worker,
         sllm.connect(worker.uri) as remote,

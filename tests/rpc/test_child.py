@@ -13,31 +13,31 @@ import pytest
 from remote_worker import n_threads, wait_until
 from rpc_endpoints import gone
 
-from sllm.rpc.child import Child, ChildEndedError, begin
+from sllm.rpc.child import Child, ChildEndedError, ParentLink
 
 # ---- what the children run -------------------------------------------------------------------------------
 
 
 def echo(parent: int, **options: Any) -> None:
-    ours = begin(parent)
+    link = ParentLink(parent)
     print("this goes to stderr")
-    ours.tell(options)
-    ours.tell({"pid": os.getpid(), "parent": os.getppid(), "said": parent})
+    link.send(options)
+    link.send({"pid": os.getpid(), "parent": os.getppid(), "said": parent})
     time.sleep(600)
 
 
 def fail(parent: int, words: str) -> None:
-    begin(parent)
+    ParentLink(parent)
     raise ValueError(words)
 
 
 def stuck(parent: int) -> None:
     """Neither listens to its parent nor to signals that can be ignored."""
-    ours = begin.__new__(begin)
-    ours._stdout = os.dup(1)
+    link = ParentLink.__new__(ParentLink)
+    link._stdout = os.dup(1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    ours.tell("ready")
+    link.send("ready")
     time.sleep(600)
 
 
@@ -53,46 +53,46 @@ def on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_child_gets_its_options_and_tells_things() -> None:
     options = {"text": "你好 \n \udc80", "number": 1.5, "list": [None, True]}
     with Child("test_child:echo", options) as child:
-        assert child.hear() == options
-        assert child.hear() == {"pid": child.pid, "parent": os.getpid(), "said": os.getpid()}
+        assert child.receive() == options
+        assert child.receive() == {"pid": child.pid, "parent": os.getpid(), "said": os.getpid()}
         with pytest.raises(TimeoutError, match=r"nothing for 0\.05 s"):
-            child.hear(0.05)
+            child.receive(0.05)
     assert gone(child.pid) and not child.alive
     assert n_threads("sllm-child") == 0
     child.close()
 
 
-def test_how_a_child_has_ended_is_told() -> None:
+def test_the_exit_reason_of_a_child() -> None:
     with Child("test_child:fail", {"words": "no good"}) as child:
         with pytest.raises(ChildEndedError, match=f"{child.pid} ended with status 1: ValueError: no good"):
-            child.hear()
+            child.receive()
         assert child.has_ended(10)
     with Child("test_child:echo", {}) as child:
-        assert child.hear() == {} and child.hear()
+        assert child.receive() == {} and child.receive()
         os.kill(child.pid, signal.SIGKILL)
         with pytest.raises(ChildEndedError, match="ended by signal 9: this goes to stderr"):
-            child.hear()
+            child.receive()
     with Child("no_such_module:f", {}) as child, pytest.raises(ChildEndedError, match="No module named"):
-        child.hear()
+        child.receive()
 
 
 def test_a_child_that_does_not_listen_is_killed() -> None:
     with Child("test_child:stuck", {}) as child:
-        assert child.hear() == "ready"
+        assert child.receive() == "ready"
         assert not child.has_ended(0.05)
     assert gone(child.pid)
 
 
 def test_a_stopped_child_is_killed() -> None:
     with Child("test_child:echo", {}) as child:
-        child.hear()
+        child.receive()
         os.kill(child.pid, signal.SIGSTOP)
     assert gone(child.pid)
 
 
 def test_a_forgotten_child_ends_with_a_warning() -> None:
     child = Child("test_child:echo", {})
-    child.hear()
+    child.receive()
     pid = child.pid
     with pytest.warns(ResourceWarning, match=f"unclosed child process {pid}"):
         del child

@@ -156,7 +156,7 @@ def test_servers_that_cannot_be(options: dict[str, Any], kind: type[Exception], 
     assert n_threads("sllm-child") == before
 
 
-def test_a_port_in_use_is_told(server: rpc.RPCServer) -> None:
+def test_a_port_in_use_is_reported(server: rpc.RPCServer) -> None:
     with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{server.port}"):
         rpc.RPCServer(port=server.port)
 
@@ -211,14 +211,14 @@ def test_an_honest_fake_passes() -> None:
         assert ggml_rpc.probe(endpoint).memory == ((1000, 2000),)
 
 
-def test_a_closed_port_is_told() -> None:
+def test_a_closed_port_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         endpoint = f"127.0.0.1:{listener.getsockname()[1]}"
     with pytest.raises(sllm.RPCError, match=f"{endpoint}: nothing listens there .connection refused"):
         rpc.add_server(endpoint)
 
 
-def test_a_web_server_is_told() -> None:
+def test_a_web_server_is_recognised() -> None:
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_args: object) -> None:
             pass
@@ -263,7 +263,7 @@ def old(connection: socket.socket) -> None:
         (Fake(memory=said(struct.pack("<QQ", 1, 2**64 - 1))), ["claims", "bytes of memory"]),
     ],
 )
-def test_what_is_no_server_of_ours_is_told(answer: Any, words: list[str]) -> None:
+def test_other_peers_are_described(answer: Any, words: list[str]) -> None:
     with listening(answer) as endpoint, pytest.raises(sllm.RPCError) as caught:
         rpc.add_server(endpoint, timeout=0.4)
     text = str(caught.value)
@@ -361,7 +361,7 @@ def test_two_models_of_one_process_share_a_server(server: rpc.RPCServer, target_
             assert text_of(two, SAMPLED)
 
 
-def test_a_server_that_is_not_there_is_told_before_llama_cpp_is_asked() -> None:
+def test_a_missing_server_is_reported_before_llama_cpp_connects() -> None:
     with rpc.RPCServer(cache=False) as server:
         devices = rpc.add_server(server.endpoint)
         with pytest.raises(ValueError, match="RPC7"):

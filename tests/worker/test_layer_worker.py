@@ -25,7 +25,7 @@ from sllm.engine.layers import Embedding, open_layers
 from sllm.wire import codec
 from sllm.wire.protocol import PROTOCOL, method, pb, to_sampling
 from sllm.worker import layer_scheduler as scheduling
-from sllm.worker.layer_scheduler import Answer, LayerScheduler, LayerSequence, RangeKey, Request
+from sllm.worker.layer_scheduler import LayerAnswer, LayerRequest, LayerScheduler, LayerSequence, RangeKey
 from sllm.worker.server import Limits, Worker
 
 if TYPE_CHECKING:
@@ -100,9 +100,9 @@ class Gate:
         self._lock.release()
 
 
-def take(sequence: LayerSequence, n: int) -> list[Answer]:
+def take(sequence: LayerSequence, n: int) -> list[LayerAnswer]:
     """The next answers. The generator is left behind each, as a client's side that has sent it."""
-    found: list[Answer] = []
+    found: list[LayerAnswer] = []
     for answer in sequence.answers():
         found.append(answer)
         if len(found) == n:
@@ -115,8 +115,8 @@ def take(sequence: LayerSequence, n: int) -> list[Answer]:
     return found
 
 
-def ask(sequence: LayerSequence, pos: int, rows: Floats, **more: Any) -> Answer:
-    sequence.submit(Request(pos, rows, **more))
+def ask(sequence: LayerSequence, pos: int, rows: Floats, **more: Any) -> LayerAnswer:
+    sequence.submit(LayerRequest(pos, rows, **more))
     return take(sequence, 1)[0]
 
 
@@ -132,9 +132,9 @@ def test_sequences_go_through_together_and_each_as_if_alone(
     rows = [noise(3 + 5 * i, i) for i in range(4)]
     with Gate(scheduler):
         for sequence, own in zip(sequences, rows, strict=True):
-            sequence.submit(Request(0, own))
-            sequence.submit(Request(len(own), own[:2]))
-            sequence.submit(Request(1, own[:1], silent=True))
+            sequence.submit(LayerRequest(0, own))
+            sequence.submit(LayerRequest(len(own), own[:2]))
+            sequence.submit(LayerRequest(1, own[:1], silent=True))
     found = [take(sequence, 3) for sequence in sequences]
     assert scheduler.stats.passes == 3
     assert scheduler.stats.rows == sum(len(own) + 3 for own in rows)
@@ -172,8 +172,8 @@ def test_selections_are_those_of_each_alone(
         with Gate(scheduler):
             for sequence, rows, whole, cut, k, _, _ in jobs:
                 if cut:
-                    sequence.submit(Request(0, rows[:cut], True, tuple(whole[:cut])))
-                sequence.submit(Request(cut, rows[cut:], False, tuple(whole[cut:]), k))
+                    sequence.submit(LayerRequest(0, rows[:cut], True, tuple(whole[:cut])))
+                sequence.submit(LayerRequest(cut, rows[cut:], False, tuple(whole[cut:]), k))
         for sequence, _, whole, cut, k, draft, wanted in jobs:
             answer = take(sequence, 1 + bool(cut))[-1]
             n_prompt = len(whole) - k + 1
@@ -197,7 +197,7 @@ def test_more_selections_than_logits_are_kept_of(
     sequences = [scheduler.open(END, i + 1, GREEDY) for i in range(3)]
     with Gate(scheduler):
         for sequence in sequences:
-            sequence.submit(Request(0, rows, False, tuple(tokens), most - 10))
+            sequence.submit(LayerRequest(0, rows, False, tuple(tokens), most - 10))
     found = [take(sequence, 1)[0] for sequence in sequences]
     assert scheduler.stats.passes == 1
     assert len({answer.tokens for answer in found}) == 1
@@ -205,7 +205,7 @@ def test_more_selections_than_logits_are_kept_of(
     assert list(found[0].tokens[:1]) == wanted
     longer = make_prompt(target_model, most + 1, 1).tolist()
     with pytest.raises(ValueError, match=f"at most {most} to select"):
-        sequences[0].submit(Request(0, enter(longer), False, tuple(longer), most + 1))
+        sequences[0].submit(LayerRequest(0, enter(longer), False, tuple(longer), most + 1))
 
 
 def test_one_bad_request_does_not_fail_the_others(
@@ -225,7 +225,7 @@ def test_one_bad_request_does_not_fail_the_others(
     poison[0, 0] = 666
     with Gate(scheduler):
         for sequence, own in ((good, rows), (bad, poison), (other, rows)):
-            sequence.submit(Request(0, own))
+            sequence.submit(LayerRequest(0, own))
     for sequence in (good, other):
         found = take(sequence, 1)[0].hidden
         assert found is not None
@@ -259,7 +259,7 @@ def test_several_failures_in_a_row_are_the_end(
     for i in range(8):
         assert not scheduler.failed
         sequence = scheduler.open(MIDDLE, i + 1)
-        sequence.submit(Request(0, noise(1, 1)))
+        sequence.submit(LayerRequest(0, noise(1, 1)))
         with pytest.raises((sllm.SllmError, ValueError)):
             list(sequence.answers())
     assert scheduler.failed
@@ -276,7 +276,7 @@ def test_who_does_not_take_answers_waits(make: Callable[..., LayerScheduler]) ->
 
     def flood() -> None:
         for i in range(10 * n):
-            sequence.submit(Request(0, noise(1, i)))
+            sequence.submit(LayerRequest(0, noise(1, i)))
             sent.append(i)
 
     thread = threading.Thread(target=flood)
@@ -300,8 +300,8 @@ def test_the_bytes_that_wait_are_bounded(
     sequence = scheduler.open(MIDDLE, 1)
     rows = noise(100, 1)
     for _ in range(3):
-        sequence.submit(Request(0, rows))
-    thread = threading.Thread(target=sequence.submit, args=(Request(0, rows),))
+        sequence.submit(LayerRequest(0, rows))
+    thread = threading.Thread(target=sequence.submit, args=(LayerRequest(0, rows),))
     thread.start()
     wait_until(lambda: len(sequence._answers) == 3)
     assert thread.is_alive()
@@ -320,7 +320,7 @@ def test_a_client_that_stops_reading_loses_its_place(make: Callable[..., LayerSc
     sequence = scheduler.open(MIDDLE, 1)
     stuck = threading.Event()
     sequence.on_stuck = stuck.set
-    sequence.submit(Request(0, noise(2, 1)))
+    sequence.submit(LayerRequest(0, noise(2, 1)))
     answers = sequence.answers()
     assert next(answers).n_rows == 2  # and it does not come back for the next
     assert stuck.wait(PATIENCE)
@@ -345,7 +345,7 @@ def test_the_sequence_left_longest_ago_makes_room(make: Callable[..., LayerSched
         sequence.detach()
     assert scheduler.open(MIDDLE, 3).n_kept == 0  # in the place of 1
     with pytest.raises(ValueError, match="leave a gap: the sequence ends at 12"):
-        scheduler.open(MIDDLE, 2).submit(Request(13, noise(1, 1)))
+        scheduler.open(MIDDLE, 2).submit(LayerRequest(13, noise(1, 1)))
     with pytest.raises(sllm.BusyError, match="serves 2 sequences"):
         scheduler.open(MIDDLE, 1)
     assert scheduler.stats.refused == 1
@@ -397,7 +397,7 @@ def test_clients_without_an_id_have_nothing_in_common(make: Callable[..., LayerS
     assert other.ended is None
 
 
-def test_lengths_are_told_behind_the_pass_of_the_lost_stream(
+def test_who_returns_waits_for_the_pass_of_the_lost_stream(
     make: Callable[..., LayerScheduler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pass of a stream that was lost goes on, and shortens what its successor finds."""
@@ -413,7 +413,7 @@ def test_lengths_are_told_behind_the_pass_of_the_lost_stream(
         return forward(self, hidden, **more)
 
     monkeypatch.setattr(sllm.LayerRange, "forward", slow)
-    sequence.submit(Request(3, noise(2, 2)))
+    sequence.submit(LayerRequest(3, noise(2, 2)))
     assert at_work.wait(PATIENCE)
     stranger = scheduler.open(MIDDLE, 8)  # does not wait for that
     assert stranger.n_kept == 0
@@ -441,7 +441,7 @@ def test_a_failed_pass_leaves_only_what_was_before_it(
         raise sllm.InferenceError("no")
 
     monkeypatch.setattr(sllm.LayerRange, "forward", forward)
-    sequence.submit(Request(3, noise(2, 2)))
+    sequence.submit(LayerRequest(3, noise(2, 2)))
     wait_until(lambda: len(sequence._answers) > 0)
     sequence.detach()  # before it has heard of it
     assert scheduler.open(MIDDLE, 7).n_kept == 3
@@ -452,9 +452,9 @@ def test_long_requests_get_their_turn_and_short_ones_theirs(make: Callable[..., 
     long, *short = (scheduler.open(MIDDLE, i + 1) for i in range(3))
     with Gate(scheduler):
         for _ in range(6):
-            long.submit(Request(0, noise(64, 1)))
+            long.submit(LayerRequest(0, noise(64, 1)))
             for sequence in short:
-                sequence.submit(Request(0, noise(2, 2)))
+                sequence.submit(LayerRequest(0, noise(2, 2)))
     take(long, 6)
     for sequence in short:
         take(sequence, 6)
@@ -470,7 +470,7 @@ def test_others_get_in_while_one_is_always_at_work(make: Callable[..., LayerSche
 
     def work() -> None:
         while not over.is_set():
-            busy.submit(Request(0, noise(8, 1)))
+            busy.submit(LayerRequest(0, noise(8, 1)))
 
     def read() -> None:
         for _ in busy.answers():
@@ -571,7 +571,7 @@ def test_closing_while_layers_are_loaded(
     opener.start()
     assert at_it.wait(PATIENCE)
     closer.start()
-    wait_until(lambda: scheduler._closed)
+    wait_until(lambda: scheduler._closing)
     go.set()
     opener.join(PATIENCE)
     closer.join(PATIENCE)
@@ -595,7 +595,7 @@ def test_closing_in_the_middle_of_a_pass(
     monkeypatch.setattr(sllm.LayerRange, "cancel", lambda _self: cancelled.set())
     with Gate(scheduler):
         for sequence in sequences:
-            sequence.submit(Request(0, noise(2, 1)))
+            sequence.submit(LayerRequest(0, noise(2, 1)))
     assert at_work.wait(PATIENCE)
     scheduler.close()
     for sequence in sequences:
@@ -619,17 +619,19 @@ def test_draining_waits_for_the_last(make: Callable[..., LayerScheduler]) -> Non
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        (Request(0, noise(0, 1)), "0 rows at once, expected 1 to 512"),
-        (Request(0, noise(513, 1)), "513 rows at once"),
-        (Request(1, noise(1, 1)), "position 1 leave a gap"),
-        (Request(-1, noise(1, 1)), "position -1"),
-        (Request(2**32 - 1, noise(1, 1)), "leave a gap"),
-        (Request(0, noise(1, 1), tokens=(5,)), "take no tokens"),
-        (Request(0, noise(1, 1), n_select=1), "take no tokens"),
-        (Request(0, noise(257, 1)), "holds 256 positions"),
+        (LayerRequest(0, noise(0, 1)), "0 rows at once, expected 1 to 512"),
+        (LayerRequest(0, noise(513, 1)), "513 rows at once"),
+        (LayerRequest(1, noise(1, 1)), "position 1 leave a gap"),
+        (LayerRequest(-1, noise(1, 1)), "position -1"),
+        (LayerRequest(2**32 - 1, noise(1, 1)), "leave a gap"),
+        (LayerRequest(0, noise(1, 1), tokens=(5,)), "take no tokens"),
+        (LayerRequest(0, noise(1, 1), n_select=1), "take no tokens"),
+        (LayerRequest(0, noise(257, 1)), "holds 256 positions"),
     ],
 )
-def test_requests_that_are_none(make: Callable[..., LayerScheduler], request_: Request, words: str) -> None:
+def test_requests_that_are_none(
+    make: Callable[..., LayerScheduler], request_: LayerRequest, words: str
+) -> None:
     sequence = make().open(MIDDLE, 1)
     with pytest.raises((ValueError, sllm.ContextFullError), match=words):
         sequence.submit(request_)
@@ -802,7 +804,7 @@ def test_a_first_message_that_begins_nothing(
         (GREEDY, {"text_start": 2**32 - 1}, "begins at"),
     ],
 )
-def test_a_sampling_that_is_none(
+def test_invalid_sampling(
     client: Client, model_id: str, well: Callable[..., None], sampling: Any, more: Any, said: str
 ) -> None:
     found, details = Stream(client, selecting(model_id, sampling=to_sampling(sampling), **more)).end()
@@ -834,7 +836,7 @@ BAD_ROWS: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("message", "said"), BAD_ROWS, ids=[said for _, said in BAD_ROWS])
-def test_rows_that_are_none(
+def test_invalid_rows(
     client: Client, model_id: str, well: Callable[..., None], message: Any, said: str
 ) -> None:
     other = Stream(client, opening(model_id, sequence_id=99))
@@ -861,7 +863,7 @@ def test_rows_that_are_none(
         {"tokens": [5], "n_select": 2**32 - 1},
     ],
 )
-def test_tokens_that_are_none(client: Client, model_id: str, well: Callable[..., None], more: Any) -> None:
+def test_invalid_tokens(client: Client, model_id: str, well: Callable[..., None], more: Any) -> None:
     stream = Stream(client, selecting(model_id), rows(0, ONE, **more))
     found, details = stream.end()
     assert found is Code.INVALID_ARGUMENT
@@ -869,8 +871,8 @@ def test_tokens_that_are_none(client: Client, model_id: str, well: Callable[...,
     well(None)
 
 
-def test_rows_behind_what_was_selected_away(client: Client, model_id: str, well: Callable[..., None]) -> None:
-    """The worker has dropped the rows of rejected tokens: those behind them leave a gap."""
+def test_rows_after_rejected_tokens(client: Client, model_id: str, well: Callable[..., None]) -> None:
+    """The worker has dropped the rows of rejected tokens: those after them leave a gap."""
     stream = Stream(
         client,
         selecting(model_id),

@@ -19,19 +19,12 @@ from tiny_models import mamba
 
 import sllm
 from sllm import embedded
+from sllm.draft.confidence import UNKNOWN_PROB, Confidence
 from sllm.draft.length import PassTimes
 from sllm.engine.sampling import SamplingParams
-from sllm.worker import scheduler as scheduling
-from sllm.worker.scheduler import (
-    Committed,
-    Finished,
-    Limits,
-    Opened,
-    Scheduler,
-    Scored,
-    Session,
-    rows_to_check,
-)
+from sllm.worker.passes import Limits
+from sllm.worker.scheduler import Scheduler, rows_to_check
+from sllm.worker.session import Committed, Finished, Opened, Scored, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -361,7 +354,7 @@ def test_equal_sessions_advance_together(target_model: Model) -> None:
 
     with running(target_model) as scheduler:
         sessions = []
-        with scheduler._wake:  # they begin at once
+        with scheduler._changed:  # they begin at once
             for i in range(4):
                 sessions.append(submit(scheduler, make_prompt(target_model, 8, seed=i), sampling, 40))
                 sessions[i].tell = noting(i, sessions[i].tell)  # type: ignore[assignment, method-assign]
@@ -383,7 +376,7 @@ def test_a_long_prompt_does_not_stall_the_others(target_model: Model) -> None:
     with running(target_model, limits, pass_seconds=0.002) as scheduler:
         first = Reader(submit(scheduler, [5, 6], sampling, 250))
         wait_until(lambda: len(first.text) > 0)
-        with scheduler._wake:
+        with scheduler._changed:
             before = scheduler.stats.passes
             second = submit(scheduler, long, sampling, 2)
         counts: list[int] = []
@@ -400,14 +393,14 @@ def test_prompts_share_the_budget(target_model: Model) -> None:
     limits = Limits(sessions=4, prefill=9)
     with running(target_model, limits, pass_seconds=0.002) as scheduler:
         busy = Reader(submit(scheduler, [5], endless(target_model), None))
-        with scheduler._wake:
+        with scheduler._changed:
             sessions = [
                 submit(scheduler, make_prompt(target_model, 150, seed=i), GREEDY, 1) for i in range(3)
             ]
         readers = [Reader(session) for session in sessions]
         seen = []
         while not any(session.finished for session in sessions):
-            with scheduler._wake:  # it stops where it looks for news, between two steps
+            with scheduler._changed:  # it stops where it looks for news, between two steps
                 progress: list[int] = []
                 while progress != [s.n_computed for s in sessions]:
                     progress = [s.n_computed for s in sessions]
@@ -923,14 +916,14 @@ def test_pass_times_between_and_beyond(seen: dict[int, float], asked: int) -> No
 
 def test_acceptance_is_learned_from_what_was_not_checked_too() -> None:
     for truth, low, high in (([1, 2, 3, 4], 0.9, 1.0), ([9], 0.0, 0.1)):
-        acceptance = scheduling._Acceptance()
-        before = acceptance.share
-        acceptance.observe([], [5])
-        assert acceptance.share == before
+        confidence = Confidence()
+        before = confidence.acceptance
+        confidence.observe_truth([], [], [5])
+        assert confidence.acceptance == before
         for _ in range(100):
-            acceptance.observe([1, 2, 3, 4], truth)
-        assert low <= acceptance.share <= high
-        assert acceptance.share < 1
+            confidence.observe_truth([1, 2, 3, 4], [UNKNOWN_PROB] * 4, truth)
+        assert low <= confidence.acceptance <= high
+        assert confidence.acceptance < 1
 
 
 # ---- models that cannot take tokens back -------------------------------------------------------------------

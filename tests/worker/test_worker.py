@@ -429,7 +429,7 @@ def test_a_first_message_that_begins_nothing(
         {"grammar": "\0"},
     ],
 )
-def test_samplings_that_are_none(client: Client, change: dict[str, Any]) -> None:
+def test_invalid_samplings(client: Client, change: dict[str, Any]) -> None:
     message = opening()
     message.open.sampling.MergeFrom(pb.Sampling(**change))
     code, details = client.generate(message).end()
@@ -461,9 +461,9 @@ def test_a_message_that_is_too_large_is_refused_before_it_is_read(
 
 
 BEHIND: list[tuple[list[Any], str]] = [
-    ([opening()], "behind Open"),
-    ([UNKNOWN], "behind Open"),
-    ([b""], "behind Open"),
+    ([opening()], "after Open"),
+    ([UNKNOWN], "after Open"),
+    ([b""], "after Open"),
     ([hint(3, [5] * 65, 1)], "65 tokens"),
     ([hint(3, list(range(40_000)), 1)], "40000 tokens"),
     ([hint(3, [], i) for i in range(1200)], "200 hints per second"),
@@ -471,7 +471,7 @@ BEHIND: list[tuple[list[Any], str]] = [
 
 
 @pytest.mark.parametrize(("messages", "said"), BEHIND)
-def test_what_may_not_come_behind_open_ends_its_text_alone(
+def test_what_may_not_follow_open_ends_its_text_alone(
     client: Client, steady: Callable[[], None], messages: list[Any], said: str
 ) -> None:
     stream = client.generate(opening(max_tokens=250, run_ahead=False))
@@ -807,8 +807,7 @@ def test_clients_that_are_killed_leave_nothing_behind(draft_model: Model, state:
         gc.collect()
         wait_until(lambda: n_descriptors() <= before + 4)
         assert resident_bytes() - memory < 40e6
-        assert not scheduler._ending
-        assert all(slot.session is None for slot in scheduler._slots)
+        assert not scheduler.running()
         with Client(worker.address) as client:
             text = client.generate(opening([5, 6], sampling, 20)).run()
             assert text == one_by_one(draft_model, [5, 6], sampling, 20)

@@ -1,0 +1,263 @@
+"""What the two schedulers of a worker share: slots for sequences, and the thread that runs the passes.
+
+:mod:`sllm.worker.scheduler` serves whole texts in this way, :mod:`sllm.worker.layer_scheduler` layers of a
+model.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from sllm.errors import CancelledError, ClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["Limits", "PassLoop", "SchedulerStats", "Slot"]
+
+log = logging.getLogger("sllm.worker")
+
+_MAX_FAILURES = 3
+"""Passes that may fail in a row before the worker gives up."""
+
+Owner = TypeVar("Owner")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a worker lets its clients use.
+
+    Attributes:
+        sessions: texts at once.
+        queue: texts that wait for a place; one more is refused.
+        max_prompt: tokens; None: what the context holds.
+        max_hint: tokens of one hint.
+        hints_per_s: hints of one session per second, averaged over a few seconds.
+        max_grammar: bytes of a grammar; 0: grammars are refused.
+        idle_seconds: a session ends after this time if nothing is heard of it or its client reads nothing; so
+            does a call whose request does not arrive.
+        keep_seconds: how long the memory of an ended session is kept in case it goes on.
+        backlog: passes that a session may be ahead of what its client has been sent.
+        prefill: prompt tokens computed between two passes, all sessions together.
+
+    """
+
+    sessions: int = 4
+    queue: int = 16
+    max_prompt: int | None = None
+    max_hint: int = 256
+    hints_per_s: int = 1000
+    max_grammar: int = 1 << 16
+    idle_seconds: float = 120.0
+    keep_seconds: float = 600.0
+    backlog: int = 64
+    prefill: int = 256
+
+    def __post_init__(self) -> None:
+        least = {"sessions": 1, "queue": 0, "max_hint": 0, "hints_per_s": 1, "max_grammar": 0}
+        least |= {"idle_seconds": 0, "keep_seconds": 0, "backlog": 1, "prefill": 1}
+        if self.max_prompt is not None:
+            least["max_prompt"] = 1
+        for name, low in least.items():
+            value = getattr(self, name)
+            if not value >= low:  # also true of NaN
+                raise ValueError(f"limits.{name} is {value!r}, expected {low} or more")
+
+    def check_grammar(self, grammar: str | None) -> None:
+        """Reject a grammar that is too long.
+
+        Raises:
+            ValueError: longer than ``max_grammar`` bytes of UTF-8.
+
+        """
+        if grammar is not None and len(grammar.encode()) > self.max_grammar:
+            raise ValueError(
+                f"the grammar is longer than the {self.max_grammar} bytes that this worker takes"
+                if self.max_grammar
+                else "this worker takes no grammars"
+            )
+
+
+@dataclass
+class SchedulerStats:
+    """Running figures of a worker; times are seconds."""
+
+    sessions_total: int = 0
+    refused: int = 0
+    passes: int = 0
+    tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    rows: int = 0
+    batch_sizes: list[int] = field(default_factory=list)
+    """Passes by their rows: element i counts those of at most 2^i and more than 2^(i-1)."""
+    busy_seconds: float = 0.0
+
+    def count_pass(self, n_rows: int, seconds: float) -> None:
+        """Count one pass of ``n_rows`` rows."""
+        self.passes += 1
+        self.rows += n_rows
+        self.busy_seconds += seconds
+        bucket = (n_rows - 1).bit_length()
+        self.batch_sizes += [0] * (bucket + 1 - len(self.batch_sizes))
+        self.batch_sizes[bucket] += 1
+
+    def count_commit(self, n_tokens: int, n_drafted: int, n_accepted: int) -> None:
+        """Count what a pass came to for one sequence: committed, verified and accepted tokens."""
+        self.tokens += n_tokens
+        self.drafted += n_drafted
+        self.accepted += n_accepted
+
+
+@dataclass
+class Slot(Generic[Owner]):
+    """A sequence of a context's memory, and who uses it at the moment.
+
+    Attributes:
+        seq_id: the sequence.
+        owner: the session or stream that uses it; None: its memory is kept for one that may return.
+        freed: when the last owner left, by ``time.monotonic()``.
+
+    """
+
+    seq_id: int
+    owner: Owner | None = None
+    freed: float = 0.0
+
+
+class PassLoop(ABC, Generic[Owner]):
+    """A thread that runs passes for the owners of slots, until :meth:`close` or until passes keep failing. A
+    subclass starts the thread at the end of its constructor.
+
+    Args:
+        limits: what clients may use.
+        name: of the thread.
+        pass_seconds: no pass takes less; a stand-in for a larger model, for tests and benchmarks.
+
+    Attributes:
+        limits: as given.
+        stats: running figures.
+        failed: whether several passes in a row have failed: nothing new is taken.
+        on_failure: called once when ``failed`` is set, on the loop's thread.
+
+    """
+
+    def __init__(self, limits: Limits, *, name: str, pass_seconds: float) -> None:
+        self.limits = limits
+        self.stats = SchedulerStats()
+        self.failed = False
+        self.on_failure: Callable[[], object] | None = None
+        self._slots: Sequence[Slot[Owner]] = []
+        self._pass_seconds = pass_seconds
+        self._n_failures = 0  # in a row
+        self._draining = False
+        self._closing = False
+        self._closed = threading.Event()  # set with _closing, for those who wait for time to pass
+        self._changed = threading.Condition()  # held to change owners, states and queues; notified after it
+        self._news = False  # whether there may be something to do since the thread looked last
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    # ---- from any thread
+
+    def running(self) -> list[Owner]:
+        """Who has a slot."""
+        return [slot.owner for slot in self._slots if slot.owner is not None]
+
+    def wake(self) -> None:
+        """Let the thread look for something to do."""
+        with self._changed:
+            self._news = True
+            self._changed.notify_all()
+
+    def drain(self, seconds: float) -> bool:
+        """Take nothing new and let what runs end for ``seconds`` at most; whether all of it did."""
+        with self._changed:
+            self._draining = True
+            self.wake()
+            return self._changed.wait_for(lambda: not self._at_work(), seconds)
+
+    def close(self) -> None:
+        """End what runs, and the thread. More calls do nothing."""
+        with self._changed:
+            self._closing = True
+            self._closed.set()
+            self.wake()
+        if self._thread.is_alive():
+            self._cancel()
+            self._thread.join()
+
+    def _check_open(self) -> None:
+        if self._draining or self._closing or self.failed:
+            raise ClosedError("the worker is ending; go on elsewhere")
+
+    # ---- what subclasses define
+
+    def _at_work(self) -> bool:
+        """Whether somebody has a slot or waits for one."""
+        return bool(self.running())
+
+    @abstractmethod
+    def _cancel(self) -> None:
+        """End the computation under way, from another thread."""
+
+    @abstractmethod
+    def _patience(self) -> float | None:
+        """Seconds until the thread has to look for something to do by itself; None: it need not."""
+
+    @abstractmethod
+    def _step(self) -> bool:
+        """Do the next piece of work; whether there was anything to do."""
+
+    def _step_failed(self, error: Exception) -> None:
+        """An exception has left :meth:`_step`."""
+        log.exception("a pass failed", exc_info=error)
+        self._count_failure()
+
+    @abstractmethod
+    def _end_all(self) -> None:
+        """End everything that runs or waits, since the thread does."""
+
+    # ---- on the loop's thread
+
+    def _run(self) -> None:
+        while self._wait():
+            try:
+                while not self._closing and self._step():
+                    pass
+            except CancelledError:  # noqa: PERF203 - by close()
+                self._news = True
+            except Exception as error:  # noqa: BLE001 - a pass that fails must not take the worker with it
+                self._step_failed(error)
+                self._news = True  # for those who wait for a slot
+        self._end_all()
+
+    def _wait(self) -> bool:
+        """Wait for something to do; False when the loop is to end."""
+        with self._changed:
+            if not self._news:
+                self._changed.wait(self._patience())
+            self._news = False
+            return not self._closing
+
+    def _count_failure(self) -> None:
+        self._n_failures += 1
+        if self._n_failures >= _MAX_FAILURES and not self.failed:
+            log.error("three passes in a row have failed; the worker takes nothing more")
+            self.failed = True
+            if self.on_failure is not None:
+                self.on_failure()
+
+    def _pass_time(self, began: float) -> float:
+        """Seconds since ``began`` (``time.perf_counter()``), once they are ``pass_seconds`` or more."""
+        seconds = time.perf_counter() - began
+        if seconds < self._pass_seconds:
+            self._closed.wait(self._pass_seconds - seconds)
+            seconds = max(time.perf_counter() - began, self._pass_seconds)
+        return seconds

@@ -1,0 +1,244 @@
+"""One text on a worker: what its client asks for, what happens to it, and how far it has come."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sllm.draft.confidence import Confidence
+from sllm.draft.length import DraftLength
+from sllm.worker.passes import Slot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from sllm.engine.sampling import SamplingParams
+    from sllm.worker.passes import PassLoop
+
+__all__ = ["MAX_HINT_ROWS", "Committed", "Finished", "Hint", "Opened", "Scored", "Session", "TextSlot"]
+
+MAX_HINT_ROWS = 16
+"""Hinted tokens of one session that one pass checks at most: longer hints are seldom right to their end."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The prompt is computed; times are seconds."""
+
+    n_reused: int
+    prompt_seconds: float
+    queued_seconds: float
+
+
+@dataclass(frozen=True)
+class Committed:
+    """Tokens that one pass committed; see :class:`sllm.targets.base.Commit`."""
+
+    pos: int
+    tokens: tuple[int, ...]
+    n_accepted: int
+    n_verified: int
+    own_draft: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The scores of a text: float32 and int32 (n,), and seconds of computing."""
+
+    logprobs: npt.NDArray[np.float32]
+    ranks: npt.NDArray[np.int32]
+    n_reused: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of a text. ``error`` is what went wrong, if something did."""
+
+    reason: str
+    error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What a client expects at ``pos``; ``id`` grows with each hint, 0: none has come yet.
+
+    ``received`` is by ``time.monotonic()``.
+    """
+
+    pos: int
+    tokens: list[int]
+    id: int
+    received: float
+
+
+@dataclass
+class TextSlot(Slot["Session"]):
+    """A sequence of the context, and of the worker's own draft.
+
+    Attributes:
+        held: tokens in its memory while no session has it.
+        n_in_draft: committed tokens that the draft's context holds.
+
+    """
+
+    held: list[int] = field(default_factory=list)
+    n_in_draft: int = 0
+
+
+class Session:
+    """One text on a worker. Its client's side may be used from any thread: :meth:`hint`, :meth:`cancel`,
+    :meth:`events`.
+
+    Args:
+        loop: what computes it.
+        tokens: prompt and text so far, int32 (n,).
+        start: the first of them that is generated text.
+        sampling: how to select.
+        end: the text's length at which it ends, in tokens with the prompt.
+        asked_end: the one that the client asked for; None: the context's.
+        run_ahead: whether passes go on without hints.
+        text_id: the client's name for the text; 0: none.
+        score_from: the first token to be scored; None: the text is to be continued.
+
+    """
+
+    def __init__(
+        self,
+        loop: PassLoop[Session],
+        tokens: npt.NDArray[np.int32],
+        start: int,
+        sampling: SamplingParams,
+        end: int,
+        asked_end: int | None,
+        *,
+        run_ahead: bool,
+        text_id: int = 0,
+        score_from: int | None = None,
+    ) -> None:
+        self._loop = loop
+        self.text: list[int] = tokens.tolist()
+        self.start = start
+        self.sampling = sampling
+        self.end = end
+        self.asked_end = asked_end
+        self.run_ahead = run_ahead
+        self.text_id = text_id
+        self.score_from = score_from
+        self.n_prompt = len(self.text)
+        self.n_computed = 0  # of the text
+        self.slot: TextSlot | None = None
+        self.created = self.heard = time.monotonic()
+        self.queued_seconds = self.prompt_seconds = 0.0
+        self.n_reused = 0
+        self.n_passes = self.n_drafted = self.n_accepted = 0
+        self.newest = Hint(0, [], 0, self.created)  # replaces every earlier one
+        self.answered = 0  # id of the last hint that a pass has answered
+        self.confidence = Confidence()  # in hints
+        self.draft_length = DraftLength()  # of the worker's own drafts
+        self.can_draft = True  # False: the worker's own draft cannot follow the text
+        self.scores: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]] = []
+        self.on_idle: Callable[[], None] | None = None
+        """Called on the scheduler's thread when the session has ended because nothing was heard of it."""
+        self.ending: Finished | None = None  # how it is to end at the next opportunity
+        self.finished = False
+        self._events: deque[Opened | Committed | Scored | Finished] = deque()
+        self._arrived = threading.Condition()
+
+    # ---- the client's side
+
+    def hint(self, pos: int, tokens: list[int], hint_id: int) -> None:
+        """Say what probably comes at ``pos``; replaces every earlier hint."""
+        now = time.monotonic()
+        self.newest = Hint(pos, tokens, hint_id, now)
+        self.heard = now
+        self._loop.wake()
+
+    def cancel(self) -> None:
+        """End the session; its memory is kept for a while."""
+        self.end_with(Finished("cancelled"))
+        self._loop.wake()
+
+    def events(self) -> Iterator[Opened | Committed | Scored | Finished]:
+        """What happens to the session, until :class:`Finished`; blocks."""
+        while True:
+            with self._arrived:
+                while not self._events:
+                    self._arrived.wait()
+                event = self._events.popleft()
+                blocked = len(self._events) == self._loop.limits.backlog - 1
+            self.heard = time.monotonic()
+            if blocked:
+                self._loop.wake()
+            yield event
+            if isinstance(event, Finished):
+                return
+
+    # ---- the scheduler's side
+
+    def end_with(self, event: Finished) -> None:
+        """End the session at the next opportunity; the first reason counts."""
+        if self.ending is None:
+            self.ending = event
+
+    def tell(self, event: Opened | Committed | Scored | Finished) -> None:
+        """Hand an event to the client's side."""
+        with self._arrived:
+            self._events.append(event)
+            self._arrived.notify()
+
+    @property
+    def backlog(self) -> int:
+        """Events that the client's side has not taken."""
+        return len(self._events)
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the client's side has to take events before the text goes on."""
+        return self.backlog >= self._loop.limits.backlog
+
+    @property
+    def n_to_compute(self) -> int:
+        """Tokens that are not in memory yet, without the last one: that is decoded by the next pass."""
+        return len(self.text) - 1 - self.n_computed
+
+    @property
+    def scores_next(self) -> bool:
+        """Whether the next tokens to be computed are scored."""
+        return self.score_from is not None and self.n_computed >= self.score_from - 1
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the text has the length at which it ends."""
+        return len(self.text) >= self.end
+
+    @property
+    def end_reason(self) -> str:
+        """Why a text ends that is full."""
+        return "length" if self.end == self.asked_end else "context"
+
+    def usable_hint(self, n_vocab: int, max_rows: int) -> tuple[list[int], bool, int]:
+        """What the newest hint says after the committed text: at most ``max_rows`` tokens, ending before the
+        first one outside the vocabulary; whether its client asks for a pass; and its id.
+
+        A hint that disagrees with the text is unusable, and its sender will see the commit that it disagrees
+        with.
+        """
+        pos, tokens, hint_id = self.newest.pos, self.newest.tokens, self.newest.id
+        known = len(self.text) - pos
+        if known < 0 or known > len(tokens) or tokens[:known] != self.text[pos:]:
+            return [], False, hint_id
+        room = min(self.end - len(self.text) - 1, max_rows)
+        usable: list[int] = []
+        for token in tokens[known : known + max(0, room)]:
+            if not 0 <= token < n_vocab:
+                break
+            usable.append(token)
+        return usable, known < len(tokens) or hint_id > self.answered, hint_id
