@@ -7,6 +7,7 @@ import io
 import os
 import re
 import sys
+import textwrap
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
@@ -18,12 +19,16 @@ if TYPE_CHECKING:
 __all__ = [
     "DIM",
     "GREEN",
+    "RED",
+    "YELLOW",
     "CommandError",
     "Output",
+    "Progress",
     "WriteError",
     "count",
     "hide_tokens",
     "one_line",
+    "paragraph",
     "parameters",
     "read_prompt",
     "size",
@@ -129,6 +134,28 @@ class Output:
                 os.close(nowhere)
 
 
+class Progress:
+    """How far something has come, on a terminal only, in one line that is gone afterwards."""
+
+    def __init__(self, out: Output, what: str) -> None:
+        self._out = out
+        self._what = one_line(what)
+        self._shown = -1
+
+    def __call__(self, share: float) -> None:
+        """Show ``share``, from 0 to 1."""
+        percent = int(share * 100)
+        if percent != self._shown:
+            self._shown = percent
+            self._out.status(f"{self._what}: {percent} %")
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._out.status("")
+
+
 def read_prompt(argument: str | None, command: str) -> str:
     """The prompt of ``sllm COMMAND``, from the command line or from stdin, there without the line end that
     ``echo`` adds.
@@ -168,6 +195,11 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]
         ]
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def paragraph(text: str) -> list[str]:
+    """The lines of a paragraph, of up to 100 columns."""
+    return textwrap.wrap(text, 100, break_on_hyphens=False)
 
 
 def size(n_bytes: int) -> str:

@@ -13,8 +13,8 @@ import pytest
 from processes import ONE
 
 from sllm import embedded
-from sllm.cli import layers as cli_layers
 from sllm.cli import main as cli
+from sllm.cli.audit import plot
 from sllm.engine.layers import Embedding, LayerRange, open_layers
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def test_a_plot_of_a_model_with_a_name_of_its_own() -> None:
     heads = tuple(HeadFigures(n, 0.5, 0.4, 0.3, 1.0, 1.0, 1.0, 9.0) for n in (0, 1))
     tails = (TailFigures(0, 1.0, 0.2, 1.0),)
     report = AuditReport("<a&b>\x1b.gguf", 2, 9, 0, 0, "q8", 5, 9, 0.2, "x", "x", heads, tails)
-    image = ElementTree.fromstring(cli_layers.plot(report))
+    image = ElementTree.fromstring(plot(report))
     title = image.find("{http://www.w3.org/2000/svg}title")
     assert title is not None
     assert title.text is not None

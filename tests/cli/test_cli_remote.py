@@ -20,10 +20,12 @@ from processes import ENDLESS, ONE, PATIENCE, environment, first_byte, interrupt
 
 import sllm
 from sllm import embedded
-from sllm.cli import console
+from sllm.cli import console, status
 from sllm.cli import main as cli
-from sllm.cli import remote as cli_remote
+from sllm.cli import worker as worker_command
+from sllm.cli.addresses import worker_addresses
 from sllm.cli.console import CommandError
+from sllm.cli.run_report import ShownText
 from sllm.cli.slow_link import Link
 from sllm.generation.text_stream import Run
 from sllm.wire import auth
@@ -239,10 +241,10 @@ def test_answer_on_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
         out = console.Output()
         for name, value in more.items():
             setattr(out, name, value)
-        answer = cli._Answer(out)
+        answer = ShownText(out)
         local = (run("a do", "local"), run("g", "local"))
         for one in (run("Hi!\nOnce ", "target"), *local, run("a cat", "draft", local), run(".\n", "target")):
-            answer.show(one)
+            answer.add(one)
         return capfd.readouterr().out
 
     assert show() == "Hi!\nOnce a cat.\n"
@@ -310,15 +312,15 @@ def test_status(
 
 
 def test_batches() -> None:
-    assert cli_remote._batches([]) == "-"
-    assert cli_remote._batches([40, 3, 20, 0, 1]) == "1: 40, 2: 3, 3-4: 20, 9-16: 1"
+    assert status._batches([]) == "-"
+    assert status._batches([40, 3, 20, 0, 1]) == "1: 40, 2: 3, 3-4: 20, 9-16: 1"
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.0, "0.0 s"), (59.96, "60.0 s"), (61, "1 min 1 s"), (7260, "2 h 1 min")]
 )
 def test_duration(seconds: float, text: str) -> None:
-    assert cli_remote._duration(seconds) == text
+    assert status._duration(seconds) == text
 
 
 # ---- sllm worker
@@ -574,7 +576,7 @@ def test_every_interface(
 def test_public_address() -> None:
     def public(host: str, name: str | None) -> str:
         bound = auth.Address("127.0.0.1" if host == "0.0.0.0" else host, 5000, "t" * 16, "0" * 64)
-        return cli_remote._public(bound, host, name).endpoint
+        return worker_command._public(bound, host, name).endpoint
 
     assert public("10.0.0.1", None) == "10.0.0.1:5000"
     assert public("0.0.0.0", None) == f"{socket.gethostname()}:5000"
@@ -589,12 +591,12 @@ def test_addresses(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> N
     told.write_text(f"{one}\n{other}\n", encoding="utf-8")
     monkeypatch.delenv("SLLM_REMOTE", raising=False)
     with pytest.raises(CommandError):
-        cli_remote.addresses(None)
-    assert cli_remote.addresses(one) == [one]
-    assert cli_remote.addresses(f"@{told}") == [one, other]
+        worker_addresses(None)
+    assert worker_addresses(one) == [one]
+    assert worker_addresses(f"@{told}") == [one, other]
     monkeypatch.setenv("SLLM_REMOTE", other)
-    assert cli_remote.addresses("") == [other]
-    assert cli_remote.addresses(one) == [one]
+    assert worker_addresses("") == [other]
+    assert worker_addresses(one) == [one]
 
 
 def test_failed_worker_ends(
