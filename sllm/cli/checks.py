@@ -1,4 +1,4 @@
-"""What this build and this machine are, and what is not right with them.
+"""What this build and this machine are, and what is wrong with them.
 
 Each check is a function that returns a :class:`Check`; :func:`examine` runs them all. What runs kernels runs
 in a child process, so that one that crashes or hangs is reported as that. Nothing secret is in a result: no
@@ -8,6 +8,7 @@ token, and the home folder is written ``~``, since people paste this into report
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -18,10 +19,12 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sllm.cli.cpu_quota import cpu_quota
 from sllm.engine import cpu
 from sllm.errors import UnsupportedCPUError
 
@@ -145,7 +148,7 @@ def threads() -> Check:
     from sllm.engine.context import available_cores
 
     cores, allowed = os.cpu_count() or 1, available_cores()
-    quota = _cpu_quota()
+    quota = cpu_quota()
     details: dict[str, Any] = {"cores": cores, "allowed": allowed, "quota": quota, "default": allowed}
     omp = os.environ.get("OMP_NUM_THREADS")
     if quota is not None and quota < allowed:
@@ -162,29 +165,13 @@ def threads() -> Check:
     return Check("threads", OK, f"{allowed} of {cores} cores, one thread each", details)
 
 
-def _cpu_quota() -> float | None:
-    """The cores that a control group grants, or None."""
-    try:
-        granted, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return None if granted == "max" else int(granted) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:  # version 1
-        folder = Path("/sys/fs/cgroup/cpu")
-        granted_us = int((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
-        period_us = int((folder / "cpu.cfs_period_us").read_text(encoding="ascii"))
-        return granted_us / period_us if granted_us > 0 else None
-    except (OSError, ValueError):
-        return None
-
-
 # --- what runs kernels ---
 
 _DEVICES = """
 import json
 from sllm.engine import backends
 from sllm.engine._ffi import unusable_backends
-from sllm.engine.model import devices
+from sllm.engine.devices import devices
 devices()
 print(json.dumps({
     "unusable": unusable_backends,
@@ -225,9 +212,9 @@ print(json.dumps({"remote": there, "local": here}))
 _SIGNALS = {
     "SIGILL": "it used an instruction that this CPU does not have",
     "SIGSEGV": "it touched memory that is not its own",
-    "SIGBUS": "it touched memory that could not be had: a file that was cut short, or memory run out",
+    "SIGBUS": "it touched memory that could not be had: a truncated file, or the memory had run out",
     "SIGABRT": "it gave up on an assertion of llama.cpp's or of the C library's",
-    "SIGKILL": "it was ended from outside, mostly since the memory had run out",
+    "SIGKILL": "it was killed, most likely since the memory had run out",
     "SIGFPE": "it divided by zero",
 }
 
@@ -322,6 +309,9 @@ def link() -> Check:
     """A worker and a client on loopback, with TLS and a token; proxies of the environment play no part, since
     connections to workers do not use them.
     """
+    if importlib.util.find_spec("grpc") is None:
+        summary = "not installed: workers, connections to them, and splits by layers"
+        return Check("worker, TLS", NOTE, summary, {}, "pip install 'sllm[remote]', if you want them")
     found, what = _in_child(_LINK)
     if found is None:
         advice = "look at what it says; a firewall on loopback may be in the way"
@@ -338,17 +328,7 @@ def link() -> Check:
 
 def folders() -> Check:
     """Where downloads, vocabularies, keys and tokens go, and whether they can be written there."""
-    from huggingface_hub import constants
-
-    from sllm.remote.connection import cache_folder
-    from sllm.wire.auth import state_folder
-
-    places = {
-        "downloads": Path(constants.HF_HUB_CACHE),
-        "cache": cache_folder(),
-        "state": state_folder(),
-        "temporary files": Path(tempfile.gettempdir()),
-    }
+    places = _places()
     found: dict[str, Any] = {}
     wrong = []
     tight = []
@@ -367,6 +347,21 @@ def folders() -> Check:
         return Check("folders", NOTE, f"little room: {'; '.join(tight)}", found, "free some room")
     summary = ", ".join(f"{what} in {path}" for what, path in places.items())
     return Check("folders", OK, summary, found)
+
+
+def _places() -> dict[str, Path]:
+    """The folders by what they are for; without those of parts whose packages are not installed."""
+    places = {"temporary files": Path(tempfile.gettempdir())}
+    with suppress(ImportError):
+        from huggingface_hub import constants
+
+        places["downloads"] = Path(constants.HF_HUB_CACHE)
+    with suppress(ImportError):
+        from sllm.remote.connection import cache_folder
+        from sllm.wire.auth import state_folder
+
+        places |= {"cache": cache_folder(), "state": state_folder()}
+    return places
 
 
 def _existing(path: Path) -> Path:

@@ -229,12 +229,12 @@ def test_a_core_that_does_not_load_is_a_failed_build() -> None:
 
 
 def test_a_container_with_less_than_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_cpu_quota", lambda: 0.5)
+    monkeypatch.setattr(doctor, "cpu_quota", lambda: 0.5)
     check = doctor.threads()
     assert check.status == doctor.NOTE
     assert check.advice is not None
     assert "n_threads=1" in check.advice
-    monkeypatch.setattr(doctor, "_cpu_quota", lambda: None)
+    monkeypatch.setattr(doctor, "cpu_quota", lambda: None)
     assert doctor.threads().status == doctor.OK
 
 
