@@ -44,6 +44,6 @@ def worker_addresses(given: str | None) -> list[str]:
     if not text.startswith("sllm://"):
         raise CommandError(
             "the address of a worker begins with sllm:// (the line that it printed) or @ (a file with it);"
-            f" to use what {REMOTE_VARIABLE} holds, leave it out, and write --remote behind the prompt"
+            f" to use what {REMOTE_VARIABLE} holds, leave it out, and write --remote after the prompt"
         )
     return [text]

@@ -119,7 +119,7 @@ def layer_range(text: str) -> tuple[int, int]:
     """``START:STOP``; whether the model has such layers is checked where it is open."""
     start, colon, stop = text.partition(":")
     if not (colon and _is_count(start) and _is_count(stop)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no range of layers, expected START:STOP")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range of layers, expected START:STOP")
     return int(start), int(stop)
 
 
@@ -127,7 +127,7 @@ def layer_counts(text: str) -> list[int]:
     """``N,N,...``: numbers of layers."""
     items = text.split(",")
     if not all(_is_count(item) for item in items):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers of layers, such as 6,18,1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers of layers, such as 6,18,1")
     return [int(item) for item in items]
 
 

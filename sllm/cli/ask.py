@@ -1,4 +1,4 @@
-"""``sllm ask``: an answer by whoever is fit for the request, and an account of who that was and what left."""
+"""``sllm ask``: an answer by the model that suits the request, and an account of what left the machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ EPILOG = (
     "Without --small the package's own model grades and answers, with the profile that comes with it."
     " Without a profile nothing is promised, and every request is tier 2. The key for --cloud-url is taken"
     " from OPENAI_API_KEY; a worker's sllm:// line is a secret, too, and @FILE or SLLM_REMOTE keep it from"
-    " the machine's other users. A cloud that does not answer is told on stderr, and the local model answers."
+    " the machine's other users. Where the cloud does not answer, a line on stderr says so, and"
+    " the local model answers."
 )
 
 
@@ -71,7 +72,9 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         help=f"grades, and answers tier 1: {MODEL} (default: the package's own)",
     )
     models.add_argument(
-        "--local", metavar="GGUF", help="answers tier 2, and whatever may not leave (default: --small)"
+        "--local",
+        metavar="GGUF",
+        help="answers tier 2, and what must not leave this machine (default: --small)",
     )
     models.add_argument("--profile", metavar="FILE", help="what sllm calibrate found of --small")
 
@@ -113,7 +116,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     messages = [] if args.system is None else [{"role": "system", "content": _encodable(args.system)}]
     messages.append({"role": "user", "content": _prompt(args.prompt)})
     with ExitStack() as stack:
-        # Cheap refusals before the models are loaded.
+        # What can be refused at once is refused before the models are loaded.
         profile = None if args.profile is None else Profile.load(args.profile)
         cloud, trouble = _open_cloud(args, uris, out, stack)
         small, triage = _open_small(args, profile, stack)
@@ -165,7 +168,7 @@ def _prompt(words: list[str]) -> str:
 
 
 def _encodable(text: str) -> str:
-    """``text``, if it can be written as UTF-8: a shell may pass bytes that are none."""
+    """``text``, if it can be written as UTF-8: a shell may pass other bytes."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -173,7 +176,7 @@ def _encodable(text: str) -> str:
     return text
 
 
-# ---- who takes part
+# ---- the models
 
 
 def _check_cloud(args: argparse.Namespace) -> None:
@@ -191,7 +194,7 @@ def _check_cloud(args: argparse.Namespace) -> None:
     except ValueError:
         good = False
     if not good:
-        raise CommandError("--cloud-url is no address, expected one such as https://host/v1")
+        raise CommandError("--cloud-url is not an address, expected one such as https://host/v1")
     if found.username is not None:
         raise CommandError("--cloud-url holds a user or a key; leave it out, and set OPENAI_API_KEY")
 
@@ -225,14 +228,14 @@ def _open_cloud(
     try:
         return stack.enter_context(sllm.connect(uris)).target(), None
     except sllm.AuthError:
-        raise  # a wrong token, or a wrong worker: nothing that passes by itself
+        raise  # a wrong token, or a wrong worker: neither goes away by itself
     except sllm.RemoteError as error:
         # What can be answered here does not need it.
         out.note(f"sllm: {one_line(error)}; answering without it")
         return None, "the worker does not answer"
 
 
-# ---- what is told
+# ---- output
 
 
 def _account(answer: Answer, text: str) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def _lines(report: AuditReport) -> list[str]:
         "",
         *_received_lines(report),
         "",
-        f"recovered behind {count(report.head, 'layer')}: {one_line(report.recovered)}",
+        f"recovered after {count(report.head, 'layer')}: {one_line(report.recovered)}",
         "",
         *_conclusion(report),
     ]

@@ -177,7 +177,7 @@ def _score(
     rows, answers = [], []
     for n, one in enumerate(labelled):
         out.status(f"{n} of {len(labelled)} rows")
-        with _named(f"{args.rows}, line {one.line}"):
+        with _located(f"{args.rows}, line {one.line}"):
             logprobs, right = answered(one, model)
             rows.append(triage.row(one.messages, correct=right, answer_logprobs=logprobs, hard=one.hard))
             if local is not model:
@@ -189,7 +189,7 @@ def _score(
 
 
 @contextmanager
-def _named(where: str) -> Iterator[None]:
+def _located(where: str) -> Iterator[None]:
     try:
         yield
     except (CalibrationError, ValueError, TypeError, sllm.ContextFullError) as error:
@@ -197,7 +197,7 @@ def _named(where: str) -> Iterator[None]:
 
 
 def _folded(text: str) -> str:
-    """A text without what does not make an answer another."""
+    """A text without the differences that do not matter between answers: case, spaces, the last full stop."""
     return " ".join(text.split()).casefold().rstrip(".。!！")
 
 
@@ -221,8 +221,8 @@ def _statements(profile: Profile, evaluation: Evaluation, verify_alpha: float | 
             f" {verify_alpha:.1%} with {sure}"
         )
     else:
-        told = _promise(profile.verify, "of its answers need no verification", "wrong", sure)
-        lines.append(f"tier 2: {told}")
+        promise = _promise(profile.verify, "of its answers need no verification", "wrong", sure)
+        lines.append(f"tier 2: {promise}")
     if profile.hard is None:
         lines.append('tier 3: never; no row has the label "hard"')
     elif profile.tier3 is None:

@@ -374,7 +374,7 @@ def _why_not_writable(path: Path) -> str | None:
     """Why no file can be made in a folder that may not be there yet; looked for by making one."""
     there = _existing(path)
     if not there.is_dir():
-        return f"{there} is no folder"
+        return f"{there} is not a folder"
     try:
         with tempfile.TemporaryFile(dir=there):
             return None

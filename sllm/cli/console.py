@@ -38,19 +38,19 @@ __all__ = [
 GREEN, YELLOW, RED, DIM = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[2m"
 _RESET = "\x1b[0m"
 
-# A line is seen by others than the one who typed it: in a log, in a report of a bug.
+# Lines end up in logs and bug reports, where others see them.
 _TOKEN = re.compile(r"(?<=sllm://)[^@\s]*(?=@)")
 
-# What a model or a file says must not drive the terminal that shows it.
+# Text of a model or a file must not control the terminal that shows it.
 _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
 
 
 class CommandError(SllmError):
-    """What was asked on the command line cannot be done."""
+    """The command line asks for something that cannot be done."""
 
 
 class WriteError(Exception):
-    """Stdout does not take any more."""
+    """Stdout accepts no more text."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(error)
@@ -100,7 +100,7 @@ class Output:
             self.line()
 
     def note(self, text: str) -> None:
-        """Write to stderr; nobody can be told when that fails."""
+        """Write to stderr; where that fails, there is nowhere to say so."""
         if self._err is not None:
             with suppress(OSError, ValueError):
                 self._err.write(f"{text}\n")
@@ -108,7 +108,7 @@ class Output:
 
     def status(self, text: str) -> None:
         """Show what is being done in a line of stderr that the next one replaces, and an empty one removes;
-        nothing where stderr is no terminal.
+        nothing where stderr is not a terminal.
         """
         if self._err is not None and self._err.isatty():
             with suppress(OSError, ValueError):
@@ -116,7 +116,7 @@ class Output:
                 self._err.flush()
 
     def flush(self) -> None:
-        """Let go what others left in stdout's buffer; raises as :meth:`text` does."""
+        """Flush what is left in stdout's buffer; raises as :meth:`text` does."""
         try:
             if self._out is not None:
                 self._out.flush()
@@ -125,7 +125,7 @@ class Output:
             raise WriteError(error) from error
 
     def give_up(self) -> None:
-        """Write to nowhere from now on, or the interpreter would try once more at its end, and complain."""
+        """Discard all output from now on, or the interpreter would try to write it at exit, and complain."""
         out, self._out = self._out, None
         with suppress(OSError, ValueError):
             if out is not None:
@@ -161,7 +161,7 @@ def read_prompt(argument: str | None, command: str) -> str:
     ``echo`` adds.
 
     Raises:
-        CommandError: there is none, or no UTF-8.
+        CommandError: there is no prompt, or it is not UTF-8.
 
     """
     if argument is not None and argument != "-":
@@ -175,12 +175,12 @@ def read_prompt(argument: str | None, command: str) -> str:
 
 
 def hide_tokens(text: str) -> str:
-    """``text`` without the tokens of the workers' addresses in it."""
+    """``text`` with the tokens in addresses of workers replaced by dots."""
     return _TOKEN.sub("...", text)
 
 
 def one_line(text: object) -> str:
-    """Text as one line that shows what it is made of, but for a worker's token."""
+    """Text as one line, without a worker's token, and with control characters made visible."""
     return " ".join(hide_tokens(str(text)).split()).translate(_CONTROLS)
 
 

@@ -34,7 +34,7 @@ def demo_worker(pass_seconds: float, n_threads: int) -> Iterator[str]:
     """
     options = ["--listen", "127.0.0.1:0", "--sessions", "1", "--drain", "0", "--until-eof"]
     options += ["--pass-seconds", str(pass_seconds), "--threads", str(n_threads)]
-    with tempfile.TemporaryFile() as told:
+    with tempfile.TemporaryFile() as stderr_file:
         # The folder holds token and certificate, which a running worker does not look at again.
         with tempfile.TemporaryDirectory(prefix="sllm-demo-") as state:
             command = [sys.executable, "-m", "sllm", "worker", *options, "--state", state]
@@ -46,7 +46,7 @@ def demo_worker(pass_seconds: float, n_threads: int) -> Iterator[str]:
                         cwd=state,  # not here: a checkout has a folder sllm/ that is not what is installed
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
-                        stderr=told,
+                        stderr=stderr_file,
                         start_new_session=True,  # a Ctrl-C in the terminal is for this process alone
                     )
                 assert child.stdout is not None
@@ -58,8 +58,8 @@ def demo_worker(pass_seconds: float, n_threads: int) -> Iterator[str]:
         try:
             if not uri:
                 child.wait()
-                told.seek(0)
-                lines = told.read().decode("utf-8", "replace").splitlines()
+                stderr_file.seek(0)
+                lines = stderr_file.read().decode("utf-8", "replace").splitlines()
                 reason = lines[-1].removeprefix("sllm: ") if lines else f"exit status {child.returncode}"
                 raise CommandError(f"the demo's worker did not start: {reason}")
             yield uri

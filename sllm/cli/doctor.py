@@ -53,8 +53,8 @@ def _show(found: Sequence[checks.Check], out: Output, *, as_json: bool) -> int:
 
 
 def tell_instead(error: ImportError) -> None:
-    """End the program with a line, or with what ``sllm doctor`` can say, where it is the command ``sllm``
-    that could not import the package; return where it is some other program.
+    """Called where the package cannot be imported: end the command ``sllm`` with one line, and
+    ``sllm doctor`` with what it can still find out. In any other program it returns, and the error is raised.
     """
     module = sys.argv[:1] == ["-m"] and "sllm" in getattr(sys, "orig_argv", [])
     if not module and Path(sys.argv[0] if sys.argv else "").name not in ("sllm", "sllm.exe"):

@@ -65,7 +65,7 @@ def _labelled(line: str, where: str, number: int) -> LabelledRequest:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise fail(f"no JSON: {error}") from None
+        raise fail(f"not JSON: {error}") from None
     if not isinstance(found, dict):
         raise fail(f"a {type(found).__name__}, expected an object")
     unknown = sorted(set(found) - _FIELDS)

@@ -94,11 +94,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return _parser(named).parse_args(argv)
 
 
-# ---- what is said of warnings and errors
+# ---- warnings and errors
 
 
 class _Notes(logging.Handler):
-    """Shows the library's warnings as notes; llama.cpp's own only to who debugs."""
+    """Shows the library's warnings as notes; those of llama.cpp only with ``SLLM_DEBUG``."""
 
     def __init__(self, out: Output, *, debug: bool) -> None:
         super().__init__(logging.INFO if debug else logging.WARNING)
@@ -173,6 +173,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(WriteError):
             if out.terminal:
                 out.end_line()
-        told = hide_tokens(traceback.format_exc().rstrip()) if debug else f"sllm: {_reason(error)}"
-        out.note(told)
+        out.note(hide_tokens(traceback.format_exc().rstrip()) if debug else f"sllm: {_reason(error)}")
         return FAILED

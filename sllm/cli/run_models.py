@@ -146,14 +146,14 @@ def _check_grammar(model: sllm.Model, sampling: sllm.SamplingParams, name: str) 
     """
     if sampling.grammar is None:
         return
-    with tempfile.TemporaryFile() as told:
+    with tempfile.TemporaryFile() as written:
         stderr = os.dup(2)
-        os.dup2(told.fileno(), 2)
+        os.dup2(written.fileno(), 2)
         try:
             model.compiled(sampling)
         except ValueError as error:
-            told.seek(0)
-            lines = told.read().decode("utf-8", "replace").splitlines()
+            written.seek(0)
+            lines = written.read().decode("utf-8", "replace").splitlines()
             reason = lines[0].removeprefix("parse: ") if lines else error
             raise CommandError(f"{name}: {reason}") from None
         finally:

@@ -104,7 +104,7 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     network.add_argument(
         "--token-file",
         metavar="FILE",
-        help="what clients must know; made where there is none (default: one kept in --state)",
+        help="holds the token that clients must know; made if it does not exist (default: one in --state)",
     )
     network.add_argument("--cert", metavar="FILE", help="a certificate chain, PEM (default: one of our own)")
     network.add_argument("--key", metavar="FILE", help="its key, PEM")
@@ -132,7 +132,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help="positions of a text (default: the model's, up to 4096)",
     )
     limits.add_argument("--max-prompt", metavar="N", type=whole(1), help="tokens (default: --n-ctx)")
-    limits.add_argument("--no-grammars", action="store_true", help="take none from clients")
+    limits.add_argument("--no-grammars", action="store_true", help="accept no grammars from clients")
     limits.add_argument(
         "--drain",
         metavar="SECONDS",

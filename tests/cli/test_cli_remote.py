@@ -88,7 +88,7 @@ def local_text() -> str:
 
 @pytest.fixture
 def endless_remote(tmp_path: pathlib.Path) -> tuple[str, ...]:
-    """Arguments of a text that only the worker's context ends; ``--remote URI`` comes behind them."""
+    """Arguments of a text that only the worker's context ends; ``--remote URI`` comes after them."""
     grammar = tmp_path / "endless.gbnf"
     grammar.write_text(ENDLESS, encoding="utf-8")
     return ("run", *ONE, "--draft", "none", "--grammar-file", str(grammar), "Once", "--remote")
@@ -227,10 +227,10 @@ def test_run_local_while_the_link_is_lost(
     assert withdrawn is not None
     assert 0 < int(withdrawn[1]) <= 40  # the draft alone, too, keeps to --max-tokens
     assert re.search(r"^link lost: 1 time, .* by the draft alone, withdrawn$", told, re.MULTILINE)
-    before, behind = re.fullmatch(r"([^\x1b]*)(?:\x1b\[2m[^\x1b]*\x1b\[0m)+\n?([^\x1b]*)", text).groups()  # type: ignore[union-attr]
+    before, after = re.fullmatch(r"([^\x1b]*)(?:\x1b\[2m[^\x1b]*\x1b\[0m)+\n?([^\x1b]*)", text).groups()  # type: ignore[union-attr]
     certain = before.rpartition("\n")[2]
-    assert behind.startswith(certain)
-    assert before + behind.removeprefix(certain) == local_text
+    assert after.startswith(certain)
+    assert before + after.removeprefix(certain) == local_text
 
 
 def test_answer_on_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
@@ -507,7 +507,7 @@ def test_own_draft_and_limits(
         (["status", "@binary"], "binary does not hold the sllm:// line"),
         (["status", "sllm://127.0.0.1:1#insecure"], "127.0.0.1:1"),
         (["status", "--timeout", "0"], "--timeout: 0 is out of range, expected more than 0"),
-        (["run", "--remote", "a prompt"], "and write --remote behind the prompt"),
+        (["run", "--remote", "a prompt"], "and write --remote after the prompt"),
         (["run", "x", "--remote", "sllm://h", "--target", "y"], "--target and --remote exclude each other"),
         (["run", "x", "--on-loss", "local"], "--on-loss is for --remote alone"),
         (["run", "x", "--on-loss", "cry", "--remote", "y"], "invalid choice: 'cry'"),

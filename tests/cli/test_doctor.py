@@ -248,7 +248,7 @@ def test_folders_that_cannot_be_written(home: Path, monkeypatch: pytest.MonkeyPa
     check = doctor.folders()
     assert check.status == doctor.FAILED
     assert "state" in check.summary
-    assert "is no folder" in check.summary
+    assert "is not a folder" in check.summary
     assert check.details["state"]["writable"] is False
     assert check.details["cache"]["writable"] is True
     assert check.advice is not None

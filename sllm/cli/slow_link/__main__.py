@@ -32,7 +32,9 @@ def _arguments() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("port", metavar="LISTEN_PORT", type=int, help="where to listen; 0: any free port")
-    parser.add_argument("target", metavar="TARGET_HOST:PORT", type=endpoint, help="what is behind the link")
+    parser.add_argument(
+        "target", metavar="TARGET_HOST:PORT", type=endpoint, help="what is at the far end of the link"
+    )
     parser.add_argument("--host", default="127.0.0.1", help=f"the address to listen on {DEFAULT}")
     parser.add_argument(
         "--delay-ms", metavar="MS", type=_milliseconds, default=0.0, help="one way (default: 0)"

@@ -81,7 +81,7 @@ class Link:
     what the sockets' buffers hold; then its sender has to wait. Opening one takes a round trip, as on a real
     link: though a client's ``connect()`` returns at once, its first bytes leave two delays later.
 
-    An end that half-closes or resets a connection is passed on to the other after the delay. A target that
+    Where one end half-closes or resets a connection, the other learns of it after the delay. A target that
     refuses a connection resets the client's.
 
     All methods may be called from any thread, and have taken effect when they return.
@@ -94,9 +94,9 @@ class Link:
         seed: of the jitter.
         cut_after: seconds after which each connection dies; None is never. A change holds for new
             connections.
-        cut_after_bytes: how many bytes each connection hands on, both ways together, before it dies, be it
-            in the middle of a message; None is any number. Those bytes reach whoever reads them within a
-            second.
+        cut_after_bytes: how many bytes each connection hands on, both ways together, before it dies, even
+            in the middle of a message; None is any number. Those bytes reach a receiver that reads them
+            within a second.
         host, port: where to listen; port 0 is any free one.
 
     Raises:
@@ -187,7 +187,7 @@ class Link:
         """Accept connections again, on the same port.
 
         Raises:
-            OSError: somebody else has taken the port meanwhile.
+            OSError: the port has been taken in the meantime.
 
         """
         self._control(Proxy.up)
@@ -210,7 +210,9 @@ class Link:
 
     def _control(self, change: Callable[[Proxy], None]) -> None:
         with self._proxy.lock:
-            if self._closed:  # said before the thread is told to end, so it is there as long as this is not
+            if (
+                self._closed
+            ):  # set before the thread is told to end, so while it is not set the thread is there
                 raise ClosedError("the link is closed")
             change(self._proxy)
         self._proxy.wake()

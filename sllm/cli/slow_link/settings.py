@@ -1,4 +1,4 @@
-"""What a link is told to do, and what it counts."""
+"""The settings of a link, and its counters."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def test_the_local_main_model_answers_too(command: Callable[..., Any], tmp_path:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ("[]", "a list, expected an object"),
         ("{}", "expected either prompt or messages"),
         ('{"prompt": "a", "messages": []}', "expected either prompt or messages"),
