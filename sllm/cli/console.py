@@ -8,13 +8,13 @@ import os
 import re
 import sys
 import textwrap
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 from sllm.errors import SllmError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = [
     "DIM",
@@ -26,6 +26,7 @@ __all__ = [
     "Progress",
     "WriteError",
     "count",
+    "expected_utf8",
     "hide_tokens",
     "one_line",
     "paragraph",
@@ -168,10 +169,17 @@ def read_prompt(argument: str | None, command: str) -> str:
         return argument
     if sys.stdin is None or (argument is None and sys.stdin.isatty()):
         raise CommandError(f"there is no prompt: name one, or pipe it into stdin (see sllm {command} --help)")
-    try:
+    with expected_utf8("stdin"):
         return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+
+
+@contextmanager
+def expected_utf8(name: object) -> Iterator[None]:
+    """Around reading text from ``name``: where it is not UTF-8, raises a CommandError that says where."""
+    try:
+        yield
     except UnicodeDecodeError as error:
-        raise CommandError(f"stdin is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise CommandError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def hide_tokens(text: str) -> str:

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sllm.cli.console import CommandError
+from sllm.cli.console import CommandError, expected_utf8
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,10 +47,8 @@ def read_labelled(path: Path) -> list[LabelledRequest]:
         CommandError: a line is not such a request, which the message names; or the file is empty.
 
     """
-    try:
+    with expected_utf8(path):
         text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CommandError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
     lines = enumerate(text.split("\n"), 1)
     rows = [_labelled(line, f"{path}, line {number}", number) for number, line in lines if line.strip()]
     if not rows:

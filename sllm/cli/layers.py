@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sllm.cli.arguments import whole
-from sllm.cli.console import CommandError, one_line
+from sllm.cli.console import CommandError, expected_utf8, one_line
 
 if TYPE_CHECKING:
     import argparse
@@ -46,10 +46,8 @@ def read_text(name: str) -> str:
         data, shown = sys.stdin.buffer.read(), "stdin"
     else:
         data, shown = Path(name).read_bytes(), name
-    try:
+    with expected_utf8(shown):
         text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CommandError(f"{shown} is not UTF-8: {error.reason} at byte {error.start}") from None
     if not text.strip():
         raise CommandError(f"{shown} is empty, expected a text")
     return text

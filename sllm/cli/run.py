@@ -19,7 +19,7 @@ from sllm.cli.arguments import (
     number,
     whole,
 )
-from sllm.cli.console import CommandError, read_prompt
+from sllm.cli.console import CommandError, expected_utf8, read_prompt
 from sllm.cli.run_models import open_local, open_remote, open_split
 from sllm.cli.run_report import ShownText, summary
 from sllm.draft.drafters import ModelDrafter
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         top_p=args.top_p,
         min_p=args.min_p,
         seed=args.seed,
-        grammar=None if args.grammar_file is None else _read_grammar(args.grammar_file),
+        grammar=None if args.grammar_file is None else _read_grammar(Path(args.grammar_file)),
     )
     if "" in args.stop:
         raise CommandError("--stop is empty")
@@ -175,11 +175,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _read_grammar(name: str) -> str:
-    try:
-        return Path(name).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CommandError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
+def _read_grammar(path: Path) -> str:
+    with expected_utf8(path):
+        return path.read_text(encoding="utf-8")
 
 
 def _as_message(model: sllm.Model, text: str) -> npt.NDArray[np.int32]:
