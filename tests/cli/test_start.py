@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -60,11 +61,12 @@ with needs("remote"):
 
 def child(code: str, *args: str, folder: pathlib.Path) -> subprocess.CompletedProcess[str]:
     """What became of ``code`` in a process that finds modules in ``folder``, too."""
+    folders = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
         [sys.executable, "-c", code, *args],
         capture_output=True,
         encoding="utf-8",
-        env=environment(PYTHONPATH=str(folder)),
+        env=environment(PYTHONPATH=os.pathsep.join(folders)),
         cwd=folder,
         timeout=120,
         check=False,
