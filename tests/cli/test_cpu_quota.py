@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sllm.cli.cpu_quota import cpu_quota
+from sllm.cli.checks.cpu_quota import cpu_quota
 
 if TYPE_CHECKING:
     from pathlib import Path
