@@ -1,4 +1,4 @@
-"""``sllm ask``: an answer by whoever is fit for the request, and an account of who that was and what left."""
+"""``sllm ask``: an answer by the model that suits the request, and an account of what left the machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 import sllm
 from sllm import embedded
-from sllm.cli import remote as cli_remote
+from sllm.cli.addresses import quiet_grpc, worker_addresses
+from sllm.cli.arguments import DEFAULT, MODEL, URI, add_threads, whole
 from sllm.cli.console import CommandError, count, one_line, read_prompt
 from sllm.triage.calibration import Profile
 from sllm.triage.hybrid import Hybrid
@@ -21,69 +22,30 @@ from sllm.triage.triage import Triage
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
 
     from sllm.cli.console import Output
     from sllm.targets.base import Target
     from sllm.triage.hybrid import Answer, ChatCloud
 
-__all__ = ["EPILOG", "add_arguments", "ask"]
+__all__ = ["EPILOG", "add_arguments", "run"]
 
 EPILOG = (
     "Without --small the package's own model grades and answers, with the profile that comes with it."
     " Without a profile nothing is promised, and every request is tier 2. The key for --cloud-url is taken"
     " from OPENAI_API_KEY; a worker's sllm:// line is a secret, too, and @FILE or SLLM_REMOTE keep it from"
-    " the machine's other users. A cloud that does not answer is told on stderr, and the local model answers."
+    " the machine's other users. Where the cloud does not answer, a line on stderr says so, and"
+    " the local model answers."
 )
 
 
-def add_arguments(
-    parser: argparse.ArgumentParser,
-    whole: Callable[[int], Callable[[str], int]],
-    model: str,
-    uri: str,
-) -> None:
-    """The arguments of ``sllm ask``; ``whole`` makes a type for whole numbers from a lowest one."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``sllm ask``."""
     add = parser.add_argument
     # Any number of words, so that the ones of a prompt without quotes are not repeated by argparse's error.
     add("prompt", metavar="PROMPT", nargs="*", help="the request; '-', or none and a pipe: stdin")
     add("--system", metavar="TEXT", help="a system message before it")
-    models = parser.add_argument_group("models")
-    models.add_argument(
-        "--small",
-        metavar="GGUF",
-        help=f"grades, and answers tier 1: {model} (default: the package's own)",
-    )
-    models.add_argument(
-        "--local", metavar="GGUF", help="answers tier 2, and whatever may not leave (default: --small)"
-    )
-    models.add_argument("--profile", metavar="FILE", help="what sllm calibrate found of --small")
-    cloud = parser.add_argument_group("cloud")
-    cloud.add_argument("--remote", metavar="URI", nargs="?", const="", help=f"a worker: {uri}")
-    cloud.add_argument(
-        "--cloud-url", metavar="URL", help="an OpenAI-compatible endpoint, such as https://host/v1"
-    )
-    cloud.add_argument("--cloud-model", metavar="NAME", help="the model's name there")
-    cloud.add_argument(
-        "--privacy",
-        choices=("local", "deidentify", "refuse"),
-        default="local",
-        help="local: nothing of a private request leaves; deidentify: what was found in it is masked before"
-        " it leaves, and put back in the answer; refuse: as local, and an error where only the cloud could"
-        " answer (default: %(default)s)",
-    )
-    cloud.add_argument(
-        "--verify",
-        choices=("always", "uncertain", "never"),
-        default="uncertain",
-        help="which answers of tier 2 the cloud verifies (default: %(default)s)",
-    )
-    cloud.add_argument(
-        "--max-cloud-tokens",
-        metavar="N",
-        type=whole(1),
-        help="send and receive no more (default: any number)",
-    )
+    _add_models(parser)
+    _add_cloud(parser)
     add("-n", "--max-tokens", metavar="N", type=whole(1), default=512, help="of the answer (default: 512)")
     # A profile is made of answers at temperature 0, and promises nothing of others.
     add(
@@ -95,9 +57,7 @@ def add_arguments(
     )
     add("--seed", metavar="N", type=int, default=0, help="(default: 0)")
     add("--n-ctx", metavar="N", type=whole(1), help="positions of the contexts here")
-    add(
-        "--threads", metavar="N", type=whole(1), help="CPU threads of each of the models (default: all cores)"
-    )
+    add_threads(parser, models=2)
     add(
         "--explain",
         action="store_true",
@@ -106,15 +66,59 @@ def add_arguments(
     add("--json", action="store_true", help="answer and account as a JSON object")
 
 
-def ask(args: argparse.Namespace, out: Output) -> int:
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    models = parser.add_argument_group("models")
+    models.add_argument(
+        "--small",
+        metavar="GGUF",
+        help=f"grades, and answers tier 1: {MODEL} (default: the package's own)",
+    )
+    models.add_argument(
+        "--local",
+        metavar="GGUF",
+        help="answers tier 2, and what must not leave this machine (default: --small)",
+    )
+    models.add_argument("--profile", metavar="FILE", help="what sllm calibrate found of --small")
+
+
+def _add_cloud(parser: argparse.ArgumentParser) -> None:
+    cloud = parser.add_argument_group("cloud")
+    cloud.add_argument("--remote", metavar="URI", nargs="?", const="", help=f"a worker: {URI}")
+    cloud.add_argument(
+        "--cloud-url", metavar="URL", help="an OpenAI-compatible endpoint, such as https://host/v1"
+    )
+    cloud.add_argument("--cloud-model", metavar="NAME", help="the model's name there")
+    cloud.add_argument(
+        "--privacy",
+        choices=("local", "deidentify", "refuse"),
+        default="local",
+        help="local: nothing of a private request leaves; deidentify: what was found in it is masked before"
+        " it leaves, and put back in the answer; refuse: as local, and an error where only the cloud could"
+        f" answer {DEFAULT}",
+    )
+    cloud.add_argument(
+        "--verify",
+        choices=("always", "uncertain", "never"),
+        default="uncertain",
+        help=f"which answers of tier 2 the cloud verifies {DEFAULT}",
+    )
+    cloud.add_argument(
+        "--max-cloud-tokens",
+        metavar="N",
+        type=whole(1),
+        help="send and receive no more (default: any number)",
+    )
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
     """Run ``sllm ask``."""
     sampling = sllm.SamplingParams(temperature=args.temperature, seed=args.seed)
     _check_cloud(args)
-    uris = None if args.remote is None else cli_remote.addresses(args.remote)
+    uris = None if args.remote is None else worker_addresses(args.remote)
     messages = [] if args.system is None else [{"role": "system", "content": _encodable(args.system)}]
     messages.append({"role": "user", "content": _prompt(args.prompt)})
     with ExitStack() as stack:
-        # Cheap refusals before the models are loaded.
+        # What can be refused at once is refused before the models are loaded.
         profile = None if args.profile is None else Profile.load(args.profile)
         cloud, trouble = _open_cloud(args, uris, out, stack)
         small, triage = _open_small(args, profile, stack)
@@ -138,11 +142,11 @@ def ask(args: argparse.Namespace, out: Output) -> int:
         if trouble is not None:
             answer.reasons.append(trouble)
         parts = []
-        for run in answer:
+        for part in answer:
             if args.json:
-                parts.append(run.text)
+                parts.append(part.text)
             else:
-                out.text(run.text)
+                out.text(part.text)
         if args.json:
             out.line(json.dumps(_account(answer, "".join(parts)), ensure_ascii=False))
         else:
@@ -166,7 +170,7 @@ def _prompt(words: list[str]) -> str:
 
 
 def _encodable(text: str) -> str:
-    """``text``, if it can be written as UTF-8: a shell may pass bytes that are none."""
+    """``text``, if it can be written as UTF-8: a shell may pass other bytes."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -174,7 +178,7 @@ def _encodable(text: str) -> str:
     return text
 
 
-# ---- who takes part
+# ---- the models
 
 
 def _check_cloud(args: argparse.Namespace) -> None:
@@ -192,7 +196,7 @@ def _check_cloud(args: argparse.Namespace) -> None:
     except ValueError:
         good = False
     if not good:
-        raise CommandError("--cloud-url is no address, expected one such as https://host/v1")
+        raise CommandError("--cloud-url is not an address, expected one such as https://host/v1")
     if found.username is not None:
         raise CommandError("--cloud-url holds a user or a key; leave it out, and set OPENAI_API_KEY")
 
@@ -222,18 +226,18 @@ def _open_cloud(
         return stack.enter_context(cloud), None
     if uris is None:
         return None, None
-    cli_remote.quiet_grpc()
+    quiet_grpc()
     try:
         return stack.enter_context(sllm.connect(uris)).target(), None
     except sllm.AuthError:
-        raise  # a wrong token, or a wrong worker: nothing that passes by itself
+        raise  # a wrong token, or a wrong worker: neither goes away by itself
     except sllm.RemoteError as error:
         # What can be answered here does not need it.
         out.note(f"sllm: {one_line(error)}; answering without it")
         return None, "the worker does not answer"
 
 
-# ---- what is told
+# ---- output
 
 
 def _account(answer: Answer, text: str) -> dict[str, Any]:

@@ -7,23 +7,29 @@ import io
 import os
 import re
 import sys
-from contextlib import suppress
+import textwrap
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 from sllm.errors import SllmError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 __all__ = [
     "DIM",
     "GREEN",
+    "RED",
+    "YELLOW",
     "CommandError",
     "Output",
+    "Progress",
     "WriteError",
     "count",
+    "expected_utf8",
     "hide_tokens",
     "one_line",
+    "paragraph",
     "parameters",
     "read_prompt",
     "size",
@@ -33,19 +39,19 @@ __all__ = [
 GREEN, YELLOW, RED, DIM = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[2m"
 _RESET = "\x1b[0m"
 
-# A line is seen by others than the one who typed it: in a log, in a report of a bug.
+# Lines end up in logs and bug reports, where others see them.
 _TOKEN = re.compile(r"(?<=sllm://)[^@\s]*(?=@)")
 
-# What a model or a file says must not drive the terminal that shows it.
+# Text of a model or a file must not control the terminal that shows it.
 _CONTROLS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd")
 
 
 class CommandError(SllmError):
-    """What was asked on the command line cannot be done."""
+    """The command line asks for something that cannot be done."""
 
 
 class WriteError(Exception):
-    """Stdout does not take any more."""
+    """Stdout accepts no more text."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__(error)
@@ -95,7 +101,7 @@ class Output:
             self.line()
 
     def note(self, text: str) -> None:
-        """Write to stderr; nobody can be told when that fails."""
+        """Write to stderr; where that fails, there is nowhere to say so."""
         if self._err is not None:
             with suppress(OSError, ValueError):
                 self._err.write(f"{text}\n")
@@ -103,7 +109,7 @@ class Output:
 
     def status(self, text: str) -> None:
         """Show what is being done in a line of stderr that the next one replaces, and an empty one removes;
-        nothing where stderr is no terminal.
+        nothing where stderr is not a terminal.
         """
         if self._err is not None and self._err.isatty():
             with suppress(OSError, ValueError):
@@ -111,7 +117,7 @@ class Output:
                 self._err.flush()
 
     def flush(self) -> None:
-        """Let go what others left in stdout's buffer; raises as :meth:`text` does."""
+        """Flush what is left in stdout's buffer; raises as :meth:`text` does."""
         try:
             if self._out is not None:
                 self._out.flush()
@@ -120,7 +126,7 @@ class Output:
             raise WriteError(error) from error
 
     def give_up(self) -> None:
-        """Write to nowhere from now on, or the interpreter would try once more at its end, and complain."""
+        """Discard all output from now on, or the interpreter would try to write it at exit, and complain."""
         out, self._out = self._out, None
         with suppress(OSError, ValueError):
             if out is not None:
@@ -129,31 +135,60 @@ class Output:
                 os.close(nowhere)
 
 
+class Progress:
+    """How far something has come, on a terminal only, in one line that is gone afterwards."""
+
+    def __init__(self, out: Output, what: str) -> None:
+        self._out = out
+        self._what = one_line(what)
+        self._shown = -1
+
+    def __call__(self, share: float) -> None:
+        """Show ``share``, from 0 to 1."""
+        percent = int(share * 100)
+        if percent != self._shown:
+            self._shown = percent
+            self._out.status(f"{self._what}: {percent} %")
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._out.status("")
+
+
 def read_prompt(argument: str | None, command: str) -> str:
     """The prompt of ``sllm COMMAND``, from the command line or from stdin, there without the line end that
     ``echo`` adds.
 
     Raises:
-        CommandError: there is none, or no UTF-8.
+        CommandError: there is no prompt, or it is not UTF-8.
 
     """
     if argument is not None and argument != "-":
         return argument
     if sys.stdin is None or (argument is None and sys.stdin.isatty()):
         raise CommandError(f"there is no prompt: name one, or pipe it into stdin (see sllm {command} --help)")
-    try:
+    with expected_utf8("stdin"):
         return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+
+
+@contextmanager
+def expected_utf8(name: object) -> Iterator[None]:
+    """Around reading text from ``name``: where it is not UTF-8, raises a CommandError that says where."""
+    try:
+        yield
     except UnicodeDecodeError as error:
-        raise CommandError(f"stdin is not UTF-8: {error.reason} at byte {error.start}") from None
+        raise CommandError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def hide_tokens(text: str) -> str:
-    """``text`` without the tokens of the workers' addresses in it."""
+    """``text`` with the tokens in addresses of workers replaced by dots."""
     return _TOKEN.sub("...", text)
 
 
 def one_line(text: object) -> str:
-    """Text as one line that shows what it is made of, but for a worker's token."""
+    """Text as one line, without a worker's token, and with control characters made visible."""
     return " ".join(hide_tokens(str(text)).split()).translate(_CONTROLS)
 
 
@@ -168,6 +203,11 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]
         ]
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def paragraph(text: str) -> list[str]:
+    """The lines of a paragraph, of up to 100 columns."""
+    return textwrap.wrap(text, 100, break_on_hyphens=False)
 
 
 def size(n_bytes: int) -> str:

@@ -173,34 +173,32 @@ def _holds(text: str, value: str) -> bool:
 
 
 class _TappedTarget(RemoteTarget):
-    """A worker, and all that it is sent is noted."""
+    """A worker; all that is sent to it is recorded."""
 
     def __init__(self, remote: Remote) -> None:
         super().__init__(remote)
         self.sent: list[str] = []
         self.received: list[int] = []
 
-    def note(self, tokens: Iterable[int]) -> str:
-        """Note tokens that are about to be sent; returns them as text."""
-        text = self.vocab.decode(np.array(list(tokens), dtype=np.int32), special=True)
-        self.sent.append(text)
-        return text
+    def record(self, tokens: Iterable[int]) -> None:
+        """Record tokens that are about to be sent, as text."""
+        self.sent.append(self.vocab.decode(np.array(list(tokens), dtype=np.int32), special=True))
 
     def open(
         self, tokens: npt.NDArray[np.int32], sampling: SamplingParams, max_tokens: int | None
     ) -> RemoteGeneration:
         """See :meth:`RemoteTarget.open`."""
-        self.note(tokens.tolist())
+        self.record(tokens.tolist())
         return _TappedGeneration(self, self.checked_prompt(tokens), sampling, max_tokens)
 
     def score(self, tokens: npt.NDArray[np.int32], start: int) -> Scores:
         """See :meth:`RemoteTarget.score`."""
-        self.note(tokens.tolist())
+        self.record(tokens.tolist())
         return super().score(tokens, start)
 
 
 class _TappedGeneration(RemoteGeneration):
-    """A text of it."""
+    """A text of a tapped target."""
 
     def __init__(
         self,
@@ -214,7 +212,7 @@ class _TappedGeneration(RemoteGeneration):
 
     def hint(self, pos: int, tokens: Sequence[int]) -> None:
         """See :meth:`RemoteGeneration.hint`."""
-        self._tapped.note(tokens)
+        self._tapped.record(tokens)
         super().hint(pos, tokens)
 
     def poll(self, timeout: float | None = 0.0) -> Commit | None:

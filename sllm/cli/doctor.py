@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sllm.cli import checks as doctor
+from sllm.cli import checks
 from sllm.cli.console import GREEN, RED, YELLOW, Output, one_line
 
 if TYPE_CHECKING:
@@ -18,26 +18,26 @@ __all__ = ["add_arguments", "run", "tell_instead"]
 
 EPILOG = "Exit status: 0 where nothing has failed, 1 where something has."
 
-_STYLES = {doctor.OK: GREEN, doctor.NOTE: YELLOW, doctor.FAILED: RED}
+_STYLES = {checks.OK: GREEN, checks.NOTE: YELLOW, checks.FAILED: RED}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``sllm doctor``."""
+    """Declare the arguments of ``sllm doctor``."""
     parser.add_argument("--json", action="store_true", help="all that was found, as a JSON object")
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Examine this build and this machine and show what was found; 1 where something has failed."""
-    found = doctor.examine(started=lambda name: out.status(f"looking at: {name}"))
+    found = checks.examine(started=lambda name: out.status(f"looking at: {name}"))
     out.status("")
     return _show(found, out, as_json=args.json)
 
 
-def _show(found: Sequence[doctor.Check], out: Output, *, as_json: bool) -> int:
-    failed = [check for check in found if check.status == doctor.FAILED]
+def _show(found: Sequence[checks.Check], out: Output, *, as_json: bool) -> int:
+    failed = [check for check in found if check.status == checks.FAILED]
     if as_json:
-        checks = [{**vars(check), "details": dict(check.details)} for check in found]
-        out.line(json.dumps({"ok": not failed, "checks": checks}, indent=2, default=str))
+        figures = [{**vars(check), "details": dict(check.details)} for check in found]
+        out.line(json.dumps({"ok": not failed, "checks": figures}, indent=2, default=str))
         return 1 if failed else 0
     width = max(len(check.name) for check in found)
     for check in found:
@@ -53,13 +53,13 @@ def _show(found: Sequence[doctor.Check], out: Output, *, as_json: bool) -> int:
 
 
 def tell_instead(error: ImportError) -> None:
-    """End the program with a line, or with what ``sllm doctor`` can say, where it is the command ``sllm``
-    that could not import the package; return where it is some other program.
+    """Called where the package cannot be imported: end the command ``sllm`` with one line, and
+    ``sllm doctor`` with what it can still find out. In any other program it returns, and the error is raised.
     """
     module = sys.argv[:1] == ["-m"] and "sllm" in getattr(sys, "orig_argv", [])
     if not module and Path(sys.argv[0] if sys.argv else "").name not in ("sllm", "sllm.exe"):
         return
     if sys.argv[1:2] == ["doctor"]:
-        sys.exit(_show(doctor.without_core(error), Output(), as_json="--json" in sys.argv[2:]))
+        sys.exit(_show(checks.without_core(error), Output(), as_json="--json" in sys.argv[2:]))
     sys.stderr.write(f"sllm: {one_line(error)} (sllm doctor tells more)\n")
     sys.exit(2)

@@ -117,7 +117,10 @@ def kind_of(value: object) -> str:
     """What a value is, for an error that must not quote it."""
     if value is None:
         return "missing or None"
-    return "an empty string" if value == "" else f"a {type(value).__name__}"
+    if value == "":
+        return "an empty string"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 # ---- every text in messages --------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from processes import ONE, interrupt, one_line
 
 import sllm
 from sllm import embedded
-from sllm.cli import console
+from sllm.cli import arguments, console
+from sllm.cli import devices as devices_command
 from sllm.cli import main as cli
 from sllm.engine.devices import devices
 
@@ -277,6 +278,7 @@ def test_ctrl_c_while_it_reads(start: Callable[..., Any]) -> None:
 
 STUCK = """
 import ctypes, sys, time
+from sllm.cli import devices as command
 from sllm.cli import main as cli
 
 def devices():
@@ -287,7 +289,7 @@ def devices():
     finally:
         ctypes.CDLL(None).sleep(60)
 
-cli.devices = devices
+command.devices = devices
 sys.exit(cli.main(["devices"]))
 """
 
@@ -389,11 +391,11 @@ def test_size(n_bytes: int, text: str) -> None:
 
 
 def test_whole() -> None:
-    assert cli._whole(0)("0") == 0
-    assert cli._whole(1)(str(2**31 - 1)) == 2**31 - 1
+    assert arguments.whole(0)("0") == 0
+    assert arguments.whole(1)(str(2**31 - 1)) == 2**31 - 1
     for text in ("-1", "x", "1.5", "", str(2**31)):
         with pytest.raises(argparse.ArgumentTypeError):
-            cli._whole(0)(text)
+            arguments.whole(0)(text)
 
 
 @pytest.mark.parametrize(
@@ -419,7 +421,7 @@ def test_unexpected_error(
     def broken() -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr(cli, "devices", broken)
+    monkeypatch.setattr(devices_command, "devices", broken)
     monkeypatch.delenv("SLLM_DEBUG", raising=False)
     assert refused("devices") == "ZeroDivisionError: oops (unexpected; SLLM_DEBUG=1 shows where)"
     monkeypatch.setenv("SLLM_DEBUG", "1")

@@ -13,8 +13,8 @@ import pytest
 from processes import ONE
 
 from sllm import embedded
-from sllm.cli import layers as cli_layers
 from sllm.cli import main as cli
+from sllm.cli.audit import plot
 from sllm.engine.layers import Embedding, LayerRange, open_layers
 
 if TYPE_CHECKING:
@@ -101,10 +101,10 @@ def test_the_output_alone_and_a_prefix(shown: Callable[..., str], folder: pathli
         (["--parts", "1,2"], "--parts 1+2 are 3 layers, and draft.gguf has 2"),
         (["--parts", "1"], "--parts 1 are 1 layer, and draft.gguf has 2"),
         (["--parts", "0,2"], "a part of 0 layers"),
-        (["--parts", "1,-1,2"], "'1,-1,2' is no list of numbers"),
-        (["--parts", "1,,1"], "is no list of numbers"),
-        (["--layers", "1"], "'1' is no range of layers, expected START:STOP"),
-        (["--layers", "a:b"], "is no range of layers"),
+        (["--parts", "1,-1,2"], "'1,-1,2' is not a list of numbers"),
+        (["--parts", "1,,1"], "is not a list of numbers"),
+        (["--layers", "1"], "'1' is not a range of layers, expected START:STOP"),
+        (["--layers", "a:b"], "is not a range of layers"),
         (["--layers", "1:1"], "layers [1, 1) are not a range of the 2 layers"),
         (["--layers", "0:3"], "layers [0, 3) are not a range of the 2 layers"),
         (["--layers", "0:1", "--parts", "1,1"], "not allowed with"),
@@ -167,7 +167,7 @@ def test_audit(shown: Callable[..., str], folder: pathlib.Path) -> None:
     assert "What goes up" in text
     assert "What comes back" in text
     assert "not confidentiality" in " ".join(text.split())
-    assert "recovered behind 1 layer: Once upon a time" in text
+    assert "recovered after 1 layer: Once upon a time" in text
     image = ElementTree.fromstring((folder / "out.svg").read_text(encoding="utf-8"))
     assert image.tag == "{http://www.w3.org/2000/svg}svg"
     words = [item.text for item in image.iter("{http://www.w3.org/2000/svg}text")]
@@ -185,7 +185,7 @@ def test_a_plot_of_a_model_with_a_name_of_its_own() -> None:
     heads = tuple(HeadFigures(n, 0.5, 0.4, 0.3, 1.0, 1.0, 1.0, 9.0) for n in (0, 1))
     tails = (TailFigures(0, 1.0, 0.2, 1.0),)
     report = AuditReport("<a&b>\x1b.gguf", 2, 9, 0, 0, "q8", 5, 9, 0.2, "x", "x", heads, tails)
-    image = ElementTree.fromstring(cli_layers.plot(report))
+    image = ElementTree.fromstring(plot(report))
     title = image.find("{http://www.w3.org/2000/svg}title")
     assert title is not None
     assert title.text is not None

@@ -20,10 +20,12 @@ from processes import ENDLESS, ONE, PATIENCE, environment, first_byte, interrupt
 
 import sllm
 from sllm import embedded
-from sllm.cli import console
+from sllm.cli import console, status
 from sllm.cli import main as cli
-from sllm.cli import remote as cli_remote
+from sllm.cli import worker as worker_command
+from sllm.cli.addresses import worker_addresses
 from sllm.cli.console import CommandError
+from sllm.cli.run_report import ShownText
 from sllm.cli.slow_link import Link
 from sllm.generation.text_stream import Run
 from sllm.wire import auth
@@ -86,7 +88,7 @@ def local_text() -> str:
 
 @pytest.fixture
 def endless_remote(tmp_path: pathlib.Path) -> tuple[str, ...]:
-    """Arguments of a text that only the worker's context ends; ``--remote URI`` comes behind them."""
+    """Arguments of a text that only the worker's context ends; ``--remote URI`` comes after them."""
     grammar = tmp_path / "endless.gbnf"
     grammar.write_text(ENDLESS, encoding="utf-8")
     return ("run", *ONE, "--draft", "none", "--grammar-file", str(grammar), "Once", "--remote")
@@ -225,10 +227,10 @@ def test_run_local_while_the_link_is_lost(
     assert withdrawn is not None
     assert 0 < int(withdrawn[1]) <= 40  # the draft alone, too, keeps to --max-tokens
     assert re.search(r"^link lost: 1 time, .* by the draft alone, withdrawn$", told, re.MULTILINE)
-    before, behind = re.fullmatch(r"([^\x1b]*)(?:\x1b\[2m[^\x1b]*\x1b\[0m)+\n?([^\x1b]*)", text).groups()  # type: ignore[union-attr]
+    before, after = re.fullmatch(r"([^\x1b]*)(?:\x1b\[2m[^\x1b]*\x1b\[0m)+\n?([^\x1b]*)", text).groups()  # type: ignore[union-attr]
     certain = before.rpartition("\n")[2]
-    assert behind.startswith(certain)
-    assert before + behind.removeprefix(certain) == local_text
+    assert after.startswith(certain)
+    assert before + after.removeprefix(certain) == local_text
 
 
 def test_answer_on_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
@@ -239,10 +241,10 @@ def test_answer_on_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
         out = console.Output()
         for name, value in more.items():
             setattr(out, name, value)
-        answer = cli._Answer(out)
+        answer = ShownText(out)
         local = (run("a do", "local"), run("g", "local"))
         for one in (run("Hi!\nOnce ", "target"), *local, run("a cat", "draft", local), run(".\n", "target")):
-            answer.show(one)
+            answer.add(one)
         return capfd.readouterr().out
 
     assert show() == "Hi!\nOnce a cat.\n"
@@ -310,15 +312,15 @@ def test_status(
 
 
 def test_batches() -> None:
-    assert cli_remote._batches([]) == "-"
-    assert cli_remote._batches([40, 3, 20, 0, 1]) == "1: 40, 2: 3, 3-4: 20, 9-16: 1"
+    assert status._batches([]) == "-"
+    assert status._batches([40, 3, 20, 0, 1]) == "1: 40, 2: 3, 3-4: 20, 9-16: 1"
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.0, "0.0 s"), (59.96, "60.0 s"), (61, "1 min 1 s"), (7260, "2 h 1 min")]
 )
 def test_duration(seconds: float, text: str) -> None:
-    assert cli_remote._duration(seconds) == text
+    assert status._duration(seconds) == text
 
 
 # ---- sllm worker
@@ -505,7 +507,7 @@ def test_own_draft_and_limits(
         (["status", "@binary"], "binary does not hold the sllm:// line"),
         (["status", "sllm://127.0.0.1:1#insecure"], "127.0.0.1:1"),
         (["status", "--timeout", "0"], "--timeout: 0 is out of range, expected more than 0"),
-        (["run", "--remote", "a prompt"], "and write --remote behind the prompt"),
+        (["run", "--remote", "a prompt"], "and write --remote after the prompt"),
         (["run", "x", "--remote", "sllm://h", "--target", "y"], "--target and --remote exclude each other"),
         (["run", "x", "--on-loss", "local"], "--on-loss is for --remote alone"),
         (["run", "x", "--on-loss", "cry", "--remote", "y"], "invalid choice: 'cry'"),
@@ -574,7 +576,7 @@ def test_every_interface(
 def test_public_address() -> None:
     def public(host: str, name: str | None) -> str:
         bound = auth.Address("127.0.0.1" if host == "0.0.0.0" else host, 5000, "t" * 16, "0" * 64)
-        return cli_remote._public(bound, host, name).endpoint
+        return worker_command._public(bound, host, name).endpoint
 
     assert public("10.0.0.1", None) == "10.0.0.1:5000"
     assert public("0.0.0.0", None) == f"{socket.gethostname()}:5000"
@@ -589,12 +591,12 @@ def test_addresses(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> N
     told.write_text(f"{one}\n{other}\n", encoding="utf-8")
     monkeypatch.delenv("SLLM_REMOTE", raising=False)
     with pytest.raises(CommandError):
-        cli_remote.addresses(None)
-    assert cli_remote.addresses(one) == [one]
-    assert cli_remote.addresses(f"@{told}") == [one, other]
+        worker_addresses(None)
+    assert worker_addresses(one) == [one]
+    assert worker_addresses(f"@{told}") == [one, other]
     monkeypatch.setenv("SLLM_REMOTE", other)
-    assert cli_remote.addresses("") == [other]
-    assert cli_remote.addresses(one) == [one]
+    assert worker_addresses("") == [other]
+    assert worker_addresses(one) == [one]
 
 
 def test_failed_worker_ends(

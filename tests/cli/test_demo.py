@@ -21,6 +21,7 @@ from processes import ONE, PATIENCE, environment, first_byte, interrupt, one_lin
 
 from sllm.cli import console, demo, demo_triage
 from sllm.cli import main as cli
+from sllm.cli.demo_ways import WrittenText
 from sllm.privacy import placeholders
 from sllm.triage import hybrid
 
@@ -300,14 +301,14 @@ def test_worker_that_does_not_start(
 # ---- its verdict
 
 
-def told(*tokens: int, how: str = "drafting") -> demo._Told:
-    return demo._Told(how, tokens)
+def told(*tokens: int, how: str = "drafting") -> WrittenText:
+    return WrittenText(how, tokens)
 
 
 def test_demo_says_when_the_texts_differ(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(demo, "_alone", lambda *_args: told(1, 2, 3))
+    monkeypatch.setattr(demo, "written_alone", lambda *_args: told(1, 2, 3))
     assert cli.main(["demo", "--unpaced", "--rtt", "0", "-n", "3", *ONE]) == 1
     shown = capfd.readouterr()
     assert "the same" not in shown.out
@@ -324,15 +325,15 @@ def test_difference() -> None:
 
 
 def test_comparison() -> None:
-    streaming = demo._Told("cloud streaming", (1,) * 30, 30, 1.0, 3000)
-    slow, quick = (demo._Told("hints", (1,) * 30, 10, seconds, 6000) for seconds in (1.0, 0.5))
+    streaming = WrittenText("cloud streaming", (1,) * 30, 30, 1.0, 3000)
+    slow, quick = (WrittenText("hints", (1,) * 30, 10, seconds, 6000) for seconds in (1.0, 0.5))
     assert [line.split() for line in demo._comparison([streaming, quick])][1:] == [
         ["cloud", "streaming", "30.0", "1.00", "1.00", "100"],
         ["hints", "60.0", "2.00", "0.33", "200"],
     ]
     assert demo._comparison([streaming, slow])[-1].startswith("Hints bring little in this run")
     # A text of no time at all divides by nothing.
-    assert demo._comparison([demo._Told("cloud streaming", ())])[1].split()[2:] == ["0.0", "-", "0.00", "0"]
+    assert demo._comparison([WrittenText("cloud streaming", ())])[1].split()[2:] == ["0.0", "-", "0.00", "0"]
 
 
 @pytest.mark.parametrize(
@@ -354,5 +355,5 @@ def test_prompt_reaches_no_terminal_raw(capfd: pytest.CaptureFixture[str]) -> No
     args = argparse.Namespace(
         prompt="a\x1b[2J\nb", temperature=0.0, seed=1, max_tokens=2, rtt=0.0, unpaced=True, threads=1
     )
-    assert demo.demo(args, console.Output()) == 0
+    assert demo.run(args, console.Output()) == 0
     assert "\n\n> a\ufffd[2J b\n\n" in capfd.readouterr().out

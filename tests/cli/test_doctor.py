@@ -18,6 +18,7 @@ from processes import interrupt
 
 from sllm.cli import checks as doctor
 from sllm.cli import main as cli
+from sllm.cli.checks import installation, kernels, machine
 from sllm.engine import cpu
 
 if TYPE_CHECKING:
@@ -124,8 +125,8 @@ def test_a_check_that_raises_is_a_failed_one() -> None:
 def test_a_crash_is_reported_as_what_it_is(monkeypatch: pytest.MonkeyPatch, name: str, words: str) -> None:
     """The children really die."""
     code = f"import os, signal; os.kill(os.getpid(), signal.{name})"
-    monkeypatch.setattr(doctor, "_ROUND", code)
-    check = doctor.speculation()
+    monkeypatch.setattr(kernels, "_ROUND", code)
+    check = kernels.speculation()
     assert check.status == doctor.FAILED
     assert name in check.summary
     assert words in check.summary
@@ -135,33 +136,33 @@ def test_a_crash_is_reported_as_what_it_is(monkeypatch: pytest.MonkeyPatch, name
 
 
 def test_a_hang_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_CHILD_SECONDS", 0.5)
-    monkeypatch.setattr(doctor, "_LINK", "import time; time.sleep(60)")
-    check = doctor.link()
+    monkeypatch.setattr(kernels, "_CHILD_SECONDS", 0.5)
+    monkeypatch.setattr(kernels, "_LINK", "import time; time.sleep(60)")
+    check = kernels.link()
     assert check.status == doctor.FAILED
     assert "did not end within 0.5 seconds" in check.summary
 
 
 def test_an_exception_in_a_child_is_told_in_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_DEVICES", "raise SystemError('the driver is gone')")
-    check = doctor.devices()
+    monkeypatch.setattr(kernels, "_DEVICES", "raise SystemError('the driver is gone')")
+    check = kernels.devices()
     assert check.status == doctor.FAILED
     assert "SystemError: the driver is gone" in check.summary
 
 
 @pytest.mark.parametrize("printed", ["", "no JSON"])
 def test_a_child_that_says_nothing(monkeypatch: pytest.MonkeyPatch, printed: str) -> None:
-    monkeypatch.setattr(doctor, "_ROUND", f"print({printed!r})")
-    assert "printed nothing that could be read" in doctor.speculation().summary
+    monkeypatch.setattr(kernels, "_ROUND", f"print({printed!r})")
+    assert "printed nothing that could be read" in kernels.speculation().summary
 
 
 def test_texts_that_differ_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = json.dumps({"plain": "one", "drafted": "two", "acceptance": 0.5})
-    monkeypatch.setattr(doctor, "_ROUND", f"print({answer!r})")
-    assert doctor.speculation().status == doctor.FAILED
+    monkeypatch.setattr(kernels, "_ROUND", f"print({answer!r})")
+    assert kernels.speculation().status == doctor.FAILED
     answer = json.dumps({"remote": "one", "local": "two"})
-    monkeypatch.setattr(doctor, "_LINK", f"print({answer!r})")
-    assert doctor.link().status == doctor.FAILED
+    monkeypatch.setattr(kernels, "_LINK", f"print({answer!r})")
+    assert kernels.link().status == doctor.FAILED
 
 
 def test_proxies_of_the_environment_are_not_in_the_way(
@@ -169,7 +170,7 @@ def test_proxies_of_the_environment_are_not_in_the_way(
 ) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "http_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, "http://user:secret@127.0.0.1:9")
-    check = doctor.link()
+    check = kernels.link()
     assert check.status == doctor.OK
     assert "secret" not in repr(check)
 
@@ -183,17 +184,17 @@ def test_features_that_the_kernels_leave_unused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(cpu, "build", lambda: built)
     monkeypatch.setattr(cpu, "choose", lambda: cpu.Choice(variant, "the only kernels of this build", ()))
     monkeypatch.setattr(cpu, "features", lambda: ("avx", "avx2", "sse4_2"))
-    check = doctor.processor()
+    check = machine.processor()
     assert check.status == doctor.NOTE
     assert check.advice is not None
     assert "avx, avx2" in check.advice
     monkeypatch.setattr(cpu, "features", lambda: ("amx_int8", "amx_tile", "sse4_2"))
-    check = doctor.processor()
+    check = machine.processor()
     assert check.status == doctor.OK  # left out on purpose
     assert check.advice is not None
     assert "SLLM_AMX=ON" in check.advice
     monkeypatch.setattr(cpu, "build", lambda: replace(built, kind="system"))
-    assert doctor.processor().status == doctor.OK
+    assert machine.processor().status == doctor.OK
 
 
 @pytest.mark.parametrize("as_json", [False, True])
@@ -229,13 +230,13 @@ def test_a_core_that_does_not_load_is_a_failed_build() -> None:
 
 
 def test_a_container_with_less_than_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_cpu_quota", lambda: 0.5)
-    check = doctor.threads()
+    monkeypatch.setattr(machine, "cpu_quota", lambda: 0.5)
+    check = machine.threads()
     assert check.status == doctor.NOTE
     assert check.advice is not None
     assert "n_threads=1" in check.advice
-    monkeypatch.setattr(doctor, "_cpu_quota", lambda: None)
-    assert doctor.threads().status == doctor.OK
+    monkeypatch.setattr(machine, "cpu_quota", lambda: None)
+    assert machine.threads().status == doctor.OK
 
 
 # --- folders ---
@@ -245,10 +246,10 @@ def test_folders_that_cannot_be_written(home: Path, monkeypatch: pytest.MonkeyPa
     """Under a file, since root may write everywhere else."""
     (home / "file").touch()
     monkeypatch.setenv("SLLM_STATE", str(home / "file" / "state"))
-    check = doctor.folders()
+    check = installation.folders()
     assert check.status == doctor.FAILED
     assert "state" in check.summary
-    assert "is no folder" in check.summary
+    assert "is not a folder" in check.summary
     assert check.details["state"]["writable"] is False
     assert check.details["cache"]["writable"] is True
     assert check.advice is not None
@@ -256,7 +257,7 @@ def test_folders_that_cannot_be_written(home: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_folders_that_are_not_there_yet_are_not_made(home: Path) -> None:
-    check = doctor.folders()
+    check = installation.folders()
     assert check.status != doctor.FAILED
     assert not (home / ".cache").exists()
     assert not (home / ".local").exists()
@@ -265,7 +266,7 @@ def test_folders_that_are_not_there_yet_are_not_made(home: Path) -> None:
 def test_a_full_disk_is_noted(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(home)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=12_000_000))
-    check = doctor.folders()
+    check = installation.folders()
     assert check.status == doctor.NOTE
     assert "12 MB free" in check.summary
 
@@ -284,7 +285,7 @@ def distribution(folder: Path, name: str, *, requires: str = "", top: str | None
 def test_another_package_with_a_module_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     distribution(tmp_path, "serverless-llm", top="sllm")
     monkeypatch.syspath_prepend(str(tmp_path))
-    check = doctor.command()
+    check = installation.command()
     assert check.status == doctor.FAILED
     assert "serverless-llm" in check.summary
     assert check.advice is not None
@@ -296,16 +297,16 @@ def test_another_command_first_on_the_path(tmp_path: Path, monkeypatch: pytest.M
     script.write_text("#!/usr/bin/python3\nfrom sllm.store import main\n")
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    check = doctor.command()
+    check = installation.command()
     assert check.status == doctor.NOTE
     assert str(script) in check.summary
     script.write_text(f"#!{sys.executable}\nfrom sllm.cli.main import main\n")
-    assert doctor.command().status == doctor.OK
+    assert installation.command().status == doctor.OK
 
 
 def test_no_command_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    check = doctor.command()
+    check = installation.command()
     assert check.status == doctor.NOTE
     assert "no command sllm" in check.summary
 
@@ -313,7 +314,7 @@ def test_no_command_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_packages_that_are_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> None:
     needs = ["numpy>=1.24", "cffi>=999", "no-such-package>=1", "openai>=999; extra == 'openai'"]
     monkeypatch.setattr(importlib.metadata, "requires", lambda _name: needs)
-    check = doctor.packages()
+    check = installation.packages()
     assert check.status == doctor.FAILED
     assert "cffi is " in check.summary
     assert "999 or newer is needed" in check.summary
@@ -326,10 +327,10 @@ def test_packages_that_are_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> No
     ("older", "newer"), [("1.9", "1.10"), ("1.24.4", "2.0.0rc1"), ("0.25", "0.25.1"), ("4", "4.25.0")]
 )
 def test_versions_are_compared_by_their_numbers(older: str, newer: str) -> None:
-    assert doctor._release(older) < doctor._release(newer)
+    assert installation._release(older) < installation._release(newer)
 
 
 def test_few_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     resource: Any = pytest.importorskip("resource")
     monkeypatch.setattr(resource, "getrlimit", lambda _what: (256, 4096))
-    assert doctor.limits().status == doctor.NOTE
+    assert machine.limits().status == doctor.NOTE

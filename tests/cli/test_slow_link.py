@@ -657,7 +657,9 @@ def test_a_connection_that_both_ends_have_closed_is_forgotten(far_end: FarEnd) -
 
 def test_a_closed_link_says_so(far_end: FarEnd) -> None:
     link = Link(far_end.address, delay=0.025, mbit_s=50)
-    shown = f"<Link 127.0.0.1:{link.port} -> 127.0.0.1:{far_end.address[1]}, 25 ms, 50 Mbit/s"
+    shown = (
+        f"<sllm.cli.slow_link.Link 127.0.0.1:{link.port} -> 127.0.0.1:{far_end.address[1]}, 25 ms, 50 Mbit/s"
+    )
     assert repr(link) == f"{shown}>"
     closed = [link.closed]
     link.close()
@@ -678,7 +680,7 @@ def test_a_link_that_is_lost_unclosed_warns_and_ends(far_end: FarEnd) -> None:
 
     gc.collect()
     before = link_threads()
-    with pytest.warns(ResourceWarning, match=r"unclosed <sllm\.wire\.link\.Link 127\.0\.0\.1"):
+    with pytest.warns(ResourceWarning, match=r"unclosed <sllm\.cli\.slow_link\.Link 127\.0\.0\.1"):
         client = lose()
     assert is_reset(client)
     wait_until(lambda: link_threads() == before)

@@ -9,7 +9,7 @@ import pytest
 
 import sllm
 from sllm import embedded
-from sllm.cli import layers as cli_layers
+from sllm.cli.audit import SAMPLE
 from sllm.engine.layers import Embedding, LayerRange, export_layers, open_layers
 from sllm.split import attacks, audit
 from sllm.split.ends import checked_head
@@ -83,7 +83,7 @@ def test_matching_finds_the_text(n_layers: int, codec: str, tokens: npt.NDArray[
 
 def test_tokens_that_are_nearly_alike_are_told_apart(target_model: sllm.Model) -> None:
     """Two that training hardly saw: either is far nearer to the other than the rest are."""
-    tokens = target_model.vocab.encode(cli_layers.SAMPLE)[:40]
+    tokens = target_model.vocab.encode(SAMPLE)[:40]
     file = open_layers(embedded.TARGET)
     with (
         Embedding(file) as embedding,

@@ -1,31 +1,33 @@
-"""The commands about ggml RPC: ``sllm rpc-server``, and ``--rpc`` of ``sllm run``."""
+"""``sllm rpc-server``: this machine's devices, served by ggml's RPC."""
 
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import sllm
-from sllm.cli import remote as cli_remote
+from sllm.cli.arguments import DEFAULT
 from sllm.cli.console import CommandError, count, size
+from sllm.cli.signals import INTERRUPTED, ending_signals
 from sllm.rpc import server as rpc
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
-    from contextlib import ExitStack
 
     from sllm.cli.console import Output
 
-__all__ = ["add_rpc_server", "local_target", "rpc_server"]
+__all__ = ["EPILOG", "add_arguments", "run"]
+
+EPILOG = (
+    "The line on stdout is HOST:PORT. For other machines use sllm worker --rpc, which relays to such a server"
+    " over TLS with a token."
+)
 
 
-def add_rpc_server(parser: argparse.ArgumentParser) -> None:
-    """The options of ``sllm rpc-server``."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``sllm rpc-server``."""
     add = parser.add_argument
-    shown = "(default: %(default)s)"
-    add("--host", metavar="IPV4", default="127.0.0.1", help=f"where to listen {shown}")
-    add("--port", metavar="N", type=int, default=rpc.DEFAULT_PORT, help=f"0: any that is free {shown}")
+    add("--host", metavar="IPV4", default="127.0.0.1", help=f"where to listen {DEFAULT}")
+    add("--port", metavar="N", type=int, default=rpc.DEFAULT_PORT, help=f"0: any that is free {DEFAULT}")
     add(
         "--allow-public",
         action="store_true",
@@ -47,7 +49,7 @@ def add_rpc_server(parser: argparse.ArgumentParser) -> None:
     add("--until-eof", action="store_true", help="end when stdin does")
 
 
-def rpc_server(args: argparse.Namespace, out: Output) -> int:
+def run(args: argparse.Namespace, out: Output) -> int:
     """Serve this machine's devices until a signal comes."""
     names = None if args.devices is None else [name.strip() for name in args.devices.split(",")]
     cache = False if args.no_cache else args.cache or True
@@ -55,7 +57,7 @@ def rpc_server(args: argparse.Namespace, out: Output) -> int:
         rpc.RPCServer(
             args.host, args.port, cache, names, args.threads, allow_public=args.allow_public
         ) as server,
-        cli_remote.signals(watch_stdin=args.until_eof) as received,
+        ending_signals(watch_stdin=args.until_eof) as received,
     ):
         out.line(server.endpoint)
         memory = ", ".join(size(free) for free, _ in server.memory) or "unknown"
@@ -66,28 +68,4 @@ def rpc_server(args: argparse.Namespace, out: Output) -> int:
         while (number := received(1.0)) is None:
             if not server.alive:
                 raise CommandError("the RPC server has ended by itself; did a client crash it?")
-    return 128 + signal.SIGINT if number == signal.SIGINT else 0
-
-
-def local_target(
-    args: argparse.Namespace, name: Any, settings: Mapping[str, Any], stack: ExitStack
-) -> sllm.LocalTarget:
-    """A model that runs in a process of its own, with layers on the devices that ``--rpc`` names: HOST:PORT
-    of a server, or the address of a worker that relays to one.
-    """
-    if args.rpc.startswith(("sllm://", "@")):
-        cli_remote.quiet_grpc()
-        remote = stack.enter_context(sllm.connect(cli_remote.addresses(args.rpc)))
-        devices = remote.rpc_devices()
-    else:
-        devices = rpc.add_server(args.rpc)
-    cli_remote.quiet_grpc()
-    target = sllm.LocalTarget(
-        name,
-        devices=devices,
-        n_gpu_layers=args.n_gpu_layers,
-        n_ctx=args.n_ctx,
-        n_threads=args.threads,
-        **settings,
-    )
-    return stack.enter_context(target)
+    return INTERRUPTED if number == signal.SIGINT else 0

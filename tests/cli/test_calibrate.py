@@ -11,8 +11,9 @@ from processes import ONE
 
 import sllm
 from sllm import embedded
-from sllm.cli import triage as cli_triage
+from sllm.cli import calibrate as calibrate_command
 from sllm.cli.console import Output
+from sllm.cli.labelled import read_labelled
 from sllm.engine import gguf
 from sllm.triage.calibration import Evaluation, Measured, Profile, Threshold
 from sllm.triage.policy import Policy
@@ -131,7 +132,7 @@ def test_the_local_main_model_answers_too(command: Callable[..., Any], tmp_path:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ("[]", "a list, expected an object"),
         ("{}", "expected either prompt or messages"),
         ('{"prompt": "a", "messages": []}', "expected either prompt or messages"),
@@ -145,17 +146,17 @@ def test_the_local_main_model_answers_too(command: Callable[..., Any], tmp_path:
         ('{"prompt": "a", "correct": true, "label": "difficult"}', "label is 'difficult'"),
         ('{"prompt": "a", "correct": true, "lable": "hard"}', "unknown field 'lable'"),
         ('{"prompt": "", "correct": true}', "line 2: a request cannot be scored: there is no text"),
-        ('{"messages": [1], "correct": true}', "line 2: messages[0] is a int"),
+        ('{"messages": [1], "correct": true}', "line 2: messages[0] is an int"),
     ],
 )
 def test_bad_rows_are_named(refused: Callable[..., str], tmp_path: pathlib.Path, row: str, said: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(f"\n{row}\n", encoding="utf-8")
     with pytest.raises(Exception, match=r".") as caught:
-        labelled = cli_triage._read(path)
+        labelled = read_labelled(path)
         if "line 2" in said:
             with _scorer() as (triage, scorer):
-                cli_triage._score(labelled, triage, scorer, scorer.model, _args(path), None, Output())  # type: ignore[arg-type]
+                calibrate_command._score(labelled, triage, scorer, scorer.model, _args(path), None, Output())  # type: ignore[arg-type]
     assert said in str(caught.value)
     assert "line 2" in str(caught.value)
     assert refused("calibrate", str(embedded.DRAFT), str(tmp_path / "none"), "-o", "x").endswith(
@@ -207,7 +208,7 @@ def test_the_plot_is_well_formed(error: float) -> None:
         Measured("grade and answer", float("nan"), proved),
         Measured("length alone (control)", 0.5, None, curve),
     )
-    root = ET.fromstring(cli_triage.plot(Evaluation(100, error, scores), 0.05))
+    root = ET.fromstring(calibrate_command.plot(Evaluation(100, error, scores), 0.05))
     space = "{http://www.w3.org/2000/svg}"
     texts = [element.text for element in root.iter(f"{space}text")]
     assert {"grade", "answer's confidence", "length alone (control)", "alpha 0.05"} <= set(texts)

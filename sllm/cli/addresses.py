@@ -1,0 +1,49 @@
+"""Addresses of workers as they are given on the command line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from sllm.cli.arguments import REMOTE_VARIABLE
+from sllm.cli.console import CommandError
+
+__all__ = ["quiet_grpc", "worker_addresses"]
+
+
+def quiet_grpc() -> None:
+    """Keep gRPC's core from writing to stderr: what matters of it is raised as an exception.
+
+    Has to be called before the first connection.
+    """
+    if not os.environ.get("SLLM_DEBUG"):
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def worker_addresses(given: str | None) -> list[str]:
+    """The addresses that ``URI``, ``@FILE`` or nothing on the command line stand for.
+
+    Raises:
+        CommandError: there is none; the message repeats nothing that may be a token.
+
+    """
+    text = given or os.environ.get(REMOTE_VARIABLE, "")
+    if text.startswith("@"):
+        path = Path(text[1:])
+        try:
+            lines = path.read_text(encoding="utf-8").split()
+        except UnicodeDecodeError:
+            lines = []
+        if not any(line.startswith("sllm://") for line in lines):
+            raise CommandError(f"{path} does not hold the sllm:// line that a worker printed")
+        return [line for line in lines if line.startswith("sllm://")]
+    if not text:
+        raise CommandError(
+            f"there is no address of a worker: name its sllm:// line, @FILE with it, or set {REMOTE_VARIABLE}"
+        )
+    if not text.startswith("sllm://"):
+        raise CommandError(
+            "the address of a worker begins with sllm:// (the line that it printed) or @ (a file with it);"
+            f" to use what {REMOTE_VARIABLE} holds, leave it out, and write --remote after the prompt"
+        )
+    return [text]

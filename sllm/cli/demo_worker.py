@@ -1,0 +1,98 @@
+"""The worker of ``sllm demo``, in a process of its own."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sllm.cli.console import CommandError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["demo_worker"]
+
+
+@contextmanager
+def demo_worker(pass_seconds: float, n_threads: int) -> Iterator[str]:
+    """Start a worker on the embedded target, and yield its address.
+
+    The worker ends when this process ends, however it ends: the worker's stdin ends with it.
+
+    Args:
+        pass_seconds: how long each pass of the worker is to take at least.
+        n_threads: its CPU threads.
+
+    Raises:
+        CommandError: the worker did not start; the message says why.
+
+    """
+    options = ["--listen", "127.0.0.1:0", "--sessions", "1", "--drain", "0", "--until-eof"]
+    options += ["--pass-seconds", str(pass_seconds), "--threads", str(n_threads)]
+    with tempfile.TemporaryFile() as stderr_file:
+        # The folder holds token and certificate, which a running worker does not look at again.
+        with tempfile.TemporaryDirectory(prefix="sllm-demo-") as state:
+            command = [sys.executable, "-m", "sllm", "worker", *options, "--state", state]
+            child = None
+            try:
+                with _uninterrupted():
+                    child = subprocess.Popen(
+                        command,
+                        cwd=state,  # not here: a checkout has a folder sllm/ that is not what is installed
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=stderr_file,
+                        start_new_session=True,  # a Ctrl-C in the terminal is for this process alone
+                    )
+                assert child.stdout is not None
+                uri = child.stdout.readline().decode("utf-8", "replace").strip()
+            except BaseException:
+                if child is not None:
+                    _end(child, at_once=True)
+                raise
+        try:
+            if not uri:
+                child.wait()
+                stderr_file.seek(0)
+                lines = stderr_file.read().decode("utf-8", "replace").splitlines()
+                reason = lines[-1].removeprefix("sllm: ") if lines else f"exit status {child.returncode}"
+                raise CommandError(f"the demo's worker did not start: {reason}")
+            yield uri
+        except BaseException:
+            _end(child, at_once=True)
+            raise
+        _end(child, at_once=False)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Let a Ctrl-C wait: in the middle of Popen() it would leave a child that nobody ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
+def _end(child: subprocess.Popen[bytes], *, at_once: bool) -> None:
+    if at_once:
+        child.kill()  # it holds nothing that outlives it
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            pipe.close()
+    try:
+        child.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

@@ -1,0 +1,161 @@
+"""The models of ``sllm run``: on this machine, on a worker, or split between both.
+
+Each function returns a model that has the vocabulary, the target, and what is to draft.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import sllm
+from sllm import embedded
+from sllm.cli.addresses import quiet_grpc, worker_addresses
+from sllm.cli.console import CommandError
+from sllm.engine import exact
+from sllm.rpc import server as rpc
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+    from contextlib import ExitStack
+    from pathlib import Path
+
+    from sllm.targets.base import Target
+
+    _Opened = tuple[sllm.Model, sllm.Model | Target, sllm.Model | str | None]
+
+__all__ = ["open_local", "open_remote", "open_split"]
+
+
+def open_local(args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack) -> _Opened:
+    """Load a model on this machine, perhaps with layers on the devices of other ones (``--rpc``)."""
+    for option in ("no_run_ahead", "on_loss", "deadline"):
+        if getattr(args, option):
+            raise CommandError(f"--{option.replace('_', '-')} is for --remote alone")
+    ours = args.target is None
+    name = embedded.TARGET if ours else args.target
+    settings = exact.SETTINGS if ours else {}
+    if args.rpc is not None:
+        isolated = _open_rpc(args, name, settings, stack)
+        _check_grammar(isolated.model, sampling, args.grammar_file)
+        return isolated.model, isolated, _open_draft(args, embedded.DRAFT if ours else None, stack)
+    model = stack.enter_context(sllm.Model(name, n_gpu_layers=args.n_gpu_layers))
+    _check_grammar(model, sampling, args.grammar_file)
+    draft = _open_draft(args, embedded.DRAFT if ours else None, stack)
+    if not ours and args.n_ctx is None and args.threads is None:
+        # generate() makes the context as large as the text needs, and shares out the cores.
+        return model, model, draft
+    target = sllm.LocalTarget(model, n_ctx=args.n_ctx, n_threads=args.threads, **settings)
+    return model, stack.enter_context(target), draft
+
+
+def _open_rpc(
+    args: argparse.Namespace, name: Any, settings: Mapping[str, Any], stack: ExitStack
+) -> sllm.LocalTarget:
+    """A model in a process of its own, with layers on the devices that ``--rpc`` names: HOST:PORT of a
+    server, or the address of a worker that relays to one.
+    """
+    quiet_grpc()
+    if args.rpc.startswith(("sllm://", "@")):
+        remote = stack.enter_context(sllm.connect(worker_addresses(args.rpc)))
+        devices = remote.rpc_devices()
+    else:
+        devices = rpc.add_server(args.rpc)
+    target = sllm.LocalTarget(
+        name,
+        devices=devices,
+        n_gpu_layers=args.n_gpu_layers,
+        n_ctx=args.n_ctx,
+        n_threads=args.threads,
+        **settings,
+    )
+    return stack.enter_context(target)
+
+
+def open_remote(
+    uris: list[str], args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack
+) -> _Opened:
+    """Connect to a worker that has the whole model."""
+    if args.rpc is not None:
+        raise CommandError("--rpc is for models that run here, and --remote names one that does not")
+    quiet_grpc()
+    on_loss, deadline = args.on_loss or "wait", args.deadline or 60.0
+    remote = stack.enter_context(sllm.connect(uris, on_loss=on_loss, deadline=deadline))
+    model = remote.vocabulary_model()
+    _check_grammar(model, sampling, args.grammar_file)
+    default = None
+    if args.draft is None:
+        with sllm.Model(embedded.DRAFT, vocab_only=True) as ours:
+            if ours.vocab.fingerprint == remote.info.vocab_fingerprint:
+                default = embedded.DRAFT
+    draft = _open_draft(args, default, stack)
+    if on_loss == "local" and draft is None:
+        raise CommandError(
+            "--on-loss local lets the draft go on alone, and there is none: name it by --draft"
+        )
+    return model, remote.target(run_ahead=not args.no_run_ahead), draft
+
+
+def open_split(
+    uris: list[str], args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack
+) -> _Opened:
+    """Load the first and the last layers here, and connect to a worker that has those between."""
+    quiet_grpc()
+    if args.no_run_ahead or args.on_loss == "local":
+        raise CommandError("--no-run-ahead and --on-loss local are not for a split by layers")
+    on_loss, deadline = args.on_loss or "wait", args.deadline or 60.0
+    remote = stack.enter_context(sllm.connect(uris, on_loss=on_loss, deadline=deadline))
+    ours = args.target is None
+    name = embedded.TARGET if ours else args.target
+    target = stack.enter_context(
+        sllm.SplitTarget(
+            name,
+            head=args.head,
+            tail=args.tail,
+            middle=remote,
+            codec=args.codec,
+            n_ctx=args.n_ctx,
+            n_threads=args.threads,
+            n_gpu_layers=args.n_gpu_layers,
+            **(exact.SETTINGS if ours else {}),
+        )
+    )
+    model = stack.enter_context(sllm.Model(name, vocab_only=True))
+    _check_grammar(model, sampling, args.grammar_file)
+    return model, target, _open_draft(args, embedded.DRAFT if ours else None, stack)
+
+
+def _open_draft(args: argparse.Namespace, default: Path | None, stack: ExitStack) -> sllm.Model | str | None:
+    """What ``--draft`` names."""
+    name: str | os.PathLike[str] | None = default if args.draft is None else args.draft
+    if name is None or name == "none":
+        return None
+    if name == "ngram":
+        return "ngram"
+    try:
+        return stack.enter_context(sllm.Model(name, n_gpu_layers=0 if args.n_gpu_layers == 0 else None))
+    except sllm.ModelLoadError as error:
+        raise CommandError(f"--draft: {error} (or ngram, or none)") from error
+
+
+def _check_grammar(model: sllm.Model, sampling: sllm.SamplingParams, name: str) -> None:
+    """Compile the grammar, if there is one; llama.cpp's parser writes what is wrong with it to descriptor 2,
+    and nowhere else.
+    """
+    if sampling.grammar is None:
+        return
+    with tempfile.TemporaryFile() as written:
+        stderr = os.dup(2)
+        os.dup2(written.fileno(), 2)
+        try:
+            model.compiled(sampling)
+        except ValueError as error:
+            written.seek(0)
+            lines = written.read().decode("utf-8", "replace").splitlines()
+            reason = lines[0].removeprefix("parse: ") if lines else error
+            raise CommandError(f"{name}: {reason}") from None
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)

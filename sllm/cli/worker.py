@@ -1,0 +1,306 @@
+"""``sllm worker``: a model served to clients over the network."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+import ssl
+import stat
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sllm
+from sllm import embedded, hosts
+from sllm.cli.addresses import quiet_grpc
+from sllm.cli.arguments import (
+    DEFAULT,
+    MODEL,
+    REMOTE_VARIABLE,
+    add_gpu_layers,
+    add_threads,
+    layer_range,
+    number,
+    whole,
+)
+from sllm.cli.console import CommandError, count, one_line
+from sllm.cli.signals import INTERRUPTED, ending_signals
+from sllm.engine import exact, hub
+from sllm.wire import auth
+from sllm.worker.server import Limits, Worker
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping
+
+    from sllm.cli.console import Output
+
+__all__ = ["EPILOG", "add_arguments", "run"]
+
+EPILOG = (
+    "The one line on stdout, sllm://TOKEN@HOST:PORT#sha256=FINGERPRINT, is what a client needs, and a secret."
+    " SIGTERM and Ctrl-C give the running texts some time to end, and hand back those that have not ended:"
+    " their clients go on elsewhere, or when the worker is back."
+)
+
+_ALL_INTERFACES = ("0.0.0.0", "::")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``sllm worker``."""
+    add = parser.add_argument
+    add("model", metavar="GGUF", nargs="?", help=f"{MODEL} (default: the package's own small model)")
+    add("--draft", metavar="GGUF", help=f"{MODEL}: the worker drafts, too, where a client has no hint")
+    add(
+        "--layers",
+        metavar="START:STOP",
+        nargs="?",
+        const=True,
+        default=False,
+        type=layer_range,
+        help="serve these layers of the model, and no texts (sllm run --head); without a range: those that"
+        " clients ask for. Of a file of some layers (sllm split), they must be in it",
+    )
+    add(
+        "--rpc",
+        action="store_true",
+        help="keep an RPC server on loopback, too, for clients that run a model themselves and want this"
+        " machine's devices for it; whoever has the token can use it",
+    )
+    _add_network(parser)
+    _add_limits(parser)
+    machine = parser.add_argument_group("machine")
+    add_threads(machine, models=2)
+    add_gpu_layers(machine, of=" of the model", draft=True)
+    machine.add_argument(
+        "--exact",
+        action="store_true",
+        help="flash attention and a q8_0 KV cache: half the memory, and on a CPU with q8_0 or q4_0 weights a"
+        " text is to the last bit what it is without drafts and neighbours",
+    )
+    # For the demo and benchmarks: a stand-in for a larger model, and a worker that ends with its parent.
+    seconds = number(above_zero=False)
+    add("--pass-seconds", type=seconds, default=0.0, metavar="SECONDS", help=argparse.SUPPRESS)
+    add("--until-eof", action="store_true", help=argparse.SUPPRESS)
+
+
+def _add_network(parser: argparse.ArgumentParser) -> None:
+    network = parser.add_argument_group("network")
+    network.add_argument(
+        "--listen",
+        metavar="HOST:PORT",
+        default=f"127.0.0.1:{hosts.DEFAULT_PORT}",
+        help="0.0.0.0:PORT: every interface; port 0: any that is free (default: %(default)s)",
+    )
+    network.add_argument(
+        "--public",
+        metavar="HOST[:PORT]",
+        help="where clients find the worker, for the printed line (a tunnel's end; default: --listen, or this"
+        " machine's name)",
+    )
+    network.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="holds the token that clients must know; made if it does not exist (default: one in --state)",
+    )
+    network.add_argument("--cert", metavar="FILE", help="a certificate chain, PEM (default: one of our own)")
+    network.add_argument("--key", metavar="FILE", help="its key, PEM")
+    network.add_argument(
+        "--state",
+        metavar="DIR",
+        help="where token and certificate are kept (default: $SLLM_STATE, or sllm in your state folder)",
+    )
+    network.add_argument("--insecure", action="store_true", help="no TLS, no token; loopback only")
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    limits = parser.add_argument_group("limits")
+    sessions, queue = Limits.sessions, Limits.queue
+    limits.add_argument(
+        "--sessions", metavar="N", type=whole(1), default=sessions, help=f"texts at once {DEFAULT}"
+    )
+    limits.add_argument(
+        "--queue", metavar="N", type=whole(0), default=queue, help=f"texts that may wait {DEFAULT}"
+    )
+    limits.add_argument(
+        "--n-ctx",
+        metavar="N",
+        type=whole(1),
+        help="positions of a text (default: the model's, up to 4096)",
+    )
+    limits.add_argument("--max-prompt", metavar="N", type=whole(1), help="tokens (default: --n-ctx)")
+    limits.add_argument("--no-grammars", action="store_true", help="accept no grammars from clients")
+    limits.add_argument(
+        "--drain",
+        metavar="SECONDS",
+        type=number(above_zero=False),
+        default=10.0,
+        help="how long texts may go on after SIGTERM or Ctrl-C (default: 10)",
+    )
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Serve a model until a signal comes."""
+    quiet_grpc()
+    host, port = hosts.split_host_port(args.listen)
+    _check_address(host, port, args)
+    certificate = _checked_certificate(args.cert, args.key)
+    token = None if args.token_file is None else _token(Path(args.token_file), out)
+    if args.layers is not False and args.draft is not None:
+        raise CommandError("--draft is for texts, and --layers serves none; leave one of them out")
+    name = embedded.TARGET if args.model is None else args.model
+    with ExitStack() as stack:
+        network = {"host": host, "port": port, "certificate": certificate, "token": token}
+        serving = _open(args, name, network, out, stack)
+        with ending_signals(watch_stdin=args.until_eof) as received:
+            out.line(_public(serving.address, host, args.public).uri)
+            _introduce(serving, Path(name).name, args, out)
+            while (signal_number := received(1.0)) is None:
+                if serving.failed:
+                    raise CommandError("three passes in a row have failed; the worker ends")
+            _end(serving, args.drain, received, out)
+    return INTERRUPTED if signal_number == signal.SIGINT else 0
+
+
+def _open(
+    args: argparse.Namespace,
+    name: str | os.PathLike[str],
+    network: Mapping[str, Any],
+    out: Output,
+    stack: ExitStack,
+) -> Worker:
+    """Load the models and start the worker."""
+    model: sllm.Model | str | os.PathLike[str] = name
+    if args.layers is False:
+        model = stack.enter_context(sllm.Model(name, n_gpu_layers=args.n_gpu_layers))
+    draft = None
+    if args.draft is not None:
+        on_cpu = 0 if args.n_gpu_layers == 0 else None
+        draft = stack.enter_context(sllm.Model(args.draft, n_gpu_layers=on_cpu))
+    limits = Limits(
+        sessions=args.sessions,
+        queue=args.queue,
+        max_prompt=args.max_prompt,
+        max_grammar=0 if args.no_grammars else Limits.max_grammar,
+    )
+    serving = Worker(
+        model,
+        layers=args.layers,
+        n_gpu_layers=args.n_gpu_layers,
+        draft=draft,
+        state=args.state,
+        insecure=args.insecure,
+        limits=limits,
+        n_ctx=args.n_ctx,
+        n_threads=args.threads,
+        n_threads_batch=args.threads,
+        draft_threads=args.threads,
+        rpc=args.rpc,
+        pass_seconds=args.pass_seconds,
+        **network,
+        **(exact.SETTINGS if args.exact or args.model is None else {}),
+    )
+    stack.enter_context(serving)
+    if args.exact:
+        offloaded = isinstance(model, sllm.Model) and model.offloaded
+        for obstacle in exact.obstacles(hub.resolve(name), offloaded=offloaded):
+            out.note(f"--exact: texts may depend on drafts and neighbours: {obstacle}")
+    return serving
+
+
+def _check_address(host: str, port: int, args: argparse.Namespace) -> None:
+    """Find out what is wrong with an address before a large model is loaded for it."""
+    public = host if args.public is None else hosts.split_host_port(args.public)[0]
+    if args.public is not None and public in _ALL_INTERFACES:
+        raise CommandError("--public names no host, expected the one that clients are to connect to")
+    if args.insecure:
+        if not (hosts.is_loopback(host) and hosts.is_loopback(public)):
+            where = host if not hosts.is_loopback(host) else public
+            raise CommandError(f"--insecure is for loopback alone, and {where} is not; leave it out")
+        if args.token_file is not None or args.cert is not None:
+            raise CommandError("--insecure means neither a token nor a certificate; leave it out")
+    endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)  # bind() alone succeeds beside a listener that allows it
+    except OSError as error:
+        raise CommandError(f"cannot listen on {endpoint}: {error.strerror or error}") from error
+
+
+def _checked_certificate(cert: str | None, key: str | None) -> tuple[str, str] | None:
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        raise CommandError("--cert and --key belong together; one of them is missing")
+    for name in (cert, key):
+        Path(name).read_bytes()  # its error names the file; that of ssl does not
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise CommandError(f"{key} is not the key of {cert}") from error
+        raise CommandError(
+            f"{cert} and {key} are not a certificate and its key in PEM form, without a passphrase"
+        ) from error
+    return cert, key
+
+
+def _token(path: Path, out: Output) -> str:
+    token = auth.load_or_make_token(path)
+    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        out.note(f"sllm: warning: others on this machine may read the token in {path}; see chmod 600")
+    return token
+
+
+def _public(address: auth.Address, host: str, public: str | None) -> auth.Address:
+    """The address to print, by which clients find the worker."""
+    if public is not None:
+        name, port = hosts.split_host_port(public, address.port)
+        return replace(address, host=name, port=port)
+    return replace(address, host=socket.gethostname()) if host in _ALL_INTERFACES else address
+
+
+def _introduce(serving: Worker, name: str, args: argparse.Namespace, out: Output) -> None:
+    """Say what is served, and what the line on stdout is for."""
+    layers: bool | tuple[int, int] = args.layers
+    texts = count(args.sessions, "text" if layers is False else "sequence") + " at once"
+    what = one_line(name)
+    if layers is not False:
+        what = f"layers{'' if layers is True else f' {layers[0]} to {layers[1] - 1}'} of {what}"
+    out.note(f"sllm: serving {what} on {serving.address.endpoint}, {texts}")
+    if args.insecure:
+        out.note(
+            "sllm: warning: --insecure: no TLS and no token; every program on this machine can use the"
+            " worker and read what its clients write"
+        )
+    else:
+        out.note(
+            "sllm: the sllm:// line on stdout is for the client, and a secret: whoever has it can use this"
+            " worker"
+        )
+    there = "sllm run --chat 'Hello!' --remote"
+    if layers is not False:
+        there = "sllm run 'Hello!' --target GGUF --head N --tail N --remote"
+    out.note(f"sllm: on the client: export {REMOTE_VARIABLE}='the line'; sllm ping; {there}")
+
+
+def _end(serving: Worker, seconds: float, received: Callable[[float], int | None], out: Output) -> None:
+    """Give the running texts some seconds to end; the others go on elsewhere, or later."""
+    until = time.monotonic() + seconds
+    if seconds > 0 and not serving.drain(0):
+        out.note(f"sllm: ending; texts have {seconds:g} s to end (a second signal: none)")
+        while not serving.drain(0) and (left := until - time.monotonic()) > 0:
+            if received(min(0.05, left)) is not None:
+                break
+    ended = serving.drain(0)
+    serving.close()
+    if not ended:
+        out.note("sllm: handed back the texts that were not at their end")
