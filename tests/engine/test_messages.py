@@ -127,7 +127,7 @@ def test_an_error_quotes_no_key_unless_asked_to() -> None:
         with pytest.raises(MessageError) as caught:
             texts_of([bad])
         assert "secret" not in str(caught.value)
-    with pytest.raises(MessageError, match=r"^tools\[0\]\['known'\] has a key that is a int"):
+    with pytest.raises(MessageError, match=r"^tools\[0\]\['known'\] has a key that is an int"):
         map_texts([{"known": {1: "x"}}], str, where="tools")
 
 

@@ -83,11 +83,7 @@ def _places() -> dict[str, Path]:
         from huggingface_hub import constants
 
         places["downloads"] = Path(constants.HF_HUB_CACHE)
-    with suppress(ImportError):
-        from sllm.folders import cache_folder, state_folder
-
-        places |= {"cache": cache_folder(), "state": state_folder()}
-    return places
+    return places | {"cache": cache_folder("vocabularies"), "state": state_folder()}
 
 
 def _existing(path: Path) -> Path:
