@@ -304,7 +304,7 @@ def test_threads() -> None:
         ([{"role": "user", "content": "x", 1: "x"}], r"messages\[0\] has a key that is an int"),
         (
             [{"role": "user", "content": "x", "extra": {"deep": [object()]}}],
-            r"\['extra'\]\['deep'\]\[0\] is a object",
+            r"\['extra'\]\['deep'\]\[0\] is an object",
         ),
     ],
 )

@@ -118,7 +118,7 @@ def test_what_mappings_sequences_and_strings_there_are() -> None:
 def test_what_is_no_text(bad: Any) -> None:
     with pytest.raises(MessageError, match=f"holds a {type(bad).__name__}; expected text"):
         map_texts([{"role": "user", "content": bad}], str)
-    with pytest.raises(MessageError, match=r"^messages\[0\]\['content'\] is a .*; expected what JSON"):
+    with pytest.raises(MessageError, match=r"^messages\[0\]\['content'\] is an? .*; expected what JSON"):
         map_texts([{"role": "user", "content": bad}], str, where="messages")
 
 

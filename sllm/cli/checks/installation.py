@@ -16,6 +16,7 @@ from typing import Any
 
 from sllm.cli.checks.check import FAILED, NOTE, OK, Check
 from sllm.engine import cpu
+from sllm.folders import cache_folder, state_folder
 
 __all__ = ["broken_build", "build", "command", "folders", "packages"]
 
