@@ -25,7 +25,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- drawn by docs/house.py -->", "<!-- end of the drawing -->"
 
 FLOORS = (
-    ("errors", "hosts", "extras", "folders", "embedded", "_moved"),
+    ("errors", "hosts", "messages", "extras", "folders", "embedded", "_moved"),
     ("engine", "privacy"),
     ("targets", "draft", "wire"),
     ("rpc",),
@@ -41,6 +41,7 @@ FLOORS = (
 WHAT = {
     "errors": "the exceptions",
     "hosts": "names of hosts and ports",
+    "messages": "chat messages: checked, and walked over",
     "extras": "which extra brings a missing package",
     "folders": "where state and caches are",
     "embedded": "the tiny pair of models",

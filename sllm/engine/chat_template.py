@@ -17,8 +17,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sllm.engine.messages import checked_mappings, checked_messages, kind_of, map_texts
 from sllm.errors import UnsupportedModelError
+from sllm.messages import checked_mappings, checked_messages, kind_of, map_texts
 
 if TYPE_CHECKING:
     from sllm.engine.jinja_sandbox import Template

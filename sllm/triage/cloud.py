@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from sllm.draft.drafters import AnswerDrafter, ModelDrafter
-from sllm.engine.messages import texts_of
 from sllm.errors import LeakError, RemoteError
 from sllm.generation.generate import generate
 from sllm.generation.text_stream import Run
+from sllm.messages import texts_of
 from sllm.privacy import egress_check
 from sllm.targets.base import Scorer, Target
 from sllm.triage.check_answer import check_answer

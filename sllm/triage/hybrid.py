@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from sllm.engine import gguf
 from sllm.engine.handle import Closing
-from sllm.engine.messages import checked_messages
 from sllm.engine.sampling import SamplingParams
 from sllm.generation.local import LocalTarget
+from sllm.messages import checked_messages
 from sllm.privacy import Detector, Vault, default_detectors
 from sllm.targets.base import Target
 from sllm.triage.answer import Answer, HybridStats, exclusive

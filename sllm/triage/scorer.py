@@ -16,8 +16,8 @@ from sllm.engine.handle import Closing
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from sllm.engine.messages import Messages
     from sllm.engine.model import Model
+    from sllm.messages import Messages
 
 __all__ = ["ContextScorer"]
 

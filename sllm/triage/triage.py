@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from sllm.engine.messages import Messages, NotTextError, checked_messages, conversation_text
+from sllm.messages import Messages, NotTextError, checked_messages, conversation_text
 from sllm.triage.certify import CalibrationError, Row
 from sllm.triage.check_answer import confidence
 from sllm.triage.policy import FORM, Policy

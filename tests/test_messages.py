@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import examples
 
-from sllm.engine.messages import (
+from sllm.messages import (
     MessageError,
     NotTextError,
     checked_messages,
