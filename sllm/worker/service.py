@@ -475,7 +475,10 @@ def begin_call(
     def run() -> None:
         try:
             first = next(requests, None)
-            opening.put(None)  # it has arrived; what follows may take longer
+        except Exception:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
+            first = None
+        opening.put(None)  # what follows may take longer
+        try:
             if isinstance(first, ValueError):
                 raise first
             begun = begin(first)
@@ -526,25 +529,15 @@ def unary_stream(run: Callable[..., Any], request: Any, seconds: float) -> grpc.
 
 def _only(messages: Iterator[Any], context: grpc.ServicerContext, request: Any, seconds: float) -> Any:
     """The one message of a call; ends the call if it cannot be parsed or does not arrive in time."""
-    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
     name = request.DESCRIPTOR.name
 
-    def read() -> None:
-        try:
-            message = next(messages, None)
-        except Exception:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
-            message = None
-        found.put(ValueError(f"the call ended before its {name}") if message is None else message)
+    def begin(message: Any) -> Any:
+        if message is None:
+            raise ValueError(f"the call ended before its {name}")
+        return message
 
-    # Daemonic: it ends with the call at the latest.
-    threading.Thread(target=read, name="sllm-request", daemon=True).start()
-    try:
-        message = found.get(timeout=seconds)
-    except queue.Empty:
-        message = ValueError(f"the call needs {_article(name)} {name}, and none came in {seconds:g} seconds")
-    if isinstance(message, ValueError):
-        abort(context, message)
-    return message
+    expected = f"the call needs {_article(name)} {name}"
+    return begin_call(messages, context, begin, lambda _message: None, seconds, expected)
 
 
 def _article(word: str) -> str:
