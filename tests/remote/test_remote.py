@@ -247,7 +247,7 @@ def test_no_worker_of_this_version(target_model: Model) -> None:
     with another, pytest.raises(sllm.RemoteError, match="version 2 of the protocol, expected 1"):
         sllm.connect(another.uri)
     stranger = FakeWorker(target_model, service="somebody.Else")
-    with stranger, pytest.raises(sllm.RemoteError, match="no worker"):
+    with stranger, pytest.raises(sllm.RemoteError, match="not an sllm worker"):
         sllm.connect(stranger.uri)
 
 

@@ -297,7 +297,7 @@ def test_what_is_not_meant_for_clients_is_not_told(caplog: pytest.LogCaptureFixt
     assert "secret" not in details
     assert "KeyError" in details
     assert type(found) is sllm.RemoteError
-    assert "a secret" in caplog.text  # "its log tells more"
+    assert "a secret" in caplog.text  # "see its log"
 
 
 def test_a_long_error_is_cut_to_what_fits_into_a_header() -> None:
@@ -319,10 +319,10 @@ def test_every_status_is_a_lost_link_or_an_error_of_this_package(
 
 
 @pytest.mark.parametrize("details", ["Method not found!", "unknown service sllm.v1.Worker", ""])
-def test_another_service_is_no_worker(details: str) -> None:
+def test_another_service_is_not_a_worker(details: str) -> None:
     found = failure(Failed(grpc.StatusCode.UNIMPLEMENTED, details), "host:1")
     assert isinstance(found, sllm.RemoteError)
-    assert "no worker" in str(found)
+    assert "not an sllm worker" in str(found)
 
 
 @pytest.mark.parametrize(
