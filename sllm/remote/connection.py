@@ -1,4 +1,4 @@
-"""A connection to a worker, and what can be asked over it."""
+"""A connection to a worker: texts, scores, its RPC server, and measurements."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def connect(
             addresses of workers with the same weights, tried in turn. Without a fingerprint the certificate
             must be valid for the host.
         timeout: seconds for connecting.
-        on_loss: what a text does when the link is lost: ``"wait"`` (reconnect and go on, for ``deadline``
-            seconds), ``"raise"``, or ``"local"`` (meanwhile the draft alone goes on; these runs are withdrawn
+        on_loss: what a text does when the link is lost: ``"wait"`` (reconnect and continue, for ``deadline``
+            seconds), ``"raise"``, or ``"local"`` (meanwhile the draft alone writes; these runs are withdrawn
             when the link is back).
         deadline: seconds without a link after which a text is given up.
         keepalive: seconds of silence after which the other side is asked whether it is still there; as many
@@ -130,7 +130,7 @@ class Remote(Closing):
         """Let the worker say how likely it finds ``tokens[start:]``, in one pass.
 
         Token ids go up, a log-probability and a rank for each come back. The worker keeps the text in memory
-        for a while, so going on from it costs only what is new.
+        for a while, so a longer text that begins with it costs only what is new.
 
         Args:
             tokens: int32 (n,).
@@ -151,8 +151,8 @@ class Remote(Closing):
         """The worker as a :class:`~sllm.Target`.
 
         Args:
-            run_ahead: the worker goes on by itself and streams; False: it computes only what is hinted, or
-                asked for one by one: fewer passes, cheaper, and slower.
+            run_ahead: the worker generates without waiting for hints, and streams; False: it computes only
+                what is hinted, or asked for one by one: fewer passes, cheaper, and slower.
             on_loss: as for :func:`connect`; None: as given there.
 
         Raises:

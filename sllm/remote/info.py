@@ -1,4 +1,4 @@
-"""What a worker offers, as it says when a client connects."""
+"""What a worker offers: its answer to a client that connects."""
 
 from __future__ import annotations
 

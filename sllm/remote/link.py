@@ -31,7 +31,7 @@ __all__ = ["LiveStream", "OtherModelError", "WorkerLink"]
 
 
 class OtherModelError(RemoteError):
-    """The worker has come back with other weights: the text cannot go on."""
+    """The worker has come back with other weights: the text cannot be continued."""
 
 
 class LiveStream(Protocol):
@@ -231,7 +231,7 @@ class WorkerLink:
                     new, info = self._reach(address, timeout)
                 except (RemoteError, BusyError) as error:
                     if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                        self._certificates.clear()  # fetched anew the next time, which says what is wrong
+                        self._certificates.clear()  # so that the next attempt fetches the new one
                     failures.append(error)
                     continue
                 if info.model_id != self.info.model_id:

@@ -1,4 +1,4 @@
-"""A client's end of a relay: a loopback port that leads to the RPC server behind a worker."""
+"""A client's end of a relay: a loopback port that leads to the RPC server of a worker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger("sllm.remote")
 
 
 class RelayEnd:
-    """Listens on loopback, and carries each connection over a stream of its own (``Relay`` in
+    """Listens on loopback, and carries each connection over a separate stream (``Relay`` in
     ``sllm.proto``), on a channel that it does not share with texts.
 
     No token is needed here: see :class:`~sllm.rpc.loopback.LoopbackPort` for who can use the port.

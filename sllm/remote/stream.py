@@ -55,7 +55,7 @@ def _nothing() -> None:
 
 
 class StreamLostError(Exception):
-    """Raised by an attempt: the call has broken, for the reason given; the link is to be looked for."""
+    """Raised by an attempt: the call has broken for the reason given; connect again."""
 
 
 class RetryError(Exception):
@@ -69,9 +69,9 @@ class StoppedError(Exception):
 class ResumableStream:
     """One bidirectional call to a worker, made anew when it breaks.
 
-    What is said in a call is its owner's: :meth:`run` calls a function that opens the call
-    (:meth:`open_call`), sends what the worker needs to know, and reads. When the call breaks, it is called
-    once more, on a channel that works.
+    The messages are its owner's business: :meth:`run` calls a function that opens the call
+    (:meth:`open_call`), sends what the worker needs to know, and reads. When the call breaks, that function
+    is called once more, on a channel that works.
 
     Args:
         link: to the worker.
@@ -153,7 +153,7 @@ class ResumableStream:
                 link.streams.discard(self)
 
     def _checked(self, attempt: Callable[[grpc.Channel], _T], channel: grpc.Channel) -> _T:
-        """One attempt, with gRPC's errors told apart."""
+        """One attempt, with gRPC's errors turned into ours."""
         try:
             try:
                 return attempt(channel)
@@ -182,7 +182,7 @@ class ResumableStream:
         Args:
             channel: to open it on.
             name: of the method.
-            outgoing: the messages to send; gRPC iterates on a thread of its own.
+            outgoing: the messages to send; gRPC iterates over them on its own thread.
             serialize: of a message.
             parse: of an answer; None: answers are bytes.
             end_outgoing: lets ``outgoing`` end; called when the call is over.
@@ -242,7 +242,7 @@ class ResumableStream:
         self.hang_up()
         self._link.streams.discard(self)
 
-    # ---- a thread of its own
+    # ---- with its own thread
 
     def start(self, work: Callable[[], object], name: str) -> None:
         """Do ``work`` on a thread, which calls :meth:`run`."""
@@ -282,7 +282,7 @@ class _Outage:
         self._stopped = stopped
         self._stats = stats
         self._lost_since: float | None = None
-        self._seconds = 0.0  # without a link since the last progress, but for an outage that goes on
+        self._seconds = 0.0  # without a link since the last progress; the current outage is not in it
         self._pause = FIRST_PAUSE
 
     @property

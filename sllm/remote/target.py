@@ -113,7 +113,7 @@ class RemoteTarget:
         return self.remote.score(tokens, start)
 
     def close(self) -> None:
-        """Do nothing: a text is closed by itself, the connection by its owner."""
+        """Do nothing: texts and the connection are closed separately."""
 
     def __enter__(self) -> Self:
         return self
@@ -128,8 +128,8 @@ class RemoteTarget:
 class RemoteGeneration:
     """A text of a :class:`RemoteTarget`; see :class:`~sllm.targets.base.PipelinedGeneration`.
 
-    A thread of its own keeps the stream to the worker: it takes commits as they come, whether or not they are
-    being read (a text is bounded). When the link is lost it connects again and goes on after the last token
+    Its own thread keeps the stream to the worker: it takes commits as they come, whether or not they are
+    being read (a text is bounded). When the link is lost it connects again and continues after the last token
     that arrived: a position and a seed decide every token, so none is lost or sent twice.
     """
 
@@ -415,7 +415,7 @@ class RemoteGeneration:
 
 class _Outbox:
     """What goes up during one call: Open, then always the newest hint alone. gRPC iterates over it on a
-    thread of its own.
+    separate thread.
     """
 
     def __init__(self, first: pb.Up, stats: RemoteStats) -> None:

@@ -164,8 +164,8 @@ def match_vocabulary(
         candidates: int32 (n, k), which tokens to try for each.
         codec: which codec they came through.
         known: leading tokens that need no finding, such as BOS.
-        prefix: the true tokens, int32 (n,), to go on after, whatever was found; None: go on after what was
-            found, errors included.
+        prefix: the true tokens, int32 (n,), which candidates follow whatever was found; None: they follow
+            what was found, errors included.
 
     Raises:
         ValueError: arrays that do not fit together.
@@ -256,7 +256,7 @@ class _Search:
 
     @staticmethod
     def _forward(layers: LayerRange, rows: npt.NDArray[np.float32], pos: int) -> npt.NDArray[np.float32]:
-        """Each row at ``pos`` of a sequence of its own."""
+        """Send each row through the layers, at ``pos`` of a separate sequence."""
         seqs = list(range(len(rows)))
         return layers.forward(list(rows[:, None, :]), seq_id=seqs, pos=[pos] * len(rows))
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["checked_head", "leading_tokens"]
 
 _HEAD = 6
-"""Layers before the link where nothing else is said."""
+"""Layers before the link by default."""
 
 
 def checked_head(file: LayeredFile, head: int | None, tail: int) -> int:

@@ -99,7 +99,7 @@ class LayerLink:
         assert info is not None
         if info.n_embd < 1 or info.max_rows < 1:
             raise RemoteError(
-                f"{link.endpoint} says that it takes {info.max_rows} hidden states of"
+                f"{link.endpoint} offers to take {info.max_rows} hidden states of"
                 f" {info.n_embd} numbers at once"
             )
         self._link = link

@@ -30,7 +30,7 @@ def worker_ranges(
 
     Raises:
         ValueError: no worker, or layers that do not fit in between.
-        RemoteError: a worker of another model, or one that says what cannot be.
+        RemoteError: a worker of another model, or one whose offer is impossible.
 
     """
     if not links:
@@ -64,15 +64,15 @@ def worker_ranges(
 
 
 def _checked_offer(link: WorkerLink, file: LayeredFile) -> LayersInfo:
-    """The layers that a worker has, of the file's model."""
+    """What a worker offers, of the file's model."""
     link.live()
     info, name = link.info.layers, link.endpoint
     if info is None:
         raise ValueError(f"{name} serves texts, not layers: start it with `sllm worker MODEL --layers`")
     if not 0 <= info.start <= info.stop <= info.n_layer or info.max_rows < 1 or link.info.n_ctx < 1:
         raise RemoteError(
-            f"{name} says that it serves layers [{info.start}, {info.stop}) of {info.n_layer},"
-            f" {info.max_rows} rows at once and {link.info.n_ctx} positions: there is no such worker"
+            f"{name} offers layers [{info.start}, {info.stop}) of {info.n_layer}, {info.max_rows} rows at"
+            f" once and {link.info.n_ctx} positions, which is impossible"
         )
     if (info.n_layer, info.n_embd) != (file.n_layer, file.n_embd):
         raise RemoteError(

@@ -92,9 +92,9 @@ class SplitTarget(Closing):
         middle: a connection to the worker with the layers between, or to several, each of which has some, in
             their order.
         codec: how hidden states cross the link: ``"f32"`` (exact), ``"f16"``, ``"q8"``, ``"q4"``
-            (:mod:`sllm.wire.codec`). All but the first change the text slightly: ``sllm codec-report`` tells
-            how much.
-        on_loss: ``"wait"`` (connect again, send again what the worker has lost, and go on with the same text)
+            (:mod:`sllm.wire.codec`). All but the first change the text slightly; ``sllm codec-report``
+            measures how much.
+        on_loss: ``"wait"`` (connect again, send again what the worker has lost, and continue the text)
             or ``"raise"``; None: as given to :func:`~sllm.connect`.
         n_ctx: positions of one text; None: what the model was trained for, at most 4096, and no more than
             the workers have.
@@ -105,7 +105,7 @@ class SplitTarget(Closing):
             names on all machines, and f32.
 
     Raises:
-        ModelLoadError, UnsupportedModelError: the model's layers cannot be run apart; says why.
+        ModelLoadError, UnsupportedModelError: the model's layers cannot be run separately.
         ValueError: more layers than there are, or workers whose layers do not fit in between.
         RemoteError: a worker has another model.
 

@@ -50,8 +50,8 @@ class Commit:
 
 @dataclass
 class RemoteStats:
-    """What a generation has cost on the link to a remote target. Times are seconds, bytes those of messages
-    (framing and TLS come on top, see :data:`sllm.wire.protocol.FRAMING`).
+    """What a generation has cost on the link to a remote target. Times are in seconds; bytes are those of
+    messages, without framing and TLS (:data:`sllm.wire.protocol.FRAMING`).
 
     Attributes:
         round_trip: a running estimate; 0 before the first hint has come back.
@@ -59,7 +59,7 @@ class RemoteStats:
         n_hints: hints sent.
         n_reconnects: how often the link was lost and found again.
         lost_seconds: without a link.
-        n_own_draft: accepted tokens that the remote side had drafted by itself.
+        n_own_draft: accepted tokens that the remote side had drafted itself.
         n_reused: tokens of the prompt that the remote side had in memory.
         prompt_seconds: what the rest of the prompt took to compute.
         queued_seconds: how long the text waited for a place.
@@ -108,7 +108,7 @@ class Scorer(Protocol):
     def score(self, tokens: npt.NDArray[int32], start: int) -> Scores:
         """Score ``tokens[start:]``, int32 (n,), 1 <= start < n, in one pass.
 
-        What was computed stays in memory: a text that goes on from there costs only what is new.
+        What was computed stays in memory: a text that begins with it costs only what is new.
         """
 
 
@@ -116,14 +116,14 @@ class Generation(Protocol):
     """One text on its way, made by :meth:`Target.open`. All but :meth:`cancel` belong to one thread."""
 
     finish_reason: str | None
-    """None while it goes on; then ``"eog"`` (the model ended it), ``"length"`` (``max_tokens``) or
+    """None until it ends; then ``"eog"`` (the model ended it), ``"length"`` (``max_tokens``) or
     ``"context"`` (full)."""
 
     def __next__(self) -> Commit:
         """The next commit; StopIteration after the last. Blocks while the target computes."""
 
     def hint(self, pos: int, tokens: Sequence[int]) -> None:
-        """Say what probably comes at ``pos``: the whole unconfirmed chain. It replaces every earlier hint.
+        """Propose the tokens from ``pos`` on: the whole unconfirmed draft. It replaces every earlier hint.
 
         A hint changes when tokens come and never which. It is compared with what is committed by now; where
         it disagrees it is dropped.
@@ -138,7 +138,7 @@ class Generation(Protocol):
 
 @runtime_checkable
 class RemoteWork(Protocol):
-    """What a generation is, too, whose passes are computed elsewhere."""
+    """A generation whose passes are computed on another machine."""
 
     remote: RemoteStats
 
@@ -152,8 +152,7 @@ class PipelinedGeneration(Generation, Protocol):
     """
 
     run_ahead: bool
-    """Whether the target goes on without hints; else every pass has to be hinted at or asked for (an empty
-    hint).
+    """Whether the target generates without hints; else every pass needs a hint, which may be empty.
     """
 
     on_loss: str

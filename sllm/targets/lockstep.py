@@ -20,7 +20,7 @@ __all__ = ["LockstepGeneration"]
 
 
 class LockstepGeneration:
-    """What such generations have in common; see :class:`~sllm.targets.base.Generation`.
+    """Base of generations whose caller waits for every pass; see :class:`~sllm.targets.base.Generation`.
 
     Args:
         vocab: the target's.
@@ -37,8 +37,8 @@ class LockstepGeneration:
         self._vocab = vocab
         self._text = prompt
         self._start = len(prompt)
-        self._asked_end = None if max_tokens is None else self._start + max_tokens
-        self._end = n_ctx if self._asked_end is None else min(self._asked_end, n_ctx)
+        self._requested_end = None if max_tokens is None else self._start + max_tokens
+        self._end = n_ctx if self._requested_end is None else min(self._requested_end, n_ctx)
         self._max_chain = max_chain
         self._hint: tuple[int, list[int]] = (0, [])
         self._cancelled = False
@@ -47,14 +47,12 @@ class LockstepGeneration:
         self._check_end()
 
     def _verify(self, chain: list[int]) -> tuple[tuple[int, ...], int]:
-        """One pass: the tokens that come after the text, and how many of them are accepted ones of
-        ``chain``.
-        """
+        """One pass: the tokens that follow the text, and how many of them are accepted ones of ``chain``."""
         raise NotImplementedError
 
     def _check_end(self) -> None:
         if len(self._text) >= self._end:
-            self.finish_reason = "length" if self._end == self._asked_end else "context"
+            self.finish_reason = "length" if self._end == self._requested_end else "context"
 
     def __iter__(self) -> Self:
         return self
@@ -63,8 +61,8 @@ class LockstepGeneration:
         """See :meth:`~sllm.targets.base.Generation.hint`."""
         self._hint = (pos, list(tokens))
 
-    def _candidate(self) -> list[int]:
-        """What the hint says after the committed text, if it agrees with that."""
+    def _valid_hint(self) -> list[int]:
+        """The hinted tokens after the committed text, if the hint agrees with that."""
         pos, tokens = self._hint
         if not tokens:
             return []
@@ -85,7 +83,7 @@ class LockstepGeneration:
         if self.finish_reason is not None:
             raise StopIteration
         pos = len(self._text)
-        chain = self._candidate()
+        chain = self._valid_hint()
         began = time.perf_counter()
         tokens, n_accepted = self._verify(chain)
         seconds = time.perf_counter() - began

@@ -74,7 +74,7 @@ class Address:
         """Read ``sllm://[TOKEN@]HOST[:PORT][#sha256=FINGERPRINT | #insecure]``.
 
         Raises:
-            ValueError: not such an address; the message does not repeat it.
+            ValueError: another form; the message does not repeat it.
 
         """
         if not isinstance(uri, str):
@@ -90,12 +90,14 @@ class Address:
         if not parts.hostname:
             raise ValueError(f"the address of the worker names no host; {form}")
         if parts.path not in ("", "/") or parts.query:
-            raise ValueError(f"the address of the worker goes on behind its port; {form}")
+            raise ValueError(f"the address of the worker has something after its port; {form}")
         if parts.password is not None:
             raise ValueError(f"the address of the worker has a ':' before its '@'; {form}")
         token = unquote(parts.username) if parts.username else None
         if token is not None and not _is_visible(token):
-            raise ValueError(f"the token in the address of the worker is not of visible ASCII; {form}")
+            raise ValueError(
+                f"the token in the address of the worker has spaces, control or non-ASCII characters; {form}"
+            )
         found: str | None = None
         insecure = False
         if parts.fragment == "insecure":
@@ -104,7 +106,7 @@ class Address:
             name, _, digest = parts.fragment.partition("=")
             digest = digest.replace(":", "").lower()
             if name != "sha256" or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-                raise ValueError(f"the address of the worker has no valid fingerprint behind its '#'; {form}")
+                raise ValueError(f"the address of the worker has no valid fingerprint after its '#'; {form}")
             found = digest
         if insecure and not is_loopback(parts.hostname):
             raise ValueError(f"#insecure is for loopback alone, and the address names {parts.hostname}")
@@ -134,7 +136,7 @@ def bearer(token: str | None) -> tuple[tuple[str, str], ...]:
 def same_token(header: str | bytes | None, token: str) -> bool:
     """Whether an ``authorization`` header carries this token; takes as long for every wrong one."""
     given = header.encode("utf-8", "replace") if isinstance(header, str) else header or b""
-    # Hashed first: compare_digest tells lengths apart.
+    # Hashed first: compare_digest takes longer for some lengths than for others.
     return hmac.compare_digest(
         hashlib.sha256(given).digest(), hashlib.sha256(f"Bearer {token}".encode()).digest()
     )
@@ -163,7 +165,7 @@ def load_or_make_token(path: Path) -> str:
 
     Raises:
         OSError: the file cannot be read or written.
-        ValueError: what it holds is no token.
+        ValueError: what it holds is not a token.
 
     """
     try:
@@ -171,7 +173,7 @@ def load_or_make_token(path: Path) -> str:
     except FileNotFoundError:
         token = secrets.token_urlsafe(24)
         if not write_private(path, token.encode() + b"\n"):
-            return _read_token(path)  # another worker was quicker
+            return _read_token(path)  # another worker has just written it
         return token
 
 
@@ -209,11 +211,11 @@ def load_or_make_certificate(folder: Path) -> tuple[bytes, bytes]:
     """The certificate and key of a worker (PEM), made on the first call and kept in ``folder``, readable by
     its owner alone.
 
-    Self-signed and valid for ten years: whoever pins its fingerprint asks no authority.
+    Self-signed and valid for ten years: clients that pin its fingerprint need no authority.
 
     Raises:
         OSError: the folder cannot be read or written.
-        ValueError: what lies there is no certificate with its key.
+        ValueError: the file there is not a certificate with its key.
 
     """
     path = folder / "worker.pem"
@@ -300,13 +302,13 @@ def fetch_certificate(address: Address, timeout: float) -> bytes:
         ) from error
     except OSError as error:
         raise RemoteError(f"{address.endpoint} cannot be reached: {error.strerror or error}") from error
-    except UnicodeError:  # a host name that no name can be
-        raise RemoteError(f"{address.endpoint} cannot be reached: there is no such host name") from None
+    except UnicodeError:  # not a possible host name
+        raise RemoteError(f"{address.endpoint} cannot be reached: its host name is not valid") from None
     found = hashlib.sha256(der).hexdigest()
     if address.fingerprint is not None and found != address.fingerprint:
         raise AuthError(
             f"{address.endpoint} has a certificate with the fingerprint {found},"
-            f" expected {address.fingerprint}: this is another worker, or somebody in between"
+            f" expected {address.fingerprint}: this is another worker, or somebody intercepts the connection"
         )
     return ssl.DER_cert_to_PEM_cert(der).encode()
 

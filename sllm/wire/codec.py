@@ -16,8 +16,8 @@ The scale of q4 has a sign so that the largest number of a block gets the code -
 as in ggml's Q4_0: on hidden states a fifth less squared error than absmax / 7 makes, though a number of the
 other sign that is as large loses an eighth.
 
-All but f32 change the numbers, so the text is that of a slightly different model: ``sllm codec-report`` tells
-by how much.
+All but f32 change the numbers, so the text is that of a slightly different model; ``sllm codec-report``
+measures by how much.
 """
 
 from __future__ import annotations

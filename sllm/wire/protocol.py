@@ -63,7 +63,7 @@ PIECE_BYTES = 1 << 18
 """The most that a message ``Piece`` carries."""
 
 RELAY_OPTIONS: tuple[tuple[str, int], ...] = (("grpc.http2.lookahead_bytes", 1 << 23),)
-"""For both ends of a relay: what may be under way without having been asked for. The 64 KiB that are usual
+"""For both ends of a relay: bytes that may be in flight before the receiver asks for more. The usual 64 KiB
 would let a link with a round trip of 50 ms carry 10 Mbit/s.
 """
 
@@ -71,10 +71,8 @@ FRAMING = 5 + 9 + 22
 """Bytes around a message on the wire: gRPC's prefix, one HTTP/2 frame header, one TLS 1.3 record."""
 
 CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
-    (
-        "grpc.http2.bdp_probe",
-        0,
-    ),  # a ping with every piece of data, for windows that these messages never fill
+    # A ping with every piece of data, for windows that these messages never fill.
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.enable_http_proxy", 0),
 )
 """For both ends."""
@@ -147,7 +145,7 @@ def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
                 text = f"{text[:_MAX_DETAILS]} ..."
             context.abort(grpc.StatusCode[code], text)
     log.error("a call failed", exc_info=error)
-    context.abort(grpc.StatusCode.INTERNAL, f"the worker failed ({type(error).__name__}); its log tells more")
+    context.abort(grpc.StatusCode.INTERNAL, f"the worker failed ({type(error).__name__}); see its log")
     raise AssertionError("abort() raises")
 
 
@@ -163,7 +161,7 @@ def failure(error: grpc.RpcError, endpoint: str) -> Exception | None:
     if code == "RESOURCE_EXHAUSTED" and "larger than max" in details:
         return ValueError(f"{endpoint}: the message is too large for this link: {details}")
     if code == "UNIMPLEMENTED" and not details.startswith(_NOT_OFFERED):
-        return RemoteError(f"{endpoint} is no worker of sllm: {details or 'it does not know the call'}")
+        return RemoteError(f"{endpoint} is not an sllm worker: {details or 'it does not know the call'}")
     for kind, name in _REFUSALS:
         if name == code:
             return kind(details if kind is ContextFullError else f"{endpoint}: {details}")

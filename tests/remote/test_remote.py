@@ -1,4 +1,4 @@
-"""The client of a worker: connecting, what it refuses, texts, and that nothing is left behind."""
+"""The client of a worker: connecting, what it refuses, texts, and that nothing is left over."""
 
 from __future__ import annotations
 
@@ -247,7 +247,7 @@ def test_no_worker_of_this_version(target_model: Model) -> None:
     with another, pytest.raises(sllm.RemoteError, match="version 2 of the protocol, expected 1"):
         sllm.connect(another.uri)
     stranger = FakeWorker(target_model, service="somebody.Else")
-    with stranger, pytest.raises(sllm.RemoteError, match="no worker"):
+    with stranger, pytest.raises(sllm.RemoteError, match="not an sllm worker"):
         sllm.connect(stranger.uri)
 
 
@@ -422,7 +422,7 @@ def test_a_draft_with_another_vocabulary_is_refused_before_any_text_is_sent(
 # ---- refusals ----------------------------------------------------------------------------------------------
 
 
-def test_what_does_not_fit_is_told_at_once(remote: Remote, target_model: Model) -> None:
+def test_what_does_not_fit_is_refused_at_once(remote: Remote, target_model: Model) -> None:
     before = remote.status().sessions_total
     with pytest.raises(sllm.ContextFullError, match=f"{N_CTX + 1} tokens"):
         sllm.generate(remote.target(), make_prompt(target_model, N_CTX + 1, 0))
@@ -818,7 +818,7 @@ def test_closing_a_connection_while_it_is_being_renewed(worker: Worker, target_m
     wait_until(lambda: not worker._scheduler.running())
 
 
-def test_a_forgotten_connection_is_told(worker: Worker) -> None:
+def test_an_unclosed_connection_warns(worker: Worker) -> None:
     remote = sllm.connect(worker.uri)
     kept = [remote]
     del remote
@@ -842,7 +842,7 @@ def script(code: str, *arguments: str) -> str:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_is_told(worker: Worker, cache: Path) -> None:
+def test_use_in_a_forked_child_raises(worker: Worker, cache: Path) -> None:
     said = script(
         """
         remote = sllm.connect(sys.argv[1])
@@ -959,7 +959,7 @@ def whole_vocabulary() -> Iterator[bytes]:
 
 
 def test_a_worker_that_boasts(target_model: Model, cache: Path) -> None:
-    """More accepted than told, and drafted than checked: the text ends all the same."""
+    """More accepted than committed, and drafted than checked: the text ends all the same."""
     story = [commit(3, [70, 71], n_accepted=9, n_verified=1), commit(5, [72], n_accepted=9), done("length")]
     fake = FakeWorker(target_model, generate=tell(*story), vocabulary=whole_vocabulary)
     with fake, sllm.connect(fake.uri) as remote:
@@ -969,7 +969,7 @@ def test_a_worker_that_boasts(target_model: Model, cache: Path) -> None:
 
 
 def test_a_worker_whose_context_is_shorter_than_it_said(target_model: Model, cache: Path) -> None:
-    """It was restarted since, behind the same address."""
+    """It was restarted since, at the same address."""
     vocab = target_model.vocab
     half = next(t for t in range(vocab.n_tokens) if vocab.piece(t) == b"\xe4")
     for told, shown in (([70], vocab.piece(70).decode()), ([half], "\ufffd"), ([], "")):

@@ -93,7 +93,7 @@ def endless(target_model: Model) -> sllm.SamplingParams:
 
 @pytest.fixture(scope="module")
 def wanted(target_model: Model, endless: sllm.SamplingParams) -> list[int]:
-    """That text behind PROMPT."""
+    """That text after PROMPT."""
     return one_by_one(target_model, PROMPT, endless, 60)
 
 
@@ -154,7 +154,7 @@ def test_a_worker_killed(
 
 
 @pytest.mark.parametrize("on_loss", ["wait", "raise"])
-def test_a_worker_that_dies_behind_the_last_token(target_model: Model, on_loss: str) -> None:
+def test_a_worker_that_dies_after_the_last_token(target_model: Model, on_loss: str) -> None:
     """Nothing is missing, so nobody needs to know."""
 
     def tell(_opening: pb.Open) -> Iterator[pb.Down]:
@@ -171,7 +171,7 @@ def test_a_worker_that_dies_behind_the_last_token(target_model: Model, on_loss: 
 def test_a_worker_ends_in_order(
     make_worker: Callable[..., Worker], endless: sllm.SamplingParams, wanted: list[int]
 ) -> None:
-    """It says so, and the client goes on with the one that is started then."""
+    """It says so, and the client continues with the one that is started then."""
     first = make_worker()
     with Link(address_of(first)) as link, sllm.connect(through(link, first.uri)) as remote:
         stream = sllm.generate(remote.target(), PROMPT, sampling=endless, max_tokens=60)
@@ -481,7 +481,7 @@ def test_several_texts_lose_one_link(
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc here")
-def test_attempts_leave_nothing_behind(
+def test_attempts_leave_no_open_files(
     make_worker: Callable[..., Worker], endless: sllm.SamplingParams, tmp_path: Path
 ) -> None:
     def n_open() -> int:

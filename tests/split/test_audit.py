@@ -32,7 +32,7 @@ def tokens(target_model: sllm.Model) -> npt.NDArray[np.int32]:
 # ---- nearest embedding
 
 
-def test_hidden_states_behind_no_layer_are_read_off(tokens: npt.NDArray[np.int32]) -> None:
+def test_hidden_states_before_any_layer_are_read_off(tokens: npt.NDArray[np.int32]) -> None:
     with Embedding(open_layers(embedded.TARGET)) as embedding:
         for codec in CODECS:
             seen = across(embedding.rows(tokens), codec)
@@ -81,7 +81,7 @@ def test_matching_finds_the_text(n_layers: int, codec: str, tokens: npt.NDArray[
         assert 2560 < found.n_tried < 2560 * len(tokens) / 2
 
 
-def test_tokens_that_are_nearly_alike_are_told_apart(target_model: sllm.Model) -> None:
+def test_tokens_that_are_nearly_alike_are_distinguished(target_model: sllm.Model) -> None:
     """Two that training hardly saw: either is far nearer to the other than the rest are."""
     tokens = target_model.vocab.encode(SAMPLE)[:40]
     file = open_layers(embedded.TARGET)
@@ -100,7 +100,7 @@ def test_tokens_that_are_nearly_alike_are_told_apart(target_model: sllm.Model) -
     assert found.tokens.tolist() == tokens.tolist()
 
 
-def test_matching_goes_on_behind_errors_or_behind_the_truth(tokens: npt.NDArray[np.int32]) -> None:
+def test_matching_continues_after_errors_or_after_the_truth(tokens: npt.NDArray[np.int32]) -> None:
     file = open_layers(embedded.TARGET)
     wrong = 4  # the position whose token is not among the candidates
     others = np.random.default_rng(0).integers(0, 2560, (len(tokens), 39))
@@ -144,7 +144,7 @@ def test_arrays_that_do_not_fit_together(tokens: npt.NDArray[np.int32]) -> None:
 # ---- logit lens
 
 
-def test_the_lens_behind_the_last_layer_shows_the_models_choice(
+def test_the_lens_after_the_last_layer_shows_the_models_choice(
     tokens: npt.NDArray[np.int32], target_model: sllm.Model
 ) -> None:
     file = open_layers(embedded.TARGET)

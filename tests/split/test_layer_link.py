@@ -113,7 +113,7 @@ LOSSES = ("idle", "closing", "an early end")
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_worker_that_ends_every_stream_after_a_while_is_one(
+def test_a_worker_that_ends_every_stream_after_a_while_serves_the_text(
     connected: Callable[..., Any], name: str
 ) -> None:
     with split_of(connected(saying(answer, answer, ROWS[name]))) as split:
@@ -125,7 +125,7 @@ def test_a_worker_that_ends_every_stream_after_a_while_is_one(
 @pytest.mark.parametrize(
     ("name", "n_true"), [(name, n) for name in ROWS for n in (0, 2) if n == 0 or name not in LOSSES]
 )
-def test_rows_that_are_none(connected: Callable[..., Any], name: str, n_true: int) -> None:
+def test_invalid_rows(connected: Callable[..., Any], name: str, n_true: int) -> None:
     remote = connected(saying(*[answer] * n_true, ROWS[name]))
     with split_of(remote) as split:
         for _ in range(2):  # once more after an error: no hang either
@@ -155,7 +155,7 @@ COMMITS: dict[str, Callable[[pb.Rows], Any]] = {
 
 
 @pytest.mark.parametrize("lie", COMMITS.values(), ids=COMMITS.keys())
-def test_selections_that_are_none(connected: Callable[..., Any], lie: Any) -> None:
+def test_invalid_selections(connected: Callable[..., Any], lie: Any) -> None:
     remote = connected(saying(lambda r: lie(r) if r.n_select else answer(r)))
     with split_of(remote, None) as split:
         generation = split.open(np.array([5, 6, 7], dtype=np.int32), GREEDY, 20)
@@ -180,12 +180,12 @@ def test_selections_that_are_none(connected: Callable[..., Any], lie: Any) -> No
     ],
     ids=["rows", "commit", "nothing", "idle", "closing", "no room", "garbage"],
 )
-def test_openings_that_are_none(connected: Callable[..., Any], first: Any) -> None:
+def test_invalid_openings(connected: Callable[..., Any], first: Any) -> None:
     with split_of(connected(saying(answer, first=first))) as split, pytest.raises(sllm.RemoteError):
         read(split)
 
 
-def test_a_length_that_nobody_has(connected: Callable[..., Any]) -> None:
+def test_an_impossible_length(connected: Callable[..., Any]) -> None:
     remote = connected(saying(answer, first=opened(length=2**32 - 1, n_ctx=2**32 - 1)))
     with split_of(remote) as split:
         generation = split.open(np.array([5, 6, 7], dtype=np.int32), GREEDY, 20)
@@ -223,13 +223,13 @@ def test_hidden_states_as_large_as_there_are(connected: Callable[..., Any], scal
     ],
     ids=str,
 )
-def test_workers_that_cannot_be(connected: Callable[..., Any], said: Any, info: Any) -> None:
+def test_impossible_workers(connected: Callable[..., Any], said: Any, info: Any) -> None:
     with pytest.raises(sllm.RemoteError):
         split_of(connected(said=said, info=info))
 
 
 def test_a_worker_that_does_not_let_go(connected: Callable[..., Any]) -> None:
-    """It goes on after the client has said that it needs nothing more."""
+    """It keeps the call open after the client has said that it needs nothing more."""
     over = threading.Event()
 
     def run(messages: Iterator[pb.LayersUp]) -> Iterator[Any]:

@@ -538,7 +538,7 @@ def test_closing_the_connection_ends_a_text(target_model: Model, make_worker: Ca
             next(generation)
 
 
-def test_a_forgotten_split_is_told(remote: Remote) -> None:
+def test_an_unclosed_split_warns(remote: Remote) -> None:
     with pytest.warns(ResourceWarning, match="unclosed <sllm.SplitTarget"):
         sllm.SplitTarget(embedded.TARGET, head=1, middle=remote, n_ctx=64).__del__()
 
@@ -626,7 +626,7 @@ def test_a_worker_with_another_model(make_worker: Callable[..., Worker], tmp_pat
         sllm.SplitTarget(embedded.TARGET, head=2, tail=1, middle=connection)
 
 
-def test_workers_of_texts_and_of_layers_are_told_apart(
+def test_workers_of_texts_and_of_layers_are_distinguished(
     target_model: Model, remote: Remote, tmp_path: Path
 ) -> None:
     with pytest.raises(sllm.UnsupportedModelError, match="serves layers of a model, not texts"):

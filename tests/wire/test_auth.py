@@ -107,7 +107,7 @@ def test_the_parts_of_an_address() -> None:
         f"sllm://{TOKEN}\N{FULLWIDTH COMMERCIAL AT}host:5",
     ],
 )
-def test_a_bad_address_is_told_without_its_token(line: str) -> None:
+def test_the_error_of_a_bad_address_does_not_show_its_token(line: str) -> None:
     with pytest.raises(ValueError, match="address") as caught:
         Address.parse(line)
     shown = "".join(traceback.format_exception(caught.value, chain=True))
@@ -224,7 +224,7 @@ def test_those_who_make_a_token_at_once_get_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"short\n", b"two words that are long enough", b"\xff" * 40])
-def test_a_file_that_holds_no_token_is_told_and_kept(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_holds_no_token_is_an_error_and_kept(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "token"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="holds no token") as caught:
@@ -281,7 +281,7 @@ def test_those_who_make_a_certificate_at_once_get_the_same(tmp_path: Path) -> No
         assert len(set(pool.map(make, range(n)))) == 1
 
 
-def test_a_damaged_certificate_is_told_and_kept(tmp_path: Path) -> None:
+def test_a_damaged_certificate_is_an_error_and_kept(tmp_path: Path) -> None:
     auth.load_or_make_certificate(tmp_path)
     path = tmp_path / "worker.pem"
     whole = path.read_bytes()
@@ -471,7 +471,7 @@ def test_nobody_there_is_a_remote_error() -> None:
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".invalid", "ä" * 64, "host.invalid", "with space"])
-def test_a_host_that_is_none_is_a_remote_error(host: str) -> None:
+def test_an_invalid_host_name_is_a_remote_error(host: str) -> None:
     with pytest.raises(RemoteError, match="cannot be reached"):
         auth.fetch_certificate(Address(host, 1), PATIENCE)
 

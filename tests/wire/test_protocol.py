@@ -109,7 +109,7 @@ samplings = st.builds(
 
 @examples(100)
 @given(params=samplings, rng=st.integers(0, 2**32 - 1))
-def test_sampling_parameters_select_the_same_behind_the_wire(
+def test_sampling_parameters_select_the_same_after_the_wire(
     draft_model: Model, params: SamplingParams, rng: int
 ) -> None:
     data = to_sampling(params).SerializeToString()
@@ -291,13 +291,13 @@ def test_a_worker_that_ends_is_a_lost_link() -> None:
     assert found is None
 
 
-def test_what_is_not_meant_for_clients_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_not_meant_for_clients_is_not_sent(caplog: pytest.LogCaptureFixture) -> None:
     status, details, found = crossed(KeyError("a secret"))
     assert status is grpc.StatusCode.INTERNAL
     assert "secret" not in details
     assert "KeyError" in details
     assert type(found) is sllm.RemoteError
-    assert "a secret" in caplog.text  # "its log tells more"
+    assert "a secret" in caplog.text  # "see its log"
 
 
 def test_a_long_error_is_cut_to_what_fits_into_a_header() -> None:
@@ -319,10 +319,10 @@ def test_every_status_is_a_lost_link_or_an_error_of_this_package(
 
 
 @pytest.mark.parametrize("details", ["Method not found!", "unknown service sllm.v1.Worker", ""])
-def test_another_service_is_no_worker(details: str) -> None:
+def test_another_service_is_not_a_worker(details: str) -> None:
     found = failure(Failed(grpc.StatusCode.UNIMPLEMENTED, details), "host:1")
     assert isinstance(found, sllm.RemoteError)
-    assert "no worker" in str(found)
+    assert "not an sllm worker" in str(found)
 
 
 @pytest.mark.parametrize(
@@ -334,3 +334,19 @@ def test_a_message_that_is_too_large_is_not_a_busy_worker(details: str) -> None:
     assert (
         failure(Failed(grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2"), "host:1") is None
     )
+
+
+def test_a_missing_package_names_its_extra() -> None:
+    """Without grpc sllm itself can be imported, and the part that needs it says what to install."""
+    code = """
+import sys
+sys.modules["grpc"] = None
+import sllm
+try:
+    sllm.connect
+except ImportError as error:
+    print(error)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "needs the package grpc" in ran.stdout
+    assert "pip install 'sllm[remote]'" in ran.stdout
