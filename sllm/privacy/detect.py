@@ -40,7 +40,7 @@ _KIND = lazy("[A-Z]{2,16}")
 
 
 class PatternDetector:
-    """Everything that a form, a checksum or a label gives away; deterministic, in time linear in the text.
+    """Finds what has a known form, checksum or label; deterministic, in time linear in the text.
 
     Args:
         kinds: which of :data:`KINDS` to look for; None is all.

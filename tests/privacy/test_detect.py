@@ -331,7 +331,7 @@ def test_candidates_beyond_the_limit_count_as_found() -> None:
         ([-float("inf")] * 4, "impossible"),
     ],
 )
-def test_scores_that_are_none(scores: list[float], said: str) -> None:
+def test_invalid_scores(scores: list[float], said: str) -> None:
     class Bad:
         def label_logprobs(self, prompt: str, labels: Sequence[str]) -> list[float]:
             return scores

@@ -157,7 +157,7 @@ class _Reader:
             first = parts[0]
             if (
                 (follow in ",!.\n—:" or not follow)
-                and first not in CONTEXT.nobody
+                and first not in CONTEXT.not_people
                 and not_a_common_word(first)
             ):
                 known = first in ENGLISH.given or self._known(first)
