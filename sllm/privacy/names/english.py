@@ -89,6 +89,7 @@ class _Reader:
         return known
 
     def run(self, run: str, start: int) -> Iterator[Finding]:
+        """The names in the next run of capitalised words, which begins at an offset."""
         if " " not in run and self._idle(run, start):
             return
         if not self.budget.spend(start):
