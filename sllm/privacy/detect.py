@@ -5,10 +5,12 @@ Detectors search a plain view of the text (:mod:`sllm.privacy.text`) and return 
 
 from __future__ import annotations
 
+import importlib.util
 from numbers import Real
 from typing import TYPE_CHECKING, SupportsIndex
 
 from sllm.errors import LeakError
+from sllm.extras import needs
 from sllm.privacy.findings import KINDS, LITERAL, Detector, Finding, LabelScorer
 from sllm.privacy.names.detectors import ModelDetector, NameDetector
 from sllm.privacy.patterns import addresses, chinese, codes, labels, numbers, passwords
@@ -39,19 +41,31 @@ _SCANS = (
 _KIND = lazy("[A-Z]{2,16}")
 
 
+def _check_packages() -> None:
+    """Raises if a package is missing that is imported only for the first number: there, where detectors fail
+    without a message, nobody would be told what to install.
+    """
+    with needs("privacy"):
+        for package in ("phonenumbers", "stdnum"):
+            if importlib.util.find_spec(package) is None:
+                raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+
 class PatternDetector:
-    """Everything that a form, a checksum or a label gives away; deterministic, in time linear in the text.
+    """Finds what has a known form, checksum or label; deterministic, in time linear in the text.
 
     Args:
         kinds: which of :data:`KINDS` to look for; None is all.
         min_score: findings below it are left out.
 
     Raises:
+        ImportError: a package that the checks of numbers need is not installed.
         ValueError: a kind that no pattern names.
 
     """
 
     def __init__(self, kinds: Collection[str] | None = None, *, min_score: float = 0.0) -> None:
+        _check_packages()
         unknown = sorted(set(kinds or ()) - set(KINDS))
         if unknown:
             raise ValueError(f"unknown kinds {unknown}; known are {sorted(KINDS)}")

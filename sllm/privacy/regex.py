@@ -3,8 +3,8 @@
 Compiling all the patterns of this package takes a second, which an import must not cost: whoever masks
 nothing never pays it, and a text pays only for the patterns that it is searched with.
 
-Python's ``re`` skips to the characters that a pattern can begin with if these are one set; in front of
-alternatives and of a look-behind it tries every offset. So a pattern begins with the set of its first
+Python's ``re`` skips to the characters that a pattern can begin with if these are one set; before
+alternatives and a look-behind it tries every offset. So a pattern begins with the set of its first
 characters, and looks back over the one that it found: ``f"[AB]{ALONE}(?:...)"``.
 """
 

@@ -192,6 +192,13 @@ def test_kinds_and_scores() -> None:
     assert isinstance(only, Detector) and isinstance(NameDetector(), Detector)
 
 
+@pytest.mark.parametrize("package", ["phonenumbers", "stdnum"])
+def test_a_missing_package_is_named_before_any_text(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"{package}, .*sllm\[privacy\]"):
+        PatternDetector()
+
+
 # ---- checksums against python-stdnum -----------------------------------------------------------------------
 
 
@@ -331,7 +338,7 @@ def test_candidates_beyond_the_limit_count_as_found() -> None:
         ([-float("inf")] * 4, "impossible"),
     ],
 )
-def test_scores_that_are_none(scores: list[float], said: str) -> None:
+def test_invalid_scores(scores: list[float], said: str) -> None:
     class Bad:
         def label_logprobs(self, prompt: str, labels: Sequence[str]) -> list[float]:
             return scores

@@ -312,8 +312,9 @@ def test_no_copies(caplog: pytest.LogCaptureFixture) -> None:
         vault.mask(TEXT)
     assert not caplog.records
     for copier in (copy.copy, copy.deepcopy, pickle.dumps, lambda v: copy.copy([v])[0].__reduce_ex__(2)):
-        with pytest.raises(TypeError, match="memory only"):
-            copier(vault)
+        for one in (vault, vault.placeholders):
+            with pytest.raises(TypeError, match="memory only"):
+                copier(one)
     assert repr(vault) == str(vault) == "<Vault of 4 values: CARD: 1, EMAIL: 1, NAME: 1, PHONE: 1>"
     assert repr(Vault()) == "<Vault of 0 values>"
     assert sllm.Vault is Vault
@@ -346,7 +347,7 @@ def test_a_failing_detector_lets_nothing_out() -> None:
         [Finding(0, 1, "TEXT")],
     ],
 )
-def test_a_detector_that_hands_back_nonsense(findings: list[Any]) -> None:
+def test_invalid_findings(findings: list[Any]) -> None:
     with pytest.raises(sllm.LeakError, match="Given gave an invalid finding"):
         Vault([Given(findings)]).mask("a text")
 

@@ -59,9 +59,9 @@ class _Context:
         return frozenset(self._table["greetings"])
 
     @functools.cached_property
-    def nobody(self) -> frozenset[str]:
+    def not_people(self) -> frozenset[str]:
         """Names that are greeted and are not people: assistants and models."""
-        return frozenset(self._table["nobody"])
+        return frozenset(self._table["not people"])
 
     @functools.cached_property
     def verbs(self) -> dict[str, tuple[str, ...]]:

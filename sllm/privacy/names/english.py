@@ -78,6 +78,8 @@ class _Reader:
         self.listed = False  # whether more may follow it in a list
         self.budget = Budget(text)
         self._personal: tuple[int, int, bool] = (0, 0, False)
+        # For every capitalised word: here they are read faster than from the lists.
+        self._not_names, self._given, self._leading = ENGLISH.not_names, ENGLISH.given, CONTEXT.leading
 
     def personal(self, start: int) -> bool:
         """Whether the text around an offset (a block of 256 characters) is what people say to each other."""
@@ -89,6 +91,7 @@ class _Reader:
         return known
 
     def run(self, run: str, start: int) -> Iterator[Finding]:
+        """The names in the next run of capitalised words, which begins at an offset."""
         if " " not in run and self._idle(run, start):
             return
         if not self.budget.spend(start):
@@ -102,11 +105,11 @@ class _Reader:
         """Whether a capitalised word needs no closer look: it is not a known name, and the word before it
         does not announce one.
         """
-        if word in ENGLISH.not_names:
+        if word in self._not_names:
             return True
         if word[-2:-1] in "'’" and word[-1] == "s":
             word = word[:-2]
-        if word in ENGLISH.given or self.listed:
+        if word in self._given or self.listed:
             return False
         text = self.text
         if start < 2 or text[start - 1] != " ":
@@ -116,7 +119,7 @@ class _Reader:
         return (
             start > 16
             and ahead.isalnum()
-            and ahead not in CONTEXT.leading
+            and ahead not in self._leading
             and not ahead.endswith(("name", "by", "to"))
             and text[start + len(word) : start + len(word) + 1] not in _OPENING
         )
@@ -157,7 +160,7 @@ class _Reader:
             first = parts[0]
             if (
                 (follow in ",!.\n—:" or not follow)
-                and first not in CONTEXT.nobody
+                and first not in CONTEXT.not_people
                 and not_a_common_word(first)
             ):
                 known = first in ENGLISH.given or self._known(first)

@@ -65,7 +65,7 @@ class _English:
 
     @functools.cached_property
     def ambiguous(self) -> frozenset[str]:
-        """Given names that are also a word, a place or somebody whom everybody knows."""
+        """Given names that are also a word or a place."""
         both = self.given & (self.common | self.not_names)
         return (frozenset(data.words("names_en_ambiguous")) | both) - self.famous
 
@@ -156,7 +156,7 @@ class _Chinese:
 
     @functools.cached_property
     def belongings(self) -> list[str]:
-        """What is said to be somebody's."""
+        """What people are said to own or to have: 张伟的电话."""
         return data.words("names_zh_belongings")
 
     @functools.cached_property

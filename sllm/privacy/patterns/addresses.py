@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
+import functools
 from typing import TYPE_CHECKING
 
+from sllm.privacy import data
 from sllm.privacy.findings import Budget, Finding
 from sllm.privacy.regex import ALONE, END, first_of, lazy, rest_of
 
@@ -13,28 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["scan"]
 
-_SUFFIX = (
-    "Street|St|Avenue|Ave|Av|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Dr|Court|Ct|Place|Pl|Square|Sq|Way|Terrace|"
-    "Ter|Trail|Trl|Parkway|Pkwy|Highway|Hwy|Circle|Cir|Loop|Alley|Crescent|Cres|Close|Gardens|Mews|Row|Walk|"
-    "Hill|Plaza|Broadway|Expressway|Freeway|Turnpike|Bypass|Route|Crossing|Point|Ridge|View|Park|Grove|Green|"
-    "Heights|Island|Manor|Meadow|Mill|Mount|Path|Pike|Quay|Rise|Run|Spur|Station|Valley|Village|Villages|"
-    "Vista|Wharf|Yard|Creek|Canyon|Bridge|Common|Commons|Corner|Cove|Field|Fields|Ford|Forest|Forge|Fork|"
-    "Garden|Gateway|Glen|Harbor|Haven|Hills|Hollow|Junction|Key|Knoll|Lake|Lakes|Landing|Lodge|Meadows|"
-    "Mountain|Orchard|Oval|Parade|Passage|Pass|Pine|Pines|Plain|Plains|Port|Prairie|Ranch|Rapids|River|Shore|"
-    "Shores|Spring|Springs|Summit|Throughway|Trace|Track|Tunnel|Union|Viaduct|Ville|Wall|Well|Wells|Brook|"
-    "Burg|Cape|Causeway|Center|Centre|Cliff|Club|Course|Crest|Dale|Dam|Divide|Estate|Estates|Extension|Falls|"
-    "Ferry|Flat|Flats|Fort|Inlet|Isle|Land|Light|Loaf|Locks|Mall|Mission|Neck|Ramp|Rest|Shoal|Skyway|"
-    "Stravenue|Stream|Camp|Branch|Bluff|Bend|Beach|Bayou|Arcade|Annex|Motorway|Overpass|Underpass|Artery|"
-    "Rotary|Glade|Anchorage|Dell|Intersection|Rapid|Rue|Lock|Curve|Crossroad|Radial|Trafficway|Croft|Drove|"
-    "Fold|Gate|Wynd|Brae|Vale|Chase|Paddock|Esplanade|Embankment|Mound|Copse"
-)
 # Suffixes that name little else: after a number they are enough. The others need two words before them, so
 # that "3 Key Points" is not an address.
-_SURE_TEXT = (
-    "Street St Avenue Ave Road Rd Boulevard Blvd Lane Ln Drive Dr Court Ct Square Terrace Parkway Pkwy "
-    "Highway Hwy Crescent Close Mews Circle Cir Alley"
-)
-_SURE = frozenset(_SURE_TEXT.split())
+_SURE = frozenset(
+    ["Street", "St", "Avenue", "Ave", "Road", "Rd", "Boulevard", "Blvd", "Lane", "Ln", "Drive", "Dr", "Court",
+     "Ct", "Square", "Terrace", "Parkway", "Pkwy", "Highway", "Hwy", "Crescent", "Close", "Mews", "Circle",
+     "Cir", "Alley"]
+)  # fmt: skip
 _UNIT = (
     r"(?:,? {0,2}(?:(?:Apt|Apartment|Suite|Ste|Unit|Flat|Floor|Fl|Room|Rm|Building|Bldg|Block|"
     r"Lot)\.? ?#?[A-Za-z0-9-]{1,6}"
@@ -140,7 +126,12 @@ def _announced(text: str, budget: Budget) -> Iterator[Finding]:
             yield Finding(start, kept, "ADDRESS", 0.6)
 
 
-_SUFFIXES = frozenset(_SUFFIX.split("|"))
+@functools.cache
+def _suffixes() -> frozenset[str]:
+    """What the name of a street ends in."""
+    return frozenset(data.words("addresses_en_streets"))
+
+
 _AFTER = lazy(rf"\.?(?: (?:[NSEW]|NE|NW|SE|SW)(?![A-Za-z]))?{_TAIL}")
 _BOXES = (r"P(?:\.? ?O\.? ?Box|ost Office Box|ostfach|SC)", "GPO Box", "Unit")
 _BOX = lazy(
@@ -200,10 +191,13 @@ _OTHERS = (
 _LABEL = lazy(r"(?<![A-Za-z])[Aa]ddress(?:es)?[\"'*]{0,2} ?(?:is|:|=) {0,2}[\"'*]{0,2}(?=[A-Za-z0-9#])")
 # A line that can be an address: a digit, # or a capital first, and a number in it that is a word of its own.
 _LIKELY = lazy(r"(?=[0-9#A-Z])(?=[^()=]*\Z)(?:.*[^A-Za-z0-9])?#?[0-9]")
+# Up to the end of the sentence: a full stop after a word of four letters or more.
+_SENTENCE_END = lazy(r"(?<=[a-z]{4})\. |(?<=[0-9]{4})[.,]? (?=[a-z])|, (?=and |please |my |phone|tel|email)")
 _LINE = lazy(r"[^\n\0\"'<>;|{}\[\]]{6,160}")
 
 
 def _streets(text: str, budget: Budget) -> Iterator[Finding]:
+    suffixes = _suffixes()
     for found in budget.each(_STREET.finditer(text)):
         words = found["name"].split(" ")
         at = found.start("name")
@@ -212,7 +206,7 @@ def _streets(text: str, budget: Budget) -> Iterator[Finding]:
         for i, word in enumerate(words):
             at += len(word)
             bare = word.rstrip(".,")
-            if i and (bare in _SUFFIXES or bare.removesuffix("s") in _SUFFIXES) and (bare in _SURE or i >= 1):
+            if i and (bare in suffixes or bare.removesuffix("s") in suffixes) and (bare in _SURE or i >= 1):
                 ends.append((at - (len(word) - len(bare)), bare, i))
             at += 1
         if not ends:
@@ -260,10 +254,7 @@ def scan(text: str) -> Iterator[Finding]:
         if not line:
             continue
         done = line.end()
-        # Up to the end of the sentence: a full stop after a word of four letters or more.
-        value = re.split(
-            r"(?<=[a-z]{4})\. |(?<=[0-9]{4})[.,]? (?=[a-z])|, (?=and |please |my |phone|tel|email)", line[0]
-        )[0].rstrip(" .,")
+        value = _SENTENCE_END.split(line[0])[0].rstrip(" .,")
         if (
             _LIKELY.match(value)
             and "@" not in value

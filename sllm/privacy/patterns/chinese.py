@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from sllm.privacy import data
 from sllm.privacy.findings import Budget, Finding
 from sllm.privacy.patterns import checksums
 from sllm.privacy.regex import ALONE, END, lazy
@@ -12,7 +13,7 @@ from sllm.privacy.regex import ALONE, END, lazy
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["PROVINCES", "scan"]
+__all__ = ["scan"]
 
 
 _USCC = lazy(rf"[1-9AGNYagny]{ALONE}[1-9A-GNYa-gny][0-9]{{6}}[0-9A-HJ-NP-RTUWXYa-hj-np-rtuwxy]{{10}}{END}")
@@ -51,29 +52,7 @@ _HK_LABEL = lazy(r"(?:身份证|香港|HKID|hkid|HK ID|ID card|identity card)[^A
 _MACAU = lazy(rf"[157]{ALONE}(?:[0-9]{{6}}[(][0-9][)]|/[0-9]{{6}}/[0-9]{END})")
 _TWID = lazy(rf"[A-Z]{ALONE}[1289][0-9]{{8}}{END}")
 
-PROVINCES = (
-    "北京|天津|上海|重庆|河北|山西|辽宁|吉林|黑龙江|江苏|浙江|安徽|福建|江西|山东|河南|湖北|湖南|"
-    "广东|海南|四川|贵州|云南|陕西|甘肃|"
-    "青海|台湾|内蒙古|广西|西藏|宁夏|新疆|香港|澳门"
-)
-_CITIES = (
-    "广州|深圳|珠海|汕头|佛山|韶关|湛江|肇庆|江门|茂名|惠州|梅州|东莞|中山|潮州|揭阳|南京|无锡|"
-    "徐州|常州|苏州|南通|连云港|淮安|盐城|扬州|"
-    "镇江|泰州|宿迁|杭州|宁波|温州|嘉兴|湖州|绍兴|金华|衢州|舟山|台州|丽水|合肥|芜湖|蚌埠|淮南|"
-    "马鞍山|安庆|黄山|阜阳|福州|厦门|莆田|泉州|"
-    "漳州|南平|龙岩|宁德|南昌|景德镇|九江|赣州|济南|青岛|淄博|枣庄|东营|烟台|潍坊|济宁|泰安|威海|"
-    "日照|临沂|德州|聊城|滨州|菏泽|郑州|开封|"
-    "洛阳|平顶山|安阳|新乡|焦作|许昌|南阳|商丘|信阳|周口|驻马店|武汉|黄石|十堰|宜昌|襄阳|荆门|"
-    "孝感|荆州|黄冈|长沙|株洲|湘潭|衡阳|邵阳|岳阳|"
-    "常德|张家界|郴州|永州|怀化|娄底|南宁|柳州|桂林|北海|海口|三亚|成都|自贡|攀枝花|泸州|德阳|"
-    "绵阳|广元|遂宁|内江|乐山|南充|眉山|宜宾|达州|"
-    "贵阳|遵义|昆明|曲靖|玉溪|大理|丽江|拉萨|西安|铜川|宝鸡|咸阳|渭南|延安|汉中|兰州|西宁|银川|"
-    "臺北|臺中|臺南|臺灣|台南|桃園|桃园|新竹|嘉義|基隆|屏東|彰化|九龍|九龙|新界|澳門|廣州|廣東|"
-    "乌鲁木齐|石家庄|唐山|秦皇岛|邯郸|邢台|保定|"
-    "张家口|承德|沧州|廊坊|衡水|太原|大同|临汾|呼和浩特|包头|鄂尔多斯|沈阳|大连|鞍山|抚顺|丹东|"
-    "锦州|长春|哈尔滨|齐齐哈尔|大庆|台北|新北|高雄|台中"
-)
-_START = lazy(f"(?:{PROVINCES}|{_CITIES})")
+_START = lazy(lambda: "|".join(data.words("addresses_zh_places")))
 
 # One part of an address ends in one of these; what stands before it, back to the part before, is its name.
 _AREA = "特别行政区|自治区|自治州|自治县|新区|开发区|高新区|省|市|区|县|旗|盟|州|镇|乡|街道|區|縣|鎮|鄉"

@@ -97,9 +97,8 @@ def _english() -> dict[str, list[_Label]]:
     phrases: dict[str, list[tuple[str, str, str]]] = {}
     for rule in data.table("labels")["english"]:
         for phrase in rule["labels"]:
-            first = re.match(r"[a-z]+[0-9]?", phrase)
-            entry = (phrase, rule["kind"], rule["form"])
-            phrases.setdefault(first[0] if first else phrase, []).append(entry)
+            first = re.findall(r"[a-z]+[0-9]?", phrase)[0]
+            phrases.setdefault(first, []).append((phrase, rule["kind"], rule["form"]))
     table = {}
     for word, entries in phrases.items():
         entries.sort(key=lambda entry: -len(entry[0]))
