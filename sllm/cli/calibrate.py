@@ -12,7 +12,6 @@ from sllm.cli.arguments import MODEL, add_threads, share, whole
 from sllm.cli.console import CommandError, count, one_line, table
 from sllm.cli.labelled import FORMAT, check_references, read_labelled
 from sllm.cli.plot import Axis, Curve, Panel, figure, ticks
-from sllm.engine import gguf
 from sllm.triage.calibration import (
     CalibrationError,
     Row,
@@ -114,7 +113,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             policy_id=triage.policy.id,
             **options,
         )
-        local_id, local_name = gguf.model_id(local.path), local.path.name
+        local_id, local_name = local.id, local.path.name
     evaluations = [("", evaluate(rows, **options))]
     verify_alpha = None
     if answers is not None:

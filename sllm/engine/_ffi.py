@@ -40,7 +40,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-__all__ = ["Handle", "check", "checked_int", "ffi", "lib", "read_text", "take_log", "unusable_backends"]
+__all__ = [
+    "Handle",
+    "check",
+    "checked_int",
+    "checked_seconds",
+    "ffi",
+    "lib",
+    "read_text",
+    "take_log",
+    "unusable_backends",
+]
 
 log = logging.getLogger("sllm.llama_cpp")
 
@@ -163,6 +173,18 @@ def checked_int(value: Any, name: str, low: int = -(2**31), high: int = 2**31 - 
     if not low <= number <= high:
         raise ValueError(f"{name} is {number}, expected {low} <= {name} <= {high}")
     return number
+
+
+def checked_seconds(value: object, name: str) -> float:
+    """``value``, if it is a number of seconds above 0 and below 1e6.
+
+    Raises:
+        ValueError: it is not.
+
+    """
+    if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 < value < 1e6):
+        raise ValueError(f"{name} is {value!r}, expected a number of seconds > 0")
+    return float(value)
 
 
 class Handle(Closing):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-import secrets
 import struct
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 from sllm.engine import gguf
 from sllm.engine._ffi import ffi, lib
 from sllm.errors import ModelLoadError, UnsupportedModelError
+from sllm.folders import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from sllm.engine.hub import HubFile
 
@@ -522,28 +522,28 @@ class LayeredFile:
         pairs.append(gguf.pair(gguf.SOURCE_KEY, gguf.model_id(self._path)))
         view = _assemble(pairs, [self._entry(name, name) for name in names])
         total = len(view.header) + sum(piece.size for piece in view.pieces)
-        partial = out.with_name(f"{out.name}.{secrets.token_hex(4)}.part")
-        try:
-            with ExitStack() as stack:
-                files = [stack.enter_context(path.open("rb")) for path in self.paths]
-                target = stack.enter_context(partial.open("xb"))
-                target.write(view.header)
-                done = len(view.header)
-                for piece in view.pieces:
-                    left = piece.size
-                    if piece.file >= 0:
-                        files[piece.file].seek(piece.offset)
-                    while left > 0:
-                        n_bytes = min(left, _COPY_BYTES)
-                        data = bytes(n_bytes) if piece.file < 0 else files[piece.file].read(n_bytes)
-                        if not data:
-                            raise ModelLoadError(f"{self.paths[piece.file]} ends before its tensors do")
-                        target.write(data)
-                        left -= len(data)
-                        done += len(data)
-                        if progress is not None:
-                            progress(done / total)
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(out) as draft, ExitStack() as stack:
+            target = stack.enter_context(draft.open("xb"))
+            target.write(view.header)
+            done = len(view.header)
+            for data in self._contents(view, stack):
+                target.write(data)
+                done += len(data)
+                if progress is not None:
+                    progress(done / total)
         return total
+
+    def _contents(self, view: LayerView, stack: ExitStack) -> Iterator[bytes]:
+        """The bytes of a view's pieces, one after the other, of files that ``stack`` closes."""
+        files = [stack.enter_context(path.open("rb")) for path in self.paths]
+        for piece in view.pieces:
+            left = piece.size
+            if piece.file >= 0:
+                files[piece.file].seek(piece.offset)
+            while left > 0:
+                n_bytes = min(left, _COPY_BYTES)
+                data = bytes(n_bytes) if piece.file < 0 else files[piece.file].read(n_bytes)
+                if not data:
+                    raise ModelLoadError(f"{self.paths[piece.file]} ends before its tensors do")
+                left -= len(data)
+                yield data

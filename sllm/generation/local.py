@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sllm.engine import hub
-from sllm.engine._ffi import checked_int
+from sllm.engine._ffi import checked_int, checked_seconds
 from sllm.engine.arrays import int32_array
 from sllm.engine.devices import server_of
 from sllm.engine.model import Model
@@ -95,8 +95,7 @@ class LocalTarget:
             _check_loaded(isolated, loading)
             self.model = model
         elif isolated:
-            if isinstance(deadline, bool) or not (isinstance(deadline, (int, float)) and 0 < deadline < 1e6):
-                raise ValueError(f"deadline is {deadline!r}, expected a number of seconds > 0")
+            deadline = checked_seconds(deadline, "deadline")
             from sllm.generation.isolated import IsolatedTarget
 
             path = hub.resolve(model).absolute()

@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sllm.errors import LeakError
+from sllm.messages import map_texts
 from sllm.privacy.detect import blank, default_detectors, search, union
 from sllm.privacy.findings import LITERAL, Detector, Finding
 from sllm.privacy.known import KnownValues
-from sllm.privacy.messages import replace_texts
 from sllm.privacy.placeholders import InMemory, Masked, MaskedMessages, Placeholders
 from sllm.privacy.regex import lazy
 from sllm.privacy.restore import Restorer
 from sllm.privacy.text import View, folded
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["Masked", "MaskedMessages", "Vault"]
 
@@ -116,14 +116,19 @@ class Vault(InMemory):
 
         """
         texts: list[str] = []
+
+        def collect(text: str) -> str:
+            texts.append(text)
+            return text
+
         for message in messages:
             if not isinstance(message, Mapping):
                 raise TypeError(f"expected messages as mappings, got {type(message).__name__}")
-            replace_texts(message, texts.append)
+            _replace_texts(message, collect)
         with self._lock:
             masked = self._mask(texts)
         each = iter(masked)
-        done = [replace_texts(message, lambda _: next(each).text) for message in messages]
+        done = [_replace_texts(message, lambda _: next(each).text) for message in messages]
         total: Counter[str] = Counter()
         for one in masked:
             total.update(one.counts)
@@ -213,3 +218,22 @@ class Vault(InMemory):
 def _covered(one: Finding, spans: list[Finding]) -> bool:
     """Whether a finding lies within a range that is masked already."""
     return any(span.start <= one.start and one.end <= span.end for span in spans)
+
+
+def _replace_texts(message: Mapping[str, Any], change: Callable[[str], str]) -> Any:
+    """A copy of a message with what ``change`` returns in place of each text and number in it; roles, types
+    and ids stay.
+    """
+    return map_texts(message, change, format_names=False, numbers=True, check_mapping=_refuse_opaque_parts)
+
+
+# Kinds of parts that are not text.
+_OPAQUE = ("image", "input_image", "audio", "input_audio", "file", "video")
+
+
+def _refuse_opaque_parts(part: Mapping[str, Any]) -> None:
+    kind = part.get("type")
+    if isinstance(kind, str) and kind.startswith(_OPAQUE):
+        raise LeakError(
+            f"a message has a part of type {kind}, which cannot be searched; only text can be masked"
+        )

@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from sllm.engine._ffi import checked_seconds
 from sllm.engine.handle import Closing
 from sllm.errors import RPCError, UnsupportedModelError
 from sllm.remote import ping, scoring
@@ -68,8 +69,7 @@ def connect(
         raise ValueError("connect() needs the address of a worker")
     checked_on_loss(on_loss)
     for name, value in (("timeout", timeout), ("deadline", deadline), ("keepalive", keepalive)):
-        if isinstance(value, bool) or not (isinstance(value, (int, float)) and 0 < value < 1e6):
-            raise ValueError(f"{name} is {value!r}, expected a number of seconds > 0")
+        checked_seconds(value, name)
     addresses = [auth.Address.parse(one) for one in uris]
     return Remote(WorkerLink(addresses, timeout=timeout, deadline=deadline, keepalive=keepalive), on_loss)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sllm import folders, hosts
 from sllm.engine import ggml_rpc
-from sllm.engine._ffi import check, checked_int, ffi, lib
+from sllm.engine._ffi import check, checked_int, checked_seconds, ffi, lib
 from sllm.engine.devices import Device
 from sllm.engine.devices import devices as local_devices
 from sllm.engine.handle import Closing
@@ -57,8 +57,7 @@ def add_server(endpoint: str, *, timeout: float = 5.0) -> list[Device]:
         UnsupportedModelError: this build has no RPC backend.
 
     """
-    if isinstance(timeout, bool) or not (isinstance(timeout, (int, float)) and 0 < timeout < 1e6):
-        raise ValueError(f"timeout is {timeout!r}, expected a number of seconds > 0")
+    timeout = checked_seconds(timeout, "timeout")
     host, port = ggml_rpc.split(endpoint)
     endpoint = f"{host}:{port}"
     with _lock:

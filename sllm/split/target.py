@@ -14,10 +14,11 @@ import numpy as np
 from sllm.draft.length import DraftLength
 from sllm.engine import gguf
 from sllm.engine._ffi import checked_int
-from sllm.engine.arrays import int32_array
+from sllm.engine.arrays import common_prefix, int32_array
 from sllm.engine.handle import Closing
 from sllm.engine.layers import Embedding, LayerRange, open_layers
 from sllm.engine.model import Model
+from sllm.engine.params import context_length
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import BusyError, ContextFullError, RemoteError, UnsupportedModelError
 from sllm.remote.connection import Remote
@@ -150,7 +151,7 @@ class SplitTarget(Closing):
         self.ranges = worker_ranges(links, file, head, self.n_layer - (tail or 0), output=tail is None)
         _check_same_model(file, last, links)
         n_worker = min(link.info.n_ctx for link in links)
-        n_ctx = min(n_ctx if n_ctx is not None else min(file.n_ctx_train or 4096, 4096), n_worker)
+        n_ctx = min(n_ctx if n_ctx is not None else context_length(file.n_ctx_train), n_worker)
         if n_ctx < 1:
             raise ValueError(f"n_ctx is {n_ctx}, expected >= 1")
         self._remotes = remotes  # keeps the connections open
@@ -259,7 +260,7 @@ class SplitTarget(Closing):
                 raise BusyError(
                     f"this target has {len(self._slots)} generations open; close one, or raise n_seq_max"
                 )
-            slot = max(free, key=lambda s: _shared(s.tokens, text))
+            slot = max(free, key=lambda s: common_prefix(s.tokens, text))
             generation = slot.generation = SplitGeneration(self, slot, text, sampling, max_tokens)
         try:
             generation.read_prompt()
@@ -344,7 +345,7 @@ class SplitGeneration(LockstepGeneration):
         self._slot = slot
         self._sampling = sampling
         self.remote = RemoteStats(round_trip=0.0)
-        n_shared = self.n_shared = min(_shared(slot.tokens, prompt), len(prompt) - 1)
+        n_shared = self.n_shared = min(common_prefix(slot.tokens, prompt), len(prompt) - 1)
         del slot.tokens[n_shared:]
         for link in slot.links:
             link.begin(n_shared, self.remote, sampling if target.tail is None else None, self._start)
@@ -465,12 +466,6 @@ class SplitGeneration(LockstepGeneration):
         for link in self._slot.links:
             link.suspend()
         self._target._let_go(self._slot)
-
-
-def _shared(a: list[int], b: list[int]) -> int:
-    """Length of the longest common prefix."""
-    n = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return int(n)
 
 
 def _through(link: LayerLink, pos: int, hidden: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from sllm.draft.drafters import AnswerDrafter, ModelDrafter
+from sllm.engine.params import context_length
 from sllm.errors import LeakError, RemoteError
 from sllm.generation.generate import generate
 from sllm.generation.text_stream import Run
@@ -246,7 +247,7 @@ class TokenCloud(_Side):
         small, vocab = self.small, self.target.vocab
         if small.vocab.fingerprint != vocab.fingerprint or not small.can_rollback:
             return None
-        n_ctx = min(small.n_ctx_train or 4096, 4096)
+        n_ctx = context_length(small.n_ctx_train)
         drafter = _GuardedDrafter(small, self.outgoing.vault, vocab, n_ctx=n_ctx, n_threads=self.n_threads)
         self.resources.callback(drafter.close)
         return drafter

@@ -19,7 +19,6 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from sllm.engine import gguf
 from sllm.engine.handle import Closing
 from sllm.engine.sampling import SamplingParams
 from sllm.generation.local import LocalTarget
@@ -273,11 +272,11 @@ def _knows_local(triage: Triage, small: Model, local: Model) -> bool:
     profile = getattr(triage, "profile", None)
     if profile is None:
         return True
-    if profile.model_id != gguf.model_id(small.path):
+    if profile.model_id != small.id:
         raise ProfileError(
             f"the profile is for model {profile.model_id}, and the small model is {small.path.name}"
         )
-    return profile.verify_model_id is not None and profile.verify_model_id == gguf.model_id(local.path)
+    return profile.verify_model_id is not None and profile.verify_model_id == local.id
 
 
 def _checked_detectors(detectors: Sequence[Detector] | None) -> tuple[Detector, ...]:

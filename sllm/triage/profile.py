@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from sllm.errors import SllmError
+from sllm.folders import replacing
 from sllm.triage.bounds import upper_bound
 
 if TYPE_CHECKING:
@@ -227,13 +228,8 @@ class Profile:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON to a file, as a whole or not at all."""
-        target = Path(path)
-        part = target.with_name(f"{target.name}.part{os.getpid()}")
-        try:
-            part.write_text(self.to_json(), encoding="utf-8")
-            os.replace(part, target)
-        finally:
-            part.unlink(missing_ok=True)
+        with replacing(Path(path)) as draft:
+            draft.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:

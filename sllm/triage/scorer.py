@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sllm.engine import gguf
 from sllm.engine._ffi import checked_int
+from sllm.engine.arrays import common_prefix
 from sllm.engine.handle import Closing
 
 if TYPE_CHECKING:
@@ -61,10 +61,8 @@ class ContextScorer(Closing):
 
     @property
     def model_id(self) -> str:
-        """:func:`sllm.engine.gguf.model_id` of the file."""
-        if self._model_id is None:
-            self._model_id = gguf.model_id(self.model.path)
-        return self._model_id
+        """The model's :attr:`~sllm.Model.id`."""
+        return self.model.id
 
     @property
     def template_id(self) -> str:
@@ -107,8 +105,8 @@ class ContextScorer(Closing):
         """
         tokens, head = self._wrap(before + text), self._wrap(before)
         tail = self._wrap("x")
-        start = max(_common(tokens, head), 1)
-        end = max(len(tokens) - _common(tokens[::-1], tail[::-1]), start)
+        start = max(common_prefix(tokens, head), 1)
+        end = max(len(tokens) - common_prefix(tokens[::-1], tail[::-1]), start)
         with self._lock:
             found = self._logprobs(tokens[:end], start)
             self._count(tokens[: end - 1], start - 1, end - start)
@@ -154,7 +152,7 @@ class ContextScorer(Closing):
 
     def _count(self, tokens: npt.NDArray[np.int32], n: int, more: int) -> None:
         """Count the first ``n`` of ``tokens`` as far as they were not cached, and ``more`` in any case."""
-        self.n_computed += max(n - _common(tokens, self._cached), 0) + more
+        self.n_computed += max(n - common_prefix(tokens, self._cached), 0) + more
         self._cached = tokens
 
     def windows(self, text: str, head: int, middle: int, tail: int) -> tuple[list[str], int]:
@@ -186,10 +184,3 @@ class ContextScorer(Closing):
 
     def __repr__(self) -> str:
         return f"<sllm.triage.ContextScorer of {self.model.path.name!r}>"
-
-
-def _common(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> int:
-    """The length of the longest common prefix."""
-    n = min(len(a), len(b))
-    differ = np.flatnonzero(a[:n] != b[:n])
-    return int(differ[0]) if len(differ) else n

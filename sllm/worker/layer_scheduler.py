@@ -19,6 +19,7 @@ import numpy as np
 
 from sllm.engine.layers import LayerRange, open_layers
 from sllm.engine.model import Model
+from sllm.engine.params import context_length
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import BusyError, ClosedError, ContextFullError, SllmError
 from sllm.worker.passes import PassLoop, Slot
@@ -339,7 +340,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
         found = self._range  # another thread may be changing it
         if found is not None:
             return found.context.n_ctx_seq
-        return self._asked_n_ctx or min(self.file.n_ctx_train or 4096, 4096)
+        return self._asked_n_ctx or context_length(self.file.n_ctx_train)
 
     @property
     def max_rows(self) -> int:

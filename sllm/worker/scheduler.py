@@ -19,6 +19,7 @@ import numpy as np
 
 from sllm.draft.confidence import UNKNOWN_PROB
 from sllm.draft.length import PassTimes
+from sllm.engine.arrays import common_prefix
 from sllm.errors import BusyError, CancelledError, ContextFullError, SllmError
 from sllm.worker.own_draft import Job, OwnDraft
 from sllm.worker.passes import PassLoop
@@ -270,7 +271,7 @@ class Scheduler(PassLoop[Session]):
         else the one longest unused.
         """
         prompt = session.text[:-1]
-        same = {s.seq_id: _common_prefix(s.held, prompt) for s in free}
+        same = {s.seq_id: common_prefix(s.held, prompt) for s in free}
         best = max(free, key=lambda s: (same[s.seq_id], -s.freed))
         n_same = same[best.seq_id]
         oldest = min(free, key=lambda s: (bool(s.held), s.freed))
@@ -509,11 +510,3 @@ def _shorten(jobs: list[Job], n_rows_max: int) -> None:
             return
         longest.draft.pop()
         excess -= 1
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    n = min(len(a), len(b))
-    if n == 0:
-        return 0
-    differ = np.nonzero(np.array(a[:n]) != np.array(b[:n]))[0]
-    return int(differ[0]) if len(differ) else n

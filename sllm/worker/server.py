@@ -6,7 +6,7 @@ import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from sllm import folders, hosts
 from sllm.engine._ffi import ffi, lib
 from sllm.engine.handle import Closing
 from sllm.engine.model import Model
+from sllm.engine.params import ContextParams, changes, context_length, parse
 from sllm.extras import needs
 from sllm.wire import auth
 from sllm.wire.protocol import CHANNEL_OPTIONS, RELAY_OPTIONS, size_limit
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from typing_extensions import Unpack
+
     from sllm.engine.context import Context
+    from sllm.engine.params import ContextOptions
     from sllm.worker.passes import SchedulerStats
 
 __all__ = ["Limits", "Worker"]
@@ -73,15 +77,15 @@ class Worker(Closing):
         insecure: neither TLS nor a token; loopback only.
         public_host: the name or address that :attr:`uri` tells clients; None: ``host``.
         limits: what clients may use.
-        n_ctx: positions of one text; None: what the model was trained for, at most 4096.
-        n_batch, n_ubatch, n_threads, n_threads_batch, flash_attn, type_k, type_v, offload_kqv: as for
-            :class:`~sllm.Context`. Texts that do not depend on drafts and neighbours to the last bit need
-            what :class:`~sllm.LocalTarget` says.
         draft_threads: CPU threads of the draft; None: as for :class:`~sllm.Context`.
         rpc: keep an RPC server (:class:`sllm.rpc.RPCServer`) for this machine's devices, too, for clients
             that run a model themselves: :meth:`Remote.rpc_devices`. Whoever has the token can then crash that
             server's process, and do what it may do.
         pass_seconds: no pass takes less: a stand-in for a larger model, for tests and benchmarks.
+        options: how to compute: fields of :class:`~sllm.engine.params.ContextParams`, of which ``n_ctx`` is
+            the positions of one text, and ``n_seq_max``, ``n_outputs_max`` and ``kv_unified`` are not the
+            caller's to set. Texts that do not depend on drafts and neighbours to the last bit need what
+            :class:`~sllm.LocalTarget` says.
 
     Raises:
         ValueError: an argument out of range; no TLS on an address that others can reach.
@@ -112,45 +116,27 @@ class Worker(Closing):
         insecure: bool = False,
         public_host: str | None = None,
         limits: Limits | None = None,
-        n_ctx: int | None = None,
-        n_batch: int = 2048,
-        n_ubatch: int = 512,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
         draft_threads: int | None = None,
-        flash_attn: bool | None = None,
-        type_k: str = "f16",
-        type_v: str = "f16",
-        offload_kqv: bool = True,
         rpc: bool = False,
         pass_seconds: float = 0.0,
+        **options: Unpack[ContextOptions],
     ) -> None:
+        computing = parse(options, ContextParams(), without=("n_seq_max", "n_outputs_max", "kv_unified"))
         _check_reachable(host, port, token, certificate, insecure=insecure)
         limits = limits or Limits()
         self._closed = threading.Event()
         self._lock = threading.RLock()  # a signal handler may call close() in the middle of it
         access = _NO_ACCESS_CONTROL if insecure else _access(token, certificate, state)
-        computing: dict[str, Any] = {
-            "n_batch": n_batch,
-            "n_ubatch": n_ubatch,
-            "flash_attn": flash_attn,
-            "type_k": type_k,
-            "type_v": type_v,
-            "offload_kqv": offload_kqv,
-            "n_threads": n_threads,
-            "n_threads_batch": n_threads_batch,
-        }
         with ExitStack() as stack:
             if layers is not False:
                 if isinstance(model, Model) or draft is not None or rpc:
                     raise ValueError("layers are served from a file, and with neither a draft nor rpc")
-                computing |= {"n_gpu_layers": n_gpu_layers}
-                served = _layers(model, layers, limits, n_ctx, computing, pass_seconds, stack)
+                served = _layers(model, layers, limits, n_gpu_layers, computing, pass_seconds, stack)
             else:
                 big = _opened(model, stack, n_gpu_layers=n_gpu_layers)
                 small = None if draft is None else _opened(draft, stack)
-                contexts = _contexts(big, small, limits, n_ctx, computing, draft_threads, stack)
-                self._relay = stack.enter_context(Relay(n_threads)) if rpc else None
+                contexts = _contexts(big, small, limits, computing, draft_threads, stack)
+                self._relay = stack.enter_context(Relay(computing.n_threads)) if rpc else None
                 served = _texts(big, *contexts, limits, self._relay, pass_seconds, stack)
             # Nothing that the server or the scheduler holds leads back to this object, or it could never be
             # found forgotten.
@@ -294,14 +280,19 @@ def _layers(
     path: str | os.PathLike[str],
     layers: object,
     limits: Limits,
-    n_ctx: int | None,
-    computing: dict[str, Any],
+    n_gpu_layers: int | None,
+    computing: ContextParams,
     pass_seconds: float,
     stack: ExitStack,
 ) -> _Served:
-    computing |= {"n_batch": min(computing["n_batch"], _LAYER_ROWS)}
+    settings = changes(replace(computing, n_ctx=None, n_batch=min(computing.n_batch, _LAYER_ROWS)))
     scheduler = LayerScheduler(
-        path, _checked_range(layers), limits, n_ctx=n_ctx, settings=computing, pass_seconds=pass_seconds
+        path,
+        _checked_range(layers),
+        limits,
+        n_ctx=computing.n_ctx,
+        settings={**settings, "n_gpu_layers": n_gpu_layers},
+        pass_seconds=pass_seconds,
     )
     stack.callback(scheduler.close)
     service = LayerService(scheduler, software=_SOFTWARE)
@@ -331,8 +322,7 @@ def _contexts(
     model: Model,
     draft: Model | None,
     limits: Limits,
-    n_ctx: int | None,
-    computing: dict[str, Any],
+    computing: ContextParams,
     draft_threads: int | None,
     stack: ExitStack,
 ) -> tuple[Context, Context | None]:
@@ -340,17 +330,16 @@ def _contexts(
     if draft is not None:
         model.vocab.check_same(draft.vocab)
     n_seq = limits.sessions
-    n_ctx = min(model.n_ctx_train or 4096, 4096) if n_ctx is None else n_ctx
+    n_ctx = context_length(model.n_ctx_train) if computing.n_ctx is None else computing.n_ctx
+    computing = replace(computing, n_ctx=n_ctx * n_seq, n_seq_max=n_seq)
     # Rows that one pass of verifying needs, and enough for scoring in few passes.
-    n_outputs = min(computing["n_batch"], max(64, 17 * n_seq))
-    context = stack.enter_context(
-        model.context(n_ctx=n_ctx * n_seq, n_seq_max=n_seq, n_outputs_max=n_outputs, **computing)
-    )
+    n_outputs = min(computing.n_batch, max(64, 17 * n_seq))
+    context = stack.enter_context(model.context(computing, n_outputs_max=n_outputs))
     if draft is None:
         return context, None
     n_draft = min(n_ctx, draft.n_ctx_train or n_ctx)
-    computing = computing | {"n_threads": draft_threads, "n_threads_batch": None}
-    drafting = stack.enter_context(draft.context(n_ctx=n_draft * n_seq, n_seq_max=n_seq, **computing))
+    computing = replace(computing, n_ctx=n_draft * n_seq, n_threads=draft_threads, n_threads_batch=None)
+    drafting = stack.enter_context(draft.context(computing))
     return context, drafting
 
 

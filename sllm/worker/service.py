@@ -147,7 +147,7 @@ class _Identity:
         path: Path = model.path
         return cls(
             path.name,
-            gguf.model_id(path),
+            model.id,
             model.vocab.fingerprint,
             zlib.compress(gguf.vocabulary_only(path), level=6),
         )
