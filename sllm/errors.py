@@ -43,43 +43,139 @@ __all__ = [
 
 
 class SllmError(Exception):
-    """Base of every exception that sllm raises on its own account."""
+    """Base of every exception that sllm raises on its own account.
+
+    Examples:
+        >>> try:
+        ...     sllm.Model("nothing.gguf")
+        ... except sllm.SllmError as error:
+        ...     print(type(error).__name__, isinstance(error, OSError))
+        ModelLoadError True
+
+    """
 
 
 class ModelLoadError(SllmError, OSError):
-    """A model file is missing, unreadable or not a model; carries llama.cpp's own error lines."""
+    """A model file is missing, unreadable or not a model; carries llama.cpp's own error lines.
+
+    Examples:
+        >>> sllm.Model("nothing.gguf")
+        Traceback (most recent call last):
+            ...
+        sllm.errors.ModelLoadError: nothing.gguf does not exist, expected a GGUF file
+
+    """
 
 
 class VocabMismatchError(SllmError, ValueError):
-    """Two models that must share a vocabulary do not; the message names the first token that differs."""
+    """Two models that must share a vocabulary do not; the message names the first token that differs.
+
+    Examples:
+        >>> with sllm.Model(sllm.embedded.DRAFT) as model:
+        ...     try:
+        ...         model.vocab.check_same(model.vocab)
+        ...         print("the same")
+        ...     except sllm.VocabMismatchError as error:
+        ...         print(error)  # names the first token that differs
+        the same
+
+    """
 
 
 class ContextFullError(SllmError, RuntimeError):
-    """The tokens do not fit into what is left of the context; nothing was decoded."""
+    """The tokens do not fit into what is left of the context; nothing was decoded.
+
+    Examples:
+        >>> with sllm.Model(sllm.embedded.DRAFT) as model, model.context(n_ctx=256) as context:
+        ...     try:
+        ...         context.decode([5] * 257)
+        ...     except sllm.ContextFullError as error:
+        ...         print(str(error).partition(":")[0])
+        257 tokens at position 0 do not fit
+
+    """
 
 
 class InferenceError(SllmError, RuntimeError):
-    """llama.cpp could not compute a batch; the memory was put back to its committed length."""
+    """llama.cpp could not compute a batch; the memory was put back to its committed length.
+
+    Examples:
+        >>> with sllm.Model(sllm.embedded.DRAFT) as model, model.context(n_ctx=64) as context:
+        ...     none = {token: -float("inf") for token in range(model.vocab.n_tokens)}
+        ...     try:
+        ...         context.verify([0], [5], sampling=sllm.SamplingParams(logit_bias=none))
+        ...     except sllm.InferenceError as error:
+        ...         print(str(error).partition(":")[0])
+        no token can be selected
+
+    """
 
 
 class CancelledError(SllmError, RuntimeError):
-    """``cancel()`` was called while a decode was under way; the memory is back at its committed length."""
+    """``cancel()`` was called while a decode was under way; the memory is back at its committed length.
+
+    Examples:
+        >>> with sllm.Model(sllm.embedded.DRAFT) as model, model.context(n_ctx=64) as context:
+        ...     context.cancel()  # a call that another thread is inside would raise it; here there is none
+        ...     context.decode([5, 6])
+
+    """
 
 
 class BusyError(SllmError, RuntimeError):
-    """A second thread entered an object that serves one thread at a time."""
+    """A second thread entered an object that serves one thread at a time.
+
+    Examples:
+        >>> with sllm.LocalTarget(sllm.embedded.DRAFT) as target:
+        ...     with sllm.generate(target, "Once"):
+        ...         try:
+        ...             sllm.generate(target, "Twice")
+        ...         except sllm.BusyError as error:
+        ...             print(str(error).partition(";")[0])
+        this target has a generation open
+
+    """
 
 
 class ClosedError(SllmError, ValueError):
-    """The object was used after ``close()``, or in a process forked after it was made."""
+    """The object was used after ``close()``, or in a process forked after it was made.
+
+    Examples:
+        >>> model = sllm.Model(sllm.embedded.DRAFT)
+        >>> model.close()
+        >>> model.vocab.encode("Once")
+        Traceback (most recent call last):
+            ...
+        sllm.errors.ClosedError: Model is closed
+
+    """
 
 
 class RemoteError(SllmError, ConnectionError):
-    """The remote side could not be reached, went away, or answered with an error."""
+    """The remote side could not be reached, went away, or answered with an error.
+
+    Examples:
+        >>> try:
+        ...     sllm.connect("sllm://127.0.0.1:1#insecure", timeout=0.5)
+        ... except sllm.RemoteError:
+        ...     print("nobody there")
+        nobody there
+
+    """
 
 
 class AuthError(RemoteError, PermissionError):
-    """The remote side refused the token, or its certificate does not have the pinned fingerprint."""
+    """The remote side refused the token, or its certificate does not have the pinned fingerprint.
+
+    Examples:
+        >>> with sllm.Worker(sllm.embedded.DRAFT, token="the-right-token-of-it") as worker:
+        ...     try:
+        ...         sllm.connect(worker.uri.replace("the-right", "the-wrong"))
+        ...     except sllm.AuthError as error:
+        ...         print("refused" if "token" in str(error) else error)
+        refused
+
+    """
 
 
 class RPCError(RemoteError):
@@ -90,6 +186,13 @@ class RPCError(RemoteError):
             committed after the prompt, so that it can go on elsewhere after prompt and tokens.
         text: what they say.
 
+    Examples:
+        >>> try:
+        ...     sllm.rpc.add_server("127.0.0.1:1")
+        ... except sllm.RPCError as error:
+        ...     print("nothing listens there" in str(error))
+        True
+
     """
 
     tokens: tuple[int, ...] = ()
@@ -99,16 +202,48 @@ class RPCError(RemoteError):
 class UnsupportedCPUError(SllmError, ImportError):
     """The CPU lacks instructions that the build's kernels use; ``import sllm`` raises it before any of them
     runs.
+
+    Examples:
+        >>> issubclass(sllm.UnsupportedCPUError, ImportError)
+        True
+
     """
 
 
 class BackendError(SllmError, ImportError):
-    """A module with kernels is missing, or the dynamic linker does not take it."""
+    """A module with kernels is missing, or the dynamic linker does not take it.
+
+    Examples:
+        >>> issubclass(sllm.BackendError, ImportError)
+        True
+
+    """
 
 
 class UnsupportedModelError(SllmError, NotImplementedError):
-    """The model's architecture cannot do what was asked of it."""
+    """The model's architecture cannot do what was asked of it.
+
+    Examples:
+        >>> with sllm.LayerRange(sllm.embedded.DRAFT, 0, 1) as layers:
+        ...     try:
+        ...         layers.context.decode([5])
+        ...     except sllm.UnsupportedModelError as error:
+        ...         print(str(error).partition(":")[0])
+        these layers end before the model's output
+
+    """
 
 
 class LeakError(SllmError, RuntimeError):
-    """Text about to leave the machine still holds something private; nothing was sent."""
+    """Text about to leave the machine still holds something private; nothing was sent.
+
+    Examples:
+        >>> vault = sllm.Vault()
+        >>> masked = vault.mask("Call 13800138000.")
+        >>> try:
+        ...     sllm.privacy.egress_check("Call 1380 0138 000.", vault)
+        ... except sllm.LeakError:
+        ...     print("stays here")
+        stays here
+
+    """

@@ -76,6 +76,13 @@ class Context(Handle):
             ``n_ctx_seq`` is what one sequence holds.
         memory: what is held of each sequence.
 
+    Examples:
+        >>> with sllm.Model(sllm.embedded.DRAFT) as model, model.context(n_ctx=256) as context:
+        ...     tokens = model.vocab.encode("Once upon a time")
+        ...     logits = context.decode(tokens, logits="last")
+        ...     logits.shape == (model.vocab.n_tokens,), context.memory.length() == len(tokens)
+        (True, True)
+
     """
 
     def __init__(self, model: Weights, params: ContextParams) -> None:

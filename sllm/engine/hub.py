@@ -4,6 +4,11 @@
 Everything goes through ``huggingface_hub``, so its cache, progress bar, token, ``HF_ENDPOINT``, ``HF_TOKEN``
 and ``HF_HUB_OFFLINE`` work as they do everywhere else. It is imported on the first download and not before:
 importing sllm opens no socket and stays fast.
+
+Examples:
+    >>> sllm.hub.is_uri("hf://owner/repo/model.gguf"), sllm.hub.resolve("model.gguf").name
+    (True, 'model.gguf')
+
 """
 
 from __future__ import annotations

@@ -44,6 +44,13 @@ class Draft:
             was selected from, at the sampling temperature (at temperature 0: at temperature 1); unused places
             0.
 
+    Examples:
+        >>> greedy = sllm.SamplingParams(temperature=0)
+        >>> with sllm.Model(sllm.embedded.DRAFT) as model, model.context(n_ctx=256) as context:
+        ...     draft = context.draft([0], [model.vocab.encode("Once upon")], n_max=4, sampling=greedy)
+        ...     draft.tokens.shape, draft.lengths.tolist()
+        ((1, 4), [4])
+
     """
 
     tokens: npt.NDArray[np.int32]
@@ -72,6 +79,13 @@ class Verdict:
         n_accepted: int32 (B,): how many of them are accepted drafts; the one after them is the target's own.
         logprobs: float32 like ``tokens``, log-probabilities under the unfiltered softmax at temperature 1, or
             None when they were not asked for.
+
+    Examples:
+        >>> greedy = sllm.SamplingParams(temperature=0)
+        >>> with sllm.Model(sllm.embedded.TARGET) as model, model.context(n_ctx=256) as context:
+        ...     verdict = context.verify([0], [model.vocab.encode("Once upon")], [[-1, -1]], sampling=greedy)
+        ...     verdict.n_accepted.tolist(), verdict.tokens.shape
+        ([0], (1, 3))
 
     """
 

@@ -83,6 +83,13 @@ def export_layers(
         ModelLoadError, UnsupportedModelError: as :func:`open_layers`.
         OSError: ``out`` cannot be written.
 
+    Examples:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     n_bytes = sllm.export_layers(sllm.embedded.TARGET, f"{folder}/middle.gguf", 2, 7)
+        ...     with sllm.LayerRange(f"{folder}/middle.gguf", 2, 7) as middle:
+        ...         n_bytes < sllm.embedded.TARGET.stat().st_size, middle.n_layer
+        (True, 8)
+
     """
     start, stop = checked_int(start, "start"), checked_int(stop, "stop")
     file = LayeredFile(hub.HubFile(path)) if hub.is_uri(path) else open_layers(path)
@@ -234,6 +241,12 @@ class LayerRange(Closing):
         size_bytes: the size of the weights.
         context: with ``output``, for ``decode(..., hidden=...)`` and the like.
         memory: what is held of each sequence.
+
+    Examples:
+        >>> with sllm.LayerRange(sllm.embedded.TARGET, 2, 7) as middle:
+        ...     hidden = np.ones((3, middle.n_embd), dtype=np.float32)
+        ...     middle.forward(hidden).shape == hidden.shape
+        True
 
     """
 

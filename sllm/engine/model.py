@@ -50,6 +50,11 @@ class Model(Weights):
         offloaded: whether layers were sent to a GPU.
         can_rollback: False for recurrent and hybrid models, which cannot take back single tokens.
 
+    Examples:
+        >>> with sllm.Model(sllm.embedded.TARGET) as model:
+        ...     model.n_layer, model.can_rollback
+        (8, True)
+
     """
 
     def __init__(

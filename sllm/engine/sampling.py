@@ -45,6 +45,10 @@ class SamplingParams:
         ValueError: a value out of its range, or NaN.
         TypeError: a value of another type.
 
+    Examples:
+        >>> sllm.SamplingParams(temperature=0.7, seed=1) == sllm.SamplingParams(seed=1, temperature=0.7)
+        True
+
     """
 
     temperature: float = 0.8

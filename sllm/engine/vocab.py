@@ -26,6 +26,11 @@ class Vocab:
         bos, eos, eot, pad: ids of special tokens, or None.
         add_bos, add_eos: whether ``encode(add_special=True)`` adds them.
 
+    Examples:
+        >>> with sllm.Model(sllm.embedded.TARGET, vocab_only=True) as model:
+        ...     model.vocab.decode(model.vocab.encode("你好, world"))
+        '你好, world'
+
     """
 
     def __init__(self, model: Handle, info: Any, name: str) -> None:

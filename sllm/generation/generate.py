@@ -69,6 +69,13 @@ def generate(
         BusyError: the target has no place for another text. A remote target's refusals and its loss
             (RemoteError) are raised where the text is being read.
 
+    Examples:
+        >>> with sllm.Model(sllm.embedded.TARGET) as model, sllm.Model(sllm.embedded.DRAFT) as small:
+        ...     stream = sllm.generate(model, "Once upon a time", draft=small, max_tokens=16)
+        ...     text = stream.text()
+        >>> bool(text), stream.stats.n_passes < stream.stats.n_tokens
+        (True, True)
+
     """
     # 1. Check what was given, before anything is computed.
     sampling = SamplingParams() if sampling is None else sampling

@@ -68,6 +68,12 @@ class LocalTarget:
         model: the model; isolated: its vocabulary and metadata alone.
         isolated: whether it runs in a process of its own.
 
+    Examples:
+        >>> with sllm.LocalTarget(sllm.embedded.TARGET, n_ctx=512) as target:
+        ...     stream = sllm.generate(target, "Once upon a time", draft="ngram", max_tokens=8)
+        ...     len(stream.text()) > 0, stream.stats.n_tokens <= 8
+        (True, True)
+
     """
 
     def __init__(

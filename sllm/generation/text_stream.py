@@ -33,6 +33,12 @@ class Run:
         withdrawn: the ``"local"`` runs before this one that no longer count: this run stands where they
             began.
 
+    Examples:
+        >>> with sllm.Model(sllm.embedded.TARGET) as model, sllm.Model(sllm.embedded.DRAFT) as small:
+        ...     runs = list(sllm.generate(model, "Once upon a time", draft=small, max_tokens=16))
+        >>> sum(len(run.tokens) for run in runs) <= 16, {run.source for run in runs} <= {"draft", "target"}
+        (True, True)
+
     """
 
     pos: int

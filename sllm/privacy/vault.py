@@ -46,6 +46,12 @@ class Vault(InMemory):
     Raises:
         TypeError: a detector without ``detect``.
 
+    Examples:
+        >>> vault = sllm.Vault()
+        >>> masked = vault.mask("Call 13800138000.")
+        >>> "13800138000" in masked.text, vault.restore(masked.text)
+        (False, 'Call 13800138000.')
+
     """
 
     def __init__(self, detectors: Sequence[Detector] | None = None) -> None:

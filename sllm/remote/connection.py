@@ -63,6 +63,11 @@ def connect(
         BusyError: it takes no more calls at the moment.
         RemoteError: nobody answers there, or not an sllm worker, or one of another version.
 
+    Examples:
+        >>> with sllm.Worker(sllm.embedded.TARGET) as worker, sllm.connect(worker.uri) as remote:
+        ...     remote.info.n_vocab == remote.vocab.n_tokens
+        True
+
     """
     uris = [uri] if isinstance(uri, str) else list(uri)
     if not uris:

@@ -61,6 +61,13 @@ class TextConnection(Protocol):
 class RemoteTarget:
     """A worker as a target, made by :meth:`Remote.target`. It serves as many texts at once as the worker has
     sessions.
+
+    Examples:
+        >>> with sllm.Worker(sllm.embedded.TARGET) as worker, sllm.connect(worker.uri) as remote:
+        ...     stream = sllm.generate(remote.target(), "Once upon a time", draft="ngram", max_tokens=8)
+        ...     len(stream.text()) > 0, isinstance(remote.target(), sllm.RemoteTarget)
+        (True, True)
+
     """
 
     def __init__(self, remote: TextConnection, *, run_ahead: bool = True, on_loss: str | None = None) -> None:

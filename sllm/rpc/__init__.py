@@ -20,6 +20,12 @@ quicker.
 llama.cpp ends the process when a server goes away. ``LocalTarget`` therefore runs models with RPC devices in
 a process of their own unless told otherwise, and raises :class:`~sllm.RPCError`; a :class:`~sllm.Model` with
 RPC devices lives in this process, and may take it along.
+
+Examples:
+    >>> with sllm.rpc.RPCServer(cache=False) as server:
+    ...     [device.endpoint == server.endpoint for device in sllm.rpc.add_server(server.endpoint)]
+    [True]
+
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from sllm.engine.arrays import common_prefix, int32_array
 from sllm.engine.handle import Closing
 from sllm.engine.layers import Embedding, LayerRange, open_layers
 from sllm.engine.model import Model
-from sllm.engine.params import context_length
+from sllm.engine.params import ContextParams, LoadParams, changes, context_length, parse_both
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import BusyError, ContextFullError, RemoteError, UnsupportedModelError
 from sllm.remote.connection import Remote
@@ -34,12 +34,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     import numpy.typing as npt
+    from typing_extensions import Unpack
 
-    from sllm.engine.devices import Device
     from sllm.engine.layer_file import LayeredFile
+    from sllm.engine.params import ContextOptions, LoadOptions
     from sllm.engine.vocab import Vocab
     from sllm.remote.link import WorkerLink
     from sllm.split.link import LayerAnswer
+
+    class _SplitOptions(LoadOptions, ContextOptions):
+        pass
+
 
 __all__ = ["SplitGeneration", "SplitTarget"]
 
@@ -63,6 +68,24 @@ class _SplitSlot:
     links: list[LayerLink]
     tokens: list[int] = field(default_factory=list)  # those that all of them hold
     generation: SplitGeneration | None = None
+
+
+_NOT_OURS = frozenset(
+    [
+        "n_batch",
+        "n_ubatch",
+        "n_outputs_max",
+        "kv_unified",
+        "tensor_split",
+        "split_mode",
+        "use_mmap",
+        "use_mlock",
+        "check_tensors",
+        "progress",
+        "vocab_only",
+    ]
+)
+"""Parameters that follow from the others, or that make no sense for some layers of a model."""
 
 
 @dataclass(frozen=True)
@@ -97,13 +120,12 @@ class SplitTarget(Closing):
             measures how much.
         on_loss: ``"wait"`` (connect again, send again what the worker has lost, and continue the text)
             or ``"raise"``; None: as given to :func:`~sllm.connect`.
-        n_ctx: positions of one text; None: what the model was trained for, at most 4096, and no more than
-            the workers have.
-        n_seq_max: texts at once.
-        n_gpu_layers, devices: as for :class:`~sllm.Model`, for the layers here.
-        n_threads, n_threads_batch, flash_attn, type_k, type_v, offload_kqv: as for :class:`~sllm.Context`.
-            For exactly the text of the whole model, use the settings that :class:`~sllm.LocalTarget`
-            names on all machines, and f32.
+        options: how to load and to compute the layers here: ``n_gpu_layers`` and ``devices`` of
+            :class:`~sllm.engine.params.LoadParams`; ``n_ctx`` (positions of one text, no more than the
+            workers have), ``n_seq_max`` (texts at once), ``n_threads``, ``n_threads_batch``, ``flash_attn``,
+            ``type_k``, ``type_v`` and ``offload_kqv`` of :class:`~sllm.engine.params.ContextParams`. For
+            exactly the text of the whole model, use the settings that :class:`~sllm.LocalTarget` names on all
+            machines, and f32.
 
     Raises:
         ModelLoadError, UnsupportedModelError: the model's layers cannot be run separately.
@@ -115,6 +137,13 @@ class SplitTarget(Closing):
         ranges: (start, stop) for each worker.
         n_layer: layers of the whole model.
         size_bytes: of the weights that are here, without the embedding, which stays on disk.
+
+    Examples:
+        >>> path = sllm.embedded.TARGET
+        >>> with sllm.Worker(path, layers=(2, 7)) as worker, sllm.connect(worker.uri) as remote:
+        ...     with sllm.SplitTarget(path, head=2, tail=1, middle=remote) as target:
+        ...         len(sllm.generate(target, "Once upon a time", max_tokens=4).text()) > 0
+        True
 
     """
 
@@ -128,17 +157,9 @@ class SplitTarget(Closing):
         tail_path: str | os.PathLike[str] | None = None,
         codec: str = "f16",
         on_loss: str | None = None,
-        n_ctx: int | None = None,
-        n_seq_max: int = 1,
-        n_gpu_layers: int | None = None,
-        devices: Sequence[Device | str] | None = None,
-        n_threads: int | None = None,
-        n_threads_batch: int | None = None,
-        flash_attn: bool | None = None,
-        type_k: str = "f16",
-        type_v: str = "f16",
-        offload_kqv: bool = True,
+        **options: Unpack[_SplitOptions],
     ) -> None:
+        loading, computing = parse_both(options, LoadParams(), ContextParams(), without=_NOT_OURS)
         remotes = [middle] if isinstance(middle, Remote) else list(middle)
         file = open_layers(path)
         last = file if tail_path is None else open_layers(tail_path)
@@ -151,28 +172,26 @@ class SplitTarget(Closing):
         self.ranges = worker_ranges(links, file, head, self.n_layer - (tail or 0), output=tail is None)
         _check_same_model(file, last, links)
         n_worker = min(link.info.n_ctx for link in links)
-        n_ctx = min(n_ctx if n_ctx is not None else context_length(file.n_ctx_train), n_worker)
+        n_ctx = min(
+            context_length(file.n_ctx_train) if computing.n_ctx is None else computing.n_ctx, n_worker
+        )
         if n_ctx < 1:
             raise ValueError(f"n_ctx is {n_ctx}, expected >= 1")
         self._remotes = remotes  # keeps the connections open
         self._lock = threading.Lock()  # over the slots
         self._computing = threading.Lock()  # over the layers here: texts take turns
+        n_seq_max = computing.n_seq_max
         self._slots = [self._make_slot(i, links, losses) for i in range(n_seq_max)]
-        settings: dict[str, Any] = {
-            "n_ctx": n_ctx * n_seq_max,
+        computing = replace(
+            computing,
+            n_ctx=n_ctx * n_seq_max,
             # What is computed at once comes in chunks: room for more would lie idle.
-            "n_batch": max(_CHUNK, _ROWS * n_seq_max),
-            "n_ubatch": _CHUNK,
-            "n_seq_max": n_seq_max,
-            "n_gpu_layers": n_gpu_layers,
-            "devices": devices,
-            "n_threads": n_threads,
-            "n_threads_batch": n_threads_batch,
-            "flash_attn": flash_attn,
-            "type_k": type_k,
-            "type_v": type_v,
-            "offload_kqv": offload_kqv,
-        }
+            n_batch=max(_CHUNK, _ROWS * n_seq_max),
+            n_ubatch=_CHUNK,
+        )
+        settings = {**changes(loading), **vars(computing)}
+        for name in ("n_outputs_max", "kv_unified"):
+            del settings[name]
         self._load(file, last, _ROWS * n_seq_max, settings)
         super().__init__()
         here = [layers for layers in (self._head, self._tail) if layers is not None]

@@ -189,6 +189,12 @@ class PipelinedGeneration(Generation, Protocol):
 class Target(Protocol):
     """What decides a text: a pure function of its weights, the prompt's tokens and the sampling
     parameters.
+
+    Examples:
+        >>> with sllm.LocalTarget(sllm.embedded.TARGET) as target:
+        ...     isinstance(target, sllm.Target)
+        True
+
     """
 
     @property

@@ -86,6 +86,14 @@ class Hybrid(Closing):
     Attributes:
         vault: of the conversation; :meth:`new_conversation` begins another one.
 
+    Examples:
+        >>> from sllm.triage import ContextScorer
+        >>> with sllm.Model(sllm.embedded.TARGET) as model, ContextScorer(model) as scorer:
+        ...     with sllm.Hybrid(model, model, None, triage=sllm.Triage(scorer)) as hybrid:
+        ...         answer = hybrid.ask([{"role": "user", "content": "Tell me a story."}], max_tokens=8)
+        ...         len(answer.text()) > 0
+        True
+
     """
 
     def __init__(

@@ -78,7 +78,13 @@ def checked_verify(value: str) -> Verify:
 
 
 class Tier(IntEnum):
-    """Who answers."""
+    """Who answers.
+
+    Examples:
+        >>> sllm.Tier.SIMPLE < sllm.Tier.ROUTINE < sllm.Tier.HARD, int(sllm.Tier.HARD)
+        (True, 3)
+
+    """
 
     SIMPLE = 1
     """The small model answers itself."""
@@ -100,6 +106,13 @@ class Grade:
         privacy: ``"private"`` if anything found something private, or if anything failed.
         reasons: why, in plain words, with kinds and numbers and never a word of the request.
         profile_id: the profile that the tier rests on, or None.
+
+    Examples:
+        >>> from sllm.triage import ContextScorer
+        >>> with sllm.Model(sllm.embedded.TARGET) as model, ContextScorer(model) as scorer:
+        ...     grade = sllm.Triage(scorer).assess([{"role": "user", "content": "What is 2 + 2?"}])
+        >>> grade.tier in sllm.Tier
+        True
 
     """
 
@@ -153,6 +166,13 @@ class Triage:
         TypeError: the scorer has no ``label_logprobs``, or a detector no ``detect``.
         ProfileError: the profile belongs to another model, chat template, policy or set of signals, or the
             scorer cannot say which model it is.
+
+    Examples:
+        >>> from sllm.triage import ContextScorer
+        >>> with sllm.Model(sllm.embedded.TARGET) as model, ContextScorer(model) as scorer:
+        ...     triage = sllm.Triage(scorer)
+        ...     triage.assess([{"role": "user", "content": "My phone is 13800138000."}]).privacy
+        'private'
 
     """
 

@@ -97,6 +97,11 @@ class Worker(Closing):
     Attributes:
         address: where the worker is; its ``port`` is the one in use.
 
+    Examples:
+        >>> with sllm.Worker(sllm.embedded.TARGET) as worker:
+        ...     worker.address.host, worker.uri.startswith("sllm://")
+        ('127.0.0.1', True)
+
     """
 
     _relay: Relay | None = None

@@ -86,6 +86,8 @@ def test_nothing_heavy_is_imported_where_it_is_not_needed(args: list[str], tmp_p
     loaded = loaded_by(*args, folder=tmp_path)
     assert "sllm.cli.main" in loaded
     assert not loaded & set(HEAVY)
+    if args[0].startswith("--"):
+        assert "numpy" not in loaded
 
 
 def test_a_text_on_this_machine_needs_no_network(tmp_path: pathlib.Path) -> None:
