@@ -56,6 +56,8 @@ _from_buffer = ffi.from_buffer
 _JOB_HEADER: int = lib.SLLM_JOB_HEADER
 
 
+# One class for one llama_context: its methods share the pointer and the checks, and half of these lines are
+# the docstrings of the public methods.
 class Context(Handle):
     """Memory and compute state for sequences of one model (``llama_context``); one thread at a time.
 

@@ -32,6 +32,7 @@ log = logging.getLogger("sllm")
 _warned_no_rollback: set[str] = set()
 
 
+# The whole way in one function, so that it reads as the algorithm; half of it is the docstring.
 def generate(
     target: Target | Model,
     prompt: str | npt.NDArray[np.int32] | Sequence[int],
