@@ -34,7 +34,6 @@ def needs(extra: str) -> Iterator[None]:
             raise
         package = error.name.partition(".")[0]
         raise ImportError(
-            f"{_WHAT[extra]} needs the package {package}, which is not installed:"
-            f" pip install 'sllm[{extra}]'",
+            f"the package {package} is missing, for {_WHAT[extra]}: pip install 'sllm[{extra}]'",
             name=error.name,
         ) from error

@@ -14,7 +14,7 @@ from sllm.extras import needs
 
 
 def test_a_missing_package_names_its_extra() -> None:
-    wanted = pytest.raises(ImportError, match=r"no_such_package, .* pip install 'sllm\[remote\]'")
+    wanted = pytest.raises(ImportError, match=r"no_such_package is missing, .* pip install 'sllm\[remote\]'")
     with wanted as caught, needs("remote"):
         import no_such_package.part  # type: ignore[import-not-found] # noqa: F401
     assert caught.value.name == "no_such_package"

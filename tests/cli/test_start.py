@@ -117,25 +117,29 @@ def test_a_missing_extra_is_named_in_one_line(tmp_path: pathlib.Path) -> None:
         ended = child(HIDDEN, "grpc", *args, folder=tmp_path)
         assert (ended.returncode, ended.stdout) == (2, "")
         told = one_line(ended.stderr)
-        assert "needs the package grpc, which is not installed: pip install 'sllm[remote]'" in told
+        assert "the package grpc is missing, for a worker, " in told
+        assert told.endswith("pip install 'sllm[remote]'")
         assert "unexpected" not in told
 
 
 @pytest.mark.parametrize(
-    ("hidden", "args"),
+    ("hidden", "extra", "args"),
     [
-        ("grpc", ["ping", "sllm://127.0.0.1:1#insecure"]),
-        ("grpc", ["run", "x", "--remote", "sllm://127.0.0.1:1#insecure"]),
-        ("grpc", ["worker", "--listen", "127.0.0.1:0"]),
-        ("huggingface_hub", ["inspect", "hf://owner/repo/file.gguf"]),
+        ("grpc", "remote", ["ping", "sllm://127.0.0.1:1#insecure"]),
+        ("grpc", "remote", ["run", "x", "--remote", "sllm://127.0.0.1:1#insecure"]),
+        ("grpc", "remote", ["worker", "--listen", "127.0.0.1:0"]),
+        ("grpc", "remote", ["demo"]),
+        ("phonenumbers", "privacy", ["ask", "hi"]),
+        ("huggingface_hub", "hub", ["inspect", "hf://owner/repo/file.gguf"]),
     ],
 )
 def test_a_command_without_its_package_ends_in_one_line(
-    hidden: str, args: list[str], tmp_path: pathlib.Path
+    hidden: str, extra: str, args: list[str], tmp_path: pathlib.Path
 ) -> None:
     ended = child(HIDDEN, hidden, *args, folder=tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert hidden in one_line(ended.stderr)
+    told = one_line(ended.stderr)
+    assert f"the package {hidden} is missing, for " in told and told.endswith(f"'sllm[{extra}]'")
 
 
 @pytest.mark.parametrize("hidden", ["grpc", "huggingface_hub", "phonenumbers"])

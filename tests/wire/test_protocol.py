@@ -348,5 +348,5 @@ except ImportError as error:
     print(error)
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "needs the package grpc" in ran.stdout
+    assert "the package grpc is missing" in ran.stdout
     assert "pip install 'sllm[remote]'" in ran.stdout
