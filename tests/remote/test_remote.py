@@ -735,7 +735,7 @@ def test_closing_a_text_in_the_middle(
 
 
 def test_cancelling_from_another_thread(make_worker: Callable[..., Worker], target_model: Model) -> None:
-    worker = make_worker(pass_seconds=0.01)
+    worker = make_worker(pass_seconds=0.05)  # a text of 12 s, to be cancelled before its end
     with sllm.connect(worker.uri) as remote, ThreadPoolExecutor(1) as executor:
         for run_ahead in (True, False):  # the second one waits for ever
             target = remote.target(run_ahead=run_ahead)
