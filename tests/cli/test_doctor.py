@@ -323,6 +323,15 @@ def test_packages_that_are_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> No
     assert "numpy" not in check.summary
 
 
+def test_packages_of_extras_may_be_missing_and_may_not_be_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs = ["numpy>=1.24", "grpcio>=999; extra == 'remote'", 'no-such-package>=1; extra == "hub"']
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _name: needs)
+    check = installation.packages()
+    assert check.status == doctor.FAILED
+    assert check.summary.startswith("grpcio is ") and check.summary.endswith("999 or newer is needed")
+    assert "no-such-package" not in check.details
+
+
 @pytest.mark.parametrize(
     ("older", "newer"), [("1.9", "1.10"), ("1.24.4", "2.0.0rc1"), ("0.25", "0.25.1"), ("4", "4.25.0")]
 )

@@ -152,18 +152,29 @@ def _is_ours(found: Path, ours: Path) -> bool:
     return str(sys.executable) in text.partition("\n")[0] and "sllm.cli.main" in text
 
 
+_OWN_EXTRAS = ("hub", "privacy", "remote")
+"""Those whose packages parts of sllm itself are written for; the others are for plugins and for tests."""
+
+
 def packages() -> Check:
-    """Whether the packages that sllm needs are here, and new enough."""
+    """Whether the packages that sllm needs are here, and new enough; those of an extra that is not installed
+    need not be here.
+    """
     found: dict[str, str | None] = {}
     wrong = []
     for requirement in importlib.metadata.requires("sllm") or ():
         match = re.match(r"([A-Za-z0-9_.-]+)\s*(?:>=\s*([0-9][0-9a-zA-Z.]*))?\s*(;.*)?$", requirement)
-        if match is None or "extra" in (match[3] or ""):
+        if match is None:
+            continue
+        extra = re.search(r"\bextra == ['\"]([\w-]+)", match[3] or "")
+        if extra is not None and extra[1] not in _OWN_EXTRAS:
             continue
         name, least = match[1], match[2]
         try:
             found[name] = have = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
+            if extra is not None:
+                continue
             found[name] = None
             wrong.append(f"{name} is missing")
             continue

@@ -58,9 +58,7 @@ _SPEED |= {"avx512_vnni", "avx512_bf16", "amx_int8", "amx_tile", "asimddp", "asi
 
 def threads() -> Check:
     """How many cores this process may use, and how many threads a model takes by default."""
-    from sllm.engine.cpu import available_cores
-
-    cores, allowed = os.cpu_count() or 1, available_cores()
+    cores, allowed = os.cpu_count() or 1, cpu.available_cores()
     quota = cpu_quota()
     details: dict[str, Any] = {"cores": cores, "allowed": allowed, "quota": quota, "default": allowed}
     omp = os.environ.get("OMP_NUM_THREADS")
