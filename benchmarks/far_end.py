@@ -27,23 +27,19 @@ from sllm.worker.server import Limits
 STOP_SECONDS = 30
 
 
-class _Process:
-    """A child that answers each line of JSON with one."""
+class JsonChild:
+    """A process that answers each line of JSON with one."""
 
-    def __init__(self, **job: Any) -> None:
-        # By its path, and with this process's sllm: the one in the repository's folder may not be compiled
-        here = str(Path(sllm.__file__).resolve().parents[1])
-        path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
-        self._child = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve())],
-            env={**os.environ, "PYTHONPATH": path},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.first = self.ask(**job)
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._child = process
 
     def ask(self, **request: Any) -> dict[str, Any]:
+        """The answer to one request.
+
+        Raises:
+            RuntimeError: the process has ended.
+
+        """
         assert self._child.stdin is not None
         assert self._child.stdout is not None
         self._child.stdin.write(json.dumps(request) + "\n")
@@ -53,6 +49,25 @@ class _Process:
             raise RuntimeError(f"the process for {request} has ended with status {self._child.wait()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+class _Process(JsonChild):
+    """One that plays a part of this file's own."""
+
+    def __init__(self, **job: Any) -> None:
+        # By its path, and with this process's sllm: the one in the repository's folder may not be compiled
+        here = str(Path(sllm.__file__).resolve().parents[1])
+        path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
+        super().__init__(
+            subprocess.Popen(
+                [sys.executable, str(Path(__file__).resolve())],
+                env={**os.environ, "PYTHONPATH": path},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        self.first = self.ask(**job)
 
     def close(self) -> None:
         assert self._child.stdin is not None

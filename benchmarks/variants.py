@@ -7,18 +7,17 @@ A build takes minutes, the first time; it is kept in ``build/variants``. ``$SLLM
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
-import sysconfig
-import venv
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from wheel_environment import unpack  # of tests/, which pytest has on the path
+
+from .far_end import JsonChild
 from .measure import TYPE_KV, Sample
 from .peers import ROOT, PeerError
 
@@ -39,7 +38,7 @@ def _sources() -> str:
         paths += sorted(
             p
             for p in (ROOT / folder).rglob("*")
-            if p.suffix in {".c", ".cpp", ".h", ".hpp", ".cmake", ".py", ".map"}
+            if p.suffix in {".c", ".cpp", ".h", ".hpp", ".cmake", ".py", ".map", ".json", ".txt"}
         )
     for path in paths:
         digest.update(path.read_bytes())
@@ -69,11 +68,7 @@ def interpreter(kind: str) -> str:
     if result.returncode != 0:
         end = "\n".join((result.stdout + result.stderr).splitlines()[-25:])
         raise PeerError(f"sllm could not be built as {kind}:\n{end}")
-    venv.create(folder, symlinks=True, clear=True)
-    site = next((folder / "lib").iterdir()) / "site-packages"
-    with zipfile.ZipFile(next(wheels.glob("*.whl"))) as archive:
-        archive.extractall(site)
-    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
+    unpack(next(wheels.glob("*.whl")), folder)
     stamp.write_text(_sources(), encoding="utf-8")
     return str(python)
 
@@ -109,34 +104,23 @@ for line in sys.stdin:
 """
 
 
-class Child:
+class Child(JsonChild):
     """One build at work on one model."""
 
     def __init__(self, process: subprocess.Popen[str], **first: Any) -> None:
-        self._process = process
-        answer = self._ask(first)
+        super().__init__(process)
+        answer = self.ask(**first)
         self.variant: str = answer["variant"]
         self.amx: bool = answer["amx"]
 
-    def _ask(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise PeerError(f"the other build ended with status {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
     def text(self, prompt: Sequence[int], n_tokens: int, **sampling: Any) -> Sample:
         """Some tokens behind a prompt, one by one."""
-        answer = self._ask({"n_prompt": 0, "prompt": list(prompt), "n_gen": n_tokens, "sampling": sampling})
+        answer = self.ask(n_prompt=0, prompt=list(prompt), n_gen=n_tokens, sampling=sampling)
         return Sample(answer["n"], answer["seconds"], (tuple(answer["tokens"]),))
 
     def prompt(self, n_tokens: int) -> Sample:
         """A prompt in one batch."""
-        answer = self._ask({"n_prompt": n_tokens})
+        answer = self.ask(n_prompt=n_tokens)
         return Sample(answer["n"], answer["seconds"])
 
 

@@ -44,3 +44,16 @@ def interrupt(process: subprocess.Popen[bytes]) -> tuple[str, str]:
     assert process.returncode == 130
     assert b"Traceback" not in stderr
     return stdout.decode(), stderr.decode()
+
+
+def read_terminal(controller: int) -> bytes:
+    """What comes through a pseudo-terminal until its other side is closed; closes this side."""
+    seen = b""
+    try:
+        while block := os.read(controller, 4096):
+            seen += block
+    except OSError:  # how Linux tells the end of a terminal
+        pass
+    finally:
+        os.close(controller)
+    return seen

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import queue
-import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
+import remote_worker
 from oracles import GREEDY
 
 from sllm.wire import auth
 from sllm.wire.protocol import CHANNEL_OPTIONS, PROTOCOL, method, padded, pb, to_sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sllm.engine.sampling import SamplingParams
 
 
@@ -28,11 +27,7 @@ TOKEN = "a-token-that-is-long-enough"
 Code = grpc.StatusCode
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < until, "it never came true"
-        time.sleep(0.01)
+wait_until = partial(remote_worker.wait_until, patience=PATIENCE)
 
 
 class Client:

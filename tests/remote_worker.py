@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 PATIENCE = 60.0  # seconds until something that should happen is taken not to
 
 
-def wait_until(true: Callable[[], Any], what: str = "what was waited for") -> None:
-    until = time.monotonic() + PATIENCE
+def wait_until(
+    true: Callable[[], Any], what: str = "what was waited for", patience: float = PATIENCE
+) -> None:
+    until = time.monotonic() + patience
     while not true():
         assert time.monotonic() < until, f"{what} did not happen"
         time.sleep(0.002)

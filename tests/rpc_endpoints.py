@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from listeners import accepting
 from remote_worker import PATIENCE
 
 from sllm.engine import ggml_rpc
@@ -46,25 +46,9 @@ def refuses(endpoint: str) -> bool:
 
 @contextmanager
 def listening(answer: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A port on which every connection is handed to ``answer``, and then closed."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def run() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                with connection, suppress(OSError):
-                    answer(connection)
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
+    """An endpoint where every connection is handed to ``answer``, and then closed."""
+    with accepting(answer) as port:
+        yield f"127.0.0.1:{port}"
 
 
 def greeted(connection: socket.socket) -> bytes:

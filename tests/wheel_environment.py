@@ -12,7 +12,7 @@ __all__ = ["unpack"]
 
 def unpack(wheel: Path, folder: Path) -> tuple[Path, Path]:
     """Lay an environment out in ``folder``; its interpreter, and its folder of packages, which come first."""
-    venv.create(folder, symlinks=True)
+    venv.create(folder, symlinks=True, clear=True)
     site = next((folder / "lib").iterdir()) / "site-packages"
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)

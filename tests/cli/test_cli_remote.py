@@ -16,7 +16,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from processes import ENDLESS, ONE, PATIENCE, environment, first_byte, interrupt, one_line
+from processes import ENDLESS, ONE, PATIENCE, environment, first_byte, interrupt, one_line, read_terminal
 
 import sllm
 from sllm import embedded
@@ -210,13 +210,7 @@ def test_run_local_while_the_link_is_lost(
         os.close(terminal)
         shown = os.read(controller, 1)
         lose()
-        try:
-            while block := os.read(controller, 4096):
-                shown += block
-        except OSError:  # how Linux tells the end of a terminal
-            pass
-        finally:
-            os.close(controller)
+        shown += read_terminal(controller)
         assert client.wait(timeout=120) == 0
         told: str = client.stderr.read().decode()
     text = shown.decode().replace("\r\n", "\n")

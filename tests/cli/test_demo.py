@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from processes import ONE, PATIENCE, environment, first_byte, interrupt, one_line
+from processes import ONE, PATIENCE, environment, first_byte, interrupt, one_line, read_terminal
 
 from sllm.cli import console, demo, demo_triage
 from sllm.cli import main as cli
@@ -119,14 +119,7 @@ def test_colours(start: Callable[..., Any], more: dict[str, str]) -> None:
     controller, terminal = pty.openpty()
     process = start("demo", "-n", "8", "--unpaced", "--rtt", "0", *ONE, stdout=terminal, env=more)
     os.close(terminal)
-    shown = b""
-    try:
-        while block := os.read(controller, 4096):
-            shown += block
-    except OSError:  # how Linux tells the end of a terminal
-        pass
-    finally:
-        os.close(controller)
+    shown = read_terminal(controller)
     assert process.wait(timeout=60) == 0
     assert b"pace:" not in shown
     if more:

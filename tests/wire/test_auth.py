@@ -22,6 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from hypothesis import given
 from hypothesis import strategies as st
+from listeners import accepting
 from oracles import examples
 
 from sllm import hosts
@@ -321,26 +322,13 @@ def test_what_is_no_certificate_has_no_fingerprint(pem: bytes) -> None:
 @contextmanager
 def listening(answer: Callable[[socket.socket], None], host: str = "127.0.0.1") -> Iterator[Address]:
     """A server that hands each connection to ``answer``."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as listener:
 
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                with connection, suppress(OSError):
-                    connection.settimeout(PATIENCE)
-                    answer(connection)
+    def patiently(connection: socket.socket) -> None:
+        connection.settimeout(PATIENCE)
+        answer(connection)
 
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield Address(host, listener.getsockname()[1])
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
+    with accepting(patiently, host) as port:
+        yield Address(host, port)
 
 
 def speaking_tls(chain: bytes, key: bytes, folder: Path) -> Callable[[socket.socket], None]:
