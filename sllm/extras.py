@@ -14,7 +14,6 @@ _WHAT = {
     "remote": "a worker, a connection to one and a split by layers",
     "privacy": "finding what is private",
     "hub": "hf:// addresses",
-    "openai": "clouds with OpenAI's API",
     "presidio": "Presidio's detectors",
 }
 

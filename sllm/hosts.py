@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["DEFAULT_PORT", "is_loopback", "split_host_port"]
+__all__ = ["DEFAULT_PORT", "host_port", "is_loopback", "split_host_port"]
 
 
 DEFAULT_PORT = 50051
+
+
+def host_port(host: str, port: int) -> str:
+    """``HOST:PORT``, or ``[IPV6]:PORT``."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def split_host_port(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int]:

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sllm.cli.arguments import DEFAULT, MODEL, add_gpu_layers, add_json, add_threads, whole
+from sllm.cli.arguments import DEFAULT, MODEL, add_json, whole
 from sllm.cli.console import CommandError, count, one_line, paragraph, table
-from sllm.cli.layers import add_ends, read_text, split_line
+from sllm.cli.layers import add_ends, add_machine, read_text, split_line
 from sllm.cli.plot import Axis, Curve, Panel, figure
 from sllm.split.audit import audit
 from sllm.wire.codec import CODECS
@@ -50,9 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--plot", metavar="FILE", help="draw the tables, as SVG")
     add_json(parser)
-    machine = parser.add_argument_group("machine")
-    add_threads(machine)
-    add_gpu_layers(machine)
+    add_machine(parser)
 
 
 def run(args: argparse.Namespace, out: Output) -> int:

@@ -7,9 +7,9 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sllm.cli.arguments import MODEL, add_gpu_layers, add_json, add_threads
+from sllm.cli.arguments import MODEL, add_json
 from sllm.cli.console import Progress, count, one_line, paragraph, table
-from sllm.cli.layers import add_ends, read_text, split_line
+from sllm.cli.layers import add_ends, add_machine, read_text, split_line
 from sllm.split.codec_report import codec_report
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", metavar="TEXT", help="a file, UTF-8; '-': stdin")
     add_ends(parser)
     add_json(parser)
-    machine = parser.add_argument_group("machine")
-    add_threads(machine)
-    add_gpu_layers(machine)
+    add_machine(parser)
 
 
 def run(args: argparse.Namespace, out: Output) -> int:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sllm.cli.arguments import whole
+from sllm.cli.arguments import add_gpu_layers, add_threads, whole
 from sllm.cli.console import CommandError, expected_utf8, one_line
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sllm.split.audit import AuditReport
     from sllm.split.codec_report import CodecReport
 
-__all__ = ["add_ends", "read_text", "split_line"]
+__all__ = ["add_ends", "add_machine", "read_text", "split_line"]
 
 
 def add_ends(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +31,13 @@ def add_ends(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tail", metavar="N", type=whole(0), default=1, help="layers after the link (default: 1)"
     )
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    """Declare what of this machine a measurement may use."""
+    machine = parser.add_argument_group("machine")
+    add_threads(machine)
+    add_gpu_layers(machine)
 
 
 def read_text(name: str) -> str:

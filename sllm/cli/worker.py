@@ -222,7 +222,7 @@ def _check_address(host: str, port: int, args: argparse.Namespace) -> None:
             raise CommandError(f"--insecure is for loopback alone, and {where} is not; leave it out")
         if args.token_file is not None or args.cert is not None:
             raise CommandError("--insecure means neither a token nor a certificate; leave it out")
-    endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    endpoint = hosts.host_port(host, port)
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

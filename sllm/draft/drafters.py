@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from sllm.draft.confidence import UNKNOWN_PROB
 from sllm.engine.arrays import common_prefix, int32_array
 from sllm.errors import CancelledError, ContextFullError
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from sllm.engine.params import ContextOptions, ContextParams
     from sllm.engine.sampling import SamplingParams
 
-__all__ = ["AnswerDrafter", "CallableDrafter", "Drafter", "ModelDrafter", "NGramDrafter"]
+__all__ = ["AnswerDrafter", "CallableDrafter", "Drafter", "ModelDrafter", "NGramDrafter", "draft_probs"]
 
 
 @runtime_checkable
@@ -51,6 +52,12 @@ class Drafter(Protocol):
 
     def close(self) -> None:
         """Free what the drafter holds."""
+
+
+def draft_probs(drafter: Drafter, n: int) -> list[float]:
+    """The probabilities of the ``n`` tokens that a drafter has just drafted, as far as it gives any."""
+    probs = list(getattr(drafter, "probs", ()))[:n]
+    return probs + [UNKNOWN_PROB] * (n - len(probs))
 
 
 class ModelDrafter:

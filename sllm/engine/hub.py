@@ -204,8 +204,7 @@ class _HubReader(io.RawIOBase):
         return found.location, found.size
 
     def _get(self, begin: int, size: int) -> bytes:
-        with needs("hub"):
-            from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
+        from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
 
         end = min(begin + size, self._size)
         trouble: Exception | None = None
@@ -231,8 +230,7 @@ class _HubReader(io.RawIOBase):
 
     @staticmethod
     def _endpoint() -> str:
-        with needs("hub"):
-            from huggingface_hub import constants
+        from huggingface_hub import constants
 
         return str(constants.ENDPOINT)
 
@@ -387,8 +385,7 @@ def _reason(
     local_files_only: bool | None,
 ) -> str:
     """What went wrong and what to do about it, in one line."""
-    with needs("hub"):
-        from huggingface_hub import constants, errors, get_token
+    from huggingface_hub import constants, errors, get_token
 
     sent = token is not False and bool(token or get_token())
     who = "the token that was sent gives no access" if sent else "no token was sent"

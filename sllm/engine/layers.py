@@ -224,9 +224,10 @@ class LayerRange(Closing):
         output: end in the model's final norm and head, and give logits. ``stop`` must be n_layer.
         vocabulary: with ``output``: a model with the vocabulary (``Model(path, vocab_only=True)`` will do),
             which :meth:`verify` needs. It must outlive this object.
-        options: how to load (:class:`~sllm.engine.params.LoadParams`, without ``use_mmap`` and
-            ``vocab_only``) and how to compute (:class:`~sllm.engine.params.ContextParams`, without
-            ``kv_unified``); ``n_batch`` is 512 unless given.
+        loading, computing: how to load, and how to compute.
+        options: fields of these, which count more: of :class:`~sllm.engine.params.LoadParams`, without
+            ``use_mmap`` and ``vocab_only``, and of :class:`~sllm.engine.params.ContextParams`, without
+            ``kv_unified``; ``n_batch`` is 512 unless given.
 
     Raises:
         ModelLoadError, UnsupportedModelError: as :func:`open_layers`.
@@ -258,12 +259,14 @@ class LayerRange(Closing):
         *,
         output: bool = False,
         vocabulary: Model | None = None,
+        loading: LoadParams | None = None,
+        computing: ContextParams | None = None,
         **options: Unpack[_RangeOptions],
     ) -> None:
         loading, computing = parse_both(
             options,
-            LoadParams(),
-            ContextParams(n_batch=512),
+            loading or LoadParams(),
+            computing or ContextParams(n_batch=512),
             without=("use_mmap", "vocab_only", "kv_unified"),
         )
         file = path if isinstance(path, LayeredFile) else open_layers(path)

@@ -46,7 +46,6 @@ class Vocab:
         self.pad = special(info.pad)
         self.add_bos = bool(info.add_bos)
         self.add_eos = bool(info.add_eos)
-        self._has_text = info.vocab_type != 0
         self._pieces: dict[int, bytes] = {}
         self._fingerprint: str | None = None
 

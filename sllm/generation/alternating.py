@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from sllm.draft.confidence import UNKNOWN_PROB
+from sllm.draft.drafters import draft_probs
 from sllm.draft.length import DraftLength
 from sllm.generation.text_stream import committed_runs
 from sllm.targets.base import RemoteWork
@@ -131,9 +131,8 @@ class AlternatingRuns:
 
     def _take(self, drafter: Drafter, new: list[int]) -> None:
         """Add what was drafted to the chain, with the drafter's probabilities, where it gives any."""
-        probs = list(getattr(drafter, "probs", ()))[: len(new)]
         self._chain += new
-        self._probs += probs + [UNKNOWN_PROB] * (len(new) - len(probs))
+        self._probs += draft_probs(drafter, len(new))
 
     def _learn(self, commit: Commit, seconds: float) -> None:
         length, stats = self._length, self._stats
@@ -143,8 +142,5 @@ class AlternatingRuns:
             if self._settled and (commit.n_verified > 0 or self._spent > 0.05 * commit.seconds):
                 length.observe_round(len(commit.tokens), seconds)
         stats.draft_seconds += self._spent
-        stats.n_passes += 1
-        stats.n_drafted += commit.n_verified
-        stats.n_accepted += commit.n_accepted
-        stats.target_seconds += commit.seconds
+        stats.count(commit)
         stats.seconds += seconds

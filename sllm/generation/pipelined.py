@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, overload
 
 from sllm.draft.ahead import DraftAhead
-from sllm.draft.confidence import UNKNOWN_PROB
+from sllm.draft.drafters import draft_probs
 from sllm.draft.length import DraftLength
 from sllm.generation.text_stream import GenerationStats, Run, TextBuilder, committed_runs
 
@@ -157,8 +157,7 @@ class PipelinedRuns:
             tokens = drafter.draft(text, chain, n, 0.0)
             seconds = time.perf_counter() - began
             settled = drafter.n_caught_up <= DraftLength.LIMIT  # else it was mostly the reading of a prompt
-            probs = list(getattr(drafter, "probs", ()))[: len(tokens)]
-            return tokens, probs, seconds if settled else 0.0
+            return tokens, draft_probs(drafter, len(tokens)), seconds if settled else 0.0
 
         self._draft = executor.submit(draft)
         self._draft_pos = len(text) + len(chain)
@@ -175,7 +174,6 @@ class PipelinedRuns:
         if seconds:
             self._ahead.observe_draft(max(len(tokens), 1), seconds)
         n_drafted, tokens = len(tokens), self._usable(tokens)
-        probs += [UNKNOWN_PROB] * (len(tokens) - len(probs))
         passed = len(self._text) - self._draft_pos  # tokens that were committed meanwhile
         if (
             not self._draft_void
@@ -214,10 +212,7 @@ class PipelinedRuns:
         n_right = ahead.observe_truth(self._chain, self._probs, tokens)
         ahead.observe_pass(commit.seconds)
         ahead.observe_round_trip(self._generation.remote.round_trip)
-        stats.n_passes += 1
-        stats.n_drafted += commit.n_verified
-        stats.n_accepted += commit.n_accepted
-        stats.target_seconds += commit.seconds
+        stats.count(commit)
         self._text.extend(tokens)
         if n_right < min(n, len(self._chain)):
             stats.wasted_seconds += (len(self._chain) - n_right) * ahead.draft_seconds

@@ -88,6 +88,13 @@ class GenerationStats:
     remote: RemoteStats | None = None
     finish_reason: str | None = None
 
+    def count(self, commit: Commit) -> None:
+        """Count the pass that a commit came from."""
+        self.n_passes += 1
+        self.n_drafted += commit.n_verified
+        self.n_accepted += commit.n_accepted
+        self.target_seconds += commit.seconds
+
     @property
     def acceptance(self) -> float:
         """Accepted tokens per checked drafted token; 0 where none was drafted."""

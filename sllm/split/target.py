@@ -18,7 +18,7 @@ from sllm.engine.arrays import common_prefix, int32_array
 from sllm.engine.handle import Closing
 from sllm.engine.layers import Embedding, LayerRange, open_layers
 from sllm.engine.model import Model
-from sllm.engine.params import ContextParams, LoadParams, changes, context_length, parse_both
+from sllm.engine.params import ContextParams, LoadParams, context_length, parse_both
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import BusyError, ContextFullError, RemoteError, UnsupportedModelError
 from sllm.remote.connection import Remote
@@ -188,11 +188,9 @@ class SplitTarget(Closing):
             # What is computed at once comes in chunks: room for more would lie idle.
             n_batch=max(_CHUNK, _ROWS * n_seq_max),
             n_ubatch=_CHUNK,
+            n_outputs_max=_ROWS * n_seq_max,
         )
-        settings = {**changes(loading), **vars(computing)}
-        for name in ("n_outputs_max", "kv_unified"):
-            del settings[name]
-        self._load(file, last, _ROWS * n_seq_max, settings)
+        self._load(file, last, loading, computing)
         super().__init__()
         here = [layers for layers in (self._head, self._tail) if layers is not None]
         self.n_ctx = min([n_ctx, *(layers.context.n_ctx_seq for layers in here)])
@@ -215,7 +213,7 @@ class SplitTarget(Closing):
         )
 
     def _load(
-        self, file: LayeredFile, last: LayeredFile, n_outputs_max: int, settings: dict[str, Any]
+        self, file: LayeredFile, last: LayeredFile, loading: LoadParams, computing: ContextParams
     ) -> None:
         """Load what is computed here."""
         self._head: LayerRange | None = None
@@ -225,7 +223,9 @@ class SplitTarget(Closing):
             self._vocabulary = stack.enter_context(Model(file.paths[0], vocab_only=True))
             self._embedding = stack.enter_context(Embedding(file))
             if self.head:
-                self._head = stack.enter_context(LayerRange(file, 0, self.head, **settings))
+                self._head = stack.enter_context(
+                    LayerRange(file, 0, self.head, loading=loading, computing=computing)
+                )
             if self.tail is not None:
                 self._tail = stack.enter_context(
                     LayerRange(
@@ -234,8 +234,8 @@ class SplitTarget(Closing):
                         n,
                         output=True,
                         vocabulary=self._vocabulary,
-                        n_outputs_max=n_outputs_max,
-                        **settings,
+                        loading=loading,
+                        computing=computing,
                     )
                 )
             self._stack = stack.pop_all()

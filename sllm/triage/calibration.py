@@ -46,7 +46,7 @@ from sllm.triage.certify import (
     Scored,
     Table,
     certify,
-    grade,
+    graded_parts,
     split,
     tier2_answers,
 )
@@ -118,16 +118,13 @@ def calibrate(
     checked_share(delta, "delta")
     checked_share(hard_alpha, "hard_alpha")
     names = tuple(signals)
-    table = Table.of(rows, names)
-    first, rest = split(len(table), seed, alpha, delta)
-    fit, test = table.take(first), table.take(rest)
-    graded = grade(fit, test, hard_alpha, delta)
+    fit, test, graded = graded_parts(rows, names, alpha=alpha, delta=delta, hard_alpha=hard_alpha, seed=seed)
     return Profile(
         model_id=model_id,
         template_id=template_id,
         policy_id=policy_id,
         signals=names,
-        n=len(table),
+        n=len(fit) + len(test),
         alpha=alpha,
         delta=delta,
         seed=seed,

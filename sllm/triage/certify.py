@@ -302,6 +302,21 @@ class Graded:
     test: Scored
 
 
+def graded_parts(
+    rows: Iterable[Row], names: Sequence[str], *, alpha: float, delta: float, hard_alpha: float, seed: int
+) -> tuple[Table, Table, Graded]:
+    """The part of the rows for fitting, the part for testing, and both graded.
+
+    Raises:
+        CalibrationError: too few rows, or a row with a number that is not finite.
+
+    """
+    table = Table.of(rows, names)
+    first, rest = split(len(table), seed, alpha, delta)
+    fit, test = table.take(first), table.take(rest)
+    return fit, test, grade(fit, test, hard_alpha, delta)
+
+
 def grade(fit: Table, test: Table, hard_alpha: float, delta: float) -> Graded:
     """Fit the scores and the gate on one part of the rows, and grade both parts with them."""
     easy = Combination.fit(fit.signals, fit.correct)

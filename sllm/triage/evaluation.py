@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sllm.triage.bounds import checked_share
-from sllm.triage.certify import HARD_ALPHA, Scored, Table, certify, grade, split, tier2_answers
+from sllm.triage.certify import HARD_ALPHA, Scored, certify, graded_parts, tier2_answers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -118,10 +118,7 @@ def evaluate(
     checked_share(alpha, "alpha")
     checked_share(delta, "delta")
     names = tuple(signals)
-    table = Table.of(rows, names)
-    first, rest = split(len(table), seed, alpha, delta)
-    fit, test = table.take(first), table.take(rest)
-    graded = grade(fit, test, hard_alpha, delta)
+    fit, test, graded = graded_parts(rows, names, alpha=alpha, delta=delta, hard_alpha=hard_alpha, seed=seed)
 
     def single(name: str, of_fit: Floats, of_test: Floats) -> Measured:
         return _measured(name, Scored(of_fit, ~fit.correct), Scored(of_test, ~test.correct), alpha, delta)

@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote, urlsplit
 from sllm.errors import AuthError, RemoteError
 from sllm.extras import needs
 from sllm.folders import write_private
-from sllm.hosts import DEFAULT_PORT, is_loopback
+from sllm.hosts import DEFAULT_PORT, host_port, is_loopback
 
 with needs("remote"):
     import grpc
@@ -115,7 +115,7 @@ class Address:
     @property
     def endpoint(self) -> str:
         """``HOST:PORT``, for messages."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
     @property
     def uri(self) -> str:

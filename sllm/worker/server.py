@@ -397,7 +397,7 @@ def _listen(served: _Served, health: Health, access: _Access, host: str, port: i
         ],
     )
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
-    endpoint = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    endpoint = hosts.host_port(host, port)
     try:
         if access.certificate is None:
             bound = server.add_insecure_port(endpoint)

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from sllm.cli.arguments import DEFAULT, Parser, endpoint
-from sllm.cli.slow_link.link import Link, shown
+from sllm.cli.slow_link.link import Link
+from sllm.hosts import host_port
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             host=args.host,
             port=args.port,
         ) as link:
-            _say(f"listening on {shown((link.host, link.port))} for {shown(args.target)}")
+            _say(f"listening on {host_port(link.host, link.port)} for {host_port(*args.target)}")
             signal.sigwait(ends)
         _say(" ".join(f"{name}={value}" for name, value in asdict(link.stats).items()))
     except (OSError, ValueError) as error:

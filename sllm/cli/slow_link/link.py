@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Generic, TypeVar, overload
 from sllm.cli.slow_link.proxy import Proxy, resolve
 from sllm.cli.slow_link.settings import LinkStats, Settings
 from sllm.errors import ClosedError
+from sllm.hosts import host_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from typing_extensions import Self
 
-__all__ = ["Link", "shown"]
+__all__ = ["Link"]
 
 _T = TypeVar("_T")
 
@@ -248,12 +249,6 @@ class Link:
     def __repr__(self) -> str:
         rate = "" if self.mbit_s is None else f", {self.mbit_s:g} Mbit/s"
         return (
-            f"<sllm.cli.slow_link.Link {shown((self.host, self.port))} -> {shown(self._target)},"
+            f"<sllm.cli.slow_link.Link {host_port(self.host, self.port)} -> {host_port(*self._target)},"
             f" {self.delay * 1e3:g} ms{rate}{', closed' if self._closed else ''}>"
         )
-
-
-def shown(address: tuple[str, int]) -> str:
-    """``HOST:PORT``, or ``[IPV6]:PORT``."""
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
