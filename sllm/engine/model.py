@@ -48,12 +48,16 @@ class Model(Weights):
         n_params: the number of its weights.
         size_bytes: the size of its tensors.
         offloaded: whether layers were sent to a GPU.
-        can_rollback: False for recurrent and hybrid models, which cannot take back single tokens.
+        can_rollback: what it costs to take back single tokens, such as drafted ones that are wrong:
+            ``"free"`` (attention), ``"snapshots"`` (hybrid models of which llama.cpp keeps the states after
+            the newest tokens, see ``n_rollback`` of :class:`~sllm.ContextParams`) or ``"recompute"`` (other
+            hybrid and recurrent models: an earlier state is put back, and the tokens since then computed
+            again).
 
     Examples:
         >>> with sllm.Model(sllm.embedded.TARGET) as model:
         ...     model.n_layer, model.can_rollback
-        (8, True)
+        (8, 'free')
 
     """
 
