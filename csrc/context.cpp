@@ -70,7 +70,7 @@ double available_memory(size_t total) {
 }
 
 // Asking for more memory than the machine has would succeed (pages are handed out on first touch) and then end the process.
-void check_cache_fits(const sllm_model & model, const llama_context_params & p) {
+void check_cache_fits(const sllm_model & model, const llama_context_params & p, uint64_t state_bytes) {
     const llama_model * m = model.model.get();
     const double head = static_cast<double>(llama_model_n_embd(m)) / std::max(1, llama_model_n_head(m));
     const double row = head * llama_model_n_head_kv(m) * llama_model_n_layer(m);
@@ -78,6 +78,7 @@ void check_cache_fits(const sllm_model & model, const llama_context_params & p) 
         return static_cast<double>(ggml_type_size(type)) / static_cast<double>(ggml_blck_size(type));
     };
     const double need = row * (bytes_of(p.type_k) + bytes_of(p.type_v)) * p.n_ctx;
+    const double states = static_cast<double>(state_bytes) * p.n_seq_max * (1.0 + p.n_rs_seq);
     double have = 0;
     for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
         size_t free = 0;
@@ -87,10 +88,11 @@ void check_cache_fits(const sllm_model & model, const llama_context_params & p) 
         const bool is_cpu = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
         have += is_cpu ? available_memory(total) : static_cast<double>(free);
     }
-    if (have > 0 && need > have) {
-        sllm::fail(SLLM_ERR_NO_MEMORY,
-                   "a KV cache of %u positions needs about %.1f GB, and all devices together have %.1f GB free: lower n_ctx", p.n_ctx,
-                   need / 1e9, have / 1e9);
+    if (have > 0 && need + states > have) {
+        sllm::fail(
+            SLLM_ERR_NO_MEMORY, "%.1f GB are needed (a KV cache of %u positions%s), and all devices together have %.1f GB free: lower %s",
+            (need + states) / 1e9, p.n_ctx, states > 0 ? ", recurrent states for n_seq_max sequences and n_rollback snapshots each" : "",
+            have / 1e9, states > need ? "n_rollback or n_seq_max" : "n_ctx");
     }
 }
 
@@ -314,7 +316,7 @@ std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_
         p.cb_eval = on_node;
         p.cb_eval_user_data = context.get();
     }
-    check_cache_fits(model, p);
+    check_cache_fits(model, p, params.state_bytes);
 
     context->context.reset(llama_init_from_model(model.model.get(), p));
     if (context->context == nullptr) {

@@ -247,6 +247,7 @@ struct sllm_context_params {
     uint32_t n_seq_max;
     uint32_t n_outputs_max;  /* rows of logits per llama_decode() */
     uint32_t n_rollback;     /* tokens that snapshots can take back, at most 64; each costs state_bytes for every sequence */
+    uint64_t state_bytes;    /* the recurrent state of one sequence, to see whether it all fits; 0: not known */
     int32_t n_threads;       /* for one token */
     int32_t n_threads_batch; /* for more than one token */
     int32_t flash_attn;      /* -1 auto, 0 off, 1 on */

@@ -95,6 +95,7 @@ class Context(Handle):
 
     def __init__(self, model: Weights, params: ContextParams) -> None:
         given, _keep = params.as_c(n_ctx_train=model.n_ctx_train, size_bytes=model.size_bytes)
+        given.state_bytes = model.state_bytes
         out = ffi.new("sllm_context **")
         take_log()
         try:

@@ -108,6 +108,11 @@ class Weights(Handle):
         self._contexts: weakref.WeakSet[Handle] = weakref.WeakSet()
 
     @property
+    def state_bytes(self) -> int:
+        """The recurrent state of one sequence, where it is known before there is a context."""
+        return 0
+
+    @property
     def metadata(self) -> Mapping[str, str]:
         """The scalar GGUF metadata, read-only, all values as text."""
         if self._metadata is None:

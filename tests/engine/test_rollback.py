@@ -211,7 +211,9 @@ def test_the_kind_of_a_model_is_that_of_its_contexts(
             assert context.max_draft == (wanted if context.n_rollback else context.n_outputs_max - 1)
             assert context.state_bytes == 0
             context.decode([11])
-            assert context.state_bytes > 1000
+            headers = 12 * EVERY[name].n_layer + 200  # llama.cpp's saved state says what it is
+            assert 0 <= context.state_bytes - model.state_bytes < headers
+            assert model.state_bytes > 1000
 
 
 @pytest.mark.parametrize("name", [n for n in STATEFUL if EVERY[n].architecture in WITH_SNAPSHOTS])
@@ -317,11 +319,17 @@ def test_a_text_with_a_draft_is_the_text_without(
             assert text(draft) == plain
 
 
-def test_bad_values_are_refused(model_of: Callable[[str], sllm.Model]) -> None:
+def test_bad_values_are_refused(
+    model_of: Callable[[str], sllm.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = model_of("qwen35")
     for bad in (-1, 65, 1.5, "4"):
         with pytest.raises((TypeError, ValueError), match="n_rollback"):
             model.context(n_ctx=64, n_rollback=bad)  # type: ignore[arg-type]
+    monkeypatch.setattr(sllm.Model, "state_bytes", 1 << 33)
+    with pytest.raises(MemoryError, match=r"recurrent states.*lower n_rollback"):
+        model.context(n_ctx=1024, n_seq_max=16, n_rollback=64)
+    monkeypatch.undo()
     with model.context(n_ctx=64, n_batch=4, n_ubatch=2, n_rollback=16) as context:
         assert context.n_rollback == 16 and context.n_ubatch >= 18  # llama.cpp would assert
         context.decode([11] * 20)
