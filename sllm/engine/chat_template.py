@@ -17,6 +17,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sllm.engine.chat_inputs import (
+    checked_variables,
+    continued_field,
+    cut_at_continuation,
+    prepared,
+    tagged,
+)
 from sllm.errors import UnsupportedModelError
 from sllm.messages import checked_mappings, checked_messages, kind_of, map_texts
 
@@ -40,6 +47,7 @@ def render(
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
+    continue_final_message: bool | str = False,
 ) -> str:
     """Return the prompt text for a conversation.
 
@@ -54,7 +62,16 @@ def render(
     when there is no template or it cannot be rendered: a syntax error, a refusal (``raise_exception``), an
     operation that the sandbox forbids, an endless loop. Both say what was found, in one line.
     """
-    request = _Request(template, messages, bos_token, eos_token, add_generation_prompt, tools, variables)
+    request = _Request(
+        template,
+        messages,
+        bos_token,
+        eos_token,
+        add_generation_prompt,
+        tools,
+        variables,
+        continue_final_message,
+    )
     return request.render(_same)
 
 
@@ -68,6 +85,7 @@ def segments(
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
+    continue_final_message: bool | str = False,
 ) -> list[tuple[str, bool]]:
     """Return the prompt text as ``(text, parse_special)`` segments, a guard against prompt injection.
 
@@ -82,7 +100,16 @@ def segments(
     and a message (``'<|' + role + '|>'``) counts as the template's. The other arguments and the exceptions
     are those of :func:`render`; ValueError also when ``special_pieces`` is not an iterable of strings.
     """
-    request = _Request(template, messages, bos_token, eos_token, add_generation_prompt, tools, variables)
+    request = _Request(
+        template,
+        messages,
+        bos_token,
+        eos_token,
+        add_generation_prompt,
+        tools,
+        variables,
+        continue_final_message,
+    )
     pieces = _pieces(special_pieces)
     plain = request.render(_same)
     if not plain:
@@ -178,32 +205,42 @@ class _Request:
         add_generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None,
         variables: Mapping[str, Any] | None,
+        continue_final_message: bool | str,
     ) -> None:
         checked_messages(messages, contents=True)
         if tools is not None:
             checked_mappings(tools, "tools", "mappings (JSON schemas)")
-        self._messages = messages
-        self._tools = tools
+        self._continued = continued_field(continue_final_message, messages)
         # transformers gives every template tools and documents, and templates ask whether they are none.
-        self._variables: dict[str, Any] = {"documents": None}
-        own = {"bos_token": bos_token, "eos_token": eos_token, "add_generation_prompt": add_generation_prompt}
-        for name, value in (variables or {}).items():
-            if name in own or name in ("messages", "tools"):
-                raise ValueError(
-                    f"variables holds {name!r}, which is an argument of its own; pass it as that"
-                )
-            self._variables[name] = map_texts(value, _same, where=f"variables[{name!r}]")
-        self._variables |= own
+        self._variables: dict[str, Any] = {"documents": None, **checked_variables(variables)}
+        self._variables |= {
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "add_generation_prompt": add_generation_prompt and self._continued is None,
+        }
+        map_texts(messages, _same, where="messages")  # what cannot be copied is refused as it was given
+        self._template = _compile(template)
+        self._messages = prepared(messages, self._template)
+        self._tools = tools
         self.strings: list[str] = []
         self._copies(self._note)
-        self._template = _compile(template)
 
     def render(self, change: Callable[[str], str]) -> str:
         messages, tools = self._copies(change)
+        text = "" if self._continued is None else tagged(messages[-1], self._continued)
         for message in messages:
             if "content" in message:
                 message["content"] = self._template.shaped(message["content"])
-        return self._template.render({**self._variables, "messages": messages, "tools": tools})
+        rendered = self._template.render({**self._variables, "messages": messages, "tools": tools})
+        if self._continued is None:
+            return rendered
+        begun = cut_at_continuation(rendered, text)
+        if begun is None:
+            raise UnsupportedModelError(
+                f"the model's chat template drops or changes the last message's {self._continued!r},"
+                " so no answer can go on from it"
+            )
+        return begun
 
     def _copies(self, change: Callable[[str], str]) -> tuple[Any, Any]:
         messages = map_texts(self._messages, change, where="messages")
