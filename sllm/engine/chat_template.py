@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sllm.engine.chat_guard import Marks, checked_pieces, cut, pieces_in
 from sllm.engine.chat_inputs import (
     checked_variables,
     continued_field,
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["render", "segments"]
 
 _log = logging.getLogger("sllm.chat_template")
-
-
-_PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE), range(0xE000, 0xF900))
 
 
 def render(
@@ -95,10 +92,11 @@ def segments(
     False and is tokenized as plain text. A text without such pieces is one segment, so its tokens are those
     of :func:`render`.
 
-    The segments' texts joined are :func:`render`'s, with one exception: a template that itself looks for a
-    control token in a message does not find it there. A token that the template puts together from a literal
-    and a message (``'<|' + role + '|>'``) counts as the template's. The other arguments and the exceptions
-    are those of :func:`render`; ValueError also when ``special_pieces`` is not an iterable of strings.
+    The segments' texts joined are :func:`render`'s. A token that the template puts together around a role
+    (``'<|' + role + '|>'``) counts as the template's. The other arguments and the exceptions are those of
+    :func:`render`; ValueError also when ``special_pieces`` is not an iterable of strings, and
+    UnsupportedModelError also when a template that changes its own literals (``'<|im_end|>' | urlencode``)
+    is given messages with control tokens in them.
     """
     request = _Request(
         template,
@@ -110,83 +108,33 @@ def segments(
         variables,
         continue_final_message,
     )
-    pieces = _pieces(special_pieces)
+    pieces = checked_pieces(special_pieces)
     plain = request.render(_same)
-    if not plain:
-        return []
-    from_messages = "\n".join(request.strings)
-    starts = {piece[0] for piece in pieces} & set(from_messages)
-    if not starts:
-        return [(plain, True)]
+    if not plain or not pieces:
+        return [(plain, True)] if plain else []
+    literals = "".join([*request.literals, bos_token, eos_token])
+    marks = Marks.free_in(pieces, literals, (plain, *request.strings))
+    if marks is not None:
+        try:
+            marked = request.render(_same, marks)
+        except UnsupportedModelError as error:
+            marked = ""
+            _log.debug("marked, %s", error)
+        if marked.translate(marks.back) == plain:
+            # What may stand inside a control token that the template puts together: a role, a word of its.
+            return cut(plain, marked, marks, [*request.roles, *request.literals])
 
-    # Characters of the messages are exchanged for private-use ones that occur nowhere, the text is rendered,
-    # and the characters are changed back: what was exchanged came from a message. One for one, so that a
-    # template may cut, trim and measure.
-    #
-    # At first every character that a piece could start with: that catches pieces which come about by
-    # rendering (two parts set side by side, something between them cut out). A template that looks at such
-    # characters ("<think>") prints something else then; for it only whole pieces are exchanged.
-    lengths = sorted({len(piece) for piece in pieces}, reverse=True)
-    exchange = _exchange(starts, (plain, from_messages, template or ""))
-    try:
-        marked = request.render(lambda string: string.translate(exchange))
-    except UnsupportedModelError:
-        marked = ""
-    text = _changed_back(marked, exchange)
-    if text != plain:
-        _log.debug("the chat template looks into the messages' text; only whole pieces are guarded in it")
-        found = (_piece_at(from_messages, i, pieces, lengths) for i in range(len(from_messages)))
-        present = sorted({piece for piece in found if piece}, key=len, reverse=True)
-        if not present:
-            return [(plain, True)]
-        whole = re.compile("|".join(map(re.escape, present)))
-        exchange = _exchange(set("".join(present)), (plain, from_messages, template or ""))
-        marked = request.render(lambda string: whole.sub(lambda match: match[0].translate(exchange), string))
-        text = _changed_back(marked, exchange)
-
-    # A piece that begins with an exchanged character is set apart; pieces that touch or overlap, together.
-    result: list[tuple[str, bool]] = []
-    secret = set(map(chr, exchange.values()))
-    done = first = last = 0  # what is cut already, and the span of pieces after it that is being collected
-    for start, char in enumerate(marked):
-        piece = _piece_at(text, start, pieces, lengths) if char in secret else ""
-        if not piece:
-            continue
-        if start > last:
-            result += [(text[done:first], True), (text[first:last], False)]
-            done, first = last, start
-        last = max(last, start + len(piece))
-    result += [(text[done:first], True), (text[first:last], False), (text[last:], True)]
-    return [segment for segment in result if segment[0]]
-
-
-def _pieces(special_pieces: Iterable[str]) -> set[str]:
-    """The special pieces without doubles and without the empty ones, which some vocabularies have."""
-    pieces: set[object] = {None} if isinstance(special_pieces, str) else set(special_pieces)
-    texts = {piece for piece in pieces if isinstance(piece, str)}
-    if len(texts) < len(pieces):
-        raise ValueError("special_pieces must be a list of strings, and is or holds something else")
-    return texts - {""}
-
-
-def _piece_at(text: str, start: int, pieces: set[str], lengths: Iterable[int]) -> str:
-    """The longest of the pieces that stands in the text at ``start``, or nothing; ``lengths`` are falling."""
-    for length in lengths:
-        piece = text[start : start + length]
-        if piece in pieces:
-            return piece
-    return ""
-
-
-def _changed_back(marked: str, exchange: Mapping[int, int]) -> str:
-    return marked.translate({new: old for old, new in exchange.items()})
-
-
-def _exchange(chars: set[str], texts: Iterable[str]) -> dict[int, int]:
-    """A table for str.translate: each character to a private-use one that occurs in none of the texts."""
-    taken = {ord(char) for text in texts for char in set(text)}
-    free = (code for codes in _PRIVATE_USE for code in codes if code not in taken)
-    return {ord(char): next(free) for char in sorted(chars)}
+    # The template does something to its own literals that it does not do to the marks. It is read as it is
+    # if nothing in the messages makes a difference to which control tokens come out.
+    starts = str.maketrans({piece[0]: "_" for piece in pieces})
+    without = request.render(lambda string: string.translate(starts))
+    found = [[text[i:j] for i, j in pieces_in(text, pieces)] for text in (plain, without)]
+    if found[0] != found[1]:
+        raise UnsupportedModelError(
+            "the model's chat template treats its own control tokens in a way that does not let them be told"
+            f" from {found[0][0] if found[0] else found[1][0]!r} in a message; take that out of the messages"
+        )
+    return [(plain, True)]
 
 
 def _same(text: str) -> str:
@@ -220,18 +168,25 @@ class _Request:
         }
         map_texts(messages, _same, where="messages")  # what cannot be copied is refused as it was given
         self._template = _compile(template)
+        self.literals = self._template.literals
+        self.roles = [message["role"] for message in messages]
         self._messages = prepared(messages, self._template)
         self._tools = tools
         self.strings: list[str] = []
         self._copies(self._note)
 
-    def render(self, change: Callable[[str], str]) -> str:
+    def render(self, change: Callable[[str], str], marks: Marks | None = None) -> str:
         messages, tools = self._copies(change)
         text = "" if self._continued is None else tagged(messages[-1], self._continued)
         for message in messages:
             if "content" in message:
                 message["content"] = self._template.shaped(message["content"])
-        rendered = self._template.render({**self._variables, "messages": messages, "tools": tools})
+        given = {**self._variables, "messages": messages, "tools": tools}
+        if marks is None:
+            rendered = self._template.render(given)
+        else:
+            own = {name: marks.mark(given[name]) for name in ("bos_token", "eos_token")}
+            rendered = _compiled(self._template.text, marks).render({**given, **own})
         if self._continued is None:
             return rendered
         begun = cut_at_continuation(rendered, text)
@@ -263,7 +218,7 @@ def _compile(template: str | None) -> Template:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(template: str) -> Template:
+def _compiled(template: str, marks: Marks | None = None) -> Template:
     from sllm.engine.jinja_sandbox import Template  # jinja2 takes a third of the time of `import sllm`
 
-    return Template(template)
+    return Template(template, marks)

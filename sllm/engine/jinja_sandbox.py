@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from jinja2.nodes import Node
     from jinja2.parser import Parser
 
+    from sllm.engine.chat_guard import Marks
+
 __all__ = ["Template", "ToolCallForm"]
 
 # Far above what a conversation needs, far below what hurts.
@@ -42,6 +44,18 @@ _MAX_BITS = 4096  # of a product or a power
 
 # Where the budget lies among a template's variables; no template can spell a name with a space in it.
 _BUDGET = "sllm budget"
+
+# Where the marks lie that stand for control tokens, see chat_guard.
+_MARKS = "sllm marks"
+
+# Methods of texts that look for their arguments in them.
+_SEARCHES = frozenset(
+    [
+        *("count", "endswith", "find", "index", "rfind", "rindex", "startswith"),
+        *("lstrip", "removeprefix", "removesuffix", "replace", "rstrip", "strip"),
+        *("partition", "rpartition", "rsplit", "split"),
+    ]
+)
 
 # In a format string: a number of seven digits, or a width that is given as an argument.
 _WIDTH = re.compile(r"\d{7}|%[-+ #0]*[\d.]*\*")
@@ -92,12 +106,25 @@ class ToolCallForm:
 
 
 class Template:
-    """A compiled template, and which forms of messages it can print."""
+    """A compiled template, and which forms of messages it can print.
 
-    def __init__(self, text: str) -> None:
+    Attributes:
+        text: the Jinja2 text.
+        literals: what is written in it, as text or as a string.
+
+    """
+
+    def __init__(self, text: str, marks: Marks | None = None) -> None:
+        self.text = text
+        self._marks = marks
         environment = _environment()
         try:
             tree = environment.parse(text)
+            self.literals = [node.data for node in tree.find_all(nodes.TemplateData)] + [
+                node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)
+            ]
+            if marks is not None:
+                _mark(tree, marks)
             for loop in list(tree.find_all(nodes.For)):
                 loop.iter = nodes.Filter(loop.iter, "sllm_counted", [], [], None, None, lineno=loop.lineno)
             for concat in list(tree.find_all(nodes.Concat)):
@@ -124,7 +151,7 @@ class Template:
         budget = _Budget(len(variables["messages"]))
         chunks = []
         try:
-            for chunk in self._compiled.generate({**variables, _BUDGET: budget}):
+            for chunk in self._compiled.generate({**variables, _BUDGET: budget, _MARKS: self._marks}):
                 budget.write(chunk)
                 chunks.append(chunk)
         # A template is a program, which can fail in any way.
@@ -251,6 +278,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **options: Any) -> Any:  # noqa: N805
         __context.parent[_BUDGET].step()
         method = getattr(__obj, "__wrapped__", __obj)  # str.format comes in the sandbox's wrapping
+        marks = __context.parent[_MARKS]
+        if marks is not None and isinstance(method, BuiltinMethodType):
+            args = _searched(method, args, marks)
         if isinstance(method, BuiltinMethodType) and isinstance(method.__self__, (str, int)):
             _check_numbers(*args, *options.values())
         return super().call(__context, __obj, *args, **options)
@@ -272,7 +302,7 @@ def _environment() -> _Environment:
         extensions=["jinja2.ext.loopcontrols", _Generation],
     )
     filters = environment.filters
-    filters.update(tojson=_tojson, sllm_counted=_counted, sllm_joined=_joined)
+    filters.update(tojson=_tojson, sllm_counted=_counted, sllm_joined=_joined, sllm_unmarked=_unmarked)
     for name in ("batch", "center", "indent", "slice", "wordwrap"):
         filters[name] = _bounded(filters[name])
     python_format = filters["format"]
@@ -284,6 +314,51 @@ def _environment() -> _Environment:
     filters["format"] = formatted
     environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
     return environment
+
+
+# ---- marks, see chat_guard
+
+
+def _mark(tree: nodes.Template, marks: Marks) -> None:
+    """Mark the control tokens in what a template writes, but not in what it only compares with."""
+    names = {id(pair.key) for pair in tree.find_all(nodes.Pair)}
+    names |= {id(item.arg) for item in tree.find_all(nodes.Getitem)}
+    for node in tree.find_all((nodes.Filter, nodes.Test)):
+        if node.name not in ("d", "default", "join"):
+            names |= {id(const) for arg in node.args for const in (arg, *arg.find_all(nodes.Const))}
+    for data in tree.find_all(nodes.TemplateData):
+        data.data = marks.mark(data.data)
+    for const in tree.find_all(nodes.Const):
+        if isinstance(const.value, str) and id(const) not in names:
+            const.value = marks.mark(const.value)
+    side: Any
+    for side in list(tree.find_all((nodes.Compare, nodes.Operand))):
+        side.expr = nodes.Filter(side.expr, "sllm_unmarked", [], [], None, None, lineno=side.lineno)
+
+
+def _without_marks(value: Any, marks: Marks) -> Any:
+    if isinstance(value, str):
+        return value.translate(marks.back)
+    if isinstance(value, (list, tuple)):
+        return type(value)([_without_marks(item, marks) for item in value])
+    return value
+
+
+@pass_context
+def _unmarked(context: Context, value: Any) -> Any:
+    return _without_marks(value, context.parent[_MARKS])
+
+
+def _searched(method: BuiltinMethodType, args: tuple[Any, ...], marks: Marks) -> tuple[Any, ...]:
+    """The arguments as they stand in the text, or are keys of the mapping, in which they are looked for."""
+    inside = method.__self__
+    if isinstance(inside, dict) or (isinstance(inside, str) and method.__name__ in _SEARCHES):
+        n = 1 if method.__name__ == "replace" else len(args)  # what it puts there instead is written
+        sought = [
+            arg if isinstance(arg, str) and arg in inside else _without_marks(arg, marks) for arg in args
+        ]
+        return (*sought[:n], *args[n:])
+    return args
 
 
 # ---- filters and functions of templates
