@@ -41,6 +41,7 @@ def generate(
     sampling: SamplingParams | None = None,
     max_tokens: int | None = None,
     stop: str | Sequence[str] = (),
+    special: bool = False,
 ) -> TextStream:
     """Generate the target's text after ``prompt``, sooner with a draft.
 
@@ -58,6 +59,7 @@ def generate(
         sampling: None: ``SamplingParams()``.
         max_tokens: at most so many tokens, >= 1; None: until the model ends or the context is full.
         stop: strings that end the text; they are not part of it.
+        special: show control tokens in the text, such as the one that ends it; ``stop`` then finds them, too.
 
     Returns:
         An iterator of :class:`Run` with ``.text()`` and ``.stats``. Models and targets passed in stay the
@@ -109,7 +111,8 @@ def generate(
             executor = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="sllm-draft"))
             stack.callback(drafter.cancel)  # or the executor would wait for it
         # 5. The loop: in turns, or each at its own pace where the target is a round trip away.
-        text, shown = tokens.tolist(), TextBuilder(vocab, stops)
+        text = tokens.tolist()
+        shown = TextBuilder.after(text, vocab, stops, getattr(target, "chat_template", None), special)
         if pipelined is not None:
             pipeline = PipelinedRuns(pipelined, drafter, executor, text, shown, stats, began)
             stack.callback(pipeline.stop)

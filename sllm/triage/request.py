@@ -272,7 +272,7 @@ def restored(runs: Iterator[Run], restorer: Restorer, stats: HybridStats) -> Ite
     rest = restorer.finish()
     stats.n_restored, stats.n_unknown = restorer.n_restored, restorer.n_unknown
     if last is not None and rest:
-        yield Run(last.pos + len(last.tokens), (), rest, 0, last.source)
+        yield Run(last.pos + len(last.tokens), (), rest, 0, last.source, kind=last.kind)
 
 
 def _no_answer(error: Exception) -> LocalOnly:
