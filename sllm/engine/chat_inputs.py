@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONTINUATION",
+    "THINKING_OFF",
     "checked_variables",
     "continued_field",
     "cut_at_continuation",
@@ -30,6 +31,15 @@ __all__ = [
 CONTINUATION = "CONTINUE_FINAL_MESSAGE_TAG "
 """What marks the end of a message that is to go on. It is transformers' own text, since templates look for
 it; the space shows whether the template trims what it prints."""
+
+THINKING_OFF: dict[str, Any] = {
+    "enable_thinking": False,  # Qwen3, GLM, Nemotron, Hunyuan, SmolLM3
+    "thinking": False,  # Granite, DeepSeek, Kimi
+    "thinking_mode": "disabled",  # MiniMax
+    "thinking_option": "off",  # Ling
+    "thinking_budget": 0,  # Seed
+}
+"""Variables by which published templates let a model answer without reasoning first, and their values."""
 
 _ARGUMENTS = (
     "messages",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sllm.engine.chat_guard import Marks, checked_pieces, cut, pieces_in
 from sllm.engine.chat_inputs import (
+    THINKING_OFF,
     checked_variables,
     continued_field,
     cut_at_continuation,
@@ -30,7 +31,7 @@ from sllm.messages import checked_mappings, checked_messages, kind_of, map_texts
 if TYPE_CHECKING:
     from sllm.engine.jinja_sandbox import Template
 
-__all__ = ["render", "segments"]
+__all__ = ["render", "segments", "thinking_off"]
 
 _log = logging.getLogger("sllm.chat_template")
 
@@ -135,6 +136,20 @@ def segments(
             f" from {found[0][0] if found[0] else found[1][0]!r} in a message; take that out of the messages"
         )
     return [(plain, True)]
+
+
+def thinking_off(template: str | None) -> dict[str, Any]:
+    """The variables that tell this template to let the model answer without reasoning first, for
+    ``variables``; none where it reads no such variable, or there is no template.
+
+    Raises:
+        UnsupportedModelError: the template has a syntax error.
+
+    """
+    if not template:
+        return {}
+    read = _compile(template).variables
+    return {name: value for name, value in THINKING_OFF.items() if name in read}
 
 
 def _same(text: str) -> str:

@@ -18,7 +18,7 @@ from datetime import datetime
 from types import BuiltinMethodType
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateSyntaxError, nodes, pass_context
+from jinja2 import TemplateSyntaxError, meta, nodes, pass_context
 from jinja2.ext import Extension
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -111,6 +111,7 @@ class Template:
     Attributes:
         text: the Jinja2 text.
         literals: what is written in it, as text or as a string.
+        variables: the names that it reads and does not itself set.
 
     """
 
@@ -123,6 +124,7 @@ class Template:
             self.literals = [node.data for node in tree.find_all(nodes.TemplateData)] + [
                 node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)
             ]
+            self.variables = meta.find_undeclared_variables(tree)
             if marks is not None:
                 _mark(tree, marks)
             for loop in list(tree.find_all(nodes.For)):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import doctest
 import json
-import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from chat_models import with_templates
 
 import sllm
-from sllm.engine import gguf
 from sllm.engine.chat_template import render, segments
 from sllm.errors import UnsupportedModelError
 
@@ -276,15 +275,6 @@ def test_what_cannot_go_on(messages: Any, continued: Any, words: str) -> None:
 
 
 # ---- a model
-
-
-def with_templates(path: Path, templates: dict[str, str]) -> Path:
-    """The embedded model's vocabulary, with these chat templates in place of its own."""
-    header = gguf.read_header(sllm.embedded.TARGET)
-    pairs = [raw for key, raw in header.pairs.items() if key != "tokenizer.chat_template"]
-    pairs += [gguf.pair(key, text) for key, text in templates.items()]
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", header.version, 0, len(pairs)) + b"".join(pairs))
-    return path
 
 
 @pytest.mark.parametrize(
