@@ -20,8 +20,9 @@ from sllm.engine.chat_guard import Marks, checked_pieces, cut, pieces_in
 from sllm.engine.chat_inputs import (
     THINKING_OFF,
     checked_variables,
+    continuation_tag,
     continued_field,
-    cut_at_continuation,
+    cut_at_tag,
     prepared,
     tagged,
 )
@@ -189,10 +190,11 @@ class _Request:
         self._tools = tools
         self.strings: list[str] = []
         self._copies(self._note)
+        self._tag = continuation_tag(self.strings)
 
     def render(self, change: Callable[[str], str], marks: Marks | None = None) -> str:
         messages, tools = self._copies(change)
-        text = "" if self._continued is None else tagged(messages[-1], self._continued)
+        text = "" if self._continued is None else tagged(messages[-1], self._continued, self._tag)
         for message in messages:
             if "content" in message:
                 message["content"] = self._template.shaped(message["content"])
@@ -204,7 +206,7 @@ class _Request:
             rendered = _compiled(self._template.text, marks).render({**given, **own})
         if self._continued is None:
             return rendered
-        begun = cut_at_continuation(rendered, text)
+        begun = cut_at_tag(rendered, text, self._tag)
         if begun is None:
             raise UnsupportedModelError(
                 f"the model's chat template drops or changes the last message's {self._continued!r},"

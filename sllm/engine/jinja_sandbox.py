@@ -111,7 +111,6 @@ class Template:
     Attributes:
         text: the Jinja2 text.
         literals: what is written in it, as text or as a string.
-        variables: the names that it reads and does not itself set.
 
     """
 
@@ -124,7 +123,6 @@ class Template:
             self.literals = [node.data for node in tree.find_all(nodes.TemplateData)] + [
                 node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)
             ]
-            self.variables = meta.find_undeclared_variables(tree)
             if marks is not None:
                 _mark(tree, marks)
             for loop in list(tree.find_all(nodes.For)):
@@ -178,6 +176,12 @@ class Template:
         printed = self._probe_content([{"type": "text", "text": "probe"}])
         # A list shown as Python or JSON would write it is not what the model was trained on.
         return "probe" in printed and "'text'" not in printed and '"text"' not in printed
+
+    @functools.cached_property
+    def variables(self) -> set[str]:
+        """The names that it reads and does not itself set."""
+        # Of a tree of its own, which this changes.
+        return meta.find_undeclared_variables(_environment().parse(self.text))
 
     @functools.cached_property
     def tool_call_form(self) -> ToolCallForm:

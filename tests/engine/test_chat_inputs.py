@@ -214,7 +214,8 @@ def begun(content: Any, **more: Any) -> list[dict[str, Any]]:
 
 def test_the_prompt_ends_with_the_last_message() -> None:
     wanted = "<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n"
-    for content in ("Once", "Once ", "", "<|im_end|>", "CONTINUE_FINAL_MESSAGE_TAG x"):
+    own = "CONTINUE_FINAL_MESSAGE_TAG"
+    for content in ("Once", "Once ", "", "<|im_end|>", f"{own} x", f"{own} {own}_1 {own} "):
         assert render(CHATML, begun(content), continue_final_message=True) == wanted + content
         cut = segments(CHATML, begun(content), ["<|im_start|>", "<|im_end|>"], continue_final_message=True)
         assert "".join(text for text, _ in cut) == wanted + content
@@ -229,6 +230,11 @@ def test_reasoning_can_go_on() -> None:
         messages = begun("", **{name: "Let me"})
         shown = render(REASONED, messages, continue_final_message=name)
         assert shown == "<user>?</s><assistant><think>Let me"
+
+
+def test_a_template_that_prints_the_message_twice() -> None:
+    twice = "{{ messages[-1].content }}|{{ messages[-1].content | trim }}|{{ messages[-1].content }}</s>"
+    assert render(twice, begun("Once "), continue_final_message=True) == "Once |Once |Once "
 
 
 @pytest.mark.parametrize(
