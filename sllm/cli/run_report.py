@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sllm.generation.text_stream import GenerationStats, Run
     from sllm.targets.base import RemoteStats
 
-__all__ = ["ShownText", "summary"]
+__all__ = ["ShownText", "style_of", "summary"]
 
 
 class ShownText:
@@ -50,7 +50,12 @@ class ShownText:
         self._line = [*([] if line_end else self._line), replace(run, text=last)]
 
     def _show(self, run: Run) -> None:
-        self._out.text(run.text, style="" if run.kind == "text" else DIM_ITALIC)
+        self._out.text(run.text, style=style_of(run))
+
+
+def style_of(run: Run) -> str:
+    """How a terminal shows a run's text: reasoning and marks apart from what is said."""
+    return "" if run.kind == "text" else DIM_ITALIC
 
 
 def summary(stats: GenerationStats) -> list[str]:
