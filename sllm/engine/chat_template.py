@@ -17,6 +17,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sllm.engine.chat_guard import Marks, checked_pieces, cut, pieces_in
+from sllm.engine.chat_inputs import (
+    checked_variables,
+    continued_field,
+    cut_at_continuation,
+    prepared,
+    tagged,
+)
 from sllm.errors import UnsupportedModelError
 from sllm.messages import checked_mappings, checked_messages, kind_of, map_texts
 
@@ -37,6 +44,7 @@ def render(
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
+    continue_final_message: bool | str = False,
 ) -> str:
     """Return the prompt text for a conversation.
 
@@ -51,7 +59,16 @@ def render(
     when there is no template or it cannot be rendered: a syntax error, a refusal (``raise_exception``), an
     operation that the sandbox forbids, an endless loop. Both say what was found, in one line.
     """
-    request = _Request(template, messages, bos_token, eos_token, add_generation_prompt, tools, variables)
+    request = _Request(
+        template,
+        messages,
+        bos_token,
+        eos_token,
+        add_generation_prompt,
+        tools,
+        variables,
+        continue_final_message,
+    )
     return request.render(_same)
 
 
@@ -65,6 +82,7 @@ def segments(
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
+    continue_final_message: bool | str = False,
 ) -> list[tuple[str, bool]]:
     """Return the prompt text as ``(text, parse_special)`` segments, a guard against prompt injection.
 
@@ -80,7 +98,16 @@ def segments(
     UnsupportedModelError also when a template that changes its own literals (``'<|im_end|>' | urlencode``)
     is given messages with control tokens in them.
     """
-    request = _Request(template, messages, bos_token, eos_token, add_generation_prompt, tools, variables)
+    request = _Request(
+        template,
+        messages,
+        bos_token,
+        eos_token,
+        add_generation_prompt,
+        tools,
+        variables,
+        continue_final_message,
+    )
     pieces = checked_pieces(special_pieces)
     plain = request.render(_same)
     if not plain or not pieces:
@@ -126,38 +153,49 @@ class _Request:
         add_generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None,
         variables: Mapping[str, Any] | None,
+        continue_final_message: bool | str,
     ) -> None:
         checked_messages(messages, contents=True)
         if tools is not None:
             checked_mappings(tools, "tools", "mappings (JSON schemas)")
-        self._messages = messages
-        self._tools = tools
+        self._continued = continued_field(continue_final_message, messages)
         # transformers gives every template tools and documents, and templates ask whether they are none.
-        self._variables: dict[str, Any] = {"documents": None}
-        own = {"bos_token": bos_token, "eos_token": eos_token, "add_generation_prompt": add_generation_prompt}
-        for name, value in (variables or {}).items():
-            if name in own or name in ("messages", "tools"):
-                raise ValueError(
-                    f"variables holds {name!r}, which is an argument of its own; pass it as that"
-                )
-            self._variables[name] = map_texts(value, _same, where=f"variables[{name!r}]")
-        self._variables |= own
-        self.strings: list[str] = []
-        self._copies(self._note)
+        self._variables: dict[str, Any] = {"documents": None, **checked_variables(variables)}
+        self._variables |= {
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "add_generation_prompt": add_generation_prompt and self._continued is None,
+        }
+        map_texts(messages, _same, where="messages")  # what cannot be copied is refused as it was given
         self._template = _compile(template)
         self.literals = self._template.literals
         self.roles = [message["role"] for message in messages]
+        self._messages = prepared(messages, self._template)
+        self._tools = tools
+        self.strings: list[str] = []
+        self._copies(self._note)
 
     def render(self, change: Callable[[str], str], marks: Marks | None = None) -> str:
         messages, tools = self._copies(change)
+        text = "" if self._continued is None else tagged(messages[-1], self._continued)
         for message in messages:
             if "content" in message:
                 message["content"] = self._template.shaped(message["content"])
         given = {**self._variables, "messages": messages, "tools": tools}
         if marks is None:
-            return self._template.render(given)
-        own = {name: marks.mark(given[name]) for name in ("bos_token", "eos_token")}
-        return _compiled(self._template.text, marks).render({**given, **own})
+            rendered = self._template.render(given)
+        else:
+            own = {name: marks.mark(given[name]) for name in ("bos_token", "eos_token")}
+            rendered = _compiled(self._template.text, marks).render({**given, **own})
+        if self._continued is None:
+            return rendered
+        begun = cut_at_continuation(rendered, text)
+        if begun is None:
+            raise UnsupportedModelError(
+                f"the model's chat template drops or changes the last message's {self._continued!r},"
+                " so no answer can go on from it"
+            )
+        return begun
 
     def _copies(self, change: Callable[[str], str]) -> tuple[Any, Any]:
         messages = map_texts(self._messages, change, where="messages")

@@ -13,6 +13,7 @@ import functools
 import json
 import re
 import traceback
+from dataclasses import dataclass
 from datetime import datetime
 from types import BuiltinMethodType
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from sllm.engine.chat_guard import Marks
 
-__all__ = ["Template"]
+__all__ = ["Template", "ToolCallForm"]
 
 # Far above what a conversation needs, far below what hurts.
 _MAX_STEPS = 100_000  # loop rounds and calls,
@@ -86,8 +87,26 @@ class _Budget:
             raise _LimitError(f"more than {_MAX_CHARS} characters printed")
 
 
+_NO_CONTENT = ("absent", "none", "empty")
+"""What may stand for the content of a message that has tool calls alone, in the order of preference."""
+
+
+@dataclass(frozen=True)
+class ToolCallForm:
+    """How a template wants an assistant's message with tool calls.
+
+    Attributes:
+        content: what stands for a content that there is not: ``"absent"``, ``"none"`` or ``"empty"``.
+        arguments: ``"mapping"``, ``"text"`` (JSON), or ``"either"``.
+
+    """
+
+    content: str
+    arguments: str
+
+
 class Template:
-    """A compiled template, and which kinds of message content it can print.
+    """A compiled template, and which forms of messages it can print.
 
     Attributes:
         text: the Jinja2 text.
@@ -150,21 +169,71 @@ class Template:
 
     @functools.cached_property
     def _prints_strings(self) -> bool:
-        return "probe" in self._probe("probe")
+        return "probe" in self._probe_content("probe")
 
     @functools.cached_property
     def _prints_parts(self) -> bool:
-        printed = self._probe([{"type": "text", "text": "probe"}])
+        printed = self._probe_content([{"type": "text", "text": "probe"}])
         # A list shown as Python or JSON would write it is not what the model was trained on.
         return "probe" in printed and "'text'" not in printed and '"text"' not in printed
 
-    def _probe(self, content: object) -> str:
-        message = {"role": "user", "content": content}
-        given = {"bos_token": "", "eos_token": "", "add_generation_prompt": False}
+    @functools.cached_property
+    def tool_call_form(self) -> ToolCallForm:
+        """The form of tool calls that this template prints: found by trying, for templates say it nowhere."""
+        rendered = []
+        for content in _NO_CONTENT:
+            shown = {kind: self._probe_call(content, kind) for kind in ("mapping", "text")}
+            calls = [kind for kind, text in shown.items() if _is_call(text)]
+            if calls:
+                return ToolCallForm(content, calls[0] if len(calls) == 1 else "either")
+            rendered += [content] if any(shown.values()) else []
+        # A template that knows no tool calls may still want a content.
+        return ToolCallForm(rendered[0] if rendered else "absent", "either")
+
+    def _probe_call(self, content: str, arguments: str) -> str:
+        """What follows a question in a conversation with a tool call of this form."""
+        given: Any = {"probe_key": "probe value"}
+        function = {
+            "name": "probe_name",
+            "arguments": given if arguments == "mapping" else json.dumps(given),
+        }
+        call: dict[str, Any] = {
+            "role": "assistant",
+            "tool_calls": [{"id": "probe0001", "type": "function", "function": function}],
+        }
+        if content != "absent":
+            call["content"] = None if content == "none" else ""
+        question = {"role": "user", "content": "probe question"}
+        result = {
+            "role": "tool",
+            "name": "probe_name",
+            "tool_call_id": "probe0001",
+            "content": "probe result",
+        }
+        schema = {"type": "object", "properties": {"probe_key": {"type": "string", "description": ""}}}
+        tool = {"name": "declared", "description": "", "parameters": schema}
+        printed = self._probe([question, call, result], [{"type": "function", "function": tool}])
+        after = printed.partition("probe question")[2] or printed
+        return "" if content == "none" and ("None" in after or "null" in after) else after
+
+    def _probe_content(self, content: object) -> str:
+        return self._probe([{"role": "user", "content": content}], None)
+
+    def _probe(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+        """What the template makes of messages; nothing where it fails."""
+        given = {"bos_token": "", "eos_token": "", "add_generation_prompt": False, "documents": None}
         try:
-            return self.render({**given, "messages": [message], "tools": None, "documents": None})
+            return self.render({**given, "messages": messages, "tools": tools})
         except UnsupportedModelError:
             return ""
+
+
+def _is_call(printed: str) -> bool:
+    """Whether the call of a probe is there, its arguments neither as JSON within JSON, whose quotes are
+    escaped, nor as Python writes a mapping.
+    """
+    wrong = ('\\"probe_key', "'probe_key'")
+    return "probe_name" in printed and "probe_key" in printed and not any(text in printed for text in wrong)
 
 
 def _failure(error: Exception) -> str:
@@ -192,9 +261,11 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012 - as the base class has it
 
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # A scope of its own, as a call block is: what is set inside ends there.
+        return nodes.Scope(body, lineno=line)
 
 
 class _Environment(ImmutableSandboxedEnvironment):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sllm.engine.sampling import SamplingParams
     from sllm.engine.vocab import Vocab
     from sllm.generation.isolated import IsolatedGeneration, IsolatedTarget
+    from sllm.messages import ChatOptions
 
     class _LocalOptions(LoadOptions, ContextOptions):
         pass
@@ -171,10 +172,10 @@ class LocalTarget:
         return self._generation
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+        self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]
     ) -> npt.NDArray[np.int32]:
         """The prompt of a conversation by the file's chat template; see :meth:`sllm.Model.chat`."""
-        return self.model.chat(messages, add_generation_prompt=add_generation_prompt)
+        return self.model.chat(messages, **options)
 
     def score(self, tokens: npt.NDArray[np.int32], start: int) -> Scores:
         """How likely the model finds ``tokens[start:]``, in one pass; see :class:`~sllm.targets.base.Scorer`.
