@@ -121,7 +121,7 @@ class PipelinedRuns:
             stats.finish_reason = generation.finish_reason
             last = RunBuilder(len(self._text), "target")
             last.add("text", self._shown.finish())
-            yield from last.runs
+            yield from last.runs()
 
     def stop(self) -> None:
         """Let a draft that is being made end."""
@@ -268,6 +268,7 @@ class PipelinedRuns:
                 return
             told = RunBuilder(len(self._text) + i, "local")
             told.add(*self._local_shown.feed(self._chain[i]), self._chain[i])
-            self._local += told.runs
+            runs = list(told.runs())
+            self._local += runs
             self._stats.n_local += 1
-            yield from told.runs
+            yield from runs

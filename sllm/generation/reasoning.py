@@ -168,6 +168,9 @@ class Reader:
 
         Returns the closing mark where this is open as plain text, else None.
         """
+        marks = self._marks
+        if not (marks.opens or marks.headers or marks.spelled):
+            return None
         tail = prompt[-_MOST_READ:]
         begin = next(
             (

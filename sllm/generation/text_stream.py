@@ -242,27 +242,27 @@ class RunBuilder:
     def __init__(self, pos: int, source: str) -> None:
         self._pos = pos
         self._source = source
-        self.runs: list[Run] = []
+        self._found: list[tuple[Kind, list[int], list[str]]] = []
 
     def add(self, kind: Kind, parts: Sequence[Part], token: int | None = None) -> None:
         """Add a token of a kind, and text, with the last part of which the token stands."""
-        *others, last = parts or [(kind, "")]
-        for part in others:
-            self._append(part, ())
-        if parts or token is not None:
-            self._append(last, () if token is None else (token,))
+        for part in parts:
+            self._of(part[0])[2].append(part[1])
+        if token is not None:
+            self._of(parts[-1][0] if parts else kind)[1].append(token)
 
-    def _append(self, part: Part, tokens: tuple[int, ...]) -> None:
-        kind, text = part
-        n = len(tokens) if self._source == "draft" else 0
-        if self.runs and self.runs[-1].kind == kind:
-            run = self.runs[-1]
-            self.runs[-1] = replace(
-                run, tokens=run.tokens + tokens, text=run.text + text, n_accepted=run.n_accepted + n
-            )
-        else:
-            self.runs.append(Run(self._pos, tokens, text, n, self._source, kind=kind))
-        self._pos += len(tokens)
+    def _of(self, kind: Kind) -> tuple[Kind, list[int], list[str]]:
+        if not self._found or self._found[-1][0] != kind:
+            self._found.append((kind, [], []))
+        return self._found[-1]
+
+    def runs(self) -> Iterator[Run]:
+        """What was added, as runs."""
+        pos = self._pos
+        for kind, tokens, texts in self._found:
+            n_accepted = len(tokens) if self._source == "draft" else 0
+            yield Run(pos, tuple(tokens), "".join(texts), n_accepted, self._source, kind=kind)
+            pos += len(tokens)
 
 
 class RunStream:
@@ -349,6 +349,6 @@ def committed_runs(
             found.add(kind, rest)
         if tokens and ends and not shown.stopped:
             stats.finish_reason = generation.finish_reason
-        yield from found.runs
+        yield from found.runs()
         if shown.stopped:
             return
