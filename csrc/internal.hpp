@@ -5,6 +5,7 @@
 
 #include "llama.h"
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <cxxabi.h>
@@ -135,15 +136,35 @@ enum class Rollback {
 } // namespace sllm
 
 // Copied into everything that needs the model to stay: the last copy frees it, so handles may be freed in any order.
+namespace sllm {
+
+// What there is to know of a vocabulary besides what llama.cpp's answers; -1: no such token.
+struct Specials {
+    llama_token bos = -1; // those that the file names, or that are control tokens where llama.cpp expects them
+    llama_token eos = -1;
+    llama_token eot = -1;
+    llama_token pad = -1;
+    llama_token sep = -1;
+    llama_token made_up = -1;  // an ordinary token that llama.cpp takes for the EOS which the file does not name
+    bool space_prefix = false; // a text is tokenised with a space before it
+    std::array<std::atomic<llama_token>, 8> turn_ends{-1, -1, -1, -1, -1, -1, -1, -1}; // by the chat template
+};
+
+} // namespace sllm
+
 struct sllm_model {
     std::shared_ptr<llama_model> model;
     const llama_vocab * vocab = nullptr;
     int32_t n_vocab = 0;
     bool vocab_only = false;
     sllm::Rollback rollback = sllm::Rollback::any;
-    bool is_layers = false;                  // its input are hidden states
-    bool has_output = true;                  // its output are logits
-    std::shared_ptr<llama_model> vocabulary; // of layers: whose `vocab` is
+    bool is_layers = false;                                                        // its input are hidden states
+    bool has_output = true;                                                        // its output are logits
+    std::shared_ptr<llama_model> vocabulary;                                       // of layers: whose `vocab` is
+    std::shared_ptr<sllm::Specials> specials = std::make_shared<sllm::Specials>(); // of `vocab`
+
+    // Whether a text ends with this token.
+    bool ends(llama_token token) const;
 };
 
 struct sllm_sampling {

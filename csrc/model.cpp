@@ -5,6 +5,7 @@
 
 #include "ggml-backend.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -104,6 +105,40 @@ sllm::Rollback rollback_of(const llama_model & model) {
     return sllm::Rollback::checkpoints;
 }
 
+bool is_control(const llama_vocab * vocab, llama_token token) {
+    return token >= 0 && (llama_vocab_get_attr(vocab, token) & LLAMA_TOKEN_ATTR_CONTROL) != 0;
+}
+
+// llama.cpp has ids for the special tokens that a file does not name: 11 in BPE vocabularies, which is a parenthesis or a comma. Such an id
+// counts where a control token stands there, as in most files of the kinds that have had these ids for ever, and never in BPE ones.
+std::shared_ptr<sllm::Specials> specials_of(const llama_model * model, const llama_vocab * vocab) {
+    auto specials = std::make_shared<sllm::Specials>();
+    const int32_t type = llama_vocab_type(vocab);
+    if (type == LLAMA_VOCAB_TYPE_NONE) {
+        return specials;
+    }
+    const auto checked = [&](const char * key, llama_token token) {
+        char text[32];
+        const bool named = llama_model_meta_val_str(model, key, text, sizeof text) >= 0 && token >= 0 && std::to_string(token) == text;
+        return named || (type != LLAMA_VOCAB_TYPE_BPE && is_control(vocab, token)) ? token : -1;
+    };
+    specials->bos = checked("tokenizer.ggml.bos_token_id", llama_vocab_bos(vocab));
+    specials->eos = checked("tokenizer.ggml.eos_token_id", llama_vocab_eos(vocab));
+    specials->pad = checked("tokenizer.ggml.padding_token_id", llama_vocab_pad(vocab));
+    specials->sep = checked("tokenizer.ggml.seperator_token_id", llama_vocab_sep(vocab));
+    specials->eot = llama_vocab_eot(vocab); // named, or found by its text
+    const llama_token eos = llama_vocab_eos(vocab);
+    if (specials->eos < 0 && eos >= 0 && eos != specials->eot && !is_control(vocab, eos)) {
+        specials->made_up = eos;
+    }
+    llama_token first[8];
+    char piece[16];
+    if (llama_tokenize(vocab, "a", 1, first, 8, false, false) > 0) {
+        specials->space_prefix = llama_token_to_piece(vocab, first[0], piece, sizeof piece, 0, false) > 0 && piece[0] == ' ';
+    }
+    return specials;
+}
+
 std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
     const bool is_layers = params.header != nullptr;
     if (params.path == nullptr && !is_layers) {
@@ -182,6 +217,13 @@ std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
         }
         model->vocabulary = params.vocabulary->model;
         model->vocab = params.vocabulary->vocab;
+        model->specials = params.vocabulary->specials;
+    } else {
+        try {
+            model->specials = specials_of(model->model.get(), model->vocab);
+        } catch (const std::exception & error) {
+            sllm::fail(SLLM_ERR_LOAD, "its vocabulary does not work: %s", error.what());
+        }
     }
     model->vocab_only = params.vocab_only != 0;
     model->rollback = rollback_of(*model->model);
@@ -195,6 +237,18 @@ void check_vocab(const sllm_model & model) {
 }
 
 } // namespace
+
+bool sllm_model::ends(llama_token token) const {
+    if (token < 0) {
+        return false;
+    }
+    for (const auto & end : specials->turn_ends) {
+        if (end == token) {
+            return true;
+        }
+    }
+    return token != specials->made_up && llama_vocab_is_eog(vocab, token);
+}
 
 extern "C" {
 
@@ -252,13 +306,16 @@ void sllm_model_get_info(const sllm_model * model, struct sllm_model_info * info
     info->n_swa = llama_model_n_swa(m);
     info->n_vocab = model->n_vocab;
     info->vocab_type = llama_vocab_type(model->vocab);
-    info->bos = llama_vocab_bos(model->vocab);
-    info->eos = llama_vocab_eos(model->vocab);
-    info->eot = llama_vocab_eot(model->vocab);
-    info->pad = llama_vocab_pad(model->vocab);
+    const sllm::Specials & specials = *model->specials;
+    info->bos = specials.bos;
+    info->eos = specials.eos;
+    info->eot = specials.eot;
+    info->pad = specials.pad;
+    info->made_up = specials.made_up;
     info->add_bos = llama_vocab_get_add_bos(model->vocab) ? 1 : 0;
     info->add_eos = llama_vocab_get_add_eos(model->vocab) ? 1 : 0;
     info->rollback = static_cast<int32_t>(model->rollback);
+    info->space_prefix = specials.space_prefix ? 1 : 0;
     info->size_bytes = llama_model_size(m);
     info->n_params = llama_model_n_params(m);
 }
@@ -286,11 +343,40 @@ int sllm_tokenize(const sllm_model * model, const char * text, int32_t size, int
                   int32_t capacity, int32_t * n_tokens) {
     return sllm::guarded([&] {
         check_vocab(*model);
-        const int32_t n = llama_tokenize(model->vocab, text, size, tokens, capacity, add_special != 0, parse_special != 0);
+        // What llama.cpp adds: without an id it would abort, or add the id of its own that the file does not have.
+        llama_token before = -1;
+        llama_token after = -1;
+        const sllm::Specials & specials = *model->specials;
+        switch (add_special != 0 ? llama_vocab_type(model->vocab) : LLAMA_VOCAB_TYPE_NONE) {
+        case LLAMA_VOCAB_TYPE_SPM:
+        case LLAMA_VOCAB_TYPE_BPE:
+        case LLAMA_VOCAB_TYPE_UGM:
+            before = llama_vocab_get_add_bos(model->vocab) ? specials.bos : -1;
+            after = llama_vocab_get_add_eos(model->vocab) ? specials.eos : -1;
+            break;
+        case LLAMA_VOCAB_TYPE_WPM:
+            before = specials.bos;
+            after = specials.sep;
+            break;
+        default: break;
+        }
+        const int32_t n_before = before >= 0 ? 1 : 0;
+        const int32_t n_added = n_before + (after >= 0 ? 1 : 0);
+        const int32_t room = std::max(capacity - n_added, 0);
+        int32_t n = llama_tokenize(model->vocab, text, size, room > 0 ? tokens + n_before : nullptr, room, false, parse_special != 0);
         if (n == std::numeric_limits<int32_t>::min()) {
             sllm::fail(SLLM_ERR_INVALID, "the text makes more than 2^31 tokens");
         }
-        *n_tokens = n < 0 ? -n : n;
+        n = n < 0 ? -n : n;
+        *n_tokens = n + n_added;
+        if (*n_tokens <= capacity) {
+            if (n_before > 0) {
+                tokens[0] = before;
+            }
+            if (after >= 0) {
+                tokens[n_before + n] = after;
+            }
+        }
     });
 }
 
@@ -312,7 +398,7 @@ int32_t sllm_token_attr(const sllm_model * model, int32_t token) {
     const int attr = llama_vocab_get_attr(model->vocab, token);
     int32_t bits = 0;
     bits |= (attr & LLAMA_TOKEN_ATTR_CONTROL) != 0 ? 1 : 0;
-    bits |= llama_vocab_is_eog(model->vocab, token) ? 2 : 0;
+    bits |= model->ends(token) ? 2 : 0;
     bits |= (attr & LLAMA_TOKEN_ATTR_BYTE) != 0 ? 4 : 0;
     bits |= (attr & LLAMA_TOKEN_ATTR_USER_DEFINED) != 0 ? 8 : 0;
     bits |= (attr & LLAMA_TOKEN_ATTR_UNUSED) != 0 ? 16 : 0;
@@ -320,8 +406,36 @@ int32_t sllm_token_attr(const sllm_model * model, int32_t token) {
     return bits;
 }
 
-int sllm_detokenize(const sllm_model * model, const int32_t * tokens, int32_t n_tokens, int32_t special, char * bytes, int32_t capacity,
-                    int32_t * n_bytes) {
+int32_t sllm_tokens_with(const sllm_model * model, int32_t bits, int32_t * tokens, int32_t capacity) {
+    int32_t n = 0;
+    for (int32_t token = 0; token < model->n_vocab; ++token) {
+        const int32_t has = sllm_token_attr(model, token);
+        if (has < 0 || (has & bits) == 0) {
+            continue;
+        }
+        if (n < capacity) {
+            tokens[n] = token;
+        }
+        ++n;
+    }
+    return n;
+}
+
+int sllm_model_end_turns(sllm_model * model, const int32_t * tokens, int32_t n_tokens) {
+    return sllm::guarded([&] {
+        auto & ends = model->specials->turn_ends;
+        if (n_tokens < 0 || static_cast<size_t>(n_tokens) > ends.size()) {
+            sllm::fail(SLLM_ERR_INVALID, "%d tokens, where %zu are the most", n_tokens, ends.size());
+        }
+        for (size_t i = 0; i < ends.size(); ++i) {
+            ends[i] = i < static_cast<size_t>(n_tokens) ? tokens[i] : -1;
+        }
+    });
+}
+
+// Not llama_detokenize(), which takes spaces out of the text where the pre-tokeniser is one of a few dozen.
+int sllm_detokenize(const sllm_model * model, const int32_t * tokens, int32_t n_tokens, int32_t special, int32_t goes_on, char * bytes,
+                    int32_t capacity, int32_t * n_bytes) {
     return sllm::guarded([&] {
         check_vocab(*model);
         for (int32_t i = 0; i < n_tokens; ++i) {
@@ -329,8 +443,23 @@ int sllm_detokenize(const sllm_model * model, const int32_t * tokens, int32_t n_
                 sllm::fail(SLLM_ERR_INVALID, "token %d is not in the vocabulary of %d tokens", tokens[i], model->n_vocab);
             }
         }
-        const int32_t n = llama_detokenize(model->vocab, tokens, n_tokens, bytes, capacity, false, special != 0);
-        *n_bytes = n < 0 ? -n : n;
+        bool strip = model->specials->space_prefix && goes_on == 0;
+        int32_t n = 0;
+        for (int32_t i = 0; i < n_tokens; ++i) {
+            const bool as_it_is = (llama_vocab_get_attr(model->vocab, tokens[i]) & LLAMA_TOKEN_ATTR_USER_DEFINED) != 0;
+            const int32_t room = std::max(capacity - n, 0);
+            const int32_t lstrip = strip && !as_it_is ? 1 : 0;
+            const int32_t written =
+                llama_token_to_piece(model->vocab, tokens[i], room > 0 ? bytes + n : nullptr, room, lstrip, special != 0);
+            const int32_t size = written < 0 ? -written : written;
+            if (size > std::numeric_limits<int32_t>::max() - n) {
+                sllm::fail(SLLM_ERR_INVALID, "the tokens make more than 2^31 bytes");
+            }
+            n += size;
+            // The space is before the first text; a control token has none.
+            strip = strip && size == 0 && lstrip == 1 && is_control(model->vocab, tokens[i]);
+        }
+        *n_bytes = n;
     });
 }
 

@@ -317,6 +317,10 @@ std::unique_ptr<sllm_sampling> compile(const sllm_model & model, const sllm_samp
         if (llama_vocab_type(model.vocab) == LLAMA_VOCAB_TYPE_NONE) {
             sllm::fail(SLLM_ERR_UNSUPPORTED, "a grammar needs a vocabulary, and the model file holds none");
         }
+        if (model.specials->made_up >= 0) {
+            // llama.cpp's grammars go by its own ends, and would let this token stand at the end of a text alone.
+            sllm::fail(SLLM_ERR_UNSUPPORTED, "a grammar needs a token that ends the text, and the model file names none (EOS)");
+        }
         require(*p.grammar != '\0', "the grammar is empty");
         check_grammar(p.grammar);
         s->grammar.reset(llama_sampler_init_grammar(model.vocab, p.grammar, "root"));

@@ -149,13 +149,15 @@ struct sllm_model_info {
     int32_t n_swa;
     int32_t n_vocab;
     int32_t vocab_type; /* 0: the file has no vocabulary */
-    int32_t bos;        /* special tokens: -1 where there is none */
+    int32_t bos;        /* special tokens: -1 where the file has none */
     int32_t eos;
     int32_t eot;
     int32_t pad;
+    int32_t made_up; /* the ordinary token that llama.cpp takes for an EOS which the file does not name, or -1 */
     int32_t add_bos;
     int32_t add_eos;
-    int32_t rollback; /* enum sllm_rollback: what a context can have */
+    int32_t rollback;     /* enum sllm_rollback: what a context can have */
+    int32_t space_prefix; /* a text is tokenised with a space before it */
     uint64_t size_bytes;
     uint64_t n_params;
 };
@@ -185,13 +187,18 @@ int sllm_tokenize(const sllm_model * model, const char * text, int32_t size, int
  * `n_bytes`.
  * SLLM_ERR_INVALID: no such token. */
 int sllm_token_piece(const sllm_model * model, int32_t token, int32_t special, char * bytes, int32_t capacity, int32_t * n_bytes);
-/* The bytes of many tokens as one text: the inverse of sllm_tokenize(). Stores the whole length in
- * `n_bytes`.
+/* The bytes of many tokens as one text: their pieces, joined. With `space_prefix`, the space before the
+ * first is left out, unless the tokens go on a text (`goes_on`). Stores the whole length in `n_bytes`.
  * SLLM_ERR_INVALID: an id outside the vocabulary. */
-int sllm_detokenize(const sllm_model * model, const int32_t * tokens, int32_t n_tokens, int32_t special, char * bytes, int32_t capacity,
-                    int32_t * n_bytes);
+int sllm_detokenize(const sllm_model * model, const int32_t * tokens, int32_t n_tokens, int32_t special, int32_t goes_on, char * bytes,
+                    int32_t capacity, int32_t * n_bytes);
 /* Bits: 1 control, 2 end of generation, 4 byte, 8 user-defined, 16 unused, 32 unknown. -1: no such token. */
 int32_t sllm_token_attr(const sllm_model * model, int32_t token);
+/* The tokens that have one of these bits, in order. Writes at most `capacity` and returns how many there are. */
+int32_t sllm_tokens_with(const sllm_model * model, int32_t bits, int32_t * tokens, int32_t capacity);
+/* Further ends of generation, at most 8: what ends a turn in the model's chat template. They replace those of
+ * the call before. Any number of threads at once. */
+int sllm_model_end_turns(sllm_model * model, const int32_t * tokens, int32_t n_tokens);
 
 /* ---- select.cpp: seeded selection --------------------------------------------------------------------- */
 

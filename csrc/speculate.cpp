@@ -222,7 +222,7 @@ void judge(sllm_context & context, const Job & job, const float * rows, const Ve
             verdict.logprobs[j] = static_cast<float>(sllm::log_prob(logits, context.info.n_vocab, token));
         }
         accepted = j;
-        if (j == job.n_more || token != hints[j] || llama_vocab_is_eog(context.model.vocab, token)) {
+        if (j == job.n_more || token != hints[j] || context.model.ends(token)) {
             break;
         }
     }
@@ -311,7 +311,7 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * items, in
                 draft[i * width + n] = choice.token;
                 probs[i * width + n] = choice.prob;
                 ++drafted[i];
-                const bool ends = llama_vocab_is_eog(context->model.vocab, choice.token);
+                const bool ends = context->model.ends(choice.token);
                 if (ends || n + 1 == job.n_more || at >= context->info.n_ctx_seq) {
                     continue;
                 }

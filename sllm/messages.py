@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 __all__ = [
+    "REASONING_FIELDS",
+    "ChatOptions",
     "MessageError",
     "Messages",
     "NotTextError",
@@ -27,6 +29,21 @@ __all__ = [
 
 Messages = Sequence[Mapping[str, Any]]
 """A conversation in the form that chat templates and OpenAI's API take."""
+
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+"""Names under which programs pass an assistant's reasoning; the first is the one that most templates read."""
+
+
+class ChatOptions(TypedDict, total=False):
+    """The options of :meth:`sllm.Model.chat`, which says what they mean; the ``chat`` of a connection or a
+    target takes them, too.
+    """
+
+    tools: Sequence[Mapping[str, Any]] | None
+    variables: Mapping[str, Any] | None
+    continue_final_message: bool | str
+    add_generation_prompt: bool
+
 
 _MAX_DEPTH = 64
 
@@ -95,12 +112,13 @@ def checked_messages(messages: object, *, contents: bool = False) -> Messages:
 
 def _check_content(message: Mapping[str, Any], where: str) -> None:
     content = message.get("content")
-    if isinstance(content, str) or (content is None and message.get("tool_calls")):
+    others = ("tool_calls", *REASONING_FIELDS)
+    if isinstance(content, str) or (content is None and any(message.get(name) for name in others)):
         return
     if not isinstance(content, (list, tuple)):
         raise MessageError(
             f"{where} is {kind_of(content)}; expected a string or a list of text parts"
-            " (None only beside 'tool_calls')"
+            " (None only beside 'tool_calls' or 'reasoning_content')"
         )
     for i, part in enumerate(content):
         if not isinstance(part, Mapping) or part.get("type") != "text":

@@ -140,7 +140,7 @@ def _ask(hybrid: Hybrid, tapped: _TappedTarget, request: str) -> _Asked:
         tuple(answer.reasons),
         stats.n_restored,
         tuple(tapped.sent),
-        tapped.vocab.decode(np.array(tapped.received, dtype=np.int32)),
+        tapped.vocab.decode(tapped.received, goes_on=True),
         stats.n_kept,
         stats.n_checked,
     )

@@ -13,22 +13,28 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sllm.engine.chat_guard import Marks, checked_pieces, cut, pieces_in
+from sllm.engine.chat_inputs import (
+    THINKING_OFF,
+    checked_variables,
+    continuation_tag,
+    continued_field,
+    cut_at_tag,
+    prepared,
+    tagged,
+)
 from sllm.errors import UnsupportedModelError
 from sllm.messages import checked_mappings, checked_messages, kind_of, map_texts
 
 if TYPE_CHECKING:
     from sllm.engine.jinja_sandbox import Template
 
-__all__ = ["render", "segments"]
+__all__ = ["render", "segments", "thinking_off"]
 
 _log = logging.getLogger("sllm.chat_template")
-
-
-_PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE), range(0xE000, 0xF900))
 
 
 def render(
@@ -40,6 +46,7 @@ def render(
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
+    continue_final_message: bool | str = False,
 ) -> str:
     """Return the prompt text for a conversation.
 
@@ -54,7 +61,16 @@ def render(
     when there is no template or it cannot be rendered: a syntax error, a refusal (``raise_exception``), an
     operation that the sandbox forbids, an endless loop. Both say what was found, in one line.
     """
-    request = _Request(template, messages, bos_token, eos_token, add_generation_prompt, tools, variables)
+    request = _Request(
+        template,
+        messages,
+        bos_token,
+        eos_token,
+        add_generation_prompt,
+        tools,
+        variables,
+        continue_final_message,
+    )
     return request.render(_same)
 
 
@@ -68,6 +84,7 @@ def segments(
     add_generation_prompt: bool = True,
     tools: Sequence[Mapping[str, Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
+    continue_final_message: bool | str = False,
 ) -> list[tuple[str, bool]]:
     """Return the prompt text as ``(text, parse_special)`` segments, a guard against prompt injection.
 
@@ -77,89 +94,63 @@ def segments(
     False and is tokenized as plain text. A text without such pieces is one segment, so its tokens are those
     of :func:`render`.
 
-    The segments' texts joined are :func:`render`'s, with one exception: a template that itself looks for a
-    control token in a message does not find it there. A token that the template puts together from a literal
-    and a message (``'<|' + role + '|>'``) counts as the template's. The other arguments and the exceptions
-    are those of :func:`render`; ValueError also when ``special_pieces`` is not an iterable of strings.
+    The segments' texts joined are :func:`render`'s. A token that the template puts together around a role
+    (``'<|' + role + '|>'``) counts as the template's. The other arguments and the exceptions are those of
+    :func:`render`; ValueError also when ``special_pieces`` is not an iterable of strings, and
+    UnsupportedModelError also when a template that changes its own literals (``'<|im_end|>' | urlencode``)
+    is given messages with control tokens in them.
     """
-    request = _Request(template, messages, bos_token, eos_token, add_generation_prompt, tools, variables)
-    pieces = _pieces(special_pieces)
+    request = _Request(
+        template,
+        messages,
+        bos_token,
+        eos_token,
+        add_generation_prompt,
+        tools,
+        variables,
+        continue_final_message,
+    )
+    pieces = checked_pieces(special_pieces)
     plain = request.render(_same)
-    if not plain:
-        return []
-    from_messages = "\n".join(request.strings)
-    starts = {piece[0] for piece in pieces} & set(from_messages)
-    if not starts:
-        return [(plain, True)]
+    if not plain or not pieces:
+        return [(plain, True)] if plain else []
+    literals = "".join([*request.literals, bos_token, eos_token])
+    marks = Marks.free_in(pieces, literals, (plain, *request.strings))
+    if marks is not None:
+        try:
+            marked = request.render(_same, marks)
+        except UnsupportedModelError as error:
+            marked = ""
+            _log.debug("marked, %s", error)
+        if marked.translate(marks.back) == plain:
+            # What may stand inside a control token that the template puts together: a role, a word of its.
+            return cut(plain, marked, marks, [*request.roles, *request.literals])
 
-    # Characters of the messages are exchanged for private-use ones that occur nowhere, the text is rendered,
-    # and the characters are changed back: what was exchanged came from a message. One for one, so that a
-    # template may cut, trim and measure.
-    #
-    # At first every character that a piece could start with: that catches pieces which come about by
-    # rendering (two parts set side by side, something between them cut out). A template that looks at such
-    # characters ("<think>") prints something else then; for it only whole pieces are exchanged.
-    lengths = sorted({len(piece) for piece in pieces}, reverse=True)
-    exchange = _exchange(starts, (plain, from_messages, template or ""))
-    try:
-        marked = request.render(lambda string: string.translate(exchange))
-    except UnsupportedModelError:
-        marked = ""
-    text = _changed_back(marked, exchange)
-    if text != plain:
-        _log.debug("the chat template looks into the messages' text; only whole pieces are guarded in it")
-        found = (_piece_at(from_messages, i, pieces, lengths) for i in range(len(from_messages)))
-        present = sorted({piece for piece in found if piece}, key=len, reverse=True)
-        if not present:
-            return [(plain, True)]
-        whole = re.compile("|".join(map(re.escape, present)))
-        exchange = _exchange(set("".join(present)), (plain, from_messages, template or ""))
-        marked = request.render(lambda string: whole.sub(lambda match: match[0].translate(exchange), string))
-        text = _changed_back(marked, exchange)
-
-    # A piece that begins with an exchanged character is set apart; pieces that touch or overlap, together.
-    result: list[tuple[str, bool]] = []
-    secret = set(map(chr, exchange.values()))
-    done = first = last = 0  # what is cut already, and the span of pieces after it that is being collected
-    for start, char in enumerate(marked):
-        piece = _piece_at(text, start, pieces, lengths) if char in secret else ""
-        if not piece:
-            continue
-        if start > last:
-            result += [(text[done:first], True), (text[first:last], False)]
-            done, first = last, start
-        last = max(last, start + len(piece))
-    result += [(text[done:first], True), (text[first:last], False), (text[last:], True)]
-    return [segment for segment in result if segment[0]]
+    # The template does something to its own literals that it does not do to the marks. It is read as it is
+    # if nothing in the messages makes a difference to which control tokens come out.
+    starts = str.maketrans({piece[0]: "_" for piece in pieces})
+    without = request.render(lambda string: string.translate(starts))
+    found = [[text[i:j] for i, j in pieces_in(text, pieces)] for text in (plain, without)]
+    if found[0] != found[1]:
+        raise UnsupportedModelError(
+            "the model's chat template treats its own control tokens in a way that does not let them be told"
+            f" from {found[0][0] if found[0] else found[1][0]!r} in a message; take that out of the messages"
+        )
+    return [(plain, True)]
 
 
-def _pieces(special_pieces: Iterable[str]) -> set[str]:
-    """The special pieces without doubles and without the empty ones, which some vocabularies have."""
-    pieces: set[object] = {None} if isinstance(special_pieces, str) else set(special_pieces)
-    texts = {piece for piece in pieces if isinstance(piece, str)}
-    if len(texts) < len(pieces):
-        raise ValueError("special_pieces must be a list of strings, and is or holds something else")
-    return texts - {""}
+def thinking_off(template: str | None) -> dict[str, Any]:
+    """The variables that tell this template to let the model answer without reasoning first, for
+    ``variables``; none where it reads no such variable, or there is no template.
 
+    Raises:
+        UnsupportedModelError: the template has a syntax error.
 
-def _piece_at(text: str, start: int, pieces: set[str], lengths: Iterable[int]) -> str:
-    """The longest of the pieces that stands in the text at ``start``, or nothing; ``lengths`` are falling."""
-    for length in lengths:
-        piece = text[start : start + length]
-        if piece in pieces:
-            return piece
-    return ""
-
-
-def _changed_back(marked: str, exchange: Mapping[int, int]) -> str:
-    return marked.translate({new: old for old, new in exchange.items()})
-
-
-def _exchange(chars: set[str], texts: Iterable[str]) -> dict[int, int]:
-    """A table for str.translate: each character to a private-use one that occurs in none of the texts."""
-    taken = {ord(char) for text in texts for char in set(text)}
-    free = (code for codes in _PRIVATE_USE for code in codes if code not in taken)
-    return {ord(char): next(free) for char in sorted(chars)}
+    """
+    if not template:
+        return {}
+    read = _compile(template).variables
+    return {name: value for name, value in THINKING_OFF.items() if name in read}
 
 
 def _same(text: str) -> str:
@@ -178,32 +169,50 @@ class _Request:
         add_generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]] | None,
         variables: Mapping[str, Any] | None,
+        continue_final_message: bool | str,
     ) -> None:
         checked_messages(messages, contents=True)
         if tools is not None:
             checked_mappings(tools, "tools", "mappings (JSON schemas)")
-        self._messages = messages
-        self._tools = tools
+        self._continued = continued_field(continue_final_message, messages)
         # transformers gives every template tools and documents, and templates ask whether they are none.
-        self._variables: dict[str, Any] = {"documents": None}
-        own = {"bos_token": bos_token, "eos_token": eos_token, "add_generation_prompt": add_generation_prompt}
-        for name, value in (variables or {}).items():
-            if name in own or name in ("messages", "tools"):
-                raise ValueError(
-                    f"variables holds {name!r}, which is an argument of its own; pass it as that"
-                )
-            self._variables[name] = map_texts(value, _same, where=f"variables[{name!r}]")
-        self._variables |= own
+        self._variables: dict[str, Any] = {"documents": None, **checked_variables(variables)}
+        self._variables |= {
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "add_generation_prompt": add_generation_prompt and self._continued is None,
+        }
+        map_texts(messages, _same, where="messages")  # what cannot be copied is refused as it was given
+        self._template = _compile(template)
+        self.literals = self._template.literals
+        self.roles = [message["role"] for message in messages]
+        self._messages = prepared(messages, self._template)
+        self._tools = tools
         self.strings: list[str] = []
         self._copies(self._note)
-        self._template = _compile(template)
+        self._tag = continuation_tag(self.strings)
 
-    def render(self, change: Callable[[str], str]) -> str:
+    def render(self, change: Callable[[str], str], marks: Marks | None = None) -> str:
         messages, tools = self._copies(change)
+        text = "" if self._continued is None else tagged(messages[-1], self._continued, self._tag)
         for message in messages:
             if "content" in message:
                 message["content"] = self._template.shaped(message["content"])
-        return self._template.render({**self._variables, "messages": messages, "tools": tools})
+        given = {**self._variables, "messages": messages, "tools": tools}
+        if marks is None:
+            rendered = self._template.render(given)
+        else:
+            own = {name: marks.mark(given[name]) for name in ("bos_token", "eos_token")}
+            rendered = _compiled(self._template.text, marks).render({**given, **own})
+        if self._continued is None:
+            return rendered
+        begun = cut_at_tag(rendered, text, self._tag)
+        if begun is None:
+            raise UnsupportedModelError(
+                f"the model's chat template drops or changes the last message's {self._continued!r},"
+                " so no answer can go on from it"
+            )
+        return begun
 
     def _copies(self, change: Callable[[str], str]) -> tuple[Any, Any]:
         messages = map_texts(self._messages, change, where="messages")
@@ -226,7 +235,7 @@ def _compile(template: str | None) -> Template:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(template: str) -> Template:
+def _compiled(template: str, marks: Marks | None = None) -> Template:
     from sllm.engine.jinja_sandbox import Template  # jinja2 takes a third of the time of `import sllm`
 
-    return Template(template)
+    return Template(template, marks)

@@ -13,11 +13,12 @@ import functools
 import json
 import re
 import traceback
+from dataclasses import dataclass
 from datetime import datetime
 from types import BuiltinMethodType
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateSyntaxError, nodes, pass_context
+from jinja2 import TemplateSyntaxError, meta, nodes, pass_context
 from jinja2.ext import Extension
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from jinja2.nodes import Node
     from jinja2.parser import Parser
 
-__all__ = ["Template"]
+    from sllm.engine.chat_guard import Marks
+
+__all__ = ["Template", "ToolCallForm"]
 
 # Far above what a conversation needs, far below what hurts.
 _MAX_STEPS = 100_000  # loop rounds and calls,
@@ -41,6 +44,18 @@ _MAX_BITS = 4096  # of a product or a power
 
 # Where the budget lies among a template's variables; no template can spell a name with a space in it.
 _BUDGET = "sllm budget"
+
+# Where the marks lie that stand for control tokens, see chat_guard.
+_MARKS = "sllm marks"
+
+# Methods of texts that look for their arguments in them.
+_SEARCHES = frozenset(
+    [
+        *("count", "endswith", "find", "index", "rfind", "rindex", "startswith"),
+        *("lstrip", "removeprefix", "removesuffix", "replace", "rstrip", "strip"),
+        *("partition", "rpartition", "rsplit", "split"),
+    ]
+)
 
 # In a format string: a number of seven digits, or a width that is given as an argument.
 _WIDTH = re.compile(r"\d{7}|%[-+ #0]*[\d.]*\*")
@@ -72,13 +87,44 @@ class _Budget:
             raise _LimitError(f"more than {_MAX_CHARS} characters printed")
 
 
-class Template:
-    """A compiled template, and which kinds of message content it can print."""
+_NO_CONTENT = ("absent", "none", "empty")
+"""What may stand for the content of a message that has tool calls alone, in the order of preference."""
 
-    def __init__(self, text: str) -> None:
+
+@dataclass(frozen=True)
+class ToolCallForm:
+    """How a template wants an assistant's message with tool calls.
+
+    Attributes:
+        content: what stands for a content that there is not: ``"absent"``, ``"none"`` or ``"empty"``.
+        arguments: ``"mapping"``, ``"text"`` (JSON), or ``"either"``.
+
+    """
+
+    content: str
+    arguments: str
+
+
+class Template:
+    """A compiled template, and which forms of messages it can print.
+
+    Attributes:
+        text: the Jinja2 text.
+        literals: what is written in it, as text or as a string.
+
+    """
+
+    def __init__(self, text: str, marks: Marks | None = None) -> None:
+        self.text = text
+        self._marks = marks
         environment = _environment()
         try:
             tree = environment.parse(text)
+            self.literals = [node.data for node in tree.find_all(nodes.TemplateData)] + [
+                node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)
+            ]
+            if marks is not None:
+                _mark(tree, marks)
             for loop in list(tree.find_all(nodes.For)):
                 loop.iter = nodes.Filter(loop.iter, "sllm_counted", [], [], None, None, lineno=loop.lineno)
             for concat in list(tree.find_all(nodes.Concat)):
@@ -105,7 +151,7 @@ class Template:
         budget = _Budget(len(variables["messages"]))
         chunks = []
         try:
-            for chunk in self._compiled.generate({**variables, _BUDGET: budget}):
+            for chunk in self._compiled.generate({**variables, _BUDGET: budget, _MARKS: self._marks}):
                 budget.write(chunk)
                 chunks.append(chunk)
         # A template is a program, which can fail in any way.
@@ -123,21 +169,77 @@ class Template:
 
     @functools.cached_property
     def _prints_strings(self) -> bool:
-        return "probe" in self._probe("probe")
+        return "probe" in self._probe_content("probe")
 
     @functools.cached_property
     def _prints_parts(self) -> bool:
-        printed = self._probe([{"type": "text", "text": "probe"}])
+        printed = self._probe_content([{"type": "text", "text": "probe"}])
         # A list shown as Python or JSON would write it is not what the model was trained on.
         return "probe" in printed and "'text'" not in printed and '"text"' not in printed
 
-    def _probe(self, content: object) -> str:
-        message = {"role": "user", "content": content}
-        given = {"bos_token": "", "eos_token": "", "add_generation_prompt": False}
+    @functools.cached_property
+    def variables(self) -> set[str]:
+        """The names that it reads and does not itself set."""
+        # Of a tree of its own, which this changes.
+        return meta.find_undeclared_variables(_environment().parse(self.text))
+
+    @functools.cached_property
+    def tool_call_form(self) -> ToolCallForm:
+        """The form of tool calls that this template prints: found by trying, for templates say it nowhere."""
+        rendered = []
+        for content in _NO_CONTENT:
+            shown = {kind: self._probe_call(content, kind) for kind in ("mapping", "text")}
+            calls = [kind for kind, text in shown.items() if _is_call(text)]
+            if calls:
+                return ToolCallForm(content, calls[0] if len(calls) == 1 else "either")
+            rendered += [content] if any(shown.values()) else []
+        # A template that knows no tool calls may still want a content.
+        return ToolCallForm(rendered[0] if rendered else "absent", "either")
+
+    def _probe_call(self, content: str, arguments: str) -> str:
+        """What follows a question in a conversation with a tool call of this form."""
+        given: Any = {"probe_key": "probe value"}
+        function = {
+            "name": "probe_name",
+            "arguments": given if arguments == "mapping" else json.dumps(given),
+        }
+        call: dict[str, Any] = {
+            "role": "assistant",
+            "tool_calls": [{"id": "probe0001", "type": "function", "function": function}],
+        }
+        if content != "absent":
+            call["content"] = None if content == "none" else ""
+        question = {"role": "user", "content": "probe question"}
+        result = {
+            "role": "tool",
+            "name": "probe_name",
+            "tool_call_id": "probe0001",
+            "content": "probe result",
+        }
+        schema = {"type": "object", "properties": {"probe_key": {"type": "string", "description": ""}}}
+        tool = {"name": "declared", "description": "", "parameters": schema}
+        printed = self._probe([question, call, result], [{"type": "function", "function": tool}])
+        after = printed.partition("probe question")[2] or printed
+        return "" if content == "none" and ("None" in after or "null" in after) else after
+
+    def _probe_content(self, content: object) -> str:
+        return self._probe([{"role": "user", "content": content}], None)
+
+    def _probe(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+        """What the template makes of messages; nothing where it fails."""
+        given = {"bos_token": "", "eos_token": "", "add_generation_prompt": False, "documents": None}
         try:
-            return self.render({**given, "messages": [message], "tools": None, "documents": None})
+            return self.render({**given, "messages": messages, "tools": tools})
         except UnsupportedModelError:
             return ""
+
+
+def _is_call(printed: str) -> bool:
+    """Whether the call of a probe is there, its arguments neither as JSON within JSON, whose quotes are
+    escaped, nor as Python writes a mapping.
+    """
+    wrong = ('\\"probe_key', "'probe_key'")
+    return "probe_name" in printed and "probe_key" in printed and not any(text in printed for text in wrong)
 
 
 def _failure(error: Exception) -> str:
@@ -165,9 +267,11 @@ class _Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012 - as the base class has it
 
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        # A scope of its own, as a call block is: what is set inside ends there.
+        return nodes.Scope(body, lineno=line)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -180,6 +284,9 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **options: Any) -> Any:  # noqa: N805
         __context.parent[_BUDGET].step()
         method = getattr(__obj, "__wrapped__", __obj)  # str.format comes in the sandbox's wrapping
+        marks = __context.parent[_MARKS]
+        if marks is not None and isinstance(method, BuiltinMethodType):
+            args = _searched(method, args, marks)
         if isinstance(method, BuiltinMethodType) and isinstance(method.__self__, (str, int)):
             _check_numbers(*args, *options.values())
         return super().call(__context, __obj, *args, **options)
@@ -201,7 +308,7 @@ def _environment() -> _Environment:
         extensions=["jinja2.ext.loopcontrols", _Generation],
     )
     filters = environment.filters
-    filters.update(tojson=_tojson, sllm_counted=_counted, sllm_joined=_joined)
+    filters.update(tojson=_tojson, sllm_counted=_counted, sllm_joined=_joined, sllm_unmarked=_unmarked)
     for name in ("batch", "center", "indent", "slice", "wordwrap"):
         filters[name] = _bounded(filters[name])
     python_format = filters["format"]
@@ -213,6 +320,51 @@ def _environment() -> _Environment:
     filters["format"] = formatted
     environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
     return environment
+
+
+# ---- marks, see chat_guard
+
+
+def _mark(tree: nodes.Template, marks: Marks) -> None:
+    """Mark the control tokens in what a template writes, but not in what it only compares with."""
+    names = {id(pair.key) for pair in tree.find_all(nodes.Pair)}
+    names |= {id(item.arg) for item in tree.find_all(nodes.Getitem)}
+    for node in tree.find_all((nodes.Filter, nodes.Test)):
+        if node.name not in ("d", "default", "join"):
+            names |= {id(const) for arg in node.args for const in (arg, *arg.find_all(nodes.Const))}
+    for data in tree.find_all(nodes.TemplateData):
+        data.data = marks.mark(data.data)
+    for const in tree.find_all(nodes.Const):
+        if isinstance(const.value, str) and id(const) not in names:
+            const.value = marks.mark(const.value)
+    side: Any
+    for side in list(tree.find_all((nodes.Compare, nodes.Operand))):
+        side.expr = nodes.Filter(side.expr, "sllm_unmarked", [], [], None, None, lineno=side.lineno)
+
+
+def _without_marks(value: Any, marks: Marks) -> Any:
+    if isinstance(value, str):
+        return value.translate(marks.back)
+    if isinstance(value, (list, tuple)):
+        return type(value)([_without_marks(item, marks) for item in value])
+    return value
+
+
+@pass_context
+def _unmarked(context: Context, value: Any) -> Any:
+    return _without_marks(value, context.parent[_MARKS])
+
+
+def _searched(method: BuiltinMethodType, args: tuple[Any, ...], marks: Marks) -> tuple[Any, ...]:
+    """The arguments as they stand in the text, or are keys of the mapping, in which they are looked for."""
+    inside = method.__self__
+    if isinstance(inside, dict) or (isinstance(inside, str) and method.__name__ in _SEARCHES):
+        n = 1 if method.__name__ == "replace" else len(args)  # what it puts there instead is written
+        sought = [
+            arg if isinstance(arg, str) and arg in inside else _without_marks(arg, marks) for arg in args
+        ]
+        return (*sought[:n], *args[n:])
+    return args
 
 
 # ---- filters and functions of templates

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from sllm.engine.params import ContextOptions, LoadOptions
 
 __all__ = ["Model"]
+
+_TEMPLATE_KEY = "tokenizer.chat_template"
 
 
 class Model(Weights):
@@ -99,25 +102,81 @@ class Model(Weights):
         return self._state_bytes
 
     @property
+    def chat_templates(self) -> dict[str, str]:
+        """The file's chat templates, Jinja2 texts, by name: that of ``tokenizer.chat_template`` is
+        ``"default"``, and ``tokenizer.chat_template.NAME`` has a name of its own, such as ``"tool_use"``.
+        """
+        found: dict[str, str] = {}
+        for key in sorted(self.metadata):
+            name = key.removeprefix(_TEMPLATE_KEY)
+            if name == key or name[:1] not in ("", "."):
+                continue
+            name = name.removeprefix(".")
+            text = read_text(
+                partial(lib.sllm_model_chat_template, self._live, name.encode() if name else ffi.NULL)
+            )
+            if text:
+                found.setdefault(name or "default", text)
+        return found
+
+    @property
     def chat_template(self) -> str | None:
-        """The file's own chat template, a Jinja2 text, or None."""
-        return read_text(lambda text, size: lib.sllm_model_chat_template(self._live, ffi.NULL, text, size))
+        """The template that :meth:`chat` uses where there are no tools: the default one, else the first by
+        name; None: the file has none.
+        """
+        return self._chat_template(None)
+
+    def _chat_template(self, tools: Sequence[Mapping[str, Any]] | None) -> str | None:
+        found = self.chat_templates
+        if tools and "tool_use" in found:
+            return found["tool_use"]
+        return found.get("default") or next(iter(found.values()), None)
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool | str = False,
+        add_generation_prompt: bool = True,
     ) -> npt.NDArray[np.int32]:
-        """The prompt of a conversation by the file's own chat template, as int32 (n,) token ids.
+        r"""The prompt of a conversation by the file's own chat template, as int32 (n,) token ids.
 
-        ``messages`` are mappings with ``role`` and ``content``. The template (Jinja2) runs in a sandbox. What
-        the messages say is never read as a control token, so a user cannot end a turn by writing
-        ``<|im_end|>``.
+        The text is the one that transformers' ``apply_chat_template`` makes. The template (Jinja2) runs in a
+        sandbox. What the messages say is never read as a control token, so a user cannot end a turn by
+        writing ``<|im_end|>``.
+
+        Args:
+            messages: mappings with ``role`` and ``content`` (a text, or a list of text parts), and what else
+                templates know: ``tool_calls``, ``tool_call_id``, ``name``, ``reasoning_content``. A key that
+                is None is a key that is absent, and a tool call's arguments may be a mapping or a JSON text.
+            tools: what the model may call, as JSON schemas in OpenAI's form (``{"type": "function",
+                "function": {"name": ..., "description": ..., "parameters": ...}}``). Where the file has a
+                template named ``tool_use``, that one is used.
+            variables: what else this template documents, such as ``{"enable_thinking": False}``: names to
+                values that JSON can hold.
+            continue_final_message: the last message, an assistant's, is the beginning of the answer: the
+                prompt ends with its text, and no end of turn. A str: the field that goes on in place of
+                ``"content"``, such as ``"reasoning_content"``.
+            add_generation_prompt: end the prompt where the assistant's answer begins. It does not count where
+                the last message goes on.
 
         Raises:
-            UnsupportedModelError: the file has no chat template, or it does not render.
-            ValueError: malformed messages.
+            UnsupportedModelError: the file has no chat template, or it does not render, or drops or changes
+                the message that is to go on.
+            ValueError: malformed messages or tools, a variable that belongs to the renderer, or a last
+                message that cannot go on.
+
+        Examples:
+            >>> with sllm.Model(sllm.embedded.TARGET, vocab_only=True) as model:
+            ...     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Once"}]
+            ...     prompt = model.chat(talk, continue_final_message=True)
+            ...     model.vocab.decode(prompt, special=True)
+            '<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nOnce'
 
         """
-        template = self.chat_template
+        template = self._chat_template(tools)
         if template is None:
             raise UnsupportedModelError(f"{self.path.name} has no chat template; make the prompt yourself")
         if self._special_pieces is None:
@@ -134,6 +193,9 @@ class Model(Weights):
             bos_token=bos,
             eos_token=text_of(self.vocab.eos),
             add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            variables=variables,
+            continue_final_message=continue_final_message,
         )
         parts = [
             self.vocab.encode(text, add_special=False, parse_special=special) for text, special in segments

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sllm.engine._ffi import check, checked_int, ffi, lib
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 __all__ = ["SamplingParams", "compile_sampling"]
 
@@ -35,8 +33,9 @@ class SamplingParams:
         penalty_repeat: divides (negative: multiplies) the logits of tokens seen there; 1: off.
         penalty_freq: is subtracted from a logit once for each time its token was seen; 0: off.
         penalty_present: is subtracted once from the logit of every token seen; 0: off.
-        logit_bias: token id -> what is added to its logit; ``-math.inf`` rules it out. Any mapping or pairs;
-            kept as a tuple of pairs, sorted.
+        logit_bias: token id -> what is added to its logit; ``-math.inf`` or False rules it out. Any mapping
+            or pairs, of OpenAI's form (``{"300": -100}``) or llama.cpp's (``[[300, False]]``); kept as a
+            tuple of pairs, sorted.
         grammar: a GBNF grammar with a rule ``root`` that the generated text must match, or None. llama.cpp
             takes exponential time for some ambiguous grammars, so take none from strangers.
         seed: of the noise, 0 <= seed < 2**64.
@@ -64,44 +63,68 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        def number(name: str, low: float, high: float, *, low_open: bool = False) -> None:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name} is {value!r}, expected a number")
+        def set_number(name: str, low: float, high: float, *, low_open: bool = False) -> None:
+            value = _number(name, getattr(self, name))
             inside = (low < value if low_open else low <= value) and value <= high
             if not (inside and math.isfinite(value)):
                 bound = f"{'>' if low_open else '>='} {low} and <= {high}"
                 raise ValueError(f"{name} is {value!r}, expected a finite number {bound}")
+            object.__setattr__(self, name, value)
 
-        def integer(name: str, high: int) -> None:
+        def set_integer(name: str, high: int) -> None:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
+            if isinstance(value, bool):
                 raise TypeError(f"{name} is {value!r}, expected an integer")
-            if not 0 <= value <= high:
-                raise ValueError(f"{name} is {value!r}, expected 0 <= {name} <= {high}")
+            object.__setattr__(self, name, checked_int(value, name, 0, high))
 
-        number("temperature", 0, 1e6)
-        number("top_p", 0, 1, low_open=True)
-        number("min_p", 0, 1)
-        number("penalty_repeat", 0, 1e6, low_open=True)
-        number("penalty_freq", -1e6, 1e6)
-        number("penalty_present", -1e6, 1e6)
-        integer("top_k", 2**31 - 1)
-        integer("penalty_last_n", 2**20)
-        integer("seed", 2**64 - 1)
+        set_number("temperature", 0, 1e6)
+        set_number("top_p", 0, 1, low_open=True)
+        set_number("min_p", 0, 1)
+        set_number("penalty_repeat", 0, 1e6, low_open=True)
+        set_number("penalty_freq", -1e6, 1e6)
+        set_number("penalty_present", -1e6, 1e6)
+        set_integer("top_k", 2**31 - 1)
+        set_integer("penalty_last_n", 2**20)
+        set_integer("seed", 2**64 - 1)
         if self.grammar is not None:
             if not isinstance(self.grammar, str):
                 raise TypeError(f"grammar is {self.grammar!r}, expected GBNF text")
             if not self.grammar.strip() or "\0" in self.grammar:
                 raise ValueError("grammar is empty or holds a NUL character")
-        pairs = self.logit_bias.items() if isinstance(self.logit_bias, Mapping) else self.logit_bias
-        biases: dict[int, float] = {}
-        for token, bias in pairs:
-            checked_int(token, "the token of a logit_bias", 0)
-            if not (-1e6 <= bias <= 1e6 or bias == -math.inf):
-                raise ValueError(f"logit_bias of token {token} is {bias!r}, expected -1e6 to 1e6, or -inf")
-            biases[token] = float(bias)
-        object.__setattr__(self, "logit_bias", tuple(sorted(biases.items())))
+        object.__setattr__(self, "logit_bias", tuple(sorted(_biases(self.logit_bias).items())))
+
+
+def _number(name: str, value: Any) -> float:
+    # NumPy's scalars are such numbers, too, and its truth values are not.
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} is {value!r}, expected a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
+
+
+def _biases(given: Any) -> dict[int, float]:
+    """Token id -> bias, of a mapping or pairs, in the forms that OpenAI's API and llama.cpp's server take."""
+    biases: dict[int, float] = {}
+    pairs = given.items() if isinstance(given, Mapping) else () if given is None else given
+    if isinstance(pairs, (str, bytes)) or not isinstance(pairs, Iterable):
+        raise TypeError(f"logit_bias is {given!r}, expected a mapping of token ids to numbers, or such pairs")
+    for pair in pairs:
+        if isinstance(pair, (str, bytes)) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise TypeError(f"logit_bias holds {pair!r}, expected pairs of a token id and a number")
+        token, bias = pair
+        if isinstance(token, str) and token.isascii() and token.isdigit():
+            token = int(token)  # JSON has no other keys
+        if isinstance(token, (bool, str)):
+            raise TypeError(f"logit_bias names {token!r}, expected a token id (see Vocab.encode)")
+        token = checked_int(token, "the token of a logit_bias", 0)
+        name = f"logit_bias of token {token}"
+        value = -math.inf if bias is False else _number(name, bias)
+        if not (-1e6 <= value <= 1e6 or value == -math.inf):
+            raise ValueError(f"{name} is {bias!r}, expected -1e6 to 1e6, or -inf or False to rule it out")
+        biases[token] = value
+    return biases
 
 
 def compile_sampling(model: Any, params: SamplingParams) -> Any:

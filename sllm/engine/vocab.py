@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +18,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Vocab"]
 
+_log = logging.getLogger("sllm")
+_warned_missing: set[str] = set()
+
 
 class Vocab:
     """The vocabulary of a model. Any number of threads may use it.
 
     Attributes:
         n_tokens: how many tokens there are; ids are 0 <= id < n_tokens.
-        bos, eos, eot, pad: ids of special tokens, or None.
+        bos, eos, eot, pad: ids of special tokens, or None where the file has none (llama.cpp then takes token
+            11 of a BPE vocabulary, a comma or the like, for BOS and EOS).
         add_bos, add_eos: whether ``encode(add_special=True)`` adds them.
 
     Examples:
@@ -44,8 +49,20 @@ class Vocab:
         self.eos = special(info.eos)
         self.eot = special(info.eot)
         self.pad = special(info.pad)
-        self.add_bos = bool(info.add_bos)
-        self.add_eos = bool(info.add_eos)
+        missing = [
+            f"{what} (tokenizer.ggml.{key}_token_id)"
+            for what, key, lacks in (
+                ("no token that ends a text", "eos", info.made_up >= 0),
+                ("no token to begin a text with, which it asks for", "bos", info.add_bos and info.bos < 0),
+            )
+            if lacks
+        ]
+        if missing and name not in _warned_missing:
+            _warned_missing.add(name)
+            _log.warning("%s names %s; none is taken in its place", name, ", and ".join(missing))
+        self.add_bos = bool(info.add_bos) and self.bos is not None
+        self.add_eos = bool(info.add_eos) and self.eos is not None
+        self._space_prefix = bool(info.space_prefix)
         self._pieces: dict[int, bytes] = {}
         self._fingerprint: str | None = None
 
@@ -86,10 +103,13 @@ class Vocab:
                 return tokens[: count[0]].copy()
             capacity = count[0]
 
-    def decode(self, tokens: npt.ArrayLike, *, special: bool = False) -> str:
-        """The text of tokens (``llama_detokenize``), bytes that are no UTF-8 replaced by U+FFFD.
+    def decode(self, tokens: npt.ArrayLike, *, special: bool = False, goes_on: bool = False) -> str:
+        """The text of tokens: their pieces, joined, with bytes that are no UTF-8 replaced by U+FFFD.
 
-        Control tokens have text only with ``special``.
+        Control tokens have text only with ``special``. Nothing is cleaned up (``llama_detokenize`` takes
+        spaces out before ``!`` and ``'s``), so that ``decode(encode(text))`` is the text, except for what a
+        tokeniser itself drops. A vocabulary in the way of SentencePiece puts a space before a text, and it is
+        left out here; not where the tokens go on a text (``goes_on``), whose space it is.
 
         Raises:
             ValueError: an id outside the vocabulary.
@@ -106,6 +126,7 @@ class Vocab:
                     ffi.from_buffer("int32_t[]", array),
                     len(array),
                     special,
+                    goes_on,
                     buffer,
                     capacity,
                     count,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import operator
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -39,7 +41,8 @@ def generate(
     draft: Model | Drafter | Callable[..., Any] | str | None = None,
     sampling: SamplingParams | None = None,
     max_tokens: int | None = None,
-    stop: str | Sequence[str] = (),
+    stop: str | Sequence[str] | None = (),
+    special: bool = False,
 ) -> TextStream:
     """Generate the target's text after ``prompt``, sooner with a draft.
 
@@ -56,7 +59,8 @@ def generate(
             ``(tokens, n_max) -> tokens``, a drafter of :mod:`sllm.draft.drafters`, or None.
         sampling: None: ``SamplingParams()``.
         max_tokens: at most so many tokens, >= 1; None: until the model ends or the context is full.
-        stop: strings that end the text; they are not part of it.
+        stop: strings that end the text; they are not part of it. None is no string.
+        special: show control tokens in the text, such as the one that ends it; ``stop`` then finds them, too.
 
     Returns:
         An iterator of :class:`Run` with ``.text()`` and ``.stats``. Models and targets passed in stay the
@@ -79,8 +83,9 @@ def generate(
     """
     # 1. Check what was given, before anything is computed.
     sampling = SamplingParams() if sampling is None else sampling
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    _check(target, sampling, max_tokens, stops)
+    stops = _checked_stops(stop)
+    max_tokens = _checked_count(max_tokens)
+    _check(target, sampling)
     vocab = target.vocab
     tokens = vocab.encode(prompt) if isinstance(prompt, str) else int32_array(prompt, "prompt")
     if len(tokens) == 0:
@@ -111,7 +116,8 @@ def generate(
             executor = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="sllm-draft"))
             stack.callback(drafter.cancel)  # or the executor would wait for it
         # 5. The loop: in turns, or each at its own pace where the target is a round trip away.
-        text, shown = tokens.tolist(), TextBuilder(vocab, stops)
+        text = tokens.tolist()
+        shown = TextBuilder.after(text, vocab, stops, getattr(target, "chat_template", None), special)
         if pipelined is not None:
             pipeline = PipelinedRuns(pipelined, drafter, executor, text, shown, stats, began)
             stack.callback(pipeline.stop)
@@ -122,17 +128,34 @@ def generate(
         return TextStream(runs, stats, stack.pop_all())
 
 
-def _check(target: object, sampling: object, max_tokens: object, stops: tuple[object, ...]) -> None:
+def _check(target: object, sampling: object) -> None:
     if not isinstance(sampling, SamplingParams):
         raise TypeError(f"sampling is {sampling!r}, expected SamplingParams")
-    if max_tokens is not None and (
-        isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1
-    ):
-        raise ValueError(f"max_tokens is {max_tokens!r}, expected an integer >= 1 or None")
-    if not all(isinstance(s, str) and s for s in stops):
-        raise ValueError("stop holds something that is not a text, or an empty one")
     if not isinstance(target, (Model, Target)):
         raise TypeError(f"target is {target!r}, expected a Model or a Target")
+
+
+def _checked_stops(stop: object) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    if isinstance(stop, (bytes, bytearray)) or not isinstance(stop, Iterable):
+        raise TypeError(f"stop is {stop!r}, expected a text or a list of texts")
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(s, str) and s for s in stops):
+        raise ValueError("stop holds something that is not a text, or an empty one")
+    return stops
+
+
+def _checked_count(max_tokens: object) -> int | None:
+    if max_tokens is None:
+        return None
+    try:
+        count = 0 if isinstance(max_tokens, bool) else operator.index(max_tokens)  # type: ignore[arg-type]
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"max_tokens is {max_tokens!r}, expected an integer >= 1 or None")
+    return count
 
 
 def _positions(model: Model, n_prompt: int, max_tokens: int | None) -> int:

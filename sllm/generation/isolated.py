@@ -182,7 +182,7 @@ class IsolatedGeneration(RemoteGeneration):
         loss = RPCError(
             f"{target.model.path.name}: {why}; {len(tokens)} tokens had been committed, see .tokens and .text"
         )
-        loss.tokens, loss.text = tokens, self._vocab.decode(list(tokens))
+        loss.tokens, loss.text = tokens, self._vocab.decode(tokens, goes_on=True)
         return loss
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sllm.engine.sampling import SamplingParams
     from sllm.engine.vocab import Vocab
     from sllm.generation.isolated import IsolatedGeneration, IsolatedTarget
+    from sllm.messages import ChatOptions
 
     class _LocalOptions(LoadOptions, ContextOptions):
         pass
@@ -170,11 +171,16 @@ class LocalTarget:
         self._generation = LocalGeneration(self.context, prompt, sampling, max_tokens)
         return self._generation
 
+    @property
+    def chat_template(self) -> str | None:
+        """The file's chat template; see :attr:`sllm.Model.chat_template`."""
+        return self.model.chat_template
+
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+        self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]
     ) -> npt.NDArray[np.int32]:
         """The prompt of a conversation by the file's chat template; see :meth:`sllm.Model.chat`."""
-        return self.model.chat(messages, add_generation_prompt=add_generation_prompt)
+        return self.model.chat(messages, **options)
 
     def score(self, tokens: npt.NDArray[np.int32], start: int) -> Scores:
         """How likely the model finds ``tokens[start:]``, in one pass; see :class:`~sllm.targets.base.Scorer`.

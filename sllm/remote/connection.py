@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
     import numpy as np
     import numpy.typing as npt
+    from typing_extensions import Unpack
 
     from sllm.engine.devices import Device
     from sllm.engine.model import Model
     from sllm.engine.vocab import Vocab
+    from sllm.messages import ChatOptions
     from sllm.targets.base import Scores
 
 __all__ = ["LayersInfo", "Ping", "Remote", "WorkerInfo", "connect"]
@@ -126,10 +128,10 @@ class Remote(Closing):
         return self.vocabulary.model()
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+        self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]
     ) -> npt.NDArray[np.int32]:
         """The prompt of a conversation by the worker's chat template; see :meth:`sllm.Model.chat`."""
-        return self.vocabulary.model().chat(messages, add_generation_prompt=add_generation_prompt)
+        return self.vocabulary.model().chat(messages, **options)
 
     def score(self, tokens: npt.NDArray[np.int32], start: int, *, timeout: float | None = None) -> Scores:
         """Let the worker say how likely it finds ``tokens[start:]``, in one pass.

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
     import grpc
     import numpy.typing as npt
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from sllm.engine.vocab import Vocab
+    from sllm.messages import ChatOptions
     from sllm.remote.link import WorkerLink
     from sllm.targets.base import Scores
 
@@ -50,7 +51,7 @@ class TextConnection(Protocol):
         """The worker's vocabulary."""
 
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+        self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]
     ) -> npt.NDArray[np.int32]:
         """The prompt of a conversation."""
 
@@ -109,11 +110,16 @@ class RemoteTarget:
             raise ValueError(f"the prompt holds ids that are not in the vocabulary of {info.n_vocab} tokens")
         return prompt
 
+    @property
+    def chat_template(self) -> str | None:
+        """The worker's chat template, a Jinja2 text, or None."""
+        return self.remote.link.info.chat_template
+
     def chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+        self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]
     ) -> npt.NDArray[np.int32]:
         """The prompt of a conversation; see :meth:`Remote.chat`."""
-        return self.remote.chat(messages, add_generation_prompt=add_generation_prompt)
+        return self.remote.chat(messages, **options)
 
     def score(self, tokens: npt.NDArray[np.int32], start: int) -> Scores:
         """How likely the worker finds ``tokens[start:]``; see :meth:`Remote.score`."""

@@ -171,8 +171,8 @@ def audit(
             n_tokens=len(tokens) - n_known,
             n_candidates=n_candidates,
             choice_text=choice_text,
-            text=model.vocab.decode(tokens[n_known:]),
-            recovered=model.vocab.decode(found[n_known:]),
+            text=model.vocab.decode(tokens[n_known:], goes_on=n_known > 0),
+            recovered=model.vocab.decode(found[n_known:], goes_on=n_known > 0),
             heads=tuple(heads),
             tails=tuple(tails),
         )

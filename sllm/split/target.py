@@ -31,7 +31,7 @@ from sllm.wire import codec as codecs
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
     from typing_extensions import Unpack
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from sllm.engine.layer_file import LayeredFile
     from sllm.engine.params import ContextOptions, LoadOptions
     from sllm.engine.vocab import Vocab
+    from sllm.messages import ChatOptions
     from sllm.remote.link import WorkerLink
     from sllm.split.link import LayerAnswer
 
@@ -245,9 +246,16 @@ class SplitTarget(Closing):
         """The model's vocabulary."""
         return self._vocabulary.vocab
 
-    def chat(self, messages: Sequence[Any], *, add_generation_prompt: bool = True) -> npt.NDArray[np.int32]:
+    @property
+    def chat_template(self) -> str | None:
+        """The file's chat template; see :attr:`sllm.Model.chat_template`."""
+        return self._vocabulary.chat_template
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]
+    ) -> npt.NDArray[np.int32]:
         """The prompt of a conversation by the file's chat template; see :meth:`sllm.Model.chat`."""
-        return self._vocabulary.chat(messages, add_generation_prompt=add_generation_prompt)
+        return self._vocabulary.chat(messages, **options)
 
     def open(
         self, tokens: npt.NDArray[np.int32], sampling: SamplingParams, max_tokens: int | None

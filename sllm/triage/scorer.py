@@ -167,7 +167,8 @@ class ContextScorer(Closing):
             return [text], n
         centre = (n - middle) // 2
         parts = (tokens[:head], tokens[centre : centre + middle], tokens[n - tail :])
-        return [self.model.vocab.decode(part, special=True) for part in parts], n
+        decode = self.model.vocab.decode
+        return [decode(part, special=True, goes_on=i > 0) for i, part in enumerate(parts)], n
 
     def cancel(self) -> None:
         """End the call that another thread is inside, if there is one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import pickle
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,28 @@ def test_values_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
         ("grammar", b"root ::= 'a'"),
         ("logit_bias", {1.5: 1.0}),
         ("logit_bias", {"a": 1.0}),
+        ("logit_bias", {"-1": 1.0}),
+        ("logit_bias", {"²": 1.0}),
+        ("logit_bias", {True: 1.0}),
+        ("logit_bias", {300: None}),
+        ("logit_bias", {300: True}),
+        ("logit_bias", {300: "2"}),
+        ("logit_bias", {300: "-inf"}),
+        ("logit_bias", [[300, [1]]]),
+        ("logit_bias", [(1, 2, 3)]),
+        ("logit_bias", [5]),
+        ("logit_bias", ["12"]),
+        ("logit_bias", "300"),
+        ("logit_bias", 7),
+        ("temperature", np.bool_(True)),
+        ("temperature", 1j),
+        ("temperature", np.array([1.0])),
+        ("top_k", np.bool_(True)),
+        ("seed", True),
+        ("top_k", np.float32(3)),
+        ("penalty_repeat", "1.1"),
+        ("penalty_freq", [0.5]),
+        ("grammar", 3),
     ],
 )
 def test_values_of_another_type_are_refused_by_name(name: str, value: Any) -> None:
@@ -100,10 +123,49 @@ def test_logit_biases_may_name_tokens_by_numpy_integers(draft_model: Model) -> N
     assert draft_model.compiled(params) is draft_model.compiled(SamplingParams(logit_bias={3: 2.0, 7: 1.0}))
 
 
-@pytest.mark.parametrize("bias", [{1: "2"}, [(1, 2, 3)], [5], 7, {1: None}])
-def test_a_malformed_logit_bias_is_a_typed_error(bias: Any) -> None:
-    with pytest.raises((TypeError, ValueError)):
-        SamplingParams(logit_bias=bias)
+def test_logit_biases_in_the_forms_that_others_take() -> None:
+    """OpenAI's API has JSON objects, llama.cpp's server lists of pairs, in which false rules a token out."""
+    forms: list[Any] = [
+        {"300": -100, "7": 2},
+        [[300, -100], [7, 2]],
+        [["300", -100.0], (7, np.float32(2))],
+        {300: np.int64(-100), np.int32(7): 2},
+        json.loads('[[300, -100], ["7", 2.0]]'),
+    ]
+    for form in forms:
+        assert SamplingParams(logit_bias=form).logit_bias == ((7, 2.0), (300, -100.0))
+    bans: list[Any] = [[[300, False]], {"300": False}, {300: -INF}, {300: np.float32(-INF)}]
+    for ban in bans:
+        assert SamplingParams(logit_bias=ban).logit_bias == ((300, -INF),)
+    nothing: Any = None
+    assert SamplingParams(logit_bias=nothing) == SamplingParams(logit_bias={}) == SamplingParams()
+
+
+def test_a_ban_is_a_ban(draft_model: Model) -> None:
+    row = np.zeros(draft_model.vocab.n_tokens, dtype=np.float32)
+    row[300] = 50
+    bans: list[Any] = [[[300, False]], {"300": False}]
+    for ban in bans:
+        params = dataclasses.replace(GREEDY, logit_bias=ban)
+        assert select(draft_model, params, row, 0)[0] != 300
+
+
+def test_numpy_scalars_are_numbers() -> None:
+    kinds: list[Any] = [np.float64, np.float32, np.float16]
+    for kind in kinds:
+        given = {"temperature": 0.5, "top_p": 0.25, "min_p": 0, "penalty_repeat": 1, "penalty_freq": 2}
+        params = SamplingParams(**{name: kind(value) for name, value in given.items()})
+        assert params == SamplingParams(**given)  # type: ignore[arg-type]
+        assert type(params.temperature) is float
+    whole: dict[str, Any] = {
+        "top_k": np.int64(5),
+        "seed": np.uint64(2**64 - 1),
+        "penalty_last_n": np.int32(3),
+        "temperature": np.int8(1),
+    }
+    params = SamplingParams(**whole)
+    assert params == SamplingParams(top_k=5, seed=2**64 - 1, penalty_last_n=3, temperature=1)
+    assert [type(value) for value in (params.top_k, params.seed)] == [int, int]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import vocabularies
 from hypothesis import example, given
 from hypothesis import strategies as st
 from oracles import GGUF, examples
@@ -95,6 +96,71 @@ def test_bos_is_added_where_the_file_asks_for_it(tmp_path: Path, vocab: Vocab) -
         assert model.vocab.encode("abc").tolist() == [model.vocab.bos, *vocab.encode("abc").tolist()]
         assert model.vocab.encode("abc", add_special=False).tolist() == vocab.encode("abc").tolist()
         assert model.vocab.decode(model.vocab.encode("abc")) == "abc"
+
+
+def test_ids_that_the_file_lacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """llama.cpp takes token 11 of a BPE vocabulary, here a comma, for BOS and EOS; nothing stops there."""
+    values = {"add_bos_token": True, "add_eos_token": True}
+    for _ in range(2):
+        with sllm.Model(
+            vocabularies.write(tmp_path / "lacks.gguf", "bpe", values=values), vocab_only=True
+        ) as m:
+            vocab = m.vocab
+            assert (vocab.bos, vocab.eos, vocab.eot, vocab.pad) == (None, None, None, None)
+            assert not vocab.add_bos
+            assert not vocab.add_eos
+            assert vocab.encode("a,+b").tolist() == [ord(char) for char in "a,+b"]
+            assert not any(vocab.is_eog(token) for token in range(vocab.n_tokens))
+            with pytest.raises(sllm.UnsupportedModelError, match="token that ends the text"):
+                m.compiled(sllm.SamplingParams(grammar='root ::= "a"'))
+    said = [record.getMessage() for record in caplog.records if record.name == "sllm"]
+    assert len(said) == 1
+    assert said[0].startswith(
+        "lacks.gguf names no token that ends a text (tokenizer.ggml.eos_token_id), and no"
+    )
+
+
+def test_ids_that_the_file_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    extra = [
+        ("<|b|>", vocabularies.CONTROL),
+        ("<|e|>", vocabularies.CONTROL),
+        ("<|im_end|>", vocabularies.CONTROL),
+    ]
+    values = {"add_bos_token": True, "add_eos_token": True}
+    cases: list[dict[str, str | int]] = [
+        {"bos": "<|b|>", "eos": "<|e|>"},
+        {"bos": 11, "eos": 11},
+        {"bos": 11, "eos": "<|e|>"},
+    ]
+    for ids in cases:
+        path = vocabularies.write(tmp_path / "names.gguf", "bpe", extra=extra, ids=ids, values=values)
+        with sllm.Model(path, vocab_only=True) as m:
+            bos, eos = m.vocab.bos, m.vocab.eos
+            assert bos is not None
+            assert eos is not None
+            assert bos == (ids["bos"] if ids["bos"] == 11 else bos)
+            assert m.vocab.encode("a").tolist() == [bos, ord("a"), eos]
+            assert m.vocab.is_eog(eos)
+            assert m.vocab.is_eog(11) == (ids["eos"] == 11)
+    # An EOS that is missing beside ends that are found by their texts.
+    path = vocabularies.write(tmp_path / "turns.gguf", "bpe", extra=extra, ids={"bos": "<|b|>"})
+    with sllm.Model(path, vocab_only=True) as m:
+        assert m.vocab.eos is None
+        assert m.vocab.eot == next(t for t in range(m.vocab.n_tokens) if m.vocab.is_eog(t))
+        assert not m.vocab.is_eog(11)
+    assert [record.getMessage()[:34] for record in caplog.records if record.name == "sllm"] == [
+        "turns.gguf names no token that end"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["spm", "ugm", "wpm", "plamo2", "rwkv"])
+def test_ids_of_the_kinds_that_have_had_them_for_ever(tmp_path: Path, kind: str) -> None:
+    """Where llama.cpp expects one and a control token stands there, it is that one; encoding never aborts."""
+    values = {"add_bos_token": True, "add_eos_token": True}
+    with sllm.Model(vocabularies.write(tmp_path / "x.gguf", kind, values=values), vocab_only=True) as model:
+        ids = {"spm": (1, 2), "plamo2": (1, 2), "ugm": (None, 1)}.get(kind, (None, None))
+        assert (model.vocab.bos, model.vocab.eos) == ids
+        assert model.vocab.decode(model.vocab.encode("the")) == "the"
 
 
 @pytest.mark.parametrize("token", [-1, 2560, 2**31 - 1])

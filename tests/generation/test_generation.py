@@ -93,7 +93,7 @@ def check_runs(stream: TextStream, runs: list[Run], n_prompt: int, whole: str) -
     pos = n_prompt
     for run in runs:
         assert run.pos == pos
-        assert len(run.tokens) >= 1
+        assert run.tokens or run.text
         assert run.source in ("draft", "target")
         assert run.n_accepted == (len(run.tokens) if run.source == "draft" else 0)
         pos += len(run.tokens)
@@ -482,11 +482,17 @@ def test_hints_are_what_the_draft_says_behind_the_committed_text(overlap: bool, 
     assert (max(len(chain) for _, chain in made.hints) > 5) == overlap
 
 
-@pytest.mark.parametrize("stop", ["", [""], ["a", ""], [1], [None], b"x"])
+def test_arguments_in_the_forms_that_others_take(target: sllm.LocalTarget) -> None:
+    count: Any = np.int64(3)
+    stream = sllm.generate(target, [5, 6], sampling=GREEDY, max_tokens=count, stop=None)
+    assert sum(len(run.tokens) for run in stream) <= 3
+
+
+@pytest.mark.parametrize("stop", ["", [""], ["a", ""], [1], [None], b"x", 5, [b"x"]])
 def test_bad_stop_strings_are_refused(target: sllm.LocalTarget, stop: Any) -> None:
     with pytest.raises((ValueError, TypeError)) as error:
         sllm.generate(target, "a", stop=stop)
-    assert "stop" in str(error.value) or isinstance(error.value, TypeError)
+    assert "stop" in str(error.value)
 
 
 @pytest.mark.parametrize(
