@@ -169,6 +169,8 @@ def test_unencodable_text(command: Callable[..., Any], tmp_path: pathlib.Path) -
         (["run", "--target", "s3://me/it", "x"], "no such kind of address is known; expected hf://owner/repo"),
         (["run", "x.gguf"], "was `sllm run --target x.gguf PROMPT` meant?"),
         (["run", "x.gguf", "Say hello", "-n", "3"], "was `sllm run --target x.gguf 'Say hello'` meant?"),
+        (["run", "x.gguf", "-n", "3", "Hello"], "was `sllm run --target x.gguf Hello` meant?"),
+        (["run", "Say", "-n", "3", "hello"], "there are 2 prompts; put the words of one in quotes"),
         (["run", "a b/x.gguf", "Hello"], "there are 2 prompts; put the words of one in quotes"),
         (["run", "me/it:Q4_K_M"], "was `sllm run --target me/it:Q4_K_M PROMPT` meant?"),
         (["run", "file:///x.gguf"], "was `sllm run --target file:///x.gguf PROMPT` meant?"),

@@ -576,6 +576,14 @@ def test_the_command_fetches_layers_alone(
         "HF_HOME": str(tmp_path),
         "NO_PROXY": "127.0.0.1",
     }
+    # and one that wants the whole, by another name
+    shown = subprocess.run(
+        [sys.executable, "-m", "sllm", "inspect", "hf.co/me/command"],
+        check=True,
+        env=environment,
+        capture_output=True,
+    )
+    assert b"/m.gguf" in shown.stdout
     server.n_bytes = 0
     subprocess.run([sys.executable, "-m", "sllm", *args], check=True, env=environment, cwd=tmp_path)
     assert (tmp_path / "m-layers-3-4.gguf").read_bytes() == exported(model, tmp_path, 3, 4)
