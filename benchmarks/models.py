@@ -3,6 +3,8 @@
 ``random_qwen2()`` has the shape, the types and the vocabulary of a 0.5B model and random weights: what a pass
 costs depends on nothing else. ``tiny_qwen2()`` has the vocabulary and hardly a model under it.
 
+``first_layers()`` makes a draft of a model: its first layers, and its own head behind them.
+
 ``inflated()`` has the text of the embedded target and the cost of a big model. Layers are added whose
 ``attn_output`` and ``ffn_down`` are zero, so that each adds exactly nothing to the residual stream, while
 every one of its matrices is still read and multiplied. So acceptance is a trained pair's, the passes are
@@ -27,6 +29,8 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType as Type
+
+from . import smollm2
 
 ROOT = Path(__file__).resolve().parent.parent
 QWEN2_VOCAB = ROOT / "vendor/llama.cpp/source/models/ggml-vocab-qwen2.gguf"
@@ -321,6 +325,33 @@ def inflated(
     return path
 
 
+# --- a draft out of the target itself ---
+
+
+def first_layers(source: Path, n_layer: int, folder: Path | None = None) -> Path:
+    """The first ``n_layer`` layers of a model with its own norm and head behind them, as a model: a draft
+    that needs no training, and shares the vocabulary by nature ("early exit", as in LayerSkip, 2404.16710,
+    but of a model that was not trained for it).
+    """
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    path = (folder or cache_dir()) / f"first-{n_layer}-layers-{digest}-r{RECIPE}.gguf"
+    if path.exists():
+        return path
+    reader = gguf.GGUFReader(source)
+    arch = str(reader.fields["general.architecture"].contents())
+    count = int(reader.fields[f"{arch}.block_count"].contents())
+    if not 0 < n_layer < count:
+        raise ValueError(f"{source} has {count} layers, so a part of it has 1 to {count - 1}, not {n_layer}")
+    beyond = tuple(f"blk.{i}." for i in range(n_layer, count))
+    with _writer(path, arch) as writer:
+        _copy_metadata(reader, writer, ("general.", f"{arch}.", "tokenizer."), skip={f"{arch}.block_count"})
+        writer.add_block_count(n_layer)
+        for tensor in reader.tensors:
+            if not tensor.name.startswith(beyond):
+                writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    return path
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.models", description="Make the models that the benchmarks run."
@@ -350,6 +381,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     target = inflated(options.target, options.cache, n_added=options.layers, n_ff=options.n_ff)
     for path in (target, random_qwen2(options.cache), tiny_qwen2(options.cache)):
         print(f"{path}  {path.stat().st_size / 1e6:.0f} MB")
+    print(smollm2.find() or smollm2.MISSING)
     return 0
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import sllm
-from sllm.draft.drafters import ModelDrafter
+from sllm.draft.drafters import Drafter, ModelDrafter
 from sllm.embedded import TARGET
 
 from . import models, peers
@@ -104,7 +104,7 @@ class Client:
     """A connection through a link, and what it does with it."""
 
     def __init__(
-        self, remote: Any, link: LinkProcess, drafter: ModelDrafter, sampling: sllm.SamplingParams, rtt: float
+        self, remote: Any, link: LinkProcess, drafter: Drafter, sampling: sllm.SamplingParams, rtt: float
     ) -> None:
         self._targets = {run_ahead: remote.target(run_ahead=run_ahead) for run_ahead in (False, True)}
         self._link = link
@@ -152,7 +152,7 @@ class Client:
             drafter.open(text, self._sampling)
             while generation.finish_reason is None:
                 n = min(n_max, end - len(text) - 1)
-                pos, chain = len(text), drafter.draft(text, [], n, 0.0) if n > 0 else []
+                pos, chain = len(text), list(drafter.draft(text, [], n, 0.0)) if n > 0 else []
                 generation.hint(pos, chain)
                 # The worker may take several passes for one draft, where more rows in a pass do not pay.
                 while True:

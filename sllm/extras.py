@@ -13,7 +13,7 @@ __all__ = ["needs"]
 _WHAT = {
     "remote": "a worker, a connection to one and a split by layers",
     "privacy": "finding what is private",
-    "hub": "hf:// addresses",
+    "hub": "models on the Hugging Face hub",
     "presidio": "Presidio's detectors",
 }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -21,7 +23,6 @@ from sllm import embedded
 from sllm.cli import main as cli
 
 if TYPE_CHECKING:
-    import pathlib
     from collections.abc import Callable, Iterator, Sequence
 
 # Reproducible by default, and without shrinking, which could outlast the time limit of a test.
@@ -78,6 +79,22 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., path
 def llama(random_model: Callable[..., pathlib.Path]) -> pathlib.Path:
     """A random model for tests where any will do: 4 layers of 64 numbers."""
     return random_model("llama")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> pathlib.Path:
+    """A real model, where it is installed (see benchmarks/smollm2.py); its tests are skipped elsewhere."""
+    finder = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "smollm2.py"
+    if not finder.is_file():
+        pytest.skip("there is no source tree here")
+    spec = importlib.util.spec_from_file_location("smollm2", finder)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: pathlib.Path | None = module.find()
+    if found is None:
+        pytest.skip(module.MISSING)
+    return found
 
 
 @pytest.fixture

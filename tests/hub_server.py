@@ -156,6 +156,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, {"ETag": '"page"'}, b"<html>hello</html>")
         if path in hub.blobs:
             return self._body(*hub.blobs[path])
+        if path.startswith("/api/models/"):
+            return self._about(*path.removeprefix("/api/models/").partition("/revision/")[::2], headers)
         name, resolve, rest = path[1:].partition("/resolve/")
         if not resolve:
             return self._refuse(404, None, "not found")
@@ -190,6 +192,19 @@ class _Handler(BaseHTTPRequestHandler):
         place = f"/api/resolve-cache/models/{name}/{commit}/{filename}"
         hub.blobs[place] = (data, own)
         return self._send(307, {**about, "Location": quote(place)}, b"")
+
+    def _about(self, name: str, revision: str, headers: dict[str, str]) -> None:
+        """What there is to know of a repository; of a gated one, to everyone."""
+        repo = self.server.hub.repos.get(name)
+        bearer = headers.get("authorization", "").removeprefix("Bearer ")
+        if repo is None or (repo.token is not None and bearer != repo.token and not repo.gated):
+            return self._refuse(404 if bearer else 401, "RepoNotFound", "Repository not found")
+        commit = repo.refs.get(revision or "main", revision)
+        if commit not in repo.commits:
+            return self._refuse(404, "RevisionNotFound", "Invalid rev id")
+        siblings = [{"rfilename": filename} for filename in repo.commits[commit]]
+        about = {"id": name, "modelId": name, "sha": commit, "private": False, "siblings": siblings}
+        return self._send(200, {"Content-Type": "application/json"}, json.dumps(about).encode())
 
     def _body(self, data: bytes, headers: dict[str, str]) -> None:
         """The file, or the part of it that ``Range: bytes=N-`` or ``bytes=N-M`` asks for; breaks off where

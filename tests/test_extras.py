@@ -78,6 +78,7 @@ def test_models_on_this_machine_need_no_extra() -> None:
         ("remote", "sllm.SplitTarget"),
         ("privacy", "sllm.Vault().mask('13800138000')"),
         ("hub", "sllm.Model('hf://nobody/nothing/no.gguf')"),
+        ("hub", "sllm.Model('nobody/nothing:Q4_K_M')"),
     ],
 )
 def test_what_lacks_its_extra_says_which(extra: str, code: str) -> None:

@@ -44,7 +44,7 @@ REMOTE_VARIABLE = "SLLM_REMOTE"
 """The environment variable that may hold a worker's address; other users of the machine cannot see it."""
 
 DEFAULT = "(default: %(default)s)"
-MODEL = "a GGUF file or hf://owner/repo/file.gguf"
+MODEL = "a GGUF file, owner/repo:QUANT or hf://owner/repo/file.gguf"
 URI = (
     f"the sllm:// line that the worker printed; @FILE: a file with it; left out: what ${REMOTE_VARIABLE}"
     " holds"

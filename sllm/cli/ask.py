@@ -124,7 +124,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
     _check_cloud(args)
     uris = None if args.remote is None else worker_addresses(args.remote)
     messages = [] if args.system is None else [{"role": "system", "content": _encodable(args.system)}]
-    messages.append({"role": "user", "content": _prompt(args.prompt)})
+    option = "--small" if args.small is None and args.local is None else None
+    messages.append({"role": "user", "content": _prompt(args.prompt, option)})
     with ExitStack() as stack:
         # What can be refused at once is refused before the models are loaded.
         profile = None if args.profile is None else Profile.load(args.profile)
@@ -171,10 +172,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _prompt(words: list[str]) -> str:
-    if len(words) > 1:
-        raise CommandError(f"there are {len(words)} prompts; put the words of one in quotes")
-    prompt = _encodable(read_prompt(words[0] if words else None, "ask"))
+def _prompt(words: list[str], model_option: str | None) -> str:
+    prompt = _encodable(read_prompt(words, "ask", model_option=model_option))
     if not prompt.strip():
         raise CommandError("the request is empty")
     return prompt

@@ -6,11 +6,13 @@ import errno
 import io
 import os
 import re
+import shlex
 import sys
 import textwrap
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
+from sllm.engine.model_name import looks_like_model
 from sllm.errors import SllmError
 
 if TYPE_CHECKING:
@@ -158,14 +160,29 @@ class Progress:
         self._out.status("")
 
 
-def read_prompt(argument: str | None, command: str) -> str:
+def read_prompt(words: Sequence[str], command: str, *, model_option: str | None = None) -> str:
     """The prompt of ``sllm COMMAND``, from the command line or from stdin, there without the line end that
     ``echo`` adds.
 
+    Args:
+        words: what stands on the command line in its place.
+        command: the command.
+        model_option: the option that takes a model and has not been used: where a model's name stands in the
+            prompt's place, that one is taken to be meant.
+
     Raises:
-        CommandError: there is no prompt, or it is not UTF-8.
+        CommandError: there is no prompt, there are several, it is a model's name, or it is not UTF-8.
 
     """
+    if words and model_option is not None and looks_like_model(words[0]):
+        prompt = shlex.quote(words[1]) if len(words) == 2 else "PROMPT"
+        raise CommandError(
+            f"{words[0]} names a model, and is where the prompt belongs; was `sllm {command} {model_option}"
+            f" {shlex.quote(words[0])} {prompt}` meant? (As a prompt, pipe it into stdin.)"
+        )
+    if len(words) > 1:
+        raise CommandError(f"there are {len(words)} prompts; put the words of one in quotes")
+    argument = words[0] if words else None
     if argument is not None and argument != "-":
         return argument
     if sys.stdin is None or (argument is None and sys.stdin.isatty()):

@@ -91,7 +91,15 @@ def _parser(named: str | None) -> Parser:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     # No option before the command takes a value, so the command is the first word that is not an option.
     named = next((word for word in argv if not word.startswith("-")), None)
-    return _parser(named).parse_args(argv)
+    parser = _parser(named)
+    args, left = parser.parse_known_args(argv)
+    if left and isinstance(getattr(args, "prompt", None), list) and not any(w.startswith("-") for w in left):
+        # Behind an option, argparse no longer counts words to the ones before it. What they are is for the
+        # command to say: a model's name and a prompt, or the words of a prompt, which are not to be repeated.
+        args.prompt += left
+    elif left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return args
 
 
 # ---- warnings and errors

@@ -39,7 +39,8 @@ EPILOG = SECRET
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``sllm run``."""
     add = parser.add_argument
-    add("prompt", metavar="PROMPT", nargs="?", help="the prompt; '-', or none and a pipe: stdin")
+    # Any number of words, so that what is meant by `sllm run model.gguf 'Hello'` can be said.
+    add("prompt", metavar="PROMPT", nargs="*", help="the prompt; '-', or none and a pipe: stdin")
     add("--target", metavar="GGUF", help=f"{MODEL} (default: the package's own small model)")
     add("--remote", metavar="URI", nargs="?", const="", help=f"a worker: {URI}")
     add(
@@ -147,7 +148,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
         raise CommandError("--target and --remote exclude each other, except for a split: name --head")
     if args.head is not None and uris is None:
         raise CommandError("--head splits a model with a worker: name that by --remote")
-    text = read_prompt(args.prompt, "run")
+    option = "--target" if args.target is None and args.remote is None else None
+    text = read_prompt(args.prompt, "run", model_option=option)
     with ExitStack() as stack:
         if uris is None:
             model, target, draft = open_local(args, sampling, stack)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sllm.cli.arguments import MODEL, add_json, layer_counts, layer_range
 from sllm.cli.console import CommandError, Progress, count, one_line, size, table
-from sllm.engine.layers import open_layers
+from sllm.engine.layers import open_source
 
 if TYPE_CHECKING:
     import argparse
@@ -82,7 +82,7 @@ class _Part:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Write layers of a model into files."""
-    file = open_layers(args.model)
+    file = open_source(args.model)
     parts = _parts(args, file)
     for part in parts:  # all of them, before the first is written
         _check(part, file)
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 def _check(part: _Part, file: LayeredFile) -> None:
     """Whether a part can be written, as far as that can be known before."""
     file.check_range(part.start, part.stop, output=part.start == part.stop)
-    if any(part.path.exists() and part.path.samefile(path) for path in file.paths):
+    if any(isinstance(path, Path) and part.path.exists() and part.path.samefile(path) for path in file.paths):
         raise CommandError(f"{part.path} is the model itself; name another file by -o")
     if part.path.is_dir():
         raise CommandError(f"{part.path} is a directory, expected a file's name")
@@ -150,5 +150,5 @@ def _parts(args: argparse.Namespace, file: LayeredFile) -> list[_Part]:
 
 
 def _named(prefix: str | None, file: LayeredFile, start: int, stop: int) -> Path:
-    beginning = Path(prefix) if prefix else Path(file.paths[0].stem)
+    beginning = Path(prefix) if prefix else Path(Path(file.paths[0].name).stem)
     return beginning.with_name(f"{beginning.name}-layers-{start}-{stop}.gguf")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from sllm.engine.file_kind import N_BYTES, not_gguf
 from sllm.errors import ModelLoadError
 
 if TYPE_CHECKING:
@@ -210,9 +211,21 @@ def read_header(path: Path | HubFile) -> Header:
     """
     with path.open("rb") as file:
         read = _Reader(file, str(path))
-        if file.read(4) != b"GGUF":
-            raise ModelLoadError(f"{path} is not a GGUF file")
+        magic = file.read(4)
+        if magic != b"GGUF":
+            file.seek(0)
+            head = file.read(N_BYTES)
+            raise ModelLoadError(
+                f"{path} is not a GGUF file: {not_gguf(head)}"
+                if head
+                else f"{path} is empty, not a GGUF file"
+            )
         version = read.number("<I")
+        if version in (2 << 24, 3 << 24):
+            raise ModelLoadError(
+                f"{path} is a big-endian GGUF file of version {version >> 24}, which this machine cannot"
+                " load; look for the model without 'be' in its name"
+            )
         if version not in (2, 3):
             raise ModelLoadError(f"{path} is GGUF version {version}, expected 2 or 3")
         n_tensors, n_pairs = read.number("<Q"), read.number("<Q")
@@ -307,27 +320,3 @@ def parts(path: Path | HubFile) -> list[Any]:
     if found is None or read_header(path).value("split.count") != int(found[2]):
         return [path]
     return [path.with_name(f"{found[1]}-{i:05d}-of-{found[2]}.gguf") for i in range(1, int(found[2]) + 1)]
-
-
-def check_file(path: Path) -> None:
-    """Tell apart what llama.cpp would report alike."""
-    try:
-        if path.is_dir():
-            raise ModelLoadError(f"{path} is a directory, expected a GGUF file")
-        if path.exists() and not path.is_file():
-            # opening a pipe would wait for somebody to write
-            raise ModelLoadError(f"{path} is not a regular file, expected a GGUF file")
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except ModelLoadError:
-        raise
-    except FileNotFoundError:
-        raise ModelLoadError(f"{path} does not exist, expected a GGUF file") from None
-    except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # a NUL in the name
-        raise ModelLoadError(f"{path!r} is no path: {error}") from None
-    if not magic:
-        raise ModelLoadError(f"{path} is empty, expected a GGUF file")
-    if magic != b"GGUF":
-        raise ModelLoadError(f"{path} is not a GGUF file: it begins with {magic!r}, expected b'GGUF'")

@@ -1,5 +1,5 @@
-"""Model files from the Hugging Face hub: :func:`download`, :func:`resolve` for ``hf://`` URIs, and
-:class:`HubFile`, a file that is read in pieces where it lies.
+"""Model files from the Hugging Face hub: :func:`download`, :func:`resolve` for all that a user may call a
+model, and :class:`HubFile`, a file that is read in pieces where it lies.
 
 Everything goes through ``huggingface_hub``, so its cache, progress bar, token, ``HF_ENDPOINT``, ``HF_TOKEN``
 and ``HF_HUB_OFFLINE`` work as they do everywhere else. It is imported on the first download and not before:
@@ -20,8 +20,11 @@ import pathlib
 import re
 import time
 from typing import BinaryIO, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
+from sllm.engine import model_name
+from sllm.engine.hub_files import choose
+from sllm.engine.model_name import PART, HubName
 from sllm.errors import ModelLoadError
 from sllm.extras import needs
 
@@ -29,13 +32,8 @@ __all__ = ["HubFile", "download", "is_uri", "resolve"]
 
 _log = logging.getLogger("sllm.hub")
 
-_EXPECTED = "expected hf://owner/repo[@revision]/[folder/]file.gguf"
-
-# A model too large for one file: llama.cpp is given the first part and opens the others beside it by name.
-_PART = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf")
-
-# The two kinds of revision that hold a slash and are written as they are; any other slash is written %2F.
-_SLASHED_REVISION = re.compile(r"(?P<revision>refs/(?:pr/\d+|convert/[\w.-]+))/(?P<filename>.+)", re.ASCII)
+_ANSWERS = (401, 403, 404)
+"""HTTP statuses by which a hub says that there is no such thing, or not for this user."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -80,38 +78,63 @@ def download(
 
 
 def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Turn what a user gave as a model path into a local path, downloading ``hf://`` files.
+    """Turn what a user gave as a model into a local path, downloading what is on the hub.
 
-    ``hf://owner/repo/file.gguf`` may name a sub-folder (``hf://owner/repo/folder/file.gguf``) and a revision
-    (``hf://owner/repo@v1.0/file.gguf``; a slash inside the revision is written ``%2F``, except in
-    ``refs/pr/N``). A ``pathlib.Path`` made of such a URI, in which the two slashes have become one, is
-    understood too. Everything else is a path of this machine and is returned as it is, whether it exists or
-    not.
+    Understood, wherever sllm takes a model: ``hf://owner/repo[@revision]/[folder/]file.gguf`` (a slash inside
+    the revision is written ``%2F``, except in ``refs/pr/N``); ``owner/repo:Q4_K_M``, ``hf.co/owner/repo`` and
+    ``hf://owner/repo``, with or without a quantisation; the addresses of the hub's own pages and downloads,
+    ``https://huggingface.co/owner/repo/resolve/main/file.gguf``; ``~/file.gguf``; ``file:///path``. A
+    ``pathlib.Path`` made of a URI, in which the two slashes have become one, is understood too. Everything
+    else is a path of this machine and is returned as it is, whether it exists or not.
 
-    Raises ModelLoadError when the URI is malformed, names a later part of a split model (llama.cpp loads a
-    split model by its first part), or cannot be downloaded. Raises TypeError when ``path`` is neither str nor
-    path-like.
+    Where a repository is named and no quantisation, it is the one GGUF file that it has, or the one that is
+    ``Q4_K_M`` (llama.cpp's and ollama's default). Of a model in several files, all are downloaded, and the
+    path is that of the first.
+
+    Raises ModelLoadError when the name is malformed or of a kind that is not understood, when it names a
+    later part of a split model (llama.cpp loads one by its first part), when none or several of a
+    repository's files are of the quantisation (the message lists those that there are), and when the download
+    fails. Raises TypeError when ``path`` is neither str nor path-like.
+
+    Examples:
+        >>> sllm.hub.resolve("file:///models/my%20model.gguf").name
+        'my model.gguf'
+        >>> try:
+        ...     sllm.hub.resolve("https://example.com/model.gguf")
+        ... except sllm.ModelLoadError as error:
+        ...     print(str(error).partition(";")[0])
+        cannot load https://example.com/...: sllm downloads from the Hugging Face hub alone
+
     """
-    text = os.fsdecode(path)
-    if not is_uri(path):
-        return pathlib.Path(text)
-    repo_id, filename, revision = _split_uri(text, text.partition(":/")[2].removeprefix("/"))
-    part = _PART.fullmatch(filename)
-    if part and int(part["index"]) != 1 and int(part["count"]) > 0:
-        first = f"{part['stem']}-00001-of-{part['count']}.gguf"
-        raise ModelLoadError(
-            f"cannot load {text!r}: it is part {int(part['index'])} of {int(part['count'])} of a split model;"
-            f" name the first part, {_uri(repo_id, first, revision)}"
-        )
-    local = download(repo_id, filename, revision=revision)
-    _log.debug("%s is %s", text, local)
+    name = model_name.parse(path)
+    if isinstance(name, pathlib.Path):
+        return name
+    _refuse_later_part(name)
+    chosen = _chosen(name, None)
+    assert chosen.filename is not None
+    local = download(chosen.repo_id, chosen.filename, revision=chosen.revision)
+    _log.debug("%s is %s", name.uri, local)
     return local
 
 
 def is_uri(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is an ``hf://`` URI, be it one that became a :class:`pathlib.Path`."""
-    text = os.fsdecode(path)
-    return text[:5].lower() == "hf://" or (not isinstance(path, str) and text.startswith("hf:/"))
+    """Whether a name is one of the hub's, in any of the forms that :func:`resolve` downloads.
+
+    Raises:
+        ModelLoadError: as :func:`resolve`, for a name that is malformed.
+
+    """
+    return isinstance(model_name.parse(path), HubName)
+
+
+def _refuse_later_part(name: HubName) -> None:
+    part = PART.fullmatch(name.filename or "")
+    if part and int(part["index"]) != 1 and int(part["count"]) > 0:
+        first = name.of(f"{part['stem']}-00001-of-{part['count']}.gguf")
+        raise ModelLoadError(
+            f"cannot load {name.uri!r}: it is part {int(part['index'])} of {int(part['count'])} of a split"
+            f" model; name the first part, {first.uri}"
+        )
 
 
 class HubFile:
@@ -122,31 +145,38 @@ class HubFile:
     ``hf_hub_url``, ``get_hf_file_metadata`` and the session of ``huggingface_hub`` do the rest.
 
     Args:
-        uri: ``hf://owner/repo[@revision]/[folder/]file.gguf``.
+        uri: ``hf://owner/repo[@revision]/[folder/]file.gguf``, or another name of the hub that
+            :func:`resolve` understands.
         token: as for :func:`download`.
 
     Raises:
-        ModelLoadError: no such URI.
+        ModelLoadError: no such name; or as :func:`resolve`, where it names a repository alone.
 
     """
 
     def __init__(self, uri: str | os.PathLike[str], *, token: str | bool | None = None) -> None:
-        text = os.fsdecode(uri)
-        self._parts = _split_uri(text, text.partition(":/")[2].removeprefix("/"))
-        _check_names(*self._parts)
+        found = model_name.parse(uri)
+        if not isinstance(found, HubName):
+            raise ModelLoadError(f"{os.fspath(uri)!r} is not on the hub; {model_name.EXPECTED}")
         _check_token(token)
         self._token = token
+        self._place = _chosen(found, token)
+        _check_names(self._place.repo_id, self._filename, self._place.revision)
+
+    @property
+    def _filename(self) -> str:
+        assert self._place.filename is not None
+        return self._place.filename
 
     @property
     def name(self) -> str:
         """The file's name without its folder."""
-        return self._parts[1].rpartition("/")[2]
+        return self._filename.rpartition("/")[2]
 
     def with_name(self, name: str) -> HubFile:
         """The file with this name in the same folder."""
-        repo_id, filename, revision = self._parts
-        folder = filename.rpartition("/")[0]
-        return HubFile(_uri(repo_id, f"{folder}/{name}" if folder else name, revision), token=self._token)
+        folder = self._filename.rpartition("/")[0]
+        return HubFile(self._place.of(f"{folder}/{name}" if folder else name).uri, token=self._token)
 
     def open(self, _mode: str = "rb") -> BinaryIO:
         """A reader, which knows the size of the file and has read nothing of it yet.
@@ -155,12 +185,12 @@ class HubFile:
             ModelLoadError: as :func:`download`.
 
         """
-        reader = _HubReader(*self._parts, self._token)
-        self._parts = reader.about  # no other commit from here on
+        reader = _HubReader(self._place.repo_id, self._filename, self._place.revision, self._token)
+        self._place = HubName(*reader.about)  # no other commit from here on
         return cast("BinaryIO", reader)
 
     def __str__(self) -> str:
-        return _uri(*self._parts)
+        return self._place.uri
 
     def __repr__(self) -> str:
         return f"<sllm.hub.HubFile {self}>"
@@ -184,7 +214,7 @@ class _HubReader(io.RawIOBase):
     def _fail(self, error: Exception) -> ModelLoadError:
         repo_id, filename, revision = self.about
         reason = _reason(error, repo_id, filename, revision, self._token, False)
-        return ModelLoadError(f"cannot read {_uri(repo_id, filename, revision)}: {reason}")
+        return ModelLoadError(f"cannot read {HubName(repo_id, filename, revision).uri}: {reason}")
 
     def _look_up(self) -> tuple[str, int]:
         """Where the bytes are at the moment, and how many."""
@@ -197,7 +227,9 @@ class _HubReader(io.RawIOBase):
         except Exception as error:
             raise self._fail(error) from error
         if found.size is None or found.commit_hash is None:
-            raise ModelLoadError(f"cannot read {_uri(repo_id, filename, revision)}: the other side is no hub")
+            raise ModelLoadError(
+                f"cannot read {HubName(repo_id, filename, revision).uri}: the other side is no hub"
+            )
         if found.commit_hash != revision:
             self.about = (repo_id, filename, found.commit_hash)
             return self._look_up()
@@ -266,30 +298,6 @@ class _HubReader(io.RawIOBase):
         return self._held[begin : begin + size]
 
 
-def _split_uri(uri: str, rest: str) -> tuple[str, str, str | None]:
-    """Cut what follows ``hf://`` into repository, file and revision, or raise ModelLoadError."""
-    kind, _, inside = rest.partition("/")
-    if kind in ("datasets", "spaces", "kernels", "buckets"):
-        raise ModelLoadError(
-            f"cannot load {uri!r}: it names one of the hub's {kind}, not a model; {_EXPECTED}"
-        )
-    if kind == "models" and inside.count("/") >= 2:  # the long form of the same URI
-        rest = inside
-    pieces = rest.split("/", 2)
-    if len(pieces) < 3 or not all(pieces):
-        raise ModelLoadError(f"cannot load {uri!r}: owner, repository or file is missing; {_EXPECTED}")
-    owner, name, filename = pieces
-    revision: str | None = None
-    name, at, revision_text = name.partition("@")
-    if at:
-        slashed = _SLASHED_REVISION.fullmatch(f"{revision_text}/{filename}")
-        if slashed:
-            revision, filename = slashed["revision"], slashed["filename"]
-        else:
-            revision = unquote(revision_text)
-    return f"{owner}/{name}", filename, revision
-
-
 def _check_names(repo_id: str, filename: str, revision: str | None) -> None:
     """Refuse names that are no names, above all those that would leave the cache folder (``..``)."""
     for what, value in (("repo_id", repo_id), ("filename", filename), ("revision", revision)):
@@ -333,7 +341,7 @@ def _check_token(token: str | bool | None) -> None:
 
 def _other_parts(filename: str) -> list[str]:
     """The names of parts 2..n when ``filename`` is part 1 of a split model, else an empty list."""
-    part = _PART.fullmatch(filename)
+    part = PART.fullmatch(filename)
     if part is None or int(part["index"]) != 1:
         return []
     return [
@@ -341,9 +349,53 @@ def _other_parts(filename: str) -> list[str]:
     ]
 
 
-def _uri(repo_id: str, filename: str, revision: str | None) -> str:
-    at = "" if revision is None else "@" + revision
-    return f"hf://{repo_id}{at}/{filename}"
+def _chosen(name: HubName, token: str | bool | None) -> HubName:
+    """``name`` with a file: where it has none, one of those that the repository has."""
+    if name.filename is not None:
+        return name
+    _check_names(name.repo_id, "model.gguf", name.revision)
+    filename = choose(name, _files(name, token))
+    _log.info("%s: of its files, %s", name.uri, filename)
+    return name.of(filename)
+
+
+def _files(name: HubName, token: str | bool | None) -> list[str]:
+    """The paths of a repository's files; without a hub, of those that are in the cache."""
+    with needs("hub"):
+        from huggingface_hub import HfApi, constants, errors, snapshot_download
+
+    trouble: Exception | None = None
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            found = HfApi().model_info(name.repo_id, revision=name.revision, token=token)
+        except Exception as error:
+            if isinstance(error, errors.HFValidationError) or _status(error) in _ANSWERS:
+                reason = _reason(error, name.repo_id, "", name.revision, token, False)
+                raise ModelLoadError(f"cannot download {name.uri}: {reason}") from error
+            trouble = error
+        else:
+            return [file.rfilename for file in found.siblings or []]
+    try:
+        folder = pathlib.Path(snapshot_download(name.repo_id, revision=name.revision, local_files_only=True))
+    except Exception as error:  # noqa: BLE001 - of whichever kind: it is not in the cache
+        raise ModelLoadError(f"cannot download {name.uri}: {_nowhere(trouble)}") from (trouble or error)
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def _nowhere(trouble: Exception | None) -> str:
+    """Why a repository's files are not known; None: nobody was asked."""
+    from huggingface_hub import constants
+
+    if trouble is None:
+        return (
+            "nothing of it is in the cache, and HF_HUB_OFFLINE is set; unset it and download the model once"
+        )
+    network = f"check the network and HF_ENDPOINT (now {constants.ENDPOINT})"
+    status = _status(trouble)
+    found = f"the hub answered with HTTP status {status}" if status else "the hub cannot be reached"
+    if isinstance(trouble, ValueError):  # what came is not JSON
+        found = f"{constants.ENDPOINT} does not answer as a hub does"
+    return f"{found} ({_one_line(trouble)}), and nothing of it is in the cache; {network}"
 
 
 def _fetch(
@@ -371,7 +423,7 @@ def _fetch(
     # is another one from version to version.
     except Exception as error:
         reason = _reason(error, repo_id, filename, revision, token, local_files_only)
-        uri = _uri(repo_id, filename, revision)
+        uri = HubName(repo_id, filename, revision).uri
         raise ModelLoadError(f"cannot download {uri}: {reason}") from error
     return pathlib.Path(path)
 
@@ -392,7 +444,10 @@ def _reason(
     log_in = "log in with `hf auth login`, set HF_TOKEN, or pass token="
     network = f"check the network and HF_ENDPOINT (now {constants.ENDPOINT})"
     if isinstance(error, errors.GatedRepoError):  # derives from RepositoryNotFoundError, so it comes first
-        return f"access to {repo_id} must be asked for on its page, and {who}; ask there, then {log_in}"
+        return (
+            f"{repo_id} is gated: access must be asked for on its page, {constants.ENDPOINT}/{repo_id}, and"
+            f" {who}; ask there, then {log_in}"
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"there is no repository {repo_id}, or it is private and {who}; check the name, or {log_in}"
     if isinstance(error, errors.RevisionNotFoundError):

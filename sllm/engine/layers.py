@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm.engine import gguf, hub
+from sllm.engine import hub, model_file, model_name
 from sllm.engine._ffi import check, checked_int, ffi, lib
 from sllm.engine.arrays import hidden_array, int32_array, positions
 from sllm.engine.context import Context
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         pass
 
 
-__all__ = ["Embedding", "LayerRange", "export_layers", "open_layers"]
+__all__ = ["Embedding", "LayerRange", "export_layers", "open_layers", "open_source"]
 
 _MAX_BATCH = 32768  # what sllm_context_new() allows for n_outputs_max
 
@@ -54,8 +54,20 @@ def open_layers(path: str | os.PathLike[str]) -> LayeredFile:
 
     """
     found = hub.resolve(path)
-    gguf.check_file(found)
+    model_file.check_file(found)
     return LayeredFile(found)
+
+
+def open_source(path: str | os.PathLike[str]) -> LayeredFile:
+    """A model's file to export layers from: as :func:`open_layers`, but one on the hub stays there, and what
+    is exported is all that is downloaded of it.
+
+    Raises:
+        ModelLoadError, UnsupportedModelError: as :func:`open_layers`.
+
+    """
+    found = model_name.parse(path)
+    return LayeredFile(hub.HubFile(path)) if isinstance(found, model_name.HubName) else open_layers(path)
 
 
 def export_layers(
@@ -72,8 +84,8 @@ def export_layers(
     n_layer`` gives these two alone), and the vocabulary with either. A file of layers between knows no text.
 
     Args:
-        path: the model, or a file of more of its layers. Of one on the hub, ``hf://owner/repo/file.gguf``,
-            only these layers are downloaded.
+        path: the model, or a file of more of its layers. Of one on the hub (``owner/repo:Q4_K_M`` and the
+            other forms of :func:`sllm.hub.resolve`) only these layers are downloaded.
         out: what to write. It appears when it is complete.
         start, stop: 0 <= start < stop <= n_layer.
         progress: called with 0.0 .. 1.0.
@@ -92,8 +104,7 @@ def export_layers(
 
     """
     start, stop = checked_int(start, "start"), checked_int(stop, "stop")
-    file = LayeredFile(hub.HubFile(path)) if hub.is_uri(path) else open_layers(path)
-    return file.export(Path(out), start, stop, progress)
+    return open_source(path).export(Path(out), start, stop, progress)
 
 
 class Embedding:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm.engine import chat_template, gguf, hub, recurrent
+from sllm.engine import chat_template, gguf, hub, model_file, recurrent
 from sllm.engine._ffi import ffi, lib, read_text
 from sllm.engine.context import Context
 from sllm.engine.params import ContextParams, LoadParams, parse
 from sllm.engine.weights import Weights, c_params
-from sllm.errors import UnsupportedModelError
+from sllm.errors import ModelLoadError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,13 +32,15 @@ class Model(Weights):
     """A GGUF model file, loaded (``llama_model_load_from_file``).
 
     Args:
-        path: a local path, or ``hf://owner/repo/file.gguf``, which is downloaded first.
+        path: a local path; or a model on the Hugging Face hub, such as ``owner/repo:Q4_K_M`` or
+            ``hf://owner/repo/file.gguf``, which is downloaded first (:func:`sllm.hub.resolve` has all forms).
+            Of a model in several files, the first.
         params, options: how to load it (:class:`~sllm.engine.params.LoadParams`); ``options`` are its fields,
             and count more than ``params``.
 
     Raises:
-        ModelLoadError: the file is missing, unreadable or not a model llama.cpp can run; has llama.cpp's own
-            words.
+        ModelLoadError: the file is missing, unreadable or not a model llama.cpp can run; says what it is
+            instead, in llama.cpp's own words where the file does not show it.
         UnsupportedModelError: an encoder or diffusion model.
         RPCError: an RPC server is not there.
         ValueError: an argument out of range.
@@ -72,7 +74,7 @@ class Model(Weights):
     ) -> None:
         given = parse(options, params or LoadParams())
         self.path = hub.resolve(path)
-        gguf.check_file(self.path)
+        model_file.check_file(self.path)
         to_load, keep = c_params(given)
         keep.append(ffi.new("char[]", os.fsencode(self.path)))
         to_load.path = keep[-1]
@@ -81,7 +83,10 @@ class Model(Weights):
         self._special_pieces: list[str] | None = None
         self._id: str | None = None
         self._state_bytes: int | None = None
-        super().__init__(to_load, given, str(self.path))
+        try:
+            super().__init__(to_load, given, str(self.path))
+        except ModelLoadError as error:
+            raise model_file.explained(self.path, error) from error
 
     @property
     def id(self) -> str:

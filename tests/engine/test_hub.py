@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -223,6 +224,93 @@ def test_a_later_part_alone_can_be_downloaded(server: HubServer, client: HubClie
     assert [entry.name for entry in path.parent.iterdir()] == ["m-00002-of-00002.gguf"]
 
 
+# -- a repository, and which of its files
+
+REPO = {
+    "it-Q4_K_M.gguf": b"4",
+    "it-Q8_0.gguf": b"8",
+    "mmproj.gguf": b"x",
+    "big/it-F16.gguf": b"16",
+    "README.md": b"",
+}
+
+
+def test_a_quantisation_of_a_repository(server: HubServer, client: HubClient) -> None:
+    server.repo("me/quants").commit(REPO)
+    for name, data in [
+        ("me/quants:Q4_K_M", b"4"),
+        ("me/quants:q8_0", b"8"),
+        ("hf.co/me/quants", b"4"),
+        ("hf://me/quants:F16", b"16"),
+        (f"{server.endpoint}/me/quants", b"4"),
+        (f"{server.endpoint}/me/quants/tree/main/big", b"16"),
+        (f"{server.endpoint}/me/quants/blob/main/it-Q8_0.gguf", b"8"),
+        ("https://huggingface.co/me/quants/resolve/main/big/it-F16.gguf?download=true", b"16"),
+    ]:
+        assert client.resolve(name).read_bytes() == data, name
+    server.log()
+    client.resolve("me/quants:Q8_0")
+    assert server.log() == ["GET /api/models/me/quants", "HEAD /me/quants/resolve/main/it-Q8_0.gguf"]
+    with pytest.raises(HubRefusedError, match=r"has no GGUF file of Q6_K; .* me/quants:F16, Q4_K_M, Q8_0"):
+        client.resolve("me/quants:Q6_K")
+
+
+def test_all_parts_of_a_quantisation(server: HubServer, client: HubClient) -> None:
+    server.repo("me/split-quant").commit({**parts(2, "F16/m-F16"), "m-Q8_0.gguf": b"8"})
+    first = client.resolve("me/split-quant:F16")
+    assert sorted(path.name for path in first.parent.iterdir()) == [
+        "m-F16-00001-of-00002.gguf",
+        "m-F16-00002-of-00002.gguf",
+    ]
+
+
+def test_the_revision_of_a_repository(server: HubServer, client: HubClient) -> None:
+    repo = server.repo("me/revised-quants")
+    repo.commit({"a-Q8_0.gguf": b"1"}, "v1", "refs/pr/3")
+    repo.commit({"b-Q8_0.gguf": b"2"})
+    assert client.resolve("me/revised-quants:Q8_0").read_bytes() == b"2"
+    assert client.resolve("me/revised-quants@v1:Q8_0").read_bytes() == b"1"
+    assert client.resolve("hf://me/revised-quants@refs/pr/3").read_bytes() == b"1"
+    refusal(lambda: client.resolve("me/revised-quants@v9:Q8_0"), "no revision 'v9'")
+
+
+def test_a_repository_that_is_refused(server: HubServer, client: HubClient, home: pathlib.Path) -> None:
+    refusal(lambda: client.resolve("me/nobody:Q8_0"), "no repository me/nobody", "no token was sent")
+    refusal(lambda: client.resolve("me/a--b:Q8_0"), "no repository name")
+    repo = server.repo("me/gated-quants")
+    repo.commit(REPO)
+    repo.token, repo.gated = "hf_right", True
+    page = f"{server.endpoint}/me/gated-quants"
+    refusal(lambda: client.resolve("me/gated-quants:Q8_0"), "me/gated-quants is gated", page, "no token")
+    repo.gated = False
+    refusal(lambda: client.resolve("me/gated-quants:Q8_0"), "or it is private")
+    with HubClient(server.endpoint, home, HF_TOKEN="hf_right") as allowed:
+        assert allowed.resolve("me/gated-quants:Q8_0").read_bytes() == b"8"
+
+
+def test_a_repository_without_its_hub(server: HubServer, client: HubClient, home: pathlib.Path) -> None:
+    server.repo("me/cached-quants").commit(REPO)
+    path = client.resolve("me/cached-quants:Q8_0")
+    server.log()
+    with HubClient(server.endpoint, home, HF_HUB_OFFLINE="1") as offline:
+        assert offline.resolve("me/cached-quants:Q8_0") == path
+        with pytest.raises(HubRefusedError, match="has no GGUF file of Q4_K_M"):  # not in the cache
+            offline.resolve("me/cached-quants:Q4_K_M")
+        refusal(lambda: offline.resolve("me/other-quants:Q8_0"), "in the cache", "HF_HUB_OFFLINE is set")
+    assert server.log() == []
+    server.status = 503
+    try:
+        assert client.resolve("me/cached-quants:Q8_0") == path
+        refusal(lambda: client.resolve("me/other-quants:Q8_0"), "503", server.endpoint)
+    finally:
+        server.status = None
+    server.plain = True
+    try:
+        refusal(lambda: client.resolve("me/other-quants:Q8_0"), "does not answer as a hub does")
+    finally:
+        server.plain = False
+
+
 # -- tokens
 
 
@@ -272,7 +360,11 @@ def test_gated_repository(server: HubServer, client: HubClient) -> None:
     repo = server.repo("me/gated")
     repo.commit({"model.gguf": b"x"})
     repo.token, repo.gated = "hf_right", True
-    refusal(lambda: client.resolve("hf://me/gated/model.gguf"), "must be asked for", "no token was sent")
+    refusal(
+        lambda: client.resolve("hf://me/gated/model.gguf"),
+        "is gated: access must be asked for",
+        "no token was sent",
+    )
     refusal(
         lambda: client.download("me/gated", "model.gguf", token="hf_wrong"),
         "must be asked for",
@@ -382,8 +474,10 @@ def test_everything_else_is_a_path(path: str) -> None:
     [
         "hf://",
         "hf://me",
-        "hf://me/repo",
         "hf://me/repo/",
+        "hf://me/repo:",
+        "hf://me/repo@main:",
+        "hf://me/:Q8_0",
         "hf:///repo/model.gguf",
         "hf://me//model.gguf",
         "hf://me/repo/sub/",
@@ -412,7 +506,7 @@ def test_malformed_uris(uri: str) -> None:
     assert "expected" in str(refused.value)
     assert "\n" not in str(refused.value)
     with pytest.raises(ModelLoadError):
-        hub.resolve(pathlib.PurePosixPath("hf:/me/repo"))  # a Path folds the two slashes into one
+        hub.resolve(pathlib.PurePosixPath("hf:/me"))  # a Path folds the two slashes into one
 
 
 @pytest.mark.parametrize(
@@ -456,6 +550,44 @@ def test_importing_does_not_import_the_client() -> None:
 
 
 # -- layers alone
+
+
+def test_layers_of_a_quantisation(
+    server: HubServer, client: HubClient, model: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    server.repo("me/layer-quants").commit({"a-Q8_0.gguf": model.read_bytes(), "a-F16.gguf": b"x"})
+    server.n_bytes = 0
+    path = client.export("me/layer-quants:Q8_0", tmp_path / "part.gguf", 3, 4)
+    assert path.read_bytes() == exported(model, tmp_path, 3, 4)
+    assert server.n_bytes < model.stat().st_size
+    lines = server.log()
+    assert lines[0] == "GET /api/models/me/layer-quants"
+    assert not any("F16" in line for line in lines)
+
+
+def test_the_command_fetches_layers_alone(
+    server: HubServer, model: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.repo("me/command").commit({"m.gguf": model.read_bytes()})
+    args = ["split", f"{server.endpoint}/me/command/resolve/main/m.gguf", "--layers", "3:4"]
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": server.endpoint,
+        "HF_HOME": str(tmp_path),
+        "NO_PROXY": "127.0.0.1",
+    }
+    # and one that wants the whole, by another name
+    shown = subprocess.run(
+        [sys.executable, "-m", "sllm", "inspect", "hf.co/me/command"],
+        check=True,
+        env=environment,
+        capture_output=True,
+    )
+    assert b"/m.gguf" in shown.stdout
+    server.n_bytes = 0
+    subprocess.run([sys.executable, "-m", "sllm", *args], check=True, env=environment, cwd=tmp_path)
+    assert (tmp_path / "m-layers-3-4.gguf").read_bytes() == exported(model, tmp_path, 3, 4)
+    assert server.n_bytes < model.stat().st_size
 
 
 @pytest.fixture(scope="module")
@@ -552,4 +684,6 @@ def test_a_file_on_the_hub_says_where_it_is() -> None:
     assert hub.is_uri(pathlib.Path("hf://a/b/c"))
     assert not hub.is_uri("a/b.gguf")
     with pytest.raises(ModelLoadError, match="owner, repository or file is missing"):
-        hub.HubFile("hf://me/it")
+        hub.HubFile("hf://me")
+    with pytest.raises(ModelLoadError, match="is not on the hub; expected hf://"):
+        hub.HubFile("me/it.gguf")
