@@ -182,7 +182,10 @@ def test_several_threads(llama: Path) -> None:
             assert np.array_equal(split.logits(some_tokens(n)), whole(context, some_tokens(n)))
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gemma2", "glm4", "glm4, sections", "bloom"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama", "gemma3", "gemma2", "glm4", "glm4, sections", "bloom", "qwen35", "lfm2", "granitehybrid"],
+)
 @examples(12)
 @given(data=st.data())
 def test_several_sequences_of_any_lengths(
@@ -191,8 +194,10 @@ def test_several_sequences_of_any_lengths(
     """In any order, and in more batches and ubatches than one: hidden states come out in the order of
     llama.cpp's ubatches."""
     path = random_model(name)
-    n_ubatch = data.draw(st.integers(1, 12))
+    n_rollback = data.draw(st.sampled_from([0, 3]))
+    n_ubatch = data.draw(st.integers(n_rollback + 2 if n_rollback else 1, 12))
     options: dict[str, Any] = {
+        "n_rollback": n_rollback,
         "n_seq_max": 4,
         "n_ctx": 512,
         "n_ubatch": n_ubatch,
@@ -210,7 +215,7 @@ def test_several_sequences_of_any_lengths(
         )
     )
     with (
-        Split(path, SHAPES[name].cuts()[0], **options) as split,
+        Split(path, SPLIT[name].cuts()[0], **options) as split,
         sllm.Model(path) as model,
         model.context(**{**OPTIONS, **options}) as context,
     ):
@@ -260,6 +265,42 @@ def test_writes_in_the_middle_truncations_and_copies(llama: Path) -> None:
         for memory in (*memories, context.memory):
             memory.clear()
         both(some_tokens(30, 8), seq_id=0)
+
+
+def test_a_recurrent_state_goes_back_over_the_last_rows_alone(random_model: Callable[..., Path]) -> None:
+    """Layers do not keep what they were sent: what they cannot take back, they say to be sent again."""
+    path = random_model("qwen35")
+    rows = np.random.default_rng(0).standard_normal((40, 64), dtype=np.float32)
+    with (
+        LayerRange(path, 4, 12, n_rollback=3, **OPTIONS) as one,
+        LayerRange(path, 4, 12, n_rollback=0, **OPTIONS) as other,
+    ):
+        expected = other.forward(rows)
+        other.memory.clear()
+        for n, back in (
+            (20, 0),
+            (4, 3),
+            (4, 2),
+            (1, 0),
+            (5, 3),
+            (3, 2),
+        ):  # never more than the call had, less one
+            pos = one.memory.length()
+            found = one.forward(rows[pos : pos + n])
+            assert np.array_equal(found, expected[pos : pos + n])
+            one.memory.truncate(0, pos + n - back)
+            assert one.memory.length() == pos + n - back
+        pos = one.memory.length()
+        one.forward(rows[pos : pos + 2])
+        with pytest.raises(
+            ValueError, match=rf"goes back from {pos + 2} positions to 0 at most, not to {pos - 1}"
+        ):
+            one.forward(rows[pos - 1 : pos], pos=pos - 1)
+        assert one.memory.length() == 0
+        assert np.array_equal(one.forward(rows), expected)
+        other.forward(rows[:10])
+        with pytest.raises(ValueError, match="not to 9: send the rows from there on again"):
+            other.forward(rows[9:10], pos=9)
 
 
 def test_the_same_rows_again_are_computed_again(llama: Path) -> None:
