@@ -68,7 +68,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     state = size(found["state_bytes"])
     speculation = {
         "free": "yes",
-        "snapshots": f"yes, {state} for each text and each token that can be taken back (--n-rollback)",
+        "snapshots": f"yes, {state} for each token that can be taken back (sllm worker --n-rollback)",
         "recompute": f"yes, {state} for each checkpoint; rejected tokens cost some computed again",
     }[found["can_rollback"]]
     obstacles = "; ".join(found["exact_obstacles"])

@@ -92,7 +92,10 @@ def generate(
         target_threads, draft_threads = _share_cores(target, draft)
         if isinstance(target, Model):
             n_ctx = _positions(target, len(tokens), max_tokens)
-            target = stack.enter_context(LocalTarget(target, n_ctx=n_ctx, n_threads=target_threads))
+            n_rollback = 0 if draft is None else None  # snapshots cost a plain token some percent
+            target = stack.enter_context(
+                LocalTarget(target, n_ctx=n_ctx, n_threads=target_threads, n_rollback=n_rollback)
+            )
         drafter = _make_drafter(draft, target, draft_threads, stack)
         # 3. Both read the prompt.
         began = time.perf_counter()
