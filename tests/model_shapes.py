@@ -79,10 +79,10 @@ class Shape:
     routers: str = "f32"
 
     def cuts(self) -> list[tuple[int, ...]]:
-        """Some ways to split: the ends of the ranges. The last may be the norm and the head alone."""
+        """Two ways to split: the ends of the ranges. In the second the norm and the head are alone."""
         n = self.n_layer
         one, other = self.inner or ((1, n - 1), (n // 2,))
-        return [(0, *one, n), (0, *other, n, n), (0, n), (0, n, n)]
+        return [(0, *one, n), (0, *other, n, n)]
 
     def letter(self, layer: int) -> str:
         """The kind of a layer, a key of ``tensors``; of a head, an empty text."""
