@@ -230,7 +230,7 @@ def test_the_attack_by_trying_tokens(path_of: Callable[[str], Path], name: str) 
     [
         ("lfm2", 2, 5),
         ("qwen35", 2, 6),
-        ("qwen35", 4, 4),
+        ("qwen35", 4, 6),
         ("gemma2", 2, 4),
         ("smollm3", 4, 0),
         ("llama", 1, 2),
