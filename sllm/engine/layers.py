@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm.engine import hub, model_file, model_name
+from sllm.engine import file_check, hub, model_name
 from sllm.engine._ffi import check, checked_int, ffi, lib
 from sllm.engine.arrays import hidden_array, int32_array, positions
 from sllm.engine.context import Context
@@ -54,7 +54,7 @@ def open_layers(path: str | os.PathLike[str]) -> LayeredFile:
 
     """
     found = hub.resolve(path)
-    model_file.check_file(found)
+    file_check.check_file(found)
     return LayeredFile(found)
 
 
@@ -203,6 +203,10 @@ class _LayerWeights(Weights):
         keep.append(ffi.new("struct sllm_piece[]", [(p.file, p.offset, p.size) for p in view.pieces]))
         params.pieces, params.n_pieces = keep[-1], len(view.pieces)
         params.has_output = output
+        keep.append(ffi.new("char[]", view.input.encode()))
+        params.input = keep[-1] if view.input else ffi.NULL
+        keep.append(ffi.new("char[]", file.facts.output.encode()))
+        params.layer_output = keep[-1]
         if vocabulary is not None:
             params.vocabulary = vocabulary._live
         with ExitStack() as stack:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm.engine import chat_template, gguf, hub, model_file, recurrent
+from sllm.engine import chat_template, file_check, gguf, hub, recurrent
 from sllm.engine._ffi import ffi, lib, read_text
 from sllm.engine.context import Context
 from sllm.engine.params import ContextParams, LoadParams, parse
@@ -74,7 +74,7 @@ class Model(Weights):
     ) -> None:
         given = parse(options, params or LoadParams())
         self.path = hub.resolve(path)
-        model_file.check_file(self.path)
+        file_check.check_file(self.path)
         to_load, keep = c_params(given)
         keep.append(ffi.new("char[]", os.fsencode(self.path)))
         to_load.path = keep[-1]
@@ -86,7 +86,7 @@ class Model(Weights):
         try:
             super().__init__(to_load, given, str(self.path))
         except ModelLoadError as error:
-            raise model_file.explained(self.path, error) from error
+            raise file_check.explained(self.path, error) from error
 
     @property
     def id(self) -> str:

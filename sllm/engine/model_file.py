@@ -1,174 +1,269 @@
-"""What is wrong with a model file, in words for whoever named it.
-
-llama.cpp reports a login page, an unfinished download and a projector for images alike: "failed to load
-model".
-"""
+"""A model's file as far as its layers go: its tensors, and what llama.cpp takes each layer for."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sllm.engine import gguf
-from sllm.engine._ffi import lib
-from sllm.engine.file_kind import N_BYTES, not_gguf
-from sllm.engine.model_name import PART, suggestion
-from sllm.errors import ModelLoadError
+from sllm.engine._ffi import ffi, lib
+from sllm.engine.architectures import ARCHITECTURES, REFUSED
+from sllm.errors import ModelLoadError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from sllm.engine.architectures import Architecture
+    from sllm.engine.hub import HubFile
 
-__all__ = ["check_file", "explained"]
+__all__ = ["ModelFile"]
 
-_MOST_NAMED = 5
+_F32 = 0
+_LAYER = re.compile(r"blk\.(\d{1,6})\.(.+)", re.ASCII)
 
-_OTHER_TYPES = {
-    "adapter": "a LoRA adapter, which is no model of its own; name the model that it was made for",
-    "mmproj": "a projector for images or sound; name the language model beside it",
-    "imatrix": "an importance matrix, from which models are quantised; name a model",
+_REFUSED_VALUES = {
+    "deepstack_mapping": "what an image adds to its layers would be lost",
+    "embedding_length_per_layer_input": "every layer looks up embeddings of the tokens",
+    "attention.shared_kv_layers": "some of its layers look at the memory of others",
 }
-"""``general.type`` of GGUF files that are no models."""
+"""Hyperparameters that a model's layers cannot be run apart with."""
+
+_MAX_NUMBER = 1 << 22  # far above what real files have; a damaged one must not make us allocate
 
 
-def check_file(path: Path) -> None:
-    """Refuse what is no GGUF file, and a model in several files that is not complete or not named by its
-    first one. Costs the reading of a few bytes.
+class ModelFile:
+    """A model's file, or a file of some of its layers: what is in it.
+
+    Args:
+        path: the file; of a model in several files, the first. A :class:`sllm.hub.HubFile` can be exported
+            from, and not run.
 
     Raises:
-        ModelLoadError: says what is there instead, and what to do.
+        ModelLoadError: no GGUF file, or a damaged one.
+        UnsupportedModelError: its layers cannot be run apart from one another; says why.
+        OSError: it cannot be read.
+
+    Attributes:
+        path: as given.
+        paths: all of its files.
+        architecture: the name, a key of :data:`~sllm.engine.architectures.ARCHITECTURES`.
+        facts: what is known of it.
+        tensors: name -> the number of the file, and where in it the tensor is.
+        header: what the first file says of itself.
+        n_layer: layers of the model, without heads behind them that predict further tokens.
+        n_heads: those.
+        layers: those that are here.
+        n_embd: the width of a hidden state.
+        n_ctx_train: positions that the model was trained for; 0 where the file does not say.
+        n_vocab: tokens of the vocabulary; 0 where neither embedding nor output is here.
+        embedding, output: name of the tensor, or None where it is not here.
 
     """
-    _check_kind(path)
-    part = PART.fullmatch(path.name)
-    if part is None or int(part["count"]) < 2:
-        return
-    count = int(part["count"])
-    names = [f"{part['stem']}-{i:05d}-of-{part['count']}.gguf" for i in range(1, count + 1)]
-    about = _split_facts(path)
-    if about is None:
-        return  # a whole model that is only called so
-    index, said = about
-    if said != count:
-        raise ModelLoadError(
-            f"{path} was renamed: it is a part of a model in {said} files, and its name says {count};"
-            " llama.cpp finds the others by name, so give it back the one that it came with"
-        )
-    if index != 0:
-        raise ModelLoadError(
-            f"{path} is part {index + 1} of {count} of a split model; name the first part,"
-            f" {path.with_name(names[0])}"
-        )
-    missing = [name for name in names if not path.with_name(name).exists()]
-    if missing:
-        raise ModelLoadError(
-            f"{path} is the first of {count} parts of a model, and {_listed(missing)} {_are(missing)} missing"
-            " beside it; download all parts into one folder"
-        )
-    for name in names[1:]:
-        _check_kind(path.with_name(name))
 
+    def __init__(self, path: Path | HubFile) -> None:
+        self.paths: list[Any] = gguf.parts(path)
+        headers = [gguf.read_header(p) for p in self.paths]
+        self.header = header = headers[0]
+        self.tensors = {
+            name: (i, tensor) for i, head in enumerate(headers) for name, tensor in head.tensors.items()
+        }
+        self.architecture = str(header.value("general.architecture"))
+        self.path = path
+        self.facts = self._supported()
+        self.n_heads = self.number("nextn_predict_layers", 0)
+        self.n_layer = self.number("block_count") - self.n_heads
+        if self.n_layer < 1:
+            raise self.damaged(f"all of its {self.n_layer + self.n_heads} layers predict further tokens")
+        self.n_embd = self.number("embedding_length")
+        self.n_ctx_train = self.number("context_length", 0)
+        self._check_supported()
+        here = {int(found[1]) for name in self.tensors if (found := _LAYER.fullmatch(name))}
+        here &= set(range(self.n_layer))
+        self.layers = range(min(here), max(here) + 1) if here else range(0)
+        embedding, output = "token_embd.weight", "output.weight"
+        part = header.value("sllm.layers.start") is not None
+        ends = not part or header.value("sllm.layers.stop") == self.n_layer
+        begins = not part or header.value("sllm.layers.start") == 0
+        self.embedding = embedding if begins and embedding in self.tensors else None
+        self.output = next((n for n in (output, embedding) if n in self.tensors), None) if ends else None
+        self._check_tensors()
+        known = self.embedding or self.output
+        self.n_vocab = self.tensors[known][1].dims[-1] if known is not None else 0
+        for name in filter(None, (self.embedding, self.output)):
+            dims = self.tensors[name][1].dims
+            if dims != (self.n_embd, self.n_vocab):
+                raise self.damaged(f"{name} has the shape {dims}, expected ({self.n_embd}, n_vocab)")
 
-def explained(path: Path, error: ModelLoadError) -> ModelLoadError:
-    """``error``, which llama.cpp gave for this file, with the reason before it where the file shows one: a
-    download that was cut off, a file of another kind or of some layers alone, another byte order.
-    """
-    try:
-        reason = _reason(path)
-    except ModelLoadError as damage:
-        reason = str(damage)
-    except OSError:
-        return error
-    return error if reason is None else ModelLoadError(f"{reason} ({str(error).removeprefix(f'{path}: ')})")
+    def damaged(self, what: str) -> ModelLoadError:
+        """The error to raise where the file says what cannot be."""
+        return ModelLoadError(f"{self.path} is damaged: {what}; download or export it again")
 
+    def _check_tensors(self) -> None:
+        """Raise ModelLoadError if a tensor does not end where its shape says, as in a file that was cut
+        short. llama.cpp would say so only of the layers that it loads, and a part that is written not at all.
 
-def _reason(path: Path) -> str | None:
-    header = gguf.read_header(path)
-    kind = header.value("general.type")
-    if kind in _OTHER_TYPES:
-        return f"{path} is {_OTHER_TYPES[kind]}"
-    if header.value("general.architecture") == "clip":
-        return f"{path} is {_OTHER_TYPES['mmproj']}"
-    start, stop = header.value("sllm.layers.start"), header.value("sllm.layers.stop")
-    if start is not None:
-        return (
-            f"{path} holds layers [{start}, {stop}) of a model, and no whole one; such a file is for"
-            " LayerRange, SplitTarget and `sllm worker --layers`"
+        From here on the size of a tensor is without the padding after it, which may be another in the file.
+        """
+        for name, (index, tensor) in list(self.tensors.items()):
+            if not tensor.dims or not all(0 < dim < 1 << 31 for dim in tensor.dims):
+                raise self.damaged(f"{name} has the shape {tensor.dims}")
+            known = tensor.kind < 1 << 31
+            row = lib.sllm_row_size(tensor.kind, tensor.dims[0]) if known else 0
+            if row == 0:
+                raise self.damaged(
+                    f"{name} has rows of {tensor.dims[0]} numbers of ggml's type {tensor.kind}, which this"
+                    " build does not know"
+                )
+            # llama.cpp would load integers too, and crash when it computes.
+            readable = lib.sllm_dequantize(tensor.kind, ffi.NULL, 0, 0, tensor.dims[0], ffi.NULL)
+            if readable != lib.SLLM_OK or (len(tensor.dims) == 1 and tensor.kind != _F32):
+                raise self.damaged(f"{name} is of ggml's type {tensor.kind}, which is not for such weights")
+            expected = row * math.prod(tensor.dims[1:])
+            if tensor.size < expected:
+                raise self.damaged(
+                    f"{self.paths[index].name} has {tensor.size} bytes for {name}, expected {expected}"
+                )
+            self.tensors[name] = (index, replace(tensor, size=expected))
+
+    def _supported(self) -> Architecture:
+        facts = ARCHITECTURES.get(self.architecture)
+        if facts is None:
+            reason = REFUSED.get(self.architecture, "no test proves it equal to the whole")
+            raise self._unsupported(reason)
+        return facts
+
+    def _check_supported(self) -> None:
+        """Raise UnsupportedModelError for what a model of a known architecture may have, and a range not."""
+        for name in ("rope.dimension_count", "rope.dimension_count_swa"):
+            self.number(name, 1)  # with 0 llama.cpp never ends
+        if self.n_heads and not self.facts.heads:
+            raise self._unsupported("it has layers that predict further tokens")
+        if {"output.scale", "output.input_scale"} & self.tensors.keys():
+            raise self._unsupported("its output has a scale of its own")
+        if "rope_factors_long.weight" in self.tensors:
+            raise self._unsupported("its rotary factors depend on the length of the context")
+        for name, reason in _REFUSED_VALUES.items():
+            if self.value(name) not in (None, 0):
+                raise self._unsupported(reason)
+        n, facts = self.n_layer, self.facts
+        known = {
+            "token_embd.weight",
+            "output.weight",
+            "output.bias",
+            "rope_freqs.weight",
+            f"{facts.norm}.weight",
+            f"{facts.norm}.bias",
+            *facts.begins,
+        }
+        unknown = sorted(name for name in self.tensors.keys() - known if not _LAYER.fullmatch(name))
+        if unknown:
+            raise self._unsupported(f"no range would have its {unknown[0]}")
+        if n in facts.sizes and not facts.sizes_said:
+            raise self._unsupported(f"how a model of {n} layers computes is known by that number")
+        if facts.always_windowed and not self.has_windows:
+            raise self._unsupported("which of its layers rotate is known by their number")
+
+    def _unsupported(self, reason: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{self.path}: layers of this {self.architecture} model do not run apart: {reason};"
+            f" expected one of {', '.join(ARCHITECTURES)}"
         )
-    said = header.value("split.count") or 0
-    if said > 1 and PART.fullmatch(path.name) is None:
-        return (
-            f"{path} was renamed: it is a part of a model in {said} files, which llama.cpp finds by names"
-            f" that end in -00001-of-{said:05d}.gguf"
-        )
-    for part in gguf.parts(path):
-        cut = _missing_bytes(part)
-        if cut:
-            size = part.stat().st_size
-            return (
-                f"{part} is not complete: it has {size:,} bytes, and its last tensor ends at {size + cut:,};"
-                " download it again"
+
+    def number(self, name: str, default: int | None = None) -> int:
+        """A hyperparameter, of some for each layer the largest; it may be 0 where ``default`` is."""
+        value = self.header.value(f"{self.architecture}.{name}")
+        if isinstance(value, list):  # of a value for each layer
+            value = max(value, default=0)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, int) or not (0 if default == 0 else 1) <= value <= _MAX_NUMBER:
+            raise self.damaged(
+                f"{self.architecture}.{name} is {value!r}, expected {0 if default == 0 else 1}..{_MAX_NUMBER}"
             )
-    return None
+        return value
 
+    def value(self, name: str) -> Any:
+        """What the file says of its architecture; None: nothing."""
+        return self.header.value(f"{self.architecture}.{name}")
 
-def _missing_bytes(path: Path) -> int:
-    """How many bytes a file lacks at its end, by the shapes of its tensors; 0: none."""
-    end = 0
-    for tensor in gguf.read_header(path).tensors.values():
-        if tensor.kind < 1 << 31 and tensor.dims and all(0 < dim < 1 << 31 for dim in tensor.dims):
-            row = lib.sllm_row_size(tensor.kind, tensor.dims[0])
-            end = max(end, tensor.offset + row * math.prod(tensor.dims[1:]))
-    return max(end - path.stat().st_size, 0)
+    def real(self, name: str) -> float | None:
+        """A hyperparameter that is any finite number; None where the file does not say."""
+        said = self.value(name)
+        if said is not None and not (isinstance(said, (int, float)) and abs(said) < 1e30):
+            raise self.damaged(f"{self.architecture}.{name} is {said!r}, expected a number")
+        return None if said is None else float(said)
 
+    def derived(self, name: str) -> Any:
+        """What llama.cpp takes for a hyperparameter that the file does not have, by the size of the model."""
+        n_vocab = self.number("vocab_size", 0) or self.n_vocab
+        return self.facts.defaults[name](self.n_layer, self.n_embd, n_vocab)
 
-def _split_facts(path: Path) -> tuple[int, int] | None:
-    """``split.no`` and ``split.count`` of a file, or None where it says neither or is damaged."""
-    try:
-        header = gguf.read_header(path)
-    except (ModelLoadError, OSError):
-        return None  # llama.cpp says what is wrong with it
-    index, count = header.value("split.no"), header.value("split.count")
-    return (index, count) if isinstance(index, int) and isinstance(count, int) and count > 1 else None
+    @property
+    def embedding_scale(self) -> float:
+        """What the rows of the embedding are multiplied with."""
+        if self.facts.scale == "sqrt":
+            return float(self.n_embd**0.5)
+        if self.facts.scale != "embedding_scale":
+            return 1.0
+        said = self.real("embedding_scale")
+        if not said and "embedding_scale" in self.facts.defaults:
+            said = self.derived("embedding_scale")
+        return float(said or 1.0)
 
+    @property
+    def has_windows(self) -> bool:
+        """Whether some layers look through a sliding window."""
+        facts = self.facts
+        said = self.value("attention.sliding_window")
+        width = facts.window if said is None else self.number("attention.sliding_window", 0)
+        return bool(facts.window_period) and width > 0
 
-def _check_kind(path: Path) -> None:
-    try:
-        if path.is_dir():
-            raise ModelLoadError(f"{path} is a directory, expected a GGUF file{_inside(path)}")
-        if path.exists() and not path.is_file():
-            # opening a pipe would wait for somebody to write
-            raise ModelLoadError(f"{path} is not a regular file, expected a GGUF file")
-        with path.open("rb") as file:
-            head = file.read(N_BYTES)
-    except ModelLoadError:
-        raise
-    except FileNotFoundError:
-        raise ModelLoadError(f"{path} does not exist, expected a GGUF file{suggestion(path)}") from None
-    except OSError as error:
-        raise ModelLoadError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:  # a NUL in the name
-        raise ModelLoadError(f"{path!r} is no path: {error}") from None
-    if not head:
-        raise ModelLoadError(f"{path} is empty, expected a GGUF file")
-    if not head.startswith(b"GGUF"):
-        raise ModelLoadError(f"{path} is not a GGUF file: {not_gguf(head)}")
+    def windows(self) -> list[bool]:
+        """For each layer, whether it looks through a sliding window, where llama.cpp has to be told."""
+        said = self.value("attention.sliding_window_pattern")
+        if isinstance(said, list):
+            return [bool(item) for item in said]
+        period = said if isinstance(said, int) else self.facts.window_period
+        # llama.cpp's set_swa_pattern()
+        return [period == 0 or i % period < period - 1 for i in range(self.n_layer)]
 
+    def recurrent(self) -> list[bool]:
+        """For each layer of a hybrid model, whether it is recurrent (models/qwen35.cpp, models/lfm2.cpp)."""
+        return [kind == "recurrent" for kind in self.kinds()]
 
-def _inside(folder: Path) -> str:
-    """What of a folder may have been meant."""
-    names = sorted(entry.name for entry in folder.iterdir())
-    models = [name for name in names if name.lower().endswith(".gguf")]
-    if models:
-        return f"; {_listed(models)} {_are(models)} in it"
-    if any(name.endswith(".safetensors") for name in names):
-        return "; it holds a safetensors checkpoint, which llama.cpp's convert_hf_to_gguf.py makes one of"
-    return ""
+    def kinds(self) -> list[str]:
+        """For each layer of a hybrid model: "recurrent", "attention" or "neither"."""
+        n = self.n_layer
+        if self.facts.recurrent == "interval":
+            said = self.value("attention.recurrent_layers")
+            interval = self.number("full_attention_interval", 4)
+            flags = said if isinstance(said, list) else [(i + 1) % interval != 0 for i in range(n)]
+            return ["recurrent" if flag else "attention" for flag in flags[:n]]
+        heads, widths = self._of_each("attention.head_count_kv"), self._of_each("feed_forward_length")
+        only_one = self.architecture == "nemotron_h"  # a layer is of one kind, and a feed-forward part is one
+        return [
+            "attention" if n_heads else "neither" if only_one and width else "recurrent"
+            for n_heads, width in zip(heads, widths, strict=True)
+        ]
 
+    def _of_each(self, name: str) -> list[int]:
+        """A hyperparameter for each layer."""
+        said = self.value(name)
+        values = said if isinstance(said, list) else [said or 0] * self.n_layer
+        if len(values) < self.n_layer:
+            raise self.damaged(f"{self.architecture}.{name} has {len(values)} items")
+        return values[: self.n_layer]
 
-def _listed(names: list[str]) -> str:
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    def names_of(self, start: int, stop: int) -> list[tuple[str, str]]:
+        """The tensors of the layers [start, stop), and what they are called where the first is number 0."""
+        return [
+            (name, f"blk.{int(found[1]) - start}.{found[2]}")
+            for name in self.tensors
+            if (found := _LAYER.fullmatch(name)) and start <= int(found[1]) < stop
+        ]
 
-
-def _are(names: list[str]) -> str:
-    return "is" if len(names) == 1 else "are"
+    def tensor(self, name: str) -> tuple[Path, gguf.Tensor]:
+        """Where a tensor is."""
+        index, tensor = self.tensors[name]
+        return self.paths[index], tensor

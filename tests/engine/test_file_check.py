@@ -25,9 +25,9 @@ from tiny_models import gguf as small_gguf
 import sllm
 from sllm import embedded
 from sllm.engine import gguf
+from sllm.engine.file_check import check_file
 from sllm.engine.file_kind import not_gguf
 from sllm.engine.layers import open_layers
-from sllm.engine.model_file import check_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
