@@ -300,6 +300,16 @@ def test_control_tokens_are_shown_on_request(vocabs: dict[str, Vocab]) -> None:
     assert "".join(run.text for run in said(vocabs["mistral"], "[INST]", answer, stop="[/")) == "hmyes"
 
 
+def test_marks_that_are_spelled_and_tokens_that_are_not(vocabs: dict[str, Vocab]) -> None:
+    vocab = vocabs["plain"]
+    runs = said(vocab, "<|user|>", "<thin<|end|>", template=SPELLED, special=True)
+    assert kinds_in(runs) == [("text", "<thin"), ("control", "<|end|>")]
+    # What shows nothing yet is of the kind that it stands in.
+    runs = said(vocab, "<|end|><think>\n", "好</think>", template=SPELLED)
+    assert [run.kind for run in runs[:3]] == ["reasoning"] * 3
+    assert [run.text for run in runs[:3]] == ["", "", "好"]
+
+
 def test_half_a_character_before_a_mark(vocabs: dict[str, Vocab]) -> None:
     vocab = vocabs["thinkers"]
     half, mark = "好".encode()[:2], tokens_of(vocab, "</think>")
