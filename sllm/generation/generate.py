@@ -53,7 +53,9 @@ def generate(
 
     Args:
         target: what decides the text. A :class:`~sllm.Model` gets a :class:`~sllm.LocalTarget` for this one
-            text; ``connect(uri).target()`` is a model on another machine.
+            text; ``connect(uri).target()`` is a model on another machine. Where it has a ``chat_template``,
+            marks of reasoning that this writes as plain text are known (:class:`Run`), besides those that are
+            tokens.
         prompt: text, or token ids such as :meth:`Model.chat <sllm.Model.chat>` makes. Control tokens in text
             are not parsed.
         draft: a small :class:`~sllm.Model` with the same vocabulary, ``"ngram"`` (prompt lookup), a callable
