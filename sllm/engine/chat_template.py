@@ -30,7 +30,7 @@ from sllm.messages import checked_mappings, checked_messages, kind_of, map_texts
 if TYPE_CHECKING:
     from sllm.engine.jinja_sandbox import Template
 
-__all__ = ["render", "segments"]
+__all__ = ["literals_of", "render", "segments"]
 
 _log = logging.getLogger("sllm.chat_template")
 
@@ -135,6 +135,16 @@ def segments(
             f" from {found[0][0] if found[0] else found[1][0]!r} in a message; take that out of the messages"
         )
     return [(plain, True)]
+
+
+def literals_of(template: str | None) -> list[str]:
+    """What is written in a template, as text or as strings.
+
+    Raises:
+        UnsupportedModelError: there is none, or it does not compile.
+
+    """
+    return _compile(template).literals
 
 
 def _same(text: str) -> str:
