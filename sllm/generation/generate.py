@@ -90,6 +90,7 @@ def generate(
     max_tokens = _checked_count(max_tokens)
     _check(target, sampling)
     vocab = target.vocab
+    vocab.turn_ends()  # found on the first call, which is not to fall into the first passes
     tokens = vocab.encode(prompt) if isinstance(prompt, str) else int32_array(prompt, "prompt")
     if len(tokens) == 0:
         raise ValueError("the prompt has no tokens")
