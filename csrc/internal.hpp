@@ -165,7 +165,8 @@ struct sllm_model {
     std::shared_ptr<llama_model> vocabulary;                                       // of layers: whose `vocab` is
     std::shared_ptr<sllm::Specials> specials = std::make_shared<sllm::Specials>(); // of `vocab`
 
-    // Whether a text ends with this token.
+    // Whether a text ends with this token: by the file, and by the chat template as well.
+    bool file_ends(llama_token token) const;
     bool ends(llama_token token) const;
 };
 

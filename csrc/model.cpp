@@ -240,16 +240,11 @@ void check_vocab(const sllm_model & model) {
 
 } // namespace
 
+bool sllm_model::file_ends(llama_token token) const { return token != specials->made_up && llama_vocab_is_eog(vocab, token); }
+
 bool sllm_model::ends(llama_token token) const {
-    if (token < 0) {
-        return false;
-    }
-    for (const auto & end : specials->turn_ends) {
-        if (end == token) {
-            return true;
-        }
-    }
-    return token != specials->made_up && llama_vocab_is_eog(vocab, token);
+    const auto & turns = specials->turn_ends;
+    return token >= 0 && (file_ends(token) || std::find(turns.begin(), turns.end(), token) != turns.end());
 }
 
 extern "C" {
@@ -400,7 +395,7 @@ int32_t sllm_token_attr(const sllm_model * model, int32_t token) {
     const int attr = llama_vocab_get_attr(model->vocab, token);
     int32_t bits = 0;
     bits |= (attr & LLAMA_TOKEN_ATTR_CONTROL) != 0 ? 1 : 0;
-    bits |= model->ends(token) ? 2 : 0;
+    bits |= model->file_ends(token) ? 2 : 0;
     bits |= (attr & LLAMA_TOKEN_ATTR_BYTE) != 0 ? 4 : 0;
     bits |= (attr & LLAMA_TOKEN_ATTR_USER_DEFINED) != 0 ? 8 : 0;
     bits |= (attr & LLAMA_TOKEN_ATTR_UNUSED) != 0 ? 16 : 0;

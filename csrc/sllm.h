@@ -194,7 +194,7 @@ int sllm_token_piece(const sllm_model * model, int32_t token, int32_t special, c
  * SLLM_ERR_INVALID: an id outside the vocabulary. */
 int sllm_detokenize(const sllm_model * model, const int32_t * tokens, int32_t n_tokens, int32_t special, int32_t goes_on, char * bytes,
                     int32_t capacity, int32_t * n_bytes);
-/* Bits: 1 control, 2 end of generation, 4 byte, 8 user-defined, 16 unused, 32 unknown. -1: no such token. */
+/* Bits: 1 control, 2 end of generation by the file, 4 byte, 8 user-defined, 16 unused, 32 unknown. -1: no such token. */
 int32_t sllm_token_attr(const sllm_model * model, int32_t token);
 /* The tokens that have one of these bits, in order. Writes at most `capacity` and returns how many there are. */
 int32_t sllm_tokens_with(const sllm_model * model, int32_t bits, int32_t * tokens, int32_t capacity);

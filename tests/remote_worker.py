@@ -154,6 +154,7 @@ class FakeWorker:
             "model_id": "fake",
             "vocab_fingerprint": model.vocab.fingerprint,
             "n_vocab": model.vocab.n_tokens,
+            "chat_template": model.chat_template or "",
             "n_ctx": 512,
             "sessions": 4,
             "max_prompt": 512,

@@ -32,7 +32,7 @@ from sllm.messages import checked_mappings, checked_messages, kind_of, map_texts
 if TYPE_CHECKING:
     from sllm.engine.jinja_sandbox import Template
 
-__all__ = ["render", "segments", "thinking_off"]
+__all__ = ["literals_of", "render", "segments", "thinking_off"]
 
 _log = logging.getLogger("sllm.chat_template")
 
@@ -151,6 +151,16 @@ def thinking_off(template: str | None) -> dict[str, Any]:
         return {}
     read = _compile(template).variables
     return {name: value for name, value in THINKING_OFF.items() if name in read}
+
+
+def literals_of(template: str | None) -> list[str]:
+    """What is written in a template, as text or as strings.
+
+    Raises:
+        UnsupportedModelError: there is none, or it does not compile.
+
+    """
+    return _compile(template).literals
 
 
 def _same(text: str) -> str:

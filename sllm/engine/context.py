@@ -94,6 +94,7 @@ class Context(Handle):
     """
 
     def __init__(self, model: Weights, params: ContextParams) -> None:
+        model.vocab.turn_ends()  # the context ends texts with them, too
         given, _keep = params.as_c(n_ctx_train=model.n_ctx_train, size_bytes=model.size_bytes)
         given.state_bytes = model.state_bytes
         out = ffi.new("sllm_context **")

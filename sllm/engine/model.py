@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sllm.engine import chat_template, file_check, gguf, hub, recurrent
-from sllm.engine._ffi import ffi, lib, read_text
+from sllm.engine._ffi import check, ffi, lib, read_text
+from sllm.engine.chat_tokens import MAX_ENDS, ChatTokens
 from sllm.engine.context import Context
 from sllm.engine.params import ContextParams, LoadParams, parse
 from sllm.engine.weights import Weights, c_params
-from sllm.errors import ModelLoadError, UnsupportedModelError
+from sllm.errors import ModelLoadError, SllmError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Model"]
 
+_log = logging.getLogger("sllm")
 _TEMPLATE_KEY = "tokenizer.chat_template"
 
 
@@ -80,7 +83,8 @@ class Model(Weights):
         to_load.path = keep[-1]
         to_load.use_mmap = given.use_mmap
         to_load.vocab_only = given.vocab_only
-        self._special_pieces: list[str] | None = None
+        self._chats: dict[str, ChatTokens] = {}
+        self._turn_ends: tuple[int, ...] | None = None
         self._id: str | None = None
         self._state_bytes: int | None = None
         try:
@@ -184,37 +188,56 @@ class Model(Weights):
         template = self._chat_template(tools)
         if template is None:
             raise UnsupportedModelError(f"{self.path.name} has no chat template; make the prompt yourself")
-        if self._special_pieces is None:
-            self._special_pieces = self.vocab.special_pieces
-
-        def text_of(token: int | None) -> str:
-            return "" if token is None else self.vocab._piece(token, special=True).decode("utf-8", "replace")
-
-        bos = text_of(self.vocab.bos)
+        bos, eos = (
+            "" if token is None else self.vocab.decode([token], special=True, goes_on=True)
+            for token in (self.vocab.bos, self.vocab.eos)
+        )
+        chats = self._chat_tokens(template)
         segments = chat_template.segments(
             template,
             messages,
-            self._special_pieces,
+            chats.pieces,
             bos_token=bos,
-            eos_token=text_of(self.vocab.eos),
+            eos_token=eos,
             add_generation_prompt=add_generation_prompt,
             tools=tools,
             variables=variables,
             continue_final_message=continue_final_message,
         )
-        parts = [
-            self.vocab.encode(text, add_special=False, parse_special=special) for text, special in segments
-        ]
-        if not parts:
+        if not segments:
             raise UnsupportedModelError(
                 f"the chat template of {self.path.name} makes nothing of these messages"
             )
-        tokens = np.concatenate(parts)
+        tokens = chats.encode(segments)
         if self.vocab.add_bos and self.vocab.bos is not None and tokens[:1].tolist() != [self.vocab.bos]:
             return np.concatenate(
                 [np.array([self.vocab.bos], dtype=np.int32), tokens]
             )  # the template left it out
         return tokens
+
+    def _chat_tokens(self, template: str) -> ChatTokens:
+        found = self._chats.get(template)
+        if found is None:
+            found = self._chats[template] = ChatTokens(self.vocab, template)
+        return found
+
+    def _find_turn_ends(self) -> tuple[int, ...]:
+        """See :attr:`sllm.engine.vocab.Vocab.turn_ends`; contexts end their texts with these, too."""
+        if self._turn_ends is None:
+            ends: dict[int, None] = {}
+            for template in self.chat_templates.values():
+                ends |= dict.fromkeys(self._ends_of(template))
+            found = tuple(ends)[:MAX_ENDS]
+            check(lib.sllm_model_end_turns(self._live, list(found), len(found)))
+            self._turn_ends = found
+        return self._turn_ends
+
+    def _ends_of(self, template: str) -> tuple[int, ...]:
+        try:
+            return self._chat_tokens(template).ends
+        except SllmError as error:  # a template that does not compile: chat() will say so
+            _log.debug("%s: no end of a turn is known: %s", self.path.name, error)
+            return ()
 
     def context(self, params: ContextParams | None = None, **options: Unpack[ContextOptions]) -> Context:
         """Make a :class:`~sllm.Context` with these parameters; ``options`` are fields of

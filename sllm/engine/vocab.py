@@ -13,10 +13,15 @@ from sllm.engine.arrays import int32_array
 from sllm.errors import VocabMismatchError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
 
 __all__ = ["Vocab"]
+
+CONTROL, EOG, BYTE, USER_DEFINED, UNUSED, UNKNOWN = 1, 2, 4, 8, 16, 32
+"""Kinds of tokens, as bits; see :meth:`Vocab.tokens_with`."""
 
 _log = logging.getLogger("sllm")
 _warned_missing: set[str] = set()
@@ -27,9 +32,13 @@ class Vocab:
 
     Attributes:
         n_tokens: how many tokens there are; ids are 0 <= id < n_tokens.
-        bos, eos, eot, pad: ids of special tokens, or None where the file has none (llama.cpp then takes token
+        bos, eos, pad: ids of special tokens, or None where the file has none (llama.cpp then takes token
             11 of a BPE vocabulary, a comma or the like, for BOS and EOS).
+        eot: the token that ends an assistant's turn: by the chat template, or else by the file.
         add_bos, add_eos: whether ``encode(add_special=True)`` adds them.
+        turn_ends: ``turn_ends()`` are the tokens that end an assistant's turn in the model's chat templates,
+            found by rendering conversations when it is first called.
+        space_prefix: whether ``encode`` puts a space before a text, in the way of SentencePiece.
 
     Examples:
         >>> with sllm.Model(sllm.embedded.TARGET, vocab_only=True) as model:
@@ -38,7 +47,9 @@ class Vocab:
 
     """
 
-    def __init__(self, model: Handle, info: Any, name: str) -> None:
+    def __init__(self, model: Handle, info: Any, name: str, turn_ends: Callable[[], tuple[int, ...]]) -> None:
+        """Read it from a loaded model."""
+
         def special(token: int) -> int | None:
             return token if token >= 0 else None
 
@@ -47,7 +58,8 @@ class Vocab:
         self.n_tokens: int = info.n_vocab
         self.bos = special(info.bos)
         self.eos = special(info.eos)
-        self.eot = special(info.eot)
+        self._eot = special(info.eot)
+        self.turn_ends = turn_ends
         self.pad = special(info.pad)
         missing = [
             f"{what} (tokenizer.ggml.{key}_token_id)"
@@ -62,7 +74,7 @@ class Vocab:
             _log.warning("%s names %s; none is taken in its place", name, ", and ".join(missing))
         self.add_bos = bool(info.add_bos) and self.bos is not None
         self.add_eos = bool(info.add_eos) and self.eos is not None
-        self._space_prefix = bool(info.space_prefix)
+        self.space_prefix = bool(info.space_prefix)
         self._pieces: dict[int, bytes] = {}
         self._fingerprint: str | None = None
 
@@ -163,13 +175,14 @@ class Vocab:
             capacity = count[0]
 
     def is_eog(self, token: int) -> bool:
-        """Whether the token ends a generation (EOS, end of turn, ...).
+        """Whether the token ends a generation: EOS, what llama.cpp knows as the end of a turn, and what ends
+        an assistant's turn in the model's chat template.
 
         Raises:
             ValueError: no such token.
 
         """
-        return bool(self._attr(token) & 2)
+        return bool(self._attr(token) & EOG) or token in self.turn_ends()
 
     def is_control(self, token: int) -> bool:
         """Whether the token is a control token, which has no text of its own.
@@ -178,7 +191,7 @@ class Vocab:
             ValueError: no such token.
 
         """
-        return bool(self._attr(token) & 1)
+        return bool(self._attr(token) & CONTROL)
 
     def _attr(self, token: int) -> int:
         bits: int = lib.sllm_token_attr(self._model._live, checked_int(token, "token"))
@@ -187,13 +200,25 @@ class Vocab:
         return bits
 
     @property
+    def eot(self) -> int | None:
+        """See the class."""
+        ends = self.turn_ends()
+        return ends[0] if ends else self._eot
+
+    def tokens_with(self, kinds: int) -> npt.NDArray[np.int32]:
+        """The tokens of any of these kinds (``CONTROL | EOG``), as the file has them, int32 (n,)."""
+        pointer = self._model._live
+        tokens = np.empty(lib.sllm_tokens_with(pointer, kinds, ffi.NULL, 0), dtype=np.int32)
+        lib.sllm_tokens_with(pointer, kinds, ffi.from_buffer("int32_t[]", tokens), len(tokens))
+        return tokens
+
+    @property
     def special_pieces(self) -> list[str]:
         """The texts of all tokens that are parsed only with ``parse_special``, as chat templates write
         them.
         """
-        found = (
-            self._piece(t, special=True) for t in range(self.n_tokens) if self._attr(t) & (1 | 2 | 16 | 32)
-        )
+        tokens = self.tokens_with(CONTROL | EOG | UNUSED | UNKNOWN)
+        found = (self._piece(token, special=True) for token in tokens.tolist())
         return [piece.decode("utf-8", "replace") for piece in found if piece]
 
     @property
@@ -211,7 +236,7 @@ class Vocab:
 
     def _entry(self, token: int) -> tuple[bytes, int]:
         """What makes a token the same token in two vocabularies."""
-        return self._piece(token, special=True), self._attr(token) & 3
+        return self._piece(token, special=True), self._attr(token) & (CONTROL | EOG)
 
     def check_same(self, other: Vocab) -> None:
         """Compare token by token; a shared prefix is enough, since some files pad their vocabulary.

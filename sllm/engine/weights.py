@@ -100,12 +100,16 @@ class Weights(Handle):
         self.n_params: int = info.n_params
         self.size_bytes: int = info.size_bytes
         self.can_rollback: str = ROLLBACK[info.rollback]
-        self.vocab = Vocab(self, info, self.path.name)
+        self.vocab = Vocab(self, info, self.path.name, self._find_turn_ends)
         self._metadata: Mapping[str, str] | None = None
         self._samplings: OrderedDict[SamplingParams, Any] = OrderedDict()
         self._samplings_lock = threading.Lock()
         self._last_sampling: tuple[SamplingParams | None, Any] = (None, None)
         self._contexts: weakref.WeakSet[Handle] = weakref.WeakSet()
+
+    def _find_turn_ends(self) -> tuple[int, ...]:
+        """See :attr:`sllm.engine.vocab.Vocab.turn_ends`; layers have no chat template."""
+        return ()
 
     @property
     def state_bytes(self) -> int:
@@ -115,8 +119,8 @@ class Weights(Handle):
     @property
     def metadata(self) -> Mapping[str, str]:
         """The scalar GGUF metadata, read-only, all values as text."""
+        pointer = self._live
         if self._metadata is None:
-            pointer = self._live
             pairs = {}
             for index in range(lib.sllm_model_meta_count(pointer)):
                 key = read_text(partial(lib.sllm_model_meta_key, pointer, index))

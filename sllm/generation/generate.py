@@ -52,7 +52,9 @@ def generate(
 
     Args:
         target: what decides the text. A :class:`~sllm.Model` gets a :class:`~sllm.LocalTarget` for this one
-            text; ``connect(uri).target()`` is a model on another machine.
+            text; ``connect(uri).target()`` is a model on another machine. Where it has a ``chat_template``,
+            marks of reasoning that this writes as plain text are known (:class:`Run`), besides those that are
+            tokens.
         prompt: text, or token ids such as :meth:`Model.chat <sllm.Model.chat>` makes. Control tokens in text
             are not parsed.
         draft: a small :class:`~sllm.Model` with the same vocabulary, ``"ngram"`` (prompt lookup), a callable
@@ -87,6 +89,7 @@ def generate(
     max_tokens = _checked_count(max_tokens)
     _check(target, sampling)
     vocab = target.vocab
+    vocab.turn_ends()  # found on the first call, which is not to fall into the first passes
     tokens = vocab.encode(prompt) if isinstance(prompt, str) else int32_array(prompt, "prompt")
     if len(tokens) == 0:
         raise ValueError("the prompt has no tokens")

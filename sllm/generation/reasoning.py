@@ -160,7 +160,9 @@ class Reader:
     def _control(self, token: int) -> bool:
         known = self._is_control.get(token)
         if known is None:
-            known = self._is_control[token] = self._vocab.is_control(token)
+            # What ends a turn may be typed as text that a user could write, and is none.
+            known = self._vocab.is_control(token) or self._vocab.is_eog(token)
+            self._is_control[token] = known
         return known
 
     def open(self, prompt: Sequence[int]) -> str | None:

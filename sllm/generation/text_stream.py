@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import sys
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -306,7 +307,8 @@ class RunStream:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_resources"):
+        # While Python ends, other threads stand still, and with them the locks that closing would wait for.
+        if hasattr(self, "_resources") and not sys.is_finalizing():
             self.close()
 
 

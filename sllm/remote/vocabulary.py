@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tempfile
 import threading
@@ -68,7 +69,9 @@ class RemoteVocabulary:
 
     def _load(self) -> Model:
         link = self._link
-        path = folders.cache_folder("vocabularies") / f"{link.info.vocab_fingerprint}.gguf"
+        # Models with the same tokens may have other chat templates.
+        template = hashlib.sha256((link.info.chat_template or "").encode()).hexdigest()
+        path = folders.cache_folder("vocabularies") / f"{link.info.vocab_fingerprint}-{template[:16]}.gguf"
         with suppress(OSError, SllmError, ValueError):
             return self._checked(path)
         data = self._fetch()
@@ -96,6 +99,8 @@ class RemoteVocabulary:
         model = Model(path, vocab_only=True)
         try:
             found, n_vocab = model.vocab.fingerprint, model.vocab.n_tokens
+            if info.chat_template is not None and model.chat_template != info.chat_template:
+                raise RemoteError("a vocabulary with another chat template")
             if (found, n_vocab) != (info.vocab_fingerprint, info.n_vocab):
                 raise RemoteError(
                     f"a vocabulary of {n_vocab} tokens with the fingerprint {found},"

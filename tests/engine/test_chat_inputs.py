@@ -221,6 +221,8 @@ def test_the_prompt_ends_with_the_last_message() -> None:
         assert "".join(text for text, _ in cut) == wanted + content
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b "}]
     assert render(CHATML, begun(parts), continue_final_message=True) == wanted + "a\nb "
+    template = "{{ add_generation_prompt }} {{ messages[-1].content }}"
+    assert render(template, begun("Once"), continue_final_message=True) == "False Once"
     # a template that trims what it prints trims this, too
     assert render(TRIMMED, begun(" Once "), continue_final_message=True) == "<user>?</s><assistant>Once"
 

@@ -158,6 +158,8 @@ def test_the_text_is_that_of_transformers(name: str, oracle: Callable[[str, dict
             continue
         if given.get("parts") and name != "parts of a content":
             continue  # a template that knows texts only gets the parts joined
+        if found != wanted:
+            wanted = oracle(template, given)  # a day may have begun between the two
         assert found == wanted, title
         n_rendered += 1
         cut = segments(template, given["messages"], SPECIAL, **TOKENS, **options)

@@ -80,13 +80,15 @@ class ScriptedText:
 
 
 @contextmanager
-def vocabulary(folder: Path, special: dict[str, int]) -> Iterator[Vocab]:
+def vocabulary(folder: Path, special: dict[str, int], template: str | None = None) -> Iterator[Vocab]:
     """A vocabulary of bytes, a space, and these tokens."""
     meta = dict(llama()[0])
     meta["tokenizer.ggml.tokens"] = [*PIECES, "▁", *special]
     meta["tokenizer.ggml.scores"] = [0.0] * (len(PIECES) + 1 + len(special))
     meta["tokenizer.ggml.token_type"] = [2, 3, 3] + [6] * 256 + [1, *special.values()]
     meta["tokenizer.ggml.add_space_prefix"] = False
+    if template is not None:
+        meta["tokenizer.chat_template"] = template
     path = folder / "vocabulary.gguf"
     path.write_bytes(gguf(meta, {}))
     with sllm.Model(path, vocab_only=True) as model:
@@ -298,6 +300,23 @@ def test_control_tokens_are_shown_on_request(vocabs: dict[str, Vocab]) -> None:
     runs = said(vocabs["mistral"], "[INST]", answer, special=True, stop=["[/THINK]"])
     assert kinds_in(runs) == [("control", "[THINK]"), ("reasoning", "hm")]
     assert "".join(run.text for run in said(vocabs["mistral"], "[INST]", answer, stop="[/")) == "hmyes"
+
+
+def test_what_ends_a_turn_is_control_where_it_is_typed_as_text(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.role }}:{{ m.content }}<|role_end|>{% endfor %}"
+    with vocabulary(tmp_path, {"<|role_end|>": USER_DEFINED}, template) as vocab:
+        runs = said(vocab, "hi", "yes<|role_end|>")
+        assert kinds_in(runs) == [("text", "yes"), ("control", "<|role_end|>")]
+
+
+def test_marks_that_are_spelled_and_tokens_that_are_not(vocabs: dict[str, Vocab]) -> None:
+    vocab = vocabs["plain"]
+    runs = said(vocab, "<|user|>", "<thin<|end|>", template=SPELLED, special=True)
+    assert kinds_in(runs) == [("text", "<thin"), ("control", "<|end|>")]
+    # What shows nothing yet is of the kind that it stands in.
+    runs = said(vocab, "<|end|><think>\n", "好</think>", template=SPELLED)
+    assert [run.kind for run in runs[:3]] == ["reasoning"] * 3
+    assert [run.text for run in runs[:3]] == ["", "", "好"]
 
 
 def test_half_a_character_before_a_mark(vocabs: dict[str, Vocab]) -> None:

@@ -15,6 +15,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -296,9 +297,31 @@ def test_chat_is_the_models_own(remote: Remote, target_model: Model) -> None:
     assert remote.vocab.encode(text).tolist() == target_model.vocab.encode(text).tolist()
 
 
+def kept_name(model: Any) -> str:
+    """How a client names the vocabulary that it keeps."""
+    return f"{model.vocab.fingerprint}-{sha256(model.chat_template.encode()).hexdigest()[:16]}.gguf"
+
+
+def test_a_vocabulary_is_not_taken_for_one_with_another_template(
+    make_worker: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLLM_CACHE", str(tmp_path / "cache"))
+    for _ in range(2):
+        for template in ("one {{ messages[0].content }}", "two {{ messages[0].content }}"):
+            file = GGUF(embedded.DRAFT)
+            file.metadata[b"tokenizer.chat_template"] = (8, template.encode())
+            with (
+                sllm.Model(file.write(tmp_path / f"{template[:3]}.gguf")) as model,
+                make_worker(model) as worker,
+                sllm.connect(worker.uri) as remote,
+            ):
+                prompt = remote.chat([{"role": "user", "content": "x"}])
+                assert remote.vocab.decode(prompt) == f"{template[:3]} x"
+
+
 def test_the_vocabulary_crosses_once(worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLLM_CACHE", str(tmp_path / "cache"))
-    kept = tmp_path / "cache" / "vocabularies" / f"{worker._scheduler._context.model.vocab.fingerprint}.gguf"
+    kept = tmp_path / "cache" / "vocabularies" / kept_name(worker._scheduler._context.model)
 
     def fetch() -> int:
         with Link(address_of(worker)) as link, sllm.connect(through(link, worker.uri)) as remote:

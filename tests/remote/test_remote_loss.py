@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,8 @@ def cache(target_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iter
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("SLLM_CACHE", str(folder))
         (folder / "vocabularies").mkdir()
-        kept = folder / "vocabularies" / f"{target_model.vocab.fingerprint}.gguf"
+        digest = sha256((target_model.chat_template or "").encode()).hexdigest()[:16]
+        kept = folder / "vocabularies" / f"{target_model.vocab.fingerprint}-{digest}.gguf"
         kept.symlink_to(embedded.TARGET)
         yield
 
