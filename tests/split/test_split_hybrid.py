@@ -210,6 +210,25 @@ def test_several_clients_at_once(
     assert workers[0].stats.sessions_total == 3  # nothing was lost and sent again
 
 
+def test_several_workers_share_the_layers_as_they_run_apart(tmp_path: Path) -> None:
+    """Even shares of 12 layers whose kinds come back after 4 would cut at 6."""
+    path = random_models.write(tmp_path / "smollm3.gguf", replace(EVERY["smollm3"], n_layer=12))
+    prompt = prompt_of(10)
+    with ExitStack() as stack:
+        remotes = []
+        for _ in range(2):
+            worker = stack.enter_context(Worker(path, layers=True, insecure=True, n_ctx=N_CTX, **EXACT))
+            remotes.append(stack.enter_context(sllm.connect(worker.uri)))
+        settings: dict[str, Any] = {"head": 0, "codec": "f32", "n_ctx": N_CTX, **EXACT}
+        with pytest.raises(ValueError, match="multiple of 4"):
+            sllm.SplitTarget(path, tail=1, middle=remotes, **settings)
+        split = stack.enter_context(sllm.SplitTarget(path, tail=0, middle=remotes, **settings))
+        assert split.ranges == [(0, 4), (4, 12)]
+        with sllm.Model(path) as model:
+            expected = one_by_one(model, prompt, SAMPLED, 12, N_CTX)
+        assert text_of(split, prompt, 12, SAMPLED, "ngram")[0] == expected
+
+
 def test_ranges_that_do_not_run_apart_are_refused_at_once(
     make_split: Callable[..., sllm.SplitTarget], workers: list[Worker]
 ) -> None:
