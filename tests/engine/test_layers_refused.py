@@ -365,10 +365,15 @@ class Inside:
         self.thread = threading.Thread(target=self._work)
 
     def _work(self) -> None:
-        try:
-            self.one.forward(self.hidden)
-        except sllm.SllmError as error:
-            self.error = error
+        busy = True
+        while busy:
+            try:
+                busy = False
+                self.one.forward(self.hidden)
+            except sllm.BusyError:  # __enter__() was asking
+                busy = True
+            except sllm.SllmError as error:
+                self.error = error
 
     def __enter__(self) -> Inside:
         self.thread.start()
