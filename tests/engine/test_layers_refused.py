@@ -365,10 +365,15 @@ class Inside:
         self.thread = threading.Thread(target=self._work)
 
     def _work(self) -> None:
-        try:
-            self.one.forward(self.hidden)
-        except sllm.SllmError as error:
-            self.error = error
+        busy = True
+        while busy:
+            try:
+                busy = False
+                self.one.forward(self.hidden)
+            except sllm.BusyError:  # __enter__() was asking
+                busy = True
+            except sllm.SllmError as error:
+                self.error = error
 
     def __enter__(self) -> Inside:
         self.thread.start()
@@ -510,7 +515,8 @@ def test_a_forked_child_is_told_and_may_start_afresh(llama: Path) -> None:
         ("gemma3", {b"block_count": 62}, None, "a model of 62 layers"),
         ("gemma2", {b"block_count": 46}, None, "a model of 46 layers"),
         ("exaone4", {b"block_count": 64}, None, "a model of 64 layers"),
-        ("command-r", {b"block_count": 64}, None, "a model of 64 layers"),
+        ("command-r", {b"block_count": 80}, None, "a model of 80 layers"),
+        ("smallthinker", {b"attention.sliding_window": 0}, None, "which of its layers rotate"),
         ("llama4", {b"attention.sliding_window": 0}, None, "which of its layers rotate"),
         ("gemma4", {b"embedding_length_per_layer_input": 64}, None, "every layer looks up embeddings"),
         ("gemma4", {b"attention.shared_kv_layers": 2}, None, "look at the memory of others"),
