@@ -370,7 +370,7 @@ class Inside:
             try:
                 busy = False
                 self.one.forward(self.hidden)
-            except sllm.BusyError:  # __enter__() was asking
+            except sllm.BusyError:  # noqa: PERF203 - __enter__() was asking
                 busy = True
             except sllm.SllmError as error:
                 self.error = error
