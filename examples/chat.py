@@ -19,7 +19,8 @@ with sllm.Model(target_path) as model, sllm.Model(draft_path) as draft, sllm.Loc
             answer = ""
             for run in sllm.generate(target, model.chat(messages), draft=draft, max_tokens=400):
                 print(run.text, end="", flush=True)
-                answer += run.text
+                if run.kind == "text":  # what it thought first is no part of the conversation
+                    answer += run.text
             print()
             messages.append({"role": "assistant", "content": answer})
     except (EOFError, KeyboardInterrupt):

@@ -296,7 +296,11 @@ def conversation_text(messages: Messages) -> str:
     for message in messages:
         role, content = message["role"], message.get("content")
         # What else a message carries leaves the machine with it, so it is judged with it.
-        more = {key: value for key, value in message.items() if key not in ("role", "content")}
+        more = {
+            key: value
+            for key, value in message.items()
+            if key not in ("role", "content") and value is not None
+        }
         if more:
             lines.append(f"{role}: {json.dumps(more, ensure_ascii=False)}")
         if content is not None:

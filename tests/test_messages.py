@@ -190,6 +190,9 @@ def test_contents_are_checked_where_that_is_asked_for() -> None:
 
 def test_the_conversation_as_one_text() -> None:
     assert conversation_text(TALK[:2]) == "system: Be brief.\nWho?\nAnd when?"
+    assert (
+        conversation_text([{"role": "user", "content": "Who?", "name": None, "tool_calls": None}]) == "Who?"
+    )
     whole = conversation_text(TALK)
     assert '"arguments": {"who": "Ann", "born": 1969, "alive": true}' in whole
     assert whole.endswith("tool: {}")

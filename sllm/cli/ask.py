@@ -13,6 +13,8 @@ from sllm import embedded
 from sllm.cli.addresses import quiet_grpc, worker_addresses
 from sllm.cli.arguments import DEFAULT, MODEL, URI, add_threads, whole
 from sllm.cli.console import CommandError, count, one_line, read_prompt
+from sllm.cli.run_report import style_of
+from sllm.engine.chat_template import thinking_off
 from sllm.triage.calibration import Profile
 from sllm.triage.hybrid import Hybrid
 from sllm.triage.openai_cloud import OpenAICloud
@@ -54,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         help="what a profile promises holds at 0 (default: 0)",
+    )
+    add(
+        "--no-thinking",
+        action="store_true",
+        help="answer without reasoning first, where a model's template has a switch for that (not for"
+        " --cloud-url)",
     )
     add("--seed", metavar="N", type=int, default=0, help="(default: 0)")
     add("--n-ctx", metavar="N", type=whole(1), help="positions of the contexts here")
@@ -123,6 +131,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
         cloud, trouble = _open_cloud(args, uris, out, stack)
         small, triage = _open_small(args, profile, stack)
         local = None if args.local is None else stack.enter_context(sllm.Model(args.local))
+        if args.no_thinking:
+            _check_switch(small, local, cloud)
         hybrid = stack.enter_context(
             Hybrid(
                 small,
@@ -136,6 +146,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
                 max_cloud_tokens=args.max_cloud_tokens,
                 n_ctx=args.n_ctx,
                 n_threads=args.threads,
+                thinking=not args.no_thinking,
             )
         )
         answer = stack.enter_context(hybrid.ask(messages))
@@ -146,7 +157,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             if args.json:
                 parts.append(part.text)
             else:
-                out.text(part.text)
+                out.text(part.text, style=style_of(part))
         if args.json:
             out.line(json.dumps(_account(answer, "".join(parts)), ensure_ascii=False))
         else:
@@ -199,6 +210,12 @@ def _check_cloud(args: argparse.Namespace) -> None:
         raise CommandError("--cloud-url is not an address, expected one such as https://host/v1")
     if found.username is not None:
         raise CommandError("--cloud-url holds a user or a key; leave it out, and set OPENAI_API_KEY")
+
+
+def _check_switch(*models: object) -> None:
+    """Whether one of the models, or of the targets, has a switch for reasoning."""
+    if not any(thinking_off(getattr(model, "chat_template", None)) for model in models):
+        raise CommandError("--no-thinking: no model's chat template has a switch for reasoning that is known")
 
 
 def _open_small(

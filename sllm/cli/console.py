@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DIM",
+    "DIM_ITALIC",
     "GREEN",
     "RED",
     "YELLOW",
@@ -36,7 +37,7 @@ __all__ = [
     "table",
 ]
 
-GREEN, YELLOW, RED, DIM = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[2m"
+GREEN, YELLOW, RED, DIM, DIM_ITALIC = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[2m", "\x1b[2;3m"
 _RESET = "\x1b[0m"
 
 # Lines end up in logs and bug reports, where others see them.

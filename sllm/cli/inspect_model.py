@@ -55,7 +55,7 @@ def _figures(model: sllm.Model) -> dict[str, Any]:
         "n_ctx_train": model.n_ctx_train,
         "n_vocab": model.vocab.n_tokens,
         "vocab_fingerprint": _fingerprint(model),
-        "chat_template": "tokenizer.chat_template" in model.metadata,
+        "chat_template": bool(model.chat_templates),
         "can_rollback": model.can_rollback,
         "exact": not obstacles,
         "exact_obstacles": list(obstacles),

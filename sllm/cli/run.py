@@ -19,6 +19,7 @@ from sllm.cli.arguments import (
     number,
     whole,
 )
+from sllm.cli.chat_arguments import add_chat, chat_prompt, check_chat
 from sllm.cli.console import CommandError, expected_utf8, read_prompt
 from sllm.cli.run_models import open_local, open_remote, open_split
 from sllm.cli.run_report import ShownText, summary
@@ -27,9 +28,6 @@ from sllm.wire.codec import CODECS
 
 if TYPE_CHECKING:
     import argparse
-
-    import numpy as np
-    import numpy.typing as npt
 
     from sllm.cli.console import Output
 
@@ -50,9 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{MODEL}, prompt lookup, or nothing (default: the package's own if the target has its"
         " vocabulary, else none)",
     )
-    add("--chat", action="store_true", help="PROMPT is a message, for the chat template")
+    add("--chat", action="store_true", help="PROMPT is a message, for the model's chat template")
     add("-n", "--max-tokens", metavar="N", type=whole(1), help="at most N tokens")
     add("--stop", metavar="S", action="append", default=[], help="end before S; may be repeated")
+    add_chat(parser)
     _add_sampling(parser)
     add(
         "--rpc",
@@ -142,6 +141,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     )
     if "" in args.stop:
         raise CommandError("--stop is empty")
+    check_chat(args)
     uris = None if args.remote is None else worker_addresses(args.remote)
     if uris is not None and args.target is not None and args.head is None:
         raise CommandError("--target and --remote exclude each other, except for a split: name --head")
@@ -155,7 +155,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             model, target, draft = open_remote(uris, args, sampling, stack)
         else:
             model, target, draft = open_split(uris, args, sampling, stack)
-        prompt = _as_message(model, text) if args.chat else text
+        prompt = chat_prompt(args, model, text) if args.chat else text
         drafter: sllm.Model | ModelDrafter | str | None = draft
         if isinstance(draft, sllm.Model) and (args.threads is not None or uris is not None):
             n_ctx = min(n for n in (args.n_ctx, draft.n_ctx_train, 4096) if n)
@@ -166,6 +166,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
             )
         )
         shown = ShownText(out)
+        if args.prefill is not None:
+            shown.add(sllm.Run(0, (), args.prefill, 0, "target"))
         for part in stream:
             shown.add(part)
         out.end_line()
@@ -178,8 +180,3 @@ def run(args: argparse.Namespace, out: Output) -> int:
 def _read_grammar(path: Path) -> str:
     with expected_utf8(path):
         return path.read_text(encoding="utf-8")
-
-
-def _as_message(model: sllm.Model, text: str) -> npt.NDArray[np.int32]:
-    """A prompt of one message by the user."""
-    return model.chat([{"role": "user", "content": text}])

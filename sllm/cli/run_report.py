@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sllm.cli.console import DIM, count, size
+from sllm.cli.console import DIM, DIM_ITALIC, count, size
 
 if TYPE_CHECKING:
     from sllm.cli.console import Output
     from sllm.generation.text_stream import GenerationStats, Run
     from sllm.targets.base import RemoteStats
 
-__all__ = ["ShownText", "summary"]
+__all__ = ["ShownText", "style_of", "summary"]
 
 
 class ShownText:
     """A text as it is shown. What the draft writes alone without a link may have to be taken back: it is
-    shown on terminals only, where it can be told apart.
+    shown on terminals only, where it can be told apart. So can reasoning and its marks there; elsewhere they
+    are text as any other.
     """
 
     def __init__(self, out: Output) -> None:
         self._out = out
-        self._line = ""  # the verified part of the last line
+        self._line: list[Run] = []  # the verified part of the last line
         self._unverified = 0  # tokens that are shown and may be taken back
 
     def add(self, run: Run) -> None:
@@ -40,10 +42,20 @@ class ShownText:
             out.end_line()
             n = count(self._unverified, "token")
             out.note(f"sllm: the link is back; withdrawn: the last {n}, which the draft wrote alone")
-            out.text(self._line)
+            for part in self._line:
+                self._show(part)
             self._unverified = 0
-        out.text(run.text)
-        self._line = (self._line + run.text).rpartition("\n")[2]
+        self._show(run)
+        _, line_end, last = run.text.rpartition("\n")
+        self._line = [*([] if line_end else self._line), replace(run, text=last)]
+
+    def _show(self, run: Run) -> None:
+        self._out.text(run.text, style=style_of(run))
+
+
+def style_of(run: Run) -> str:
+    """How a terminal shows a run's text: reasoning and marks apart from what is said."""
+    return "" if run.kind == "text" else DIM_ITALIC
 
 
 def summary(stats: GenerationStats) -> list[str]:

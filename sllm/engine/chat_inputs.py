@@ -9,7 +9,7 @@ gets the form that it can.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sllm.messages import REASONING_FIELDS, MessageError, kind_of, map_texts
@@ -19,17 +19,23 @@ if TYPE_CHECKING:
     from sllm.messages import Messages
 
 __all__ = [
-    "CONTINUATION",
+    "THINKING_OFF",
     "checked_variables",
+    "continuation_tag",
     "continued_field",
-    "cut_at_continuation",
+    "cut_at_tag",
     "prepared",
     "tagged",
 ]
 
-CONTINUATION = "CONTINUE_FINAL_MESSAGE_TAG "
-"""What marks the end of a message that is to go on. It is transformers' own text, since templates look for
-it; the space shows whether the template trims what it prints."""
+THINKING_OFF: dict[str, Any] = {
+    "enable_thinking": False,  # Qwen3, GLM, Nemotron, Hunyuan, SmolLM3
+    "thinking": False,  # Granite, DeepSeek, Kimi
+    "thinking_mode": "disabled",  # MiniMax
+    "thinking_option": "off",  # Ling
+    "thinking_budget": 0,  # Seed
+}
+"""Variables by which published templates let a model answer without reasoning first, and their values."""
 
 _ARGUMENTS = (
     "messages",
@@ -171,7 +177,19 @@ def _texts(value: Any) -> list[str]:
     return [part["text"] for part in parts if isinstance(part, Mapping) and isinstance(part.get("text"), str)]
 
 
-def tagged(message: dict[str, Any], field: str) -> str:
+def continuation_tag(texts: Sequence[str]) -> str:
+    """What marks the end of a message that is to go on, which none of the texts holds.
+
+    It is transformers' own where that can be, since templates look for it. The space at its end shows whether
+    the template trims what it prints.
+    """
+    tag, n = "CONTINUE_FINAL_MESSAGE_TAG", 1
+    while any(tag in text for text in texts):
+        tag, n = f"CONTINUE_FINAL_MESSAGE_TAG_{n}", n + 1
+    return f"{tag} "
+
+
+def tagged(message: dict[str, Any], field: str, tag: str) -> str:
     """Mark the end of a field of a message, a copy that may be changed; returns its last text."""
     fields = [field]
     if field in REASONING_FIELDS:  # the template may read any of its names
@@ -179,19 +197,21 @@ def tagged(message: dict[str, Any], field: str) -> str:
     text = _texts(message[field])[-1]
     for name in fields:
         if isinstance(message[name], str):
-            message[name] += CONTINUATION
+            message[name] += tag
         else:
             part = next(part for part in reversed(message[name]) if isinstance(part.get("text"), str))
-            part["text"] += CONTINUATION
+            part["text"] += tag
     return text
 
 
-def cut_at_continuation(rendered: str, text: str) -> str | None:
+def cut_at_tag(rendered: str, text: str, tag: str) -> str | None:
     """The rendered text up to where ``text``, which :func:`tagged` returned, goes on; None where the template
     dropped or changed it.
     """
-    at = rendered.rfind(CONTINUATION.rstrip())
+    at = rendered.rfind(tag.rstrip())
     if at < 0 or text.strip() not in rendered:
         return None
-    before = rendered[:at]
-    return before if rendered.startswith(CONTINUATION, at) else before.rstrip()
+    before = rendered[:at].replace(tag, "").replace(tag.rstrip(), "")  # where the text stands twice
+    if tag.rstrip().casefold() in before.casefold():
+        return None  # there it is changed
+    return before if rendered.startswith(tag, at) else before.rstrip()

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from sllm.engine.chat_guard import Marks, checked_pieces, cut, pieces_in
 from sllm.engine.chat_inputs import (
+    THINKING_OFF,
     checked_variables,
+    continuation_tag,
     continued_field,
-    cut_at_continuation,
+    cut_at_tag,
     prepared,
     tagged,
 )
@@ -30,7 +32,7 @@ from sllm.messages import checked_mappings, checked_messages, kind_of, map_texts
 if TYPE_CHECKING:
     from sllm.engine.jinja_sandbox import Template
 
-__all__ = ["literals_of", "render", "segments"]
+__all__ = ["literals_of", "render", "segments", "thinking_off"]
 
 _log = logging.getLogger("sllm.chat_template")
 
@@ -147,6 +149,20 @@ def literals_of(template: str | None) -> list[str]:
     return _compile(template).literals
 
 
+def thinking_off(template: str | None) -> dict[str, Any]:
+    """The variables that tell this template to let the model answer without reasoning first, for
+    ``variables``; none where it reads no such variable, or there is no template.
+
+    Raises:
+        UnsupportedModelError: the template has a syntax error.
+
+    """
+    if not template:
+        return {}
+    read = _compile(template).variables
+    return {name: value for name, value in THINKING_OFF.items() if name in read}
+
+
 def _same(text: str) -> str:
     return text
 
@@ -184,10 +200,11 @@ class _Request:
         self._tools = tools
         self.strings: list[str] = []
         self._copies(self._note)
+        self._tag = continuation_tag(self.strings)
 
     def render(self, change: Callable[[str], str], marks: Marks | None = None) -> str:
         messages, tools = self._copies(change)
-        text = "" if self._continued is None else tagged(messages[-1], self._continued)
+        text = "" if self._continued is None else tagged(messages[-1], self._continued, self._tag)
         for message in messages:
             if "content" in message:
                 message["content"] = self._template.shaped(message["content"])
@@ -199,7 +216,7 @@ class _Request:
             rendered = _compiled(self._template.text, marks).render({**given, **own})
         if self._continued is None:
             return rendered
-        begun = cut_at_continuation(rendered, text)
+        begun = cut_at_tag(rendered, text, self._tag)
         if begun is None:
             raise UnsupportedModelError(
                 f"the model's chat template drops or changes the last message's {self._continued!r},"

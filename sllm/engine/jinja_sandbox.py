@@ -18,7 +18,7 @@ from datetime import datetime
 from types import BuiltinMethodType
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateSyntaxError, nodes, pass_context
+from jinja2 import TemplateSyntaxError, meta, nodes, pass_context
 from jinja2.ext import Extension
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -176,6 +176,12 @@ class Template:
         printed = self._probe_content([{"type": "text", "text": "probe"}])
         # A list shown as Python or JSON would write it is not what the model was trained on.
         return "probe" in printed and "'text'" not in printed and '"text"' not in printed
+
+    @functools.cached_property
+    def variables(self) -> set[str]:
+        """The names that it reads and does not itself set."""
+        # Of a tree of its own, which this changes.
+        return meta.find_undeclared_variables(_environment().parse(self.text))
 
     @functools.cached_property
     def tool_call_form(self) -> ToolCallForm:

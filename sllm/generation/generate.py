@@ -43,6 +43,7 @@ def generate(
     sampling: SamplingParams | None = None,
     max_tokens: int | None = None,
     stop: str | Sequence[str] | None = (),
+    special: bool = False,
 ) -> TextStream:
     """Generate the target's text after ``prompt``, sooner with a draft.
 
@@ -52,7 +53,9 @@ def generate(
 
     Args:
         target: what decides the text. A :class:`~sllm.Model` gets a :class:`~sllm.LocalTarget` for this one
-            text; ``connect(uri).target()`` is a model on another machine.
+            text; ``connect(uri).target()`` is a model on another machine. Where it has a ``chat_template``,
+            marks of reasoning that this writes as plain text are known (:class:`Run`), besides those that are
+            tokens.
         prompt: text, or token ids such as :meth:`Model.chat <sllm.Model.chat>` makes. Control tokens in text
             are not parsed.
         draft: a small :class:`~sllm.Model` with the same vocabulary, ``"ngram"`` (prompt lookup), a callable
@@ -60,6 +63,7 @@ def generate(
         sampling: None: ``SamplingParams()``.
         max_tokens: at most so many tokens, >= 1; None: until the model ends or the context is full.
         stop: strings that end the text; they are not part of it. None is no string.
+        special: show control tokens in the text, such as the one that ends it; ``stop`` then finds them, too.
 
     Returns:
         An iterator of :class:`Run` with ``.text()`` and ``.stats``. Models and targets passed in stay the
@@ -113,7 +117,8 @@ def generate(
             executor = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="sllm-draft"))
             stack.callback(drafter.cancel)  # or the executor would wait for it
         # 5. The loop: in turns, or each at its own pace where the target is a round trip away.
-        text, shown = tokens.tolist(), TextBuilder(vocab, stops)
+        text = tokens.tolist()
+        shown = TextBuilder.after(text, vocab, stops, getattr(target, "chat_template", None), special)
         if pipelined is not None:
             pipeline = PipelinedRuns(pipelined, drafter, executor, text, shown, stats, began)
             stack.callback(pipeline.stop)

@@ -171,6 +171,11 @@ class LocalTarget:
         self._generation = LocalGeneration(self.context, prompt, sampling, max_tokens)
         return self._generation
 
+    @property
+    def chat_template(self) -> str | None:
+        """The file's chat template; see :attr:`sllm.Model.chat_template`."""
+        return self.model.chat_template
+
     def chat(
         self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]
     ) -> npt.NDArray[np.int32]:

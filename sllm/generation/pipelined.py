@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, overload
 from sllm.draft.ahead import DraftAhead
 from sllm.draft.drafters import draft_probs
 from sllm.draft.length import DraftLength
-from sllm.generation.text_stream import GenerationStats, Run, TextBuilder, committed_runs
+from sllm.generation.text_stream import GenerationStats, Run, RunBuilder, TextBuilder, committed_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,9 +119,9 @@ class PipelinedRuns:
                 return
         if stats.finish_reason is None:  # it ended after a commit that did not look like the last
             stats.finish_reason = generation.finish_reason
-            rest = self._shown.finish()
-            if rest:
-                yield Run(len(self._text), (), rest, 0, "target")
+            last = RunBuilder(len(self._text), "target")
+            last.add("text", self._shown.finish())
+            yield from last.runs()
 
     def stop(self) -> None:
         """Let a draft that is being made end."""
@@ -266,8 +266,9 @@ class PipelinedRuns:
             if self._local_shown.stopped:
                 self._exhausted = True
                 return
-            text = self._local_shown.feed(self._chain[i])
-            run = Run(len(self._text) + i, (self._chain[i],), text, 0, "local")
-            self._local.append(run)
+            told = RunBuilder(len(self._text) + i, "local")
+            told.add(*self._local_shown.feed(self._chain[i]), self._chain[i])
+            runs = list(told.runs())
+            self._local += runs
             self._stats.n_local += 1
-            yield run
+            yield from runs

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+from sllm.generation.reasoning import Reader, SpelledMarks, starts_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -14,9 +16,18 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from sllm.engine.vocab import Vocab
+    from sllm.generation.reasoning import Kind, Part
     from sllm.targets.base import Commit, Generation, RemoteStats
 
-__all__ = ["GenerationStats", "Run", "RunStream", "TextBuilder", "TextStream", "committed_runs"]
+__all__ = [
+    "GenerationStats",
+    "Run",
+    "RunBuilder",
+    "RunStream",
+    "TextBuilder",
+    "TextStream",
+    "committed_runs",
+]
 
 
 @dataclass(frozen=True)
@@ -25,7 +36,7 @@ class Run:
 
     Attributes:
         pos: the absolute position of the first token.
-        tokens: the token ids.
+        tokens: the token ids; none where text of one kind became readable with a token of another.
         text: what becomes readable with them. A character whose bytes are spread over tokens, and what could
             become a stop string, comes with a later run; joined, the texts are the text.
         n_accepted: how many of the tokens had been drafted.
@@ -33,12 +44,16 @@ class Run:
             alone, unverified, while the link to a remote target is lost).
         withdrawn: the ``"local"`` runs before this one that no longer count: this run stands where they
             began.
+        kind: ``"text"`` (the answer), ``"reasoning"`` (what the model thinks before it, as it marks that) or
+            ``"control"`` (the marks themselves, and other control tokens). A run is of one kind.
 
     Examples:
         >>> with sllm.Model(sllm.embedded.TARGET) as model, sllm.Model(sllm.embedded.DRAFT) as small:
         ...     runs = list(sllm.generate(model, "Once upon a time", draft=small, max_tokens=16))
         >>> sum(len(run.tokens) for run in runs) <= 16, {run.source for run in runs} <= {"draft", "target"}
         (True, True)
+        >>> "".join(run.text for run in runs if run.kind == "text")[:1]
+        ' '
 
     """
 
@@ -48,6 +63,7 @@ class Run:
     n_accepted: int
     source: str
     withdrawn: tuple[Run, ...] = ()
+    kind: Kind = "text"
 
 
 @dataclass
@@ -123,41 +139,131 @@ class GenerationStats:
 
 @dataclass
 class TextBuilder:
-    """Turns tokens into text: no character split, nothing of a stop string shown."""
+    """Turns tokens into text and says what each part of it is: no character split, nothing of a stop string
+    shown.
+
+    Attributes:
+        vocab: the vocabulary.
+        stop: strings that end the text.
+        reader: says what each token is.
+        special: whether control tokens are shown.
+        spelled: finds marks of reasoning that are no tokens.
+        held: what may be a part of a stop string.
+        stopped: whether one was found.
+
+    """
 
     vocab: Vocab
     stop: Sequence[str]
+    reader: Reader
+    special: bool = False
+    spelled: SpelledMarks = field(default_factory=lambda: SpelledMarks(()))
     decoder: codecs.IncrementalDecoder = field(
         default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
     )
-    held: str = ""
+    held: list[Part] = field(default_factory=list)
     stopped: bool = False
+
+    @classmethod
+    def after(
+        cls, prompt: Sequence[int], vocab: Vocab, stop: Sequence[str], template: str | None, special: bool
+    ) -> TextBuilder:
+        """For the text after a prompt, by a model with this chat template."""
+        reader = Reader(vocab, template)
+        return cls(vocab, stop, reader, special, SpelledMarks(reader.spelled, reader.open(prompt)))
 
     def copy(self) -> TextBuilder:
         """The same state, to go on with on trial."""
-        twin = TextBuilder(self.vocab, self.stop, held=self.held, stopped=self.stopped)
+        twin = replace(self, reader=self.reader.copy(), spelled=self.spelled.copy(), held=list(self.held))
+        twin.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         twin.decoder.setstate(self.decoder.getstate())
         return twin
 
-    def feed(self, token: int) -> str:
-        """The text that is certain with this token."""
-        if not self.stop:
-            return self.decoder.decode(self.vocab.piece(token))
-        self.held += self.decoder.decode(self.vocab.piece(token))
-        found = [at for at in (self.held.find(s) for s in self.stop) if at >= 0]
+    def feed(self, token: int) -> tuple[Kind, list[Part]]:
+        """What the token is, and the text that is certain with it."""
+        before = self.reader.state
+        kind = self.reader.read(token)
+        piece = self.vocab.piece(token)
+        if self.special and kind == "control" and not piece:
+            piece = self.vocab._piece(token, special=True)
+        text = self.decoder.decode(piece)
+        parts: list[Part] = [(kind, text)] if text else []
+        if kind == "control" and parts:
+            own = piece.decode("utf-8", "replace")
+            if text != own and text.endswith(own):  # the rest of a character that was left unfinished
+                parts = [(before, text[: -len(own)]), (kind, own)]
+        shown = self._marked(self._certain(parts) if self.stop else parts)
+        return self.spelled.state if kind == "text" else kind, shown
+
+    def _certain(self, parts: list[Part]) -> list[Part]:
+        """What is no part of a stop string."""
+        self.held += parts
+        text = "".join(text for _, text in self.held)
+        found = [at for at in (text.find(s) for s in self.stop) if at >= 0]
         if found:
             self.stopped = True
-            self.held, shown = "", self.held[: min(found)]
+            shown, self.held = _cut(self.held, min(found))[0], []
             return shown
-        keep = max((n for s in self.stop for n in range(1, len(s)) if self.held.endswith(s[:n])), default=0)
-        shown, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        shown, self.held = _cut(self.held, len(text) - starts_with(text, self.stop))
         return shown
 
-    def finish(self) -> str:
+    def _marked(self, parts: list[Part]) -> list[Part]:
+        found = [marked for part in parts for marked in self.spelled.feed(part)]
+        return [*found, *self.spelled.finish()] if self.stopped else found
+
+    def finish(self) -> list[Part]:
         """What is left at the end."""
-        shown = self.held + self.decoder.decode(b"", final=True)
-        self.held = ""
-        return "" if self.stopped else shown
+        rest: list[Part] = [*self.held, (self.reader.state, self.decoder.decode(b"", final=True))]
+        self.held = []
+        if self.stopped:
+            return []
+        return [part for part in (*self._marked(rest), *self.spelled.finish()) if part[1]]
+
+
+def _cut(parts: list[Part], n: int) -> tuple[list[Part], list[Part]]:
+    """Parts up to character ``n``, and the others."""
+    first: list[Part] = []
+    second: list[Part] = []
+    for kind, text in parts:
+        first += [(kind, text[:n])] if text[:n] else []
+        second += [(kind, text[max(n, 0) :])] if text[max(n, 0) :] else []
+        n = max(n - len(text), 0)
+    return first, second
+
+
+class RunBuilder:
+    """Collects tokens and what becomes readable with them into runs of one kind.
+
+    Args:
+        pos: the position of the first token.
+        source: as :attr:`Run.source`.
+
+    """
+
+    def __init__(self, pos: int, source: str) -> None:
+        self._pos = pos
+        self._source = source
+        self._found: list[tuple[Kind, list[int], list[str]]] = []
+
+    def add(self, kind: Kind, parts: Sequence[Part], token: int | None = None) -> None:
+        """Add a token of a kind, and text, with the last part of which the token stands."""
+        for part in parts:
+            self._of(part[0])[2].append(part[1])
+        if token is not None:
+            self._of(parts[-1][0] if parts else kind)[1].append(token)
+
+    def _of(self, kind: Kind) -> tuple[Kind, list[int], list[str]]:
+        if not self._found or self._found[-1][0] != kind:
+            self._found.append((kind, [], []))
+        return self._found[-1]
+
+    def runs(self) -> Iterator[Run]:
+        """What was added, as runs."""
+        pos = self._pos
+        for kind, tokens, texts in self._found:
+            n_accepted = len(tokens) if self._source == "draft" else 0
+            yield Run(pos, tuple(tokens), "".join(texts), n_accepted, self._source, kind=kind)
+            pos += len(tokens)
 
 
 class RunStream:
@@ -225,23 +331,26 @@ class TextStream(RunStream):
 def committed_runs(
     commit: Commit, generation: Generation, shown: TextBuilder, stats: GenerationStats
 ) -> Iterator[Run]:
-    """One commit as a run of accepted tokens and a run of the target's own."""
+    """One commit as runs of accepted tokens and runs of the target's own."""
     n, pos = commit.n_accepted, commit.pos
     for source, begin, tokens in (("draft", pos, commit.tokens[:n]), ("target", pos + n, commit.tokens[n:])):
-        if not tokens:
-            continue
-        text = ""
+        found = RunBuilder(begin, source)
+        ends = source == "target" and generation.finish_reason is not None
         for i, token in enumerate(tokens, 1):
-            text += shown.feed(token)
+            kind, parts = shown.feed(token)
+            stats.n_tokens += 1
             if shown.stopped:
-                tokens = tokens[:i]
+                found.add(kind, parts, token)
+                stats.finish_reason = "stop"
                 break
-        stats.n_tokens += len(tokens)
-        if shown.stopped:
-            stats.finish_reason = "stop"
-        elif source == "target" and generation.finish_reason is not None:
+            rest = shown.finish() if ends and i == len(tokens) else []
+            if kind == "control" and not parts:  # a mark that is not shown comes after the text's last part
+                found.add(kind, rest)
+                rest = []
+            found.add(kind, parts, token)
+            found.add(kind, rest)
+        if tokens and ends and not shown.stopped:
             stats.finish_reason = generation.finish_reason
-            text += shown.finish()
-        yield Run(begin, tokens, text, len(tokens) if source == "draft" else 0, source)
+        yield from found.runs()
         if shown.stopped:
             return

@@ -110,6 +110,11 @@ class RemoteTarget:
             raise ValueError(f"the prompt holds ids that are not in the vocabulary of {info.n_vocab} tokens")
         return prompt
 
+    @property
+    def chat_template(self) -> str | None:
+        """The worker's chat template, a Jinja2 text, or None."""
+        return self.remote.link.info.chat_template
+
     def chat(
         self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]
     ) -> npt.NDArray[np.int32]:

@@ -246,6 +246,11 @@ class SplitTarget(Closing):
         """The model's vocabulary."""
         return self._vocabulary.vocab
 
+    @property
+    def chat_template(self) -> str | None:
+        """The file's chat template; see :attr:`sllm.Model.chat_template`."""
+        return self._vocabulary.chat_template
+
     def chat(
         self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]
     ) -> npt.NDArray[np.int32]:

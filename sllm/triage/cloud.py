@@ -23,6 +23,7 @@ from sllm.privacy import egress_check
 from sllm.targets.base import Scorer, Target
 from sllm.triage.check_answer import check_answer
 from sllm.triage.outgoing import LocalOnly
+from sllm.triage.prompt import prompt_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -170,6 +171,7 @@ class TokenCloud(_Side):
         small: drafts for the target where the two share a vocabulary.
         n_threads: of the small model.
         resources: closed with the answer.
+        thinking: whether the target may reason first.
 
     """
 
@@ -178,6 +180,7 @@ class TokenCloud(_Side):
     small: Model
     n_threads: int | None
     resources: ExitStack
+    thinking: bool
 
     def write(self, messages: list[dict[str, Any]]) -> Iterator[Run]:
         """See :meth:`CloudSide.write`."""
@@ -218,7 +221,7 @@ class TokenCloud(_Side):
 
     def _prepare_outgoing(self, messages: list[dict[str, Any]], answer: str = "") -> npt.NDArray[np.int32]:
         """The tokens that are to be sent, after the last check of what they say, int32 (n,)."""
-        prompt: npt.NDArray[np.int32] = self.target.chat(messages)  # type: ignore[attr-defined]
+        prompt = prompt_of(self.target, messages, thinking=self.thinking)
         if answer:
             prompt = np.concatenate([prompt, self.target.vocab.encode(answer, add_special=False)])
         self.outgoing.egress_check(self.target.vocab.decode(prompt, special=True))

@@ -77,6 +77,8 @@ class Hybrid(Closing):
             this object, as the cloud's ``count`` estimates them for a :class:`ChatCloud`; None: any number.
         n_ctx, n_threads: of the contexts of ``small`` and ``local``.
         detect_seconds: detectors that take longer have failed.
+        thinking: False: models answer without reasoning first, where their chat templates have a switch for
+            that (:func:`sllm.engine.chat_template.thinking_off`); a :class:`ChatCloud` is not told.
 
     Raises:
         ValueError, TypeError: an argument out of range or of another type, or a grammar for a
@@ -113,6 +115,7 @@ class Hybrid(Closing):
         n_ctx: int | None = None,
         n_threads: int | None = None,
         detect_seconds: float = 10.0,
+        thinking: bool = True,
     ) -> None:
         if privacy not in ("local", "deidentify", "refuse"):
             raise ValueError(f"privacy is {privacy!r}, expected 'local', 'deidentify' or 'refuse'")
@@ -149,6 +152,7 @@ class Hybrid(Closing):
             budget=CloudBudget(max_cloud_tokens),
             n_threads=n_threads,
             knows_local=knows_local,
+            thinking=bool(thinking),
         )
         self.vault = Vault(self._detectors)
         super().__init__()

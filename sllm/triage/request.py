@@ -16,6 +16,7 @@ from sllm.targets.base import Target
 from sllm.triage.check_answer import answer_logprobs
 from sllm.triage.cloud import MessageCloud, TokenCloud
 from sllm.triage.outgoing import ContainsPrivate, LocalOnly
+from sllm.triage.prompt import prompt_of
 from sllm.triage.triage import Tier
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class Pipeline:
     budget: CloudBudget
     n_threads: int | None
     knows_local: bool
+    thinking: bool
 
 
 @dataclass
@@ -140,7 +142,7 @@ class Request:
         self._ended = False
         with generate(
             target,
-            target.chat(self.messages),
+            prompt_of(target, self.messages, thinking=pipeline.thinking),
             draft=self._draft_of(target),
             sampling=pipeline.sampling,
             max_tokens=self.max_tokens,
@@ -157,7 +159,8 @@ class Request:
         """The whole answer of a model here, and the log-probabilities of its tokens, float64 (n,)."""
         runs = list(self._streamed(target))
         tokens = [token for run in runs for token in run.tokens]
-        return runs, answer_logprobs(target, target.chat(self.messages), tokens)
+        prompt = prompt_of(target, self.messages, thinking=self.pipeline.thinking)
+        return runs, answer_logprobs(target, prompt, tokens)
 
     def _draft_of(self, target: LocalTarget) -> Model | None:
         """The small model drafts for the local one where the two share a vocabulary."""
@@ -236,7 +239,9 @@ class Request:
         common = (self.answer, self.outgoing, pipeline.budget, pipeline.sampling, self.max_tokens)
         if isinstance(cloud, Target):
             small = pipeline.small.model
-            return TokenCloud(*common, cloud, pipeline.accept, small, pipeline.n_threads, self.resources)
+            return TokenCloud(
+                *common, cloud, pipeline.accept, small, pipeline.n_threads, self.resources, pipeline.thinking
+            )
         assert cloud is not None
         return MessageCloud(*common, cloud)
 
@@ -272,7 +277,7 @@ def restored(runs: Iterator[Run], restorer: Restorer, stats: HybridStats) -> Ite
     rest = restorer.finish()
     stats.n_restored, stats.n_unknown = restorer.n_restored, restorer.n_unknown
     if last is not None and rest:
-        yield Run(last.pos + len(last.tokens), (), rest, 0, last.source)
+        yield Run(last.pos + len(last.tokens), (), rest, 0, last.source, kind=last.kind)
 
 
 def _no_answer(error: Exception) -> LocalOnly:

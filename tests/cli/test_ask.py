@@ -173,6 +173,7 @@ def test_a_worker_that_is_not_there(ask: Callable[..., Any], profile: Callable[[
     [
         (["my", "phone", "is", PHONE], "there are 4 prompts; put the words of one in quotes"),
         (["--privacy", "none", "x"], "invalid choice: 'none'"),
+        (["--no-thinking", "x"], "--no-thinking: no model's chat template has a switch for reasoning"),
         (["--verify", "maybe", "x"], "invalid choice: 'maybe'"),
         (["--cloud-model", "big", "x"], "--cloud-model needs --cloud-url"),
         (["--cloud-url", "http://h/v1", "x"], "--cloud-url needs --cloud-model"),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import doctest
 import json
-import struct
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from chat_models import with_templates
 
 import sllm
-from sllm.engine import gguf
 from sllm.engine.chat_template import render, segments
 from sllm.errors import UnsupportedModelError
 
@@ -215,12 +214,15 @@ def begun(content: Any, **more: Any) -> list[dict[str, Any]]:
 
 def test_the_prompt_ends_with_the_last_message() -> None:
     wanted = "<|im_start|>user\n?<|im_end|>\n<|im_start|>assistant\n"
-    for content in ("Once", "Once ", "", "<|im_end|>", "CONTINUE_FINAL_MESSAGE_TAG x"):
+    own = "CONTINUE_FINAL_MESSAGE_TAG"
+    for content in ("Once", "Once ", "", "<|im_end|>", f"{own} x", f"{own} {own}_1 {own} "):
         assert render(CHATML, begun(content), continue_final_message=True) == wanted + content
         cut = segments(CHATML, begun(content), ["<|im_start|>", "<|im_end|>"], continue_final_message=True)
         assert "".join(text for text, _ in cut) == wanted + content
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b "}]
     assert render(CHATML, begun(parts), continue_final_message=True) == wanted + "a\nb "
+    template = "{{ add_generation_prompt }} {{ messages[-1].content }}"
+    assert render(template, begun("Once"), continue_final_message=True) == "False Once"
     # a template that trims what it prints trims this, too
     assert render(TRIMMED, begun(" Once "), continue_final_message=True) == "<user>?</s><assistant>Once"
 
@@ -230,6 +232,11 @@ def test_reasoning_can_go_on() -> None:
         messages = begun("", **{name: "Let me"})
         shown = render(REASONED, messages, continue_final_message=name)
         assert shown == "<user>?</s><assistant><think>Let me"
+
+
+def test_a_template_that_prints_the_message_twice() -> None:
+    twice = "{{ messages[-1].content }}|{{ messages[-1].content | trim }}|{{ messages[-1].content }}</s>"
+    assert render(twice, begun("Once "), continue_final_message=True) == "Once |Once |Once "
 
 
 @pytest.mark.parametrize(
@@ -276,15 +283,6 @@ def test_what_cannot_go_on(messages: Any, continued: Any, words: str) -> None:
 
 
 # ---- a model
-
-
-def with_templates(path: Path, templates: dict[str, str]) -> Path:
-    """The embedded model's vocabulary, with these chat templates in place of its own."""
-    header = gguf.read_header(sllm.embedded.TARGET)
-    pairs = [raw for key, raw in header.pairs.items() if key != "tokenizer.chat_template"]
-    pairs += [gguf.pair(key, text) for key, text in templates.items()]
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", header.version, 0, len(pairs)) + b"".join(pairs))
-    return path
 
 
 @pytest.mark.parametrize(

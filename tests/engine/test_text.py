@@ -104,18 +104,19 @@ def test_a_stream_shows_what_its_tokens_are(
 ) -> None:
     vocab = open_vocab(kind, pre)
     tokens = data.draw(st.lists(st.integers(0, vocab.n_tokens - 1), max_size=40))
-    shown = TextBuilder(vocab, ())
+    shown = TextBuilder.after([], vocab, (), None, special=False)
 
-    text = "".join(map(shown.feed, tokens)) + shown.finish()
+    parts = [part for token in tokens for part in shown.feed(token)[1]] + shown.finish()
+    text = "".join(said for _, said in parts)
     assert text == vocab.decode(tokens, goes_on=True)
     assert vocab.decode(tokens) in (text, text.removeprefix(" "))
     for cut in range(1, len(tokens)):
-        parts = [
+        halves = [
             vocab.decode(tokens[:cut], special=True),
             vocab.decode(tokens[cut:], special=True, goes_on=True),
         ]
-        if "\ufffd" not in "".join(parts):  # within a character
-            assert "".join(parts) == vocab.decode(tokens, special=True)
+        if "\ufffd" not in "".join(halves):  # within a character
+            assert "".join(halves) == vocab.decode(tokens, special=True)
 
 
 def test_no_pre_tokenizer_is_left_out() -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import privacy_corpus
 import pytest
+from chat_models import with_templates
 from oracles import EXACT
 from remote_worker import WorkerProcess, wait_until
 
@@ -1181,3 +1182,42 @@ def test_an_answer_that_is_left(make: Callable[..., Hybrid], cloud: Wiretap) -> 
     assert isinstance(cloud, Target)
     assert Vault().counts == {}
     egress_check("nothing", Vault())
+
+
+# ---- reasoning
+
+
+def test_answers_without_reasoning_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the switch that the template has, here and in a cloud that is a target."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant\n{{ '' if thinking is defined and not thinking else 'Hm, ' }}"
+    )
+    path = with_templates(tmp_path / "m.gguf", {"tokenizer.chat_template": template}, weights=True)
+    prompts: list[str] = []
+    opened = sllm.LocalTarget.open
+
+    def noted(target: sllm.LocalTarget, tokens: Any, *more: Any) -> Any:
+        prompts.append(target.vocab.decode(tokens, special=True))
+        return opened(target, tokens, *more)
+
+    monkeypatch.setattr(sllm.LocalTarget, "open", noted)
+    for thinking, end in ((True, "assistant\nHm, "), (False, "assistant\n")):
+        for tier in (1, 2, 3):
+            with (
+                sllm.Model(path) as model,
+                sllm.LocalTarget(model, n_ctx=512, n_threads=1) as cloud,
+                Hybrid(
+                    model,
+                    None,
+                    cloud,
+                    triage=Graded(tier, private=False),  # type: ignore[arg-type]
+                    verify="never",
+                    n_ctx=512,
+                    n_threads=1,
+                    thinking=thinking,
+                ) as hybrid,
+            ):
+                assert hybrid.ask(user("Hi"), max_tokens=4).text()
+            assert prompts.pop().endswith(end)
+    assert not prompts
