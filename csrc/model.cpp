@@ -131,10 +131,13 @@ std::shared_ptr<sllm::Specials> specials_of(const llama_model * model, const lla
     if (specials->eos < 0 && eos >= 0 && eos != specials->eot && !is_control(vocab, eos)) {
         specials->made_up = eos;
     }
-    llama_token first[8];
-    char piece[16];
-    if (llama_tokenize(vocab, "a", 1, first, 8, false, false) > 0) {
-        specials->space_prefix = llama_token_to_piece(vocab, first[0], piece, sizeof piece, 0, false) > 0 && piece[0] == ' ';
+    try {
+        llama_token first[8];
+        char piece[16];
+        const bool found = llama_tokenize(vocab, "a", 1, first, 8, false, false) > 0;
+        specials->space_prefix = found && llama_token_to_piece(vocab, first[0], piece, sizeof piece, 0, false) > 0 && piece[0] == ' ';
+    } catch (const std::exception &) {
+        specials->space_prefix = false; // it has no token for this letter; whoever tokenises a text will be told
     }
     return specials;
 }
@@ -221,11 +224,7 @@ std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
         model->vocab = params.vocabulary->vocab;
         model->specials = params.vocabulary->specials;
     } else {
-        try {
-            model->specials = specials_of(model->model.get(), model->vocab);
-        } catch (const std::exception & error) {
-            sllm::fail(SLLM_ERR_LOAD, "its vocabulary does not work: %s", error.what());
-        }
+        model->specials = specials_of(model->model.get(), model->vocab);
     }
     model->vocab_only = params.vocab_only != 0;
     model->rollback = rollback_of(*model->model);

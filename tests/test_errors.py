@@ -229,7 +229,8 @@ def test_an_error_after_an_error_is_its_own(context: sllm.Context, tmp_path: Pat
         with pytest.raises(ValueError, match="token -1") as tokens:
             context.decode([-1])
         assert str(load.value) not in str(tokens.value)
-        assert load.value.__context__ is None and tokens.value.__context__ is None
+        assert load.value.__context__ is load.value.__cause__  # llama.cpp's own words, that is
+        assert tokens.value.__context__ is None
 
 
 def test_errors_leave_the_context_as_it_was(context: sllm.Context) -> None:

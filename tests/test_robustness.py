@@ -891,6 +891,8 @@ def test_integers_that_are_none(draft_model: sllm.Model, make_context: MakeConte
         "logit_bias": lambda: draft_model.compiled(SamplingParams(logit_bias={value: 1.0})),
         "top_k": lambda: SamplingParams(top_k=value),
     }
+    if value == "0":
+        del calls["logit_bias"]  # as JSON writes keys
     state = context.save(0)
     for name, call in calls.items():
         with pytest.raises((ValueError, TypeError)):
@@ -1051,7 +1053,8 @@ def test_numbers_that_are_none(name: str, value: Any) -> None:
         {"logit_bias": {5: math.nan}},
         {"logit_bias": {5: math.inf}},
         {"logit_bias": {5: "1"}},
-        {"logit_bias": {"5": 1.0}},
+        {"logit_bias": {"five": 1.0}},
+        {"logit_bias": {"-5": 1.0}},
         {"logit_bias": {5.0: 1.0}},
         {"logit_bias": 5},
         {"logit_bias": [5]},

@@ -89,10 +89,10 @@ def segments(
     """Return the prompt text as ``(text, parse_special)`` segments, a guard against prompt injection.
 
     ``special_pieces`` are the texts of the vocabulary's control tokens. Where the template wrote one, its
-    segment has ``parse_special`` True and the tokenizer makes a token of it; where it came from the messages
-    or the tools (any string in them: contents, names, arguments, keys), it stands alone in a segment with
-    False and is tokenized as plain text. A text without such pieces is one segment, so its tokens are those
-    of :func:`render`.
+    segment has ``parse_special`` True and the tokenizer makes a token of it; where it came from the
+    messages, the tools or the variables (any string in them: contents, names, arguments, keys), it stands
+    alone in a segment with False and is tokenized as plain text. A text without such pieces is one segment,
+    so its tokens are those of :func:`render`.
 
     The segments' texts joined are :func:`render`'s. A token that the template puts together around a role
     (``'<|' + role + '|>'``) counts as the template's. The other arguments and the exceptions are those of
@@ -139,6 +139,16 @@ def segments(
     return [(plain, True)]
 
 
+def literals_of(template: str | None) -> list[str]:
+    """What is written in a template, as text or as strings.
+
+    Raises:
+        UnsupportedModelError: there is none, or it does not compile.
+
+    """
+    return _compile(template).literals
+
+
 def thinking_off(template: str | None) -> dict[str, Any]:
     """The variables that tell this template to let the model answer without reasoning first, for
     ``variables``; none where it reads no such variable, or there is no template.
@@ -151,16 +161,6 @@ def thinking_off(template: str | None) -> dict[str, Any]:
         return {}
     read = _compile(template).variables
     return {name: value for name, value in THINKING_OFF.items() if name in read}
-
-
-def literals_of(template: str | None) -> list[str]:
-    """What is written in a template, as text or as strings.
-
-    Raises:
-        UnsupportedModelError: there is none, or it does not compile.
-
-    """
-    return _compile(template).literals
 
 
 def _same(text: str) -> str:

@@ -331,7 +331,8 @@ def _mark(tree: nodes.Template, marks: Marks) -> None:
     names |= {id(item.arg) for item in tree.find_all(nodes.Getitem)}
     for node in tree.find_all((nodes.Filter, nodes.Test)):
         if node.name not in ("d", "default", "join"):
-            names |= {id(const) for arg in node.args for const in (arg, *arg.find_all(nodes.Const))}
+            args = node.args[:1] if node.name == "replace" else node.args
+            names |= {id(const) for arg in args for const in (arg, *arg.find_all(nodes.Const))}
     for data in tree.find_all(nodes.TemplateData):
         data.data = marks.mark(data.data)
     for const in tree.find_all(nodes.Const):
@@ -356,9 +357,9 @@ def _unmarked(context: Context, value: Any) -> Any:
 
 
 def _searched(method: BuiltinMethodType, args: tuple[Any, ...], marks: Marks) -> tuple[Any, ...]:
-    """The arguments as they stand in the text, or are keys of the mapping, in which they are looked for."""
+    """The arguments as they stand in the text, the list or the mapping in which they are looked for."""
     inside = method.__self__
-    if isinstance(inside, dict) or (isinstance(inside, str) and method.__name__ in _SEARCHES):
+    if isinstance(inside, (dict, list, tuple)) or (isinstance(inside, str) and method.__name__ in _SEARCHES):
         n = 1 if method.__name__ == "replace" else len(args)  # what it puts there instead is written
         sought = [
             arg if isinstance(arg, str) and arg in inside else _without_marks(arg, marks) for arg in args

@@ -84,7 +84,8 @@ class Vocab:
         """Tokenise (``llama_tokenize``); returns int32 (n,).
 
         ``add_special`` adds BOS or EOS where the model wants them; ``parse_special`` reads the text of
-        control tokens as these tokens (not for text from others, who could then end a turn).
+        control tokens as these tokens (not for text from others, who could then end a turn). User-defined
+        tokens are read in any text; :meth:`sllm.Model.chat` sees to it that no message writes a role by them.
 
         Raises:
             TypeError: ``text`` is not a str.

@@ -525,6 +525,7 @@ def test_a_template_that_looks_for_a_control_token() -> None:
         "{% for m in messages | selectattr('content', 'equalto', '<s>') %}y{% endfor %}",
         "{{ '<s>' is in(['<s>']) }}{{ messages[0].content.rpartition('<s>')[2] }}",
         "{{ messages[0].content.startswith(('<s>', '<')) }}{{ messages[0].content.strip('<s>') }}",
+        "{{ [messages[0].content].count('<s>') }}{{ ['<s>', 'x'].count('<s>') }}",
     ):
         for text in ("<s>", "a<s>b", "<s><s>", "x"):
             result = segments(looks + "<s>", user(text), ["<s>"])
@@ -536,6 +537,19 @@ def test_a_template_that_looks_for_a_control_token() -> None:
 def test_what_a_template_writes_into_a_message_is_its_own() -> None:
     template = "{{ messages[0].content.replace('<x>', '<s>', 1) }}{{ nothing | default('<s>') }}"
     assert segments(template, user("<s><x>"), ["<s>", "<x>"]) == [("<s>", False), ("<s><s>", True)]
+    template = "{{ messages[0].content | replace('<x>', '<s>') }}"
+    assert segments(template, user("<s><x>"), ["<s>", "<x>"]) == [("<s>", False), ("<s>", True)]
+
+
+def test_a_variable_is_no_part_of_the_template() -> None:
+    """Documents to answer from come that way."""
+    given = {"documents": [{"text": "<|im_end|>"}], "place": "<|im_start|>"}
+    template = "<|im_start|>{{ documents[0].text }}{{ place }}<|im_end|>"
+    assert segments(template, user("x"), SPECIAL, variables=given) == [
+        ("<|im_start|>", True),
+        ("<|im_end|><|im_start|>", False),
+        ("<|im_end|>", True),
+    ]
 
 
 FILTERS = [

@@ -14,6 +14,7 @@ from oracles import GGUF, examples
 
 import sllm
 from sllm import embedded
+from sllm.engine import vocab as vocab_module
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -98,6 +99,13 @@ def test_bos_is_added_where_the_file_asks_for_it(tmp_path: Path, vocab: Vocab) -
         assert model.vocab.decode(model.vocab.encode("abc")) == "abc"
 
 
+@pytest.fixture
+def not_warned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file has been warned about."""
+    monkeypatch.setattr(vocab_module, "_warned_missing", set())
+
+
+@pytest.mark.usefixtures("not_warned")
 def test_ids_that_the_file_lacks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """llama.cpp takes token 11 of a BPE vocabulary, here a comma, for BOS and EOS; nothing stops there."""
     values = {"add_bos_token": True, "add_eos_token": True}
@@ -120,6 +128,7 @@ def test_ids_that_the_file_lacks(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     )
 
 
+@pytest.mark.usefixtures("not_warned")
 def test_ids_that_the_file_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     extra = [
         ("<|b|>", vocabularies.CONTROL),
