@@ -1,6 +1,7 @@
 // Contexts: the memory of each sequence as a cache of its tokens, and everything that computes.
 
 #include "internal.hpp"
+#include "mtp.hpp"
 
 #include "ggml-backend.h"
 
@@ -37,7 +38,10 @@ bool on_abort_poll(void * user_data) {
     return false;
 }
 
-// What llama.cpp logged says more than the little that it returns.
+} // namespace
+
+namespace sllm {
+
 int status_of_lines(const std::string & lines, int otherwise) {
     for (const char * words : {"failed to allocate", "could not reserve space", "bad_alloc"}) {
         if (lines.find(words) != std::string::npos) {
@@ -47,12 +51,16 @@ int status_of_lines(const std::string & lines, int otherwise) {
     return otherwise;
 }
 
-[[noreturn]] void fail_stopped(const sllm_context & context) {
+void fail_stopped(const sllm_context & context) {
     if (context.was_interrupted) {
-        sllm::fail(SLLM_ERR_INTERRUPTED, "interrupted");
+        fail(SLLM_ERR_INTERRUPTED, "interrupted");
     }
-    sllm::fail(SLLM_ERR_CANCELLED, "cancelled by another thread");
+    fail(SLLM_ERR_CANCELLED, "cancelled by another thread");
 }
+
+} // namespace sllm
+
+namespace {
 
 // What the system could give without swapping, or `total` where it does not say; ggml calls all of the memory free.
 double available_memory(size_t total) {
@@ -207,8 +215,11 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
     batch.seq_id = context.batch_seq_id.data();
     batch.logits = context.batch_logits.data();
 
+    if (context.heads != nullptr && !context.reserving) {
+        context.heads->before_decode();
+    }
     if (!context.reserving && on_abort_poll(&context)) { // backends other than the CPU do not ask while they compute
-        fail_stopped(context);
+        sllm::fail_stopped(context);
     }
     int32_t rc = 0;
     try {
@@ -228,6 +239,9 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
             sllm::Sequence & s = context.sequences[static_cast<size_t>(row.seq_id)];
             s.n_cached = std::max(s.n_cached, row.pos + 1);
         }
+        if (context.heads != nullptr) {
+            context.heads->after_decode();
+        }
         return;
     }
     for (const Row & row : rows) {
@@ -239,10 +253,10 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
     }
     switch (rc) {
     case 1: sllm::fail(SLLM_ERR_FULL, "the context has no room for %zu more tokens (n_ctx %u)", n, context.info.n_ctx);
-    case 2: fail_stopped(context);
+    case 2: sllm::fail_stopped(context);
     default: {
         const std::string lines = sllm::Guard::logged_errors();
-        sllm::fail(status_of_lines(lines, SLLM_ERR_COMPUTE), "llama_decode() returned %d: %s", rc,
+        sllm::fail(sllm::status_of_lines(lines, SLLM_ERR_COMPUTE), "llama_decode() returned %d: %s", rc,
                    lines.empty() ? "it did not say why" : lines.c_str());
     }
     }
@@ -262,6 +276,10 @@ void decode_aborted(sllm_context & context, const std::vector<Row> & rows) {
     context.reserving = false;
 }
 
+} // namespace
+
+namespace sllm {
+
 // llama.cpp grows its buffer of logits when a batch asks for more rows than any before, and frees the old one: a view
 // into it would dangle. So the largest batch is asked for now, and stopped at the first node of its graph; the buffer is reserved
 // before the graph runs.
@@ -274,10 +292,14 @@ void reserve_outputs(sllm_context & context) {
     }
     decode_aborted(context, rows);
     llama_memory_clear(llama_get_memory(context.context.get()), false);
-    for (sllm::Sequence & s : context.sequences) {
-        s = sllm::Sequence{};
+    for (Sequence & s : context.sequences) {
+        s = Sequence{};
     }
 }
+
+} // namespace sllm
+
+namespace {
 
 std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_context_params & params) {
     const auto require = [](bool condition, const char * text) {
@@ -326,11 +348,12 @@ std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_
         p.cb_eval_user_data = context.get();
     }
     check_cache_fits(model, p);
+    context->params = p;
 
     context->context.reset(llama_init_from_model(model.model.get(), p));
     if (context->context == nullptr) {
         const std::string lines = sllm::Guard::logged_errors();
-        sllm::fail(status_of_lines(lines, SLLM_ERR_INVALID), "llama.cpp made no context: %s",
+        sllm::fail(sllm::status_of_lines(lines, SLLM_ERR_INVALID), "llama.cpp made no context: %s",
                    lines.empty() ? "it did not say why" : lines.c_str());
     }
     llama_context * c = context->context.get();
@@ -350,8 +373,16 @@ std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_
     context->info.n_outputs_max = std::min(params.n_outputs_max, context->info.n_batch);
     context->info.n_vocab = model.n_vocab;
     context->sequences.resize(context->info.n_seq_max);
-    reserve_outputs(*context);
+    sllm::reserve_outputs(*context);
     return context;
+}
+
+// What is known of a sequence whose memory was cleared.
+void empty(sllm_context & context, llama_seq_id seq_id) {
+    context.sequences[static_cast<size_t>(seq_id)] = sllm::Sequence{};
+    if (context.heads != nullptr) {
+        context.heads->cut(seq_id, 0);
+    }
 }
 
 // llama.cpp puts the copying of a sequence's memory off to its next decode, and would by then copy what was loaded meanwhile.
@@ -465,6 +496,9 @@ size_t checked_position(sllm_context & context, int32_t seq_id, int32_t pos, siz
 
 void uncache(sllm_context & context, llama_seq_id seq_id, size_t length) {
     Sequence & s = context.sequences[static_cast<size_t>(seq_id)];
+    if (context.heads != nullptr) {
+        context.heads->cut(seq_id, length);
+    }
     if (s.n_cached > length) {
         llama_memory_t memory = llama_get_memory(context.context.get());
         if (length > 0 && llama_memory_seq_rm(memory, seq_id, static_cast<llama_pos>(length), -1)) {
@@ -644,6 +678,7 @@ int sllm_context_close(sllm_context * context) {
             std::this_thread::sleep_for(std::chrono::milliseconds(1));
         }
         context->closed = true;
+        context->heads.reset();
         context->sequences.clear();
         if (context->references.load(std::memory_order_acquire) == 1) {
             context->context.reset();
@@ -669,6 +704,9 @@ int sllm_context_set_threads(sllm_context * context, int32_t n_threads, int32_t 
             sllm::fail(SLLM_ERR_INVALID, "n_threads and n_threads_batch must be in 1..512");
         }
         llama_set_n_threads(context->context.get(), n_threads, n_threads_batch);
+        if (context->heads != nullptr) {
+            context->heads->set_threads(n_threads, n_threads_batch);
+        }
     });
 }
 
@@ -738,6 +776,9 @@ int sllm_memory_copy(sllm_context * context, int32_t source, int32_t target) {
         to.n_committed = from.n_committed;
         to.n_cached = from.n_cached;
         to.start = from.start;
+        if (context->heads != nullptr) {
+            context->heads->copy(source, target);
+        }
     });
 }
 
@@ -746,14 +787,14 @@ int sllm_memory_clear(sllm_context * context, int32_t seq_id) {
         const sllm::Entry entry(*context);
         if (seq_id == -1) {
             llama_memory_clear(llama_get_memory(context->context.get()), false);
-            for (sllm::Sequence & s : context->sequences) {
-                s = sllm::Sequence{};
+            for (size_t i = 0; i < context->sequences.size(); ++i) {
+                empty(*context, static_cast<llama_seq_id>(i));
             }
             return;
         }
-        sllm::Sequence & s = sllm::sequence_at(*context, seq_id);
+        sllm::sequence_at(*context, seq_id);
         llama_memory_seq_rm(llama_get_memory(context->context.get()), seq_id, -1, -1);
-        s = sllm::Sequence{};
+        empty(*context, seq_id);
     });
 }
 
@@ -913,7 +954,7 @@ int sllm_state_set(sllm_context * context, int32_t seq_id, const uint8_t * data,
         finish_copies(*context);
         llama_memory_t memory = llama_get_memory(context->context.get());
         llama_memory_seq_rm(memory, seq_id, -1, -1);
-        s = sllm::Sequence{};
+        empty(*context, seq_id);
         const bool loaded = llama_state_seq_set_data(context->context.get(), data, size, seq_id) > 0;
         if (!loaded || llama_memory_seq_pos_max(memory, seq_id) + 1 != n_tokens) {
             llama_memory_seq_rm(memory, seq_id, -1, -1);

@@ -130,6 +130,7 @@ struct sllm_model {
     int32_t n_vocab = 0;
     bool vocab_only = false;
     bool can_rollback = true;
+    int32_t n_mtp = 0;                       // heads for multi-token prediction that were loaded
     bool is_layers = false;                  // its input are hidden states
     bool has_output = true;                  // its output are logits
     std::shared_ptr<llama_model> vocabulary; // of layers: whose `vocab` is
@@ -175,6 +176,34 @@ struct Write {
     const float * hidden = nullptr; // of layers: the input row for `begin`
 };
 
+// What draft and verify are asked for one sequence, checked.
+struct Job {
+    llama_seq_id seq_id;
+    const int32_t * tokens; // the committed ones, and behind them those to verify
+    size_t n_tokens;
+    size_t n_more;
+    size_t pos;
+    int32_t start;
+    const sllm_sampling * sampling;
+};
+
+// The chains that a call drafts, in its caller's buffers.
+struct Chains {
+    const float * p_min;
+    size_t width;
+    int32_t * tokens;
+    int32_t * lengths;
+    float * probs;
+
+    // Empties the buffers for `n` chains; refuses a p_min that is no probability.
+    void begin(size_t n) const;
+    // Select the token behind chain `i` from a row of logits. Whether the chain goes on behind it, or ends there or before it.
+    bool extend(size_t i, sllm_context & context, const Job & job, Selector & selector, const float * logits) const;
+    llama_token last(size_t i) const { return tokens[i * width + static_cast<size_t>(lengths[i]) - 1]; }
+};
+
+class Heads; // mtp.hpp
+
 } // namespace sllm
 
 namespace sllm {
@@ -193,6 +222,8 @@ struct Capture {
 struct sllm_context {
     sllm_model model; // before `context`, which is freed first
     std::unique_ptr<llama_context, sllm::Free> context;
+    llama_context_params params{};      // that it was made with
+    std::shared_ptr<sllm::Heads> heads; // that draft for it; null: none
     sllm_context_info info{};
     std::vector<sllm::Sequence> sequences;
 
@@ -265,6 +296,26 @@ void compute(sllm_context & context, const std::vector<Write> & writes, float * 
 
 // Drop what llama.cpp has cached at and behind `length`; may drop everything for models that cannot roll back.
 void uncache(sllm_context & context, llama_seq_id seq_id, size_t length);
+
+// What ends a call that was cancelled or interrupted.
+[[noreturn]] void fail_stopped(const sllm_context & context);
+
+// Grow llama.cpp's buffer of outputs to the largest that the context will need; the memory is empty afterwards.
+void reserve_outputs(sllm_context & context);
+
+// What llama.cpp logged says more than the little that it returns.
+int status_of_lines(const std::string & lines, int otherwise);
+
+// Reads the jobs of a call as sllm.h describes them; `with_draft`: every job ends with the tokens to verify.
+std::vector<Job> read_jobs(sllm_context & context, int32_t n_seqs, const int32_t * items, int32_t n_items,
+                           sllm_sampling * const * samplings, int32_t stride, bool with_draft);
+
+// Make `selector` ready behind the committed tokens of `s` in front of `job.pos` and the job's own, of which generated text begins at
+// `start`.
+void begin_selection(Selector & selector, const Sequence & s, const Job & job, int32_t start);
+
+// Whether what is selected depends on the text before it, and not on logits and position alone.
+bool needs_history(const sllm_sampling & sampling);
 
 // log softmax(row)[token] and the number of tokens that are likelier.
 double log_prob(const float * row, int32_t n_vocab, llama_token token);

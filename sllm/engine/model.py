@@ -48,6 +48,7 @@ class Model(Weights):
         n_params: the number of its weights.
         size_bytes: the size of its tensors.
         offloaded: whether layers were sent to a GPU.
+        n_mtp: how many heads for multi-token prediction were loaded (:class:`sllm.engine.mtp.Heads`).
         can_rollback: False for recurrent and hybrid models, which cannot take back single tokens.
 
     Examples:
