@@ -19,6 +19,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,80 @@ def _write_qwen2(
                 writer.add_tensor(f"blk.{i}.{part}.weight", weights, raw_dtype=kind)
             for part, n_out in (("attn_q", n_embd), ("attn_k", n_kv), ("attn_v", n_kv)):
                 writer.add_tensor(f"blk.{i}.{part}.bias", _normal(rng, (n_out,), 0.02))
+
+
+# --- hybrid models ---
+
+
+def noisy_pair(architecture: str, folder: Path | None = None) -> tuple[Path, Path]:
+    """A small model with random weights, and a draft for it: the same weights with a little noise, which says
+    four of five tokens of its texts. ``"qwen35"`` has recurrent layers, and every fourth one is attention;
+    ``"qwen3"`` has attention alone.
+
+    The layers add little to the residual stream, or the noise would leave nothing in common.
+    """
+    noise = {"qwen3": 0.04, "qwen35": 0.035}[architecture]
+    from random_models import EVERY  # of tests/, which pytest has on its path
+
+    shape = replace(EVERY[architecture], n_embd=128, n_layer=8)
+    paths = []
+    for name, amount in (("target", 0.0), ("draft", noise)):
+        path = (folder or cache_dir()) / f"{architecture}-small-random-{name}-{amount:g}-r{RECIPE}.gguf"
+        paths.append(path)
+        if not path.exists():
+            _write_quiet(path, shape, amount)
+    return paths[0], paths[1]
+
+
+def _write_quiet(path: Path, shape: Any, noise: float) -> None:
+    import random_models
+
+    file = random_models.make(shape)
+    rng = np.random.default_rng(1)
+    for name, (dims, kind, data) in file.tensors.items():
+        if kind != Type.Q8_0:
+            continue
+        weights = random_models.decoded(data, "q8_0")
+        if name.endswith((b"attn_output.weight", b"ssm_out.weight", b"ffn_down.weight")):
+            weights = weights * np.float32(0.1)
+        weights = weights + np.float32(noise) * weights.std() * _normal(rng, weights.shape, 1)
+        file.tensors[name] = (dims, kind, random_models.encoded(weights, "q8_0"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file.write(path)
+
+
+def random_qwen35(folder: Path | None = None) -> Path:
+    """Random weights with the dimensions of Qwen3.5-0.8B, Q8_0, and a vocabulary of 304 tokens."""
+    import random_models
+    from random_models import HYBRID
+
+    path = (folder or cache_dir()) / f"qwen35-0.8b-random-q8_0-r{RECIPE}.gguf"
+    if not path.exists():
+        base = HYBRID["qwen35"]
+        values = {
+            "ssm.inner_size": 2048,
+            "ssm.state_size": 128,
+            "ssm.time_step_rank": 16,
+            "ssm.group_count": 16,
+            "attention.key_length": 256,
+            "attention.value_length": 256,
+            "rope.dimension_count": 64,
+            "rope.dimension_sections": [11, 11, 10, 0],
+        }
+        shape = replace(
+            base,
+            n_layer=24,
+            n_embd=1024,
+            n_ff=3584,
+            n_head=8,
+            n_head_kv=2,
+            head=256,
+            values={**base.values, **values},
+            dims={**base.dims, "I": 2048, "S": 128, "R": 16, "G": 16},
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        random_models.write(path, shape)
+    return path
 
 
 # --- the inflated target ---

@@ -78,7 +78,7 @@ double available_memory(size_t total) {
 }
 
 // Asking for more memory than the machine has would succeed (pages are handed out on first touch) and then end the process.
-void check_cache_fits(const sllm_model & model, const llama_context_params & p) {
+void check_cache_fits(const sllm_model & model, const llama_context_params & p, uint64_t state_bytes) {
     const llama_model * m = model.model.get();
     const double head = static_cast<double>(llama_model_n_embd(m)) / std::max(1, llama_model_n_head(m));
     const double row = head * llama_model_n_head_kv(m) * llama_model_n_layer(m);
@@ -86,6 +86,7 @@ void check_cache_fits(const sllm_model & model, const llama_context_params & p) 
         return static_cast<double>(ggml_type_size(type)) / static_cast<double>(ggml_blck_size(type));
     };
     const double need = row * (bytes_of(p.type_k) + bytes_of(p.type_v)) * p.n_ctx;
+    const double states = static_cast<double>(state_bytes) * p.n_seq_max * (1.0 + p.n_rs_seq);
     double have = 0;
     for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
         size_t free = 0;
@@ -95,19 +96,15 @@ void check_cache_fits(const sllm_model & model, const llama_context_params & p) 
         const bool is_cpu = ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU;
         have += is_cpu ? available_memory(total) : static_cast<double>(free);
     }
-    if (have > 0 && need > have) {
-        sllm::fail(SLLM_ERR_NO_MEMORY,
-                   "a KV cache of %u positions needs about %.1f GB, and all devices together have %.1f GB free: lower n_ctx", p.n_ctx,
-                   need / 1e9, have / 1e9);
+    if (have > 0 && need + states > have) {
+        sllm::fail(
+            SLLM_ERR_NO_MEMORY, "%.1f GB are needed (a KV cache of %u positions%s), and all devices together have %.1f GB free: lower %s",
+            (need + states) / 1e9, p.n_ctx, states > 0 ? ", recurrent states for n_seq_max sequences and n_rollback snapshots each" : "",
+            have / 1e9, states > need ? "n_rollback or n_seq_max" : "n_ctx");
     }
 }
 
-struct Row {
-    llama_seq_id seq_id;
-    size_t pos;
-    bool output;
-    const float * hidden = nullptr;
-};
+using sllm::Row;
 
 const float * hidden_at(const sllm_context & context, const sllm::Write & write, size_t pos) {
     return write.hidden == nullptr ? nullptr : write.hidden + (pos - write.begin) * sllm::n_embd(context);
@@ -234,22 +231,23 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
     if (rc == 0 && context.was_interrupted) {
         rc = 2; // asked to stop at the last node: the callback has an exception that must come out now
     }
+    std::vector<size_t> n_rows(context.sequences.size(), 0); // of each sequence
+    for (const Row & row : rows) {
+        ++n_rows[static_cast<size_t>(row.seq_id)];
+    }
     if (rc == 0) {
         for (const Row & row : rows) {
             sllm::Sequence & s = context.sequences[static_cast<size_t>(row.seq_id)];
             s.n_cached = std::max(s.n_cached, row.pos + 1);
         }
+        sllm::note_decoded(context, n_rows);
         if (context.heads != nullptr) {
             context.heads->after_decode();
         }
         return;
     }
-    for (const Row & row : rows) {
-        // llama.cpp may have kept some ubatches: what lies at or behind our count goes.
-        sllm::Sequence & s = context.sequences[static_cast<size_t>(row.seq_id)];
-        const size_t before = s.n_cached;
-        s.n_cached = before + 1; // uncache() looks at the cache itself only when there is something to drop
-        sllm::uncache(context, row.seq_id, before);
+    if (context.rollback == sllm::Rollback::any || (rc != 1 && rc != -1)) { // with these two nothing was touched
+        sllm::note_failed(context, n_rows);
     }
     switch (rc) {
     case 1: sllm::fail(SLLM_ERR_FULL, "the context has no room for %zu more tokens (n_ctx %u)", n, context.info.n_ctx);
@@ -260,20 +258,6 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
                    lines.empty() ? "it did not say why" : lines.c_str());
     }
     }
-}
-
-// A llama_decode() that does everything but compute: it is stopped at the first node of its graph (on the CPU; elsewhere it runs).
-void decode_aborted(sllm_context & context, const std::vector<Row> & rows) {
-    context.reserving = true;
-    try {
-        decode_rows(context, rows);
-    } catch (const sllm::Error & error) {
-        context.reserving = false;
-        if (error.status != SLLM_ERR_CANCELLED) {
-            throw;
-        }
-    }
-    context.reserving = false;
 }
 
 } // namespace
@@ -319,6 +303,7 @@ std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_
     require(params.n_threads >= 1 && params.n_threads <= GGML_MAX_N_THREADS && params.n_threads_batch >= 1 &&
                 params.n_threads_batch <= GGML_MAX_N_THREADS,
             "n_threads and n_threads_batch must be in 1..512");
+    require(params.n_rollback <= 64, "n_rollback must be at most 64");
     require(params.flash_attn >= -1 && params.flash_attn <= 1, "flash_attn must be -1 (auto), 0 or 1");
 
     auto context = std::make_unique<sllm_context>();
@@ -330,6 +315,12 @@ std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_
     p.n_batch = params.n_batch;
     p.n_ubatch = std::min(params.n_ubatch, params.n_batch);
     p.n_seq_max = params.n_seq_max;
+    if (model.rollback == sllm::Rollback::snapshots && params.n_rollback > 0) {
+        p.n_rs_seq = params.n_rollback;
+        // llama.cpp asserts that a graph has room for the tokens that may be taken back, the one before them and one more.
+        p.n_batch = std::max(p.n_batch, p.n_rs_seq + 2);
+        p.n_ubatch = std::max(p.n_ubatch, p.n_rs_seq + 2);
+    }
     p.n_outputs_max = params.n_outputs_max;
     p.n_threads = params.n_threads;
     p.n_threads_batch = params.n_threads_batch;
@@ -347,7 +338,7 @@ std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_
         p.cb_eval = on_node;
         p.cb_eval_user_data = context.get();
     }
-    check_cache_fits(model, p);
+    check_cache_fits(model, p, params.state_bytes);
     context->params = p;
 
     context->context.reset(llama_init_from_model(model.model.get(), p));
@@ -367,6 +358,12 @@ std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_
         context->info.n_ctx_seq =
             std::min(context->info.n_ctx_seq, static_cast<uint32_t>(std::max(1, llama_model_n_ctx_train(model.model.get()))));
     }
+    context->info.n_rollback = llama_n_rs_seq(c);
+    context->rollback = model.rollback;
+    if (model.rollback == sllm::Rollback::snapshots && context->info.n_rollback == 0) {
+        context->rollback = sllm::Rollback::checkpoints;
+    }
+    context->info.rollback = static_cast<int32_t>(context->rollback);
     context->info.n_batch = llama_n_batch(c);
     context->info.n_ubatch = llama_n_ubatch(c);
     context->info.n_seq_max = llama_n_seq_max(c);
@@ -375,48 +372,6 @@ std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_
     context->sequences.resize(context->info.n_seq_max);
     sllm::reserve_outputs(*context);
     return context;
-}
-
-// What is known of a sequence whose memory was cleared.
-void empty(sllm_context & context, llama_seq_id seq_id) {
-    context.sequences[static_cast<size_t>(seq_id)] = sllm::Sequence{};
-    if (context.heads != nullptr) {
-        context.heads->cut(seq_id, 0);
-    }
-}
-
-// llama.cpp puts the copying of a sequence's memory off to its next decode, and would by then copy what was loaded meanwhile.
-void finish_copies(sllm_context & context) {
-    if (!context.copies_pending) {
-        return;
-    }
-    // Any sequence will do that has room for a token, an empty one before others: then there is nothing that could be lost.
-    size_t best = 0;
-    for (size_t i = 1; i < context.sequences.size(); ++i) {
-        if (context.sequences[i].n_cached < context.sequences[best].n_cached) {
-            best = i;
-        }
-    }
-    const auto seq_id = static_cast<llama_seq_id>(best);
-    sllm::Sequence & s = context.sequences[best];
-    if (s.n_cached == context.info.n_ctx_seq) {
-        sllm::uncache(context, seq_id, s.n_cached - 1); // computed again at the next write
-    }
-    const size_t before = s.n_cached;
-    s.tokens.resize(std::max(s.tokens.size(), before + 1));
-    decode_aborted(context, {{seq_id, before, false}});
-    sllm::uncache(context, seq_id, before);
-    context.copies_pending = false;
-}
-
-// Bring llama.cpp's cache to exactly the committed tokens of one sequence.
-void settle(sllm_context & context, llama_seq_id seq_id) {
-    sllm::Sequence & s = sllm::sequence_at(context, seq_id);
-    sllm::uncache(context, seq_id, s.n_committed);
-    if (s.n_cached < s.n_committed) {
-        sllm::compute(context, {{seq_id, s.n_cached, s.n_committed, s.n_committed}}, nullptr);
-    }
-    finish_copies(context);
 }
 
 } // namespace
@@ -478,58 +433,17 @@ void check_tokens(const sllm_context & context, const int32_t * tokens, size_t n
     }
 }
 
-size_t checked_position(sllm_context & context, int32_t seq_id, int32_t pos, size_t n_tokens) {
-    const Sequence & s = sequence_at(context, seq_id);
-    if (pos < -1) {
-        fail(SLLM_ERR_INVALID, "position %d of sequence %d is negative", pos, seq_id);
-    }
-    const size_t begin = pos < 0 ? s.n_committed : static_cast<size_t>(pos);
-    if (begin > s.n_committed) {
-        fail(SLLM_ERR_INVALID, "position %zu leaves a gap: sequence %d ends at %zu", begin, seq_id, s.n_committed);
-    }
-    if (begin + n_tokens > context.info.n_ctx_seq) {
-        fail(SLLM_ERR_FULL, "%zu tokens at position %zu do not fit: a sequence of this context holds %u", n_tokens, begin,
-             context.info.n_ctx_seq);
-    }
-    return begin;
-}
-
-void uncache(sllm_context & context, llama_seq_id seq_id, size_t length) {
-    Sequence & s = context.sequences[static_cast<size_t>(seq_id)];
-    if (context.heads != nullptr) {
-        context.heads->cut(seq_id, length);
-    }
-    if (s.n_cached > length) {
-        llama_memory_t memory = llama_get_memory(context.context.get());
-        if (length > 0 && llama_memory_seq_rm(memory, seq_id, static_cast<llama_pos>(length), -1)) {
-            s.n_cached = length;
-        } else {
-            llama_memory_seq_rm(memory, seq_id, -1, -1); // removing a whole sequence never fails
-            s.n_cached = 0;
+void decode_aborted(sllm_context & context, const std::vector<Row> & rows) {
+    context.reserving = true;
+    try {
+        decode_rows(context, rows);
+    } catch (const sllm::Error & error) {
+        context.reserving = false;
+        if (error.status != SLLM_ERR_CANCELLED) {
+            throw;
         }
     }
-    s.tokens.resize(std::max(s.n_committed, s.n_cached));
-}
-
-size_t place_tokens(sllm_context & context, llama_seq_id seq_id, size_t pos, const int32_t * tokens, size_t n_tokens, size_t n_recompute) {
-    Sequence & s = context.sequences[static_cast<size_t>(seq_id)];
-    size_t keep = std::min(pos, s.n_cached);
-    if (keep == pos) {
-        const size_t limit = std::min(n_tokens - n_recompute, s.n_cached - pos);
-        size_t same = 0;
-        while (same < limit && s.tokens[pos + same] == tokens[same]) {
-            ++same;
-        }
-        keep += same;
-    }
-    s.n_committed = pos;
-    uncache(context, seq_id, keep);
-    s.tokens.resize(pos);
-    s.tokens.insert(s.tokens.end(), tokens, tokens + n_tokens);
-    if (s.start > static_cast<int64_t>(pos)) {
-        s.start = -1;
-    }
-    return s.n_cached;
+    context.reserving = false;
 }
 
 void compute(sllm_context & context, const std::vector<Write> & writes, float * rows) {
@@ -560,7 +474,7 @@ void compute(sllm_context & context, const std::vector<Write> & writes, float * 
         };
         for (const Write & w : writes) {
             for (size_t p = w.begin; p < w.end; ++p) {
-                const bool output = p >= w.first_output;
+                const bool output = p >= w.first_output && p + w.n_padding < w.end;
                 if (batch.size() == n_batch || (output && in_batch == context.info.n_outputs_max)) {
                     flush();
                 }
@@ -591,7 +505,7 @@ void compute(sllm_context & context, const std::vector<Write> & writes, float * 
     }
     for (const Write & w : writes) {
         for (size_t p = one_call ? w.begin : std::max(w.begin, w.first_output); p < w.end; ++p) {
-            batch.push_back({w.seq_id, p, p >= w.first_output, hidden_at(context, w, p)});
+            batch.push_back({w.seq_id, p, p >= w.first_output && p + w.n_padding < w.end, hidden_at(context, w, p)});
         }
     }
     if (!batch.empty()) {
@@ -712,92 +626,6 @@ int sllm_context_set_threads(sllm_context * context, int32_t n_threads, int32_t 
 
 void sllm_context_cancel(sllm_context * context) { context->cancel.store(true, std::memory_order_relaxed); }
 
-int sllm_memory_length(sllm_context * context, int32_t seq_id, int32_t * length) {
-    return sllm::guarded([&] {
-        const sllm::Entry entry(*context);
-        *length = static_cast<int32_t>(sllm::sequence_at(*context, seq_id).n_committed);
-    });
-}
-
-int sllm_memory_tokens(sllm_context * context, int32_t seq_id, int32_t * tokens, int32_t capacity, int32_t * n_tokens) {
-    return sllm::guarded([&] {
-        const sllm::Entry entry(*context);
-        const sllm::Sequence & s = sllm::sequence_at(*context, seq_id);
-        *n_tokens = static_cast<int32_t>(s.n_committed);
-        const size_t n = std::min(s.n_committed, static_cast<size_t>(std::max(capacity, 0)));
-        std::copy_n(s.tokens.begin(), n, tokens);
-    });
-}
-
-int sllm_memory_truncate(sllm_context * context, int32_t seq_id, int32_t length) {
-    return sllm::guarded([&] {
-        const sllm::Entry entry(*context);
-        sllm::Sequence & s = sllm::sequence_at(*context, seq_id);
-        if (length < 0 || static_cast<size_t>(length) > s.n_committed) {
-            sllm::fail(SLLM_ERR_INVALID, "cannot truncate sequence %d to %d: its length is %zu", seq_id, length, s.n_committed);
-        }
-        s.n_committed = static_cast<size_t>(length);
-        sllm::uncache(*context, seq_id, s.n_committed);
-        if (s.start > length) {
-            s.start = -1;
-        }
-    });
-}
-
-int sllm_memory_forget(sllm_context * context, int32_t seq_id) {
-    return sllm::guarded([&] {
-        const sllm::Entry entry(*context);
-        sllm::Sequence & s = sllm::sequence_at(*context, seq_id);
-        s.n_committed = 0;
-        s.start = -1;
-        if (context->kv_unified) {
-            sllm::uncache(*context, seq_id, 0);
-        }
-    });
-}
-
-int sllm_memory_copy(sllm_context * context, int32_t source, int32_t target) {
-    return sllm::guarded([&] {
-        const sllm::Entry entry(*context);
-        sllm::Sequence & from = sllm::sequence_at(*context, source);
-        sllm::Sequence & to = sllm::sequence_at(*context, target);
-        if (source == target) {
-            return;
-        }
-        sllm::uncache(*context, source, from.n_committed);
-        llama_memory_t memory = llama_get_memory(context->context.get());
-        llama_memory_seq_rm(memory, target, -1, -1);
-        to = sllm::Sequence{};
-        if (from.n_cached > 0) {
-            llama_memory_seq_cp(memory, source, target, -1, -1);
-            context->copies_pending = true;
-        }
-        to.tokens = from.tokens;
-        to.n_committed = from.n_committed;
-        to.n_cached = from.n_cached;
-        to.start = from.start;
-        if (context->heads != nullptr) {
-            context->heads->copy(source, target);
-        }
-    });
-}
-
-int sllm_memory_clear(sllm_context * context, int32_t seq_id) {
-    return sllm::guarded([&] {
-        const sllm::Entry entry(*context);
-        if (seq_id == -1) {
-            llama_memory_clear(llama_get_memory(context->context.get()), false);
-            for (size_t i = 0; i < context->sequences.size(); ++i) {
-                empty(*context, static_cast<llama_seq_id>(i));
-            }
-            return;
-        }
-        sllm::sequence_at(*context, seq_id);
-        llama_memory_seq_rm(llama_get_memory(context->context.get()), seq_id, -1, -1);
-        empty(*context, seq_id);
-    });
-}
-
 int sllm_decode(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * tokens, const int32_t * lengths,
                 const int32_t * pos, const float * hidden, int32_t logits, float * rows, const float ** view) {
     return sllm::guarded([&] {
@@ -917,53 +745,6 @@ int sllm_score(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, 
             text += lengths[i];
         }
         flush();
-    });
-}
-
-int sllm_state_size(sllm_context * context, int32_t seq_id, uint64_t * size) {
-    return sllm::guarded([&] {
-        const sllm::Entry entry(*context);
-        sllm::check_hidden(*context, nullptr, 0);
-        settle(*context, seq_id);
-        *size = llama_state_seq_get_size(context->context.get(), seq_id);
-    });
-}
-
-int sllm_state_get(sllm_context * context, int32_t seq_id, uint8_t * data, uint64_t capacity, uint64_t * size) {
-    return sllm::guarded([&] {
-        const sllm::Entry entry(*context);
-        sllm::check_hidden(*context, nullptr, 0);
-        settle(*context, seq_id);
-        *size = llama_state_seq_get_data(context->context.get(), data, capacity, seq_id);
-        if (*size == 0) {
-            sllm::fail(SLLM_ERR_COMPUTE, "llama.cpp could not save the state: %s", sllm::Guard::logged_errors().c_str());
-        }
-    });
-}
-
-int sllm_state_set(sllm_context * context, int32_t seq_id, const uint8_t * data, uint64_t size, const int32_t * tokens, int32_t n_tokens) {
-    return sllm::guarded([&] {
-        const sllm::Entry entry(*context);
-        sllm::check_hidden(*context, nullptr, 0);
-        sllm::Sequence & s = sllm::sequence_at(*context, seq_id);
-        if (n_tokens < 0 || static_cast<uint32_t>(n_tokens) > context->info.n_ctx_seq) {
-            sllm::fail(SLLM_ERR_FULL, "the saved state has %d tokens, and a sequence of this context holds %u", n_tokens,
-                       context->info.n_ctx_seq);
-        }
-        sllm::check_tokens(*context, tokens, static_cast<size_t>(n_tokens));
-        finish_copies(*context);
-        llama_memory_t memory = llama_get_memory(context->context.get());
-        llama_memory_seq_rm(memory, seq_id, -1, -1);
-        empty(*context, seq_id);
-        const bool loaded = llama_state_seq_set_data(context->context.get(), data, size, seq_id) > 0;
-        if (!loaded || llama_memory_seq_pos_max(memory, seq_id) + 1 != n_tokens) {
-            llama_memory_seq_rm(memory, seq_id, -1, -1);
-            sllm::fail(SLLM_ERR_INVALID,
-                       "the saved state does not fit this context (another model, type_k, type_v, n_seq_max or kv_unified): %s",
-                       sllm::Guard::logged_errors().c_str());
-        }
-        s.tokens.assign(tokens, tokens + n_tokens);
-        s.n_committed = s.n_cached = s.tokens.size();
     });
 }
 

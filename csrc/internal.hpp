@@ -123,14 +123,25 @@ class Selector {
 
 } // namespace sllm
 
+namespace sllm {
+
+// How a memory takes tokens back (memory.cpp).
+enum class Rollback {
+    any = SLLM_ROLLBACK_ANY,
+    snapshots = SLLM_ROLLBACK_SNAPSHOTS,
+    checkpoints = SLLM_ROLLBACK_CHECKPOINTS,
+};
+
+} // namespace sllm
+
 // Copied into everything that needs the model to stay: the last copy frees it, so handles may be freed in any order.
 struct sllm_model {
     std::shared_ptr<llama_model> model;
     const llama_vocab * vocab = nullptr;
     int32_t n_vocab = 0;
     bool vocab_only = false;
-    bool can_rollback = true;
-    int32_t n_mtp = 0;                       // heads for multi-token prediction that were loaded
+    int32_t n_mtp = 0; // heads for multi-token prediction that were loaded
+    sllm::Rollback rollback = sllm::Rollback::any;
     bool is_layers = false;                  // its input are hidden states
     bool has_output = true;                  // its output are logits
     std::shared_ptr<llama_model> vocabulary; // of layers: whose `vocab` is
@@ -157,13 +168,21 @@ struct sllm_sampling {
 
 namespace sllm {
 
+// The recurrent state after the first `pos` tokens of a sequence.
+struct Checkpoint {
+    size_t pos;
+    std::shared_ptr<const std::vector<uint8_t>> state;
+};
+
 // The memory of one sequence: llama.cpp's cache holds the first `n_cached` of `tokens`, and the caller knows the first
 // `n_committed` of them.
 struct Sequence {
     std::vector<llama_token> tokens;
     size_t n_committed = 0;
     size_t n_cached = 0;
-    int32_t start = -1; // position of the first generated token, once known
+    size_t depth = 0;                    // with snapshots: how many of the newest cached tokens can be taken back
+    std::vector<Checkpoint> checkpoints; // by rising position, none after n_cached
+    int32_t start = -1;                  // position of the first generated token, once known
     Selector selector;
 };
 
@@ -174,6 +193,15 @@ struct Write {
     size_t end;
     size_t first_output;
     const float * hidden = nullptr; // of layers: the input row for `begin`
+    size_t n_padding = 0;           // tokens at the end that nobody asked for
+};
+
+// One row of a batch, whose token stands in its sequence already.
+struct Row {
+    llama_seq_id seq_id;
+    size_t pos;
+    bool output;
+    const float * hidden = nullptr;
 };
 
 // What draft and verify are asked for one sequence, checked.
@@ -233,6 +261,7 @@ struct sllm_context {
     std::atomic<std::thread::id> owner{}; // the thread inside
     bool closed = false;
     bool kv_unified = false;
+    sllm::Rollback rollback = sllm::Rollback::any;
     bool reserving = false;      // abort at the first node: see sllm_context_new()
     bool copies_pending = false; // llama.cpp copies the memory of sequences at its next decode
     bool was_interrupted = false;
@@ -294,7 +323,10 @@ void forward(sllm_context & context, const std::vector<Write> & writes, float * 
 // row unless `rows` is given. Throws, with `n_cached` of every sequence true, on failure.
 void compute(sllm_context & context, const std::vector<Write> & writes, float * rows);
 
-// Drop what llama.cpp has cached at and behind `length`; may drop everything for models that cannot roll back.
+// A llama_decode() that does everything but compute: it is stopped at the first node of its graph (on the CPU; elsewhere it runs).
+void decode_aborted(sllm_context & context, const std::vector<Row> & rows);
+
+// Drop what llama.cpp has cached at and after `length`; where the memory cannot take so few tokens back, more or all of them.
 void uncache(sllm_context & context, llama_seq_id seq_id, size_t length);
 
 // What ends a call that was cancelled or interrupted.
@@ -316,6 +348,13 @@ void begin_selection(Selector & selector, const Sequence & s, const Job & job, i
 
 // Whether what is selected depends on the text before it, and not on logits and position alone.
 bool needs_history(const sllm_sampling & sampling);
+// Keep the state of what is cached, so that what is decoded from here on can be taken back; of the checkpoints of this sequence
+// `n_kept` stay. For attention memories nothing is needed and nothing happens.
+void save_checkpoint(sllm_context & context, llama_seq_id seq_id, size_t n_kept);
+
+// After a llama_decode() with so many rows of each sequence: how many tokens can be taken back now, or what is left after it failed.
+void note_decoded(sllm_context & context, const std::vector<size_t> & n_rows);
+void note_failed(sllm_context & context, const std::vector<size_t> & n_rows);
 
 // log softmax(row)[token] and the number of tokens that are likelier.
 double log_prob(const float * row, int32_t n_vocab, llama_token token);

@@ -139,6 +139,23 @@ int32_t count_heads(const char * path) {
     return n;
 }
 
+// llama.cpp tells which architectures have snapshots by a context alone (llama_n_rs_seq): these, by llm_arch_supports_rs_rollback().
+sllm::Rollback rollback_of(const llama_model & model) {
+    if (!llama_model_is_recurrent(&model) && !llama_model_is_hybrid(&model)) {
+        return sllm::Rollback::any;
+    }
+    char architecture[64];
+    if (llama_model_meta_val_str(&model, "general.architecture", architecture, sizeof architecture) >= 0) {
+        for (const char * name : {"bailingmoe3", "deepseek4", "glm5-next", "kimi-k3", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe",
+                                  "qwen35", "qwen35moe", "qwen4exp"}) {
+            if (std::strcmp(architecture, name) == 0) {
+                return sllm::Rollback::snapshots;
+            }
+        }
+    }
+    return sllm::Rollback::checkpoints;
+}
+
 std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
     const bool is_layers = params.header != nullptr;
     if (params.path == nullptr && !is_layers) {
@@ -224,7 +241,7 @@ std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
         model->vocab = params.vocabulary->vocab;
     }
     model->vocab_only = params.vocab_only != 0;
-    model->can_rollback = !llama_model_is_recurrent(model->model.get()) && !llama_model_is_hybrid(model->model.get());
+    model->rollback = rollback_of(*model->model);
     return model;
 }
 
@@ -298,8 +315,8 @@ void sllm_model_get_info(const sllm_model * model, struct sllm_model_info * info
     info->pad = llama_vocab_pad(model->vocab);
     info->add_bos = llama_vocab_get_add_bos(model->vocab) ? 1 : 0;
     info->add_eos = llama_vocab_get_add_eos(model->vocab) ? 1 : 0;
-    info->can_rollback = model->can_rollback ? 1 : 0;
     info->n_mtp = model->n_mtp;
+    info->rollback = static_cast<int32_t>(model->rollback);
     info->size_bytes = llama_model_size(m);
     info->n_params = llama_model_n_params(m);
 }

@@ -134,6 +134,13 @@ struct sllm_model_params {
     void * progress_user_data;
 };
 
+/* How the memory of a sequence takes tokens back. */
+enum sllm_rollback {
+    SLLM_ROLLBACK_ANY = 0,        /* attention: any number of them, at no cost */
+    SLLM_ROLLBACK_SNAPSHOTS = 1,  /* the states after the last tokens of a decode are kept */
+    SLLM_ROLLBACK_CHECKPOINTS = 2 /* an earlier state is put back, and what follows is computed again */
+};
+
 struct sllm_model_info {
     int32_t n_layer;
     int32_t n_embd;
@@ -149,8 +156,8 @@ struct sllm_model_info {
     int32_t pad;
     int32_t add_bos;
     int32_t add_eos;
-    int32_t can_rollback; /* 0 for recurrent and hybrid models */
     int32_t n_mtp;        /* heads for multi-token prediction that were loaded */
+    int32_t rollback; /* enum sllm_rollback: what a context can have */
     uint64_t size_bytes;
     uint64_t n_params;
 };
@@ -233,7 +240,7 @@ double sllm_gumbel(uint64_t seed, int32_t pos, int32_t token);
 int32_t sllm_row_codes(void);
 void sllm_use_row_code(int32_t index);
 
-/* ---- context.cpp: contexts and their memory ----------------------------------------------------------- */
+/* ---- context.cpp, memory.cpp: contexts and their memory -------------------------------------------------------- */
 
 struct sllm_context_params {
     uint32_t n_ctx;    /* positions in all; shared out over the sequences unless kv_unified */
@@ -241,6 +248,8 @@ struct sllm_context_params {
     uint32_t n_ubatch; /* tokens per computed graph */
     uint32_t n_seq_max;
     uint32_t n_outputs_max;  /* rows of logits per llama_decode() */
+    uint32_t n_rollback;     /* tokens that snapshots can take back, at most 64; each costs state_bytes for every sequence */
+    uint64_t state_bytes;    /* the recurrent state of one sequence, to see whether it all fits; 0: not known */
     int32_t n_threads;       /* for one token */
     int32_t n_threads_batch; /* for more than one token */
     int32_t flash_attn;      /* -1 auto, 0 off, 1 on */
@@ -259,6 +268,9 @@ struct sllm_context_info {
     uint32_t n_seq_max;
     uint32_t n_outputs_max;
     int32_t n_vocab;
+    int32_t rollback;     /* enum sllm_rollback */
+    uint32_t n_rollback;  /* 0 without snapshots */
+    uint64_t state_bytes; /* the recurrent state of one sequence, without snapshots of it; 0 before anything was decoded */
 };
 
 /* The context starts with one reference, the caller's. sllm_context_release() drops one; the last frees it.
@@ -284,8 +296,9 @@ void sllm_context_cancel(sllm_context * context);
 /*
  * The memory of a sequence is a cache of its tokens. It has a committed length, and after it there may be
  * tokens that were drafted. Writing at position p makes everything at or after p void; a write that repeats
- * what is cached there computes nothing. For models that cannot roll back (recurrent, hybrid) a shorter
- * length means that the tokens are computed again at the next write.
+ * what is cached there computes nothing. Where the memory cannot take back so few tokens (enum
+ * sllm_rollback), what is missing is computed again at the next write; layers, which have no tokens to do
+ * that from, then have a shorter length.
  * All of them: SLLM_ERR_INVALID: no such sequence or position; SLLM_ERR_BUSY; SLLM_ERR_CLOSED.
  */
 int sllm_memory_length(sllm_context * context, int32_t seq_id, int32_t * length);

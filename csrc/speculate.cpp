@@ -107,6 +107,74 @@ int32_t resolve_start(sllm::Sequence & s, const sllm::Job & job) {
     return s.start;
 }
 
+// How many committed tokens may be computed again together with drafted ones, rather than by a pass of their own with a checkpoint
+// after it: a pass costs about as much as these rows do.
+constexpr size_t N_AGAIN = 16;
+// A target goes back to where its last draft began, a draft that runs ahead to where any of its last ones did.
+constexpr size_t N_VERIFY_CHECKPOINTS = 2;
+constexpr size_t N_DRAFT_CHECKPOINTS = 4;
+// Drafting token by token, call by call, needs no checkpoint for each.
+constexpr size_t N_DRAFT_STEP = 4;
+
+// How many drafted tokens of a sequence can be verified and taken back again.
+size_t n_verifiable(const sllm_context & context, size_t n_more) {
+    switch (context.rollback) {
+    case sllm::Rollback::any: return n_more;
+    case sllm::Rollback::snapshots: return std::min<size_t>(n_more, context.info.n_rollback);
+    case sllm::Rollback::checkpoints: break;
+    }
+    return context.model.is_layers ? 0 : n_more; // layers could not compute again what a checkpoint leaves out
+}
+
+// Without snapshots: see to it that every sequence with drafted tokens has a checkpoint not far before them.
+void make_checkpoints(sllm_context & context, const std::vector<sllm::Job> & jobs, std::vector<sllm::Write> & writes) {
+    std::vector<sllm::Write> first;
+    for (size_t i = 0; i < jobs.size(); ++i) {
+        sllm::Write & w = writes[i];
+        if (jobs[i].n_more > 0 && w.first_output > w.begin + N_AGAIN) {
+            first.push_back({w.seq_id, w.begin, w.first_output, w.first_output});
+            w.begin = w.first_output;
+        }
+    }
+    if (!first.empty()) {
+        sllm::compute(context, first, nullptr);
+    }
+    for (size_t i = 0; i < jobs.size(); ++i) {
+        if (jobs[i].n_more > 0) {
+            sllm::save_checkpoint(context, jobs[i].seq_id, N_VERIFY_CHECKPOINTS);
+        }
+    }
+}
+
+// With snapshots: recurrent layers take equally many rows of every sequence in one graph, and ragged drafts would need a graph for
+// each length. So all get the length of the longest, by tokens that are taken back with the rejected ones.
+void pad(sllm_context & context, const std::vector<sllm::Job> & jobs, std::vector<sllm::Write> & writes) {
+    size_t longest = 0;
+    size_t total = 0;
+    for (const sllm::Write & w : writes) {
+        longest = std::max(longest, w.end - w.begin);
+        total += w.end - w.begin;
+    }
+    size_t n_cached = 0;
+    for (const sllm::Sequence & s : context.sequences) {
+        n_cached += s.n_cached;
+    }
+    const size_t padded = longest * writes.size();
+    if (writes.size() < 2 || longest > size_t{1} + context.info.n_rollback || padded > 2 * total || padded > context.info.n_batch ||
+        (context.kv_unified && n_cached + padded > context.info.n_ctx)) {
+        return;
+    }
+    for (size_t i = 0; i < jobs.size(); ++i) {
+        sllm::Write & w = writes[i];
+        const size_t missing = longest - (w.end - w.begin);
+        if (jobs[i].n_more + missing <= context.info.n_rollback && w.end + missing <= context.info.n_ctx_seq) {
+            sllm::sequence_at(context, w.seq_id).tokens.resize(w.end + missing, 0);
+            w.end += missing;
+            w.n_padding = missing;
+        }
+    }
+}
+
 } // namespace
 
 extern "C" {
@@ -147,6 +215,13 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * items, in
             sllm::sequence_at(*context, job.seq_id).n_committed = job.pos + job.n_tokens;
         }
 
+        for (const size_t i : active) {
+            // What is drafted is decoded one by one, and so may be what the caller passes in: no snapshots go back over that.
+            const sllm::Sequence & s = sllm::sequence_at(*context, jobs[i].seq_id);
+            if (jobs[i].n_more > 1 || s.checkpoints.empty() || s.checkpoints.back().pos + N_DRAFT_STEP <= s.n_cached) {
+                sllm::save_checkpoint(*context, jobs[i].seq_id, N_DRAFT_CHECKPOINTS);
+            }
+        }
         while (!active.empty()) {
             const float * row = llama_get_logits(context->context.get());
             std::vector<size_t> still;
@@ -202,7 +277,7 @@ int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * items, i
         sllm::check_hidden(*context, hidden, n_hidden);
         for (sllm::Job & job : jobs) { // from here on `n_more` are the drafted tokens that can be verified
             const size_t room = context->info.n_ctx_seq - (job.pos + job.n_tokens);
-            const size_t limit = context->model.can_rollback ? std::min(job.n_more, room) : 0;
+            const size_t limit = std::min(n_verifiable(*context, job.n_more), room);
             const int32_t * const hints = job.tokens + job.n_tokens;
             const auto is_token = [&](int32_t token) { return token >= 0 && token < context->info.n_vocab; };
             job.n_more = static_cast<size_t>(std::find_if_not(hints, hints + limit, is_token) - hints);
@@ -225,12 +300,23 @@ int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * items, i
             const size_t end = job.pos + n_written;
             writes.push_back({job.seq_id, begin, end, end - 1 - job.n_more, inputs[i]});
         }
+        for (const sllm::Job & job :
+             jobs) { // where a text begins is where the next one may leave it: another answer, the next turn of a chat
+            if (sllm::sequence_at(*context, job.seq_id).start < 0) {
+                sllm::save_checkpoint(*context, job.seq_id, N_VERIFY_CHECKPOINTS);
+            }
+        }
         const auto give_up = [&] { // back to where the caller's tokens began
             for (const sllm::Job & job : jobs) {
                 sllm::uncache(*context, job.seq_id, sllm::sequence_at(*context, job.seq_id).n_committed);
             }
         };
         try {
+            if (context->rollback == sllm::Rollback::checkpoints) {
+                make_checkpoints(*context, jobs, writes);
+            } else if (context->rollback == sllm::Rollback::snapshots && hidden == nullptr) {
+                pad(*context, jobs, writes);
+            }
             sllm::compute(*context, writes, nullptr);
             for (const sllm::Job & job : jobs) {
                 sllm::Sequence & s = sllm::sequence_at(*context, job.seq_id);

@@ -68,7 +68,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., path
     def make(name: str, **changes: Any) -> pathlib.Path:
         path = folder / ("-".join([name, *map(str, changes.values())]).replace(", ", "-") + ".gguf")
         if not path.exists():
-            random_models.write(path, dataclasses.replace(random_models.SHAPES[name], **changes))
+            random_models.write(path, dataclasses.replace(random_models.EVERY[name], **changes))
         return path
 
     return make

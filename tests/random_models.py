@@ -1,18 +1,16 @@
-"""Small models of every shape that can be split by layers, with random weights and the vocabulary of the
-embedded pair, cut short.
-
-What tensors and hyperparameters a shape has is what llama.cpp's src/models/*.cpp asks for.
+"""Small models with random weights and the vocabulary of the embedded pair, cut short; their shapes are in
+:mod:`model_shapes`.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from model_shapes import HEADS, HYBRID, N_EXPERT, N_VOCAB, RECURRENT, SHAPES, Shape
 from oracles import GGUF
 
 from sllm import embedded
@@ -20,113 +18,28 @@ from sllm import embedded
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["N_VOCAB", "SHAPES", "Shape", "decoded", "encoded", "make", "write", "write_in_parts"]
+__all__ = [
+    "EVERY",
+    "HEADS",
+    "HYBRID",
+    "N_VOCAB",
+    "RECURRENT",
+    "SHAPES",
+    "Shape",
+    "decoded",
+    "encoded",
+    "make",
+    "write",
+    "write_in_parts",
+]
 
-N_VOCAB = 304  # a multiple of 8, so that q4_0 is repacked
-_N_EXPERT = 4
+EVERY: dict[str, Shape] = {**SHAPES, **HYBRID, **RECURRENT, **HEADS}
+
 _KINDS = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "q4_K": 12, "bf16": 30}
 _UINT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 6, 7, 8, 9
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A kind of model: its architecture, how large it is, and what it has besides the usual.
-
-    Attributes:
-        values: further hyperparameters; bool, int, float, or a list of one of these.
-        tied: the embedding is the output as well.
-        qkv_bias, biases: biases of these three, or of everything.
-        output_bias: a bias of the output.
-        rope_freqs: a tensor of factors for the rotary frequencies.
-
-    """
-
-    architecture: str
-    n_layer: int = 4
-    n_embd: int = 64
-    n_head: int = 2
-    n_head_kv: int = 1
-    head: int = 32
-    n_ff: int = 96
-    values: dict[str, Any] = field(default_factory=dict)
-    tied: bool = False
-    qkv_bias: bool = False
-    biases: bool = False
-    output_bias: bool = False
-    rope_freqs: bool = False
-    experts: bool = False
-    weights: str = "q8_0"
-
-
-def _gemma3(**more: Any) -> Shape:
-    values = {
-        "attention.key_length": 32,
-        "attention.value_length": 32,
-        "attention.sliding_window": 8,
-        "rope.freq_base_swa": 5000.0,
-        **more,
-    }
-    return Shape("gemma3", n_layer=8, n_embd=96, n_head=2, values=values, tied=True)
-
-
-_EXPERTS = {"expert_count": _N_EXPERT, "expert_used_count": 2}
-_MIXED = [True, False, False, True, True, False, True, True]
-
-SHAPES: dict[str, Shape] = {
-    "llama": Shape("llama"),
-    "llama, tied": Shape("llama", tied=True),
-    "llama, rope_freqs": Shape("llama", rope_freqs=True, tied=True),
-    "llama, biases": Shape("llama", biases=True),
-    "llama, experts": Shape("llama", experts=True, values=_EXPERTS),
-    "mistral3": Shape(
-        "mistral3",
-        values={
-            "attention.temperature_scale": 0.3,
-            "rope.scaling.type": "yarn",
-            "rope.scaling.factor": 4.0,
-            "rope.scaling.original_context_length": 16,
-            "rope.scaling.yarn_log_multiplier": 1.0,
-        },
-    ),
-    "llama, numbers of each layer": Shape(
-        "llama", values={"feed_forward_length": [96] * 4, "attention.head_count_kv": [1] * 4}
-    ),
-    "qwen2": Shape("qwen2", qkv_bias=True, output_bias=True),
-    "qwen2, tied": Shape("qwen2", qkv_bias=True, tied=True),
-    "qwen3": Shape("qwen3", head=64, values={"attention.key_length": 64, "attention.value_length": 64}),
-    "qwen3moe": Shape(
-        "qwen3moe",
-        experts=True,
-        n_head=3,
-        values={
-            **_EXPERTS,
-            "expert_feed_forward_length": 32,
-            "attention.key_length": 32,
-            "attention.value_length": 32,
-        },
-    ),
-    "gemma3": _gemma3(),
-    "gemma3, period 3": _gemma3(**{"attention.sliding_window_pattern": 3}),
-    "gemma3, any pattern": _gemma3(**{"attention.sliding_window_pattern": _MIXED}),
-    "gemma3, pattern of numbers": _gemma3(
-        **{"attention.sliding_window_pattern": [int(one) for one in _MIXED]}
-    ),
-    "gemma3, no window": _gemma3(**{"attention.sliding_window": 0, "final_logit_softcapping": 20.0}),
-    "granite": Shape(
-        "granite",
-        tied=True,
-        values={
-            "embedding_scale": 12.0,
-            "residual_scale": 0.22,
-            "logit_scale": 6.0,
-            "attention.scale": 0.125,
-        },
-    ),
-    "granite, plain": Shape("granite", values={"logit_scale": 8.0}),
-    "phi3": Shape("phi3", values={"attention.sliding_window": 16}),
-    "starcoder2": Shape("starcoder2", biases=True),
-    "starcoder2, tied": Shape("starcoder2", biases=True, tied=True),
-}
+_ROUTERS = ("ffn_gate_inp",)
+_SMALL = ("ssm_conv1d", "shortconv.conv", "time_mix_lerp_fused", "channel_mix_lerp_k", "ssm_norm")
+"""Tensors that are float32 in every file, though they have more than one dimension."""
 
 
 # ---- weights -----------------------------------------------------------------------------------------------
@@ -177,62 +90,62 @@ class _Weights:
 
     def __init__(self, shape: Shape, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
-        self._kind = shape.weights
+        self._shape = shape
+        self._dims = {
+            "E": shape.n_embd,
+            "Q": shape.n_head * shape.head,
+            "K": shape.n_head_kv * shape.head,
+            "H": shape.head,
+            "F": shape.n_ff,
+            "M": shape.n_ff,
+            "X": N_EXPERT,
+            "V": N_VOCAB,
+            **shape.dims,
+        }
         self.tensors: dict[bytes, tuple[list[int], int, bytes]] = {}
 
-    def put(self, name: str, *dims: int, kind: str | None = None, scale: float | None = None) -> None:
-        width = dims[0]
-        values = self._rng.standard_normal(math.prod(dims), dtype=np.float32)
-        values *= np.float32(1.5 / math.sqrt(width) if scale is None else scale)
-        kind = kind or self._kind
-        self.tensors[name.encode()] = (list(dims), _KINDS[kind], encoded(values, kind))
+    def _number(self, formula: str) -> int:
+        """The sum of some products, with one division at most: ``2*G*S+R``, ``I/G``."""
+        product, _, divisor = formula.partition("/")
+        total = sum(
+            math.prod(int(one) if one.isdigit() else self._dims[one] for one in term.split("*"))
+            for term in product.split("+")
+        )
+        return total // (self._number(divisor) if divisor else 1)
 
-    def norm(self, name: str, width: int) -> None:
-        values = 1 + 0.2 * self._rng.standard_normal(width, dtype=np.float32)
-        self.tensors[name.encode()] = ([width], 0, encoded(values, "f32"))
+    def put_all(self, tensors: str, at: str = "") -> None:
+        for tensor in tensors.split():
+            name, _, formulas = tensor.partition(":")
+            self._put(name, at, [self._number(formula) for formula in formulas.split(",")])
 
-    def bias(self, name: str, width: int) -> None:
-        self.put(name, width, kind="f32", scale=0.3)
+    def put_embedding(self) -> None:
+        self._keep(
+            "token_embd.weight", [self._dims["E"], N_VOCAB], self._normal((N_VOCAB, self._dims["E"]), 0.5)
+        )
 
+    def _put(self, name: str, at: str, dims: list[int]) -> None:
+        called = at + (name.removesuffix(".") if name.endswith((".", ".bias")) else f"{name}.weight")
+        shape = tuple(reversed(dims))
+        if name == "rope_freqs":
+            self._keep(called, dims, np.linspace(1, 8, dims[0], dtype=np.float32), "f32")
+        elif name == "ssm_a.":  # what a state is multiplied with is exp(this times something positive)
+            self._keep(called, dims, self._rng.uniform(-1, -0.05, shape).astype(np.float32), "f32")
+        elif "norm" in name and not name.endswith(".bias"):
+            self._keep(called, dims, 1 + self._normal(shape, 0.2), "f32")
+        elif len(dims) == 1 or name.endswith("."):
+            self._keep(called, dims, self._normal(shape, 0.3), "f32")
+        else:
+            kind = "f32" if name in _SMALL else self._shape.routers if name in _ROUTERS else None
+            self._keep(called, dims, self._normal(shape, 1.5 / math.sqrt(dims[0])), kind)
 
-def _layer(weights: _Weights, shape: Shape, at: str) -> None:
-    width, q, kv = shape.n_embd, shape.n_head * shape.head, shape.n_head_kv * shape.head
-    fused, normed = shape.architecture == "phi3", shape.architecture in ("qwen3", "qwen3moe", "gemma3")
-    outputs = {"attn_output": width, "ffn_down": width}
-    weights.norm(f"{at}.attn_norm.weight", width)
-    weights.norm(f"{at}.ffn_norm.weight", width)
-    if fused:
-        weights.put(f"{at}.attn_qkv.weight", width, q + 2 * kv)
-    else:
-        outputs |= {"attn_q": q, "attn_k": kv, "attn_v": kv}
-        for name in ("attn_q", "attn_k", "attn_v"):
-            weights.put(f"{at}.{name}.weight", width, outputs[name])
-    weights.put(f"{at}.attn_output.weight", q, width)
-    if normed:
-        weights.norm(f"{at}.attn_q_norm.weight", shape.head)
-        weights.norm(f"{at}.attn_k_norm.weight", shape.head)
-    if shape.architecture == "gemma3":
-        weights.norm(f"{at}.post_attention_norm.weight", width)
-        weights.norm(f"{at}.post_ffw_norm.weight", width)
-    if shape.experts:
-        n_ff = shape.values.get("expert_feed_forward_length", shape.n_ff)
-        weights.put(f"{at}.ffn_gate_inp.weight", width, _N_EXPERT, kind="f32")
-        weights.put(f"{at}.ffn_gate_exps.weight", width, n_ff, _N_EXPERT)
-        weights.put(f"{at}.ffn_up_exps.weight", width, n_ff, _N_EXPERT)
-        weights.put(f"{at}.ffn_down_exps.weight", n_ff, width, _N_EXPERT)
-    else:
-        outputs["ffn_up"] = shape.n_ff * (2 if fused else 1)
-        weights.put(f"{at}.ffn_up.weight", width, outputs["ffn_up"])
-        weights.put(f"{at}.ffn_down.weight", shape.n_ff, width)
-        if not fused and shape.architecture != "starcoder2":
-            outputs["ffn_gate"] = shape.n_ff
-            weights.put(f"{at}.ffn_gate.weight", width, shape.n_ff)
-    if shape.architecture == "starcoder2":
-        outputs |= {"attn_norm": width, "ffn_norm": width}
-    if shape.biases or shape.qkv_bias:
-        names = outputs if shape.biases else ("attn_q", "attn_k", "attn_v")
-        for name in names:
-            weights.bias(f"{at}.{name}.bias", outputs[name])
+    def _normal(self, shape: tuple[int, ...], scale: float) -> npt.NDArray[np.float32]:
+        return self._rng.standard_normal(shape, dtype=np.float32) * np.float32(scale)
+
+    def _keep(
+        self, name: str, dims: list[int], values: npt.NDArray[np.float32], kind: str | None = None
+    ) -> None:
+        kind = kind or self._shape.weights
+        self.tensors[name.encode()] = (dims, _KINDS[kind], encoded(values, kind))
 
 
 # ---- files -------------------------------------------------------------------------------------------------
@@ -254,42 +167,50 @@ def _vocabulary() -> dict[bytes, tuple[int, Any]]:
     return {key: value for key, value in file.metadata.items() if key.startswith(b"tokenizer.")}
 
 
-def make(shape: Shape, seed: int = 0) -> GGUF:
-    """The file of a model, to be changed or written."""
-    file = GGUF(Path(embedded.DRAFT))  # for its writer; nothing of it stays
-    weights = _Weights(shape, seed)
-    weights.put("token_embd.weight", shape.n_embd, N_VOCAB, scale=0.5)
-    for i in range(shape.n_layer):
-        _layer(weights, shape, f"blk.{i}")
-    weights.norm("output_norm.weight", shape.n_embd)
-    if shape.architecture == "starcoder2":
-        weights.bias("output_norm.bias", shape.n_embd)
-    if not shape.tied:
-        weights.put("output.weight", shape.n_embd, N_VOCAB)
-    if shape.output_bias:
-        weights.bias("output.bias", N_VOCAB)
-    if shape.rope_freqs:
-        factors = np.linspace(1, 8, shape.head // 2, dtype=np.float32)
-        weights.tensors[b"rope_freqs.weight"] = ([len(factors)], 0, encoded(factors, "f32"))
-    norm = "" if shape.architecture == "starcoder2" else "rms_"
+def _hyperparameters(shape: Shape) -> dict[str, Any]:
+    n = shape.n_layer + shape.n_heads
     values = {
         "vocab_size": N_VOCAB,
         "context_length": 512,
         "embedding_length": shape.n_embd,
-        "block_count": shape.n_layer,
+        "block_count": n,
         "feed_forward_length": shape.n_ff,
         "attention.head_count": shape.n_head,
         "attention.head_count_kv": shape.n_head_kv,
-        f"attention.layer_norm_{norm}epsilon": 1e-5,
+        "attention.layer_norm_rms_epsilon": 1e-5,
         "rope.dimension_count": shape.head,
         "rope.freq_base": 10000.0,
+        "nextn_predict_layers": shape.n_heads or None,
         **shape.values,
     }
+    found = {}
+    for key, value in values.items():
+        # A head is a layer of the last one's kind.
+        of_layers = isinstance(value, dict)
+        found[key] = (
+            [value[shape.letter(min(i, shape.n_layer - 1))] for i in range(n)] if of_layers else value
+        )
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def make(shape: Shape, seed: int = 0) -> GGUF:
+    """The file of a model, to be changed or written."""
+    file = GGUF(Path(embedded.DRAFT))  # for its writer; nothing of it stays
+    weights = _Weights(shape, seed)
+    weights.put_embedding()
+    for i in range(shape.n_layer):
+        weights.put_all(shape.tensors[shape.letter(i)], f"blk.{i}.")
+    for i in range(shape.n_layer, shape.n_layer + shape.n_heads):
+        weights.put_all(shape.head_tensors, f"blk.{i}.")
+    weights.put_all(shape.ends)
     file.metadata = {
         b"general.architecture": _typed(shape.architecture),
         b"general.name": _typed("random"),
         b"general.alignment": _typed(32),
-        **{f"{shape.architecture}.{key}".encode(): _typed(value) for key, value in values.items()},
+        **{
+            f"{shape.architecture}.{key}".encode(): _typed(value)
+            for key, value in _hyperparameters(shape).items()
+        },
         **_vocabulary(),
     }
     file.tensors = weights.tensors

@@ -131,7 +131,7 @@ def llama(n_embd: int = N_EMBD, n_head: int = 2, n_head_kv: int = 1) -> TinyMode
 
 
 def mamba() -> TinyModel:
-    """A recurrent model, which cannot take back single tokens."""
+    """A recurrent model, whose state is a sum over all tokens."""
     weights = random_weights(1)
     n_inner, n_state, n_conv, rank = 2 * N_EMBD, 8, 4, 4
     meta: Meta = {

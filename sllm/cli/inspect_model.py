@@ -57,6 +57,7 @@ def _figures(model: sllm.Model) -> dict[str, Any]:
         "vocab_fingerprint": _fingerprint(model),
         "chat_template": "tokenizer.chat_template" in model.metadata,
         "can_rollback": model.can_rollback,
+        "state_bytes": model.state_bytes,
         "exact": not obstacles,
         "exact_obstacles": list(obstacles),
     }
@@ -64,7 +65,12 @@ def _figures(model: sllm.Model) -> dict[str, Any]:
 
 def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     """The figures for people."""
-    speculation = "yes" if found["can_rollback"] else "no: it cannot take back single tokens"
+    state = size(found["state_bytes"])
+    speculation = {
+        "free": "yes",
+        "snapshots": f"yes, {state} for each token that can be taken back (sllm worker --n-rollback)",
+        "recompute": f"yes, {state} for each checkpoint; rejected tokens cost some computed again",
+    }[found["can_rollback"]]
     obstacles = "; ".join(found["exact_obstacles"])
     return [
         ("file", f"{found['file']} ({size(found['file_bytes'])})"),

@@ -76,6 +76,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_threads(machine, models=2)
     add_gpu_layers(machine, of=" of the model", draft=True)
     machine.add_argument(
+        "--n-rollback",
+        metavar="N",
+        type=whole(0),
+        help="of a hybrid model: drafted tokens of a text that are checked at once; each holds one more"
+        " state of every text (sllm inspect says how large). 0: states are computed again instead"
+        " (default: 8 for one text, 4 for more)",
+    )
+    machine.add_argument(
         "--exact",
         action="store_true",
         help="flash attention and a q8_0 KV cache: half the memory, and on a CPU with q8_0 or q4_0 weights a"
@@ -195,6 +203,7 @@ def _open(
         insecure=args.insecure,
         limits=limits,
         n_ctx=args.n_ctx,
+        n_rollback=args.n_rollback,
         n_threads=args.threads,
         n_threads_batch=args.threads,
         draft_threads=args.threads,

@@ -81,6 +81,8 @@ class ModelDrafter:
         **options: Unpack[ContextOptions],
     ) -> None:
         self.model = model
+        # Chains grow token by token, which snapshots do not go back over: checkpoints do.
+        options.setdefault("n_rollback", 0)
         self.context = model.context(params, **options)
         self._sampling: SamplingParams | None = None
         self._start = 0

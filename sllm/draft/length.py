@@ -114,7 +114,12 @@ class DraftLength:
 
     Whether to draft at all is not left to that model: where the last rounds with a draft committed fewer
     tokens per second than plain passes do, drafting pauses, and what follows a pause is a short try; pauses
-    grow as tries fail.
+    grow as tries fail. So what it costs the target to take rejected tokens back (a pass may have to compute
+    those before them again) is measured, not known.
+
+    Args:
+        limit: tokens that the target can check in one pass; no chain is longer.
+
     """
 
     LIMIT = 16
@@ -135,7 +140,8 @@ class DraftLength:
     _SHORTEST_PAUSE = 32
     _LONGEST_PAUSE = 512
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = LIMIT) -> None:
+        self.limit = min(limit, self.LIMIT)
         self._pass = PassTimes()
         self._costs: list[float] = []  # of passes of 1, 2, ... rows; empty: to be made out anew
         self._draft_passes: deque[float] = deque(maxlen=15)  # seconds each
@@ -190,7 +196,7 @@ class DraftLength:
     def _make_out(self) -> None:
         """What passes cost, and what drafting as much as is best brings."""
         if not self._costs:
-            self._costs = self._pass.up_to(self.LIMIT + 1)
+            self._costs = self._pass.up_to(self.limit + 1)
             self._rate = 0.0
         if not self._rate:
             a, tokens, holds, drafting = self.acceptance, 0.0, 1.0, 0.0
@@ -211,7 +217,7 @@ class DraftLength:
 
         """
         n_chain = len(probs)
-        room = self.LIMIT - n_chain
+        room = self.limit - n_chain
         if room <= 0:
             return 0, 0.0
         if not self._draft_passes:
@@ -246,7 +252,7 @@ class DraftLength:
 
     def keep(self, probs: Sequence[float]) -> int:
         """How many tokens of a chain to whose tokens the draft gave ``probs`` the target should check."""
-        shown = probs[: self.LIMIT]
+        shown = probs[: self.limit]
         chances = [self._confidence.chance(prob) for prob in shown]
         best = self._best(chances)
         if self._learns:  # what it says may be of no account

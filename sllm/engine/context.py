@@ -30,6 +30,7 @@ from sllm.engine.jobs import (
 )
 from sllm.engine.memory import Memory
 from sllm.engine.sampling import SamplingParams
+from sllm.engine.weights import ROLLBACK
 from sllm.errors import ContextFullError
 
 if TYPE_CHECKING:
@@ -76,6 +77,11 @@ class Context(Handle):
     Attributes:
         model, n_ctx, n_ctx_seq, n_batch, n_ubatch, n_seq_max, n_outputs_max: the values in force;
             ``n_ctx_seq`` is what one sequence holds.
+        can_rollback: what taking tokens back costs here: ``"free"`` (attention), ``"snapshots"`` (up to
+            ``n_rollback`` tokens are free, for ``n_rollback`` states a sequence; more are as the next) or
+            ``"recompute"`` (an earlier state is put back, and the tokens since then are computed again).
+        n_rollback: tokens that snapshots take back; 0 without them.
+        max_draft: drafted tokens of one sequence that :meth:`verify` checks at once; more are rejected.
         memory: what is held of each sequence.
 
     Examples:
@@ -89,6 +95,7 @@ class Context(Handle):
 
     def __init__(self, model: Weights, params: ContextParams) -> None:
         given, _keep = params.as_c(n_ctx_train=model.n_ctx_train, size_bytes=model.size_bytes)
+        given.state_bytes = model.state_bytes
         out = ffi.new("sllm_context **")
         take_log()
         try:
@@ -107,9 +114,23 @@ class Context(Handle):
         self.n_ubatch: int = info.n_ubatch
         self.n_seq_max: int = info.n_seq_max
         self.n_outputs_max: int = info.n_outputs_max
+        self.can_rollback: str = ROLLBACK[info.rollback]
+        self.n_rollback: int = info.n_rollback
+        self.max_draft: int = self.n_outputs_max - 1
+        if self.can_rollback == "snapshots":
+            self.max_draft = min(self.max_draft, self.n_rollback)
         self._n_vocab: int = info.n_vocab
         self.memory = Memory(self, self.n_ctx_seq, self.n_seq_max)
         model._contexts.add(self)
+
+    @property
+    def state_bytes(self) -> int:
+        """The size of one recurrent state of one sequence, of which snapshots and checkpoints are copies; 0
+        for attention alone, and before anything was decoded.
+        """
+        info = ffi.new("struct sllm_context_info *")
+        lib.sllm_context_get_info(self._live, info)
+        return int(info.state_bytes)
 
     def decode(
         self,

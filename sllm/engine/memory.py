@@ -49,7 +49,8 @@ class Memory:
         return array[: out[0]].copy()
 
     def truncate(self, seq_id: int, pos: int) -> None:
-        """Forget everything at or after ``pos``. Models that cannot roll back compute the rest again at the
+        """Forget everything at or after ``pos``. Where ``pos`` is further back than the memory can take
+        tokens back (see ``Context.can_rollback``), some of the tokens before it are computed again at the
         next write.
 
         Raises:

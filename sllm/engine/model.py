@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sllm.engine import chat_template, gguf, hub
+from sllm.engine import chat_template, gguf, hub, recurrent
 from sllm.engine._ffi import ffi, lib, read_text
 from sllm.engine.context import Context
 from sllm.engine.params import ContextParams, LoadParams, parse
@@ -49,12 +49,16 @@ class Model(Weights):
         size_bytes: the size of its tensors.
         offloaded: whether layers were sent to a GPU.
         n_mtp: how many heads for multi-token prediction were loaded (:class:`sllm.engine.mtp.Heads`).
-        can_rollback: False for recurrent and hybrid models, which cannot take back single tokens.
+        can_rollback: what it costs to take back single tokens, such as drafted ones that are wrong:
+            ``"free"`` (attention), ``"snapshots"`` (hybrid models of which llama.cpp keeps the states after
+            the newest tokens, see ``n_rollback`` of :class:`~sllm.ContextParams`) or ``"recompute"`` (other
+            hybrid and recurrent models: an earlier state is put back, and the tokens since then computed
+            again).
 
     Examples:
         >>> with sllm.Model(sllm.embedded.TARGET) as model:
         ...     model.n_layer, model.can_rollback
-        (8, True)
+        (8, 'free')
 
     """
 
@@ -74,6 +78,7 @@ class Model(Weights):
         to_load.vocab_only = given.vocab_only
         self._special_pieces: list[str] | None = None
         self._id: str | None = None
+        self._state_bytes: int | None = None
         super().__init__(to_load, given, str(self.path))
 
     @property
@@ -82,6 +87,17 @@ class Model(Weights):
         if self._id is None:
             self._id = gguf.model_id(self.path)
         return self._id
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the recurrent state of one sequence; 0 for attention alone. Every token that snapshots can
+        take back, and every checkpoint, takes as much again (:func:`sllm.engine.recurrent.state_bytes`).
+        """
+        if self.can_rollback == "free":
+            return 0
+        if self._state_bytes is None:
+            self._state_bytes = recurrent.state_bytes(self.path)
+        return self._state_bytes
 
     @property
     def chat_template(self) -> str | None:

@@ -94,6 +94,11 @@ class ContextParams:
         offload_kqv: keep the KV cache on the GPU that has the layer.
         kv_unified: one pool of positions for all sequences. Ragged batches then take one pass instead of
             several, but what other sequences do can change the last bits of the logits.
+        n_rollback: of a hybrid model that llama.cpp keeps snapshots for (``can_rollback == "snapshots"``),
+            how many of the newest tokens can be taken back, and so the longest draft that is verified at
+            once, 0 to 64. The states of as many tokens are held for every sequence: 19 MB each for
+            Qwen3.5-0.8B, about 150 MB for one of 27B. 0: none, and what has to be taken back is computed
+            again from a checkpoint. None: 8 for one sequence, 4 for more.
 
     """
 
@@ -109,6 +114,7 @@ class ContextParams:
     type_v: str = "f16"
     offload_kqv: bool = True
     kv_unified: bool = False
+    n_rollback: int | None = None
 
     def as_c(self, *, n_ctx_train: int, size_bytes: int) -> tuple[Any, list[Any]]:
         """``struct sllm_context_params *`` for a model of that size, and what must live as long.
@@ -137,6 +143,10 @@ class ContextParams:
         params.type_k, params.type_v = keep
         params.offload_kqv = self.offload_kqv
         params.kv_unified = self.kv_unified
+        n_rollback = self.n_rollback
+        if n_rollback is None:
+            n_rollback = 8 if n_seq_max == 1 else 4
+        params.n_rollback = checked_int(n_rollback, "n_rollback", 0, 64)
         return params, keep
 
 
@@ -182,6 +192,7 @@ class ContextOptions(TypedDict, total=False):
     type_v: str
     offload_kqv: bool
     kv_unified: bool
+    n_rollback: int | None
 
 
 def parse(options: Mapping[str, Any], given: _P, *, without: Iterable[str] = ()) -> _P:

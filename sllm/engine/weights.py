@@ -21,8 +21,15 @@ if TYPE_CHECKING:
 
     from sllm.engine.params import LoadParams
 
-__all__ = ["Weights", "c_params"]
+__all__ = ["ROLLBACK", "Weights", "c_params"]
 
+
+# What taking tokens back costs, by enum sllm_rollback.
+ROLLBACK = {
+    lib.SLLM_ROLLBACK_ANY: "free",
+    lib.SLLM_ROLLBACK_SNAPSHOTS: "snapshots",
+    lib.SLLM_ROLLBACK_CHECKPOINTS: "recompute",
+}
 
 _SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}
 
@@ -93,14 +100,19 @@ class Weights(Handle):
         self.n_ctx_train: int = max(info.n_ctx_train, 0)
         self.n_params: int = info.n_params
         self.size_bytes: int = info.size_bytes
-        self.can_rollback = bool(info.can_rollback)
         self.n_mtp: int = info.n_mtp
+        self.can_rollback: str = ROLLBACK[info.rollback]
         self.vocab = Vocab(self, info, self.path.name)
         self._metadata: Mapping[str, str] | None = None
         self._samplings: OrderedDict[SamplingParams, Any] = OrderedDict()
         self._samplings_lock = threading.Lock()
         self._last_sampling: tuple[SamplingParams | None, Any] = (None, None)
         self._contexts: weakref.WeakSet[Handle] = weakref.WeakSet()
+
+    @property
+    def state_bytes(self) -> int:
+        """The recurrent state of one sequence, where it is known before there is a context."""
+        return 0
 
     @property
     def metadata(self) -> Mapping[str, str]:

@@ -9,6 +9,7 @@ from sllm.draft.drafters import draft_probs
 from sllm.draft.length import DraftLength
 from sllm.generation.text_stream import committed_runs
 from sllm.targets.base import RemoteWork
+from sllm.targets.lockstep import LockstepGeneration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,7 +53,9 @@ class AlternatingRuns:
         self._shown = shown
         self._stats = stats
         self._end = end
-        self._length = DraftLength()
+        self._length = DraftLength(
+            generation.max_chain if isinstance(generation, LockstepGeneration) else DraftLength.LIMIT
+        )
         self._chain: list[int] = []  # drafted after the text
         self._probs: list[float] = []  # and the draft's probability of each
         self._spent = 0.0  # seconds of drafting in this round
@@ -101,7 +104,7 @@ class AlternatingRuns:
         if drafter.adaptive and not length.begin():
             return 0
         while True:
-            wanted, p_min = (length.LIMIT - len(self._chain), 0.0)
+            wanted, p_min = (length.limit - len(self._chain), 0.0)
             if drafter.adaptive:
                 wanted, p_min = length.more(self._probs)
             if self._end is not None:  # the last token is the target's own
@@ -126,7 +129,7 @@ class AlternatingRuns:
             return None
         # One token stands for the target's own. Over a link it is time that is left over; here it would be
         # taken from the target.
-        n_ahead = 1 + (self._length.LIMIT if self._stats.remote is not None else n_shown)
+        n_ahead = 1 + (self._length.limit if self._stats.remote is not None else n_shown)
         return self._executor.submit(drafter.draft, self._text, list(self._chain), n_ahead, 0.0)
 
     def _take(self, drafter: Drafter, new: list[int]) -> None:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["generate"]
 
 log = logging.getLogger("sllm")
-_warned_no_rollback: set[str] = set()
 
 
 # The whole way in one function, so that it reads as the algorithm; half of it is the docstring.
@@ -93,7 +92,10 @@ def generate(
         target_threads, draft_threads = _share_cores(target, draft)
         if isinstance(target, Model):
             n_ctx = _positions(target, len(tokens), max_tokens)
-            target = stack.enter_context(LocalTarget(target, n_ctx=n_ctx, n_threads=target_threads))
+            n_rollback = 0 if draft is None else None  # snapshots cost a plain token some percent
+            target = stack.enter_context(
+                LocalTarget(target, n_ctx=n_ctx, n_threads=target_threads, n_rollback=n_rollback)
+            )
         drafter = _make_drafter(draft, target, draft_threads, stack)
         # 3. Both read the prompt.
         began = time.perf_counter()
@@ -170,17 +172,6 @@ def _make_drafter(draft: object, target: Target, n_threads: int | None, stack: E
     model = draft if isinstance(draft, Model) else draft.model if isinstance(draft, ModelDrafter) else None
     if model is not None:
         target.vocab.check_same(model.vocab)
-    unable = [m for m in (model, getattr(target, "model", None)) if m is not None and not m.can_rollback]
-    if unable:
-        name = unable[0].path.name
-        if name not in _warned_no_rollback:
-            _warned_no_rollback.add(name)
-            log.warning(
-                "%s (%s) cannot take back single tokens; generating without speculation",
-                name,
-                unable[0].architecture,
-            )
-        return None
     if isinstance(draft, Model):
         local = target if isinstance(target, LocalTarget) and not target.isolated else None
         n_ctx = context_length(draft.n_ctx_train)

@@ -253,15 +253,10 @@ class LocalGeneration(LockstepGeneration):
         max_tokens: int | None,
     ) -> None:
         super().__init__(
-            context.model.vocab, prompt.tolist(), max_tokens, context.n_ctx_seq, context.n_outputs_max - 1
+            context.model.vocab, prompt.tolist(), max_tokens, context.n_ctx_seq, context.max_draft
         )
         self._context = context
         self._sampling = sampling
-
-    @property
-    def can_verify(self) -> bool:
-        """Whether hints help: not for models that cannot roll back."""
-        return self._context.model.can_rollback
 
     def _verify(self, chain: list[int]) -> tuple[tuple[int, ...], int]:
         verdict = self._context.verify(

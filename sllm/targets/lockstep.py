@@ -29,6 +29,9 @@ class LockstepGeneration:
         n_ctx: positions that the target has for the text.
         max_chain: drafted tokens that one pass can check.
 
+    Attributes:
+        max_chain: as given.
+
     """
 
     def __init__(
@@ -39,7 +42,7 @@ class LockstepGeneration:
         self._start = len(prompt)
         self._requested_end = None if max_tokens is None else self._start + max_tokens
         self._end = n_ctx if self._requested_end is None else min(self._requested_end, n_ctx)
-        self._max_chain = max_chain
+        self.max_chain = max_chain
         self._hint: tuple[int, list[int]] = (0, [])
         self._cancelled = False
         self.closed = False
@@ -70,7 +73,7 @@ class LockstepGeneration:
         known = len(self._text) - pos
         if pos < 0 or known < 0 or tokens[:known] != self._text[pos:]:
             return []
-        room = min(self._end - len(self._text) - 1, self._max_chain)
+        room = min(self._end - len(self._text) - 1, self.max_chain)
         n_tokens = self._vocab.n_tokens
         valid = takewhile(lambda token: 0 <= token < n_tokens, tokens[known : known + max(room, 0)])
         return list(valid)

@@ -245,7 +245,7 @@ class TokenCloud(_Side):
 
     def _guarded_drafter(self) -> ModelDrafter | None:
         small, vocab = self.small, self.target.vocab
-        if small.vocab.fingerprint != vocab.fingerprint or not small.can_rollback:
+        if small.vocab.fingerprint != vocab.fingerprint:
             return None
         n_ctx = context_length(small.n_ctx_train)
         drafter = _GuardedDrafter(small, self.outgoing.vault, vocab, n_ctx=n_ctx, n_threads=self.n_threads)

@@ -55,8 +55,8 @@ class Scheduler(PassLoop[Session]):
     ) -> None:
         super().__init__(limits, name="sllm-scheduler", pass_seconds=pass_seconds)
         self.n_vocab = context.model.vocab.n_tokens
-        self.can_verify = context.model.can_rollback
         self._context = context
+        self._max_draft = min(MAX_HINT_ROWS, context.max_draft)
         self._draft = None if draft is None else OwnDraft(draft)
         self._times = PassTimes()
         self._slots: list[TextSlot] = [TextSlot(i) for i in range(limits.sessions)]
@@ -104,6 +104,7 @@ class Scheduler(PassLoop[Session]):
             run_ahead=run_ahead,
             text_id=text_id,
             score_from=score_from,
+            max_draft=self._max_draft,
         )
         with self._changed:
             lost = [s for s in [*self.running(), *self._queue] if text_id and s.text_id == text_id]
@@ -343,8 +344,7 @@ class Scheduler(PassLoop[Session]):
             session = slot.owner
             if session is None or session.n_to_compute > 0 or session.is_blocked:
                 continue
-            max_rows = MAX_HINT_ROWS if self.can_verify else 0
-            hint, asked, hint_id = session.usable_hint(self.n_vocab, max_rows)
+            hint, asked, hint_id = session.usable_hint(self.n_vocab, self._max_draft)
             if session.run_ahead or asked:
                 jobs.append(Job(slot, session, hint, hint_id))
         return jobs
@@ -362,7 +362,7 @@ class Scheduler(PassLoop[Session]):
         # 2. Where there is no hint, the worker may draft by itself.
         own: list[Job] = []
         draft_seconds = 0.0
-        if self._draft is not None and self.can_verify:
+        if self._draft is not None:
             own, draft_seconds = self._draft.propose(jobs)
         # 3. Not more rows than the context selects from at once.
         _shorten(jobs, self._context.n_outputs_max)

@@ -343,7 +343,9 @@ def _contexts(
     if draft is None:
         return context, None
     n_draft = min(n_ctx, draft.n_ctx_train or n_ctx)
-    computing = replace(computing, n_ctx=n_draft * n_seq, n_threads=draft_threads, n_threads_batch=None)
+    computing = replace(
+        computing, n_ctx=n_draft * n_seq, n_threads=draft_threads, n_threads_batch=None, n_rollback=0
+    )
     drafting = stack.enter_context(draft.context(computing))
     return context, drafting
 

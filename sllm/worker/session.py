@@ -107,6 +107,7 @@ class Session:
         run_ahead: whether passes go on without hints.
         text_id: the client's name for the text; 0: none.
         score_from: the first token to be scored; None: the text is to be continued.
+        max_draft: drafted tokens that one pass can check.
 
     """
 
@@ -122,6 +123,7 @@ class Session:
         run_ahead: bool,
         text_id: int = 0,
         score_from: int | None = None,
+        max_draft: int = DraftLength.LIMIT,
     ) -> None:
         self._loop = loop
         self.text: list[int] = tokens.tolist()
@@ -142,7 +144,7 @@ class Session:
         self.newest = Hint(0, [], 0, self.created)  # replaces every earlier one
         self.answered = 0  # id of the last hint that a pass has answered
         self.confidence = Confidence()  # in hints
-        self.draft_length = DraftLength()  # of the worker's own drafts
+        self.draft_length = DraftLength(max_draft)  # of the worker's own drafts
         self.can_draft = True  # False: the worker's own draft cannot follow the text
         self.scores: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]] = []
         self.on_idle: Callable[[], None] | None = None

@@ -340,7 +340,7 @@ def test_inspect(command: Callable[..., Any]) -> None:
         assert found["n_vocab"] == model.vocab.n_tokens
         assert found["vocab_fingerprint"] == model.vocab.fingerprint
         assert found["chat_template"] is True
-        assert found["can_rollback"] is True
+        assert found["can_rollback"] == "free"
 
         ended = command("inspect", str(embedded.TARGET))
         assert (ended.returncode, ended.stderr) == (0, "")

@@ -250,7 +250,7 @@ def test_attributes_are_those_of_the_file(draft_model: sllm.Model) -> None:
     assert draft_model.n_ctx_train == int(metadata[f"{prefix}.context_length"])
     assert 0 < draft_model.size_bytes < DRAFT.stat().st_size
     assert draft_model.n_params > 0
-    assert draft_model.can_rollback
+    assert draft_model.can_rollback == "free"
     assert draft_model.path == DRAFT
     assert prefix in draft_model.description
 
