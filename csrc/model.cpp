@@ -207,8 +207,12 @@ std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
     try {
         if (!is_layers && params.vocab_only == 0) {
             const int32_t n_heads = count_heads(params.path);
+#ifndef SLLM_NO_MTP
             model->n_mtp = params.load_mtp != 0 ? n_heads : 0;
             p.load_mtp = model->n_mtp > 0;
+#else
+            static_cast<void>(n_heads);
+#endif
         }
         model->model.reset(is_layers ? sllm::load_layers(params, p) : llama_model_load_from_file(params.path, p),
                            [](llama_model * m) { llama_model_free(m); });

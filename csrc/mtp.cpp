@@ -3,7 +3,7 @@
 
 #include "mtp.hpp"
 
-#ifdef SLLM_MTP_UNDECLARED // an installed llama.cpp exports these and declares them nowhere
+#if defined(SLLM_MTP_UNDECLARED) && !defined(SLLM_NO_MTP) // an installed llama.cpp exports these and declares them nowhere
 LLAMA_API void llama_set_embeddings_nextn(struct llama_context * ctx, bool value, bool masked);
 LLAMA_API float * llama_get_embeddings_nextn_ith(struct llama_context * ctx, int32_t i);
 #elif !defined(SLLM_NO_MTP)
@@ -50,29 +50,34 @@ int sllm_mtp_draft(sllm_context * context, int32_t /*n_seqs*/, const int32_t * /
 namespace {
 
 // llama.cpp builds a graph for the heads of these; of others it reads the weights and leaves them out.
-constexpr const char * architectures[] = {"qwen35",     "qwen35moe",   "qwen3next", "glm4moe", "glm-dsa", "deepseek2",     "deepseek32",
-                                          "cohere2moe", "bailingmoe3", "hy_v3",     "mimo2",   "step35",  "nemotron_h_moe"};
+struct Architecture {
+    const char * name;
+    bool only_outputs; // the hidden states that come out are those of the rows with logits, else of all rows
+};
+constexpr Architecture architectures[] = {
+    {"bailingmoe3", false}, {"cohere2moe", false}, {"deepseek2", false}, {"deepseek32", false},     {"glm-dsa", false},
+    {"glm4moe", false},     {"hy_v3", false},      {"mimo2", true},      {"nemotron_h_moe", false}, {"qwen35", false},
+    {"qwen35moe", false},   {"qwen3next", true},   {"step35", true},
+};
 
-std::string architecture_of(const sllm_model & model) {
+const Architecture & checked_architecture(const sllm_model & model) {
     char name[64] = "";
     llama_model_meta_val_str(model.model.get(), "general.architecture", name, sizeof name);
-    return name;
-}
-
-void check_heads(const sllm_model & model) {
-    const std::string name = architecture_of(model);
     if (model.n_mtp == 0) {
         sllm::fail(SLLM_ERR_UNSUPPORTED, "there are no MTP heads among the weights (%s)",
                    llama_model_n_layer_nextn(model.model.get()) > 0 ? "the model has some: they were left out of the file, or not loaded"
                                                                     : "nextn_predict_layers is not in the file, or 0");
     }
-    if (std::none_of(std::begin(architectures), std::end(architectures), [&](const char * known) { return name == known; })) {
-        sllm::fail(SLLM_ERR_UNSUPPORTED, "llama.cpp does not compute with the MTP heads of the architecture %s", name.c_str());
+    const auto * found = std::find_if(std::begin(architectures), std::end(architectures),
+                                      [&](const Architecture & a) { return std::strcmp(a.name, name) == 0; });
+    if (found == std::end(architectures)) {
+        sllm::fail(SLLM_ERR_UNSUPPORTED, "llama.cpp does not compute with the MTP heads of the architecture %s", name);
     }
     if (model.n_mtp > 1) {
         sllm::fail(SLLM_ERR_UNSUPPORTED, "the model has %d MTP heads, to be used one after the other; only a single one is supported",
                    model.n_mtp);
     }
+    return *found;
 }
 
 } // namespace
@@ -80,7 +85,8 @@ void check_heads(const sllm_model & model) {
 namespace sllm {
 
 Heads::Heads(sllm_context & c)
-    : target(c), width(static_cast<size_t>(llama_model_n_embd_out(c.model.model.get()))), n_batch(c.info.n_batch), zeros(width, 0.0F),
+    : target(c), only_outputs(checked_architecture(c.model).only_outputs),
+      width(static_cast<size_t>(llama_model_n_embd_out(c.model.model.get()))), n_batch(c.info.n_batch), zeros(width, 0.0F),
       states(c.sequences.size()) {
     llama_context_params p = target.params;
     p.ctx_type = LLAMA_CONTEXT_TYPE_MTP;
@@ -92,7 +98,8 @@ Heads::Heads(sllm_context & c)
         fail(status_of_lines(lines, SLLM_ERR_UNSUPPORTED), "llama.cpp made no context of the MTP heads: %s",
              lines.empty() ? "it did not say why" : lines.c_str());
     }
-    llama_set_embeddings_nextn(context.get(), true, true);
+    // Where all rows come out, "masked" would take the first of them for those with logits.
+    llama_set_embeddings_nextn(context.get(), true, only_outputs);
 }
 
 // The model's hidden state for the position before `pos`; zeros where it is not kept, as in front of the first one.
@@ -319,7 +326,7 @@ std::vector<Heads::Row> Heads::first_rows(const std::vector<Job> & jobs, std::ve
         next.push_back({job.seq_id, job.pos, job.tokens[0], hidden_before(s, job.pos), true});
         active.push_back({i, 1});
     }
-    if (missing.size() + next.size() > n_batch) {
+    if (only_outputs || missing.size() + next.size() > n_batch) {
         feed(missing);
         missing.clear();
     }
@@ -418,7 +425,7 @@ int sllm_mtp_open(sllm_context * context) {
         if (context->model.is_layers) {
             sllm::fail(SLLM_ERR_UNSUPPORTED, "these are layers of a model: MTP heads draft for a whole one");
         }
-        check_heads(context->model);
+        checked_architecture(context->model);
         if (context->references.load(std::memory_order_acquire) > 1) {
             sllm::fail(SLLM_ERR_INVALID,
                        "logits of this context are still in use, and its buffers have to change: copy and drop them first");

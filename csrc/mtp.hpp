@@ -71,6 +71,7 @@ class Heads {
 
     sllm_context & target;
     std::unique_ptr<llama_context, Free> context;
+    bool only_outputs; // the heads give hidden states of rows with logits alone
     size_t width;
     size_t n_batch;
     std::vector<float> zeros;

@@ -342,6 +342,14 @@ HEADS: dict[str, Shape] = {
         n_heads=1,
         head_tensors=_joined(_TWICE, _GATED_SHARED, _NEXTN),
     ),
+    "qwen3next, head": _qwen35(
+        "qwen3next",
+        _GATED_SHARED,
+        values={**_MOE, "rope.dimension_sections": None},
+        small="ssm_ba:E,2*R",
+        n_heads=1,
+        head_tensors=_joined(_TWICE, _GATED_SHARED, _NEXTN),
+    ),
     "glm4moe, head": Shape(
         "glm4moe",
         {

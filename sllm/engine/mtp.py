@@ -101,9 +101,7 @@ class Heads:
             InferenceError, ClosedError.
 
         """
-        return self.context._drafted(
-            lib.sllm_mtp_draft, seq_ids, tokens, n_max, p_min, sampling, pos, start
-        )
+        return self.context._drafted(lib.sllm_mtp_draft, seq_ids, tokens, n_max, p_min, sampling, pos, start)
 
     def __repr__(self) -> str:
         return f"<sllm.engine.mtp.Heads of {self.context!r}>"
