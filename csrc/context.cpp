@@ -149,6 +149,19 @@ std::vector<size_t> computed_order(const sllm_context & context, const std::vect
             ++n;
         } while ((n + 1) * chosen.size() <= context.info.n_ubatch &&
                  std::all_of(chosen.begin(), chosen.end(), [&](size_t seq) { return at[seq] + n < left[seq].size(); }));
+        // With snapshots, the last rows of a sequence stay together: it waits for a later ubatch, or the first one goes alone.
+        const size_t tail = context.info.n_rollback > 0 ? context.info.n_rollback + size_t{1} : 0;
+        const auto waits = [&](size_t seq) {
+            const size_t rest = left[seq].size() - at[seq] - n;
+            return rest != 0 && rest < tail;
+        };
+        if (waits(chosen.front())) {
+            const size_t all = left[chosen.front()].size() - at[chosen.front()];
+            n = all <= context.info.n_ubatch ? all : all - tail;
+            chosen.resize(1);
+        } else {
+            chosen.erase(std::find_if(chosen.begin(), chosen.end(), waits), chosen.end());
+        }
         for (const size_t seq : chosen) {
             for (size_t i = 0; i < n; ++i) {
                 order.push_back(left[seq][at[seq]++]);
@@ -158,12 +171,32 @@ std::vector<size_t> computed_order(const sllm_context & context, const std::vect
     return order;
 }
 
+// Puts hidden states where the first layer will read them. Whatever llama.cpp has computed there, of tokens that are none, is lost.
+void replace_input(sllm_context & context, ggml_tensor * tensor) {
+    sllm::Capture & capture = context.capture;
+    const auto n_rows = static_cast<size_t>(tensor->ne[1]);
+    const auto width = static_cast<size_t>(tensor->ne[0]);
+    if (capture.n_given + n_rows <= capture.order.size() && width == sllm::n_embd(context)) {
+        capture.scratch.resize(n_rows * width);
+        for (size_t i = 0; i < n_rows; ++i) {
+            std::copy_n(capture.in + capture.order[capture.n_given + i] * width, width, capture.scratch.data() + i * width);
+        }
+        ggml_backend_tensor_set(tensor, capture.scratch.data(), 0, n_rows * width * sizeof(float));
+    }
+    capture.n_given += n_rows;
+}
+
 // Takes the hidden states behind the last layer, and ends the graph there: norm and output are never computed.
 bool on_node(ggml_tensor * tensor, bool ask, void * user_data) {
     auto & context = *static_cast<sllm_context *>(user_data);
     sllm::Capture & capture = context.capture;
+    const bool is_input = capture.in != nullptr && capture.input == tensor->name;
     if (ask) {
-        return capture.name == tensor->name;
+        return is_input || (!capture.name.empty() && capture.name == tensor->name);
+    }
+    if (is_input) {
+        replace_input(context, tensor);
+        return true;
     }
     const auto n_rows = static_cast<size_t>(tensor->ne[1]);
     const auto width = static_cast<size_t>(tensor->ne[0]);
@@ -178,9 +211,36 @@ bool on_node(ggml_tensor * tensor, bool ask, void * user_data) {
     return false;
 }
 
+// Hidden states as the input of a batch whose other fields are there.
+void put_hidden(sllm_context & context, const std::vector<Row> & rows, llama_batch & batch) {
+    const size_t n = rows.size();
+    const size_t width = sllm::n_embd(context);
+    context.batch_embd.resize(n * width);
+    for (size_t i = 0; i < n; ++i) {
+        std::copy_n(rows[i].hidden, width, context.batch_embd.data() + i * width);
+    }
+    if (!context.capture.input.empty()) {
+        std::fill(context.batch_token.begin(), context.batch_token.end(), 0);
+        batch.token = context.batch_token.data();
+        context.capture.in = context.batch_embd.data();
+        return;
+    }
+    batch.embd = context.batch_embd.data();
+    const llama_rope_type rope = llama_model_rope_type(context.model.model.get());
+    if (rope == LLAMA_ROPE_TYPE_MROPE || rope == LLAMA_ROPE_TYPE_IMROPE) {
+        // Four positions for each row, one section after the other: those that llama.cpp gives to text.
+        context.batch_pos.resize(4 * n, 0);
+        for (const size_t section : {1, 2}) {
+            std::copy_n(context.batch_pos.data(), n, context.batch_pos.data() + section * n);
+        }
+        std::fill_n(context.batch_pos.data() + 3 * n, n, 0);
+    }
+}
+
 // One llama_decode() of tokens that stand in their sequences already. On failure the cache is put back to where it was.
 void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
     const size_t n = rows.size();
+    context.capture.in = nullptr;
     context.batch_token.resize(n);
     context.batch_pos.resize(n);
     context.batch_n_seq_id.assign(n, 1);
@@ -200,12 +260,9 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
     if (rows.front().hidden == nullptr) {
         batch.token = context.batch_token.data();
     } else {
-        const size_t width = sllm::n_embd(context);
-        context.batch_embd.resize(n * width);
-        for (size_t i = 0; i < n; ++i) {
-            std::copy_n(rows[i].hidden, width, context.batch_embd.data() + i * width);
-        }
-        batch.embd = context.batch_embd.data();
+        put_hidden(context, rows, batch);
+        context.capture.order = computed_order(context, rows);
+        context.capture.n_seen = context.capture.n_given = 0;
     }
     batch.pos = context.batch_pos.data();
     batch.n_seq_id = context.batch_n_seq_id.data();
@@ -230,6 +287,11 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
     }
     if (rc == 0 && context.was_interrupted) {
         rc = 2; // asked to stop at the last node: the callback has an exception that must come out now
+    }
+    if (rc == 0 && context.capture.in != nullptr && context.capture.n_given != n) {
+        context.broken = true;
+        sllm::fail(SLLM_ERR_COMPUTE, "%zu of %zu hidden states went into the layers: llama.cpp has no tensor \"%s\" of that size",
+                   context.capture.n_given, n, context.capture.input.c_str());
     }
     std::vector<size_t> n_rows(context.sequences.size(), 0); // of each sequence
     for (const Row & row : rows) {
@@ -334,7 +396,10 @@ std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_
     p.abort_callback = on_abort_poll;
     p.abort_callback_data = context.get();
     if (!model.has_output) {
-        context->capture.name = "l_out-" + std::to_string(llama_model_n_layer(model.model.get()) - 1);
+        context->capture.name = model.layer_output + "-" + std::to_string(llama_model_n_layer(model.model.get()) - 1);
+    }
+    context->capture.input = model.input;
+    if (!model.has_output || !model.input.empty()) {
         p.cb_eval = on_node;
         p.cb_eval_user_data = context.get();
     }
@@ -546,8 +611,6 @@ void forward(sllm_context & context, const std::vector<Write> & writes, float * 
             return;
         }
         Capture & capture = context.capture;
-        capture.order = computed_order(context, batch);
-        capture.n_seen = 0;
         capture.out = out;
         try {
             decode_rows(context, batch);

@@ -144,6 +144,8 @@ struct sllm_model {
     sllm::Rollback rollback = sllm::Rollback::any;
     bool is_layers = false;                  // its input are hidden states
     bool has_output = true;                  // its output are logits
+    std::string input;                       // of layers: see sllm_model_params
+    std::string layer_output;                // of layers: see sllm_model_params
     std::shared_ptr<llama_model> vocabulary; // of layers: whose `vocab` is
 };
 
@@ -236,12 +238,15 @@ class Heads; // mtp.hpp
 
 namespace sllm {
 
-// Where the rows of one llama_decode() go that come out behind the last layer.
+// Where the rows of one llama_decode() go that come out behind the last layer, and where those come from that replace a tensor.
 struct Capture {
-    std::string name;           // of the tensor that holds them
+    std::string name;           // of the tensor that holds what comes out; empty: the layers end in logits
+    std::string input;          // of the tensor that is replaced; empty: the batch has the rows
     std::vector<size_t> order;  // the row of the batch for each row that comes, ubatch by ubatch
     size_t n_seen = 0;          // rows that have come
+    size_t n_given = 0;         // rows that have been put in
     float * out = nullptr;      // null: nobody wants them
+    const float * in = nullptr; // the rows to put in, in the batch's order; null: there are none
     std::vector<float> scratch; // of one ubatch
 };
 

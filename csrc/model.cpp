@@ -237,6 +237,8 @@ std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
     model->n_vocab = llama_vocab_n_tokens(model->vocab);
     model->is_layers = is_layers;
     model->has_output = !is_layers || params.has_output != 0;
+    model->input = is_layers && params.input != nullptr ? params.input : "";
+    model->layer_output = is_layers && params.layer_output != nullptr ? params.layer_output : "";
     if (params.vocabulary != nullptr) {
         if (params.vocabulary->n_vocab != model->n_vocab) {
             sllm::fail(SLLM_ERR_LOAD, "its output has %d rows, and its vocabulary %d tokens", model->n_vocab, params.vocabulary->n_vocab);

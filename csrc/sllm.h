@@ -117,6 +117,8 @@ struct sllm_model_params {
     const int32_t * files; /* file descriptors */
     int32_t n_files;
     int32_t has_output;
+    const char * input;            /* of layers: the graph's tensor that hidden states replace; NULL: they are the batch's embeddings */
+    const char * layer_output;     /* of layers: the graph's tensor behind each, without "-NUMBER" */
     const sllm_model * vocabulary; /* or NULL */
     int32_t n_gpu_layers;          /* negative: all */
     int32_t split_mode;            /* 0 none, 1 layer, 2 row */

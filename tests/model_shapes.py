@@ -50,10 +50,12 @@ class Shape:
         tensors: of a layer with this letter.
         ends: what stands after the layers. The embedding is always there.
         n_layer: layers that the model runs; ``n_heads`` more predict further tokens, with ``head_tensors``.
-        values: hyperparameters besides the usual, without the architecture's name: bool, int, float, str, a
+        values: hyperparameters besides the usual, without the architecture's name, which those that begin
+            with a point do not have: bool, int, float, str, a
             list of one of these, None for one that the file does not have, or a dict: for each layer, what
             stands there for its letter.
         dims: letters for dimensions besides the usual.
+        inner: two ways to cut it into ranges that can be run; none: any layer may be the first of one.
         weights: ggml's type of the matrices; ``routers``: of the small ones that choose experts.
 
     """
@@ -72,8 +74,15 @@ class Shape:
     head_tensors: str = ""
     values: dict[str, Any] = field(default_factory=dict)
     dims: dict[str, int] = field(default_factory=dict)
+    inner: tuple[tuple[int, ...], ...] = ()
     weights: str = "q8_0"
     routers: str = "f32"
+
+    def cuts(self) -> list[tuple[int, ...]]:
+        """Some ways to split: the ends of the ranges. The last may be the norm and the head alone."""
+        n = self.n_layer
+        one, other = self.inner or ((1, n - 1), (n // 2,))
+        return [(0, *one, n), (0, *other, n, n), (0, n), (0, n, n)]
 
     def letter(self, layer: int) -> str:
         """The kind of a layer, a key of ``tensors``; of a head, an empty text."""
@@ -100,6 +109,305 @@ _MIXED = [True, False, False, True, True, False, True, True]
 _QWEN2 = _joined("attn_norm:E", _biased(_QKV), "attn_output:Q,E", _FFN)
 _STARCODER2 = _biased(_joined(_ATTENTION, "ffn_norm:E ffn_up:E,F ffn_down:F,E"))
 _LAYER_NORM = {"attention.layer_norm_rms_epsilon": None, "attention.layer_norm_epsilon": 1e-5}
+
+_GPT = _biased("attn_norm:E attn_qkv:E,Q+2*K attn_output:Q,E ffn_norm:E ffn_up:E,F ffn_down:F,E")
+_PARALLEL = _joined(_ATTENTION, _GATED)
+_UP_DOWN = "ffn_norm:E ffn_up:E,F ffn_down:F,E"
+_POST_NORMS = "post_attention_norm:E post_ffw_norm:E"
+_NORM_AND_BIAS = _biased("output_norm:E")
+_LAYER_NORM_ENDS = _joined(_NORM_AND_BIAS, "output:E,V")
+_POSITIONS = "position_embd:E,512"
+_ROUTED: dict[str, Any] = {**_CHOOSING, "expert_feed_forward_length": 32, "expert_shared_count": 1}
+_MOE_LAYER = _joined(_ATTENTION, "ffn_norm:E", _EXPERTS, _SHARED)
+_MLA = _joined(
+    "attn_norm:E attn_kv_a_mqa:E,32+32 attn_kv_a_norm:32 attn_k_b:32,32,2 attn_v_b:32,32,2",
+    "attn_output:2*32,E attn_q_a:E,32 attn_q_a_norm:32 attn_q_b:32,2*64 ffn_norm:E",
+)
+_NO_MLA = _joined(
+    "attn_norm:E attn_q:E,2*64 attn_kv_a_mqa:E,32+32 attn_kv_a_norm:32 attn_kv_b:32,2*64 attn_output:2*32,E",
+    "ffn_norm:E",
+)
+_OSS_EXPERTS = _joined(
+    _EXPERTS, "ffn_gate_inp.bias:X ffn_gate_exps.bias:M,X ffn_up_exps.bias:M,X ffn_down_exps.bias:E,X"
+)
+_GEMMA4 = _joined(_FFN, _POST_NORMS, "layer_output_scale:1 attn_norm:E")
+
+
+def _dense_first(architecture: str, *layer: str, **more: Any) -> Shape:
+    """A shape whose first layer has no experts, as said by leading_dense_block_count."""
+    common = _joined(*layer)
+    values = {**_ROUTED, "leading_dense_block_count": 1, **more.pop("values", {})}
+    experts = _joined(_EXPERTS, _SHARED, more.pop("also", ""))
+    tensors = {"d": _joined(common, _GATED), "a": _joined(common, experts)}
+    layers = more.pop("layers", "daaa")
+    return Shape(architecture, tensors, layers=layers, values=values, dims={"M": 32}, **more)
+
+
+_MORE: dict[str, Shape] = {
+    "apertus": _plain(
+        "apertus",
+        _joined(_ATTENTION, _QK_NORM, _UP_DOWN),
+        values={f".xielu.{name}": {"a": 0.5} for name in ("alpha_n", "alpha_p", "beta", "eps")},
+    ),
+    "arcee": _plain("arcee", _ATTENTION, _UP_DOWN),
+    "bailingmoe": _plain("bailingmoe", _MOE_LAYER, values=_ROUTED, dims={"M": 32}),
+    "bloom": _plain(
+        "bloom", _GPT, ends=_joined(_biased("token_embd_norm:E"), _LAYER_NORM_ENDS), values=_LAYER_NORM
+    ),
+    "cohere2": _plain(
+        "cohere2",
+        _PARALLEL,
+        n_layer=8,
+        inner=((1, 6), (4,)),
+        ends=_TIED,
+        values={**_LAYER_NORM, "attention.sliding_window": 8, "logit_scale": 0.25},
+    ),
+    "command-r": _plain("command-r", _PARALLEL, ends=_TIED, values={**_LAYER_NORM, "logit_scale": 0.0625}),
+    "deepseek": _dense_first("deepseek", _ATTENTION, "ffn_norm:E"),
+    "deepseek2": _dense_first(
+        "deepseek2",
+        _MLA,
+        values={
+            "attention.q_lora_rank": 32,
+            "attention.kv_lora_rank": 32,
+            "attention.key_length": 64,
+            "attention.value_length": 32,
+            "attention.key_length_mla": 64,
+            "attention.value_length_mla": 32,
+            "expert_gating_func": 2,
+        },
+    ),
+    "deepseek2, lite": _dense_first(
+        "deepseek2",
+        _NO_MLA,
+        n_layer=27,
+        n_head_kv=2,
+        layers="d" + 26 * "a",
+        values={"attention.kv_lora_rank": 32, "attention.key_length": 64, "attention.value_length": 32},
+    ),
+    "dots1": _dense_first(
+        "dots1", _ATTENTION, _QK_NORM, "ffn_norm:E", n_head_kv=2, values={"expert_gating_func": 2}
+    ),
+    "ernie4_5": _plain("ernie4_5"),
+    "ernie4_5-moe": _dense_first(
+        "ernie4_5-moe",
+        _ATTENTION,
+        "ffn_norm:E",
+        values={"interleave_moe_layer_step": 1, "expert_shared_feed_forward_length": 32},
+    ),
+    "exaone": _plain("exaone", ends="output_norm:E rope_freqs:H/2"),
+    "exaone4": _plain("exaone4", _QKV, "attn_output:Q,E", _QK_NORM, _POST_NORMS, _GATED),
+    "falcon": _plain(
+        "falcon",
+        _biased("attn_norm:E attn_norm_2:E"),
+        "attn_qkv:E,Q+2*K attn_output:Q,E ffn_up:E,F ffn_down:F,E",
+        ends=_LAYER_NORM_ENDS,
+        values=_LAYER_NORM,
+    ),
+    "gemma": _plain("gemma", ends=_TIED),
+    "gemma2": _plain(
+        "gemma2",
+        _LAYER,
+        _POST_NORMS,
+        n_layer=8,
+        inner=((1, 6), (4,)),
+        ends=_TIED,
+        values={
+            "attention.sliding_window": 8,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    "gemma4": Shape(
+        "gemma4",
+        {
+            "s": _joined(_GEMMA4, _QKV, "attn_output:Q,E", _QK_NORM),
+            "a": _joined(
+                _GEMMA4, "attn_q:E,2*Q attn_k:E,2*K attn_output:2*Q,E attn_q_norm:2*H attn_k_norm:2*H"
+            ),
+        },
+        layers="ssa",
+        n_layer=6,
+        inner=((3,), (4,)),
+        ends="output_norm:E rope_freqs:H",
+        values={
+            **_lengths(64),
+            "attention.key_length_swa": 32,
+            "attention.value_length_swa": 32,
+            "rope.dimension_count": 64,
+            "rope.dimension_count_swa": 32,
+            "attention.sliding_window": 8,
+            "attention.sliding_window_pattern": {"s": True, "a": False},
+            "embedding_length_per_layer_input": 0,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    "glm4": _plain("glm4", _ATTENTION, _POST_NORMS, "ffn_norm:E ffn_up:E,2*F ffn_down:F,E"),
+    "glm4, sections": _plain(
+        "glm4",
+        _ATTENTION,
+        _POST_NORMS,
+        "ffn_norm:E ffn_up:E,2*F ffn_down:F,E",
+        values={"rope.dimension_sections": [4, 6, 6, 0]},
+    ),
+    "glm4moe": _dense_first(
+        "glm4moe",
+        _ATTENTION,
+        "post_attention_norm:E",
+        also="exp_probs_b.bias:X",
+        values={"rope.dimension_count": 16, "expert_weights_scale": 1.0},
+    ),
+    "gpt-oss": _plain(
+        "gpt-oss",
+        "attn_norm:E post_attention_norm:E",
+        _biased(_QKV + " attn_output:Q,E"),
+        "attn_sinks:2",
+        _OSS_EXPERTS,
+        n_layer=8,
+        inner=((1, 6), (4,)),
+        values={**_CHOOSING, "expert_feed_forward_length": 32, "attention.sliding_window": 8},
+        dims={"M": 32},
+    ),
+    "gpt2": _plain("gpt2", _GPT, ends=_joined(_POSITIONS, _NORM_AND_BIAS), values=_LAYER_NORM),
+    "gptneox": _plain(
+        "gptneox", _GPT, ends=_LAYER_NORM_ENDS, values={**_LAYER_NORM, "use_parallel_residual": True}
+    ),
+    "gptneox, in a row": _plain(
+        "gptneox", _GPT, ends=_LAYER_NORM_ENDS, values={**_LAYER_NORM, "use_parallel_residual": False}
+    ),
+    "granitemoe": _plain(
+        "granitemoe",
+        _MOE_LAYER,
+        values={
+            **_CHOOSING,
+            "expert_shared_feed_forward_length": 96,
+            "embedding_scale": 12.0,
+            "residual_scale": 0.22,
+            "logit_scale": 6.0,
+            "attention.scale": 0.125,
+        },
+    ),
+    "hunyuan-dense": _plain("hunyuan-dense", _LAYER, _QK_NORM),
+    "hunyuan-moe": _plain(
+        "hunyuan-moe",
+        _MOE_LAYER,
+        _QK_NORM,
+        values={**_CHOOSING, "expert_feed_forward_length": 96, "expert_shared_feed_forward_length": 96},
+    ),
+    "internlm2": _plain("internlm2"),
+    "llama4": Shape(
+        "llama4",
+        {"d": _LAYER, "a": _MOE_LAYER},
+        layers="da",
+        n_layer=8,
+        values={**_CHOOSING, "expert_feed_forward_length": 32, "interleave_moe_layer_step": 2},
+        dims={"M": 32},
+        inner=((4,), (4,)),
+    ),
+    "minicpm": _plain("minicpm", ends=_TIED),
+    "minicpm, said": _plain(
+        "minicpm", values={"embedding_scale": 8.0, "residual_scale": 0.3, "logit_scale": 0.5}
+    ),
+    "mpt": _plain(
+        "mpt",
+        "attn_norm:E attn_qkv:E,Q+2*K attn_output:Q,E",
+        _UP_DOWN,
+        ends=_TIED,
+        values={**_LAYER_NORM, "attention.max_alibi_bias": 8.0},
+    ),
+    "mpt, positions": _plain("mpt", _GPT, ends=_joined(_POSITIONS, _LAYER_NORM_ENDS), values=_LAYER_NORM),
+    "nemotron": _plain(
+        "nemotron",
+        _biased("attn_norm:E ffn_norm:E"),
+        _QKV,
+        "attn_output:Q,E ffn_up:E,F ffn_down:F,E",
+        ends=_LAYER_NORM_ENDS,
+        values=_LAYER_NORM,
+    ),
+    "olmo": _plain(
+        "olmo",
+        _QKV,
+        "attn_output:Q,E",
+        _GATED,
+        ends="output:E,V",
+        values={**_LAYER_NORM, "attention.clamp_kqv": 8.0},
+    ),
+    "olmo2": _plain("olmo2", _QKV, "attn_output:Q,E attn_q_norm:Q attn_k_norm:K", _POST_NORMS, _GATED),
+    "olmo2, window": _plain(
+        "olmo2",
+        _QKV,
+        "attn_output:Q,E attn_q_norm:Q attn_k_norm:K",
+        _POST_NORMS,
+        _GATED,
+        n_layer=8,
+        values={"attention.sliding_window": 8},
+    ),
+    "olmoe": _plain(
+        "olmoe",
+        _ATTENTION,
+        "attn_q_norm:Q attn_k_norm:K ffn_norm:E",
+        _EXPERTS,
+        n_head_kv=2,
+        values=_CHOOSING,
+    ),
+    "orion": _plain(
+        "orion",
+        _biased("attn_norm:E ffn_norm:E"),
+        _QKV,
+        "attn_output:Q,E",
+        _GATED,
+        ends=_LAYER_NORM_ENDS,
+        values=_LAYER_NORM,
+    ),
+    "phi2": _plain(
+        "phi2",
+        _biased(_joined(_ATTENTION, "ffn_up:E,F ffn_down:F,E")),
+        ends=_joined(_LAYER_NORM_ENDS, "output.bias:V"),
+        values=_LAYER_NORM,
+    ),
+    "plamo": _plain("plamo", _PARALLEL),
+    "qwen": _plain(
+        "qwen",
+        "attn_norm:E attn_qkv:E,3*E attn_qkv.bias:3*E attn_output:Q,E ffn_norm:E",
+        _GATED,
+        n_head_kv=2,
+        values={"feed_forward_length": 192},
+    ),
+    "qwen2moe": _plain(
+        "qwen2moe",
+        "attn_norm:E",
+        _biased(_QKV),
+        "attn_output:Q,E ffn_norm:E",
+        _EXPERTS,
+        _SHARED,
+        "ffn_gate_inp_shexp:E",
+        values={**_CHOOSING, "expert_feed_forward_length": 32, "expert_shared_feed_forward_length": 32},
+        dims={"M": 32},
+    ),
+    "qwen2vl": _plain("qwen2vl", _QWEN2, values={"rope.dimension_sections": [4, 6, 6, 0]}),
+    "seed_oss": _plain("seed_oss", _ATTENTION, "post_attention_norm:E", _GATED),
+    "smollm3": _plain("smollm3", n_layer=8, ends=_TIED, inner=((4,), (4,))),
+    "stablelm": _plain(
+        "stablelm",
+        _biased("attn_norm:E ffn_norm:E"),
+        _QKV,
+        "attn_output:Q,E",
+        _GATED,
+        ends=_LAYER_NORM_ENDS,
+        values=_LAYER_NORM,
+    ),
+    "stablelm, in parallel": _plain(
+        "stablelm",
+        _biased("attn_norm:E"),
+        _QKV,
+        "attn_output:Q,E attn_q_norm:H,2 attn_k_norm:H,1",
+        _GATED,
+        ends=_LAYER_NORM_ENDS,
+        values=_LAYER_NORM,
+    ),
+    "starcoder": _plain("starcoder", _GPT, ends=_joined(_POSITIONS, _LAYER_NORM_ENDS), values=_LAYER_NORM),
+    "xverse": _plain("xverse"),
+}
 
 SHAPES: dict[str, Shape] = {
     "llama": _plain("llama"),
@@ -159,6 +467,7 @@ SHAPES: dict[str, Shape] = {
         "starcoder2", _STARCODER2, ends=_biased("output_norm:E") + " output:E,V", values=_LAYER_NORM
     ),
     "starcoder2, tied": _plain("starcoder2", _STARCODER2, ends=_biased("output_norm:E"), values=_LAYER_NORM),
+    **_MORE,
 }
 """Those that can be split by layers."""
 
@@ -213,7 +522,16 @@ def _qwen35(architecture: str, ffn: str, **more: Any) -> Shape:
     recurrent = _joined("attn_norm:E post_attention_norm:E", _DELTA, more.pop("small", _ALPHA_BETA), ffn)
     tensors = {"r": recurrent, "a": _joined(_TWICE, ffn)}
     dims |= {"M": 32, **more.pop("dims", {})}
-    return Shape(architecture, tensors, layers="rrra", n_layer=8, values=values, dims=dims, **more)
+    return Shape(
+        architecture,
+        tensors,
+        layers="rrra",
+        n_layer=12,
+        inner=((4, 9), (6,)),
+        values=values,
+        dims=dims,
+        **more,
+    )
 
 
 def _of_kinds(kinds: str) -> dict[str, dict[str, int]]:
@@ -235,7 +553,8 @@ HYBRID: dict[str, Shape] = {
         "lfm2",
         {"r": _joined(_SHORT_CONVOLUTION, _FFN), "a": _joined(_LAYER, _QK_NORM)},
         layers="rra",
-        n_layer=6,
+        n_layer=9,
+        inner=((4, 7), (3,)),
         ends="token_embd_norm:E",
         values=_LFM2,
     ),
@@ -248,6 +567,7 @@ HYBRID: dict[str, Shape] = {
         },
         layers="drarra",
         n_layer=6,
+        inner=((3,), (4,)),
         ends="token_embd_norm:E",
         values={
             **_LFM2,
@@ -264,6 +584,7 @@ HYBRID: dict[str, Shape] = {
         {"r": _joined("attn_norm:E", _MAMBA2), "a": _ATTENTION, "f": "attn_norm:E ffn_up:E,F ffn_down:F,E"},
         layers="rfraf",
         n_layer=10,
+        inner=((4,), (7,)),
         values={
             **_state(128, 32, 4, 2)[0],
             **_lengths(),
@@ -277,7 +598,8 @@ HYBRID: dict[str, Shape] = {
         "granitehybrid",
         {"r": _joined("attn_norm:E", _MAMBA2, _FFN), "a": _LAYER},
         layers="rra",
-        n_layer=6,
+        n_layer=9,
+        inner=((4, 7), (3,)),
         values={**_MAMBA2_64[0], **_of_kinds("ra")},
         dims=_MAMBA2_64[1],
     ),
@@ -285,7 +607,8 @@ HYBRID: dict[str, Shape] = {
         "jamba",
         {"r": _joined("attn_norm:E", _MAMBA, "ssm_dt_norm:R ssm_b_norm:S ssm_c_norm:S", _FFN), "a": _LAYER},
         layers="rra",
-        n_layer=6,
+        n_layer=9,
+        inner=((4, 7), (3,)),
         values={**_state(128, 16, 32)[0], **_of_kinds("ra")},
         dims=_state(128, 16, 32)[1],
     ),

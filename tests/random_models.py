@@ -133,7 +133,7 @@ class _Weights:
             self._keep(called, dims, self._rng.uniform(-1, -0.05, shape).astype(np.float32), "f32")
         elif "norm" in name and not name.endswith(".bias"):
             self._keep(called, dims, 1 + self._normal(shape, 0.2), "f32")
-        elif len(dims) == 1 or name.endswith("."):
+        elif len(dims) == 1 or name.endswith((".", ".bias")):
             self._keep(called, dims, self._normal(shape, 0.3), "f32")
         else:
             kind = "f32" if name in _SMALL else self._shape.routers if name in _ROUTERS else None
@@ -209,7 +209,7 @@ def make(shape: Shape, seed: int = 0) -> GGUF:
         b"general.name": _typed("random"),
         b"general.alignment": _typed(32),
         **{
-            f"{shape.architecture}.{key}".encode(): _typed(value)
+            (key[1:] if key.startswith(".") else f"{shape.architecture}.{key}").encode(): _typed(value)
             for key, value in _hyperparameters(shape).items()
         },
         **_vocabulary(),

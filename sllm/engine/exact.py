@@ -38,8 +38,10 @@ _EXACT_KINDS = (2, 8)
 _KINDS = {0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 10: "q2_K", 11: "q3_K"}
 _KINDS |= {12: "q4_K", 13: "q5_K", 14: "q6_K", 20: "iq4_nl", 23: "iq4_xs", 30: "bf16", 39: "mxfp4"}
 
-# Matrices that are looked up or convolved, not multiplied with rows of the batch.
-_NO_PRODUCT = re.compile(r"(^|\.)(token_types|position_embd|ssm_conv1d\w*|shortconv\.conv|rope_\w+)\.weight$")
+# Matrices that are looked up, convolved or multiplied number by number, and not with rows of the batch.
+_NO_PRODUCT = re.compile(
+    r"(^|\.)(token_types|position_embd|ssm_conv1d\w*|shortconv\.conv|rope_\w+|\w+_norm|\w+_lerp_\w+)\.weight$"
+)
 
 
 def _product_kinds(header: gguf.Header) -> dict[int, tuple[str, int]]:

@@ -107,10 +107,12 @@ def string(text: str) -> bytes:
     return len(data).to_bytes(8, "little") + data
 
 
-def pair(key: str, value: str | int | Sequence[int] | Sequence[bool]) -> bytes:
-    """A key and its value, as GGUF writes them: a string, a uint32, or an array of uint32 or bool."""
+def pair(key: str, value: str | float | Sequence[int] | Sequence[bool]) -> bytes:
+    """A key and its value, as GGUF writes them: text, a uint32, a float32, or an array of uint32 or bool."""
     if isinstance(value, str):
         return string(key) + struct.pack("<I", _STRING) + string(value)
+    if isinstance(value, float):
+        return string(key) + struct.pack("<If", 6, value)
     if isinstance(value, int):
         return string(key) + struct.pack("<II", 4, value)
     kind = 7 if all(isinstance(item, bool) for item in value) else 4

@@ -192,6 +192,10 @@ class _LayerWeights(Weights):
         keep.append(ffi.new("struct sllm_piece[]", [(p.file, p.offset, p.size) for p in view.pieces]))
         params.pieces, params.n_pieces = keep[-1], len(view.pieces)
         params.has_output = output
+        keep.append(ffi.new("char[]", view.input.encode()))
+        params.input = keep[-1] if view.input else ffi.NULL
+        keep.append(ffi.new("char[]", file.facts.output.encode()))
+        params.layer_output = keep[-1]
         if vocabulary is not None:
             params.vocabulary = vocabulary._live
         with ExitStack() as stack:

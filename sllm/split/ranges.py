@@ -29,7 +29,7 @@ def worker_ranges(
         output: the last worker has to have the model's output.
 
     Raises:
-        ValueError: no worker, or layers that do not fit in between.
+        ValueError: no worker, or layers that do not fit in between, or do not run apart.
         RemoteError: a worker of another model, or one whose offer is impossible.
 
     """
@@ -58,6 +58,8 @@ def worker_ranges(
             raise ValueError(
                 f"{link.endpoint} has layers [{offer.start}, {offer.stop}), and [{a}, {b}) are needed"
             )
+    for a, b in found:
+        file.check_kinds(a, b)
     if output and not offers[-1].output:
         raise ValueError(f"{links[-1].endpoint} has no output, and tail=None leaves that to it")
     return found

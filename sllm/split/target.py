@@ -70,6 +70,11 @@ class _SplitSlot:
     generation: SplitGeneration | None = None
 
 
+_ROLLBACK = 4
+"""Tokens that the layers of a hybrid model take back, unless told otherwise: as many as a worker's, which has
+several sequences.
+"""
+
 _NOT_OURS = frozenset(
     [
         "n_batch",
@@ -123,9 +128,10 @@ class SplitTarget(Closing):
         options: how to load and to compute the layers here: ``n_gpu_layers`` and ``devices`` of
             :class:`~sllm.engine.params.LoadParams`; ``n_ctx`` (positions of one text, no more than the
             workers have), ``n_seq_max`` (texts at once), ``n_threads``, ``n_threads_batch``, ``flash_attn``,
-            ``type_k``, ``type_v`` and ``offload_kqv`` of :class:`~sllm.engine.params.ContextParams`. For
-            exactly the text of the whole model, use the settings that :class:`~sllm.LocalTarget` names on all
-            machines, and f32.
+            ``type_k``, ``type_v`` and ``offload_kqv`` of :class:`~sllm.engine.params.ContextParams`; of a
+            hybrid model ``n_rollback``, how many drafted tokens a pass may have, which the workers have to
+            be able to take back as well. For exactly the text of the whole model, use the settings that
+            :class:`~sllm.LocalTarget` names on all machines, and f32.
 
     Raises:
         ModelLoadError, UnsupportedModelError: the model's layers cannot be run separately.
@@ -182,15 +188,20 @@ class SplitTarget(Closing):
         self._computing = threading.Lock()  # over the layers here: texts take turns
         n_seq_max = computing.n_seq_max
         self._slots = [self._make_slot(i, links, losses) for i in range(n_seq_max)]
+        n_rollback = _ROLLBACK if computing.n_rollback is None else computing.n_rollback
         computing = replace(
             computing,
             n_ctx=n_ctx * n_seq_max,
+            n_rollback=n_rollback,
             # What is computed at once comes in chunks: room for more would lie idle.
             n_batch=max(_CHUNK, _ROWS * n_seq_max),
             n_ubatch=_CHUNK,
             n_outputs_max=_ROWS * n_seq_max,
         )
         self._load(file, last, loading, computing)
+        # Rejected rows have to be taken back without computing any again: layers do not keep what was sent.
+        rows = {"free": _ROWS, "snapshots": 1 + n_rollback}
+        self._max_rows = min(_ROWS, rows.get(self._vocabulary.can_rollback, 1))
         super().__init__()
         here = [layers for layers in (self._head, self._tail) if layers is not None]
         self.n_ctx = min([n_ctx, *(layers.context.n_ctx_seq for layers in here)])
@@ -239,6 +250,11 @@ class SplitTarget(Closing):
                     )
                 )
             self._stack = stack.pop_all()
+
+    @property
+    def _keeps_positions(self) -> bool:
+        """Whether the layers can go back to any position of a text."""
+        return self._vocabulary.can_rollback == "free"
 
     @property
     def vocab(self) -> Vocab:
@@ -358,19 +374,39 @@ class SplitGeneration(LockstepGeneration):
         sampling: SamplingParams,
         max_tokens: int | None,
     ) -> None:
-        max_chain = min(_ROWS, *(link.max_rows for link in slot.links)) - 1
+        max_chain = min(target._max_rows, *(link.max_rows for link in slot.links)) - 1
         super().__init__(target.vocab, prompt, max_tokens, target.n_ctx, max_chain)
         self._target = target
         self._slot = slot
         self._sampling = sampling
         self.remote = RemoteStats(round_trip=0.0)
-        n_shared = self.n_shared = min(common_prefix(slot.tokens, prompt), len(prompt) - 1)
+        n_shared = min(common_prefix(slot.tokens, prompt), len(prompt) - 1)
+        if n_shared < len(slot.tokens) and not target._keeps_positions:
+            n_shared = 0  # a recurrent state goes back over a draft, and not over a text
+        n_shared = self.n_shared = min(n_shared, self._held())
         del slot.tokens[n_shared:]
         for link in slot.links:
             link.begin(n_shared, self.remote, sampling if target.tail is None else None, self._start)
 
+    def _held(self) -> int:
+        """Positions of the text that all layers here hold."""
+        target, slot = self._target, self._slot
+        with target._computing:
+            here = [
+                part.memory.length(slot.seq_id) for part in (target._head, target._tail) if part is not None
+            ]
+        return min(here, default=len(slot.tokens))
+
+    def _catch_up(self) -> None:
+        """Compute again what the layers here lost when a pass of theirs was interrupted."""
+        held = self._held()
+        if held < len(self._text) - 1:
+            del self._slot.tokens[held:]
+            self.read_prompt()
+
     def _verify(self, chain: list[int]) -> tuple[tuple[int, ...], int]:
         try:
+            self._catch_up()
             return self._pass(chain)
         except BaseException:
             # Answers to this pass may still arrive, and the next one would take them for its own.

@@ -568,7 +568,27 @@ class LayerScheduler(PassLoop[LayerSequence]):
                     n_rows += n
         return batch
 
+    def _goes_on(self, sequence: LayerSequence, request: LayerRequest) -> bool:
+        """Whether the memory of a sequence is still what its client was told. If not, the stream ends as an
+        idle one does: the client opens another and sends again what is missing.
+
+        A recurrent state goes back over the last few rows alone, and is gone after a pass that failed.
+        """
+        assert self._range is not None
+        memory, seq_id = self._range.memory, sequence.slot.seq_id
+        if memory.length(seq_id) > request.pos:
+            memory.truncate(seq_id, request.pos)
+        held = memory.length(seq_id)
+        if held >= request.pos or sequence.slot.length < request.pos:  # a gap is the client's mistake
+            return True
+        self._hold(sequence, held)
+        sequence.end("idle")
+        return False
+
     def _compute(self, batch: Batch) -> None:
+        batch = [one for one in batch if self._goes_on(*one)]
+        if not batch:
+            return
         began = time.perf_counter()
         try:
             answers = self._pass(batch)

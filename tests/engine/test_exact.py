@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from random_models import SHAPES
+from random_models import EVERY
 
 import sllm
 from sllm import embedded
@@ -109,7 +109,7 @@ def test_every_shape_that_is_tested_for_equality_says_why_it_might_not_be(
     random_model: Callable[..., Path],
 ) -> None:
     """Experts have routers; all others of the shapes have none but q8_0 matrices."""
-    for name, shape in SHAPES.items():
+    for name, shape in EVERY.items():
         routers = any("ffn_gate_inp" in tensors for tensors in shape.tensors.values())
         assert bool(exact.obstacles(random_model(name))) == routers, name
 

@@ -502,12 +502,19 @@ def test_a_forked_child_is_told_and_may_start_afresh(llama: Path) -> None:
 @pytest.mark.parametrize(
     ("architecture", "values", "tensor", "said"),
     [
-        ("gemma2", {}, None, "it scales whatever enters its first layer"),
+        ("baichuan", {}, None, "how its layers find positions"),
         ("gemma3n", {}, None, "every layer looks up embeddings"),
-        ("mamba", {}, None, "no test proves it equal"),
+        ("rwkv7", {}, None, "no test proves it equal"),
         ("no such thing", {}, None, "no test proves it equal"),
         ("phi3", {}, b"rope_factors_long.weight", "its rotary factors depend on the length of the context"),
         ("gemma3", {b"block_count": 62}, None, "a model of 62 layers"),
+        ("gemma2", {b"block_count": 46}, None, "a model of 46 layers"),
+        ("exaone4", {b"block_count": 64}, None, "a model of 64 layers"),
+        ("command-r", {b"block_count": 64}, None, "a model of 64 layers"),
+        ("llama4", {b"attention.sliding_window": 0}, None, "which of its layers rotate"),
+        ("gemma4", {b"embedding_length_per_layer_input": 64}, None, "every layer looks up embeddings"),
+        ("gemma4", {b"attention.shared_kv_layers": 2}, None, "look at the memory of others"),
+        ("llama", {}, b"dense_2.weight", "no range would have its dense_2.weight"),
         ("qwen3", {b"nextn_predict_layers": 1}, None, "layers that predict further tokens"),
         ("granite", {b"deepstack_mapping": 3}, None, "image"),
         ("llama", {}, b"output.scale", "a scale of its own"),
@@ -536,6 +543,41 @@ def test_models_that_do_not_come_apart(
             call()
         assert "m.gguf" in str(caught.value)
         assert architecture in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "stop", "said"),
+    [
+        ("smollm3", 1, 8, "comes back after 4 layers, so a range begins at a multiple of 4"),
+        ("smollm3", 6, 7, "multiple of 4"),
+        ("llama4", 2, 4, "multiple of 4"),
+        ("gpt-oss", 3, 4, "at least one layer that has a sliding window, which are 0, 2, 4, 6"),
+        ("cohere2", 7, 8, "a sliding window, which are 0, 1, 2, 4, 5, 6"),
+        ("gemma4", 2, 5, "begins with a layer that has a sliding window, which layer 2 has not"),
+        ("gemma4", 0, 1, "at least 2 layers"),
+        ("lfm2", 0, 2, "at least one layer that has attention, which are 2, 5, 8"),
+        ("lfm2", 2, 3, "at least one layer that is recurrent, which are 0, 1, 3, 4, 6, 7"),
+        ("nemotron_h", 3, 5, "is recurrent, which are 0, 2, 5, 7"),
+        ("qwen35", 4, 7, "has attention, which are 3, 7, 11"),
+        ("qwen35moe", 3, 4, "is recurrent"),
+        ("deepseek2", 1, 27, "llama.cpp takes 26 layers for another model"),
+    ],
+)
+def test_ranges_that_do_not_run_apart(
+    tmp_path: Path, random_model: Callable[..., Path], name: str, start: int, stop: int, said: str
+) -> None:
+    """The error says which would."""
+    more = {"n_layer": 28} if name == "deepseek2" else {}
+    path = random_model(name, **more)
+    for call in (
+        lambda: LayerRange(path, start, stop, **OPTIONS),
+        lambda: export_layers(path, tmp_path / "out.gguf", start, stop),
+    ):
+        with pytest.raises(ValueError, match=said) as caught:
+            call()
+        assert path.name in str(caught.value)
+        assert f"[{start}, {stop})" in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

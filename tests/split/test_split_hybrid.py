@@ -1,0 +1,207 @@
+"""Models whose layers hold more than attention, or do more with embeddings than others, split with a worker:
+the same text, with a draft and without one, also after an interruption.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import random_models
+from oracles import EXACT, GREEDY, PLAIN, one_by_one
+from random_models import EVERY, N_VOCAB
+
+import sllm
+from sllm.draft.drafters import ModelDrafter
+from sllm.worker.server import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+N_CTX = 192
+SAMPLED = replace(PLAIN, temperature=0.8, seed=5)
+
+# The cut behind the head and the one before the tail.
+CUTS = {
+    "qwen35": (4, 8),
+    "qwen35moe": (4, 8),
+    "lfm2": (3, 6),
+    "nemotron_h": (4, 5),
+    "granitehybrid": (3, 6),
+    "mamba2": (1, 3),
+    "gemma2": (2, 6),
+    "glm4": (1, 3),
+    "gpt2": (1, 3),
+}
+
+
+@pytest.fixture(scope="module")
+def path_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A random model that is exact: float32 routers are not, on some CPUs."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def path(name: str) -> Path:
+        found = folder / f"{name}.gguf"
+        if not found.exists():
+            shape = replace(EVERY[name], routers="q8_0")
+            if name == "nemotron_h":
+                shape = replace(shape, n_layer=15)
+            random_models.write(found, shape)
+        return found
+
+    return path
+
+
+@pytest.fixture
+def workers() -> list[Worker]:
+    """Those of :func:`make_split`."""
+    return []
+
+
+@pytest.fixture
+def make_split(
+    path_of: Callable[[str], Path], workers: list[Worker]
+) -> Iterator[Callable[..., sllm.SplitTarget]]:
+    """A split with a worker of the layers between."""
+    with ExitStack() as stack:
+
+        def make(name: str, **options: Any) -> sllm.SplitTarget:
+            path, n = path_of(name), EVERY[name].n_layer
+            head, end = CUTS[name]
+            n = 15 if name == "nemotron_h" else n
+            end = 10 if name == "nemotron_h" else end
+            worker = stack.enter_context(
+                Worker(path, layers=options.pop("layers", True), insecure=True, n_ctx=N_CTX, **EXACT)
+            )
+            workers.append(worker)
+            remote = stack.enter_context(sllm.connect(worker.uri))
+            tail = options.pop("tail", n - end)
+            settings = {"head": head, "tail": tail, "codec": "f32", "n_ctx": N_CTX, **EXACT, **options}
+            return stack.enter_context(sllm.SplitTarget(path, middle=remote, **settings))
+
+        yield make
+
+
+def prompt_of(n: int, seed: int = 0) -> Any:
+    # A text that repeats itself, so that prompt lookup proposes something.
+    return np.resize(np.random.default_rng(seed).integers(4, N_VOCAB, 9), n).astype(np.int32)
+
+
+def text_of(target: sllm.Target, prompt: Any, n: int, sampling: Any, draft: Any = None) -> tuple[Any, Any]:
+    stream = sllm.generate(target, prompt, draft=draft, sampling=sampling, max_tokens=n)
+    return [token for run in stream for token in run.tokens], stream.stats
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_the_text_is_that_of_the_whole_model(
+    path_of: Callable[[str], Path], make_split: Callable[..., sllm.SplitTarget], name: str
+) -> None:
+    """With its own weights as a draft, which are always right, and prompt lookup, which is mostly wrong."""
+    with sllm.Model(path_of(name)) as model, ModelDrafter(model, n_ctx=N_CTX) as drafter:
+        drafter.adaptive = False  # as much as it can, however long it takes
+        for tail in ({}, {"tail": None}):
+            split = make_split(name, **tail)
+            for sampling in (GREEDY, SAMPLED):
+                expected = one_by_one(model, prompt_of(30), sampling, 24, N_CTX)
+                assert text_of(split, prompt_of(30), 24, sampling)[0] == expected
+                found, stats = text_of(split, prompt_of(30), 24, sampling, drafter)
+                assert found == expected
+                assert (stats.n_drafted > 0) == (model.can_rollback != "recompute")
+                assert text_of(split, prompt_of(30), 24, sampling, "ngram")[0] == expected
+
+
+@pytest.mark.parametrize("name", ["qwen35", "lfm2", "nemotron_h"])
+def test_drafts_of_every_length_wrong_anywhere(
+    path_of: Callable[[str], Path], make_split: Callable[..., sllm.SplitTarget], name: str
+) -> None:
+    """Rows are taken back by layers here and there, and by a worker that selects."""
+    prompt, n = prompt_of(20), 120
+    cases = [(k, wrong) for k in range(7) for wrong in range(k + 1)]  # wrong == k: none is
+    with sllm.Model(path_of(name)) as model:
+        ends = {token: -100.0 for token in range(N_VOCAB) if model.vocab.is_eog(token)}
+        sampling = replace(SAMPLED, logit_bias=ends)
+        expected = one_by_one(model, prompt, sampling, n, N_CTX)
+    for tail in ({}, {"tail": None}):
+        split = make_split(name, n_rollback=4, **tail)
+        with closing(split.open(prompt, sampling, n)) as generation:
+            assert generation.max_chain == 4
+            text: list[int] = []
+            for k, wrong in cases:
+                chain = expected[len(text) : len(text) + k]
+                if wrong < k:
+                    chain[wrong] = (chain[wrong] + 1) % N_VOCAB
+                generation.hint(len(prompt) + len(text), chain)
+                commit = next(generation)
+                assert (commit.n_verified, commit.n_accepted) == (min(k, 4), min(wrong, k, 4))
+                text += commit.tokens
+            assert text == expected[: len(text)]
+
+
+@pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "granitehybrid", "glm4"])
+def test_one_text_after_another(
+    path_of: Callable[[str], Path], make_split: Callable[..., sllm.SplitTarget], name: str
+) -> None:
+    """One that goes on, one that leaves the other in the middle, and one that has nothing to do with it."""
+    split = make_split(name)
+    first = prompt_of(25)
+    with sllm.Model(path_of(name)) as model:
+        text = [*first, *text_of(split, first, 10, SAMPLED, "ngram")[0]]
+        for prompt in (text, [*text, 7, 8, 9], text[:20], [*text[:30], 5, 6], prompt_of(12, 3), text):
+            found, _ = text_of(split, prompt, 12, SAMPLED, "ngram")
+            assert found == one_by_one(model, np.array(prompt, dtype=np.int32), SAMPLED, 12, N_CTX)
+
+
+@pytest.mark.parametrize("name", ["qwen35", "granitehybrid", "glm4"])
+def test_a_pass_that_was_interrupted_is_made_good(
+    path_of: Callable[[str], Path],
+    make_split: Callable[..., sllm.SplitTarget],
+    workers: list[Worker],
+    name: str,
+) -> None:
+    """No recurrent state survives that: layers here compute the text again, and a worker asks for it."""
+    split = make_split(name)
+    prompt, n = prompt_of(20), 16
+    with sllm.Model(path_of(name)) as model:
+        expected = one_by_one(model, prompt, SAMPLED, n, N_CTX)
+    with closing(split.open(prompt, SAMPLED, n)) as generation:
+        parts: Any = (split._head, split._tail, workers[0]._scheduler._range)
+        memories = [part.memory for part in parts]
+        text: list[int] = []
+        for step in range(n):
+            if step % 3:
+                for memory in memories[step % 3 - 1 : step % 4]:
+                    memory.clear()  # what an aborted decode leaves
+            generation.hint(len(prompt) + len(text), expected[len(text) : len(text) + step % 3])
+            text += next(generation).tokens
+            if len(text) >= n:
+                break
+    assert text[:n] == expected
+
+
+def test_several_clients_at_once(
+    path_of: Callable[[str], Path], make_split: Callable[..., sllm.SplitTarget], workers: list[Worker]
+) -> None:
+    """Their rows go through a worker's layers together, and each takes its own back."""
+    name = "qwen35"
+    split = make_split(name, n_seq_max=3)
+    prompts = [prompt_of(n, n) for n in (8, 21, 34)]
+    with sllm.Model(path_of(name)) as model:
+        expected = [one_by_one(model, prompt, SAMPLED, 24, N_CTX) for prompt in prompts]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda prompt: text_of(split, prompt, 24, SAMPLED, "ngram")[0], prompts))
+    assert found == expected
+    assert workers[0].stats.passes > 0
+
+
+def test_ranges_that_do_not_run_apart_are_refused_at_once(
+    make_split: Callable[..., sllm.SplitTarget], workers: list[Worker]
+) -> None:
+    for tail in (1, 2):
+        with pytest.raises(ValueError, match=r"\[8, 1[01]\) of .*do not run apart: .* attention"):
+            make_split("qwen35", head=8, tail=tail)
+    assert all(worker.stats.passes == 0 for worker in workers)
