@@ -58,9 +58,11 @@ class Heads:
 
     Examples:
         >>> with sllm.Model(sllm.embedded.TARGET) as model, model.context(n_ctx=256) as context:
-        ...     sllm.engine.mtp.Heads(context)
-        Traceback (most recent call last):
-        sllm.errors.UnsupportedModelError: target.gguf: there are no MTP heads among the weights ...
+        ...     try:
+        ...         sllm.engine.mtp.Heads(context)
+        ...     except sllm.UnsupportedModelError as error:
+        ...         print(str(error).partition(" (")[0])
+        target.gguf: there are no MTP heads among the weights
 
     """
 
