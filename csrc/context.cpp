@@ -302,7 +302,8 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
             sllm::Sequence & s = context.sequences[static_cast<size_t>(row.seq_id)];
             s.n_cached = std::max(s.n_cached, row.pos + 1);
         }
-        sllm::note_decoded(context, n_rows);
+        const auto by_id = [](const Row & a, const Row & b) { return a.seq_id < b.seq_id; };
+        sllm::note_decoded(context, n_rows, std::is_sorted(rows.begin(), rows.end(), by_id));
         if (context.heads != nullptr) {
             context.heads->after_decode();
         }
@@ -627,7 +628,9 @@ void forward(sllm_context & context, const std::vector<Write> & writes, float * 
     };
     for (const Write & w : writes) {
         for (size_t p = w.begin; p < w.end; ++p) {
-            if (batch.size() == context.info.n_batch) {
+            // States with snapshots are not gathered with those of other sequences: see note_decoded().
+            const bool alone = context.rollback == Rollback::snapshots && !batch.empty() && batch.back().seq_id != w.seq_id;
+            if (batch.size() == context.info.n_batch || alone) {
                 flush();
             }
             batch.push_back({w.seq_id, p, true, hidden_at(context, w, p)}); // an output, or the last layer would leave it out

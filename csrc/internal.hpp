@@ -357,8 +357,9 @@ bool needs_history(const sllm_sampling & sampling);
 // `n_kept` stay. For attention memories nothing is needed and nothing happens.
 void save_checkpoint(sllm_context & context, llama_seq_id seq_id, size_t n_kept);
 
-// After a llama_decode() with so many rows of each sequence: how many tokens can be taken back now, or what is left after it failed.
-void note_decoded(sllm_context & context, const std::vector<size_t> & n_rows);
+// After a llama_decode() with so many rows of each sequence (`in_order`: by rising ids): how many tokens can be taken back now, or
+// what is left after it failed.
+void note_decoded(sllm_context & context, const std::vector<size_t> & n_rows, bool in_order);
 void note_failed(sllm_context & context, const std::vector<size_t> & n_rows);
 
 // log softmax(row)[token] and the number of tokens that are likelier.

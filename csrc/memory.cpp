@@ -185,7 +185,7 @@ void uncache(sllm_context & context, llama_seq_id seq_id, size_t length) {
     s.tokens.resize(std::max(s.n_committed, s.n_cached));
 }
 
-void note_decoded(sllm_context & context, const std::vector<size_t> & n_rows) {
+void note_decoded(sllm_context & context, const std::vector<size_t> & n_rows, bool in_order) {
     if (context.rollback == Rollback::any) {
         return;
     }
@@ -194,11 +194,26 @@ void note_decoded(sllm_context & context, const std::vector<size_t> & n_rows) {
         context.info.state_bytes = llama_state_seq_get_size_ext(context.context.get(), static_cast<llama_seq_id>(some - n_rows.begin()),
                                                                 LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY);
     }
-    for (size_t i = 0; i < context.sequences.size(); ++i) {
+    size_t n_seqs = 0;
+    size_t total = 0;
+    bool one_graph = in_order; // llama.cpp computes them as one: equally many rows of sequences that follow one another
+    size_t before = 0;
+    for (size_t i = 0; i < n_rows.size(); ++i) {
         if (n_rows[i] > 0) {
+            one_graph = one_graph && (n_seqs == 0 || (n_rows[i] == n_rows[before] && (context.kv_unified || before + 1 == i)));
+            before = i;
+            total += n_rows[i];
+            ++n_seqs;
+        }
+    }
+    one_graph = n_seqs == 1 || (one_graph && total <= context.info.n_ubatch);
+    for (size_t i = 0; i < context.sequences.size(); ++i) {
+        if (n_rows[i] > 0 && one_graph && context.rollback == Rollback::snapshots) {
             context.sequences[i].depth = std::min<size_t>(context.info.n_rollback, n_rows[i] - 1);
-        } else if (context.kv_unified) {
-            context.sequences[i].depth = 0; // its state may have been moved, and only the newest one moves
+        } else if (n_seqs > 1 || n_rows[i] > 0) {
+            // A graph of several sequences gathers their states side by side, and whatever stood there before moves: the newest state
+            // alone, not its snapshots.
+            context.sequences[i].depth = 0;
         }
     }
 }

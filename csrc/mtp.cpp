@@ -229,7 +229,7 @@ void Heads::before_decode() {
     }
     std::vector<Row> rows;
     for (size_t i = 0; i < states.size(); ++i) {
-        append_missing(static_cast<llama_seq_id>(i), SIZE_MAX, rows);
+        append_missing(static_cast<llama_seq_id>(i), states[i].certain, rows);
     }
     try {
         feed(rows);
@@ -255,6 +255,12 @@ void Heads::after_decode() {
             const bool is_next = pos == s.end && s.ahead.front() == target.batch_token[i];
             s.end += is_next ? 1 : 0; // the first row ahead had the model's own hidden state, too
             drop_ahead(seq_id);
+        }
+        if (i == 0 || target.batch_seq[i - 1] != seq_id) {
+            s.certain = pos;
+        }
+        if (s.certain == pos && target.batch_logits[i] == 0) { // drafted tokens always have logits
+            s.certain = pos + 1;
         }
         const size_t n = s.hidden.size() / width;
         if (n == 0 || pos < s.first || pos > s.first + n) {

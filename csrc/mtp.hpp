@@ -48,6 +48,7 @@ class Heads {
         std::vector<float> own;    // what came out for the last of them
         size_t first = 0;          // the model's hidden states that are kept: of positions first, first + 1, ...
         std::vector<float> hidden; // a row of `width` numbers for each
+        size_t certain = 0;        // tokens from this position on may be drafted ones
         Selector selector;         // behind the committed text
     };
 

@@ -158,7 +158,7 @@ struct sllm_model_info {
     int32_t pad;
     int32_t add_bos;
     int32_t add_eos;
-    int32_t n_mtp;        /* heads for multi-token prediction that were loaded */
+    int32_t n_mtp;    /* heads for multi-token prediction that were loaded */
     int32_t rollback; /* enum sllm_rollback: what a context can have */
     uint64_t size_bytes;
     uint64_t n_params;

@@ -7,6 +7,7 @@
 #include "internal.hpp"
 
 #include <algorithm>
+#include <numeric>
 
 namespace sllm {
 
@@ -146,33 +147,111 @@ void make_checkpoints(sllm_context & context, const std::vector<sllm::Job> & job
     }
 }
 
-// With snapshots: recurrent layers take equally many rows of every sequence in one graph, and ragged drafts would need a graph for
-// each length. So all get the length of the longest, by tokens that are taken back with the rejected ones.
-void pad(sllm_context & context, const std::vector<sllm::Job> & jobs, std::vector<sllm::Write> & writes) {
-    size_t longest = 0;
-    size_t total = 0;
-    for (const sllm::Write & w : writes) {
-        longest = std::max(longest, w.end - w.begin);
-        total += w.end - w.begin;
-    }
+// With snapshots: compute by themselves the committed tokens that go before the last one, so that what is left of each sequence
+// are as many rows as can be taken back; and give all sequences as many of these, since recurrent layers take equally many rows of
+// every sequence in one graph, and ragged drafts would need a graph for each length. What is added is taken back with the rejected
+// tokens.
+void level(sllm_context & context, const std::vector<sllm::Job> & jobs, std::vector<sllm::Write> & writes) {
+    std::vector<sllm::Write> first;
+    size_t most = 0;
     size_t n_cached = 0;
+    for (size_t i = 0; i < jobs.size(); ++i) {
+        sllm::Write & w = writes[i];
+        if (w.first_output > w.begin) {
+            first.push_back({w.seq_id, w.begin, w.first_output, w.first_output, w.hidden});
+            w.hidden = w.hidden == nullptr ? nullptr : w.hidden + (w.first_output - w.begin) * sllm::n_embd(context);
+            w.begin = w.first_output;
+        }
+        most = std::max(most, jobs[i].n_more);
+    }
+    if (!first.empty()) {
+        sllm::compute(context, first, nullptr);
+    }
     for (const sllm::Sequence & s : context.sequences) {
         n_cached += s.n_cached;
     }
-    const size_t padded = longest * writes.size();
-    if (writes.size() < 2 || longest > size_t{1} + context.info.n_rollback || padded > 2 * total || padded > context.info.n_batch ||
-        (context.kv_unified && n_cached + padded > context.info.n_ctx)) {
+    if (jobs.size() < 2 || context.model.is_layers || (context.kv_unified && n_cached + jobs.size() * (1 + most) > context.info.n_ctx)) {
         return;
     }
     for (size_t i = 0; i < jobs.size(); ++i) {
         sllm::Write & w = writes[i];
-        const size_t missing = longest - (w.end - w.begin);
-        if (jobs[i].n_more + missing <= context.info.n_rollback && w.end + missing <= context.info.n_ctx_seq) {
+        const size_t missing = most - jobs[i].n_more;
+        if (w.end + missing <= context.info.n_ctx_seq) {
             sllm::sequence_at(context, w.seq_id).tokens.resize(w.end + missing, 0);
             w.end += missing;
             w.n_padding = missing;
         }
     }
+}
+
+// Which jobs to compute together: all of them, except with snapshots. There it is those that llama.cpp computes as one graph: a second
+// graph may move the states of the sequences of the first one, and their snapshots do not move along.
+std::vector<std::vector<size_t>> grouped(const sllm_context & context, const std::vector<sllm::Write> & writes) {
+    std::vector<size_t> order(writes.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    if (context.rollback != sllm::Rollback::snapshots) {
+        return {order};
+    }
+    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return writes[a].seq_id < writes[b].seq_id; });
+    std::vector<std::vector<size_t>> groups;
+    for (const size_t i : order) {
+        if (!groups.empty()) {
+            std::vector<size_t> & last = groups.back();
+            const sllm::Write & before = writes[last.back()];
+            const size_t n_rows = writes[i].end - writes[i].begin;
+            if (!context.model.is_layers && before.end - before.begin == n_rows &&
+                (context.kv_unified || before.seq_id + 1 == writes[i].seq_id) && (last.size() + 1) * n_rows <= context.info.n_ubatch) {
+                last.push_back(i);
+                continue;
+            }
+        }
+        groups.push_back({i});
+    }
+    return groups;
+}
+
+// Where the verdict on one sequence goes, as sllm.h describes it.
+struct Verdict {
+    int32_t * selected;
+    int32_t * n_accepted;
+    float * logprobs; // or null
+};
+
+// Select after the committed tokens and after each drafted one, from a row of logits for each, as long as the draft agrees.
+void judge(sllm_context & context, const sllm::Job & job, const float * rows, const Verdict & verdict) {
+    sllm::Sequence & s = sllm::sequence_at(context, job.seq_id);
+    if (sllm::needs_history(*job.sampling)) {
+        sllm::begin_selection(s.selector, s, job, resolve_start(s, job));
+    } else {
+        s.selector.begin(*job.sampling, {}, -1);
+    }
+    const int32_t * const hints = job.tokens + job.n_tokens;
+    size_t accepted = 0;
+    for (size_t j = 0; j <= job.n_more; ++j) {
+        const float * logits = rows + j * static_cast<size_t>(context.info.n_vocab);
+        llama_token token = -1;
+        try {
+            if (j > 0) {
+                s.selector.accept(hints[j - 1]);
+            }
+            token = s.selector.select(logits, static_cast<int32_t>(job.pos + job.n_tokens + j), false, context.selection).token;
+        } catch (const std::exception &) {
+            s.selector = sllm::Selector{}; // it may have stopped half way
+            if (j == 0) {
+                throw;
+            }
+            break; // without a draft the tokens before this one would have come: the next call will raise
+        }
+        verdict.selected[j] = token;
+        if (verdict.logprobs != nullptr) {
+            verdict.logprobs[j] = static_cast<float>(sllm::log_prob(logits, context.info.n_vocab, token));
+        }
+        accepted = j;
+        if (j == job.n_more || token != hints[j] || llama_vocab_is_eog(context.model.vocab, token)) {
+            break;
+        }
+    }
+    *verdict.n_accepted = static_cast<int32_t>(accepted);
 }
 
 } // namespace
@@ -306,72 +385,41 @@ int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * items, i
                 sllm::save_checkpoint(*context, job.seq_id, N_VERIFY_CHECKPOINTS);
             }
         }
-        const auto give_up = [&] { // back to where the caller's tokens began
-            for (const sllm::Job & job : jobs) {
-                sllm::uncache(*context, job.seq_id, sllm::sequence_at(*context, job.seq_id).n_committed);
-            }
-        };
+        std::fill_n(selected, width * jobs.size(), -1);
+        if (logprobs != nullptr) {
+            std::fill_n(logprobs, width * jobs.size(), 0.0F);
+        }
         try {
             if (context->rollback == sllm::Rollback::checkpoints) {
                 make_checkpoints(*context, jobs, writes);
-            } else if (context->rollback == sllm::Rollback::snapshots && hidden == nullptr) {
-                pad(*context, jobs, writes);
+            } else if (context->rollback == sllm::Rollback::snapshots) {
+                level(*context, jobs, writes);
             }
-            sllm::compute(*context, writes, nullptr);
+            for (const std::vector<size_t> & group : grouped(*context, writes)) {
+                std::vector<sllm::Write> together;
+                together.reserve(group.size());
+                for (const size_t i : group) {
+                    together.push_back(writes[i]);
+                }
+                sllm::compute(*context, together, nullptr);
+                const float * row = llama_get_logits(context->context.get());
+                for (const size_t i : group) {
+                    const Verdict verdict{selected + i * width, n_accepted + i, logprobs == nullptr ? nullptr : logprobs + i * width};
+                    judge(*context, jobs[i], row, verdict);
+                    row += (jobs[i].n_more + 1) * static_cast<size_t>(context->info.n_vocab);
+                }
+                for (const size_t i : group) {
+                    sllm::Sequence & s = sllm::sequence_at(*context, jobs[i].seq_id);
+                    s.n_committed = jobs[i].pos + jobs[i].n_tokens + static_cast<size_t>(n_accepted[i]);
+                    sllm::uncache(*context, jobs[i].seq_id, s.n_committed);
+                }
+            }
+        } catch (...) { // back to where the caller's tokens began
             for (const sllm::Job & job : jobs) {
-                sllm::Sequence & s = sllm::sequence_at(*context, job.seq_id);
-                if (sllm::needs_history(*job.sampling)) {
-                    sllm::begin_selection(s.selector, s, job, resolve_start(s, job));
-                } else {
-                    s.selector.begin(*job.sampling, {}, -1);
-                }
+                sllm::sequence_at(*context, job.seq_id).n_committed = job.pos;
+                sllm::uncache(*context, job.seq_id, job.pos);
             }
-            std::fill_n(selected, width * jobs.size(), -1);
-            if (logprobs != nullptr) {
-                std::fill_n(logprobs, width * jobs.size(), 0.0F);
-            }
-            const float * row = llama_get_logits(context->context.get());
-            for (size_t i = 0; i < jobs.size(); ++i) {
-                const sllm::Job & job = jobs[i];
-                const int32_t * const hints = job.tokens + job.n_tokens;
-                sllm::Selector & selector = sllm::sequence_at(*context, job.seq_id).selector;
-                size_t accepted = 0;
-                for (size_t j = 0; j <= job.n_more; ++j) {
-                    const float * logits = row + j * static_cast<size_t>(context->info.n_vocab);
-                    const size_t at = job.pos + job.n_tokens + j;
-                    llama_token token = -1;
-                    try {
-                        if (j > 0) {
-                            selector.accept(hints[j - 1]);
-                        }
-                        token = selector.select(logits, static_cast<int32_t>(at), false, context->selection).token;
-                    } catch (const std::exception &) {
-                        selector = sllm::Selector{}; // it may have stopped half way
-                        if (j == 0) {
-                            throw;
-                        }
-                        break; // without a draft the tokens before this one would have come: the next call will raise
-                    }
-                    selected[i * width + j] = token;
-                    if (logprobs != nullptr) {
-                        logprobs[i * width + j] = static_cast<float>(sllm::log_prob(logits, context->info.n_vocab, token));
-                    }
-                    accepted = j;
-                    if (j == job.n_more || token != hints[j] || llama_vocab_is_eog(context->model.vocab, token)) {
-                        break;
-                    }
-                }
-                n_accepted[i] = static_cast<int32_t>(accepted);
-                row += (job.n_more + 1) * static_cast<size_t>(context->info.n_vocab);
-            }
-        } catch (...) {
-            give_up();
             throw;
-        }
-        for (size_t i = 0; i < jobs.size(); ++i) {
-            sllm::Sequence & s = sllm::sequence_at(*context, jobs[i].seq_id);
-            s.n_committed = jobs[i].pos + jobs[i].n_tokens + static_cast<size_t>(n_accepted[i]);
-            sllm::uncache(*context, jobs[i].seq_id, s.n_committed);
         }
     });
 }

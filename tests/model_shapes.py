@@ -79,10 +79,10 @@ class Shape:
     routers: str = "f32"
 
     def cuts(self) -> list[tuple[int, ...]]:
-        """Some ways to split: the ends of the ranges. The last may be the norm and the head alone."""
+        """Two ways to split: the ends of the ranges. In the second the norm and the head are alone."""
         n = self.n_layer
         one, other = self.inner or ((1, n - 1), (n // 2,))
-        return [(0, *one, n), (0, *other, n, n), (0, n), (0, n, n)]
+        return [(0, *one, n), (0, *other, n, n)]
 
     def letter(self, layer: int) -> str:
         """The kind of a layer, a key of ``tensors``; of a head, an empty text."""
@@ -407,6 +407,114 @@ _MORE: dict[str, Shape] = {
     ),
     "starcoder": _plain("starcoder", _GPT, ends=_joined(_POSITIONS, _LAYER_NORM_ENDS), values=_LAYER_NORM),
     "xverse": _plain("xverse"),
+    "arctic": _plain(
+        "arctic",
+        _ATTENTION,
+        "ffn_norm:E ffn_gate:E,E ffn_up:E,E ffn_down:E,E ffn_norm_exps:E",
+        _EXPERTS,
+        values=_CHOOSING,
+    ),
+    "bailingmoe2": _dense_first(
+        "bailingmoe2",
+        "attn_norm:E attn_qkv:E,Q+2*K attn_output:Q,E ffn_norm:E",
+        _QK_NORM,
+        also="exp_probs_b.bias:X",
+        values={"expert_gating_func": 2},
+    ),
+    "chatglm": _plain(
+        "chatglm", "attn_norm:E", _biased(_QKV), "attn_output:Q,E ffn_norm:E ffn_up:E,2*F ffn_down:F,E"
+    ),
+    "codeshell": _plain(
+        "codeshell",
+        _biased(_joined(_ATTENTION, "ffn_norm:E ffn_up:E,F ffn_down:F,E")),
+        ends=_LAYER_NORM_ENDS,
+        values=_LAYER_NORM,
+    ),
+    "dbrx": _plain(
+        "dbrx",
+        "attn_norm:E attn_qkv:E,Q+2*K attn_output:Q,E attn_output_norm:E",
+        _EXPERTS,
+        values={**_LAYER_NORM, **_CHOOSING, "attention.clamp_kqv": 8.0},
+    ),
+    "exaone-moe": _dense_first(
+        "exaone-moe",
+        _ATTENTION,
+        _QK_NORM,
+        "ffn_norm:E",
+        layers="daaaaaaa",
+        n_layer=8,
+        inner=((1, 6), (4,)),
+        values={"attention.sliding_window": 8, "expert_gating_func": 2},
+    ),
+    "hunyuan_vl": _plain("hunyuan_vl", _LAYER, _QK_NORM, values={"rope.dimension_sections": [4, 4, 4, 4]}),
+    "jais2": _plain(
+        "jais2",
+        _biased(_joined("attn_norm:E", _QKV, "attn_output:Q,E ffn_norm:E ffn_up:E,F ffn_down:F,E")),
+        ends=_LAYER_NORM_ENDS,
+        values=_LAYER_NORM,
+    ),
+    "mimo2": Shape(
+        "mimo2",
+        {
+            "d": _joined(_ATTENTION, _FFN),
+            "s": _joined(_ATTENTION, "attn_sinks:2 ffn_norm:E", _EXPERTS, "exp_probs_b.bias:X"),
+        },
+        layers="dsssds",
+        n_layer=6,
+        inner=((2, 4), (3,)),
+        values={
+            **_CHOOSING,
+            "expert_feed_forward_length": 32,
+            "expert_gating_func": 2,
+            "attention.sliding_window": 8,
+            "attention.sliding_window_pattern": {"d": False, "s": True},
+        },
+        dims={"M": 32},
+    ),
+    "minimax-m2": _plain(
+        "minimax-m2",
+        _ATTENTION,
+        "attn_q_norm:Q attn_k_norm:K ffn_norm:E",
+        _EXPERTS,
+        "exp_probs_b.bias:X",
+        values={**_CHOOSING, "expert_feed_forward_length": 96, "expert_gating_func": 2},
+    ),
+    "qwen3vl": _plain(
+        "qwen3vl",
+        _LAYER,
+        _QK_NORM,
+        values={"rope.dimension_sections": [4, 6, 6, 0], "n_deepstack_layers": 2},
+    ),
+    "qwen3vlmoe": _plain(
+        "qwen3vlmoe",
+        _ATTENTION,
+        _QK_NORM,
+        "ffn_norm:E",
+        _EXPERTS,
+        values={
+            **_CHOOSING,
+            "expert_feed_forward_length": 32,
+            "rope.dimension_sections": [4, 6, 6, 0],
+            "n_deepstack_layers": 2,
+        },
+        dims={"M": 32},
+    ),
+    "refact": _plain("refact", ends=_TIED),
+    "smallthinker": _plain(
+        "smallthinker",
+        _ATTENTION,
+        "ffn_norm:E",
+        _EXPERTS,
+        n_layer=16,
+        inner=((8,), (8,)),
+        values={
+            **_CHOOSING,
+            "expert_feed_forward_length": 32,
+            "expert_gating_func": 2,
+            "attention.sliding_window": 4096,
+        },
+        dims={"M": 32},
+    ),
 }
 
 SHAPES: dict[str, Shape] = {
@@ -597,6 +705,32 @@ HYBRID: dict[str, Shape] = {
             "attention.layer_norm_epsilon": 1e-5,
         },
         dims=_state(128, 32, 4, 2)[1],
+    ),
+    "nemotron_h_moe": Shape(
+        "nemotron_h_moe",
+        {
+            "r": _joined("attn_norm:E", _MAMBA2),
+            "a": _ATTENTION,
+            "f": "attn_norm:E ffn_gate_inp:E,X exp_probs_b.bias:X ffn_up_exps:E,M,X ffn_down_exps:M,E,X"
+            " ffn_up_shexp:E,M ffn_down_shexp:M,E",
+        },
+        layers="rfraf",
+        n_layer=10,
+        inner=((4,), (7,)),
+        values={
+            **_state(128, 32, 4, 2)[0],
+            **_lengths(),
+            **_of_kinds("raf"),
+            **_CHOOSING,
+            "feed_forward_length": {"r": 0, "a": 0, "f": 32},
+            "expert_feed_forward_length": 32,
+            "expert_shared_feed_forward_length": 32,
+            "expert_shared_count": 1,
+            "expert_weights_scale": 1.0,
+            "expert_gating_func": 2,
+            "attention.layer_norm_epsilon": 1e-5,
+        },
+        dims={**_state(128, 32, 4, 2)[1], "M": 32},
     ),
     "granitehybrid": Shape(
         "granitehybrid",

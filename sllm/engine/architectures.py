@@ -34,6 +34,7 @@ class Architecture:
         output_bias: there is always a bias of the output.
         end: a key of :data:`ENDS`: the norm and the head alone; None: they do not run without a layer.
         window_period: each so many layers there is one without a sliding window, where the file does not say.
+        dense_first: that layer is the first of the period, not the last.
         window_optional: llama.cpp also computes without any sliding window.
         window: positions that a sliding window has where the file does not say.
         period: what the layers are is counted from the first one, and comes back after so many: a range
@@ -48,6 +49,7 @@ class Architecture:
         full_rope_freqs: only layers without a sliding window ask for the factors of the frequencies.
         defaults: hyperparameters that llama.cpp derives from those of the whole where a file has none.
         recurrent: of hybrid models, what says which layers are recurrent: ``"interval"`` or ``"heads"``.
+        zeros: hyperparameters that say what an input besides tokens adds to the layers: 0 in a range.
         heads: a model may have heads that predict further tokens behind its layers.
 
     """
@@ -61,6 +63,7 @@ class Architecture:
     output_bias: bool = False
     end: str | None = "llama"
     window_period: int = 0
+    dense_first: bool = False
     window_optional: bool = False
     window: int = 0
     period: int = 1
@@ -73,6 +76,7 @@ class Architecture:
     full_rope_freqs: bool = False
     defaults: Mapping[str, Default] = field(default_factory=lambda: MappingProxyType({}))
     recurrent: str = ""
+    zeros: tuple[str, ...] = ()
     heads: bool = False
 
 
@@ -105,6 +109,7 @@ def _deepseek2_defaults() -> Mapping[str, Default]:
     )
 
 
+_DEEPSTACK = Architecture(zeros=("n_deepstack_layers",))
 _PLAIN = Architecture()
 _OWN_HEAD = Architecture(head="own")
 _LAYER_NORM = Architecture(end="starcoder2")
@@ -113,18 +118,24 @@ _LEARNED_POSITIONS = Architecture(input="inpL", begins=("position_embd.weight",)
 ARCHITECTURES: dict[str, Architecture] = {
     "apertus": _OWN_HEAD,
     "arcee": _PLAIN,
+    "arctic": _PLAIN,
     "bailingmoe": _OWN_HEAD,
+    "bailingmoe2": Architecture(head="own", heads=True),
     "bloom": Architecture(
         input="inp_norm-0", begins=("token_embd_norm.weight", "token_embd_norm.bias"), end="starcoder2"
     ),
+    "chatglm": _PLAIN,
+    "codeshell": Architecture(head="own", end="starcoder2"),
     "cohere2": Architecture(head="tied", end="command-r", window_period=4),
     "command-r": Architecture(head="tied", end="command-r", sizes=frozenset({64})),
+    "dbrx": Architecture(head="own", end="command-r"),
     "deepseek": _PLAIN,
     "deepseek2": Architecture(sizes=_LITE, sizes_said=True, defaults=_deepseek2_defaults(), heads=True),
     "dots1": _OWN_HEAD,
     "ernie4_5": _PLAIN,
     "ernie4_5-moe": Architecture(period_key="interleave_moe_layer_step"),
     "exaone": _PLAIN,
+    "exaone-moe": Architecture(head="own", window_period=4, window=128, heads=True),
     "exaone4": Architecture(sizes=frozenset({64}), heads=True),
     "falcon": _LAYER_NORM,
     "gemma": Architecture(scale="sqrt", input="inp_scaled", head="tied"),
@@ -152,7 +163,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "granitemoe": Architecture(scale="embedding_scale", end="granite"),
     "hunyuan-dense": _PLAIN,
     "hunyuan-moe": _PLAIN,
+    "hunyuan_vl": _PLAIN,
     "internlm2": _OWN_HEAD,
+    "jais2": _LAYER_NORM,
     "llama": _PLAIN,
     "llama4": Architecture(
         window_period=4,
@@ -161,7 +174,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         period=4,
         period_key="interleave_moe_layer_step",
     ),
+    "mimo2": Architecture(head="own", window_period=4, heads=True),
     "minicpm": Architecture(scale="embedding_scale", end="granite", defaults=_minicpm_defaults()),
+    "minimax-m2": _OWN_HEAD,
     "mistral3": _PLAIN,
     "mpt": Architecture(input="inpL", begins=("position_embd.weight",), end="starcoder2"),
     "nemotron": Architecture(head="own", end="starcoder2"),
@@ -178,7 +193,18 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2vl": _PLAIN,
     "qwen3": _PLAIN,
     "qwen3moe": _PLAIN,
+    "qwen3vl": _DEEPSTACK,
+    "qwen3vlmoe": _DEEPSTACK,
+    "refact": _PLAIN,
     "seed_oss": _PLAIN,
+    "smallthinker": Architecture(
+        window_period=4,
+        window_optional=True,
+        dense_first=True,
+        always_windowed=True,
+        period=4,
+        sizes=frozenset({4}),
+    ),
     "smollm3": Architecture(period=4),
     "stablelm": Architecture(head="own", end="starcoder2"),
     "starcoder": _LEARNED_POSITIONS,
@@ -193,6 +219,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mamba2": _PLAIN,
     "qwen3next": Architecture(recurrent="interval", heads=True),
     "nemotron_h": Architecture(output="nemotron_h_block_out", recurrent="heads", heads=True),
+    "nemotron_h_moe": Architecture(output="nemotron_h_block_out", recurrent="heads", heads=True),
     "qwen35": Architecture(recurrent="interval", heads=True),
     "qwen35moe": Architecture(recurrent="interval", heads=True),
 }
@@ -202,7 +229,7 @@ REFUSED = {
     "baichuan": "how its layers find positions is known by their number",
     "gemma3n": "every layer looks up embeddings of the tokens",
     "minicpm3": "its layers are scaled by their number",
-    "qwen3vl": "what an image adds to its layers would be lost",
+    "phimoe": "its norm has a bias that no simple architecture has",
 }
 """Why others cannot be split, where there is more to say than that no test proves it."""
 

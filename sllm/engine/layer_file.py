@@ -52,26 +52,40 @@ class LayeredFile(ModelFile):
 
     def check_kinds(self, start: int, stop: int) -> None:
         """Raise ValueError for layers that llama.cpp would take for others, or has no memory for."""
-        about = f"layers [{start}, {stop}) of {self.path.name}"
-        facts, n = self.facts, stop - start
-        if n in facts.sizes and self.n_layer not in facts.sizes:
-            raise ValueError(f"{about} do not run apart: llama.cpp takes {n} layers for another model")
-        if n < facts.least:
+        reason = self.obstacle(start, stop)
+        if reason is not None:
             raise ValueError(
-                f"{about} do not run apart: a range of a {self.architecture} model holds at least"
-                f" {facts.least} layers"
+                f"layers [{start}, {stop}) of {self.path.name} do not run apart: {reason}"
+                f"{self._instead(start, stop)}"
             )
+
+    def _instead(self, start: int, stop: int) -> str:
+        """For the first or the last layers of a model: how many more would run apart."""
+        n = self.n_layer
+        if start == 0 and (found := next((k for k in range(stop + 1, n) if not self.obstacle(0, k)), 0)):
+            return f"; the first {found} layers do"
+        if stop == n and (
+            found := next((k for k in range(n - start + 1, n) if not self.obstacle(n - k, n)), 0)
+        ):
+            return f"; the last {found} layers do"
+        return ""
+
+    def obstacle(self, start: int, stop: int) -> str | None:
+        """Why the layers [start, stop) do not run apart; None: they do."""
+        facts, n = self.facts, stop - start
+        model = f"a range of a {self.architecture} model"
         period = math.lcm(facts.period, self.number(facts.period_key, 1) if facts.period_key else 1)
+        if n in facts.sizes and self.n_layer not in facts.sizes:
+            return f"llama.cpp takes {n} layers for another model"
+        if n < facts.least:
+            return f"{model} holds at least {facts.least} layers"
         if start % period:
-            raise ValueError(
-                f"{about} do not run apart: what a layer of a {self.architecture} model is comes back after"
-                f" {period} layers, so a range begins at a multiple of {period}"
+            return (
+                f"what a layer of a {self.architecture} model is comes back after {period} layers, so a range"
+                f" begins at a multiple of {period}"
             )
         if facts.begins_windowed and not self.windows()[start]:
-            raise ValueError(
-                f"{about} do not run apart: a range of a {self.architecture} model begins with a layer"
-                f" that has a sliding window, which layer {start} has not"
-            )
+            return f"{model} begins with a layer that has a sliding window, which layer {start} has not"
         kinds: dict[str, list[bool]] = {}
         if facts.recurrent:
             layers = self.kinds()
@@ -82,10 +96,8 @@ class LayeredFile(ModelFile):
         for what, flags in kinds.items():
             if not any(flags[start:stop]):
                 where = ", ".join(str(i) for i, flag in enumerate(flags) if flag)
-                raise ValueError(
-                    f"{about} do not run apart: a range of a {self.architecture} model holds at least one"
-                    f" layer that {what}, which are {where or 'none'}"
-                )
+                return f"{model} holds at least one layer that {what}, which are {where or 'none'}"
+        return None
 
     def view(self, start: int, stop: int, *, output: bool) -> LayerView:
         """The layers as a file that llama.cpp can run. With ``output``, the final norm and the head too; then

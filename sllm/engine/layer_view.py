@@ -204,6 +204,7 @@ def _replaced(file: ModelFile, start: int, stop: int, *, output: bool) -> dict[s
     for name in facts.defaults:
         if not file.value(name):
             own[name] = file.derived(name)
+    own |= dict.fromkeys(facts.zeros, 0)
     if facts.scale == "embedding_scale":
         own["embedding_scale"] = 0.0  # for llama.cpp: none
     if file.has_windows:

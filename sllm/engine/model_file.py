@@ -226,7 +226,8 @@ class ModelFile:
             return [bool(item) for item in said]
         period = said if isinstance(said, int) else self.facts.window_period
         # llama.cpp's set_swa_pattern()
-        return [period == 0 or i % period < period - 1 for i in range(self.n_layer)]
+        full = 0 if self.facts.dense_first else period - 1
+        return [period == 0 or i % period != full for i in range(self.n_layer)]
 
     def recurrent(self) -> list[bool]:
         """For each layer of a hybrid model, whether it is recurrent (models/qwen35.cpp, models/lfm2.cpp)."""
@@ -241,7 +242,9 @@ class ModelFile:
             flags = said if isinstance(said, list) else [(i + 1) % interval != 0 for i in range(n)]
             return ["recurrent" if flag else "attention" for flag in flags[:n]]
         heads, widths = self._of_each("attention.head_count_kv"), self._of_each("feed_forward_length")
-        only_one = self.architecture == "nemotron_h"  # a layer is of one kind, and a feed-forward part is one
+        only_one = self.architecture.startswith(
+            "nemotron_h"
+        )  # a layer is of one kind, and a feed-forward part is one
         return [
             "attention" if n_heads else "neither" if only_one and width else "recurrent"
             for n_heads, width in zip(heads, widths, strict=True)

@@ -215,6 +215,11 @@ class _Search:
         self._learn_at = learn_at
         self._learnt: npt.NDArray[np.float32] | None = None  # (n_tokens, n_embd)
         self._at_once = SEQUENCES if layers is None else layers.context.n_seq_max
+        # No recurrent state can forget a candidate: one sequence has the text alone, and the others copy it.
+        self._trunk: int | None = None
+        if layers is not None and layers.context.can_rollback != "free":
+            self._at_once -= 1
+            self._trunk = self._at_once
 
     def find(self, pos: int, seen: npt.NDArray[np.float32], candidates: npt.NDArray[np.int32]) -> int:
         """The candidate at ``pos`` whose hidden state is nearest to ``seen``."""
@@ -240,8 +245,10 @@ class _Search:
         return int(candidates[int(distances.argmin())])
 
     def append(self, pos: int, token: int) -> None:
-        """Put a token at ``pos`` of every sequence."""
-        if self._layers is not None:
+        """Put a token at ``pos`` of the text."""
+        if self._layers is not None and self._trunk is not None:
+            self._layers.forward(self._embedding.rows([token]), seq_id=self._trunk, pos=pos)
+        elif self._layers is not None:
             tokens = np.full(self._at_once, token, dtype=np.int32)
             self._forward(self._layers, self._embedding.rows(tokens), pos)
 
@@ -254,10 +261,14 @@ class _Search:
             rows = rows.clip(-self._limit, self._limit)
         return across(rows, self._codec)
 
-    @staticmethod
-    def _forward(layers: LayerRange, rows: npt.NDArray[np.float32], pos: int) -> npt.NDArray[np.float32]:
+    def _forward(
+        self, layers: LayerRange, rows: npt.NDArray[np.float32], pos: int
+    ) -> npt.NDArray[np.float32]:
         """Send each row through the layers, at ``pos`` of a separate sequence."""
         seqs = list(range(len(rows)))
+        if self._trunk is not None:
+            for seq in seqs:
+                layers.memory.copy(self._trunk, seq)
         return layers.forward(list(rows[:, None, :]), seq_id=seqs, pos=[pos] * len(rows))
 
 

@@ -146,21 +146,29 @@ def audit(
         raise ValueError(f"max_tokens is {max_tokens}, expected 1 or more")
     n_candidates = _n_candidates(candidates, file.n_vocab)
     report = progress or (lambda _what: None)
-    settings: dict[str, Any] = {"n_gpu_layers": n_gpu_layers, "n_threads": n_threads}
+    settings: dict[str, Any] = {"n_gpu_layers": n_gpu_layers, "n_threads": n_threads, "n_rollback": 0}
     with ExitStack() as stack:
         model = stack.enter_context(Model(file.paths[0], vocab_only=True))
         embedding = stack.enter_context(Embedding(file))
         tokens, n_known = _tokens(model, text, max_tokens)
         attack = _Attack(file, embedding, tokens, n_known, codec, n_candidates, settings)
         heads, found = [], tokens
-        for layers in _sweep(head, file.n_layer - tail):
+        n = file.n_layer
+        for layers in _sweep(head, n - tail):
+            if layers and file.obstacle(0, layers):
+                continue
             report(f"{layers} head layers")
             figures, matched = attack.head(layers)
             heads.append(figures)
             if layers == head:
                 found = matched
         report("the way back")
-        tails, choice_text = attack.tails(_sweep(tail, file.n_layer - 1))
+        left = [
+            k
+            for k in _sweep(tail, n - 1)
+            if k == 0 or not (file.obstacle(0, n - k) or file.obstacle(n - k, n))
+        ]
+        tails, choice_text = attack.tails(left)
         return AuditReport(
             model=file.paths[0].name,
             n_layer=file.n_layer,
@@ -274,6 +282,8 @@ class _Attack:
         found, at = [], 0
         for left in sorted(numbers, reverse=True):
             cut = n - left
+            if cut > at and file.obstacle(at, cut):
+                rows, at = self.embedding.rows(self.tokens), 0  # from the first layer once more
             if cut > at:
                 with LayerRange(file, at, cut, n_ctx=len(rows), **self.settings) as layers:
                     rows = layers.forward(rows)

@@ -128,7 +128,12 @@ def codec_report(
         window = min(_WINDOW, whole.n_ctx_train or _WINDOW)
         n_piece = max(window - len(before), 2)
         n_ctx = min(len(tokens), n_piece) + len(before)
-        settings: dict[str, Any] = {"n_ctx": n_ctx, "n_threads": n_threads, "n_batch": _CHUNK}
+        settings: dict[str, Any] = {
+            "n_ctx": n_ctx,
+            "n_threads": n_threads,
+            "n_batch": _CHUNK,
+            "n_rollback": 0,
+        }
         context = stack.enter_context(whole.context(**settings))
         split = stack.enter_context(
             _Split(file, head, tail, names, {**settings, "n_gpu_layers": n_gpu_layers})

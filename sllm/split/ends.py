@@ -19,15 +19,17 @@ _HEAD = 6
 
 def checked_head(file: LayeredFile, head: int | None, tail: int) -> int:
     """``head``, the number of layers before the link; None: 6, or in a small model as many as leave one layer
-    to the other side.
+    to the other side, or the nearest number of which all parts run apart.
 
     Raises:
-        ValueError: ``head`` and the ``tail`` layers after the link leave none to the other side, or the file
-            is not of a whole model.
+        ValueError: ``head`` and the ``tail`` layers after the link leave none to the other side, or do not
+            run apart, or the file is not of a whole model.
 
     """
     if head is None:
-        head = max(0, min(_HEAD, file.n_layer - tail - 1))
+        best = max(0, min(_HEAD, file.n_layer - tail - 1))
+        near = sorted(range(max(file.n_layer - tail, 1)), key=lambda n: (abs(n - best), n))
+        head = next((n for n in near if _runs(file, n, tail)), best)
     name = file.paths[0].name
     if file.embedding is None or file.output is None or len(file.layers) != file.n_layer:
         here = f"layers [{file.layers.start}, {file.layers.stop})" if file.layers else "no layers"
@@ -38,7 +40,17 @@ def checked_head(file: LayeredFile, head: int | None, tail: int) -> int:
         raise ValueError(
             f"head {head} and tail {tail} leave none of the {file.n_layer} layers of {name} to the other side"
         )
+    cut = file.n_layer - tail
+    for start, stop in ((0, head), (head, cut), (cut, file.n_layer)):
+        if start < stop:
+            file.check_kinds(start, stop)
     return head
+
+
+def _runs(file: LayeredFile, head: int, tail: int) -> bool:
+    """Whether the layers before the link run apart, and those behind it."""
+    cut = file.n_layer - tail
+    return (head == 0 or not file.obstacle(0, head)) and (head >= cut or not file.obstacle(head, cut))
 
 
 def leading_tokens(model: Model) -> npt.NDArray[np.int32]:

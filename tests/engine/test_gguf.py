@@ -241,8 +241,9 @@ def test_without_weights_every_property_has_an_answer(
     assert isinstance(vocabulary.description, str)
     for name in ("n_layer", "n_embd", "n_head", "n_head_kv", "n_ctx_train"):
         assert getattr(vocabulary, name) >= 0
-    for name in ("can_rollback", "offloaded", "closed"):
+    for name in ("offloaded", "closed"):
         assert isinstance(getattr(vocabulary, name), bool)
+    assert vocabulary.can_rollback == "free"
     assert "vocabulary.gguf" in repr(vocabulary)
     assert str(vocabulary.vocab.n_tokens) in repr(vocabulary.vocab)
     assert vocabulary.compiled(PLAIN) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ from random_models import EVERY, N_VOCAB, SHAPES
 import sllm
 from sllm import embedded
 from sllm.engine import gguf
-from sllm.engine.architectures import ARCHITECTURES
+from sllm.engine.architectures import ARCHITECTURES, REFUSED
 from sllm.engine.layers import Embedding, LayerRange, export_layers, open_layers
 
 if TYPE_CHECKING:
@@ -121,6 +122,14 @@ SPLIT = {name: shape for name, shape in EVERY.items() if shape.architecture in A
 def test_every_architecture_is_tested() -> None:
     assert {shape.architecture for shape in SPLIT.values()} == set(ARCHITECTURES)
     assert {*SHAPES} <= {*SPLIT}
+
+
+def test_the_page_names_every_architecture() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "layer-split.md").read_text(encoding="utf-8")
+    can, refused = page.split("## Refused")
+    named = set(re.findall(r"[\w-]+", can.split("## Cut anywhere")[1]))
+    assert set(ARCHITECTURES) <= named
+    assert set(REFUSED) <= set(re.findall(r"[\w-]+", refused))
 
 
 @pytest.mark.parametrize("name", SPLIT)

@@ -17,6 +17,9 @@ from random_models import EVERY, N_VOCAB
 
 import sllm
 from sllm.draft.drafters import ModelDrafter
+from sllm.engine.layers import Embedding, LayerRange, open_layers
+from sllm.split.attacks import match_vocabulary
+from sllm.split.ends import checked_head
 from sllm.worker.server import Worker
 
 if TYPE_CHECKING:
@@ -205,3 +208,49 @@ def test_ranges_that_do_not_run_apart_are_refused_at_once(
         with pytest.raises(ValueError, match=r"\[8, 1[01]\) of .*do not run apart: .* attention"):
             make_split("qwen35", head=8, tail=tail)
     assert all(worker.stats.passes == 0 for worker in workers)
+
+
+@pytest.mark.parametrize("name", ["lfm2", "mamba2", "gemma2"])
+def test_the_attack_by_trying_tokens(path_of: Callable[[str], Path], name: str) -> None:
+    """Its candidates do not stay in a recurrent state: with the codec that is exact, it finds every token."""
+    file, tokens = open_layers(path_of(name)), prompt_of(7)
+    with (
+        Embedding(file) as embedding,
+        LayerRange(file, 0, CUTS[name][0], n_seq_max=9, n_ctx=9 * 32, n_rollback=0, **EXACT) as layers,
+    ):
+        seen = layers.forward(embedding.rows(tokens))
+        layers.memory.clear()
+        everything = np.tile(np.arange(N_VOCAB, dtype=np.int32), (len(tokens), 1))
+        found = match_vocabulary(layers, embedding, seen, everything, codec="f32")
+    assert found.tokens.tolist() == tokens.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "tail", "head"),
+    [
+        ("lfm2", 2, 5),
+        ("qwen35", 2, 6),
+        ("qwen35", 4, 6),
+        ("gemma2", 2, 4),
+        ("smollm3", 4, 0),
+        ("llama", 1, 2),
+    ],
+)
+def test_the_head_by_default_is_one_that_runs_apart(
+    path_of: Callable[[str], Path], name: str, tail: int, head: int
+) -> None:
+    file = open_layers(path_of(name))
+    assert checked_head(file, None, tail) == head
+    assert checked_head(file, head, tail) == head
+
+
+def test_an_impossible_head_or_tail_says_what_would_do(path_of: Callable[[str], Path]) -> None:
+    lfm2, smollm3 = open_layers(path_of("lfm2")), open_layers(path_of("smollm3"))
+    for file, head, tail, said in (
+        (lfm2, None, 1, "is recurrent, .*; the last 2 layers do"),
+        (lfm2, 2, 2, "has attention, .*; the first 3 layers do"),
+        (smollm3, 3, 4, "multiple of 4$"),
+        (smollm3, None, 2, "; the last 4 layers do"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            checked_head(file, head, tail)
