@@ -1,6 +1,7 @@
 // Contexts: the memory of each sequence as a cache of its tokens, and everything that computes.
 
 #include "internal.hpp"
+#include "mtp.hpp"
 
 #include "ggml-backend.h"
 
@@ -37,7 +38,10 @@ bool on_abort_poll(void * user_data) {
     return false;
 }
 
-// What llama.cpp logged says more than the little that it returns.
+} // namespace
+
+namespace sllm {
+
 int status_of_lines(const std::string & lines, int otherwise) {
     for (const char * words : {"failed to allocate", "could not reserve space", "bad_alloc"}) {
         if (lines.find(words) != std::string::npos) {
@@ -47,12 +51,16 @@ int status_of_lines(const std::string & lines, int otherwise) {
     return otherwise;
 }
 
-[[noreturn]] void fail_stopped(const sllm_context & context) {
+void fail_stopped(const sllm_context & context) {
     if (context.was_interrupted) {
-        sllm::fail(SLLM_ERR_INTERRUPTED, "interrupted");
+        fail(SLLM_ERR_INTERRUPTED, "interrupted");
     }
-    sllm::fail(SLLM_ERR_CANCELLED, "cancelled by another thread");
+    fail(SLLM_ERR_CANCELLED, "cancelled by another thread");
 }
+
+} // namespace sllm
+
+namespace {
 
 // What the system could give without swapping, or `total` where it does not say; ggml calls all of the memory free.
 double available_memory(size_t total) {
@@ -248,8 +256,11 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
     batch.seq_id = context.batch_seq_id.data();
     batch.logits = context.batch_logits.data();
 
+    if (context.heads != nullptr && !context.reserving) {
+        context.heads->before_decode();
+    }
     if (!context.reserving && on_abort_poll(&context)) { // backends other than the CPU do not ask while they compute
-        fail_stopped(context);
+        sllm::fail_stopped(context);
     }
     int32_t rc = 0;
     try {
@@ -280,6 +291,9 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
         }
         const auto by_id = [](const Row & a, const Row & b) { return a.seq_id < b.seq_id; };
         sllm::note_decoded(context, n_rows, std::is_sorted(rows.begin(), rows.end(), by_id));
+        if (context.heads != nullptr) {
+            context.heads->after_decode();
+        }
         return;
     }
     if (context.rollback == sllm::Rollback::any || (rc != 1 && rc != -1)) { // with these two nothing was touched
@@ -287,14 +301,18 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
     }
     switch (rc) {
     case 1: sllm::fail(SLLM_ERR_FULL, "the context has no room for %zu more tokens (n_ctx %u)", n, context.info.n_ctx);
-    case 2: fail_stopped(context);
+    case 2: sllm::fail_stopped(context);
     default: {
         const std::string lines = sllm::Guard::logged_errors();
-        sllm::fail(status_of_lines(lines, SLLM_ERR_COMPUTE), "llama_decode() returned %d: %s", rc,
+        sllm::fail(sllm::status_of_lines(lines, SLLM_ERR_COMPUTE), "llama_decode() returned %d: %s", rc,
                    lines.empty() ? "it did not say why" : lines.c_str());
     }
     }
 }
+
+} // namespace
+
+namespace sllm {
 
 // llama.cpp grows its buffer of logits when a batch asks for more rows than any before, and frees the old one: a view
 // into it would dangle. So the largest batch is asked for now, and stopped at the first node of its graph; the buffer is reserved
@@ -306,12 +324,16 @@ void reserve_outputs(sllm_context & context) {
         context.sequences[i / per_sequence].tokens.push_back(0);
         rows.push_back({static_cast<llama_seq_id>(i / per_sequence), i % per_sequence, true});
     }
-    sllm::decode_aborted(context, rows);
+    decode_aborted(context, rows);
     llama_memory_clear(llama_get_memory(context.context.get()), false);
-    for (sllm::Sequence & s : context.sequences) {
-        s = sllm::Sequence{};
+    for (Sequence & s : context.sequences) {
+        s = Sequence{};
     }
 }
+
+} // namespace sllm
+
+namespace {
 
 std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_context_params & params) {
     const auto require = [](bool condition, const char * text) {
@@ -370,11 +392,12 @@ std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_
         p.cb_eval_user_data = context.get();
     }
     check_cache_fits(model, p, params.state_bytes);
+    context->params = p;
 
     context->context.reset(llama_init_from_model(model.model.get(), p));
     if (context->context == nullptr) {
         const std::string lines = sllm::Guard::logged_errors();
-        sllm::fail(status_of_lines(lines, SLLM_ERR_INVALID), "llama.cpp made no context: %s",
+        sllm::fail(sllm::status_of_lines(lines, SLLM_ERR_INVALID), "llama.cpp made no context: %s",
                    lines.empty() ? "it did not say why" : lines.c_str());
     }
     llama_context * c = context->context.get();
@@ -400,7 +423,7 @@ std::unique_ptr<sllm_context> make_context(const sllm_model & model, const sllm_
     context->info.n_outputs_max = std::min(params.n_outputs_max, context->info.n_batch);
     context->info.n_vocab = model.n_vocab;
     context->sequences.resize(context->info.n_seq_max);
-    reserve_outputs(*context);
+    sllm::reserve_outputs(*context);
     return context;
 }
 
@@ -622,6 +645,7 @@ int sllm_context_close(sllm_context * context) {
             std::this_thread::sleep_for(std::chrono::milliseconds(1));
         }
         context->closed = true;
+        context->heads.reset();
         context->sequences.clear();
         if (context->references.load(std::memory_order_acquire) == 1) {
             context->context.reset();
@@ -647,6 +671,9 @@ int sllm_context_set_threads(sllm_context * context, int32_t n_threads, int32_t 
             sllm::fail(SLLM_ERR_INVALID, "n_threads and n_threads_batch must be in 1..512");
         }
         llama_set_n_threads(context->context.get(), n_threads, n_threads_batch);
+        if (context->heads != nullptr) {
+            context->heads->set_threads(n_threads, n_threads_batch);
+        }
     });
 }
 

@@ -157,6 +157,7 @@ struct sllm_model {
     const llama_vocab * vocab = nullptr;
     int32_t n_vocab = 0;
     bool vocab_only = false;
+    int32_t n_mtp = 0; // heads for multi-token prediction that were loaded
     sllm::Rollback rollback = sllm::Rollback::any;
     bool is_layers = false;                                                        // its input are hidden states
     bool has_output = true;                                                        // its output are logits
@@ -227,6 +228,34 @@ struct Row {
     const float * hidden = nullptr;
 };
 
+// What draft and verify are asked for one sequence, checked.
+struct Job {
+    llama_seq_id seq_id;
+    const int32_t * tokens; // the committed ones, and behind them those to verify
+    size_t n_tokens;
+    size_t n_more;
+    size_t pos;
+    int32_t start;
+    const sllm_sampling * sampling;
+};
+
+// The chains that a call drafts, in its caller's buffers.
+struct Chains {
+    const float * p_min;
+    size_t width;
+    int32_t * tokens;
+    int32_t * lengths;
+    float * probs;
+
+    // Empties the buffers for `n` chains; refuses a p_min that is no probability.
+    void begin(size_t n) const;
+    // Select the token behind chain `i` from a row of logits. Whether the chain goes on behind it, or ends there or before it.
+    bool extend(size_t i, sllm_context & context, const Job & job, Selector & selector, const float * logits) const;
+    llama_token last(size_t i) const { return tokens[i * width + static_cast<size_t>(lengths[i]) - 1]; }
+};
+
+class Heads; // mtp.hpp
+
 } // namespace sllm
 
 namespace sllm {
@@ -248,6 +277,8 @@ struct Capture {
 struct sllm_context {
     sllm_model model; // before `context`, which is freed first
     std::unique_ptr<llama_context, sllm::Free> context;
+    llama_context_params params{};      // that it was made with
+    std::shared_ptr<sllm::Heads> heads; // that draft for it; null: none
     sllm_context_info info{};
     std::vector<sllm::Sequence> sequences;
 
@@ -325,6 +356,25 @@ void decode_aborted(sllm_context & context, const std::vector<Row> & rows);
 // Drop what llama.cpp has cached at and after `length`; where the memory cannot take so few tokens back, more or all of them.
 void uncache(sllm_context & context, llama_seq_id seq_id, size_t length);
 
+// What ends a call that was cancelled or interrupted.
+[[noreturn]] void fail_stopped(const sllm_context & context);
+
+// Grow llama.cpp's buffer of outputs to the largest that the context will need; the memory is empty afterwards.
+void reserve_outputs(sllm_context & context);
+
+// What llama.cpp logged says more than the little that it returns.
+int status_of_lines(const std::string & lines, int otherwise);
+
+// Reads the jobs of a call as sllm.h describes them; `with_draft`: every job ends with the tokens to verify.
+std::vector<Job> read_jobs(sllm_context & context, int32_t n_seqs, const int32_t * items, int32_t n_items,
+                           sllm_sampling * const * samplings, int32_t stride, bool with_draft);
+
+// Make `selector` ready behind the committed tokens of `s` in front of `job.pos` and the job's own, of which generated text begins at
+// `start`.
+void begin_selection(Selector & selector, const Sequence & s, const Job & job, int32_t start);
+
+// Whether what is selected depends on the text before it, and not on logits and position alone.
+bool needs_history(const sllm_sampling & sampling);
 // Keep the state of what is cached, so that what is decoded from here on can be taken back; of the checkpoints of this sequence
 // `n_kept` stay. For attention memories nothing is needed and nothing happens.
 void save_checkpoint(sllm_context & context, llama_seq_id seq_id, size_t n_kept);

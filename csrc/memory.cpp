@@ -7,6 +7,7 @@
 // computed again. Attention positions of hybrid models are never saved: they only need truncating.
 
 #include "internal.hpp"
+#include "mtp.hpp"
 
 #include <algorithm>
 
@@ -21,6 +22,14 @@ void remove_all(sllm_context & context, llama_seq_id seq_id) {
     sllm::Sequence & s = context.sequences[static_cast<size_t>(seq_id)];
     s.n_cached = 0;
     s.depth = 0;
+}
+
+// Forget what is known of a sequence whose memory was cleared.
+void empty(sllm_context & context, llama_seq_id seq_id) {
+    context.sequences[static_cast<size_t>(seq_id)] = sllm::Sequence{};
+    if (context.heads != nullptr) {
+        context.heads->cut(seq_id, 0);
+    }
 }
 
 // Put the state of the newest checkpoint at or before `length` back; false where there is none, or llama.cpp cannot.
@@ -155,6 +164,9 @@ void save_checkpoint(sllm_context & context, llama_seq_id seq_id, size_t n_kept)
 
 void uncache(sllm_context & context, llama_seq_id seq_id, size_t length) {
     Sequence & s = context.sequences[static_cast<size_t>(seq_id)];
+    if (context.heads != nullptr) {
+        context.heads->cut(seq_id, length);
+    }
     while (!s.checkpoints.empty() && s.checkpoints.back().pos > length) {
         s.checkpoints.pop_back();
     }
@@ -319,6 +331,9 @@ int sllm_memory_copy(sllm_context * context, int32_t source, int32_t target) {
             copy_cache(*context, source, target);
             sllm::uncache(*context, target, from.n_committed);
         }
+        if (context->heads != nullptr) {
+            context->heads->copy(source, target);
+        }
     });
 }
 
@@ -327,14 +342,14 @@ int sllm_memory_clear(sllm_context * context, int32_t seq_id) {
         const sllm::Entry entry(*context);
         if (seq_id == -1) {
             llama_memory_clear(llama_get_memory(context->context.get()), false);
-            for (sllm::Sequence & s : context->sequences) {
-                s = sllm::Sequence{};
+            for (size_t i = 0; i < context->sequences.size(); ++i) {
+                empty(*context, static_cast<llama_seq_id>(i));
             }
             return;
         }
-        sllm::Sequence & s = sllm::sequence_at(*context, seq_id);
+        sllm::sequence_at(*context, seq_id);
         llama_memory_seq_rm(llama_get_memory(context->context.get()), seq_id, -1, -1);
-        s = sllm::Sequence{};
+        empty(*context, seq_id);
     });
 }
 
@@ -372,7 +387,7 @@ int sllm_state_set(sllm_context * context, int32_t seq_id, const uint8_t * data,
         finish_copies(*context);
         llama_memory_t memory = llama_get_memory(context->context.get());
         llama_memory_seq_rm(memory, seq_id, -1, -1);
-        s = sllm::Sequence{};
+        empty(*context, seq_id);
         const bool loaded = llama_state_seq_set_data(context->context.get(), data, size, seq_id) > 0;
         if (!loaded || llama_memory_seq_pos_max(memory, seq_id) + 1 != n_tokens) {
             llama_memory_seq_rm(memory, seq_id, -1, -1);

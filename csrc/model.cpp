@@ -4,6 +4,7 @@
 #include "layers.hpp"
 
 #include "ggml-backend.h"
+#include "gguf.h"
 
 #include <algorithm>
 #include <cmath>
@@ -86,6 +87,57 @@ void check_numbers(const llama_model & model) {
     if (rotates && llama_model_meta_val_str(&model, key.c_str(), text, sizeof text) >= 0 && std::strtol(text, nullptr, 10) == 0) {
         sllm::fail(SLLM_ERR_LOAD, "%s is 0; the file is damaged", key.c_str());
     }
+}
+
+struct FreeGGUF {
+    void operator()(gguf_context * p) const { gguf_free(p); }
+};
+
+// The files that a model is in: llama.cpp finds the others by the name of the first.
+std::vector<std::string> parts_of(const char * path, const gguf_context & first) {
+    const int64_t key = gguf_find_key(&first, "split.count");
+    const int count = key >= 0 && gguf_get_kv_type(&first, key) == GGUF_TYPE_UINT16 ? gguf_get_val_u16(&first, key) : 1;
+    std::vector<char> prefix(std::strlen(path) + 1);
+    std::vector<std::string> parts{path};
+    if (count < 2 || llama_split_prefix(prefix.data(), prefix.size(), path, 0, count) <= 0) {
+        return parts;
+    }
+    for (int i = 1; i < count; ++i) {
+        std::vector<char> part(prefix.size() + 32);
+        llama_split_path(part.data(), part.size(), prefix.data(), i, count);
+        parts.emplace_back(part.data());
+    }
+    return parts;
+}
+
+// How many heads for multi-token prediction the file at `path` has: hyperparameters alone do not say it, since they are often left out
+// when a file is made. Refuses a file that has nothing else, with which llama.cpp crashes.
+int32_t count_heads(const char * path) {
+    std::unique_ptr<gguf_context, FreeGGUF> file(gguf_init_from_file(path, {true, nullptr}));
+    const int64_t name = file == nullptr ? -1 : gguf_find_key(file.get(), "general.architecture");
+    if (name < 0 || gguf_get_kv_type(file.get(), name) != GGUF_TYPE_STRING) {
+        return 0; // llama.cpp will say what is wrong
+    }
+    const std::string key = std::string(gguf_get_val_str(file.get(), name)) + ".nextn_predict_layers";
+    if (gguf_find_key(file.get(), key.c_str()) < 0) {
+        return 0;
+    }
+    int32_t n = 0;
+    bool has_layers = false;
+    for (const std::string & part : parts_of(path, *file)) {
+        if (part != path) {
+            file.reset(gguf_init_from_file(part.c_str(), {true, nullptr}));
+        }
+        for (int64_t i = 0; file != nullptr && i < gguf_get_n_tensors(file.get()); ++i) {
+            const std::string tensor = gguf_get_tensor_name(file.get(), i);
+            n += tensor.find(".nextn.eh_proj.weight") != std::string::npos ? 1 : 0;
+            has_layers = has_layers || tensor == "blk.0.attn_norm.weight";
+        }
+    }
+    if (n > 0 && !has_layers) {
+        sllm::fail(SLLM_ERR_LOAD, "it holds a model's MTP heads without the model; load a file that has both");
+    }
+    return n;
 }
 
 // llama.cpp tells which architectures have snapshots by a context alone (llama_n_rs_seq): these, by llm_arch_supports_rs_rollback().
@@ -191,6 +243,15 @@ std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
 
     auto model = std::make_unique<sllm_model>();
     try {
+        if (!is_layers && params.vocab_only == 0) {
+            const int32_t n_heads = count_heads(params.path);
+#ifndef SLLM_NO_MTP
+            model->n_mtp = params.load_mtp != 0 ? n_heads : 0;
+            p.load_mtp = model->n_mtp > 0;
+#else
+            static_cast<void>(n_heads);
+#endif
+        }
         model->model.reset(is_layers ? sllm::load_layers(params, p) : llama_model_load_from_file(params.path, p),
                            [](llama_model * m) { llama_model_free(m); });
     } catch (const sllm::Error & error) {
@@ -310,6 +371,7 @@ void sllm_model_get_info(const sllm_model * model, struct sllm_model_info * info
     info->made_up = specials.made_up;
     info->add_bos = llama_vocab_get_add_bos(model->vocab) ? 1 : 0;
     info->add_eos = llama_vocab_get_add_eos(model->vocab) ? 1 : 0;
+    info->n_mtp = model->n_mtp;
     info->rollback = static_cast<int32_t>(model->rollback);
     info->space_prefix = specials.space_prefix ? 1 : 0;
     info->size_bytes = llama_model_size(m);

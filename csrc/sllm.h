@@ -127,6 +127,7 @@ struct sllm_model_params {
     int32_t use_mlock;
     int32_t check_tensors;
     int32_t vocab_only;
+    int32_t load_mtp;        /* the heads for multi-token prediction, too, where the file has them */
     const int32_t * devices; /* indices for sllm_device_get() or of sllm_rpc_add_server(); NULL: all of the former */
     int32_t n_devices;
     const float * tensor_split; /* n_tensor_split proportions, or NULL */
@@ -158,8 +159,9 @@ struct sllm_model_info {
     int32_t made_up; /* the ordinary token that llama.cpp takes for an EOS which the file does not name, or -1 */
     int32_t add_bos;
     int32_t add_eos;
-    int32_t rollback;     /* enum sllm_rollback: what a context can have */
     int32_t space_prefix; /* a text is tokenised with a space before it */
+    int32_t n_mtp;        /* heads for multi-token prediction that were loaded */
+    int32_t rollback;     /* enum sllm_rollback: what a context can have */
     uint64_t size_bytes;
     uint64_t n_params;
 };
@@ -410,6 +412,26 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * jobs, int
  * sequence's first position; SLLM_ERR_INVALID: also where the drafts need more rows than n_outputs_max. */
 int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * jobs, int32_t n_items, sllm_sampling * const * samplings,
                 int32_t stride, const float * hidden, int32_t * selected, int32_t * n_accepted, float * logprobs);
+
+/* ---- mtp.cpp: a model's own heads as its draft --------------------------------------------------------- */
+
+/* Whether this build can draft with them: 0 where it links a llama.cpp that does not export what they need. */
+int32_t sllm_has_mtp(void);
+
+/* Let the context's model draft for it with its heads for multi-token prediction (sllm_model_info.n_mtp),
+ * which then follow its memory by themselves, for as long as the context lives: a KV cache of one layer, and
+ * a few hidden states of each sequence. The memory is empty afterwards; asked again, nothing happens.
+ * SLLM_ERR_UNSUPPORTED: the model has none, several, or such as llama.cpp does not compute with; or
+ * !sllm_has_mtp(). SLLM_ERR_INVALID: views of its logits are held. SLLM_ERR_NO_MEMORY, SLLM_ERR_BUSY,
+ * SLLM_ERR_CLOSED. */
+int sllm_mtp_open(sllm_context * context);
+
+/* What sllm_draft() does, by the heads. The context's memory holds the text in front of `pos` (and nothing
+ * after it from now on); tokens[0] is the committed token at `pos`, and those behind it are an unconfirmed
+ * chain to go on from, as the call before has drafted it. Nothing is added to the context's memory.
+ * Returns what sllm_draft() returns; SLLM_ERR_INVALID: also where the heads are not open. */
+int sllm_mtp_draft(sllm_context * context, int32_t n_seqs, const int32_t * jobs, int32_t n_items, sllm_sampling * const * samplings,
+                   const float * p_min, int32_t stride, int32_t * draft, int32_t * drafted, float * probs);
 
 /* ---- rpc.cpp: ggml's RPC backend ------------------------------------------------------------------------ */
 

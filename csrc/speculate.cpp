@@ -9,20 +9,8 @@
 #include <algorithm>
 #include <numeric>
 
-namespace {
+namespace sllm {
 
-// What draft and verify are asked for one sequence, checked.
-struct Job {
-    llama_seq_id seq_id;
-    const int32_t * tokens; // the committed ones, and behind them those to verify
-    size_t n_tokens;
-    size_t n_more;
-    size_t pos;
-    int32_t start;
-    const sllm_sampling * sampling;
-};
-
-// Reads `jobs` as sllm.h describes it; `with_draft`: every job ends with the tokens to verify.
 std::vector<Job> read_jobs(sllm_context & context, int32_t n_seqs, const int32_t * items, int32_t n_items,
                            sllm_sampling * const * samplings, int32_t stride, bool with_draft) {
     std::vector<Job> jobs;
@@ -63,8 +51,54 @@ std::vector<Job> read_jobs(sllm_context & context, int32_t n_seqs, const int32_t
     return jobs;
 }
 
+void begin_selection(Selector & selector, const Sequence & s, const Job & job, int32_t start) {
+    std::vector<llama_token> history(s.tokens.begin(), s.tokens.begin() + static_cast<std::ptrdiff_t>(job.pos));
+    history.insert(history.end(), job.tokens, job.tokens + job.n_tokens);
+    selector.begin(*job.sampling, history, start);
+}
+
+bool needs_history(const sllm_sampling & sampling) { return sampling.grammar != nullptr || sampling.has_penalties(); }
+
+void Chains::begin(size_t n) const {
+    for (size_t i = 0; i < n; ++i) {
+        if (!(p_min[i] >= 0 && p_min[i] <= 1)) {
+            fail(SLLM_ERR_INVALID, "p_min is %g, not in [0, 1]", static_cast<double>(p_min[i]));
+        }
+    }
+    std::fill_n(tokens, width * n, -1);
+    std::fill_n(probs, width * n, 0.0F);
+    std::fill_n(lengths, n, 0);
+}
+
+bool Chains::extend(size_t i, sllm_context & context, const Job & job, Selector & selector, const float * logits) const {
+    const auto n = static_cast<size_t>(lengths[i]);
+    const size_t at = job.pos + job.n_tokens + n; // the position being selected
+    Choice choice{};
+    try {
+        if (n > 0) {
+            selector.accept(last(i));
+        }
+        choice = selector.select(logits, static_cast<int32_t>(at), true, context.selection);
+    } catch (const std::exception &) {
+        selector = Selector{}; // it may have stopped half way
+        return false;          // a shorter draft will do; what is wrong is the target's to say
+    }
+    if (choice.prob < p_min[i]) {
+        return false;
+    }
+    tokens[i * width + n] = choice.token;
+    probs[i * width + n] = choice.prob;
+    ++lengths[i];
+    const bool ends = context.model.ends(choice.token);
+    return !ends && n + 1 < job.n_more && at < context.info.n_ctx_seq;
+}
+
+} // namespace sllm
+
+namespace {
+
 // Where generated text begins: as told, as remembered, or here.
-int32_t resolve_start(sllm::Sequence & s, const Job & job) {
+int32_t resolve_start(sllm::Sequence & s, const sllm::Job & job) {
     const auto here = static_cast<int32_t>(job.pos + job.n_tokens);
     if (job.start >= 0) {
         s.start = std::min(job.start, here);
@@ -72,13 +106,6 @@ int32_t resolve_start(sllm::Sequence & s, const Job & job) {
         s.start = here;
     }
     return s.start;
-}
-
-// The selector of a sequence, ready behind the committed tokens and the job's.
-void begin_selection(sllm::Sequence & s, const Job & job) {
-    const size_t n_history = job.pos + job.n_tokens;
-    const std::vector<llama_token> history(s.tokens.begin(), s.tokens.begin() + static_cast<std::ptrdiff_t>(n_history));
-    s.selector.begin(*job.sampling, history, resolve_start(s, job));
 }
 
 // How many committed tokens may be computed again together with drafted ones, rather than by a pass of their own with a checkpoint
@@ -101,7 +128,7 @@ size_t n_verifiable(const sllm_context & context, size_t n_more) {
 }
 
 // Without snapshots: see to it that every sequence with drafted tokens has a checkpoint not far before them.
-void make_checkpoints(sllm_context & context, const std::vector<Job> & jobs, std::vector<sllm::Write> & writes) {
+void make_checkpoints(sllm_context & context, const std::vector<sllm::Job> & jobs, std::vector<sllm::Write> & writes) {
     std::vector<sllm::Write> first;
     for (size_t i = 0; i < jobs.size(); ++i) {
         sllm::Write & w = writes[i];
@@ -124,7 +151,7 @@ void make_checkpoints(sllm_context & context, const std::vector<Job> & jobs, std
 // are as many rows as can be taken back; and give all sequences as many of these, since recurrent layers take equally many rows of
 // every sequence in one graph, and ragged drafts would need a graph for each length. What is added is taken back with the rejected
 // tokens.
-void level(sllm_context & context, const std::vector<Job> & jobs, std::vector<sllm::Write> & writes) {
+void level(sllm_context & context, const std::vector<sllm::Job> & jobs, std::vector<sllm::Write> & writes) {
     std::vector<sllm::Write> first;
     size_t most = 0;
     size_t n_cached = 0;
@@ -183,8 +210,6 @@ std::vector<std::vector<size_t>> grouped(const sllm_context & context, const std
     return groups;
 }
 
-bool needs_history(const sllm_sampling & sampling) { return sampling.grammar != nullptr || sampling.has_penalties(); }
-
 // Where the verdict on one sequence goes, as sllm.h describes it.
 struct Verdict {
     int32_t * selected;
@@ -193,10 +218,10 @@ struct Verdict {
 };
 
 // Select after the committed tokens and after each drafted one, from a row of logits for each, as long as the draft agrees.
-void judge(sllm_context & context, const Job & job, const float * rows, const Verdict & verdict) {
+void judge(sllm_context & context, const sllm::Job & job, const float * rows, const Verdict & verdict) {
     sllm::Sequence & s = sllm::sequence_at(context, job.seq_id);
-    if (needs_history(*job.sampling)) {
-        begin_selection(s, job);
+    if (sllm::needs_history(*job.sampling)) {
+        sllm::begin_selection(s.selector, s, job, resolve_start(s, job));
     } else {
         s.selector.begin(*job.sampling, {}, -1);
     }
@@ -238,21 +263,14 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * items, in
     return sllm::guarded([&] {
         const sllm::Entry entry(*context);
         sllm::check_hidden(*context, nullptr, 0);
-        const std::vector<Job> jobs = read_jobs(*context, n_seqs, items, n_items, samplings, stride, false);
-        for (size_t i = 0; i < jobs.size(); ++i) {
-            if (!(p_min[i] >= 0 && p_min[i] <= 1)) {
-                sllm::fail(SLLM_ERR_INVALID, "p_min is %g, not in [0, 1]", static_cast<double>(p_min[i]));
-            }
-        }
-        const auto width = static_cast<size_t>(stride);
-        std::fill_n(draft, width * jobs.size(), -1);
-        std::fill_n(probs, width * jobs.size(), 0.0F);
-        std::fill_n(drafted, jobs.size(), 0);
+        const std::vector<sllm::Job> jobs = sllm::read_jobs(*context, n_seqs, items, n_items, samplings, stride, false);
+        const sllm::Chains chains{p_min, static_cast<size_t>(stride), draft, drafted, probs};
+        chains.begin(jobs.size());
 
         std::vector<sllm::Write> writes;
         std::vector<size_t> active; // the jobs behind the rows of the next pass
         for (size_t i = 0; i < jobs.size(); ++i) {
-            const Job & job = jobs[i];
+            const sllm::Job & job = jobs[i];
             const size_t n_logits = job.n_more > 0 ? 1 : 0;
             const size_t begin = sllm::place_tokens(*context, job.seq_id, job.pos, job.tokens, job.n_tokens, n_logits);
             const size_t end = job.pos + job.n_tokens;
@@ -265,14 +283,14 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * items, in
         std::vector<sllm::Selector> ahead(jobs.size()); // drafted text must not reach the selectors of the committed text
         for (const size_t i : active) {
             sllm::Sequence & s = sllm::sequence_at(*context, jobs[i].seq_id);
-            if (needs_history(*jobs[i].sampling)) {
-                begin_selection(s, jobs[i]);
+            if (sllm::needs_history(*jobs[i].sampling)) {
+                sllm::begin_selection(s.selector, s, jobs[i], resolve_start(s, jobs[i]));
                 ahead[i] = s.selector.clone();
             } else {
                 s.selector.begin(*jobs[i].sampling, {}, -1);
             }
         }
-        for (const Job & job : jobs) {
+        for (const sllm::Job & job : jobs) {
             sllm::sequence_at(*context, job.seq_id).n_committed = job.pos + job.n_tokens;
         }
 
@@ -288,34 +306,16 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * items, in
             std::vector<size_t> still;
             writes.clear();
             for (const size_t i : active) {
-                const Job & job = jobs[i];
+                const sllm::Job & job = jobs[i];
                 sllm::Sequence & s = sllm::sequence_at(*context, job.seq_id);
-                sllm::Selector & selector = needs_history(*job.sampling) ? ahead[i] : s.selector;
-                const auto n = static_cast<size_t>(drafted[i]);
-                const size_t at = job.pos + job.n_tokens + n; // the position being selected
+                sllm::Selector & selector = sllm::needs_history(*job.sampling) ? ahead[i] : s.selector;
                 const float * logits = row;
                 row += context->info.n_vocab;
-                sllm::Choice choice{};
-                try {
-                    if (n > 0) {
-                        selector.accept(draft[i * width + n - 1]);
-                    }
-                    choice = selector.select(logits, static_cast<int32_t>(at), true, context->selection);
-                } catch (const std::exception &) {
-                    selector = sllm::Selector{}; // it may have stopped half way
-                    continue;                    // a shorter draft will do; what is wrong is the target's to say
-                }
-                if (choice.prob < p_min[i]) {
+                if (!chains.extend(i, *context, job, selector, logits)) {
                     continue;
                 }
-                draft[i * width + n] = choice.token;
-                probs[i * width + n] = choice.prob;
-                ++drafted[i];
-                const bool ends = context->model.ends(choice.token);
-                if (ends || n + 1 == job.n_more || at >= context->info.n_ctx_seq) {
-                    continue;
-                }
-                s.tokens.push_back(choice.token);
+                const size_t at = s.tokens.size();
+                s.tokens.push_back(chains.last(i));
                 writes.push_back({job.seq_id, at, at + 1, at});
                 still.push_back(i);
             }
@@ -343,18 +343,18 @@ int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * items, i
     return sllm::guarded([&] {
         const sllm::Entry entry(*context);
         sllm::check_has_output(*context);
-        std::vector<Job> jobs = read_jobs(*context, n_seqs, items, n_items, samplings, stride, true);
+        std::vector<sllm::Job> jobs = sllm::read_jobs(*context, n_seqs, items, n_items, samplings, stride, true);
         const auto width = static_cast<size_t>(stride) + 1;
         size_t n_rows = 0;
         size_t n_hidden = 0;
         std::vector<const float *> inputs; // of layers: the first row for each job
         inputs.reserve(jobs.size());
-        for (const Job & job : jobs) {
+        for (const sllm::Job & job : jobs) {
             inputs.push_back(hidden == nullptr ? nullptr : hidden + n_hidden * sllm::n_embd(*context));
             n_hidden += job.n_tokens + job.n_more;
         }
         sllm::check_hidden(*context, hidden, n_hidden);
-        for (Job & job : jobs) { // from here on `n_more` are the drafted tokens that can be verified
+        for (sllm::Job & job : jobs) { // from here on `n_more` are the drafted tokens that can be verified
             const size_t room = context->info.n_ctx_seq - (job.pos + job.n_tokens);
             const size_t limit = std::min(n_verifiable(*context, job.n_more), room);
             const int32_t * const hints = job.tokens + job.n_tokens;
@@ -372,14 +372,15 @@ int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * items, i
         std::vector<sllm::Write> writes;
         writes.reserve(jobs.size());
         for (size_t i = 0; i < jobs.size(); ++i) {
-            const Job & job = jobs[i];
+            const sllm::Job & job = jobs[i];
             const size_t n_written = job.n_tokens + job.n_more;
             const size_t n_recompute = hidden == nullptr ? 1 + job.n_more : n_written;
             const size_t begin = sllm::place_tokens(*context, job.seq_id, job.pos, job.tokens, n_written, n_recompute);
             const size_t end = job.pos + n_written;
             writes.push_back({job.seq_id, begin, end, end - 1 - job.n_more, inputs[i]});
         }
-        for (const Job & job : jobs) { // where a text begins is where the next one may leave it: another answer, the next turn of a chat
+        for (const sllm::Job & job :
+             jobs) { // where a text begins is where the next one may leave it: another answer, the next turn of a chat
             if (sllm::sequence_at(*context, job.seq_id).start < 0) {
                 sllm::save_checkpoint(*context, job.seq_id, N_VERIFY_CHECKPOINTS);
             }
@@ -414,7 +415,7 @@ int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * items, i
                 }
             }
         } catch (...) { // back to where the caller's tokens began
-            for (const Job & job : jobs) {
+            for (const sllm::Job & job : jobs) {
                 sllm::sequence_at(*context, job.seq_id).n_committed = job.pos;
                 sllm::uncache(*context, job.seq_id, job.pos);
             }

@@ -619,6 +619,10 @@ _RWKV7 = _joined(
 )
 _SHORT_CONVOLUTION = "attn_norm:E shortconv.conv:3,E shortconv.in_proj:E,3*E shortconv.out_proj:E,E"
 _GATED_SHARED = _joined(_EXPERTS, _SHARED, "ffn_gate_inp_shexp:E")
+_UNGATED_EXPERTS = _joined(
+    "ffn_gate_inp:E,X exp_probs_b.bias:X ffn_down_exps:M,E,X ffn_up_exps:E,M,X",
+    "ffn_down_shexp:M,E ffn_up_shexp:E,M",
+)
 _NEXTN = "nextn.eh_proj:2*E,E nextn.enorm:E nextn.hnorm:E nextn.shared_head_norm:E"
 
 
@@ -805,6 +809,14 @@ HEADS: dict[str, Shape] = {
         n_heads=1,
         head_tensors=_joined(_TWICE, _GATED_SHARED, _NEXTN),
     ),
+    "qwen3next, head": _qwen35(
+        "qwen3next",
+        _GATED_SHARED,
+        values={**_MOE, "rope.dimension_sections": None},
+        small="ssm_ba:E,2*R",
+        n_heads=1,
+        head_tensors=_joined(_TWICE, _GATED_SHARED, _NEXTN),
+    ),
     "glm4moe, head": Shape(
         "glm4moe",
         {
@@ -826,6 +838,34 @@ HEADS: dict[str, Shape] = {
             "expert_weights_scale": 1.0,
         },
         dims={"M": 32},
+    ),
+    "deepseek2, head": replace(
+        _MORE["deepseek2"], n_heads=1, head_tensors=_joined(_MLA, _EXPERTS, _SHARED, _NEXTN)
+    ),
+    "nemotron_h_moe, head": Shape(
+        "nemotron_h_moe",
+        {
+            "r": _joined("attn_norm:E", _MAMBA2),
+            "a": _ATTENTION,
+            "f": _joined("attn_norm:E", _UNGATED_EXPERTS),
+        },
+        layers="rfra",
+        n_layer=8,
+        n_heads=1,
+        head_tensors=_joined(_ATTENTION, "post_attention_norm:E", _UNGATED_EXPERTS, _NEXTN),
+        values={
+            **_state(128, 32, 4, 2)[0],
+            **_lengths(),
+            **_of_kinds("raf"),
+            **_CHOOSING,
+            "feed_forward_length": {"r": 0, "a": 0, "f": 96},
+            "expert_feed_forward_length": 32,
+            "expert_shared_feed_forward_length": 32,
+            "expert_shared_count": 1,
+            "expert_weights_scale": 1.0,
+            "attention.layer_norm_epsilon": 1e-5,
+        },
+        dims={**_state(128, 32, 4, 2)[1], "M": 32},
     ),
 }
 """Models with a head behind their layers that predicts a further token."""

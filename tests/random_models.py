@@ -29,6 +29,7 @@ __all__ = [
     "decoded",
     "encoded",
     "make",
+    "make_agreeing",
     "write",
     "write_in_parts",
 ]
@@ -214,6 +215,28 @@ def make(shape: Shape, seed: int = 0) -> GGUF:
         **_vocabulary(),
     }
     file.tensors = weights.tensors
+    return file
+
+
+def make_agreeing(shape: Shape, seed: int = 0, quiet: float = 0.02) -> GGUF:
+    """The file of a model whose head says most of the tokens that the model itself says.
+
+    Its layers add little (``quiet``) to the residual stream, which so remains the embedding of the last
+    token, and the head passes on just that: of what it is given, the embedding and not the hidden state.
+    """
+    file = make(shape, seed)
+    outputs = (b"attn_output.weight", b"ssm_out.weight", b"ffn_down.weight", b"_exps.weight", b"shexp.weight")
+    for name, (dims, kind, data) in file.tensors.items():
+        if kind == _KINDS["q8_0"] and name.endswith(outputs):
+            weights = decoded(data, "q8_0") * np.float32(quiet)
+            file.tensors[name] = (dims, kind, encoded(weights, "q8_0"))
+    width, at = shape.n_embd, f"blk.{shape.n_layer}.nextn.".encode()
+    pick = np.eye(width, 2 * width, dtype=np.float32) + np.float32(1e-3)  # a block of zeros has no scale
+    dims, kind, _ = file.tensors[at + b"eh_proj.weight"]
+    file.tensors[at + b"eh_proj.weight"] = (dims, kind, encoded(pick.ravel(), "q8_0"))
+    ones = encoded(np.ones(width, dtype=np.float32), "f32")
+    file.tensors[at + b"enorm.weight"] = ([width], _KINDS["f32"], ones)
+    file.tensors[at + b"shared_head_norm.weight"] = file.tensors[b"output_norm.weight"]
     return file
 
 

@@ -58,6 +58,7 @@ def _figures(model: sllm.Model) -> dict[str, Any]:
         "chat_template": bool(model.chat_templates),
         "can_rollback": model.can_rollback,
         "state_bytes": model.state_bytes,
+        "n_mtp": model.n_mtp,
         "exact": not obstacles,
         "exact_obstacles": list(obstacles),
     }
@@ -86,6 +87,10 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("fingerprint", found["vocab_fingerprint"] or "-"),
         ("chat template", "yes" if found["chat_template"] else "no"),
         ("speculation", speculation),
+        (
+            "MTP heads",
+            f"{found['n_mtp']} (sllm run --draft mtp)" if found["n_mtp"] == 1 else str(found["n_mtp"]),
+        ),
         ("exact", f"no: {obstacles}" if obstacles else "yes, with flash attention and a q8_0 cache"),
     ]
 

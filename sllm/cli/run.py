@@ -45,9 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--remote", metavar="URI", nargs="?", const="", help=f"a worker: {URI}")
     add(
         "--draft",
-        metavar="GGUF|ngram|none",
-        help=f"{MODEL}, prompt lookup, or nothing (default: the package's own if the target has its"
-        " vocabulary, else none)",
+        metavar="GGUF|mtp|ngram|none",
+        help=f"{MODEL}, the target's own heads for multi-token prediction (sllm inspect says whether it has"
+        " any), prompt lookup, or nothing (default: the package's own if the target has its vocabulary, else"
+        " none)",
     )
     add("--chat", action="store_true", help="PROMPT is a message, for the model's chat template")
     add("-n", "--max-tokens", metavar="N", type=whole(1), help="at most N tokens")

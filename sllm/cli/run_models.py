@@ -132,12 +132,12 @@ def _open_draft(args: argparse.Namespace, default: Path | None, stack: ExitStack
     name: str | os.PathLike[str] | None = default if args.draft is None else args.draft
     if name is None or name == "none":
         return None
-    if name == "ngram":
-        return "ngram"
+    if name in ("mtp", "ngram"):
+        return str(name)
     try:
         return stack.enter_context(sllm.Model(name, n_gpu_layers=0 if args.n_gpu_layers == 0 else None))
     except sllm.ModelLoadError as error:
-        raise CommandError(f"--draft: {error} (or ngram, or none)") from error
+        raise CommandError(f"--draft: {error} (or mtp, ngram or none)") from error
 
 
 def _check_grammar(model: sllm.Model, sampling: sllm.SamplingParams, name: str) -> None:

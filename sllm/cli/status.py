@@ -45,6 +45,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         ("prompts", f"{count(found.prompt_tokens, 'token')}, {found.reused_tokens} of them still in memory"),
         ("tokens", f"{found.tokens} in {count(found.passes, 'pass', 'passes')}{_ratio(found)}"),
         ("drafted", f"{found.accepted} of {found.drafted} accepted{_share(found.accepted, found.drafted)}"),
+        ("its own drafts", _own_drafts(found, info)),
         ("busy", f"{_duration(found.busy_s)}{_share(found.busy_s, found.uptime_s)}"),
         ("rows in a pass", _batches(list(found.batch_sizes))),
     ]
@@ -68,6 +69,15 @@ def run(args: argparse.Namespace, out: Output) -> int:
         for line in table(texts, right=range(6)):
             out.line(line)
     return 0
+
+
+def _own_drafts(found: pb.StatusReply, info: WorkerInfo) -> str:
+    """How many of the drafted tokens the worker has drafted itself."""
+    if "worker-draft" not in info.features:
+        return "none: it has no draft (sllm worker --draft, --mtp)"
+    return (
+        f"{found.own_accepted} of {found.own_drafted} accepted{_share(found.own_accepted, found.own_drafted)}"
+    )
 
 
 def _figures(found: pb.StatusReply, info: WorkerInfo, endpoint: str) -> dict[str, Any]:

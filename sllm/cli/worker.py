@@ -55,6 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="GGUF", nargs="?", help=f"{MODEL} (default: the package's own small model)")
     add("--draft", metavar="GGUF", help=f"{MODEL}: the worker drafts, too, where a client has no hint")
     add(
+        "--mtp",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="draft with the model's own heads for multi-token prediction where a client has no hint"
+        " (default: without --draft, where the model has some)",
+    )
+    add(
         "--layers",
         metavar="START:STOP",
         nargs="?",
@@ -159,6 +166,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     token = None if args.token_file is None else _token(Path(args.token_file), out)
     if args.layers is not False and args.draft is not None:
         raise CommandError("--draft is for texts, and --layers serves none; leave one of them out")
+    if args.mtp and (args.draft is not None or args.layers is not False):
+        other = "--layers serves no texts" if args.draft is None else "--draft is another draft"
+        raise CommandError(f"--mtp drafts for texts, and {other}; leave one of them out")
     name = embedded.TARGET if args.model is None else args.model
     with ExitStack() as stack:
         network = {"host": host, "port": port, "certificate": certificate, "token": token}
@@ -183,7 +193,8 @@ def _open(
     """Load the models and start the worker."""
     model: sllm.Model | str | os.PathLike[str] = name
     if args.layers is False:
-        model = stack.enter_context(sllm.Model(name, n_gpu_layers=args.n_gpu_layers))
+        load_mtp = args.mtp is not False and args.draft is None
+        model = stack.enter_context(sllm.Model(name, n_gpu_layers=args.n_gpu_layers, load_mtp=load_mtp))
     draft = None
     if args.draft is not None:
         on_cpu = 0 if args.n_gpu_layers == 0 else None
@@ -199,6 +210,7 @@ def _open(
         layers=args.layers,
         n_gpu_layers=args.n_gpu_layers,
         draft=draft,
+        mtp=args.mtp,
         state=args.state,
         insecure=args.insecure,
         limits=limits,

@@ -1,5 +1,5 @@
-"""What proposes tokens: a small model, the text itself, or any callable. A draft is only a hint and never
-changes the text.
+"""What proposes tokens: a small model, the model's own heads, the text itself, or any callable. A draft is
+only a hint and never changes the text.
 """
 
 from __future__ import annotations
@@ -20,10 +20,19 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from sllm.engine.model import Model
+    from sllm.engine.mtp import Heads
     from sllm.engine.params import ContextOptions, ContextParams
     from sllm.engine.sampling import SamplingParams
 
-__all__ = ["AnswerDrafter", "CallableDrafter", "Drafter", "ModelDrafter", "NGramDrafter", "draft_probs"]
+__all__ = [
+    "AnswerDrafter",
+    "CallableDrafter",
+    "Drafter",
+    "ModelDrafter",
+    "MtpDrafter",
+    "NGramDrafter",
+    "draft_probs",
+]
 
 
 @runtime_checkable
@@ -153,6 +162,68 @@ class ModelDrafter:
 
     def __repr__(self) -> str:
         return f"<sllm.ModelDrafter of {self.model.path.name!r}{', closed' if self.context.closed else ''}>"
+
+
+class MtpDrafter:
+    """A model's own heads for multi-token prediction as a drafter of one text.
+
+    They read what the model's last pass left behind, so this is for a target whose context is here, and the
+    two take turns.
+
+    Args:
+        heads: of the target's context, in whose sequence 0 the text is.
+
+    """
+
+    adaptive = True
+
+    def __init__(self, heads: Heads) -> None:
+        self.heads = heads
+        self._sampling: SamplingParams | None = None
+        self._start = 0
+        self._n_known = 0  # tokens of the text with which the heads have computed
+        self.n_caught_up = 0
+        self.probs: list[float] = []  # the heads' confidence in each token of the last draft
+
+    def open(self, tokens: Sequence[int], sampling: SamplingParams) -> None:
+        """See :meth:`Drafter.open`."""
+        self._sampling = sampling
+        self._start = len(tokens)
+        self._n_known = 0
+
+    def draft(self, text: Sequence[int], chain: Sequence[int], n_max: int, p_min: float) -> list[int]:
+        """See :meth:`Drafter.draft`. The context holds ``text`` but for its last token; nothing is drafted
+        where it is full.
+        """
+        assert self._sampling is not None, "open() comes first"
+        self.n_caught_up = max(len(text) - 1 - self._n_known, 0)
+        try:
+            draft = self.heads.draft(
+                [0],
+                [[text[-1], *chain]],
+                n_max=n_max,
+                p_min=p_min,
+                sampling=self._sampling,
+                pos=len(text) - 1,
+                start=self._start,
+            )
+        except (ContextFullError, CancelledError):
+            return []
+        self._n_known = len(text)
+        tokens: list[int] = draft.tokens[0, : draft.lengths[0]].tolist()
+        self.probs = draft.probs[0, : len(tokens)].tolist()
+        return tokens
+
+    def cancel(self) -> None:
+        """See :meth:`Drafter.cancel`."""
+        if not self.heads.context.closed:
+            self.heads.context.cancel()
+
+    def close(self) -> None:
+        """Nothing to free: the heads live as long as their context."""
+
+    def __repr__(self) -> str:
+        return f"<sllm.MtpDrafter of {self.heads!r}>"
 
 
 class NGramDrafter:

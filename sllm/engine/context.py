@@ -34,7 +34,7 @@ from sllm.engine.weights import ROLLBACK
 from sllm.errors import ContextFullError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -270,6 +270,20 @@ class Context(Handle):
             InferenceError, ClosedError.
 
         """
+        return self._drafted(lib.sllm_draft, seq_ids, tokens, n_max, p_min, sampling, pos, start)
+
+    def _drafted(
+        self,
+        call: Callable[..., int],
+        seq_ids: Sequence[int] | npt.NDArray[np.int32],
+        tokens: npt.ArrayLike | Sequence[npt.ArrayLike],
+        n_max: int | Sequence[int],
+        p_min: float | Sequence[float],
+        sampling: SamplingParams | Sequence[SamplingParams] | None,
+        pos: int | Sequence[int] | None,
+        start: int | Sequence[int] | None,
+    ) -> Draft:
+        """What ``sllm_draft``, or a call like it, drafts."""
         pointer = self._live
         seqs = int_list(seq_ids, "seq_ids")
         n_seqs = len(seqs)
@@ -287,7 +301,7 @@ class Context(Handle):
         lengths = np.empty(n_seqs, INT32)
         probs = np.empty((n_seqs, max(stride, 0)), FLOAT32)
         try:
-            status = lib.sllm_draft(
+            status = call(
                 pointer,
                 n_seqs,
                 jobs,

@@ -56,6 +56,8 @@ class LoadParams:
         check_tensors: look for NaN and infinities in the weights; slow.
         progress: called with 0.0 .. 1.0 while loading. What it raises stops the load and is raised there.
         vocab_only: load the vocabulary and the metadata and no weights; there are no contexts then.
+        load_mtp: load the heads for multi-token prediction, too, where the file has them
+            (:class:`sllm.engine.mtp.Heads`): a layer more for each.
 
     """
 
@@ -68,6 +70,7 @@ class LoadParams:
     check_tensors: bool = False
     progress: Callable[[float], Any] | None = None
     vocab_only: bool = False
+    load_mtp: bool = True
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,7 @@ class LoadOptions(TypedDict, total=False):
     check_tensors: bool
     progress: Callable[[float], Any] | None
     vocab_only: bool
+    load_mtp: bool
 
 
 class ContextOptions(TypedDict, total=False):

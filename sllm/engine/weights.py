@@ -60,6 +60,7 @@ def c_params(given: LoadParams) -> tuple[Any, list[Any]]:
         params.tensor_split, params.n_tensor_split = keep[-1], len(keep[-1])
     params.use_mlock = given.use_mlock
     params.check_tensors = given.check_tensors
+    params.load_mtp = given.load_mtp
     params.progress = lib.sllm_py_progress
     params.progress_user_data = keep[0]
     return params, keep
@@ -99,6 +100,7 @@ class Weights(Handle):
         self.n_ctx_train: int = max(info.n_ctx_train, 0)
         self.n_params: int = info.n_params
         self.size_bytes: int = info.size_bytes
+        self.n_mtp: int = info.n_mtp
         self.can_rollback: str = ROLLBACK[info.rollback]
         self.vocab = Vocab(self, info, self.path.name, self._find_turn_ends)
         self._metadata: Mapping[str, str] | None = None

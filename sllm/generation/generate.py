@@ -10,12 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from sllm.draft.drafters import CallableDrafter, Drafter, ModelDrafter, NGramDrafter
+from sllm.draft.drafters import CallableDrafter, Drafter, ModelDrafter, MtpDrafter, NGramDrafter
 from sllm.engine.arrays import int32_array
 from sllm.engine.cpu import available_cores
 from sllm.engine.model import Model
 from sllm.engine.params import context_length
 from sllm.engine.sampling import SamplingParams
+from sllm.errors import UnsupportedModelError
 from sllm.generation.alternating import AlternatingRuns
 from sllm.generation.local import LocalTarget
 from sllm.generation.pipelined import PipelinedRuns
@@ -57,8 +58,10 @@ def generate(
             tokens.
         prompt: text, or token ids such as :meth:`Model.chat <sllm.Model.chat>` makes. Control tokens in text
             are not parsed.
-        draft: a small :class:`~sllm.Model` with the same vocabulary, ``"ngram"`` (prompt lookup), a callable
-            ``(tokens, n_max) -> tokens``, a drafter of :mod:`sllm.draft.drafters`, or None.
+        draft: a small :class:`~sllm.Model` with the same vocabulary, ``"mtp"`` (the target's own heads for
+            multi-token prediction, :class:`sllm.engine.mtp.Heads`; for a model in this process), ``"ngram"``
+            (prompt lookup), a callable ``(tokens, n_max) -> tokens``, a drafter of
+            :mod:`sllm.draft.drafters`, or None.
         sampling: None: ``SamplingParams()``.
         max_tokens: at most so many tokens, >= 1; None: until the model ends or the context is full.
         stop: strings that end the text; they are not part of it. None is no string.
@@ -71,6 +74,7 @@ def generate(
     Raises:
         ValueError, TypeError: an argument out of range or of another type.
         VocabMismatchError: target and draft do not share a vocabulary.
+        UnsupportedModelError: ``"mtp"``, and the target has no heads here.
         ContextFullError: the prompt does not fit.
         BusyError: the target has no place for another text. A remote target's refusals and its loss
             (RemoteError) are raised where the text is being read.
@@ -205,11 +209,24 @@ def _make_drafter(draft: object, target: Target, n_threads: int | None, stack: E
             n_ctx = min(draft.n_ctx_train or context_length(0), local.context.n_ctx_seq)
         return stack.enter_context(ModelDrafter(draft, n_ctx=n_ctx, n_threads=n_threads))
     if isinstance(draft, str):
+        if draft == "mtp":
+            return _heads_of(target)
         if draft != "ngram":
-            raise ValueError(f'draft is {draft!r}, expected a Model, "ngram", a callable or None')
+            raise ValueError(f'draft is {draft!r}, expected a Model, "mtp", "ngram", a callable or None')
         return NGramDrafter()
     if isinstance(draft, Drafter):
         return draft
     if callable(draft):
         return CallableDrafter(draft)
-    raise TypeError(f'draft is {draft!r}, expected a Model, "ngram", a callable or None')
+    raise TypeError(f'draft is {draft!r}, expected a Model, "mtp", "ngram", a callable or None')
+
+
+def _heads_of(target: Target) -> MtpDrafter:
+    """The target's own heads, which read what the last layer of the model computes."""
+    if isinstance(target, LocalTarget):
+        return MtpDrafter(target.heads())
+    raise UnsupportedModelError(
+        f'draft="mtp" is for a model in this process, and the target is a {type(target).__name__}: a worker'
+        " drafts with the heads of its model by itself (sllm worker --mtp), and for a model that is split"
+        " between machines they are not supported"
+    )

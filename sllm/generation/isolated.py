@@ -222,7 +222,7 @@ def _serve(
                 names[i] = f"RPC{index}[{fronts[endpoint].endpoint}]"
         model = Model(path, **model_options)
         limits = Limits(sessions=1, queue=4, max_grammar=1 << 17, hints_per_s=1 << 20, idle_seconds=1e8)
-        worker = Worker(model, state=state, limits=limits, **context_options)
+        worker = Worker(model, mtp=False, state=state, limits=limits, **context_options)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
         link.send({"error": _error_name(error), "message": str(error) or type(error).__name__})
         os._exit(1)

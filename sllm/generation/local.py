@@ -13,6 +13,7 @@ from sllm.engine._ffi import checked_int, checked_seconds
 from sllm.engine.arrays import int32_array
 from sllm.engine.devices import server_of
 from sllm.engine.model import Model
+from sllm.engine.mtp import Heads
 from sllm.engine.params import ContextParams, LoadParams, changes, parse_both
 from sllm.errors import BusyError, ContextFullError, UnsupportedModelError
 from sllm.targets.base import Scores
@@ -97,6 +98,7 @@ class LocalTarget:
         self._generation: LocalGeneration | IsolatedGeneration | None = None
         self._process: IsolatedTarget | None = None
         self._context: Context | None = None
+        self._heads: Heads | None = None
         self._own: Model | None = None
         if isinstance(model, Model):
             _check_loaded(isolated, loading)
@@ -130,6 +132,30 @@ class LocalTarget:
             raise UnsupportedModelError("the context of an isolated LocalTarget is in a process of its own")
         return self._context
 
+    def heads(self) -> Heads:
+        """The model's own heads for multi-token prediction, which draft for this target from now on.
+
+        The first call empties the context, so that the next prompt is computed as a whole.
+
+        Raises:
+            UnsupportedModelError: the model has no heads that can draft; isolated: they are in the other
+                process.
+            BusyError: a generation is open.
+
+        """
+        if self._process is not None:
+            raise UnsupportedModelError(
+                "the MTP heads of an isolated LocalTarget are in a process of their own; use another draft"
+            )
+        if self._heads is None:
+            self._check_idle()
+            self._heads = Heads(self.context)
+        return self._heads
+
+    def _check_idle(self) -> None:
+        if self._generation is not None and not self._generation.closed:
+            raise BusyError("this target has a generation open; close it first, or make another LocalTarget")
+
     @property
     def pid(self) -> int:
         """The process that the model runs in."""
@@ -153,8 +179,7 @@ class LocalTarget:
             ValueError: no tokens, or one outside the vocabulary.
 
         """
-        if self._generation is not None and not self._generation.closed:
-            raise BusyError("this target has a generation open; close it first, or make another LocalTarget")
+        self._check_idle()
         if self._process is not None:
             self._generation = self._process.open(tokens, sampling, max_tokens)
             return self._generation
@@ -192,8 +217,7 @@ class LocalTarget:
             ValueError: a token outside the vocabulary, or no ``1 <= start < n``.
 
         """
-        if self._generation is not None and not self._generation.closed:
-            raise BusyError("this target has a generation open; close it first, or make another LocalTarget")
+        self._check_idle()
         text = int32_array(tokens, "tokens")
         checked_int(start, "start", 1, max(len(text) - 1, 1))
         if self._process is not None:

@@ -306,7 +306,7 @@ class StatusRequest(_message.Message):
     def __init__(self, padding: _Optional[bytes] = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("uptime_s", "sessions", "queued", "sessions_total", "refused", "passes", "tokens", "drafted", "accepted", "prompt_tokens", "reused_tokens", "rows", "batch_sizes", "busy_s", "running", "padding")
+    __slots__ = ("uptime_s", "sessions", "queued", "sessions_total", "refused", "passes", "tokens", "drafted", "accepted", "prompt_tokens", "reused_tokens", "rows", "batch_sizes", "busy_s", "padding", "running", "own_drafted", "own_accepted")
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_FIELD_NUMBER: _ClassVar[int]
@@ -321,8 +321,10 @@ class StatusReply(_message.Message):
     ROWS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZES_FIELD_NUMBER: _ClassVar[int]
     BUSY_S_FIELD_NUMBER: _ClassVar[int]
-    RUNNING_FIELD_NUMBER: _ClassVar[int]
     PADDING_FIELD_NUMBER: _ClassVar[int]
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    OWN_DRAFTED_FIELD_NUMBER: _ClassVar[int]
+    OWN_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     uptime_s: float
     sessions: int
     queued: int
@@ -337,9 +339,11 @@ class StatusReply(_message.Message):
     rows: int
     batch_sizes: _containers.RepeatedScalarFieldContainer[int]
     busy_s: float
-    running: _containers.RepeatedCompositeFieldContainer[SessionStatus]
     padding: bytes
-    def __init__(self, uptime_s: _Optional[float] = ..., sessions: _Optional[int] = ..., queued: _Optional[int] = ..., sessions_total: _Optional[int] = ..., refused: _Optional[int] = ..., passes: _Optional[int] = ..., tokens: _Optional[int] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., reused_tokens: _Optional[int] = ..., rows: _Optional[int] = ..., batch_sizes: _Optional[_Iterable[int]] = ..., busy_s: _Optional[float] = ..., running: _Optional[_Iterable[_Union[SessionStatus, _Mapping]]] = ..., padding: _Optional[bytes] = ...) -> None: ...
+    running: _containers.RepeatedCompositeFieldContainer[SessionStatus]
+    own_drafted: int
+    own_accepted: int
+    def __init__(self, uptime_s: _Optional[float] = ..., sessions: _Optional[int] = ..., queued: _Optional[int] = ..., sessions_total: _Optional[int] = ..., refused: _Optional[int] = ..., passes: _Optional[int] = ..., tokens: _Optional[int] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., reused_tokens: _Optional[int] = ..., rows: _Optional[int] = ..., batch_sizes: _Optional[_Iterable[int]] = ..., busy_s: _Optional[float] = ..., padding: _Optional[bytes] = ..., running: _Optional[_Iterable[_Union[SessionStatus, _Mapping]]] = ..., own_drafted: _Optional[int] = ..., own_accepted: _Optional[int] = ...) -> None: ...
 
 class SessionStatus(_message.Message):
     __slots__ = ("n_prompt", "n_tokens", "n_passes", "n_drafted", "n_accepted", "seconds")

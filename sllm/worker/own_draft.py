@@ -1,11 +1,13 @@
-"""The worker's own draft: a small model beside the big one, for texts whose clients send no usable hints."""
+"""The worker's own draft, a small model beside the big one or the big one's own heads, for texts whose
+clients send no usable hints.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sllm.errors import CancelledError, SllmError
 
@@ -16,9 +18,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from sllm.engine.context import Context
+    from sllm.engine.jobs import Draft
+    from sllm.engine.mtp import Heads
     from sllm.worker.session import Session, TextSlot
 
-__all__ = ["Job", "OwnDraft"]
+__all__ = ["HeadsDraft", "Job", "OwnDraft"]
 
 log = logging.getLogger("sllm.worker")
 
@@ -120,23 +124,61 @@ class OwnDraft:
             job.session.draft_length.observe_draft(max(len(job.proposed), 1), seconds)
         return drafted, seconds
 
+    def _begins(self, job: Job) -> int:
+        """From which position on a text has to be given to what drafts."""
+        return job.slot.n_in_draft
+
+    def _drafts(self, jobs: Sequence[Job], **arguments: Any) -> Draft:
+        drafts = self.context.draft(**arguments)
+        for job in jobs:
+            job.slot.n_in_draft = len(job.session.text)
+        return drafts
+
     def _draft(self, wanted: list[tuple[Job, int, float]]) -> list[Job]:
         jobs = [job for job, _, _ in wanted]
-        drafts = self.context.draft(
-            [job.slot.seq_id for job in jobs],
-            [job.session.text[job.slot.n_in_draft :] for job in jobs],
+        drafts = self._drafts(
+            jobs,
+            seq_ids=[job.slot.seq_id for job in jobs],
+            tokens=[job.session.text[self._begins(job) :] for job in jobs],
             n_max=[n_max for _, n_max, _ in wanted],
             p_min=[p_min for _, _, p_min in wanted],
             sampling=[job.session.sampling for job in jobs],
-            pos=[job.slot.n_in_draft for job in jobs],
+            pos=[self._begins(job) for job in jobs],
             start=[job.session.start for job in jobs],
         )
         for row, job in enumerate(jobs):
-            job.slot.n_in_draft = len(job.session.text)
             job.proposed = drafts.tokens[row, : drafts.lengths[row]].tolist()
             job.probs = drafts.probs[row, : drafts.lengths[row]].tolist()
             job.draft = job.proposed[: job.session.draft_length.keep(job.probs)]
         return jobs
+
+
+class HeadsDraft(OwnDraft):
+    """Drafts by the big model's own heads for multi-token prediction, which follow its memory by themselves.
+
+    Args:
+        heads: of the scheduler's context.
+
+    """
+
+    def __init__(self, heads: Heads) -> None:
+        super().__init__(heads.context)
+        self._heads = heads
+
+    def follow(self, slot: TextSlot, session: Session, chunk: npt.NDArray[np.int32]) -> None:
+        """The heads have followed."""
+
+    def copy(self, source: TextSlot, target: TextSlot) -> None:
+        """The heads have copied what they hold with the context's memory."""
+
+    def forget(self, slot: TextSlot) -> None:
+        """The heads have forgotten it with the context's memory."""
+
+    def _begins(self, job: Job) -> int:
+        return len(job.session.text) - 1
+
+    def _drafts(self, jobs: Sequence[Job], **arguments: Any) -> Draft:  # noqa: ARG002
+        return self._heads.draft(**arguments)
 
 
 def _give_up(session: Session, error: Exception) -> None:

@@ -93,6 +93,9 @@ class SchedulerStats:
     tokens: int = 0
     drafted: int = 0
     accepted: int = 0
+    own_drafted: int = 0
+    """Of these, tokens that the worker had drafted itself; the others were clients' hints."""
+    own_accepted: int = 0
     prompt_tokens: int = 0
     reused_tokens: int = 0
     rows: int = 0
@@ -109,11 +112,16 @@ class SchedulerStats:
         self.batch_sizes += [0] * (bucket + 1 - len(self.batch_sizes))
         self.batch_sizes[bucket] += 1
 
-    def count_commit(self, n_tokens: int, n_drafted: int, n_accepted: int) -> None:
+    def count_commit(
+        self, n_tokens: int, n_drafted: int, n_accepted: int, *, own_draft: bool = False
+    ) -> None:
         """Count what a pass came to for one sequence: committed, verified and accepted tokens."""
         self.tokens += n_tokens
         self.drafted += n_drafted
         self.accepted += n_accepted
+        if own_draft:
+            self.own_drafted += n_drafted
+            self.own_accepted += n_accepted
 
 
 @dataclass

@@ -20,8 +20,9 @@ import numpy as np
 from sllm.draft.confidence import UNKNOWN_PROB
 from sllm.draft.length import PassTimes
 from sllm.engine.arrays import common_prefix
+from sllm.engine.mtp import Heads
 from sllm.errors import BusyError, CancelledError, ContextFullError, SllmError
-from sllm.worker.own_draft import Job, OwnDraft
+from sllm.worker.own_draft import HeadsDraft, Job, OwnDraft
 from sllm.worker.passes import PassLoop
 from sllm.worker.session import MAX_HINT_ROWS, Committed, Finished, Opened, Scored, Session, TextSlot
 
@@ -44,20 +45,28 @@ class Scheduler(PassLoop[Session]):
         context: with a sequence for each session; only the scheduler uses it while it runs, and the caller
             closes it.
         limits: what sessions may use.
-        draft: a context of a smaller model with as many sequences: the worker drafts by itself where a
-            session has no usable hint (co-located speculation).
+        draft: a context of a smaller model with as many sequences, or the context's own heads for
+            multi-token prediction: the worker drafts by itself where a session has no usable hint (co-located
+            speculation).
         pass_seconds: no pass takes less; a stand-in for a larger model, for tests and benchmarks.
 
     """
 
     def __init__(
-        self, context: Context, limits: Limits, *, draft: Context | None = None, pass_seconds: float = 0.0
+        self,
+        context: Context,
+        limits: Limits,
+        *,
+        draft: Context | Heads | None = None,
+        pass_seconds: float = 0.0,
     ) -> None:
         super().__init__(limits, name="sllm-scheduler", pass_seconds=pass_seconds)
         self.n_vocab = context.model.vocab.n_tokens
         self._context = context
         self._max_draft = min(MAX_HINT_ROWS, context.max_draft)
-        self._draft = None if draft is None else OwnDraft(draft)
+        self._draft: OwnDraft | None = None
+        if draft is not None:
+            self._draft = HeadsDraft(draft) if isinstance(draft, Heads) else OwnDraft(draft)
         self._times = PassTimes()
         self._slots: list[TextSlot] = [TextSlot(i) for i in range(limits.sessions)]
         self._queue: deque[Session] = deque()
@@ -438,7 +447,7 @@ class Scheduler(PassLoop[Session]):
         session.n_passes += 1
         session.n_drafted += n_verified
         session.n_accepted += n_accepted
-        self.stats.count_commit(len(tokens), n_verified, n_accepted)
+        self.stats.count_commit(len(tokens), n_verified, n_accepted, own_draft=own_draft)
         session.tell(Committed(pos, tuple(tokens), n_accepted, n_verified, own_draft, seconds))
         if self._context.model.vocab.is_eog(tokens[-1]):
             self._finish(session, Finished("eog"))

@@ -15,7 +15,9 @@ from sllm import folders, hosts
 from sllm.engine._ffi import ffi, lib
 from sllm.engine.handle import Closing
 from sllm.engine.model import Model
+from sllm.engine.mtp import Heads
 from sllm.engine.params import ContextParams, changes, context_length, parse
+from sllm.errors import UnsupportedModelError
 from sllm.extras import needs
 from sllm.wire import auth
 from sllm.wire.protocol import CHANNEL_OPTIONS, RELAY_OPTIONS, size_limit
@@ -68,6 +70,8 @@ class Worker(Closing):
             :func:`~sllm.export_layers`, and of its weights only these layers are loaded.
         n_gpu_layers: as for :class:`~sllm.Model`, where the worker loads the model.
         draft: a smaller model or its path: the worker drafts by itself where a client has no usable hint.
+        mtp: do so with the model's own heads for multi-token prediction
+            (:class:`sllm.engine.mtp.Heads`); None: where there is no ``draft``, and a head that can.
         host, port: where to listen; port 0: any that is free, see :attr:`address`.
         token: what clients must know, 16 visible characters or more; None: made at random and kept in
             ``state``.
@@ -90,7 +94,8 @@ class Worker(Closing):
     Raises:
         ValueError: an argument out of range; no TLS on an address that others can reach.
         VocabMismatchError: ``draft`` has another vocabulary.
-        UnsupportedModelError: the model's layers cannot be run apart from one another.
+        UnsupportedModelError: the model's layers cannot be run apart from one another; ``mtp``, and it has no
+            head that can draft.
         OSError: the address is in use, or a file cannot be read or written.
         RPCError: the RPC server does not start.
 
@@ -113,6 +118,7 @@ class Worker(Closing):
         layers: bool | tuple[int, int] = False,
         n_gpu_layers: int | None = None,
         draft: Model | str | os.PathLike[str] | None = None,
+        mtp: bool | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
         token: str | None = None,
@@ -134,13 +140,16 @@ class Worker(Closing):
         access = _NO_ACCESS_CONTROL if insecure else _access(token, certificate, state)
         with ExitStack() as stack:
             if layers is not False:
-                if isinstance(model, Model) or draft is not None or rpc:
+                if isinstance(model, Model) or draft is not None or mtp or rpc:
                     raise ValueError("layers are served from a file, and with neither a draft nor rpc")
                 served = _layers(model, layers, limits, n_gpu_layers, computing, pass_seconds, stack)
             else:
-                big = _opened(model, stack, n_gpu_layers=n_gpu_layers)
+                if draft is not None and mtp:
+                    raise ValueError("draft and mtp are two drafts for the same texts; leave one of them out")
+                load_mtp = mtp is not False and draft is None
+                big = _opened(model, stack, n_gpu_layers=n_gpu_layers, load_mtp=load_mtp)
                 small = None if draft is None else _opened(draft, stack)
-                contexts = _contexts(big, small, limits, computing, draft_threads, stack)
+                contexts = _contexts(big, small, limits, computing, draft_threads, stack, mtp=mtp)
                 self._relay = stack.enter_context(Relay(computing.n_threads)) if rpc else None
                 served = _texts(big, *contexts, limits, self._relay, pass_seconds, stack)
             # Nothing that the server or the scheduler holds leads back to this object, or it could never be
@@ -330,8 +339,10 @@ def _contexts(
     computing: ContextParams,
     draft_threads: int | None,
     stack: ExitStack,
-) -> tuple[Context, Context | None]:
-    """A sequence for each session, in a context of the model and one of the draft."""
+    *,
+    mtp: bool | None,
+) -> tuple[Context, Context | Heads | None]:
+    """A sequence for each session, in a context of the model, and what drafts for it."""
     if draft is not None:
         model.vocab.check_same(draft.vocab)
     n_seq = limits.sessions
@@ -341,7 +352,7 @@ def _contexts(
     n_outputs = min(computing.n_batch, max(64, 17 * n_seq))
     context = stack.enter_context(model.context(computing, n_outputs_max=n_outputs))
     if draft is None:
-        return context, None
+        return context, _heads(context, wanted=mtp)
     n_draft = min(n_ctx, draft.n_ctx_train or n_ctx)
     computing = replace(
         computing, n_ctx=n_draft * n_seq, n_threads=draft_threads, n_threads_batch=None, n_rollback=0
@@ -350,10 +361,23 @@ def _contexts(
     return context, drafting
 
 
+def _heads(context: Context, *, wanted: bool | None) -> Heads | None:
+    """The heads of the context's model: asked for, or where it has some that can draft."""
+    if wanted is False or (wanted is None and context.model.n_mtp == 0):
+        return None
+    try:
+        return Heads(context)
+    except UnsupportedModelError as error:
+        if wanted:
+            raise
+        log.info("the worker does not draft by MTP heads: %s", error)
+        return None
+
+
 def _texts(
     model: Model,
     context: Context,
-    drafting: Context | None,
+    drafting: Context | Heads | None,
     limits: Limits,
     relay: Relay | None,
     pass_seconds: float,

@@ -439,6 +439,8 @@ def status_reply(
         tokens=stats.tokens,
         drafted=stats.drafted,
         accepted=stats.accepted,
+        own_drafted=stats.own_drafted,
+        own_accepted=stats.own_accepted,
         prompt_tokens=stats.prompt_tokens,
         reused_tokens=stats.reused_tokens,
         rows=stats.rows,

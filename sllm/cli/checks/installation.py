@@ -25,12 +25,16 @@ def build() -> Check:
     """The version, and what it was compiled with."""
     details = _build_details()
     import sllm
+    from sllm.engine.mtp import has_mtp
 
     details["llama.cpp"] = sllm.llama_cpp_commit
+    details["mtp"] = has_mtp()
     summary = (
         f"sllm {details['sllm']}, {details['kind']} build by {details['compiler']}, llama.cpp"
         f" {details['llama.cpp'][:9]}, Python {details['python']}"
     )
+    if not details["mtp"]:
+        summary += "; without drafts by MTP heads, which this installed llama.cpp does not export"
     return Check("build", OK, summary, details)
 
 
