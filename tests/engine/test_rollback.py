@@ -31,6 +31,7 @@ EXACT: dict[str, Any] = {"n_threads": 1, "flash_attn": True, "type_k": "q8_0", "
 GREEDY = sllm.SamplingParams(temperature=0)
 N_CTX = 256
 STATEFUL = [*HYBRID, *RECURRENT]
+ATTENTION = ["llama", "gemma3"]  # the second with a sliding window
 WITH_SNAPSHOTS = {"qwen35", "qwen35moe", "lfm2", "lfm2moe", "nemotron_h", "nemotron_h_moe"}
 
 
@@ -183,7 +184,7 @@ class Player:
 
 
 @pytest.mark.parametrize("n_rollback", [0, 4])
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", [*ATTENTION, *STATEFUL])
 @settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32))
 def test_whatever_is_taken_back_the_text_is_the_same(
@@ -344,7 +345,7 @@ def test_two_sequences_in_one_batch_are_two_texts(model_of: Callable[[str], sllm
     truth.close()
 
 
-@pytest.mark.parametrize("name", ["qwen35", "lfm2", "granitehybrid", "mamba2"])
+@pytest.mark.parametrize("name", ["gemma3", "qwen35", "lfm2", "granitehybrid", "mamba2"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_text_with_a_draft_is_the_text_without(
     model_of: Callable[[str], sllm.Model], tmp_path: Path, name: str, temperature: float

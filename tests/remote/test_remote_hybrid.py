@@ -32,7 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield tmp_path_factory.mktemp("models")
 
 
-@pytest.fixture(scope="module", params=["qwen35", "qwen35, recompute", "lfm2", "granitehybrid", "mamba2"])
+@pytest.fixture(
+    scope="module", params=["gemma3", "qwen35", "qwen35, recompute", "lfm2", "granitehybrid", "mamba2"]
+)
 def case(request: pytest.FixtureRequest, folder: Path) -> tuple[Path, Path, dict[str, Any]]:
     """A target, the draft, and how the worker's context computes."""
     name, _, recompute = request.param.partition(", ")
