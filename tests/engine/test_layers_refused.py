@@ -365,15 +365,17 @@ class Inside:
         self.thread = threading.Thread(target=self._work)
 
     def _work(self) -> None:
-        busy = True
-        while busy:
-            try:
-                busy = False
-                self.one.forward(self.hidden)
-            except sllm.BusyError:  # __enter__() was asking
-                busy = True
-            except sllm.SllmError as error:
-                self.error = error
+        while self._is_kept_out():
+            pass
+
+    def _is_kept_out(self) -> bool:
+        try:
+            self.one.forward(self.hidden)
+        except sllm.BusyError:  # __enter__() was asking
+            return True
+        except sllm.SllmError as error:
+            self.error = error
+        return False
 
     def __enter__(self) -> Inside:
         self.thread.start()
