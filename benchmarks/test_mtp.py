@@ -1,6 +1,7 @@
 """A model's own heads as its draft, against none: one text after another, and a worker with several.
 
-One thread: the models are small, and what drafts bring is counted in passes.
+One thread: the models are small, so small that a pass with several rows takes nearly as many times as long,
+and what drafts bring is counted in passes. The worker's passes are paced, as those of a large model would be.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ pytestmark = [
 ]
 
 MAX_TOKENS = 64
+PASS_SECONDS = 0.03
 TOKENS_PER_PASS = 1.5
 
 
@@ -86,6 +88,7 @@ def test_a_worker_with_several_texts(
         "n_ctx": 512,
         "n_threads": 1,
         "insecure": True,
+        "pass_seconds": PASS_SECONDS,
         "limits": Limits(sessions=len(prompts)),
         **exact.SETTINGS,
     }
