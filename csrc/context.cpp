@@ -149,19 +149,6 @@ std::vector<size_t> computed_order(const sllm_context & context, const std::vect
             ++n;
         } while ((n + 1) * chosen.size() <= context.info.n_ubatch &&
                  std::all_of(chosen.begin(), chosen.end(), [&](size_t seq) { return at[seq] + n < left[seq].size(); }));
-        // With snapshots, the last rows of a sequence stay together: it waits for a later ubatch, or the first one goes alone.
-        const size_t tail = context.info.n_rollback > 0 ? context.info.n_rollback + size_t{1} : 0;
-        const auto waits = [&](size_t seq) {
-            const size_t rest = left[seq].size() - at[seq] - n;
-            return rest != 0 && rest < tail;
-        };
-        if (waits(chosen.front())) {
-            const size_t all = left[chosen.front()].size() - at[chosen.front()];
-            n = all <= context.info.n_ubatch ? all : all - tail;
-            chosen.resize(1);
-        } else {
-            chosen.erase(std::find_if(chosen.begin(), chosen.end(), waits), chosen.end());
-        }
         for (const size_t seq : chosen) {
             for (size_t i = 0; i < n; ++i) {
                 order.push_back(left[seq][at[seq]++]);

@@ -657,6 +657,12 @@ _LFM2 = {"shortconv.l_cache": 3, **_of_kinds("ra")}
 
 HYBRID: dict[str, Shape] = {
     "qwen35": _qwen35("qwen35", _GATED),
+    "qwen35, in any order": replace(
+        _qwen35("qwen35", _GATED, values={"attention.recurrent_layers": {"r": True, "a": False}}),
+        layers="arrarara",
+        n_layer=8,
+        inner=((2, 5), (4,)),
+    ),
     "qwen35moe": _qwen35("qwen35moe", _GATED_SHARED, values=_MOE),
     "qwen3next": _qwen35(
         "qwen3next", _GATED_SHARED, values={**_MOE, "rope.dimension_sections": None}, small="ssm_ba:E,2*R"

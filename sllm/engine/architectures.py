@@ -127,7 +127,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "chatglm": _PLAIN,
     "codeshell": Architecture(head="own", end="starcoder2"),
     "cohere2": Architecture(head="tied", end="command-r", window_period=4),
-    "command-r": Architecture(head="tied", end="command-r", sizes=frozenset({64})),
+    "command-r": Architecture(head="tied", end="command-r", sizes=frozenset(range(64, 512))),
     "dbrx": Architecture(head="own", end="command-r"),
     "deepseek": _PLAIN,
     "deepseek2": Architecture(sizes=_LITE, sizes_said=True, defaults=_deepseek2_defaults(), heads=True),

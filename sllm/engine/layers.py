@@ -79,7 +79,7 @@ def export_layers(
         progress: called with 0.0 .. 1.0.
 
     Raises:
-        ValueError: no such layers.
+        ValueError: no such layers, or layers that cannot run without others.
         ModelLoadError, UnsupportedModelError: as :func:`open_layers`.
         OSError: ``out`` cannot be written.
 
@@ -235,7 +235,9 @@ class LayerRange(Closing):
 
     Raises:
         ModelLoadError, UnsupportedModelError: as :func:`open_layers`.
-        ValueError: no such layers, or an argument out of range.
+        ValueError: no such layers, layers that llama.cpp cannot run without others (a hybrid model's range
+            holds a layer of attention and a recurrent one, for example; the error says which would run), or
+            an argument out of range.
         MemoryError: the KV cache does not fit into the machine.
 
     Attributes:
@@ -310,14 +312,17 @@ class LayerRange(Closing):
                 array for each.
             seq_id: the sequence, or a list of them.
             pos: where the rows go, at most the sequence's length; None: at its end. Whatever was at or after
-                it is void.
+                it is void. A recurrent state goes back over the last rows of the last call alone, at most
+                ``n_rollback`` and less than that call had; or to 0.
 
         Returns:
             What leaves the last layer, float32, in the order of the rows: (rows, n_embd), or with ``output``
             logits, (rows, n_vocab).
 
         Raises:
-            ValueError: a number that is not finite, another shape, a position or sequence out of range.
+            ValueError: a number that is not finite, another shape, a position or sequence out of range, or
+                one that a recurrent state cannot go back to: the sequence is then as long as
+                ``memory.length()`` says, and the rows from there on have to be sent again.
             TypeError: a wrong dtype.
             ContextFullError: no room; nothing was computed.
             CancelledError, BusyError, InferenceError, ClosedError.

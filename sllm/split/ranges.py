@@ -46,7 +46,7 @@ def worker_ranges(
                 ((j, later.start) for j, later in enumerate(offers[i:]) if later.fixed),
                 (len(offers) - i, stop),
             )
-            own = (at, at + max(end - at, 0) // n_open if n_open > 1 else end)
+            own = (at, _share(file, at, end, n_open))
         found.append(own)
         at = own[1]
     chained = [start, *(b for _, b in found)]
@@ -63,6 +63,18 @@ def worker_ranges(
     if output and not offers[-1].output:
         raise ValueError(f"{links[-1].endpoint} has no output, and tail=None leaves that to it")
     return found
+
+
+def _share(file: LayeredFile, at: int, end: int, n_open: int) -> int:
+    """Where the layers of the first of ``n_open`` workers end, which share [at, end): evenly, or as near to
+    that as the layers run apart.
+    """
+    if n_open == 1:
+        return end
+    even = at + max(end - at, 0) // n_open
+    near = sorted(range(at + 1, end), key=lambda stop: (abs(stop - even), stop))
+    apart = (stop for stop in near if not (file.obstacle(at, stop) or file.obstacle(stop, end)))
+    return next(apart, even)
 
 
 def _checked_offer(link: WorkerLink, file: LayeredFile) -> LayersInfo:

@@ -206,15 +206,15 @@ def test_a_plot_of_a_model_with_a_name_of_its_own() -> None:
         (["audit", DRAFT, "--plot", "no/where.svg"], "--plot no/where.svg cannot be written"),
         (["audit", "missing.gguf"], "missing.gguf does not exist, expected a GGUF file"),
         (["audit", "text.txt"], "text.txt is not a GGUF file"),
-        (["audit", "other.gguf"], "layers of this olmo2 model do not run apart"),
+        (["audit", "other.gguf"], "layers of this rwkv7 model do not run apart"),
         (["codec-report", DRAFT], "the following arguments are required: TEXT"),
         (["codec-report", DRAFT, "missing.txt"], "missing.txt: No such file or directory"),
         (["codec-report", DRAFT, "empty.txt"], "empty.txt is empty"),
         (["codec-report", DRAFT, "short.txt"], "the text has 1 token, expected at least 2"),
         (["codec-report", DRAFT, "text.txt", "--head", "1"], "head 1 and tail 1 leave none"),
-        (["codec-report", "other.gguf", "text.txt"], "layers of this olmo2 model do not run apart"),
+        (["codec-report", "other.gguf", "text.txt"], "layers of this rwkv7 model do not run apart"),
         (["split", "missing.gguf", "--layers", "0:1"], "missing.gguf does not exist"),
-        (["split", "other.gguf", "--layers", "0:1"], "layers of this olmo2 model do not run apart"),
+        (["split", "other.gguf", "--layers", "0:1"], "layers of this rwkv7 model do not run apart"),
     ],
 )
 def test_wrong_arguments(
@@ -225,5 +225,5 @@ def test_wrong_arguments(
     (folder / "short.txt").write_text("a", encoding="utf-8")
     data = embedded.DRAFT.read_bytes()
     at = data.index(b"llama", data.index(b"general.architecture"))
-    (folder / "other.gguf").write_bytes(data[:at] + b"olmo2" + data[at + 5 :])
+    (folder / "other.gguf").write_bytes(data[:at] + b"rwkv7" + data[at + 5 :])
     assert words in refused(*args)

@@ -120,7 +120,10 @@ def test_the_text_is_that_of_the_whole_model(
 
 @pytest.mark.parametrize("name", ["qwen35", "lfm2", "nemotron_h"])
 def test_drafts_of_every_length_wrong_anywhere(
-    path_of: Callable[[str], Path], make_split: Callable[..., sllm.SplitTarget], name: str
+    path_of: Callable[[str], Path],
+    make_split: Callable[..., sllm.SplitTarget],
+    workers: list[Worker],
+    name: str,
 ) -> None:
     """Rows are taken back by layers here and there, and by a worker that selects."""
     prompt, n = prompt_of(20), 120
@@ -143,6 +146,7 @@ def test_drafts_of_every_length_wrong_anywhere(
                 assert (commit.n_verified, commit.n_accepted) == (min(k, 4), min(wrong, k, 4))
                 text += commit.tokens
             assert text == expected[: len(text)]
+        assert workers[-1].stats.sessions_total == 1  # nothing was lost and sent again
 
 
 @pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "granitehybrid", "glm4"])
@@ -186,19 +190,43 @@ def test_a_pass_that_was_interrupted_is_made_good(
     assert text[:n] == expected
 
 
+@pytest.mark.parametrize("tail", [{}, {"tail": None}], ids=["tail here", "tail there"])
+@pytest.mark.parametrize("name", ["qwen35", "nemotron_h", "mamba2"])
 def test_several_clients_at_once(
-    path_of: Callable[[str], Path], make_split: Callable[..., sllm.SplitTarget], workers: list[Worker]
+    path_of: Callable[[str], Path],
+    make_split: Callable[..., sllm.SplitTarget],
+    workers: list[Worker],
+    name: str,
+    tail: dict[str, Any],
 ) -> None:
     """Their rows go through a worker's layers together, and each takes its own back."""
-    name = "qwen35"
-    split = make_split(name, n_seq_max=3)
+    split = make_split(name, n_seq_max=3, **tail)
     prompts = [prompt_of(n, n) for n in (8, 21, 34)]
     with sllm.Model(path_of(name)) as model:
         expected = [one_by_one(model, prompt, SAMPLED, 24, N_CTX) for prompt in prompts]
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda prompt: text_of(split, prompt, 24, SAMPLED, "ngram")[0], prompts))
     assert found == expected
-    assert workers[0].stats.passes > 0
+    assert workers[0].stats.sessions_total == 3  # nothing was lost and sent again
+
+
+def test_several_workers_share_the_layers_as_they_run_apart(tmp_path: Path) -> None:
+    """Even shares of 12 layers whose kinds come back after 4 would cut at 6."""
+    path = random_models.write(tmp_path / "smollm3.gguf", replace(EVERY["smollm3"], n_layer=12))
+    prompt = prompt_of(10)
+    with ExitStack() as stack:
+        remotes = []
+        for _ in range(2):
+            worker = stack.enter_context(Worker(path, layers=True, insecure=True, n_ctx=N_CTX, **EXACT))
+            remotes.append(stack.enter_context(sllm.connect(worker.uri)))
+        settings: dict[str, Any] = {"head": 0, "codec": "f32", "n_ctx": N_CTX, **EXACT}
+        with pytest.raises(ValueError, match="multiple of 4"):
+            sllm.SplitTarget(path, tail=1, middle=remotes, **settings)
+        split = stack.enter_context(sllm.SplitTarget(path, tail=0, middle=remotes, **settings))
+        assert split.ranges == [(0, 4), (4, 12)]
+        with sllm.Model(path) as model:
+            expected = one_by_one(model, prompt, SAMPLED, 12, N_CTX)
+        assert text_of(split, prompt, 12, SAMPLED, "ngram")[0] == expected
 
 
 def test_ranges_that_do_not_run_apart_are_refused_at_once(
