@@ -326,6 +326,9 @@ std::vector<Heads::Row> Heads::first_rows(const std::vector<Job> & jobs, std::ve
         append_missing(job.seq_id, job.pos, missing);
         const size_t held = !missing.empty() && missing.back().seq_id == job.seq_id ? missing.back().pos + 1 : s.end;
         if (held != job.pos) { // a hole: what is held is of no use
+            while (!missing.empty() && missing.back().seq_id == job.seq_id) {
+                missing.pop_back();
+            }
             drop(job.seq_id);
             s.begin = s.end = job.pos;
         }
