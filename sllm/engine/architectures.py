@@ -12,8 +12,7 @@ import numpy as np
 __all__ = ["ARCHITECTURES", "ENDS", "REFUSED", "Architecture", "End"]
 
 Default = Callable[[int, int, int], Any]
-"""A value that llama.cpp makes up where a file says nothing, from (n_layer, n_embd, n_vocab) of the model;
-None: nothing."""
+"""A value that llama.cpp makes up where a file says nothing, from (n_layer, n_embd, n_vocab) of the model."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Architecture:
         head: where the output may stand: ``"either"`` as output.weight or as the embedding, ``"own"`` as the
             first alone, ``"tied"`` as the second alone.
         output_bias: there is always a bias of the output.
-        end: a key of :data:`ENDS`: the norm and the head alone; None: they do not run without a layer.
+        end: a key of :data:`ENDS`: what runs the norm and the head alone.
         window_period: each so many layers there is one without a sliding window, where the file does not say.
         dense_first: that layer is the first of the period, not the last.
         window_optional: llama.cpp also computes without any sliding window.
@@ -61,7 +60,7 @@ class Architecture:
     norm: str = "output_norm"
     head: str = "either"
     output_bias: bool = False
-    end: str | None = "llama"
+    end: str = "llama"
     window_period: int = 0
     dense_first: bool = False
     window_optional: bool = False

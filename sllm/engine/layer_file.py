@@ -47,8 +47,6 @@ class LayeredFile(ModelFile):
             raise ValueError(f"{self.path.name} holds no output, which is with the model's last layers")
         if start < stop:
             self.check_kinds(start, stop)
-        elif self.facts.end is None:
-            raise ValueError(f"the output of a {self.architecture} model does not run without a layer")
 
     def check_kinds(self, start: int, stop: int) -> None:
         """Raise ValueError for layers that llama.cpp would take for others, or has no memory for."""

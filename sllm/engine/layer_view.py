@@ -254,7 +254,7 @@ def _end_view(file: ModelFile) -> LayerView:
     llama.cpp loads no model without layers, so this one stands where there are none. It is of an architecture
     that is simple, and ends as the model does.
     """
-    facts, name = file.facts, str(file.facts.end)
+    facts, name = file.facts, file.facts.end
     if name == "llama" and "output.bias" in file.tensors:
         name = "qwen2"
     end = ENDS[name]

@@ -14,12 +14,15 @@ import pytest
 import random_models
 from oracles import EXACT, GREEDY, PLAIN, one_by_one
 from random_models import EVERY, N_VOCAB
+from remote_worker import through
 
 import sllm
+from sllm.cli.slow_link import Link
 from sllm.draft.drafters import ModelDrafter
 from sllm.engine.layers import Embedding, LayerRange, open_layers
 from sllm.split.attacks import match_vocabulary
 from sllm.split.ends import checked_head
+from sllm.targets.base import Commit
 from sllm.worker.server import Worker
 
 if TYPE_CHECKING:
@@ -67,8 +70,14 @@ def workers() -> list[Worker]:
 
 
 @pytest.fixture
+def links() -> list[Link]:
+    """Those before workers of :func:`make_split` that are asked for with ``cut``."""
+    return []
+
+
+@pytest.fixture
 def make_split(
-    path_of: Callable[[str], Path], workers: list[Worker]
+    path_of: Callable[[str], Path], workers: list[Worker], links: list[Link]
 ) -> Iterator[Callable[..., sllm.SplitTarget]]:
     """A split with a worker of the layers between."""
     with ExitStack() as stack:
@@ -82,7 +91,12 @@ def make_split(
                 Worker(path, layers=options.pop("layers", True), insecure=True, n_ctx=N_CTX, **EXACT)
             )
             workers.append(worker)
-            remote = stack.enter_context(sllm.connect(worker.uri))
+            uri = worker.uri
+            if options.pop("cut", False):
+                link = stack.enter_context(Link(("127.0.0.1", worker.address.port)))
+                links.append(link)
+                uri = through(link, uri)
+            remote = stack.enter_context(sllm.connect(uri))
             tail = options.pop("tail", n - end)
             settings = {"head": head, "tail": tail, "codec": "f32", "n_ctx": N_CTX, **EXACT, **options}
             return stack.enter_context(sllm.SplitTarget(path, middle=remote, **settings))
@@ -208,6 +222,32 @@ def test_several_clients_at_once(
         found = list(pool.map(lambda prompt: text_of(split, prompt, 24, SAMPLED, "ngram")[0], prompts))
     assert found == expected
     assert workers[0].stats.sessions_total == 3  # nothing was lost and sent again
+
+
+@pytest.mark.parametrize("tail", [{}, {"tail": None}], ids=["tail here", "tail there"])
+@pytest.mark.parametrize("name", ["qwen35", "granitehybrid"])
+def test_cuts_of_the_link_change_nothing(
+    path_of: Callable[[str], Path],
+    make_split: Callable[..., sllm.SplitTarget],
+    links: list[Link],
+    name: str,
+    tail: dict[str, Any],
+) -> None:
+    """The worker keeps the state, drafted rows in it included, until its client returns."""
+    split = make_split(name, cut=True, **tail)
+    prompt = prompt_of(20)
+    with sllm.Model(path_of(name)) as model:
+        expected = one_by_one(model, prompt, SAMPLED, 24, N_CTX)
+    for n_before in (1, 3):
+        with closing(split.open(prompt, SAMPLED, 24)) as generation:
+            text: list[int] = []
+            for step in range(24):
+                if step == n_before:
+                    links[0].cut()
+                generation.hint(len(prompt) + len(text), [*expected[len(text) : len(text) + 2], 9])
+                text += next(generation, Commit(0, (), 0, 0, 0)).tokens
+            assert text == expected
+            assert generation.remote.n_reconnects == 1
 
 
 def test_several_workers_share_the_layers_as_they_run_apart(tmp_path: Path) -> None:
