@@ -216,6 +216,28 @@ def _write_quiet(path: Path, shape: Any, noise: float) -> None:
     file.write(path)
 
 
+def agreeing_head(architecture: str, folder: Path | None = None) -> Path:
+    """A model with random weights whose own head says four of five of its tokens, of a size at which a pass
+    takes some milliseconds. ``"qwen35"`` has recurrent layers, ``"glm4moe"`` attention and experts.
+    """
+    import random_models
+    from random_models import HEADS
+
+    path = (folder or cache_dir()) / f"{architecture}-agreeing-head-q8_0-r{RECIPE}.gguf"
+    if not path.exists():
+        base = HEADS[f"{architecture}, head"]
+        # Routers are float32 in real files, whose products depend on the number of rows on some CPUs.
+        shape = replace(base, n_layer=12, n_embd=512, n_ff=1024, routers="q8_0")
+        if architecture == "glm4moe":
+            values = {**base.values, "expert_feed_forward_length": 256}
+            shape = replace(shape, layers="d" + 11 * "a", values=values, dims={"M": 256})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        random_models.make_agreeing(shape, quiet={"qwen35": 0.004, "glm4moe": 0.006}[architecture]).write(
+            path
+        )
+    return path
+
+
 def random_qwen35(folder: Path | None = None) -> Path:
     """Random weights with the dimensions of Qwen3.5-0.8B, Q8_0, and a vocabulary of 304 tokens."""
     import random_models

@@ -111,14 +111,33 @@ std::vector<std::string> parts_of(const char * path, const gguf_context & first)
 }
 
 // How many heads for multi-token prediction the file at `path` has: hyperparameters alone do not say it, since they are often left out
-// when a file is made. Refuses a file that has nothing else, with which llama.cpp crashes.
+// when a file is made. Refuses a file that has nothing else, with which llama.cpp crashes, and other drafts that are no models.
 int32_t count_heads(const char * path) {
-    std::unique_ptr<gguf_context, FreeGGUF> file(gguf_init_from_file(path, {true, nullptr}));
-    const int64_t name = file == nullptr ? -1 : gguf_find_key(file.get(), "general.architecture");
+    std::unique_ptr<gguf_context, FreeGGUF> file;
+    try {
+        file.reset(gguf_init_from_file(path, {true, nullptr}));
+    } catch (const sllm::Error & error) {
+        throw sllm::Error(SLLM_ERR_LOAD, error.text);
+    }
+    if (file == nullptr) {
+        const std::string lines = sllm::Guard::logged_errors();
+        throw sllm::Error(SLLM_ERR_LOAD, lines.empty() ? "it is no GGUF file that llama.cpp can read" : lines);
+    }
+    const int64_t name = gguf_find_key(file.get(), "general.architecture");
     if (name < 0 || gguf_get_kv_type(file.get(), name) != GGUF_TYPE_STRING) {
         return 0; // llama.cpp will say what is wrong
     }
-    const std::string key = std::string(gguf_get_val_str(file.get(), name)) + ".nextn_predict_layers";
+    const std::string architecture = gguf_get_val_str(file.get(), name);
+    for (const char * draft : {"dflash", "eagle3", "gemma4-assistant"}) {
+        if (architecture == draft) {
+            sllm::fail(
+                SLLM_ERR_UNSUPPORTED,
+                "it is a draft that reads another model's hidden states (%s), which is not supported: use a small model with the same "
+                "vocabulary, or a file with MTP heads",
+                draft);
+        }
+    }
+    const std::string key = architecture + ".nextn_predict_layers";
     if (gguf_find_key(file.get(), key.c_str()) < 0) {
         return 0;
     }
@@ -242,16 +261,16 @@ std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
     p.progress_callback_user_data = &progress;
 
     auto model = std::make_unique<sllm_model>();
-    try {
-        if (!is_layers && params.vocab_only == 0) {
-            const int32_t n_heads = count_heads(params.path);
+    if (!is_layers && params.vocab_only == 0) {
+        const int32_t n_heads = count_heads(params.path);
 #ifndef SLLM_NO_MTP
-            model->n_mtp = params.load_mtp != 0 ? n_heads : 0;
-            p.load_mtp = model->n_mtp > 0;
+        model->n_mtp = params.load_mtp != 0 ? n_heads : 0;
+        p.load_mtp = model->n_mtp > 0;
 #else
-            static_cast<void>(n_heads);
+        static_cast<void>(n_heads);
 #endif
-        }
+    }
+    try {
         model->model.reset(is_layers ? sllm::load_layers(params, p) : llama_model_load_from_file(params.path, p),
                            [](llama_model * m) { llama_model_free(m); });
     } catch (const sllm::Error & error) {

@@ -312,8 +312,8 @@ std::vector<Heads::Row> Heads::first_rows(const std::vector<Job> & jobs, std::ve
         const Job & job = jobs[i];
         State & s = state(job.seq_id);
         cut(job.seq_id, job.pos);
-        if (job.n_more == 0) {
-            continue;
+        if (job.n_more == 0 || sequence_at(target, job.seq_id).n_cached < job.pos) {
+            continue; // the model has to compute some of the text again first, and what the heads hold is good for after that
         }
         const bool goes_on = s.ahead.size() + 1 == job.n_tokens && s.end == job.pos && !s.ahead.empty() &&
                              std::equal(s.ahead.begin(), s.ahead.end(), job.tokens);
@@ -326,6 +326,9 @@ std::vector<Heads::Row> Heads::first_rows(const std::vector<Job> & jobs, std::ve
         append_missing(job.seq_id, job.pos, missing);
         const size_t held = !missing.empty() && missing.back().seq_id == job.seq_id ? missing.back().pos + 1 : s.end;
         if (held != job.pos) { // a hole: what is held is of no use
+            while (!missing.empty() && missing.back().seq_id == job.seq_id) {
+                missing.pop_back();
+            }
             drop(job.seq_id);
             s.begin = s.end = job.pos;
         }

@@ -44,7 +44,8 @@ class Model(Weights):
     Raises:
         ModelLoadError: the file is missing, unreadable or not a model llama.cpp can run; says what it is
             instead, in llama.cpp's own words where the file does not show it.
-        UnsupportedModelError: an encoder or diffusion model.
+        UnsupportedModelError: an encoder or diffusion model, or a draft that reads another model's hidden
+            states (EAGLE-3, DFlash).
         RPCError: an RPC server is not there.
         ValueError: an argument out of range.
 

@@ -43,8 +43,9 @@ class Heads:
     Drafting is batched over sequences, and selects with the target's position-keyed noise, as
     :meth:`Context.draft <sllm.Context.draft>` does.
 
-    Of EAGLE-3 and DFlash, drafts that read hidden states of several layers of the model, nothing is
-    supported.
+    They draft for a whole model in this process (``generate(draft="mtp")``) or in a worker, and not for a
+    model that is split between machines. EAGLE-3 and DFlash, drafts in a file of their own that read hidden
+    states of several layers, are not supported.
 
     Args:
         context: of a whole model with a single head (:attr:`Model.n_mtp <sllm.Model>`). Its memory is empty

@@ -56,6 +56,7 @@ import json
 import sllm
 from sllm import embedded
 from sllm.engine import cpu
+from sllm.engine.mtp import has_mtp
 from sllm.model import devices
 exact = dict(n_ctx=128, n_threads=1, flash_attn=True, type_k="q8_0", type_v="q8_0")
 with sllm.LocalTarget(embedded.TARGET, **exact) as target, sllm.Model(embedded.DRAFT) as draft:
@@ -65,6 +66,7 @@ lines = open("/proc/self/maps").read().split()
 print(json.dumps({
     "file": sllm.__file__,
     "kind": cpu.build().kind,
+    "mtp": has_mtp(),
     "devices": [device.name for device in devices()],
     "plain": plain,
     "drafted": drafted,
@@ -94,6 +96,7 @@ def test_it_links_and_runs_without_a_word_about_paths(prefix: Path, tmp_path: Pa
     found = json.loads(result.stdout)
     assert Path(found["file"]).is_relative_to(site)
     assert found["kind"] == "system"
+    assert found["mtp"]  # the pinned sources export what they do not declare
     assert "CPU" in found["devices"]
     assert found["drafted"] == found["plain"]
     assert found["libraries"]

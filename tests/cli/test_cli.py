@@ -353,6 +353,7 @@ def test_inspect(command: Callable[..., Any]) -> None:
         assert found["vocab_fingerprint"] == model.vocab.fingerprint
         assert found["chat_template"] is True
         assert found["can_rollback"] == "free"
+        assert found["n_mtp"] == 0
 
         ended = command("inspect", str(embedded.TARGET))
         assert (ended.returncode, ended.stderr) == (0, "")
@@ -362,6 +363,7 @@ def test_inspect(command: Callable[..., Any]) -> None:
         assert rows["context"] == f"{model.n_ctx_train} tokens"
         assert rows["fingerprint"] == model.vocab.fingerprint
         assert rows["chat template"] == "yes"
+        assert rows["MTP heads"] == "0"
 
 
 def test_version_and_help(command: Callable[..., Any]) -> None:

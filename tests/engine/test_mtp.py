@@ -291,6 +291,15 @@ def test_what_cannot_draft_says_what_is_missing(tmp_path: Path, glm: sllm.Model)
         Heads(context)
 
 
+@pytest.mark.parametrize("architecture", ["eagle3", "dflash", "gemma4-assistant"])
+def test_other_drafts_are_refused_by_name(tmp_path: Path, architecture: str) -> None:
+    file = random_models.make(random_models.SHAPES["llama"])
+    file.metadata[b"general.architecture"] = (8, architecture.encode())
+    path = file.write(tmp_path / "draft.gguf")
+    with pytest.raises(sllm.UnsupportedModelError, match=architecture):
+        sllm.Model(path)
+
+
 def test_several_heads_are_refused(tmp_path: Path) -> None:
     shape = replace(HEADS["glm4moe, head"], n_heads=2)
     with sllm.Model(random_models.write(tmp_path / "two.gguf", shape)) as model:
