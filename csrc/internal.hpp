@@ -147,6 +147,7 @@ struct Specials {
     llama_token sep = -1;
     llama_token made_up = -1;  // an ordinary token that llama.cpp takes for the EOS which the file does not name
     bool space_prefix = false; // a text is tokenised with a space before it
+    bool tokenizes = true;     // llama.cpp's tokenizer ends with it
     std::array<std::atomic<llama_token>, 8> turn_ends{-1, -1, -1, -1, -1, -1, -1, -1}; // by the chat template
 };
 

@@ -180,6 +180,22 @@ bool is_control(const llama_vocab * vocab, llama_token token) {
     return token >= 0 && (llama_vocab_get_attr(vocab, token) & LLAMA_TOKEN_ATTR_CONTROL) != 0;
 }
 
+// Whether tokenising ends: of RWKV vocabularies llama.cpp looks for the longest token that begins at a byte, and where a token begins with
+// that byte and none ends there, it looks at the same place for ever, and adds a token each time.
+bool tokenizer_ends(const llama_vocab * vocab, int32_t n_tokens) {
+    if (llama_vocab_type(vocab) != LLAMA_VOCAB_TYPE_RWKV) {
+        return true;
+    }
+    std::array<bool, 256> alone{};
+    for (llama_token token = 0; token < n_tokens; ++token) {
+        char piece[8];
+        if (llama_token_to_piece(vocab, token, piece, sizeof piece, 0, true) == 1) {
+            alone[static_cast<unsigned char>(piece[0])] = true;
+        }
+    }
+    return std::all_of(alone.begin(), alone.end(), [](bool has) { return has; });
+}
+
 // llama.cpp has ids for the special tokens that a file does not name: 11 in BPE vocabularies, which is a parenthesis or a comma. Such an id
 // counts where a control token stands there, as in most files of the kinds that have had these ids for ever, and never in BPE ones.
 std::shared_ptr<sllm::Specials> specials_of(const llama_model * model, const llama_vocab * vocab) {
@@ -201,6 +217,10 @@ std::shared_ptr<sllm::Specials> specials_of(const llama_model * model, const lla
     const llama_token eos = llama_vocab_eos(vocab);
     if (specials->eos < 0 && eos >= 0 && eos != specials->eot && !is_control(vocab, eos)) {
         specials->made_up = eos;
+    }
+    specials->tokenizes = tokenizer_ends(vocab, llama_vocab_n_tokens(vocab));
+    if (!specials->tokenizes) {
+        return specials;
     }
     try {
         llama_token first[8];
@@ -420,6 +440,10 @@ int sllm_tokenize(const sllm_model * model, const char * text, int32_t size, int
                   int32_t capacity, int32_t * n_tokens) {
     return sllm::guarded([&] {
         check_vocab(*model);
+        if (!model->specials->tokenizes) {
+            sllm::fail(SLLM_ERR_UNSUPPORTED,
+                       "its vocabulary (rwkv) does not have every byte as a token, and llama.cpp would not come to an end");
+        }
         // What llama.cpp adds: without an id it would abort, or add the id of its own that the file does not have.
         llama_token before = -1;
         llama_token after = -1;

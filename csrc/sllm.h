@@ -184,7 +184,7 @@ int32_t sllm_model_chat_template(const sllm_model * model, const char * name, ch
 
 /* Tokenise `size` bytes of UTF-8. Writes at most `capacity` tokens and stores the whole number in
  * `n_tokens` (call again with a larger buffer if it is more). Any number of threads at once.
- * SLLM_ERR_UNSUPPORTED: the file has no vocabulary. */
+ * SLLM_ERR_UNSUPPORTED: the file has no vocabulary, or one that llama.cpp would never come to an end with. */
 int sllm_tokenize(const sllm_model * model, const char * text, int32_t size, int32_t add_special, int32_t parse_special, int32_t * tokens,
                   int32_t capacity, int32_t * n_tokens);
 /* The bytes of one token; control tokens give nothing unless `special`. Stores the whole length in

@@ -851,6 +851,7 @@ HEADS: dict[str, Shape] = {
         },
         layers="rfra",
         n_layer=8,
+        inner=((4,), (4,)),
         n_heads=1,
         head_tensors=_joined(_ATTENTION, "post_attention_norm:E", _UNGATED_EXPERTS, _NEXTN),
         values={

@@ -11,7 +11,7 @@ import pytest
 import vocabularies
 from hypothesis import example, given
 from hypothesis import strategies as st
-from oracles import examples
+from oracles import GGUF, examples
 from pinned_source import VENDOR
 
 import sllm
@@ -19,6 +19,7 @@ from sllm.generation.text_stream import TextBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from sllm.engine.vocab import Vocab
 
@@ -138,3 +139,15 @@ def test_the_space_before_a_text(open_vocab: Callable[[str, str], Vocab]) -> Non
     assert vocab.decode(vocab.encode("  the")) == "  the"
     assert vocab.decode(vocab.encode(" ")) == " "
     assert vocab.decode([]) == vocab.decode(vocab.encode("")) == ""
+
+
+def test_an_rwkv_vocabulary_without_every_byte_is_refused(tmp_path: Path) -> None:
+    """llama.cpp would look for "t" in it for ever, since "the" begins with it, and add a token each time."""
+    file = GGUF(vocabularies.write(tmp_path / "whole.gguf", "rwkv"))
+    tokens = file.array("tokenizer.ggml.tokens")
+    assert tokens[1 + ord("t")] == b"\\x74"
+    tokens[1 + ord("t")] = b"tt"
+    with sllm.Model(file.write(tmp_path / "holes.gguf"), vocab_only=True) as model:
+        with pytest.raises(sllm.UnsupportedModelError, match="every byte"):
+            model.vocab.encode("tea")
+        assert model.vocab.decode([1 + ord("a"), 1 + ord("b")]) == "ab"
