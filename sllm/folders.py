@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from platformdirs import user_cache_path, user_state_path
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["cache_folder", "replacing", "state_folder", "write_private"]
+__all__ = ["cache_folder", "read_private", "replacing", "state_folder", "write_private"]
 
 
 def cache_folder(name: str) -> Path:
@@ -70,3 +71,37 @@ def write_private(path: Path, data: bytes) -> bool:
         return True
     finally:
         draft.unlink()
+
+
+def read_private(path: Path) -> bytes:
+    """Read a file that holds a secret.
+
+    Raises:
+        PermissionError: other users may read or change it, or put another in its place: the file has
+            permissions for others or is another user's, or its folder is writable by others without the
+            sticky bit.
+        OSError: the file cannot be read.
+
+    """
+    with path.open("rb") as file:
+        if hasattr(os, "getuid"):
+            _check_private(path, os.fstat(file.fileno()))
+        return file.read()
+
+
+def _check_private(path: Path, found: os.stat_result) -> None:
+    mode = stat.S_IMODE(found.st_mode)
+    if found.st_uid not in (os.getuid(), 0):
+        raise PermissionError(f"{path} holds a secret and belongs to another user (id {found.st_uid})")
+    # A group that may read is allowed to a file of root: so are secrets handed to services.
+    if mode & (0o037 if found.st_uid == 0 and os.getuid() != 0 else 0o077):
+        raise PermissionError(
+            f"{path} holds a secret, and others on this machine may use it (mode {mode:03o}): they may have"
+            f" read it already; delete it and a new one is made, or chmod 600 {path}"
+        )
+    folder = stat.S_IMODE(path.parent.stat().st_mode)
+    if folder & 0o022 and not folder & stat.S_ISVTX:
+        raise PermissionError(
+            f"{path} holds a secret, and others on this machine may put another in its place: the folder"
+            f" {path.parent} has mode {folder:03o}; chmod 700 {path.parent}"
+        )

@@ -199,6 +199,8 @@ class Handle(Closing):
 
     """
 
+    _close_at_exit = False
+
     def __init__(self, pointer: Any, free: Callable[[Any], object]) -> None:
         pid = os.getpid()
 

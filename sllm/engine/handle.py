@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import os
 import warnings
+import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sllm.errors import ClosedError
@@ -28,8 +32,15 @@ class Closing:
 
     _pid = 0  # of the process that made this object; 0: its constructor has not finished
 
+    _close_at_exit = True
+    """Whether to close what is forgotten before the interpreter is taken down: a finalizer that runs later
+    may wait for threads that are gone, or for one that cannot start any more. Objects of the C core need no
+    thread of Python to be freed."""
+
     def __init__(self) -> None:
         self._pid = os.getpid()
+        if self._close_at_exit:
+            _remember(self)
 
     @property
     def closed(self) -> bool:
@@ -69,9 +80,41 @@ class Closing:
         self.close()
 
     def __del__(self) -> None:
+        self._close_forgotten()
+
+    def _close_forgotten(self) -> None:
         if self._pid == os.getpid() and not self.closed:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            self.close()
+            try:
+                warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=3)
+            finally:  # a filter may make an error of the warning
+                self.close()
+
+
+# ---- the end of the interpreter
+
+_numbers = itertools.count()
+_open: weakref.WeakValueDictionary[int, Closing] = weakref.WeakValueDictionary()
+
+
+def _remember(closing: Closing) -> None:
+    number = next(_numbers)
+    if number == 0:
+        # Not on import: the last function registered runs first, and this one has to run before the core
+        # shuts down.
+        atexit.register(_close_all)
+    _open[number] = closing
+
+
+def _close_all() -> None:
+    """Close what was left open, the newest first: it may use what is older.
+
+    Threads that are no daemons have ended by now, and with them whatever they did with these objects.
+    """
+    for _, closing in sorted(_open.items(), key=lambda item: item[0], reverse=True):
+        # Errors have nobody left to catch them, and the others are to be closed all the same. One that a
+        # filter has made of the warning is such an error, too.
+        with suppress(Exception):
+            closing._close_forgotten()
 
 
 def _after_fork() -> None:

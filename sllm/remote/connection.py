@@ -61,7 +61,8 @@ def connect(
 
     Raises:
         ValueError: not such an address, or an argument out of range.
-        AuthError: the worker refuses the token, or has another certificate.
+        AuthError: the worker refuses the token, has another certificate, or one that is not valid by the
+            clock of this machine.
         BusyError: it takes no more calls at the moment.
         RemoteError: nobody answers there, or not an sllm worker, or one of another version.
 

@@ -76,15 +76,23 @@ class RemoteVocabulary:
             return self._checked(path)
         data = self._fetch()
         # Looked at before it is kept: what lies in the cache folder has been a vocabulary once.
-        with tempfile.TemporaryDirectory(prefix="sllm-vocabulary-") as folder:
-            fetched = Path(folder) / path.name
-            fetched.write_bytes(data)
-            try:
-                model = self._checked(fetched)
-            except (OSError, SllmError, ValueError) as error:
-                raise RemoteError(
-                    f"{link.endpoint} sent a vocabulary that does not load or is not its own: {error}"
-                ) from error
+        try:
+            with tempfile.TemporaryDirectory(prefix="sllm-vocabulary-") as folder:
+                fetched = Path(folder) / path.name
+                fetched.write_bytes(data)
+                try:
+                    model = self._checked(fetched)
+                except (OSError, SllmError, ValueError) as error:
+                    raise RemoteError(
+                        f"{link.endpoint} sent a vocabulary that does not load or is not its own: {error}"
+                    ) from error
+        except RemoteError:
+            raise
+        except OSError as error:  # a full disk
+            raise RemoteError(
+                f"the vocabulary of {link.endpoint} cannot be written to the folder for temporary files"
+                f" ({len(data)} bytes): {error.strerror or error}"
+            ) from error
         model.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from sllm.errors import AuthError, RemoteError
 from sllm.extras import needs
-from sllm.folders import write_private
+from sllm.folders import read_private, write_private
 from sllm.hosts import DEFAULT_PORT, host_port, is_loopback
 
 with needs("remote"):
@@ -48,6 +48,10 @@ __all__ = [
 _SERVER_NAME = "sllm-worker"
 _MIN_TOKEN = 16
 """Characters; ``secrets.token_urlsafe(24)`` makes 32."""
+
+_BEGINNING = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
+_NO_END = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.timezone.utc)
+"""RFC 5280's "no well-defined expiration date"."""
 
 
 @dataclass(frozen=True)
@@ -211,20 +215,22 @@ def load_or_make_certificate(folder: Path) -> tuple[bytes, bytes]:
     """The certificate and key of a worker (PEM), made on the first call and kept in ``folder``, readable by
     its owner alone.
 
-    Self-signed and valid for ten years: clients that pin its fingerprint need no authority.
+    Self-signed, and valid from 1970 without an end (RFC 5280, 4.1.2.5): clients pin its fingerprint, and a
+    clock that is wrong on either side is no reason to refuse it.
 
     Raises:
         OSError: the folder cannot be read or written.
+        PermissionError: other users may read or replace the file.
         ValueError: the file there is not a certificate with its key.
 
     """
     path = folder / "worker.pem"
     try:
-        both = path.read_bytes()
+        both = read_private(path)
     except FileNotFoundError:
         both = _make_certificate()
         if not write_private(path, both):
-            both = path.read_bytes()
+            both = read_private(path)
     key, header, certificate = both.partition(ssl.PEM_HEADER.encode())
     if not belong_together(header + certificate, key):
         raise ValueError(
@@ -256,15 +262,14 @@ def _make_certificate() -> bytes:
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _SERVER_NAME)])
-    now = datetime.datetime.now(datetime.timezone.utc)
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))  # clocks differ
-        .not_valid_after(now + datetime.timedelta(days=3650))
+        .not_valid_before(_BEGINNING)
+        .not_valid_after(_NO_END)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(_SERVER_NAME)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())
@@ -314,11 +319,26 @@ def fetch_certificate(address: Address, timeout: float) -> bytes:
 
 
 def client_credentials(certificate_pem: bytes) -> tuple[grpc.ChannelCredentials, str]:
-    """Credentials that trust this one certificate, and the name in it that TLS is to expect."""
+    """Credentials that trust this one certificate, and the name in it that TLS is to expect.
+
+    gRPC for Python has no way to leave the validity out: a certificate of one's own is refused where the
+    client's clock is outside of it, its fingerprint notwithstanding.
+
+    Raises:
+        AuthError: it is not valid by this machine's clock.
+
+    """
     with needs("remote"):
         from cryptography import x509
 
     certificate = x509.load_pem_x509_certificate(certificate_pem)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not begin <= now <= end:
+        raise AuthError(
+            f"the worker's certificate is valid from {begin:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, and"
+            f" by the clock of this machine it is {now:%Y-%m-%d %H:%M}; set the clock or renew it"
+        )
     name = ""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sllm import folders, hosts
 from sllm.engine._ffi import ffi, lib
@@ -21,6 +20,7 @@ from sllm.errors import UnsupportedModelError
 from sllm.extras import needs
 from sllm.wire import auth
 from sllm.wire.protocol import CHANNEL_OPTIONS, RELAY_OPTIONS, size_limit
+from sllm.worker.call_threads import CallThreads
 from sllm.worker.layer_scheduler import LayerScheduler
 from sllm.worker.layer_service import LayerService
 from sllm.worker.passes import Limits
@@ -35,6 +35,7 @@ with needs("remote"):
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
+    from concurrent.futures import ThreadPoolExecutor
 
     from typing_extensions import Unpack
 
@@ -400,9 +401,9 @@ def _listen(served: _Served, health: Health, access: _Access, host: str, port: i
     """Serve until ``stack`` is closed; the port."""
     limits = served.scheduler.limits
     n_calls = limits.sessions + limits.queue + 8
-    executor = stack.enter_context(ThreadPoolExecutor(n_calls, thread_name_prefix="sllm-worker"))
+    executor = stack.enter_context(CallThreads("sllm-worker"))
     server = grpc.server(
-        executor,
+        cast("ThreadPoolExecutor", executor),  # of which gRPC uses submit() alone
         handlers=[served.service.handlers()],
         interceptors=[Authentication(access.token, health)],
         maximum_concurrent_rpcs=n_calls,
@@ -437,5 +438,14 @@ def _listen(served: _Served, health: Health, access: _Access, host: str, port: i
     if bound == 0:
         raise OSError(f"cannot listen on {endpoint}")
     server.start()
-    stack.callback(lambda: server.stop(grace=0.5).wait())
+    stack.callback(_stop, server)
     return bound
+
+
+def _stop(server: grpc.Server) -> None:
+    """Stop the server, and wait until it has."""
+    try:
+        stopped = server.stop(grace=0.5)
+    except RuntimeError:  # its thread for the grace cannot start: the interpreter is ending
+        stopped = server.stop(grace=None)
+    stopped.wait()

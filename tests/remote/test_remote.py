@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import http.server
 import os
@@ -350,6 +351,21 @@ def test_a_cache_that_cannot_be_written(
     with sllm.connect(worker.uri) as remote:
         assert remote.vocab.fingerprint == remote.info.vocab_fingerprint
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_full_disk_while_the_vocabulary_is_fetched(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_path: Path, _data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setenv("SLLM_CACHE", str(tmp_path / "cache"))
+    with sllm.connect(worker.uri) as remote:
+        with monkeypatch.context() as patch:
+            patch.setattr("pathlib.Path.write_bytes", full)
+            with pytest.raises(sllm.RemoteError, match="No space left on device"):
+                remote.vocab  # noqa: B018
+        assert remote.vocab.fingerprint == remote.info.vocab_fingerprint
 
 
 def squeezed(data: bytes) -> list[bytes]:

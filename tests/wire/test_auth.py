@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import ipaddress
+import os
 import pickle
 import socket
 import ssl
@@ -262,12 +263,40 @@ def test_a_certificate_is_made_once_and_kept(tmp_path: Path) -> None:
     assert [entry.name for entry in folder.iterdir()] == ["worker.pem"]
     certificate = x509.load_pem_x509_certificate(chain)
     assert auth.fingerprint(chain) == certificate.fingerprint(hashes.SHA256()).hex()
-    now = datetime.datetime.now(datetime.timezone.utc)
-    assert certificate.not_valid_after_utc - now > datetime.timedelta(days=3000)
+    # No clock is outside of it.
+    assert (certificate.not_valid_before_utc.year, certificate.not_valid_after_utc.year) == (1970, 9999)
     assert b"PRIVATE" not in chain
     assert b"CERTIFICATE" not in key
     other, _ = auth.load_or_make_certificate(tmp_path / "other")
     assert auth.fingerprint(other) != auth.fingerprint(chain)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs permissions as of POSIX")
+@pytest.mark.parametrize(("file", "folder"), [(0o666, 0o777), (0o640, 0o700), (0o604, 0o700), (0o600, 0o777)])
+def test_a_key_that_others_may_use_is_refused(tmp_path: Path, file: int, folder: int) -> None:
+    state = tmp_path / "state"
+    both = auth.load_or_make_certificate(state)
+    path = state / "worker.pem"
+    path.chmod(file)
+    state.chmod(folder)
+    with pytest.raises(PermissionError, match="others on this machine") as caught:
+        auth.load_or_make_certificate(state)
+    assert str(path) in str(caught.value)
+    path.chmod(0o600)
+    state.chmod(0o755)
+    assert auth.load_or_make_certificate(state) == both
+
+
+@pytest.mark.parametrize("years", [(2001, 2002), (2901, 2902)])
+def test_a_certificate_outside_its_time_names_the_clock(
+    years: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, end = (datetime.datetime(year, 1, 1, tzinfo=datetime.timezone.utc) for year in years)
+    monkeypatch.setattr(auth, "_BEGINNING", begin)
+    monkeypatch.setattr(auth, "_NO_END", end)
+    chain, _ = auth.load_or_make_certificate(tmp_path / "state")
+    with pytest.raises(AuthError, match="by the clock of this machine"):
+        auth.client_credentials(chain)
 
 
 def test_those_who_make_a_certificate_at_once_get_the_same(tmp_path: Path) -> None:
