@@ -917,6 +917,7 @@ def test_what_cannot_be_made_leaves_nothing_behind(target_model: Model, tmp_path
         (tmp_path / name).write_bytes(data)
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "worker.pem").write_bytes(b"hello")
+    (tmp_path / "damaged" / "worker.pem").chmod(0o600)
     (tmp_path / "token-less").mkdir()
     (tmp_path / "token-less" / "token").write_text("short")
     wrong: list[tuple[dict[str, Any], type[Exception]]] = [
