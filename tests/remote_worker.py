@@ -268,7 +268,7 @@ def settled(runs: Sequence[Run], n_prompt: int) -> list[Run]:
             del kept[-n:]
         assert run.source == "local" or all(one.source != "local" for one in kept)
         assert run.pos == pos
-        assert run.tokens
+        assert run.tokens or run.text
         assert run.n_accepted == (len(run.tokens) if run.source == "draft" else 0)
         pos += len(run.tokens)
         kept.append(run)
