@@ -52,6 +52,7 @@ class Losses:
     kills: int = 0
     outages: int = 0
     texts: int = 0
+    runs: int = 0
     reconnects: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -106,6 +107,10 @@ class Storm:
                 time.sleep(0.002)
             link.cut_after_bytes = None
         time.sleep(rng.uniform(0, 0.15))
+        if rng.random() < 0.3:  # calm until something has come through, however slow the machine
+            runs, until = self._losses.runs, time.monotonic() + 10.0
+            while self._losses.runs == runs and time.monotonic() < until and not self._over.is_set():
+                time.sleep(0.002)
 
     def stop(self) -> None:
         """End it, whatever there is left of it."""
@@ -154,14 +159,14 @@ def texts_of(model: Model) -> list[Text]:
 
 @contextmanager
 def remote_target(link: Link, uri: str, _model: Path) -> Iterator[Any]:
-    with sllm.connect(through(link, uri), keepalive=1.0, timeout=60.0) as remote:
+    with sllm.connect(through(link, uri), keepalive=1.0, timeout=60.0, deadline=600.0) as remote:
         yield remote.target(on_loss="wait")
 
 
 @contextmanager
 def with_local_text(link: Link, uri: str, _model: Path) -> Iterator[Any]:
     """The draft's own text goes on while there is no link, and is taken back where it was wrong."""
-    with sllm.connect(through(link, uri), keepalive=1.0, timeout=60.0) as remote:
+    with sllm.connect(through(link, uri), keepalive=1.0, timeout=60.0, deadline=600.0) as remote:
         yield remote.target(on_loss="local", run_ahead=False)
 
 
@@ -170,7 +175,7 @@ def split_target(tail: int | None) -> Callable[..., Any]:
     def opened(link: Link, uri: str, model: Path) -> Iterator[Any]:
         options: dict[str, Any] = {"codec": "f32", "n_ctx": N_CTX, **EXACT}
         with (
-            sllm.connect(through(link, uri), keepalive=1.0, timeout=60.0) as remote,
+            sllm.connect(through(link, uri), keepalive=1.0, timeout=60.0, deadline=600.0) as remote,
             sllm.SplitTarget(model, head=1, tail=tail, middle=remote, **options) as split,
         ):
             yield split
@@ -226,7 +231,11 @@ def test_the_text_survives_losses(
                 sampling=text.sampling,
                 max_tokens=len(text.wanted),
             )
-            told = settled(list(stream), len(text.prompt))
+            runs = []
+            for run in stream:
+                runs.append(run)
+                losses.runs += 1
+            told = settled(runs, len(text.prompt))
             assert [t for run in told for t in run.tokens] == text.wanted
             with losses.lock:
                 losses.texts += 1
