@@ -10,6 +10,7 @@
 #include <cstring>
 
 #ifndef _WIN32
+#include <fcntl.h>
 #include <unistd.h>
 #endif
 
@@ -130,6 +131,74 @@ llama_model * load_layers(const sllm_model_params & params, const llama_model_pa
 #endif
 }
 
+// As sllm_dequantize() says it.
+void dequantize(int32_t type, const uint8_t * data, uint64_t size, int32_t n_rows, int32_t n_columns, float * out) {
+    const uint64_t row = sllm_row_size(type, n_columns);
+    if (row == 0) {
+        fail(SLLM_ERR_UNSUPPORTED, "ggml's type %d has no rows of %d weights", type, n_columns);
+    }
+    if (n_rows < 0 || size != row * static_cast<uint64_t>(n_rows)) {
+        fail(SLLM_ERR_INVALID, "%d rows of %llu bytes are not %llu bytes", n_rows, static_cast<unsigned long long>(row),
+             static_cast<unsigned long long>(size));
+    }
+    if (type == GGML_TYPE_F32) {
+        std::memcpy(out, data, size);
+        return;
+    }
+    const ggml_to_float_t to_float = ggml_get_type_traits(static_cast<ggml_type>(type))->to_float;
+    if (to_float == nullptr) {
+        fail(SLLM_ERR_UNSUPPORTED, "weights of the type %s cannot be read row by row", ggml_type_name(static_cast<ggml_type>(type)));
+    }
+    for (int32_t i = 0; i < n_rows; ++i) {
+        to_float(data + static_cast<uint64_t>(i) * row, out + static_cast<size_t>(i) * static_cast<size_t>(n_columns), n_columns);
+    }
+}
+
+#ifdef _WIN32
+
+EmbeddingRows::EmbeddingRows(const sllm_embedding & where, size_t) : at(where), width(0), row_size(0) {
+    fail(SLLM_ERR_UNSUPPORTED, "layers of a model cannot be loaded on Windows yet");
+}
+
+EmbeddingRows::~EmbeddingRows() = default;
+
+void EmbeddingRows::read(llama_token, float *) const {}
+
+#else
+
+EmbeddingRows::EmbeddingRows(const sllm_embedding & where, size_t n_columns)
+    : at(where), width(static_cast<int32_t>(n_columns)), row_size(sllm_row_size(where.type, width)) {
+    if (row_size == 0) {
+        fail(SLLM_ERR_UNSUPPORTED, "an embedding of ggml's type %d has no rows of %d weights", at.type, width);
+    }
+    at.file = fcntl(where.file, F_DUPFD_CLOEXEC, 0);
+    if (at.file < 0) {
+        fail(SLLM_ERR_INVALID, "the file of the embedding cannot be kept open: %s", std::strerror(errno));
+    }
+}
+
+EmbeddingRows::~EmbeddingRows() { close(at.file); }
+
+void EmbeddingRows::read(llama_token token, float * out) const {
+    std::vector<uint8_t> data(row_size);
+    size_t n_read = 0;
+    while (n_read < data.size()) {
+        const uint64_t offset = at.offset + static_cast<uint64_t>(token) * row_size + n_read;
+        const ssize_t got = pread(at.file, data.data() + n_read, data.size() - n_read, static_cast<off_t>(offset));
+        if (got < 0 && errno == EINTR) {
+            continue;
+        }
+        if (got <= 0) {
+            fail(SLLM_ERR_COMPUTE, "row %d of the embedding cannot be read: %s", token,
+                 got < 0 ? std::strerror(errno) : "its file ends before");
+        }
+        n_read += static_cast<size_t>(got);
+    }
+    dequantize(at.type, data.data(), row_size, 1, width, out);
+}
+
+#endif
+
 } // namespace sllm
 
 extern "C" {
@@ -181,28 +250,7 @@ uint64_t sllm_row_size(int32_t type, int32_t n_columns) {
 }
 
 int sllm_dequantize(int32_t type, const uint8_t * data, uint64_t size, int32_t n_rows, int32_t n_columns, float * out) {
-    return sllm::guarded([&] {
-        const uint64_t row = sllm_row_size(type, n_columns);
-        if (row == 0) {
-            sllm::fail(SLLM_ERR_UNSUPPORTED, "ggml's type %d has no rows of %d weights", type, n_columns);
-        }
-        if (n_rows < 0 || size != row * static_cast<uint64_t>(n_rows)) {
-            sllm::fail(SLLM_ERR_INVALID, "%d rows of %llu bytes are not %llu bytes", n_rows, static_cast<unsigned long long>(row),
-                       static_cast<unsigned long long>(size));
-        }
-        if (type == GGML_TYPE_F32) {
-            std::memcpy(out, data, size);
-            return;
-        }
-        const ggml_to_float_t to_float = ggml_get_type_traits(static_cast<ggml_type>(type))->to_float;
-        if (to_float == nullptr) {
-            sllm::fail(SLLM_ERR_UNSUPPORTED, "weights of the type %s cannot be read row by row",
-                       ggml_type_name(static_cast<ggml_type>(type)));
-        }
-        for (int32_t i = 0; i < n_rows; ++i) {
-            to_float(data + static_cast<uint64_t>(i) * row, out + static_cast<size_t>(i) * static_cast<size_t>(n_columns), n_columns);
-        }
-    });
+    return sllm::guarded([&] { sllm::dequantize(type, data, size, n_rows, n_columns, out); });
 }
 
 } // extern "C"

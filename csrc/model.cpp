@@ -290,6 +290,12 @@ std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
         static_cast<void>(n_heads);
 #endif
     }
+#ifndef SLLM_NO_MTP
+    if (is_layers) {
+        model->n_mtp = params.load_mtp;
+        p.load_mtp = model->n_mtp > 0;
+    }
+#endif
     try {
         model->model.reset(is_layers ? sllm::load_layers(params, p) : llama_model_load_from_file(params.path, p),
                            [](llama_model * m) { llama_model_free(m); });

@@ -3,6 +3,8 @@
 
 #include "mtp.hpp"
 
+#include "ggml-backend.h"
+
 #if defined(SLLM_MTP_UNDECLARED) && !defined(SLLM_NO_MTP) // an installed llama.cpp exports these and declares them nowhere
 LLAMA_API void llama_set_embeddings_nextn(struct llama_context * ctx, bool value, bool masked);
 LLAMA_API float * llama_get_embeddings_nextn_ith(struct llama_context * ctx, int32_t i);
@@ -29,7 +31,7 @@ extern "C" {
 
 int32_t sllm_has_mtp(void) { return 0; }
 
-int sllm_mtp_open(sllm_context * /*context*/) {
+int sllm_mtp_open(sllm_context * /*context*/, const struct sllm_embedding * /*embedding*/) {
     return sllm::guarded([&] {
         sllm::fail(SLLM_ERR_UNSUPPORTED,
                    "this build links an installed llama.cpp that does not export what MTP heads need (llama-ext.h); use another draft, or "
@@ -40,7 +42,7 @@ int sllm_mtp_open(sllm_context * /*context*/) {
 int sllm_mtp_draft(sllm_context * context, int32_t /*n_seqs*/, const int32_t * /*jobs*/, int32_t /*n_items*/,
                    sllm_sampling * const * /*samplings*/, const float * /*p_min*/, int32_t /*stride*/, int32_t * /*draft*/,
                    int32_t * /*drafted*/, float * /*probs*/) {
-    return sllm_mtp_open(context);
+    return sllm_mtp_open(context, nullptr);
 }
 
 } // extern "C"
@@ -65,8 +67,9 @@ const Architecture & checked_architecture(const sllm_model & model) {
     llama_model_meta_val_str(model.model.get(), "general.architecture", name, sizeof name);
     if (model.n_mtp == 0) {
         sllm::fail(SLLM_ERR_UNSUPPORTED, "there are no MTP heads among the weights (%s)",
-                   llama_model_n_layer_nextn(model.model.get()) > 0 ? "the model has some: they were left out of the file, or not loaded"
-                                                                    : "nextn_predict_layers is not in the file, or 0");
+                   model.is_layers ? "they are loaded with the last layers and the output of a file that has them, and load_mtp"
+                   : llama_model_n_layer_nextn(model.model.get()) > 0 ? "the model has some: they were left out of the file, or not loaded"
+                                                                      : "nextn_predict_layers is not in the file, or 0");
     }
     const auto * found = std::find_if(std::begin(architectures), std::end(architectures),
                                       [&](const Architecture & a) { return std::strcmp(a.name, name) == 0; });
@@ -84,14 +87,16 @@ const Architecture & checked_architecture(const sllm_model & model) {
 
 namespace sllm {
 
-Heads::Heads(sllm_context & c)
+Heads::Heads(sllm_context & c, std::unique_ptr<const EmbeddingRows> rows)
     : target(c), only_outputs(checked_architecture(c.model).only_outputs),
       width(static_cast<size_t>(llama_model_n_embd_out(c.model.model.get()))), n_batch(c.info.n_batch), zeros(width, 0.0F),
-      states(c.sequences.size()) {
+      states(c.sequences.size()), embedding(std::move(rows)) {
     llama_context_params p = target.params;
     p.ctx_type = LLAMA_CONTEXT_TYPE_MTP;
     p.n_outputs_max = target.info.n_seq_max;
     p.n_rs_seq = 0;
+    p.cb_eval = embedding == nullptr ? nullptr : on_node; // that of layers looks for where their hidden states go in and come out
+    p.cb_eval_user_data = this;
     context.reset(llama_init_from_model(target.model.model.get(), p));
     if (context == nullptr) {
         const std::string lines = Guard::logged_errors();
@@ -144,6 +149,44 @@ void Heads::drop(llama_seq_id seq_id) {
     drop_ahead(seq_id);
 }
 
+// In the graph of the heads of a model's last layers: the rows that llama.cpp has looked up in a matrix that is not the model's embedding
+// are replaced by those of its file. A head with an embedding of its own, which is among its weights, has found the right ones.
+bool Heads::on_node(ggml_tensor * tensor, bool ask, void * user_data) {
+    auto & heads = *static_cast<Heads *>(user_data);
+    if (std::strncmp(tensor->name, "mtp_tok_embd-", std::strlen("mtp_tok_embd-")) != 0) {
+        return !ask;
+    }
+    if (tensor->op == GGML_OP_GET_ROWS && std::strcmp(tensor->src[0]->name, "token_embd.weight") != 0) {
+        heads.n_embedded += ask ? static_cast<size_t>(tensor->ne[1]) : 0;
+        return !ask;
+    }
+    if (ask) {
+        return true;
+    }
+    try { // not through llama.cpp's scheduler, which called
+        heads.embed(tensor);
+    } catch (const std::exception & error) {
+        heads.embedding_error = error.what();
+    }
+    return heads.embedding_error.empty();
+}
+
+void Heads::embed(ggml_tensor * tensor) {
+    const auto n_rows = static_cast<size_t>(tensor->ne[1]);
+    const auto n_columns = static_cast<size_t>(tensor->ne[0]);
+    if (tensor->op != GGML_OP_GET_ROWS || tensor->src[1]->type != GGML_TYPE_I32 || n_columns != n_embd(target)) {
+        return; // decode() finds rows missing
+    }
+    std::vector<int32_t> tokens(n_rows);
+    ggml_backend_tensor_get(tensor->src[1], tokens.data(), 0, n_rows * sizeof(int32_t));
+    std::vector<float> found(n_rows * n_columns);
+    for (size_t i = 0; i < n_rows; ++i) {
+        embedding->read(tokens[i], found.data() + i * n_columns);
+    }
+    ggml_backend_tensor_set(tensor, found.data(), 0, found.size() * sizeof(float));
+    n_embedded += n_rows;
+}
+
 // One llama_decode() of a token and a hidden state each. On failure the heads hold what they held.
 void Heads::decode(const std::vector<Row> & rows) {
     const size_t n = rows.size();
@@ -174,6 +217,8 @@ void Heads::decode(const std::vector<Row> & rows) {
     if (target.params.abort_callback(target.params.abort_callback_data)) {
         fail_stopped(target);
     }
+    n_embedded = 0;
+    embedding_error.clear();
     int32_t rc = 0;
     try {
         rc = llama_decode(context.get(), batch);
@@ -181,11 +226,16 @@ void Heads::decode(const std::vector<Row> & rows) {
         broken = true;
         throw;
     }
-    if (rc == 0 && !target.was_interrupted) {
+    const bool is_embedded = embedding == nullptr || n_embedded == n;
+    if (rc == 0 && !target.was_interrupted && is_embedded) {
         return;
     }
     for (const Row & row : rows) {
         drop_ahead(row.seq_id);
+    }
+    if (rc == 0 && !target.was_interrupted) {
+        fail(SLLM_ERR_COMPUTE, "the MTP heads got the embeddings of %zu of %zu tokens: %s", n_embedded, n,
+             embedding_error.empty() ? "llama.cpp's graph has no \"mtp_tok_embd\"" : embedding_error.c_str());
     }
     if (rc == 0 || rc == 2) {
         fail_stopped(target);
@@ -252,7 +302,8 @@ void Heads::after_decode() {
         const auto pos = static_cast<size_t>(target.batch_pos[i]);
         State & s = state(seq_id);
         if (!s.ahead.empty()) {
-            const bool is_next = pos == s.end && s.ahead.front() == target.batch_token[i];
+            // Not the batch's token, which is none where layers are given hidden states.
+            const bool is_next = pos == s.end && s.ahead.front() == target.sequences[static_cast<size_t>(seq_id)].tokens[pos];
             s.end += is_next ? 1 : 0; // the first row ahead had the model's own hidden state, too
             drop_ahead(seq_id);
         }
@@ -425,21 +476,26 @@ extern "C" {
 
 int32_t sllm_has_mtp(void) { return 1; }
 
-int sllm_mtp_open(sllm_context * context) {
+int sllm_mtp_open(sllm_context * context, const struct sllm_embedding * embedding) {
     return sllm::guarded([&] {
         const sllm::Entry entry(*context);
         if (context->heads != nullptr) {
             return;
         }
-        if (context->model.is_layers) {
-            sllm::fail(SLLM_ERR_UNSUPPORTED, "these are layers of a model: MTP heads draft for a whole one");
-        }
+        sllm::check_has_output(*context);
         checked_architecture(context->model);
+        std::unique_ptr<const sllm::EmbeddingRows> rows;
+        if (context->model.is_layers) {
+            if (embedding == nullptr) {
+                sllm::fail(SLLM_ERR_INVALID, "these are layers of a model, whose heads need its embedding, and none is given");
+            }
+            rows = std::make_unique<sllm::EmbeddingRows>(*embedding, sllm::n_embd(*context));
+        }
         if (context->references.load(std::memory_order_acquire) > 1) {
             sllm::fail(SLLM_ERR_INVALID,
                        "logits of this context are still in use, and its buffers have to change: copy and drop them first");
         }
-        auto heads = std::make_shared<sllm::Heads>(*context);
+        auto heads = std::make_shared<sllm::Heads>(*context, std::move(rows));
         llama_memory_clear(llama_get_memory(context->context.get()), false);
         for (sllm::Sequence & s : context->sequences) {
             s = sllm::Sequence{};

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "internal.hpp"
+#include "layers.hpp"
 
 namespace sllm {
 
@@ -15,7 +16,8 @@ class Heads {
     // No more hidden states of a sequence are kept over a llama_decode() of the model: the heads compute with them before it.
     static constexpr size_t most_kept = 64;
 
-    explicit Heads(sllm_context & context);
+    // `embedding`: that of the whole model, where the context is of its last layers; else null.
+    Heads(sllm_context & context, std::unique_ptr<const EmbeddingRows> embedding);
 
     // Before the context decodes: compute with hidden states that have become many. Throws only where the call is to stop.
     void before_decode();
@@ -63,6 +65,8 @@ class Heads {
     void append_missing(llama_seq_id seq_id, size_t end, std::vector<Row> & rows);
     void drop_ahead(llama_seq_id seq_id);
     void drop(llama_seq_id seq_id);
+    static bool on_node(ggml_tensor * tensor, bool ask, void * user_data);
+    void embed(ggml_tensor * tensor);
     void decode(const std::vector<Row> & rows);
     void hold(const std::vector<Row> & rows);
     void feed(const std::vector<Row> & rows);
@@ -77,6 +81,9 @@ class Heads {
     size_t n_batch;
     std::vector<float> zeros;
     std::vector<State> states;
+    std::unique_ptr<const EmbeddingRows> embedding;
+    size_t n_embedded = 0;       // rows of one llama_decode() whose embeddings are there
+    std::string embedding_error; // why others are not
     bool broken = false;
 };
 

@@ -127,7 +127,7 @@ struct sllm_model_params {
     int32_t use_mlock;
     int32_t check_tensors;
     int32_t vocab_only;
-    int32_t load_mtp;        /* the heads for multi-token prediction, too, where the file has them */
+    int32_t load_mtp;        /* the heads for multi-token prediction, too, where the file has them; with `header`: how many it has */
     const int32_t * devices; /* indices for sllm_device_get() or of sllm_rpc_add_server(); NULL: all of the former */
     int32_t n_devices;
     const float * tensor_split; /* n_tensor_split proportions, or NULL */
@@ -418,13 +418,23 @@ int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * jobs, in
 /* Whether this build can draft with them: 0 where it links a llama.cpp that does not export what they need. */
 int32_t sllm_has_mtp(void);
 
+/* Where a model's embedding is in an open file: a row of n_embd weights of ggml's `type` for each token, from
+ * `offset` on. */
+struct sllm_embedding {
+    int32_t file; /* a descriptor */
+    int32_t type;
+    uint64_t offset;
+};
+
 /* Let the context's model draft for it with its heads for multi-token prediction (sllm_model_info.n_mtp),
  * which then follow its memory by themselves, for as long as the context lives: a KV cache of one layer, and
  * a few hidden states of each sequence. The memory is empty afterwards; asked again, nothing happens.
+ * The heads of a model's last layers need its `embedding`, which is not among their weights: its rows are
+ * read when a token is drafted, from a descriptor of the heads' own. For a whole model it is NULL.
  * SLLM_ERR_UNSUPPORTED: the model has none, several, or such as llama.cpp does not compute with; or
- * !sllm_has_mtp(). SLLM_ERR_INVALID: views of its logits are held. SLLM_ERR_NO_MEMORY, SLLM_ERR_BUSY,
- * SLLM_ERR_CLOSED. */
-int sllm_mtp_open(sllm_context * context);
+ * !sllm_has_mtp(). SLLM_ERR_INVALID: views of its logits are held, or layers come without an embedding.
+ * SLLM_ERR_NO_MEMORY, SLLM_ERR_BUSY, SLLM_ERR_CLOSED. */
+int sllm_mtp_open(sllm_context * context, const struct sllm_embedding * embedding);
 
 /* What sllm_draft() does, by the heads. The context's memory holds the text in front of `pos` (and nothing
  * after it from now on); tokens[0] is the committed token at `pos`, and those behind it are an unconfirmed

@@ -119,6 +119,7 @@ def open_split(
             n_ctx=args.n_ctx,
             n_threads=args.threads,
             n_gpu_layers=args.n_gpu_layers,
+            load_mtp=args.draft == "mtp",
             **(exact.SETTINGS if ours else {}),
         )
     )

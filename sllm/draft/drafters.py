@@ -167,11 +167,14 @@ class ModelDrafter:
 class MtpDrafter:
     """A model's own heads for multi-token prediction as a drafter of one text.
 
-    They read what the model's last pass left behind, so this is for a target whose context is here, and the
-    two take turns.
+    They read what the model's last pass left behind, so this is for a target whose context is here, or the
+    context of its last layers, and the two take turns.
 
     Args:
-        heads: of the target's context, in whose sequence 0 the text is.
+        heads: of the target's context.
+
+    Attributes:
+        seq_id: the context's sequence that the text is in.
 
     """
 
@@ -179,6 +182,7 @@ class MtpDrafter:
 
     def __init__(self, heads: Heads) -> None:
         self.heads = heads
+        self.seq_id = 0
         self._sampling: SamplingParams | None = None
         self._start = 0
         self._n_known = 0  # tokens of the text with which the heads have computed
@@ -199,7 +203,7 @@ class MtpDrafter:
         self.n_caught_up = max(len(text) - 1 - self._n_known, 0)
         try:
             draft = self.heads.draft(
-                [0],
+                [self.seq_id],
                 [[text[-1], *chain]],
                 n_max=n_max,
                 p_min=p_min,
@@ -217,7 +221,7 @@ class MtpDrafter:
     def cancel(self) -> None:
         """See :meth:`Drafter.cancel`."""
         if not self.heads.context.closed:
-            self.heads.context.cancel()
+            self.heads.cancel()
 
     def close(self) -> None:
         """Nothing to free: the heads live as long as their context."""

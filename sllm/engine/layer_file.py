@@ -97,16 +97,18 @@ class LayeredFile(ModelFile):
                 return f"{model} holds at least one layer that {what}, which are {where or 'none'}"
         return None
 
-    def view(self, start: int, stop: int, *, output: bool) -> LayerView:
+    def view(self, start: int, stop: int, *, output: bool, heads: bool = False) -> LayerView:
         """The layers as a file that llama.cpp can run. With ``output``, the final norm and the head too; then
-        there need not be layers.
+        there need not be layers. With ``heads``, the heads behind the last layer for multi-token prediction,
+        where they and that layer are here.
 
         Raises:
             ValueError: no such layers here, or none that run without others.
 
         """
         self.check_range(start, stop, output=output)
-        return range_view(self, start, stop, output=output)
+        n_heads = self.n_heads_here if heads and output and start < stop else 0
+        return range_view(self, start, stop, output=output, n_heads=n_heads)
 
     # ---- writing a range
 

@@ -9,7 +9,7 @@ model's output is not a part of it, a head of 32 zeros that is never computed.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sllm.engine import gguf
@@ -61,12 +61,13 @@ class LayerView:
     """A GGUF file that exists nowhere as a whole: ``header``, and after it the bytes of ``pieces``.
 
     ``input`` is the tensor of llama.cpp's graph that hidden states replace; empty: they are the embeddings of
-    a batch.
+    a batch. ``n_heads``: heads for multi-token prediction behind the layers.
     """
 
     header: bytes
     pieces: tuple[FilePiece, ...]
     input: str = ""
+    n_heads: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,12 +141,14 @@ def _zeros(name: str, dims: tuple[int, ...], *, of_tokens: bool = False) -> Entr
     return Entry(name, dims, kind, None)
 
 
-def range_view(file: ModelFile, start: int, stop: int, *, output: bool) -> LayerView:
-    """The layers [start, stop) of a file, which has been asked whether they can be run."""
+def range_view(file: ModelFile, start: int, stop: int, *, output: bool, n_heads: int = 0) -> LayerView:
+    """The layers [start, stop) of a file, which has been asked whether they can be run, and behind the last
+    layer of a model its ``n_heads`` heads.
+    """
     if start == stop:
         return _end_view(file)
     facts = file.facts
-    entries = [entry_of(file, name, called) for name, called in file.names_of(start, stop)]
+    entries = [entry_of(file, name, called) for name, called in file.names_of(start, stop + n_heads)]
     own = [f"{facts.norm}.weight", f"{facts.norm}.bias", "rope_freqs.weight"]
     if facts.full_rope_freqs and all(file.windows()[start:stop]):
         own.remove("rope_freqs.weight")
@@ -169,8 +172,9 @@ def range_view(file: ModelFile, start: int, stop: int, *, output: bool) -> Layer
             entries.append(Entry("output.weight", stand_in, _F32, None))
         if facts.output_bias:
             entries.append(Entry("output.bias", (_NO_VOCABULARY,), _F32, None))
-    pairs = _range_pairs(file, start, stop, output=output)
-    return assembled(pairs, entries, "" if start == 0 and facts.begins else facts.input)
+    pairs = _range_pairs(file, start, stop, output=output, n_heads=n_heads)
+    view = assembled(pairs, entries, "" if start == 0 and facts.begins else facts.input)
+    return replace(view, n_heads=n_heads)
 
 
 def _output_entries(file: ModelFile, head: str) -> list[Entry]:
@@ -193,12 +197,12 @@ def _output_entries(file: ModelFile, head: str) -> list[Entry]:
 # ---- hyperparameters ---------------------------------------------------------------------------------------
 
 
-def _replaced(file: ModelFile, start: int, stop: int, *, output: bool) -> dict[str, Any]:
+def _replaced(file: ModelFile, start: int, stop: int, *, output: bool, n_heads: int) -> dict[str, Any]:
     """What a range says otherwise than the model, without the architecture's name; None: not at all."""
     facts = file.facts
     own: dict[str, Any] = {
-        "block_count": stop - start,
-        "nextn_predict_layers": None,
+        "block_count": stop - start + n_heads,
+        "nextn_predict_layers": n_heads or None,
         "vocab_size": file.n_vocab if output else _NO_VOCABULARY,
     }
     for name in facts.defaults:
@@ -208,27 +212,30 @@ def _replaced(file: ModelFile, start: int, stop: int, *, output: bool) -> dict[s
     if facts.scale == "embedding_scale":
         own["embedding_scale"] = 0.0  # for llama.cpp: none
     if file.has_windows:
-        own["attention.sliding_window_pattern"] = windows = file.windows()[start:stop]
+        windows = file.windows()[start : stop + n_heads]
+        windows += [False] * (stop - start + n_heads - len(windows))  # set_swa_pattern(), of heads
+        own["attention.sliding_window_pattern"] = windows
         if not any(windows) and facts.window_optional:  # llama.cpp would look for the layers that have one
             own["attention.sliding_window"] = 0
     if facts.recurrent == "interval":
-        own["attention.recurrent_layers"] = file.recurrent()[start:stop]
+        own["attention.recurrent_layers"] = file.recurrent()[start:stop] + [False] * n_heads
     dense = file.value("leading_dense_block_count")
     if isinstance(dense, int):
         own["leading_dense_block_count"] = max(0, min(dense, stop) - start)
     return own
 
 
-def _range_pairs(file: ModelFile, start: int, stop: int, *, output: bool) -> list[bytes]:
+def _range_pairs(file: ModelFile, start: int, stop: int, *, output: bool, n_heads: int) -> list[bytes]:
     prefix = f"{file.architecture}."
-    replaced = {prefix + name: value for name, value in _replaced(file, start, stop, output=output).items()}
+    values = _replaced(file, start, stop, output=output, n_heads=n_heads)
+    replaced = {prefix + name: value for name, value in values.items()}
     pairs = [gguf.pair("tokenizer.ggml.model", "no_vocab")]
     pairs += [gguf.pair(key, value) for key, value in replaced.items() if value is not None]
     for key, raw in file.header.pairs.items():
         if key.startswith("general.") and key != "general.alignment":
             pairs.append(raw)
         elif key.startswith((prefix, *_WITHOUT_ARCHITECTURE)) and key not in replaced:
-            pairs.append(_of_layers(file, key, raw, start, stop))
+            pairs.append(_of_layers(file, key, raw, start, stop + n_heads))
     return pairs
 
 

@@ -128,6 +128,7 @@ class Embedding:
         path, tensor = file.tensor(file.embedding)
         self.n_embd = file.n_embd
         self.n_tokens = file.n_vocab
+        self.path = path
         self._kind = tensor.kind
         self._offset = tensor.offset
         self._row: int = lib.sllm_row_size(tensor.kind, self.n_embd)
@@ -171,6 +172,17 @@ class Embedding:
         )
         return out if self._scale == 1 else out * self._scale
 
+    def as_c(self) -> Any:
+        """``struct sllm_embedding *``: where the rows are, for as long as this is open.
+
+        Raises:
+            ClosedError: after :meth:`close`.
+
+        """
+        if self._file.closed:
+            raise ClosedError("Embedding is closed")
+        return ffi.new("struct sllm_embedding *", (self._file.fileno(), self._kind, self._offset))
+
     def close(self) -> None:
         """Close the file. More calls do nothing."""
         self._file.close()
@@ -196,8 +208,9 @@ class _LayerWeights(Weights):
         vocabulary: Model | None,
     ) -> None:
         self.path = file.paths[0]
-        view = file.view(start, stop, output=output)
+        view = file.view(start, stop, output=output, heads=loading.load_mtp and bool(lib.sllm_has_mtp()))
         params, keep = c_params(loading)
+        params.load_mtp = view.n_heads
         keep.append(ffi.from_buffer("uint8_t[]", view.header))
         params.header, params.header_size = keep[-1], len(view.header)
         keep.append(ffi.new("struct sllm_piece[]", [(p.file, p.offset, p.size) for p in view.pieces]))
@@ -242,7 +255,8 @@ class LayerRange(Closing):
         loading, computing: how to load, and how to compute.
         options: fields of these, which count more: of :class:`~sllm.engine.params.LoadParams`, without
             ``use_mmap`` and ``vocab_only``, and of :class:`~sllm.engine.params.ContextParams`, without
-            ``kv_unified``; ``n_batch`` is 512 unless given.
+            ``kv_unified``. Unless given, ``n_batch`` is 512, and ``load_mtp`` False; with it and ``output``,
+            the heads of the file are loaded behind the last layer (:class:`sllm.engine.mtp.Heads`).
 
     Raises:
         ModelLoadError, UnsupportedModelError: as :func:`open_layers`.
@@ -282,7 +296,7 @@ class LayerRange(Closing):
     ) -> None:
         loading, computing = parse_both(
             options,
-            loading or LoadParams(),
+            loading or LoadParams(load_mtp=False),
             computing or ContextParams(n_batch=512),
             without=("use_mmap", "vocab_only", "kv_unified"),
         )

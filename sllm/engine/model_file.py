@@ -53,6 +53,7 @@ class ModelFile:
         header: what the first file says of itself.
         n_layer: layers of the model, without heads behind them that predict further tokens.
         n_heads: those.
+        n_heads_here: heads of which the weights are here: all, or none.
         layers: those that are here.
         n_embd: the width of a hidden state.
         n_ctx_train: positions that the model was trained for; 0 where the file does not say.
@@ -81,6 +82,9 @@ class ModelFile:
         here = {int(found[1]) for name in self.tensors if (found := _LAYER.fullmatch(name))}
         here &= set(range(self.n_layer))
         self.layers = range(min(here), max(here) + 1) if here else range(0)
+        heads = range(self.n_layer, self.n_layer + self.n_heads)
+        whole = all(f"blk.{i}.nextn.eh_proj.weight" in self.tensors for i in heads)
+        self.n_heads_here = self.n_heads if whole else 0
         embedding, output = "token_embd.weight", "output.weight"
         part = header.value("sllm.layers.start") is not None
         ends = not part or header.value("sllm.layers.stop") == self.n_layer

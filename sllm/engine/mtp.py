@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sllm.engine._ffi import check, lib
+from sllm.engine._ffi import check, ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from sllm.engine.context import Context
     from sllm.engine.jobs import Draft
+    from sllm.engine.layers import Embedding
     from sllm.engine.sampling import SamplingParams
 
 __all__ = ["Heads", "has_mtp"]
@@ -43,18 +44,22 @@ class Heads:
     Drafting is batched over sequences, and selects with the target's position-keyed noise, as
     :meth:`Context.draft <sllm.Context.draft>` does.
 
-    They draft for a whole model in this process (``generate(draft="mtp")``) or in a worker, and not for a
-    model that is split between machines. EAGLE-3 and DFlash, drafts in a file of their own that read hidden
-    states of several layers, are not supported.
+    They draft for a whole model in this process (``generate(draft="mtp")``) or in a worker, and for a model
+    that is split between machines where its last layers are here (:class:`~sllm.LayerRange` with ``output``
+    and ``load_mtp``). EAGLE-3 and DFlash, drafts in a file of their own that read hidden states of several
+    layers, are not supported.
 
     Args:
-        context: of a whole model with a single head (:attr:`Model.n_mtp <sllm.Model>`). Its memory is empty
-            afterwards, unless the heads were made before.
+        context: of a model with a single head (:attr:`Model.n_mtp <sllm.Model>`), or of its last layers. Its
+            memory is empty afterwards, unless the heads were made before.
+        embedding: of last layers, whose file has none: that of the whole model. A row of it is read from its
+            file for each drafted token, so that it takes no memory; it may be closed from here on.
 
     Raises:
         UnsupportedModelError: the model has no head, or several, llama.cpp does not compute with it, or this
-            build cannot (:func:`has_mtp`).
-        ValueError: logits that the context has returned are still referred to.
+            build cannot (:func:`has_mtp`); or the layers end before the output.
+        ValueError: logits that the context has returned are still referred to; or of layers, no
+            ``embedding`` of the same model is given.
         MemoryError, BusyError, ClosedError.
 
     Examples:
@@ -67,9 +72,18 @@ class Heads:
 
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, embedding: Embedding | None = None) -> None:
         self.context = context
-        check(lib.sllm_mtp_open(context._live), context.model.path.name)
+        where = ffi.NULL
+        if embedding is not None:
+            found, expected = (embedding.n_tokens, embedding.n_embd), (context._n_vocab, context.model.n_embd)
+            if found != expected:
+                raise ValueError(
+                    f"embedding has {found[0]} rows of {found[1]}, and the model of {context.model.path.name}"
+                    f" {expected[0]} of {expected[1]}"
+                )
+            where = embedding.as_c()
+        check(lib.sllm_mtp_open(context._live, where), context.model.path.name)
 
     def draft(
         self,
@@ -105,6 +119,10 @@ class Heads:
 
         """
         return self.context._drafted(lib.sllm_mtp_draft, seq_ids, tokens, n_max, p_min, sampling, pos, start)
+
+    def cancel(self) -> None:
+        """Let a draft that another thread is now making end early."""
+        self.context.cancel()
 
     def __repr__(self) -> str:
         return f"<sllm.engine.mtp.Heads of {self.context!r}>"

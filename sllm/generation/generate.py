@@ -21,7 +21,8 @@ from sllm.generation.alternating import AlternatingRuns
 from sllm.generation.local import LocalTarget
 from sllm.generation.pipelined import PipelinedRuns
 from sllm.generation.text_stream import GenerationStats, TextBuilder, TextStream
-from sllm.targets.base import Generation, PipelinedGeneration, RemoteWork, Target
+from sllm.targets.base import Generation, MtpTarget, PipelinedGeneration, RemoteWork, Target
+from sllm.targets.lockstep import LockstepGeneration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,9 +60,9 @@ def generate(
         prompt: text, or token ids such as :meth:`Model.chat <sllm.Model.chat>` makes. Control tokens in text
             are not parsed.
         draft: a small :class:`~sllm.Model` with the same vocabulary, ``"mtp"`` (the target's own heads for
-            multi-token prediction, :class:`sllm.engine.mtp.Heads`; for a model in this process), ``"ngram"``
-            (prompt lookup), a callable ``(tokens, n_max) -> tokens``, a drafter of
-            :mod:`sllm.draft.drafters`, or None.
+            multi-token prediction, :class:`sllm.engine.mtp.Heads`; for a model in this process, or one that
+            is split with its last layers here), ``"ngram"`` (prompt lookup), a callable ``(tokens, n_max) ->
+            tokens``, a drafter of :mod:`sllm.draft.drafters`, or None.
         sampling: None: ``SamplingParams()``.
         max_tokens: at most so many tokens, >= 1; None: until the model ends or the context is full.
         stop: strings that end the text; they are not part of it. None is no string.
@@ -113,6 +114,8 @@ def generate(
         began = time.perf_counter()
         generation = target.open(tokens, sampling, max_tokens)
         stack.callback(generation.close)
+        if isinstance(drafter, MtpDrafter) and isinstance(generation, LockstepGeneration):
+            drafter.seq_id = generation.seq_id
         if drafter is not None:
             drafter.open(tokens.tolist(), sampling)
         stats.prompt_seconds = time.perf_counter() - began
@@ -223,10 +226,9 @@ def _make_drafter(draft: object, target: Target, n_threads: int | None, stack: E
 
 def _heads_of(target: Target) -> MtpDrafter:
     """The target's own heads, which read what the last layer of the model computes."""
-    if isinstance(target, LocalTarget):
+    if isinstance(target, MtpTarget):
         return MtpDrafter(target.heads())
     raise UnsupportedModelError(
-        f'draft="mtp" is for a model in this process, and the target is a {type(target).__name__}: a worker'
-        " drafts with the heads of its model by itself (sllm worker --mtp), and for a model that is split"
-        " between machines they are not supported"
+        f'draft="mtp" is for a model whose last layers are here, and the target is a {type(target).__name__}:'
+        " a worker drafts with the heads of its model by itself (sllm worker --mtp)"
     )

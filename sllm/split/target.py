@@ -14,10 +14,11 @@ import numpy as np
 from sllm.draft.length import DraftLength
 from sllm.engine import gguf
 from sllm.engine._ffi import checked_int
-from sllm.engine.arrays import common_prefix, int32_array
+from sllm.engine.arrays import common_prefix, int32_array, positions
 from sllm.engine.handle import Closing
 from sllm.engine.layers import Embedding, LayerRange, open_layers
 from sllm.engine.model import Model
+from sllm.engine.mtp import Heads
 from sllm.engine.params import ContextParams, LoadParams, context_length, parse_both
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import BusyError, ContextFullError, RemoteError, UnsupportedModelError
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Unpack
 
+    from sllm.engine.context import Context
+    from sllm.engine.jobs import Draft
     from sllm.engine.layer_file import LayeredFile
     from sllm.engine.params import ContextOptions, LoadOptions
     from sllm.engine.vocab import Vocab
@@ -126,13 +129,15 @@ class SplitTarget(Closing):
             measures how much.
         on_loss: ``"wait"`` (connect again, send again what the worker has lost, and continue the text)
             or ``"raise"``; None: as given to :func:`~sllm.connect`.
-        options: how to load and to compute the layers here: ``n_gpu_layers`` and ``devices`` of
-            :class:`~sllm.engine.params.LoadParams`; ``n_ctx`` (positions of one text, no more than the
-            workers have), ``n_seq_max`` (texts at once), ``n_threads``, ``n_threads_batch``, ``flash_attn``,
-            ``type_k``, ``type_v`` and ``offload_kqv`` of :class:`~sllm.engine.params.ContextParams`; of a
-            hybrid model ``n_rollback``, how many drafted tokens a pass may have, which the workers have to
-            be able to take back as well. For exactly the text of the whole model, use the settings that
-            :class:`~sllm.LocalTarget` names on all machines, and f32.
+        options: how to load and to compute the layers here: ``n_gpu_layers``, ``devices`` and ``load_mtp`` of
+            :class:`~sllm.engine.params.LoadParams` (the last is False unless given, and loads the model's
+            heads with the tail, a layer more, for ``generate(draft="mtp")``); ``n_ctx`` (positions of one
+            text, no more than the workers have), ``n_seq_max`` (texts at once), ``n_threads``,
+            ``n_threads_batch``, ``flash_attn``, ``type_k``, ``type_v`` and ``offload_kqv`` of
+            :class:`~sllm.engine.params.ContextParams`; of a hybrid model ``n_rollback``, how many drafted
+            tokens a pass may have, which the workers have to be able to take back as well. For exactly the
+            text of the whole model, use the settings that :class:`~sllm.LocalTarget` names on all machines,
+            and f32.
 
     Raises:
         ModelLoadError, UnsupportedModelError: the model's layers cannot be run separately.
@@ -166,7 +171,9 @@ class SplitTarget(Closing):
         on_loss: str | None = None,
         **options: Unpack[_SplitOptions],
     ) -> None:
-        loading, computing = parse_both(options, LoadParams(), ContextParams(), without=_NOT_OURS)
+        loading, computing = parse_both(
+            options, LoadParams(load_mtp=False), ContextParams(), without=_NOT_OURS
+        )
         remotes = [middle] if isinstance(middle, Remote) else list(middle)
         file = open_layers(path)
         last = file if tail_path is None else open_layers(tail_path)
@@ -230,6 +237,8 @@ class SplitTarget(Closing):
         """Load what is computed here."""
         self._head: LayerRange | None = None
         self._tail: LayerRange | None = None
+        self._heads: Heads | None = None
+        self._loads_heads = loading.load_mtp
         n = self.n_layer
         with ExitStack() as stack:
             self._vocabulary = stack.enter_context(Model(file.paths[0], vocab_only=True))
@@ -251,6 +260,31 @@ class SplitTarget(Closing):
                     )
                 )
             self._stack = stack.pop_all()
+
+    def heads(self) -> Heads:
+        """The model's own heads for multi-token prediction, which draft for this target from now on.
+        What they need of the embedding is read from the file of the first layers.
+
+        The first call empties the memory of the layers here, so that the next prompts are computed as a
+        whole.
+
+        Raises:
+            UnsupportedModelError: the last layer is not here, the heads were not loaded with it, or they
+                cannot draft.
+            BusyError: a generation is open.
+
+        """
+        with self._lock:
+            if self._heads is None:
+                if self._tail is None or not self.tail or not self._loads_heads:
+                    raise UnsupportedModelError(_no_heads(self.tail))
+                if any(slot.generation is not None for slot in self._slots):
+                    raise BusyError(
+                        "this target has generations open; close them first, or ask for heads() before"
+                    )
+                with self._computing:
+                    self._heads = _SharedHeads(self._tail.context, self._embedding, self._computing)
+            return self._heads
 
     @property
     def _keeps_positions(self) -> bool:
@@ -365,6 +399,58 @@ class SplitTarget(Closing):
         return f"<sllm.SplitTarget {here}{', closed' if self.closed else ''}>"
 
 
+def _no_heads(tail: int | None) -> str:
+    """Why a split has no heads to draft with."""
+    if tail:
+        return "the MTP heads of this split were not loaded: make it with SplitTarget(load_mtp=True)"
+    return (
+        f"MTP heads draft where the model's last layer is, and with tail={tail} that is on a worker: keep a"
+        " layer of the tail here, or use another draft"
+    )
+
+
+class _SharedHeads(Heads):
+    """The heads of a context that several texts take turns with."""
+
+    def __init__(self, context: Context, embedding: Embedding, turns: threading.Lock) -> None:
+        super().__init__(context, embedding)
+        self._turns = turns
+        self._guard = threading.Lock()  # over the next one
+        self._drafting = False
+
+    def draft(
+        self,
+        seq_ids: Sequence[int] | npt.NDArray[np.int32],
+        tokens: npt.ArrayLike | Sequence[npt.ArrayLike],
+        *,
+        pos: int | Sequence[int] | None = None,
+        **options: Any,
+    ) -> Draft:
+        """See :meth:`Heads.draft`; nothing where layers have lost their part of a text, as they do when a
+        pass of a recurrent state is interrupted: the split's next pass computes it again.
+        """
+        with self._turns:
+            begins = positions(pos, len(seq_ids), "pos")
+            length = self.context.memory.length
+            if any(begin > length(int(seq)) for seq, begin in zip(seq_ids, begins, strict=True)):
+                pos, options["n_max"] = None, 0
+            self._mark(drafting=True)
+            try:
+                return super().draft(seq_ids, tokens, pos=pos, **options)
+            finally:
+                self._mark(drafting=False)
+
+    def _mark(self, *, drafting: bool) -> None:
+        with self._guard:
+            self._drafting = drafting
+
+    def cancel(self) -> None:
+        """See :meth:`Heads.cancel`; a pass of another text goes on."""
+        with self._guard:
+            if self._drafting:
+                super().cancel()
+
+
 class SplitGeneration(LockstepGeneration):
     """One text of a :class:`SplitTarget`; see :class:`~sllm.targets.base.Generation`.
 
@@ -384,6 +470,7 @@ class SplitGeneration(LockstepGeneration):
     ) -> None:
         max_chain = min(target._max_rows, *(link.max_rows for link in slot.links)) - 1
         super().__init__(target.vocab, prompt, max_tokens, target.n_ctx, max_chain)
+        self.seq_id = slot.seq_id
         self._target = target
         self._slot = slot
         self._sampling = sampling

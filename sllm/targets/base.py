@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from numpy import float32, int32
 
+    from sllm.engine.mtp import Heads
     from sllm.engine.sampling import SamplingParams
     from sllm.engine.vocab import Vocab
 
 __all__ = [
     "Commit",
     "Generation",
+    "MtpTarget",
     "PipelinedGeneration",
     "RemoteStats",
     "RemoteWork",
@@ -214,3 +216,19 @@ class Target(Protocol):
 
     def close(self) -> None:
         """Free what the target holds."""
+
+
+@runtime_checkable
+class MtpTarget(Target, Protocol):
+    """A target whose model's output is computed here, and with it, perhaps, the model's own heads for
+    multi-token prediction.
+    """
+
+    def heads(self) -> Heads:
+        """The heads, which draft for this target from now on.
+
+        Raises:
+            UnsupportedModelError: there are none here that can draft.
+            BusyError: a generation is open, and the heads are not yet.
+
+        """

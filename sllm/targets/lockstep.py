@@ -31,8 +31,11 @@ class LockstepGeneration:
 
     Attributes:
         max_chain: as given.
+        seq_id: the sequence of the target's context that the text is in.
 
     """
+
+    seq_id = 0
 
     def __init__(
         self, vocab: Vocab, prompt: list[int], max_tokens: int | None, n_ctx: int, max_chain: int

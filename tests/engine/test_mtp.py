@@ -17,11 +17,14 @@ import random_models
 from random_models import HEADS, N_VOCAB
 
 import sllm
+from sllm.engine.layers import Embedding, open_layers
 from sllm.engine.mtp import Heads, has_mtp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from sllm.engine.jobs import Draft
 
 EXACT: dict[str, Any] = {"n_threads": 1, "flash_attn": True, "type_k": "q8_0", "type_v": "q8_0"}
 N_CTX = 256
@@ -283,6 +286,10 @@ def test_what_cannot_draft_says_what_is_missing(tmp_path: Path, glm: sllm.Model)
         pytest.raises(sllm.UnsupportedModelError, match="layers"),
     ):
         Heads(layers.context)
+    with sllm.LayerRange(whole, 3, 4, output=True, n_ctx=64) as layers:
+        assert layers.context.model.n_mtp == 0
+        with pytest.raises(sllm.UnsupportedModelError, match=f"{NONE} .*load_mtp"):
+            Heads(layers.context)
     with glm.context(n_ctx=64) as context:
         rows = context.decode([5, 6], logits="last")
         with pytest.raises(ValueError, match="logits"):
@@ -354,3 +361,108 @@ def test_a_second_opening_keeps_the_memory(glm: sllm.Model) -> None:
         Heads(context)
         assert context.memory.length() == 3
         context.set_threads(2)
+
+
+# ---- of a model's last layers
+
+
+def last_layers(path: Path, stack: ExitStack, n_seq: int) -> tuple[Any, Any, Any]:
+    """The embedding, the first layers, and the last with their head, as few as run apart."""
+    file = open_layers(path)
+    n = file.n_layer
+    cut = next(k for k in range(n - 1, 0, -1) if not file.obstacle(k, n) and not file.obstacle(0, k))
+    settings: dict[str, Any] = {"n_ctx": N_CTX * n_seq, "n_seq_max": n_seq, "n_batch": 48, **EXACT}
+    vocabulary = stack.enter_context(sllm.Model(path, vocab_only=True))
+    embedding = stack.enter_context(Embedding(file))
+    first = stack.enter_context(sllm.LayerRange(file, 0, cut, **settings))
+    last = stack.enter_context(
+        sllm.LayerRange(file, cut, n, output=True, vocabulary=vocabulary, load_mtp=True, **settings)
+    )
+    return embedding, first, last
+
+
+def drafts_of_both(path: Path) -> tuple[Draft, Draft]:
+    """What the heads of a whole model draft after three texts, and those of its last layers."""
+    prompts = prompts_of(3, 150, 40)
+    seqs = list(range(len(prompts)))
+    n = len(prompts)
+    with ExitStack() as stack:
+        model = stack.enter_context(sllm.Model(path))
+        whole = stack.enter_context(model.context(n_ctx=N_CTX * n, n_seq_max=n, n_batch=48, **EXACT))
+        embedding, first, last = last_layers(path, stack, n)
+        there, here = Heads(whole), Heads(last.context, embedding)
+        texts = [prompt[:-1] for prompt in prompts]
+        whole.decode(texts, seq_id=seqs)
+        hidden = first.forward([embedding.rows(text) for text in texts], seq_id=seqs)
+        last.context.decode(texts, seq_id=seqs, hidden=hidden)
+        ends = [prompt[-1] for prompt in prompts]
+        sampling = sampling_of(model, 3)
+        embedding.close()  # the heads have the file open themselves
+        one = there.draft(seqs, ends, n_max=[6, 2, 5], sampling=sampling)
+        other = here.draft(seqs, ends, n_max=[6, 2, 5], sampling=sampling)
+    return one, other
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_last_layers_draft_what_the_whole_model_drafts(
+    model_of: Callable[[str], sllm.Model], name: str
+) -> None:
+    whole, last = drafts_of_both(model_of(name).path)
+    assert np.array_equal(whole.tokens, last.tokens)
+    assert np.array_equal(whole.probs, last.probs)
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q4_0"])
+@pytest.mark.parametrize("where", ["of the model", "tied", "of the head"])
+def test_embeddings_of_every_kind(tmp_path: Path, kind: str, where: str) -> None:
+    """The model's, one that is the output as well, and one that the head has for itself."""
+    file = random_models.make_agreeing(replace(HEADS["glm4moe, head"], routers="q8_0"))
+    rows = np.random.default_rng(2).standard_normal((N_VOCAB, 64), dtype=np.float32)
+    number = {"f32": 0, "f16": 1, "q4_0": 2, "bf16": 30}[kind]
+    tensor = ([64, N_VOCAB], number, random_models.encoded(rows, kind))
+    file.tensors[b"blk.4.nextn.embed_tokens.weight" if where == "of the head" else b"token_embd.weight"] = (
+        tensor
+    )
+    if where == "tied":
+        del file.tensors[b"output.weight"]
+    whole, last = drafts_of_both(file.write(tmp_path / "model.gguf"))
+    assert np.array_equal(whole.tokens, last.tokens)
+    assert np.array_equal(whole.probs, last.probs)
+
+
+def test_last_layers_need_the_embedding_of_their_model(tmp_path: Path, glm: sllm.Model) -> None:
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(glm.path.read_bytes())
+    with ExitStack() as stack:
+        embedding, first, last = last_layers(copy, stack, 1)
+        with pytest.raises(ValueError, match="embedding"):
+            Heads(last.context)
+        with Embedding(open_layers(sllm.embedded.DRAFT)) as other, pytest.raises(ValueError, match="rows"):
+            Heads(last.context, other)
+        heads = Heads(last.context, embedding)
+        text = prompts_of(20)[0]
+        hidden = first.forward(embedding.rows(text[:-1]))
+        last.context.decode(text[:-1], hidden=hidden)
+        with copy.open("r+b") as file:
+            file.truncate(64)  # of a file that changes, no row is made up
+        with pytest.raises(sllm.InferenceError, match="embedding"):
+            heads.draft([0], [text[-1]])
+        assert last.memory.length() == len(text) - 1
+        copy.write_bytes(glm.path.read_bytes())
+        assert heads.draft([0], [text[-1]], n_max=3).lengths.tolist() == [3]
+        embedding.close()
+        with pytest.raises(sllm.ClosedError):
+            Heads(last.context, embedding)
+
+
+def test_heads_take_no_memory_for_the_embedding(tmp_path: Path) -> None:
+    """Of one that is not the output as well, llama.cpp has zeros of its smallest type."""
+    path = random_models.write(tmp_path / "model.gguf", HEADS["qwen35, head"])
+    file = open_layers(path)
+    n = file.n_layer
+    sizes = {}
+    for load_mtp in (False, True):
+        with sllm.LayerRange(file, n - 2, n, output=True, n_ctx=64, load_mtp=load_mtp) as layers:
+            sizes[load_mtp] = layers.size_bytes
+    head = sum(tensor.size for name, (_, tensor) in file.tensors.items() if name.startswith(f"blk.{n}."))
+    assert sizes[True] - sizes[False] == head
