@@ -499,7 +499,7 @@ def _there_and_back(target: sllm.LocalTarget, text: str) -> dict[str, int]:
 
     masked = vault.mask(f"Repeat this text word for word: {text}").text
     egress_check(masked, vault)
-    assert restored(masked).endswith(text)
+    assert vault.restore(masked, in_links=True).endswith(text)
     (prompt,) = chats(target.model, [masked])
     answer = sllm.generate(target, prompt, sampling=GREEDY, max_tokens=96).text()
     back, held = restored(answer), set(PLACEHOLDER.findall(masked))

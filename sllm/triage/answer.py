@@ -35,6 +35,8 @@ class HybridStats:
         n_checked: of a verified answer, its tokens.
         n_restored: placeholders put back.
         n_unknown: what the cloud wrote that looks like a placeholder and was never issued; it stays.
+        n_in_links: placeholders that were not put back because they stand in a URL, a link or an HTML tag:
+            a program that shows the answer might send the value there (:class:`sllm.privacy.Restorer`).
         seconds: until the end of the answer.
 
     """
@@ -49,6 +51,7 @@ class HybridStats:
     n_checked: int = 0
     n_restored: int = 0
     n_unknown: int = 0
+    n_in_links: int = 0
     seconds: float = 0.0
 
 

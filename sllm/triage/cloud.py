@@ -22,7 +22,7 @@ from sllm.messages import texts_of
 from sllm.privacy import egress_check
 from sllm.targets.base import Scorer, Target
 from sllm.triage.check_answer import check_answer
-from sllm.triage.outgoing import LocalOnly
+from sllm.triage.outgoing import LocalOnly, is_constrained
 from sllm.triage.prompt import prompt_of
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class TokenCloud(_Side):
         left = self._sent(len(tokens))
         verdict = check_answer(target, prompt, checked, accept=self.accept)
         n_kept = whole_characters(target.vocab, checked, verdict.n_kept)
-        if n_kept < len(checked) and self.sampling.grammar is not None:
+        if n_kept < len(checked) and is_constrained(self.sampling):
             n_kept = 0  # a grammar begins where a text does
         stats.n_checked, stats.n_kept = len(checked), n_kept
         self.answer.route.append("verified" if n_kept == len(checked) else "corrected")
@@ -220,11 +220,14 @@ class TokenCloud(_Side):
             yield from self._continue(tokens[: n_prompt + n_kept], drafter, room, left)
 
     def _prepare_outgoing(self, messages: list[dict[str, Any]], answer: str = "") -> npt.NDArray[np.int32]:
-        """The tokens that are to be sent, after the last check of what they say, int32 (n,)."""
+        """The tokens that are to be sent, after the last check of what they say, int32 (n,); the
+        sampling parameters, which go with them, are checked too.
+        """
         prompt = prompt_of(self.target, messages, thinking=self.thinking)
         if answer:
             prompt = np.concatenate([prompt, self.target.vocab.encode(answer, add_special=False)])
         self.outgoing.egress_check(self.target.vocab.decode(prompt, special=True))
+        self.outgoing.check_sampling(self.sampling, self.target.vocab)
         return prompt
 
     def _continue(
@@ -308,7 +311,8 @@ class MessageCloud(_Side):
     def write(self, messages: list[dict[str, Any]]) -> Iterator[Run]:
         """See :meth:`CloudSide.write`."""
         said = "\n".join(texts_of(messages, numbers=True))
-        self.outgoing.egress_check(said)
+        # The name of the model, which an OpenAI-compatible endpoint is sent too, may be that of a person.
+        self.outgoing.egress_check(f"{getattr(self.cloud, 'model', '')}\n{said}")
         pieces: Iterator[str] | None = None
         try:
             left = self._sent(self.cloud.count(said))

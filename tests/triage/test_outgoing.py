@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from sllm.engine.model import Model
+from sllm.engine.sampling import SamplingParams
 from sllm.privacy import Finding, Vault, default_detectors
 from sllm.triage.cloud import CloudBudget
-from sllm.triage.outgoing import ContainsPrivate, LocalOnly, Outgoing, PrivacyMode, find_private
+from sllm.triage.outgoing import (
+    _GRAMMAR_PART,
+    ContainsPrivate,
+    LocalOnly,
+    Outgoing,
+    PrivacyMode,
+    find_private,
+    is_constrained,
+)
 from sllm.triage.time_limit import TimeLimit
 
 EMAIL = "li.wei@example.com"
@@ -64,6 +76,105 @@ def test_nothing_masked_leaves_with_a_grammar() -> None:
 def test_the_last_check() -> None:
     with pytest.raises(ContainsPrivate, match="the last check before sending"):
         outgoing().egress_check(f"Write to {EMAIL}.")
+
+
+NUMBER = "13800138000"
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        f'root ::= "{NUMBER}"',
+        f'root ::= "yes" # ask {NUMBER}',
+        'root ::= "138" "0013" ("8000")',
+        'root ::= [1] "38001" # and\n [3] "8000"',
+        "root ::= " + '"' + "".join(f"\\x{ord(char):02x}" for char in NUMBER) + '"',
+        "root ::= " + '"' + "".join(f"\\u{ord(char):04X}" for char in EMAIL) + '"',
+        "root ::= " + '"' + "".join(f"\\U{ord(char):08X}" for char in NUMBER) + '"',
+    ],
+)
+def test_a_grammar_is_checked(grammar: str, target_model: Model) -> None:
+    with pytest.raises(ContainsPrivate, match="the last check before sending"):
+        outgoing().check_sampling(SamplingParams(grammar=grammar), target_model.vocab)
+
+
+@dataclass(frozen=True)
+class Later(SamplingParams):
+    """With parameters that are not there yet."""
+
+    json_schema: Any = None
+    notes: frozenset[str] = frozenset()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"phone": {"const": NUMBER}}},
+        {"properties": {"phone": {"const": int(NUMBER)}}},
+        {"properties": {NUMBER: {}}},
+        {"enum": ["a", {"b": [EMAIL]}]},
+        {"description": f"请打{NUMBER}"},
+        f'{{"const": "{NUMBER}"}}',
+        f'{{"const": {NUMBER}}}',
+        json.dumps({"const": NUMBER}).replace("138", r"\u0031\u0033\u0038"),
+        EMAIL,
+    ],
+)
+def test_every_text_in_the_parameters_is_checked(schema: Any, target_model: Model) -> None:
+    for sampling in (Later(json_schema=schema), Later(json_schema=[schema])):
+        with pytest.raises(ContainsPrivate, match="the last check before sending"):
+            outgoing().check_sampling(sampling, target_model.vocab)
+        assert is_constrained(sampling)
+    with pytest.raises(ContainsPrivate):
+        outgoing().check_sampling(Later(notes=frozenset([EMAIL])), target_model.vocab)
+
+
+def test_parameters_that_say_nothing(target_model: Model) -> None:
+    schema = {"type": "object", "properties": {"season": {"enum": ["spring", "夏"], "maxLength": 9}}}
+    for value in (schema, json.dumps(schema), None, "12", "true", "{"):
+        outgoing().check_sampling(Later(json_schema=value), target_model.vocab)
+    assert not is_constrained(SamplingParams(seed=int(NUMBER), logit_bias={1: 1.0}))
+
+
+@pytest.mark.parametrize("value", [{"a": {1: 2}}, {"a": object()}, [b"x"], b"x"])
+def test_what_cannot_be_searched_does_not_leave(value: Any, target_model: Model) -> None:
+    with pytest.raises(LocalOnly, match="cannot be searched"):
+        outgoing().check_sampling(Later(json_schema=value), target_model.vocab)
+
+
+@pytest.mark.parametrize("unit", ['"', '"\\"', "[", "[\\]", "#", "(", "\\", '"\\'])
+def test_reading_a_grammar_takes_one_step_for_each_part(unit: str) -> None:
+    """Nothing that is not closed is read to the end more than once."""
+    text = unit * 2000
+    found = list(_GRAMMAR_PART.finditer(text))
+    assert "".join(part[0] for part in found) == text
+    unclosed = [part for part in found if part[0][0] in '"[' and part.end() == len(text)]
+    assert len(unclosed) <= 1
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'root ::= "{" ws "\\"season\\":" ws [a-z]{1,9} "}"\nws ::= [ \\t\\n]*',
+        'root ::= [0-9]{11} | "\\x41\\uD800\\U00110000" | [^"\\\\]+',
+        'root ::= "138" | "0013" | "8000"',
+    ],
+)
+def test_a_grammar_without_anything_private_may_leave(grammar: str, target_model: Model) -> None:
+    outgoing().check_sampling(SamplingParams(grammar=grammar), target_model.vocab)
+
+
+def test_the_tokens_of_biases_are_checked(target_model: Model) -> None:
+    vocab = target_model.vocab
+    out = outgoing()
+    spelled = vocab.encode(EMAIL, add_special=False).tolist()
+    biased = SamplingParams(logit_bias=dict.fromkeys(spelled, -1.0))
+    out.check_sampling(biased, vocab)  # nobody has said this address here
+    out.mask_messages(MESSAGES)
+    with pytest.raises(ContainsPrivate, match="tokens that have a bias"):
+        out.check_sampling(biased, vocab)
+    out.check_sampling(SamplingParams(logit_bias=dict.fromkeys(spelled[1:2], 1.0)), vocab)
+    out.check_sampling(SamplingParams(logit_bias={vocab.n_tokens + 5: 1.0}), vocab)  # its own error, later
 
 
 def test_a_detector_that_fails_keeps_everything_here() -> None:
