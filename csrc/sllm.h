@@ -462,6 +462,22 @@ int sllm_rpc_serve(const char * endpoint, const char * cache_dir, int32_t n_thre
 /* What a server names a cached tensor by: FNV-1a of its bytes, 64 bits. */
 uint64_t sllm_rpc_hash(const uint8_t * data, uint64_t size);
 
+/* ---- carry.cpp: a connection between a worker's open port and its server ------------------------------- */
+
+enum sllm_client {
+    SLLM_CLIENT_STRANGER = 0, /* has not shown a token yet */
+    SLLM_CLIENT_ADMITTED = 1,
+    SLLM_CLIENT_REFUSED = 2 /* has to go when it has been answered */
+};
+
+/* Carry bytes between two connected stream sockets until both ends have closed, or the client has to go.
+ * `standing`, of enum sllm_client, is written by another thread meanwhile. A stranger has `max_ms`
+ * milliseconds, and after its first `max_bytes` bytes nothing is read of it; one that is refused is not read
+ * any more, and has a second for the answer; one that is admitted is not bounded at all. Both sockets stay
+ * open; shutdown() of `client` on another thread ends the call.
+ * Returns 1 if the client had to go, else 0. */
+int sllm_carry(int client, int server, const int32_t * standing, int64_t max_bytes, int32_t max_ms);
+
 /* cffi: end */
 
 #ifdef __cplusplus

@@ -44,6 +44,10 @@ class Limits:
         keep_seconds: how long the memory of an ended session is kept in case it goes on.
         backlog: passes that a session may be ahead of what its client has been sent.
         prefill: prompt tokens computed between two passes, all sessions together.
+        connections: of clients that have shown a token; calls over one more are refused.
+        strangers: connections of others, besides; a quarter of them may come from one address. Where there
+            are more, the oldest makes room.
+        stranger_seconds: how long one may stay without a call that shows a token.
 
     """
 
@@ -57,10 +61,14 @@ class Limits:
     keep_seconds: float = 600.0
     backlog: int = 64
     prefill: int = 256
+    connections: int = 256
+    strangers: int = 128
+    stranger_seconds: float = 10.0
 
     def __post_init__(self) -> None:
         least = {"sessions": 1, "queue": 0, "max_hint": 0, "hints_per_s": 1, "max_grammar": 0}
         least |= {"idle_seconds": 0, "keep_seconds": 0, "backlog": 1, "prefill": 1}
+        least |= {"connections": 1, "strangers": 1, "stranger_seconds": 0}
         if self.max_prompt is not None:
             least["max_prompt"] = 1
         for name, low in least.items():

@@ -20,9 +20,11 @@ from sllm.errors import UnsupportedModelError
 from sllm.extras import needs
 from sllm.wire import auth
 from sllm.wire.protocol import CHANNEL_OPTIONS, RELAY_OPTIONS, size_limit
+from sllm.worker.admission import Admission
 from sllm.worker.call_threads import CallThreads
 from sllm.worker.layer_scheduler import LayerScheduler
 from sllm.worker.layer_service import LayerService
+from sllm.worker.listener import Listener
 from sllm.worker.passes import Limits
 from sllm.worker.relay import Relay
 from sllm.worker.scheduler import Scheduler
@@ -52,6 +54,11 @@ _LAYER_ROWS = 512
 
 _LAYER_BYTES = 1 << 22
 """Largest message with hidden states; clients send a quarter of it at most."""
+
+_METADATA_BYTES = 4096
+"""Of a call's headers, as HTTP/2 counts them; those of our clients take 400, and a long token its length.
+What goes beyond it is refused, and beyond twice as much for certain: between the two gRPC draws lots.
+"""
 
 _SOFTWARE = f"sllm {ffi.string(lib.sllm_version()).decode()}"
 
@@ -401,18 +408,26 @@ def _listen(served: _Served, health: Health, access: _Access, host: str, port: i
     """Serve until ``stack`` is closed; the port."""
     limits = served.scheduler.limits
     n_calls = limits.sessions + limits.queue + 8
+    n_streams = max(32, n_calls)  # of one connection
     executor = stack.enter_context(CallThreads("sllm-worker"))
+    # Without a token nothing tells a client from a stranger, and only programs of this machine come.
+    listener = None if access.token is None else Listener(host, port, limits)
+    if listener is not None:
+        stack.callback(listener.close)
     server = grpc.server(
         cast("ThreadPoolExecutor", executor),  # of which gRPC uses submit() alone
         handlers=[served.service.handlers()],
-        interceptors=[Authentication(access.token, health)],
-        maximum_concurrent_rpcs=n_calls,
+        interceptors=[Authentication(access.token, health, Admission(n_calls, listener))],
+        # Calls with the token are counted by Admission; what strangers have under way takes nothing of that.
+        maximum_concurrent_rpcs=n_calls + limits.strangers * n_streams,
         options=[
             *CHANNEL_OPTIONS,
             *served.options,
             ("grpc.so_reuseport", 0),  # a second worker on the same port is an error
             ("grpc.max_receive_message_length", served.max_bytes),
-            ("grpc.max_metadata_size", 4096),
+            ("grpc.max_metadata_size", _METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", 2 * _METADATA_BYTES),
+            ("grpc.max_concurrent_streams", n_streams),
             ("grpc.server_handshake_timeout_ms", 10_000),
             # Clients may ping every second to see whether the connection stands; the worker pings, too.
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
@@ -424,7 +439,7 @@ def _listen(served: _Served, health: Health, access: _Access, host: str, port: i
         ],
     )
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
-    endpoint = hosts.host_port(host, port)
+    endpoint = hosts.host_port(host, port) if listener is None else listener.endpoint
     try:
         if access.certificate is None:
             bound = server.add_insecure_port(endpoint)
@@ -439,7 +454,11 @@ def _listen(served: _Served, health: Health, access: _Access, host: str, port: i
         raise OSError(f"cannot listen on {endpoint}")
     server.start()
     stack.callback(_stop, server)
-    return bound
+    if listener is None:
+        return bound
+    stack.callback(listener.hang_up)
+    listener.start()
+    return listener.port
 
 
 def _stop(server: grpc.Server) -> None:

@@ -29,6 +29,7 @@ from sllm.wire.protocol import (
     padded,
     pb,
 )
+from sllm.worker.rate import Rate
 from sllm.worker.scheduler import Scheduler
 from sllm.worker.session import Committed, Finished, Opened, Scored, Session
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from sllm.engine.model import Model
+    from sllm.worker.admission import Admission
     from sllm.worker.passes import SchedulerStats
     from sllm.worker.relay import Relay
 
@@ -102,13 +104,16 @@ class Authentication(grpc.ServerInterceptor):  # type: ignore[type-arg]
     Args:
         token: what calls must carry; None: nothing.
         health: answers the checks.
+        admission: of the calls that carry it.
 
     """
 
-    def __init__(self, token: str | None, health: Health) -> None:
+    def __init__(self, token: str | None, health: Health, admission: Admission) -> None:
         self._token = token
+        self._admission = admission
 
         def refuse(_requests: Any, context: grpc.ServicerContext) -> None:
+            admission.refuse(context.peer())
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
 
         def check(_requests: Any, _context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -130,7 +135,8 @@ class Authentication(grpc.ServerInterceptor):  # type: ignore[type-arg]
                 if handler_call_details.method == "/grpc.health.v1.Health/Check":
                     return self._check
                 return self._refusal
-        return continuation(handler_call_details)
+        handler = continuation(handler_call_details)
+        return None if handler is None else self._admission.guarded(handler)
 
 
 @dataclass(frozen=True)
@@ -151,25 +157,6 @@ class _Identity:
             model.vocab.fingerprint,
             zlib.compress(gguf.vocabulary_only(path), level=6),
         )
-
-
-class _Rate:
-    """A token bucket: ``per_second`` on average, and four seconds' worth in one burst."""
-
-    def __init__(self, per_second: float) -> None:
-        self._per_second = per_second
-        self._left = 4 * per_second
-        self._last = time.monotonic()
-
-    def take(self) -> bool:
-        """Take one; False where none is left."""
-        now = time.monotonic()
-        self._left = min(4 * self._per_second, self._left + (now - self._last) * self._per_second) - 1
-        self._last = now
-        if self._left < 0:
-            self._left = 0.0
-            return False
-        return True
 
 
 class Service:
@@ -383,7 +370,7 @@ class Service:
         self, session: Session, requests: Iterator[pb.Up | ValueError], trouble: list[Exception]
     ) -> None:
         """Take the client's hints until it cancels or the call ends."""
-        rate = _Rate(self._scheduler.limits.hints_per_s)
+        rate = Rate(self._scheduler.limits.hints_per_s)
         try:
             for message in requests:
                 if isinstance(message, pb.Up) and message.WhichOneof("kind") == "cancel":
@@ -398,7 +385,7 @@ class Service:
         except Exception as error:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
             log.debug("a client went away: %s", type(error).__name__)
 
-    def _checked_hint(self, message: pb.Up | ValueError, rate: _Rate) -> pb.Hint:
+    def _checked_hint(self, message: pb.Up | ValueError, rate: Rate) -> pb.Hint:
         limits = self._scheduler.limits
         if isinstance(message, ValueError):
             raise message

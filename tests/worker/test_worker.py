@@ -36,8 +36,8 @@ from sllm.cli.slow_link import Link
 from sllm.engine import gguf
 from sllm.wire import auth
 from sllm.wire.protocol import CHANNEL_OPTIONS, PROTOCOL, method, pb, size_limit
+from sllm.worker.rate import Rate
 from sllm.worker.server import Limits, Worker
-from sllm.worker.service import _Rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -549,7 +549,7 @@ def test_a_text_that_is_opened_again_replaces_itself(draft_model: Model, state: 
 
 def test_the_rate_of_hints_allows_for_bursts() -> None:
     began = time.monotonic()
-    rate = _Rate(50)
+    rate = Rate(50)
     n = 0
     while rate.take():
         n += 1
