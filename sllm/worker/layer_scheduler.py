@@ -23,6 +23,8 @@ from sllm.engine.params import context_length
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import BusyError, ClosedError, ContextFullError, SllmError
 from sllm.worker.passes import PassLoop, Slot
+from sllm.worker.token_file import DEFAULT_NAME
+from sllm.worker.users import Account
 
 if TYPE_CHECKING:
     import os
@@ -94,6 +96,7 @@ class LayerSequence:
 
     Attributes:
         slot: where its memory is.
+        account: of the user whose sequence it is, and ``user``, that one's name.
         n_kept: positions that were in memory when it began.
         pending: requests that no pass has taken.
         ended: why it has ended; None: it has not.
@@ -107,8 +110,11 @@ class LayerSequence:
         slot: LayerSlot,
         sampling: SamplingParams | None,
         text_start: int,
+        account: Account,
     ) -> None:
         self._scheduler = scheduler
+        self.account = account
+        self.user = account.name
         self.sequence_id = sequence_id
         self.slot = slot
         self.sampling = sampling
@@ -140,11 +146,13 @@ class LayerSequence:
         Raises:
             ValueError: a position that leaves a gap, no rows, or a wrong number of tokens.
             ContextFullError: no room for them.
+            BusyError: the user has had its tokens of this minute.
 
         """
         if self._is_over():
             return  # others may use other layers by now
         self._check(request)
+        self.account.check_rate()
         n, size = len(request.hidden), request.hidden.nbytes
 
         def room() -> bool:
@@ -266,19 +274,24 @@ class LayerSlot(Slot["LayerSequence"]):
 
     Attributes:
         sequence_id: whose memory it holds; 0: nobody's, or that of one who will not return.
+        user: whose sequence that is; another's may have the same number.
         length: positions in memory.
         busy: a pass writes to it, perhaps for a stream that has ended meanwhile.
 
     """
 
     sequence_id: int = 0
+    user: str = ""
     length: int = 0
     busy: bool = False
 
     def holds(self, sequence: LayerSequence) -> bool:
         """Whether the memory is that of this stream, or of a later one of the same sequence."""
-        same = sequence.sequence_id != 0 and sequence.sequence_id == self.sequence_id
-        return self.owner is sequence or same
+        return self.owner is sequence or self.is_of(sequence.sequence_id, sequence.user)
+
+    def is_of(self, sequence_id: int, user: str) -> bool:
+        """Whether the memory is that of this sequence."""
+        return sequence_id != 0 and (sequence_id, user) == (self.sequence_id, self.user)
 
 
 class LayerScheduler(PassLoop[LayerSequence]):
@@ -393,18 +406,22 @@ class LayerScheduler(PassLoop[LayerSequence]):
         sequence_id: int,
         sampling: SamplingParams | None = None,
         text_start: int = 0,
+        account: Account | None = None,
     ) -> LayerSequence:
-        """Start a sequence, or go on with one whose memory is kept.
+        """Start a sequence, or go on with one of the same user (``account``) whose memory is kept.
 
         Raises:
             ValueError: no such layers here.
-            BusyError: no slot is free, or other clients use other layers.
+            BusyError: no slot is free, other clients use other layers, or the user has what it may.
             ClosedError: the worker is ending, or cannot go on.
 
         """
+        account = account or Account(DEFAULT_NAME)
         if sampling is not None:
             self._check_sampling(sampling, text_start)
-        sequence = self._begin(key, sequence_id, sampling, text_start)
+            account.check_prompt(0, sampling.grammar)
+        account.check_rate()
+        sequence = self._begin(key, sequence_id, sampling, text_start, account)
         found = self._range
         if sampling is not None and found is not None and key.output:
             try:
@@ -415,7 +432,12 @@ class LayerScheduler(PassLoop[LayerSequence]):
         return sequence
 
     def _begin(
-        self, key: RangeKey, sequence_id: int, sampling: SamplingParams | None, text_start: int
+        self,
+        key: RangeKey,
+        sequence_id: int,
+        sampling: SamplingParams | None,
+        text_start: int,
+        account: Account,
     ) -> LayerSequence:
         if self.fixed is not None and (key.start, key.stop) != self.fixed:
             own = RangeKey(*self.fixed, output=False)
@@ -430,7 +452,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
                     break
                 self._changed.wait()
             else:
-                return self._start(sequence_id, sampling, text_start)
+                return self._start(sequence_id, sampling, text_start, account)
         try:
             with self._loading:
                 self._load(key)
@@ -443,7 +465,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
             self._switching = False
             self._changed.notify_all()
             self._check_open()
-            return self._start(sequence_id, sampling, text_start)
+            return self._start(sequence_id, sampling, text_start, account)
 
     def _check_sampling(self, sampling: SamplingParams, text_start: int) -> None:
         self.limits.check_grammar(sampling.grammar)
@@ -460,24 +482,28 @@ class LayerScheduler(PassLoop[LayerSequence]):
             raise BusyError(f"the worker serves {self._key} to others at the moment, not {key}")
         return True
 
-    def _start(self, sequence_id: int, sampling: SamplingParams | None, text_start: int) -> LayerSequence:
+    def _start(
+        self, sequence_id: int, sampling: SamplingParams | None, text_start: int, account: Account
+    ) -> LayerSequence:
         """A stream in a slot, as soon as no pass writes to that any more."""
-        slot = self._place(sequence_id)
+        others = [s for s in self.running() if s.user == account.name and s.sequence_id != sequence_id]
+        account.check_sessions(len(others))
+        slot = self._place(sequence_id, account.name)
         expired = slot.owner is None and time.monotonic() - slot.freed > self.limits.keep_seconds
-        sequence = LayerSequence(self, sequence_id, slot, sampling, text_start)
+        sequence = LayerSequence(self, sequence_id, slot, sampling, text_start, account)
         slot.owner = sequence
-        if sequence_id == 0 or slot.sequence_id != sequence_id or expired:
-            slot.sequence_id, slot.length = sequence_id, 0
+        if not slot.is_of(sequence_id, account.name) or expired:
+            slot.sequence_id, slot.user, slot.length = sequence_id, account.name, 0
         self._changed.wait_for(lambda: not slot.busy)
         sequence.n_kept = sequence.next_pos = slot.length
         self.stats.sessions_total += 1
         self.stats.reused_tokens += slot.length
         return sequence
 
-    def _place(self, sequence_id: int) -> LayerSlot:
+    def _place(self, sequence_id: int, user: str) -> LayerSlot:
         """A slot for a sequence: its own, an empty one, or the one that was left longest ago."""
         for slot in self._slots:
-            if sequence_id and slot.sequence_id == sequence_id:
+            if slot.is_of(sequence_id, user):
                 if slot.owner is not None:  # its client has lost that stream
                     slot.owner.end("superseded")
                 return slot
@@ -611,6 +637,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
         for (sequence, _), answer in zip(batch, answers, strict=True):
             n_tokens = answer.n_accepted + 1 if answer.tokens else 0
             self.stats.count_commit(n_tokens, answer.n_verified, answer.n_accepted)
+            sequence.account.spend(answer.n_rows)
             sequence.tell(replace(answer, seconds=seconds))
 
     def _pass(self, batch: Batch) -> list[LayerAnswer]:
