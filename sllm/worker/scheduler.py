@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sllm.draft.confidence import UNKNOWN_PROB
-from sllm.draft.length import PassTimes
 from sllm.engine.arrays import common_prefix
 from sllm.engine.mtp import Heads
 from sllm.errors import BusyError, CancelledError, ContextFullError, SllmError
 from sllm.worker.own_draft import HeadsDraft, Job, OwnDraft
 from sllm.worker.passes import PassLoop
 from sllm.worker.session import MAX_HINT_ROWS, Committed, Finished, Opened, Scored, Session, TextSlot
+from sllm.worker.sharing import AWAY_SECONDS, Shares
 from sllm.worker.token_file import DEFAULT_NAME
 from sllm.worker.users import Account
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from sllm.draft.length import PassTimes
     from sllm.engine.context import Context
     from sllm.engine.sampling import SamplingParams
     from sllm.worker.passes import Limits
@@ -69,7 +70,7 @@ class Scheduler(PassLoop[Session]):
         self._draft: OwnDraft | None = None
         if draft is not None:
             self._draft = HeadsDraft(draft) if isinstance(draft, Heads) else OwnDraft(draft)
-        self._times = PassTimes()
+        self._shares = Shares()
         self._slots: list[TextSlot] = [TextSlot(i) for i in range(limits.sessions)]
         self._queue: deque[Session] = deque()
         self._turn = 0  # which prompt the next chunk begins with
@@ -191,12 +192,13 @@ class Scheduler(PassLoop[Session]):
         self._admit()
         # 3. Compute one chunk of the prompts.
         prompts = [s for s in self._slots if s.owner is not None and s.owner.n_to_compute > 0]
-        if prompts:
-            self._compute_prompts(prompts)
+        n_rows = self._prompt_rows(prompts) if prompts else 0
+        if n_rows > 0:
+            self._compute_prompts(prompts, n_rows)
         # 4. One pass for all sessions that may go on.
         jobs = self._ready()
         if jobs:
-            self._pass(jobs)
+            self._pass(jobs, len(prompts))
         if prompts or jobs:
             self._n_failures = 0
             return True
@@ -338,11 +340,20 @@ class Scheduler(PassLoop[Session]):
 
     # ---- 3. prompts
 
-    def _compute_prompts(self, slots: list[TextSlot]) -> None:
-        # 1. A fair share of the budget to each prompt, beginning with another one each time.
+    def _prompt_rows(self, slots: list[TextSlot]) -> int:
+        """How many tokens of these prompts are computed before the next pass."""
+        n_left = sum(slot.owner.n_to_compute for slot in slots if slot.owner is not None)
+        n_ready = len(self._ready())
+        since = time.monotonic() - AWAY_SECONDS
+        writing = [s for s in self.running() if s.n_to_compute == 0]
+        n_away = sum(s.heard > since for s in writing if s.waits_for_client(self.n_vocab))
+        return self._shares.prompt_rows(len(slots), n_ready, n_away, min(n_left, self.limits.prefill))
+
+    def _compute_prompts(self, slots: list[TextSlot], n_rows: int) -> None:
+        # 1. A fair share of the rows to each prompt, beginning with another one each time.
         first = self._turn % len(slots)
         self._turn += 1
-        chunks = _shares(slots[first:] + slots[:first], self.limits.prefill)
+        chunks = _shares(slots[first:] + slots[:first], n_rows)
         # 2. Compute: prompts of texts together, what is scored one by one.
         began = time.perf_counter()
         scored = [one for one in chunks if one[1].scores_next]
@@ -363,6 +374,7 @@ class Scheduler(PassLoop[Session]):
         # 3. Account, and tell the sessions whose prompt is whole.
         seconds = time.perf_counter() - began
         self.stats.busy_seconds += seconds
+        self._shares.observe_prompts(sum(len(chunk) for _, _, chunk in chunks), seconds)
         for _, session, chunk in chunks:
             session.account.spend(len(chunk))
             session.n_computed += len(chunk)
@@ -398,11 +410,11 @@ class Scheduler(PassLoop[Session]):
                 jobs.append(Job(slot, session, hint, hint_id))
         return jobs
 
-    def _pass(self, jobs: list[Job]) -> None:
+    def _pass(self, jobs: list[Job], n_prompts: int) -> None:
         began = time.perf_counter()
         # 1. How many hinted tokens of each session are worth checking?
         counts = rows_to_check(
-            self._times,
+            self._shares.passes,
             [len(job.hint) for job in jobs],
             [job.session.confidence.acceptance for job in jobs],
         )
@@ -413,14 +425,15 @@ class Scheduler(PassLoop[Session]):
         draft_seconds = 0.0
         if self._draft is not None:
             own, draft_seconds = self._draft.propose(jobs)
-        # 3. Not more rows than the context selects from at once.
-        _shorten(jobs, self._context.n_outputs_max)
+        # 3. Not more rows than the context selects from at once, nor than are fair to the others.
+        n_most = self._context.n_outputs_max
+        _shorten(jobs, self._shares.pass_rows(len(jobs), n_prompts, draft_seconds, n_most))
         # 4. One pass of the model verifies all drafts, and selects a token after each accepted one.
         verdicts = self._verify(jobs)
         # 5. What did it cost?
         seconds = self._pass_time(began)
         n_rows = len(jobs) + sum(len(job.draft) for job in jobs)
-        self._times.add(n_rows, seconds - draft_seconds)
+        self._shares.observe_pass(n_rows, seconds, draft_seconds, n_texts=len(jobs), n_prompts=n_prompts)
         self.stats.count_pass(n_rows, seconds)
         # 6. Learn from the verdicts, commit their tokens, tell the clients.
         for job, verdict in zip(jobs, verdicts, strict=True):

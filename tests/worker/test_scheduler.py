@@ -798,6 +798,8 @@ def test_passes_that_fail_end_their_sessions_and_in_the_end_the_scheduler(
         {"max_grammar": -1},
         {"idle_seconds": -0.1},
         {"keep_seconds": math.nan},
+        {"queue_seconds": -1.0},
+        {"queue_seconds": math.nan},
         {"backlog": 0},
         {"prefill": 0},
     ],
