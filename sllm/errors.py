@@ -123,7 +123,11 @@ class CancelledError(SllmError, RuntimeError):
 
 
 class BusyError(SllmError, RuntimeError):
-    """A second thread entered an object that serves one thread at a time.
+    """A second thread entered an object that serves one thread at a time; or a worker has no place for a text
+    at the moment, or the user of a token has used up what it may.
+
+    Attributes:
+        retry_after: seconds until trying again may help, where that is known; else None.
 
     Examples:
         >>> with sllm.LocalTarget(sllm.embedded.DRAFT) as target:
@@ -135,6 +139,8 @@ class BusyError(SllmError, RuntimeError):
         this target has a generation open
 
     """
+
+    retry_after: float | None = None
 
 
 class ClosedError(SllmError, ValueError):

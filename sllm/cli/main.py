@@ -41,6 +41,10 @@ _COMMANDS = {
     "run": ("sllm.cli.run", "Write the text that follows a prompt."),
     "ask": ("sllm.cli.ask", "Answer a request here or in a cloud, by tiers."),
     "worker": ("sllm.cli.worker", "Serve a model to clients over the network."),
+    "worker token": (
+        "sllm.cli.worker_token",
+        "Add, limit, rotate and revoke the tokens of a worker's users.",
+    ),
     "rpc-server": ("sllm.cli.rpc_server", "Serve this machine's devices by ggml's RPC, on loopback."),
     "status": ("sllm.cli.status", "Show what a worker is doing."),
     "ping": ("sllm.cli.ping", "Measure the link to a worker and show what it offers."),
@@ -90,7 +94,10 @@ def _parser(named: str | None) -> Parser:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     # No option before the command takes a value, so the command is the first word that is not an option.
-    named = next((word for word in argv if not word.startswith("-")), None)
+    at = next((i for i, word in enumerate(argv) if not word.startswith("-")), len(argv))
+    if " ".join(argv[at : at + 2]) in _COMMANDS:  # of two words
+        argv = [*argv[:at], " ".join(argv[at : at + 2]), *argv[at + 2 :]]
+    named = argv[at] if at < len(argv) else None
     parser = _parser(named)
     args, left = parser.parse_known_args(argv)
     if left and isinstance(getattr(args, "prompt", None), list) and not any(w.startswith("-") for w in left):

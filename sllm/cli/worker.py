@@ -28,9 +28,11 @@ from sllm.cli.arguments import (
 )
 from sllm.cli.console import CommandError, count, one_line
 from sllm.cli.signals import INTERRUPTED, ending_signals
+from sllm.cli.worker_token import tokens_path
 from sllm.engine import exact, hub
 from sllm.wire import auth
 from sllm.worker.server import Limits, Worker
+from sllm.worker.token_file import FILE_NAME
 
 if TYPE_CHECKING:
     import os
@@ -121,6 +123,12 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="holds the token that clients must know; made if it does not exist (default: one in --state)",
     )
+    network.add_argument(
+        "--tokens",
+        metavar="FILE",
+        help="further tokens, with names and limits, which `sllm worker token` writes; the file is watched"
+        f" (default: {FILE_NAME} in --state)",
+    )
     network.add_argument("--cert", metavar="FILE", help="a certificate chain, PEM (default: one of our own)")
     network.add_argument("--key", metavar="FILE", help="its key, PEM")
     network.add_argument(
@@ -129,6 +137,11 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         help="where token and certificate are kept (default: $SLLM_STATE, or sllm in your state folder)",
     )
     network.add_argument("--insecure", action="store_true", help="no TLS, no token; loopback only")
+    network.add_argument(
+        "--no-print-line",
+        action="store_true",
+        help="keep the sllm:// line, which holds the token, off stdout (it may end in a log)",
+    )
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
@@ -139,6 +152,22 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
     limits.add_argument(
         "--queue", metavar="N", type=whole(0), default=queue, help=f"texts that may wait {DEFAULT}"
+    )
+    seconds = number(above_zero=True)
+    limits.add_argument(
+        "--queue-seconds",
+        metavar="SECONDS",
+        type=seconds,
+        default=Limits.queue_seconds,
+        help=f"how long a text waits for a place before it is refused {DEFAULT}",
+    )
+    limits.add_argument(
+        "--idle-seconds",
+        metavar="SECONDS",
+        type=seconds,
+        default=Limits.idle_seconds,
+        help="how long a text keeps its place while its client asks for nothing or reads nothing; altogether,"
+        f" where others wait for one {DEFAULT}",
     )
     limits.add_argument(
         "--n-ctx",
@@ -172,9 +201,11 @@ def run(args: argparse.Namespace, out: Output) -> int:
     name = embedded.TARGET if args.model is None else args.model
     with ExitStack() as stack:
         network = {"host": host, "port": port, "certificate": certificate, "token": token}
+        network["tokens"] = None if args.insecure else tokens_path(args.tokens, args.state)
         serving = _open(args, name, network, out, stack)
         with ending_signals(watch_stdin=args.until_eof) as received:
-            out.line(_public(serving.address, host, args.public).uri)
+            if not args.no_print_line:
+                out.line(_public(serving.address, host, args.public).uri)
             _introduce(serving, Path(name).name, args, out)
             while (signal_number := received(1.0)) is None:
                 if serving.failed:
@@ -202,6 +233,8 @@ def _open(
     limits = Limits(
         sessions=args.sessions,
         queue=args.queue,
+        queue_seconds=args.queue_seconds,
+        idle_seconds=args.idle_seconds,
         max_prompt=args.max_prompt,
         max_grammar=0 if args.no_grammars else Limits.max_grammar,
     )
@@ -241,7 +274,7 @@ def _check_address(host: str, port: int, args: argparse.Namespace) -> None:
         if not (hosts.is_loopback(host) and hosts.is_loopback(public)):
             where = host if not hosts.is_loopback(host) else public
             raise CommandError(f"--insecure is for loopback alone, and {where} is not; leave it out")
-        if args.token_file is not None or args.cert is not None:
+        if any(given is not None for given in (args.token_file, args.tokens, args.cert)):
             raise CommandError("--insecure means neither a token nor a certificate; leave it out")
     endpoint = hosts.host_port(host, port)
     try:
@@ -301,6 +334,11 @@ def _introduce(serving: Worker, name: str, args: argparse.Namespace, out: Output
         out.note(
             "sllm: warning: --insecure: no TLS and no token; every program on this machine can use the"
             " worker and read what its clients write"
+        )
+    elif args.no_print_line:
+        out.note(
+            "sllm: the sllm:// line is not printed; one for a client is what"
+            " `sllm worker token add NAME --public HOST:PORT` prints"
         )
     else:
         out.note(

@@ -48,6 +48,11 @@ class PassTimes:
         self._medians[count] = median(times) if len(times) > 2 else min(times)
         self._times = {}
 
+    @property
+    def seen(self) -> bool:
+        """Whether any pass was seen."""
+        return bool(self._counts)
+
     def known(self, count: int) -> bool:
         """Whether a pass of ``count`` rows was seen."""
         return count in self._medians

@@ -102,6 +102,7 @@ class ResumableStream:
         self._on_change = on_change
         self._outage = _Outage(link, self.stopped, stats)
         self._answered = False  # the worker has sent something in this call
+        self._progressed = False  # something new has come, in any call
         self._end_outgoing: Callable[[], object] = _nothing
         self._thread: threading.Thread | None = None
 
@@ -120,7 +121,9 @@ class ResumableStream:
         Raises:
             StoppedError: :meth:`stop` was called.
             RemoteError: the link is lost, for longer than the deadline or with ``on_loss="raise"``.
-            BusyError: the worker has no place for a new stream. (One that had a place waits for another.)
+            BusyError: the worker has no place for a new stream, or its user has had what it may. One that had
+                got something waits until it may go on, unless that is not before the deadline, or with
+                ``on_loss="raise"``.
             ClosedError, AuthError, OtherModelError: the link cannot be renewed any more.
             Exception: what the worker refused with, and whatever else ``attempt`` raises.
 
@@ -132,7 +135,7 @@ class ResumableStream:
             while True:
                 if self.stopped.is_set():
                     raise StoppedError
-                busy = False
+                refusal: BusyError | None = None
                 try:
                     return self._checked(attempt, channel)
                 except RetryError:
@@ -141,13 +144,13 @@ class ResumableStream:
                 except StreamLostError as error:
                     reason = str(error)
                 except BusyError as error:
-                    if not self.lost:
+                    if self._on_loss == "raise" or not (self.lost or self._progressed):
                         raise
-                    busy, reason = True, str(error)
+                    refusal, reason = error, str(error)
                 self._mark_lost(reason)
                 # Whatever the reason, an address where not even the call was answered is tried last.
                 elsewhere = not self._answered
-                channel = self._outage.wait_and_retry(channel, reason, busy=busy, elsewhere=elsewhere)
+                channel = self._outage.wait_and_retry(channel, reason, refusal, elsewhere=elsewhere)
         finally:
             if self.call is None and self._thread is None:
                 link.streams.discard(self)
@@ -214,6 +217,7 @@ class ResumableStream:
 
     def progress(self) -> None:
         """Something new has come over the link: the deadline begins anew."""
+        self._progressed = True
         self._outage.progress()
 
     def _mark_lost(self, reason: str) -> None:
@@ -314,19 +318,20 @@ class _Outage:
         self._pause = FIRST_PAUSE
 
     def wait_and_retry(
-        self, channel: grpc.Channel, reason: str, *, busy: bool, elsewhere: bool
+        self, channel: grpc.Channel, reason: str, refusal: BusyError | None = None, *, elsewhere: bool
     ) -> grpc.Channel:
         """A channel to try, after a pause.
 
         Args:
             channel: the one that failed.
             reason: why.
-            busy: the link is there, but the worker has no place yet.
+            refusal: the link is there, but the worker takes the stream only later.
             elsewhere: where there are several addresses, the one in use is tried last.
 
         Raises:
             StoppedError: the stream is not wanted any more.
             RemoteError: the deadline has passed.
+            BusyError: ``refusal``, where it says that trying again is of no use before the deadline.
             ClosedError, AuthError, OtherModelError: further attempts are of no use.
 
         """
@@ -334,13 +339,16 @@ class _Outage:
         assert self._lost_since is not None
         while True:
             left = link.deadline - self._seconds - (time.monotonic() - self._lost_since)
+            later = 0.0 if refusal is None else refusal.retry_after or 0.0
+            if refusal is not None and left <= later:
+                raise refusal
             if left <= 0:
                 raise RemoteError(f"{link.endpoint} was out of reach for {link.deadline:g} seconds: {reason}")
             # Jittered, so that the clients of a worker that returns do not all come at once.
-            if self._stopped.wait(min(self._pause * random.uniform(0.5, 1.0), left)):
+            if self._stopped.wait(min(later + self._pause * random.uniform(0.5, 1.0), left)):
                 raise StoppedError
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-            if busy:
+            if refusal is not None:
                 return channel  # others may be using it
             try:
                 return link.renew(channel, max(0.2, min(left, link.timeout, 5.0)), elsewhere=elsewhere)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import hmac
 import secrets
 import socket
 import ssl
@@ -39,9 +38,10 @@ __all__ = [
     "client_credentials",
     "fetch_certificate",
     "fingerprint",
+    "header_digest",
     "load_or_make_certificate",
     "load_or_make_token",
-    "same_token",
+    "token_digest",
 ]
 
 
@@ -137,13 +137,22 @@ def bearer(token: str | None) -> tuple[tuple[str, str], ...]:
     return () if token is None else (("authorization", f"Bearer {token}"),)
 
 
-def same_token(header: str | bytes | None, token: str) -> bool:
-    """Whether an ``authorization`` header carries this token; takes as long for every wrong one."""
+def token_digest(token: str) -> str:
+    """SHA-256 of a token, hex: what a worker keeps of one. Tokens are made at random, so none can be guessed
+    from its hash.
+    """
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def header_digest(header: str | bytes | None) -> str:
+    """The :func:`token_digest` of the token in an ``authorization`` header; empty where it carries none.
+
+    Tokens are compared by their hashes (:func:`hmac.compare_digest`): for some lengths of a token itself the
+    comparison would take longer than for others.
+    """
     given = header.encode("utf-8", "replace") if isinstance(header, str) else header or b""
-    # Hashed first: compare_digest takes longer for some lengths than for others.
-    return hmac.compare_digest(
-        hashlib.sha256(given).digest(), hashlib.sha256(f"Bearer {token}".encode()).digest()
-    )
+    bare = given.removeprefix(b"Bearer ")
+    return hashlib.sha256(bare).hexdigest() if len(bare) < len(given) else ""
 
 
 def checked_token(token: str) -> str:

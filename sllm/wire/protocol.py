@@ -7,7 +7,7 @@ The messages are in ``sllm_pb2``, which is generated (CONTRIBUTING.md says how).
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import (
@@ -86,6 +86,9 @@ may repeat what it is about (a grammar, say).
 
 _NOT_OFFERED = "the worker does not offer"
 
+_RETRY_AFTER = "sllm-retry-after-ms"
+"""Trailing metadata of a refusal: :attr:`~sllm.BusyError.retry_after` in milliseconds."""
+
 _M = TypeVar("_M", bound="Message")
 
 
@@ -143,6 +146,8 @@ def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
             text = str(error)
             if len(text) > _MAX_DETAILS:
                 text = f"{text[:_MAX_DETAILS]} ..."
+            if isinstance(error, BusyError) and error.retry_after is not None:
+                context.set_trailing_metadata(((_RETRY_AFTER, f"{error.retry_after * 1000:.0f}"),))
             context.abort(grpc.StatusCode[code], text)
     log.error("a call failed", exc_info=error)
     context.abort(grpc.StatusCode.INTERNAL, f"the worker failed ({type(error).__name__}); see its log")
@@ -164,8 +169,18 @@ def failure(error: grpc.RpcError, endpoint: str) -> Exception | None:
         return RemoteError(f"{endpoint} is not an sllm worker: {details or 'it does not know the call'}")
     for kind, name in _REFUSALS:
         if name == code:
-            return kind(details if kind is ContextFullError else f"{endpoint}: {details}")
+            found = kind(details if kind is ContextFullError else f"{endpoint}: {details}")
+            if isinstance(found, BusyError):
+                found.retry_after = _retry_after(error)
+            return found
     return RemoteError(f"{endpoint}: {details} ({code.lower()})")
+
+
+def _retry_after(error: grpc.RpcError) -> float | None:
+    """What a refusal says of when to try again, in seconds; None: nothing that can be read."""
+    pairs: Any = error.trailing_metadata() or ()
+    found = dict(pairs).get(_RETRY_AFTER)
+    return int(found) / 1000 if isinstance(found, str) and found.isdecimal() and len(found) < 10 else None
 
 
 def not_offered(features: Iterable[str]) -> UnsupportedModelError:

@@ -17,12 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sllm.draft.length import PassTimes
 from sllm.engine.layers import LayerRange, open_layers
 from sllm.engine.model import Model
 from sllm.engine.params import context_length
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import BusyError, ClosedError, ContextFullError, SllmError
 from sllm.worker.passes import PassLoop, Slot
+from sllm.worker.sharing import AWAY_SECONDS, FIRST_ROWS, ROUND, divide, most_rows
+from sllm.worker.token_file import DEFAULT_NAME
+from sllm.worker.users import Account
 
 if TYPE_CHECKING:
     import os
@@ -65,6 +69,7 @@ class LayerRequest:
         silent: the hidden states that come out are not needed.
         tokens: with an output, those of the rows.
         n_select: with an output, the last so many rows are the text's last token and drafted ones.
+        before: of a request that is computed in parts, what the parts before this one came to.
 
     """
 
@@ -73,6 +78,13 @@ class LayerRequest:
     silent: bool = False
     tokens: tuple[int, ...] = ()
     n_select: int = 0
+    before: tuple[LayerAnswer, ...] = ()
+
+    def split(self, n: int) -> tuple[LayerRequest, LayerRequest]:
+        """The first ``n`` rows, none of which is to be selected after, and the others."""
+        first = replace(self, hidden=self.hidden[:n], tokens=self.tokens[:n], n_select=0)
+        rest = replace(self, pos=self.pos + n, hidden=self.hidden[n:], tokens=self.tokens[n:])
+        return first, rest
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,18 @@ class LayerAnswer:
     n_verified: int
     seconds: float
 
+    def after(self, before: tuple[LayerAnswer, ...]) -> LayerAnswer:
+        """The answer to a whole request, of which this is the last part."""
+        if not before:
+            return self
+        seconds = self.seconds + sum(part.seconds for part in before)
+        n_rows = self.n_rows + sum(part.n_rows for part in before)
+        if self.tokens:
+            return replace(self, n_rows=n_rows, seconds=seconds)
+        parts = [part.hidden for part in (*before, self) if part.hidden is not None]
+        hidden = np.concatenate(parts) if parts else None
+        return replace(self, pos=before[0].pos, n_rows=n_rows, hidden=hidden, seconds=seconds)
+
 
 class LayerSequence:
     """The stream of one sequence. Its client's side may be used from any thread: :meth:`submit`,
@@ -94,6 +118,7 @@ class LayerSequence:
 
     Attributes:
         slot: where its memory is.
+        account: of the user whose sequence it is, and ``user``, that one's name.
         n_kept: positions that were in memory when it began.
         pending: requests that no pass has taken.
         ended: why it has ended; None: it has not.
@@ -107,8 +132,11 @@ class LayerSequence:
         slot: LayerSlot,
         sampling: SamplingParams | None,
         text_start: int,
+        account: Account,
     ) -> None:
         self._scheduler = scheduler
+        self.account = account
+        self.user = account.name
         self.sequence_id = sequence_id
         self.slot = slot
         self.sampling = sampling
@@ -118,6 +146,10 @@ class LayerSequence:
         self.pending: deque[LayerRequest] = deque()
         self.ended: str | None = None
         self.turn = 0  # the pass that it was in last
+        self.heard = time.monotonic()  # when it asked for something last
+        self._answered = self.heard  # when its client had all that it had asked for
+        self._waited = 0.0  # seconds before that in which it had asked for nothing
+        self._rest: LayerRequest | None = None  # of the one that is being computed
         self.handed: float | None = None  # when its client's side took the answer that it is sending
         self.on_stuck: Callable[[], object] = lambda: None
         """Called when an answer could not be sent for the idle time: the client does not read."""
@@ -140,11 +172,13 @@ class LayerSequence:
         Raises:
             ValueError: a position that leaves a gap, no rows, or a wrong number of tokens.
             ContextFullError: no room for them.
+            BusyError: the user has had its tokens of this minute.
 
         """
         if self._is_over():
             return  # others may use other layers by now
         self._check(request)
+        self.account.check_rate()
         n, size = len(request.hidden), request.hidden.nbytes
 
         def room() -> bool:
@@ -156,6 +190,9 @@ class LayerSequence:
             if self._is_over():
                 return
             self.next_pos = request.pos + n
+            self.heard = time.monotonic()
+            if not self._sizes:
+                self._waited += self.heard - self._answered
             self._sizes.append(size)
             self.pending.append(request)
         self._scheduler.wake()
@@ -223,6 +260,7 @@ class LayerSequence:
             with self._changed:
                 self.handed = None
                 self._sizes.popleft()
+                self._answered = time.monotonic()
                 self._changed.notify_all()
         self._scheduler.let_go(self, keep=True)
 
@@ -245,10 +283,31 @@ class LayerSequence:
                 self.ended = reason
             self._changed.notify_all()
 
-    def take(self) -> LayerRequest | None:
-        """The next request."""
+    def waited(self) -> float:
+        """Seconds, altogether, in which its client has asked for nothing; 0 where it has now."""
         with self._changed:
-            return self.pending.popleft() if self.pending and self.ended is None else None
+            return 0.0 if self._sizes else self._waited + time.monotonic() - self._answered
+
+    def take(self, n_rows: int) -> LayerRequest | None:
+        """The next request; the first ``n_rows`` of it where they are fewer and it can be split there."""
+        with self._changed:
+            if not self.pending or self.ended is not None:
+                return None
+            request = self.pending.popleft()
+            n_known = len(request.hidden) - request.n_select
+            if n_rows >= len(request.hidden) or n_known == 0:
+                self._rest = None
+                return request
+            first, self._rest = request.split(min(n_rows, n_known))
+            return first
+
+    def put_back(self, done: LayerAnswer) -> bool:
+        """Let the rest of a request that was split be next; whether there is one."""
+        with self._changed:
+            rest, self._rest = self._rest, None
+            if rest is not None:
+                self.pending.appendleft(replace(rest, before=(*rest.before, done)))
+            return rest is not None
 
     def tell(self, answer: LayerAnswer | Exception) -> None:
         """Hand an answer to the client's side."""
@@ -266,19 +325,24 @@ class LayerSlot(Slot["LayerSequence"]):
 
     Attributes:
         sequence_id: whose memory it holds; 0: nobody's, or that of one who will not return.
+        user: whose sequence that is; another's may have the same number.
         length: positions in memory.
         busy: a pass writes to it, perhaps for a stream that has ended meanwhile.
 
     """
 
     sequence_id: int = 0
+    user: str = ""
     length: int = 0
     busy: bool = False
 
     def holds(self, sequence: LayerSequence) -> bool:
         """Whether the memory is that of this stream, or of a later one of the same sequence."""
-        same = sequence.sequence_id != 0 and sequence.sequence_id == self.sequence_id
-        return self.owner is sequence or same
+        return self.owner is sequence or self.is_of(sequence.sequence_id, sequence.user)
+
+    def is_of(self, sequence_id: int, user: str) -> bool:
+        """Whether the memory is that of this sequence."""
+        return sequence_id != 0 and (sequence_id, user) == (self.sequence_id, self.user)
 
 
 class LayerScheduler(PassLoop[LayerSequence]):
@@ -321,6 +385,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
         self._loading = threading.RLock()
         self._switching = False  # somebody is about to load other layers
         self._n_turns = 0
+        self._times = PassTimes()  # of the range in use
         if layers is not None:
             self._load(
                 RangeKey(*layers, output=layers[1] == self.file.n_layer and self.file.output is not None)
@@ -382,7 +447,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
             )
             self._stack = stack.pop_all()
         self._slots = [LayerSlot(i) for i in range(n_seq)]
-        self._key, self._range = key, made
+        self._key, self._range, self._times = key, made, PassTimes()
         log.info("serving %s of %s", key, self.file.paths[0].name)
 
     # ---- for the network's side
@@ -393,18 +458,22 @@ class LayerScheduler(PassLoop[LayerSequence]):
         sequence_id: int,
         sampling: SamplingParams | None = None,
         text_start: int = 0,
+        account: Account | None = None,
     ) -> LayerSequence:
-        """Start a sequence, or go on with one whose memory is kept.
+        """Start a sequence, or go on with one of the same user (``account``) whose memory is kept.
 
         Raises:
             ValueError: no such layers here.
-            BusyError: no slot is free, or other clients use other layers.
+            BusyError: no slot is free, other clients use other layers, or the user has what it may.
             ClosedError: the worker is ending, or cannot go on.
 
         """
+        account = account or Account(DEFAULT_NAME)
         if sampling is not None:
             self._check_sampling(sampling, text_start)
-        sequence = self._begin(key, sequence_id, sampling, text_start)
+            account.check_prompt(0, sampling.grammar)
+        account.check_rate()
+        sequence = self._begin(key, sequence_id, sampling, text_start, account)
         found = self._range
         if sampling is not None and found is not None and key.output:
             try:
@@ -415,7 +484,12 @@ class LayerScheduler(PassLoop[LayerSequence]):
         return sequence
 
     def _begin(
-        self, key: RangeKey, sequence_id: int, sampling: SamplingParams | None, text_start: int
+        self,
+        key: RangeKey,
+        sequence_id: int,
+        sampling: SamplingParams | None,
+        text_start: int,
+        account: Account,
     ) -> LayerSequence:
         if self.fixed is not None and (key.start, key.stop) != self.fixed:
             own = RangeKey(*self.fixed, output=False)
@@ -430,7 +504,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
                     break
                 self._changed.wait()
             else:
-                return self._start(sequence_id, sampling, text_start)
+                return self._start(sequence_id, sampling, text_start, account)
         try:
             with self._loading:
                 self._load(key)
@@ -443,7 +517,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
             self._switching = False
             self._changed.notify_all()
             self._check_open()
-            return self._start(sequence_id, sampling, text_start)
+            return self._start(sequence_id, sampling, text_start, account)
 
     def _check_sampling(self, sampling: SamplingParams, text_start: int) -> None:
         self.limits.check_grammar(sampling.grammar)
@@ -460,29 +534,40 @@ class LayerScheduler(PassLoop[LayerSequence]):
             raise BusyError(f"the worker serves {self._key} to others at the moment, not {key}")
         return True
 
-    def _start(self, sequence_id: int, sampling: SamplingParams | None, text_start: int) -> LayerSequence:
+    def _start(
+        self, sequence_id: int, sampling: SamplingParams | None, text_start: int, account: Account
+    ) -> LayerSequence:
         """A stream in a slot, as soon as no pass writes to that any more."""
-        slot = self._place(sequence_id)
+        others = [s for s in self.running() if s.user == account.name and s.sequence_id != sequence_id]
+        account.check_sessions(len(others))
+        slot = self._place(sequence_id, account.name)
         expired = slot.owner is None and time.monotonic() - slot.freed > self.limits.keep_seconds
-        sequence = LayerSequence(self, sequence_id, slot, sampling, text_start)
+        sequence = LayerSequence(self, sequence_id, slot, sampling, text_start, account)
         slot.owner = sequence
-        if sequence_id == 0 or slot.sequence_id != sequence_id or expired:
-            slot.sequence_id, slot.length = sequence_id, 0
+        if not slot.is_of(sequence_id, account.name) or expired:
+            slot.sequence_id, slot.user, slot.length = sequence_id, account.name, 0
         self._changed.wait_for(lambda: not slot.busy)
         sequence.n_kept = sequence.next_pos = slot.length
         self.stats.sessions_total += 1
         self.stats.reused_tokens += slot.length
         return sequence
 
-    def _place(self, sequence_id: int) -> LayerSlot:
-        """A slot for a sequence: its own, an empty one, or the one that was left longest ago."""
+    def _place(self, sequence_id: int, user: str) -> LayerSlot:
+        """A slot for a sequence: its own, an empty one, the one that was left longest ago, or that of a
+        client who has done nothing with it for the idle time, all such times taken together.
+        """
         for slot in self._slots:
-            if sequence_id and slot.sequence_id == sequence_id:
+            if slot.is_of(sequence_id, user):
                 if slot.owner is not None:  # its client has lost that stream
                     slot.owner.end("superseded")
                 return slot
         free = [slot for slot in self._slots if slot.owner is None]
         if not free:
+            waits = {slot.seq_id: slot.owner.waited() for slot in self._slots if slot.owner is not None}
+            longest = max(self._slots, key=lambda slot: waits.get(slot.seq_id, 0.0))
+            if longest.owner is not None and waits[longest.seq_id] > self.limits.idle_seconds:
+                longest.owner.end("idle")  # its client sends again what is missing when it goes on
+                return longest
             self.stats.refused += 1
             raise BusyError(f"the worker serves {len(self._slots)} sequences and has no place for another")
         return min(free, key=lambda slot: (slot.sequence_id != 0, slot.freed))
@@ -549,24 +634,42 @@ class LayerScheduler(PassLoop[LayerSequence]):
         return [sequence for sequence in self.running() if sequence.ended is None]
 
     def _next_batch(self) -> Batch:
-        """One request of each sequence, as many as fit into a pass. Those that have waited through the most
-        passes come first, so that neither long nor short ones starve the others.
+        """One request of each sequence, or the beginning of it, as many rows as are fair to all. Those that
+        have waited through the most passes come first, so that neither long nor short ones starve the others.
         """
         batch: Batch = []
-        n_rows = 0
         self._n_turns += 1
         with self._changed:
-            waiting = [(s.turn, len(s.pending[0].hidden), s) for s in self._open_streams() if s.pending]
-            for _, n, sequence in sorted(waiting, key=lambda one: one[:2]):
-                if batch and n_rows + n > self.max_rows:
+            streams = self._open_streams()
+            waiting = [(s.turn, len(s.pending[0].hidden), s) for s in streams if s.pending]
+            since = time.monotonic() - AWAY_SECONDS
+            n_away = sum(s.heard > since for s in streams if not s.pending)
+            n_most = left = self._rows_of_a_pass(len(waiting), n_away)
+            waiting.sort(key=lambda one: one[:2])
+            shares = divide([n for _, n, _ in waiting], n_most)
+            for (_, _, sequence), share in zip(waiting, shares, strict=True):
+                n_select = sequence.pending[0].n_select  # its rows cannot be parted
+                if batch and max(share, n_select) > left:
                     continue
-                request = sequence.take()
+                request = sequence.take(share)
                 if request is not None:
                     sequence.turn = self._n_turns
                     sequence.slot.busy = True
                     batch.append((sequence, request))
-                    n_rows += n
+                    left -= len(request.hidden)
         return batch
+
+    def _rows_of_a_pass(self, n_waiting: int, n_away: int) -> int:
+        """How many rows the next pass may have: those of a large request must not hold up the others for
+        longer than is their due, nor one whose client may ask for something at any moment.
+        """
+        n_texts = n_waiting + n_away
+        if n_texts < 2:
+            return self.max_rows
+        if not self._times.seen:
+            return min(self.max_rows, FIRST_ROWS * n_texts)
+        seconds = n_texts * ROUND * self._times.estimate(1)
+        return most_rows(self._times, n_waiting, self.max_rows, seconds)
 
     def _goes_on(self, sequence: LayerSequence, request: LayerRequest) -> bool:
         """Whether the memory of a sequence is still what its client was told. If not, the stream ends as an
@@ -607,11 +710,16 @@ class LayerScheduler(PassLoop[LayerSequence]):
             return
         self._n_failures = 0
         seconds = self._pass_time(began)
-        self.stats.count_pass(sum(len(request.hidden) for _, request in batch), seconds)
-        for (sequence, _), answer in zip(batch, answers, strict=True):
+        n_rows = sum(len(request.hidden) for _, request in batch)
+        self.stats.count_pass(n_rows, seconds)
+        self._times.add(n_rows, seconds)
+        for (sequence, request), answer in zip(batch, answers, strict=True):
             n_tokens = answer.n_accepted + 1 if answer.tokens else 0
             self.stats.count_commit(n_tokens, answer.n_verified, answer.n_accepted)
-            sequence.tell(replace(answer, seconds=seconds))
+            sequence.account.spend(answer.n_rows)
+            done = replace(answer, seconds=seconds)
+            if not sequence.put_back(done):
+                sequence.tell(done.after(request.before))
 
     def _pass(self, batch: Batch) -> list[LayerAnswer]:
         assert self._range is not None

@@ -28,6 +28,8 @@ with needs("remote"):
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sllm.worker.users import Account, Users
+
 __all__ = ["LayerService"]
 
 FEATURES = ("layers", "status", "echo")
@@ -36,8 +38,9 @@ FEATURES = ("layers", "status", "echo")
 class LayerService:
     """The methods of ``sllm.proto`` over a :class:`LayerScheduler`."""
 
-    def __init__(self, scheduler: LayerScheduler, *, software: str) -> None:
+    def __init__(self, scheduler: LayerScheduler, users: Users, *, software: str) -> None:
         self._scheduler = scheduler
+        self._users = users
         self._software = software
         self._model_id = gguf.model_id(scheduler.file.paths[0])
         self._started = time.monotonic()
@@ -113,7 +116,7 @@ class LayerService:
         if sequence.ended in ("idle", "closing"):
             yield pb.LayersDown(done=pb.Done(reason=sequence.ended))
 
-    def _open(self, message: pb.LayersOpen) -> tuple[LayerSequence, str]:
+    def _open(self, message: pb.LayersOpen, account: Account) -> tuple[LayerSequence, str]:
         file = self._scheduler.file
         if message.model_id != self._model_id:
             raise RemoteError(f"the worker has layers of another model, {file.paths[0].name}")
@@ -125,13 +128,16 @@ class LayerService:
             message.sequence_id,
             from_sampling(message.sampling) if message.output else None,
             message.text_start,
+            account,
         )
         return sequence, message.codec
 
     def _begin(self, first: pb.LayersUp | None, context: grpc.ServicerContext) -> tuple[LayerSequence, str]:
         if first is None or first.WhichOneof("kind") != "open":
             raise ValueError("a sequence begins with LayersOpen")
-        sequence, encoding = self._open(first.open)
+        visit = self._users.visit(context)
+        sequence, encoding = self._open(first.open, visit.account)
+        visit.when_revoked(sequence.tell)
         sequence.on_stuck = context.cancel
         if not context.add_callback(sequence.detach):
             sequence.detach()  # the client is gone already

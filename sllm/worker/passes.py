@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from sllm.errors import CancelledError, ClosedError
+from sllm.errors import CancelledError, ClosedError, ContextFullError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,11 +39,13 @@ class Limits:
         max_hint: tokens of one hint.
         hints_per_s: hints of one session per second, averaged over a few seconds.
         max_grammar: bytes of a grammar; 0: grammars are refused.
-        idle_seconds: a session ends after this time if nothing is heard of it or its client reads nothing; so
+        idle_seconds: a session ends after this time in which its client has asked for nothing that can be
+            computed, or has read nothing; where others wait for a place, once such times add up to it. So
             does a call whose request does not arrive.
+        queue_seconds: a text that has waited for a place for so long is refused.
         keep_seconds: how long the memory of an ended session is kept in case it goes on.
         backlog: passes that a session may be ahead of what its client has been sent.
-        prefill: prompt tokens computed between two passes, all sessions together.
+        prefill: prompt tokens computed between two passes at most, all sessions together.
         connections: of clients that have shown a token; calls over one more are refused.
         strangers: connections of others, besides; a quarter of them may come from one address. Where there
             are more, the oldest makes room.
@@ -58,6 +60,7 @@ class Limits:
     hints_per_s: int = 1000
     max_grammar: int = 1 << 16
     idle_seconds: float = 120.0
+    queue_seconds: float = 300.0
     keep_seconds: float = 600.0
     backlog: int = 64
     prefill: int = 256
@@ -67,7 +70,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         least = {"sessions": 1, "queue": 0, "max_hint": 0, "hints_per_s": 1, "max_grammar": 0}
-        least |= {"idle_seconds": 0, "keep_seconds": 0, "backlog": 1, "prefill": 1}
+        least |= {"idle_seconds": 0, "queue_seconds": 0, "keep_seconds": 0, "backlog": 1, "prefill": 1}
         least |= {"connections": 1, "strangers": 1, "stranger_seconds": 0}
         if self.max_prompt is not None:
             least["max_prompt"] = 1
@@ -75,6 +78,18 @@ class Limits:
             value = getattr(self, name)
             if not value >= low:  # also true of NaN
                 raise ValueError(f"limits.{name} is {value!r}, expected {low} or more")
+
+    def check_prompt(self, n_tokens: int) -> None:
+        """Reject a prompt that is too long.
+
+        Raises:
+            ContextFullError: longer than ``max_prompt``.
+
+        """
+        if self.max_prompt is not None and n_tokens > self.max_prompt:
+            raise ContextFullError(
+                f"the prompt has {n_tokens} tokens, and the worker takes {self.max_prompt}"
+            )
 
     def check_grammar(self, grammar: str | None) -> None:
         """Reject a grammar that is too long.

@@ -18,19 +18,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sllm.draft.confidence import UNKNOWN_PROB
-from sllm.draft.length import PassTimes
 from sllm.engine.arrays import common_prefix
 from sllm.engine.mtp import Heads
 from sllm.errors import BusyError, CancelledError, ContextFullError, SllmError
 from sllm.worker.own_draft import HeadsDraft, Job, OwnDraft
 from sllm.worker.passes import PassLoop
 from sllm.worker.session import MAX_HINT_ROWS, Committed, Finished, Opened, Scored, Session, TextSlot
+from sllm.worker.sharing import AWAY_SECONDS, Shares
+from sllm.worker.token_file import DEFAULT_NAME
+from sllm.worker.users import Account
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
+    from sllm.draft.length import PassTimes
     from sllm.engine.context import Context
     from sllm.engine.sampling import SamplingParams
     from sllm.worker.passes import Limits
@@ -67,7 +70,7 @@ class Scheduler(PassLoop[Session]):
         self._draft: OwnDraft | None = None
         if draft is not None:
             self._draft = HeadsDraft(draft) if isinstance(draft, Heads) else OwnDraft(draft)
-        self._times = PassTimes()
+        self._shares = Shares()
         self._slots: list[TextSlot] = [TextSlot(i) for i in range(limits.sessions)]
         self._queue: deque[Session] = deque()
         self._turn = 0  # which prompt the next chunk begins with
@@ -85,21 +88,29 @@ class Scheduler(PassLoop[Session]):
         run_ahead: bool,
         text_id: int = 0,
         score_from: int | None = None,
+        account: Account | None = None,
     ) -> Session:
         """A new session that continues ``tokens``, int32 (n,), of which those from ``start`` on are generated
         text.
 
         With ``score_from``, nothing is generated: it ends with :class:`Scored`, for the tokens from there on.
-        It ends a session with the same ``text_id`` (0: none), whose client has lost it.
+        It ends a session of the same user (``account``) with the same ``text_id`` (0: none), whose client has
+        lost it.
 
         Raises:
-            BusyError: all slots and the queue are full.
+            BusyError: all slots and the queue are full, or the user has what it may.
             ContextFullError: the prompt is too long.
             ValueError: bad tokens, a bad position or a grammar that does not parse.
             ClosedError: the worker is ending.
 
         """
+        account = account or Account(DEFAULT_NAME)
         self._check_request(tokens, start, sampling, score_from)
+        # A text that has grown here and is taken up again has the prompt that it began with.
+        n_prompt = start if account.wrote(text_id, start, len(tokens)) else len(tokens)
+        self.limits.check_prompt(n_prompt)
+        account.check_prompt(n_prompt, sampling.grammar)
+        account.check_rate()
         n_ctx = self._context.n_ctx_seq
         asked_end = None if max_tokens is None else len(tokens) + max_tokens
         end = n_ctx if asked_end is None else min(asked_end, n_ctx)
@@ -114,12 +125,15 @@ class Scheduler(PassLoop[Session]):
             text_id=text_id,
             score_from=score_from,
             max_draft=self._max_draft,
+            account=account,
         )
         with self._changed:
-            lost = [s for s in [*self.running(), *self._queue] if text_id and s.text_id == text_id]
+            own = [s for s in [*self.running(), *self._queue] if s.user == session.user]
+            lost = [s for s in own if text_id and s.text_id == text_id]
             for one in lost:
                 one.end_with(Finished("cancelled"))
             self._check_open()
+            account.check_sessions(len(own) - len(lost))
             n_free = sum(s.owner is None for s in self._slots) + len(lost)
             if len(self._queue) >= self.limits.queue + n_free:
                 self.stats.refused += 1
@@ -136,11 +150,10 @@ class Scheduler(PassLoop[Session]):
         self, tokens: npt.NDArray[np.int32], start: int, sampling: SamplingParams, score_from: int | None
     ) -> None:
         n_ctx = self._context.n_ctx_seq
-        longest = min(n_ctx, self.limits.max_prompt or n_ctx)
         if len(tokens) == 0:
             raise ValueError("the prompt has no tokens")
-        if len(tokens) > longest:
-            raise ContextFullError(f"the prompt has {len(tokens)} tokens, and the worker takes {longest}")
+        if len(tokens) > n_ctx:
+            raise ContextFullError(f"the prompt has {len(tokens)} tokens, and the worker takes {n_ctx}")
         if int(tokens.min()) < 0 or int(tokens.max()) >= self.n_vocab:
             raise ValueError(f"the prompt holds ids that are not in the vocabulary of {self.n_vocab} tokens")
         if not 0 <= start <= len(tokens):
@@ -179,12 +192,13 @@ class Scheduler(PassLoop[Session]):
         self._admit()
         # 3. Compute one chunk of the prompts.
         prompts = [s for s in self._slots if s.owner is not None and s.owner.n_to_compute > 0]
-        if prompts:
-            self._compute_prompts(prompts)
+        n_rows = self._prompt_rows(prompts) if prompts else 0
+        if n_rows > 0:
+            self._compute_prompts(prompts, n_rows)
         # 4. One pass for all sessions that may go on.
         jobs = self._ready()
         if jobs:
-            self._pass(jobs)
+            self._pass(jobs, len(prompts))
         if prompts or jobs:
             self._n_failures = 0
             return True
@@ -206,20 +220,46 @@ class Scheduler(PassLoop[Session]):
     # ---- 1. ending and forgetting
 
     def _end_sessions(self) -> None:
-        """End those that were asked to, and those of which nothing was heard for the idle time: their clients
-        read nothing, or were to ask for a pass and did not.
+        """End those that were asked to, those that may not go on, and those whose clients keep a place and do
+        nothing with it.
         """
         with self._changed:
             ending = [(s, s.ending) for s in [*self.running(), *self._queue] if s.ending is not None]
         for session, event in ending:
             self._finish(session, event)
         now = time.monotonic()
+        self._end_refused(now)
+        idle = self.limits.idle_seconds
         for session in self.running():
-            waits = session.n_to_compute == 0 and not session.run_ahead
-            if now - session.heard > self.limits.idle_seconds and (session.is_blocked or waits):
+            waits = session.waits_for_client(self.n_vocab)
+            session.observe_waiting(now, waits=waits)
+            silent = now - session.heard > idle or (self._queue and session.waited_seconds > idle)
+            if waits and silent:
                 self._finish(session, Finished("idle"))
                 if session.on_idle is not None:
                     session.on_idle()
+
+    def _end_refused(self, now: float) -> None:
+        """End those that have waited for a place for too long, and texts of users who have had their tokens
+        of this minute. A prompt is computed to its end all the same: to break off would be to compute it
+        again.
+        """
+        with self._changed:
+            waiting = list(self._queue)
+        for session in waiting:
+            if now - session.created > self.limits.queue_seconds:
+                self.stats.refused += 1
+                late = BusyError(
+                    f"no place has become free in {self.limits.queue_seconds:g} seconds (the worker's"
+                    " Limits.queue_seconds, --queue-seconds); try again later"
+                )
+                self._finish(session, Finished("failed", late))
+        for session in [*self.running(), *waiting]:
+            if session.slot is None or session.n_to_compute == 0:
+                try:
+                    session.account.check_rate()
+                except BusyError as error:
+                    self._finish(session, Finished("failed", error))
 
     def _finish(self, session: Session, event: Finished) -> None:
         if session.finished:
@@ -264,7 +304,7 @@ class Scheduler(PassLoop[Session]):
             slot, n_same = self._place(session, free)
             with self._changed:  # other threads see it either in the queue or in a slot
                 self._queue.remove(session)
-                slot.owner, slot.held = session, []
+                slot.owner, slot.held, slot.user = session, [], session.user
             session.slot = slot
             session.heard = time.monotonic()
             if session.score_from is not None:
@@ -278,10 +318,11 @@ class Scheduler(PassLoop[Session]):
 
     def _place(self, session: Session, free: list[TextSlot]) -> tuple[TextSlot, int]:
         """A slot for a session, and how much of the prompt it holds: the one with the longest common prefix,
-        else the one longest unused.
+        else the one longest unused. What others' texts have left is of no use: how long a prompt takes would
+        tell what they were.
         """
         prompt = session.text[:-1]
-        same = {s.seq_id: common_prefix(s.held, prompt) for s in free}
+        same = {s.seq_id: common_prefix(s.held, prompt) if s.user == session.user else 0 for s in free}
         best = max(free, key=lambda s: (same[s.seq_id], -s.freed))
         n_same = same[best.seq_id]
         oldest = min(free, key=lambda s: (bool(s.held), s.freed))
@@ -299,11 +340,20 @@ class Scheduler(PassLoop[Session]):
 
     # ---- 3. prompts
 
-    def _compute_prompts(self, slots: list[TextSlot]) -> None:
-        # 1. A fair share of the budget to each prompt, beginning with another one each time.
+    def _prompt_rows(self, slots: list[TextSlot]) -> int:
+        """How many tokens of these prompts are computed before the next pass."""
+        n_left = sum(slot.owner.n_to_compute for slot in slots if slot.owner is not None)
+        n_ready = len(self._ready())
+        since = time.monotonic() - AWAY_SECONDS
+        writing = [s for s in self.running() if s.n_to_compute == 0]
+        n_away = sum(s.heard > since for s in writing if s.waits_for_client(self.n_vocab))
+        return self._shares.prompt_rows(len(slots), n_ready, n_away, min(n_left, self.limits.prefill))
+
+    def _compute_prompts(self, slots: list[TextSlot], n_rows: int) -> None:
+        # 1. A fair share of the rows to each prompt, beginning with another one each time.
         first = self._turn % len(slots)
         self._turn += 1
-        chunks = _shares(slots[first:] + slots[:first], self.limits.prefill)
+        chunks = _shares(slots[first:] + slots[:first], n_rows)
         # 2. Compute: prompts of texts together, what is scored one by one.
         began = time.perf_counter()
         scored = [one for one in chunks if one[1].scores_next]
@@ -324,7 +374,9 @@ class Scheduler(PassLoop[Session]):
         # 3. Account, and tell the sessions whose prompt is whole.
         seconds = time.perf_counter() - began
         self.stats.busy_seconds += seconds
+        self._shares.observe_prompts(sum(len(chunk) for _, _, chunk in chunks), seconds)
         for _, session, chunk in chunks:
+            session.account.spend(len(chunk))
             session.n_computed += len(chunk)
             session.prompt_seconds += seconds
             if session.n_to_compute == 0:
@@ -358,11 +410,11 @@ class Scheduler(PassLoop[Session]):
                 jobs.append(Job(slot, session, hint, hint_id))
         return jobs
 
-    def _pass(self, jobs: list[Job]) -> None:
+    def _pass(self, jobs: list[Job], n_prompts: int) -> None:
         began = time.perf_counter()
         # 1. How many hinted tokens of each session are worth checking?
         counts = rows_to_check(
-            self._times,
+            self._shares.passes,
             [len(job.hint) for job in jobs],
             [job.session.confidence.acceptance for job in jobs],
         )
@@ -373,14 +425,15 @@ class Scheduler(PassLoop[Session]):
         draft_seconds = 0.0
         if self._draft is not None:
             own, draft_seconds = self._draft.propose(jobs)
-        # 3. Not more rows than the context selects from at once.
-        _shorten(jobs, self._context.n_outputs_max)
+        # 3. Not more rows than the context selects from at once, nor than are fair to the others.
+        n_most = self._context.n_outputs_max
+        _shorten(jobs, self._shares.pass_rows(len(jobs), n_prompts, draft_seconds, n_most))
         # 4. One pass of the model verifies all drafts, and selects a token after each accepted one.
         verdicts = self._verify(jobs)
         # 5. What did it cost?
         seconds = self._pass_time(began)
         n_rows = len(jobs) + sum(len(job.draft) for job in jobs)
-        self._times.add(n_rows, seconds - draft_seconds)
+        self._shares.observe_pass(n_rows, seconds, draft_seconds, n_texts=len(jobs), n_prompts=n_prompts)
         self.stats.count_pass(n_rows, seconds)
         # 6. Learn from the verdicts, commit their tokens, tell the clients.
         for job, verdict in zip(jobs, verdicts, strict=True):
@@ -447,6 +500,8 @@ class Scheduler(PassLoop[Session]):
         session.n_passes += 1
         session.n_drafted += n_verified
         session.n_accepted += n_accepted
+        session.account.spend(len(tokens))
+        session.account.note_text(session.text_id, session.start, len(session.text))
         self.stats.count_commit(len(tokens), n_verified, n_accepted, own_draft=own_draft)
         session.tell(Committed(pos, tuple(tokens), n_accepted, n_verified, own_draft, seconds))
         if self._context.model.vocab.is_eog(tokens[-1]):

@@ -29,6 +29,8 @@ from sllm.worker.passes import Limits
 from sllm.worker.relay import Relay
 from sllm.worker.scheduler import Scheduler
 from sllm.worker.service import Authentication, Health, Service
+from sllm.worker.token_file import FILE_NAME
+from sllm.worker.users import Users
 
 with needs("remote"):
     import grpc
@@ -82,7 +84,11 @@ class Worker(Closing):
             (:class:`sllm.engine.mtp.Heads`); None: where there is no ``draft``, and a head that can.
         host, port: where to listen; port 0: any that is free, see :attr:`address`.
         token: what clients must know, 16 visible characters or more; None: made at random and kept in
-            ``state``.
+            ``state``. Its user is called ``default`` and has no limits of its own.
+        tokens: the file of further tokens, with names and limits, which ``sllm worker token`` writes
+            (:class:`sllm.worker.token_file.TokenFile`). It is watched: who is added may call, and what runs
+            under a token that is revoked ends. None: ``tokens.json`` in ``state``, or where ``token`` is
+            given, none. The file need not exist.
         certificate: paths of a certificate chain and its key (PEM); None: a self-signed one is made once and
             kept in ``state``.
         state: the folder for both; None: ``$SLLM_STATE``, or ``sllm`` in the user's state folder.
@@ -130,6 +136,7 @@ class Worker(Closing):
         host: str = "127.0.0.1",
         port: int = 0,
         token: str | None = None,
+        tokens: str | os.PathLike[str] | None = None,
         certificate: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
         state: str | os.PathLike[str] | None = None,
         insecure: bool = False,
@@ -141,16 +148,18 @@ class Worker(Closing):
         **options: Unpack[ContextOptions],
     ) -> None:
         computing = parse(options, ContextParams(), without=("n_seq_max", "n_outputs_max", "kv_unified"))
-        _check_reachable(host, port, token, certificate, insecure=insecure)
+        _check_reachable(host, port, token, tokens, certificate, insecure=insecure)
         limits = limits or Limits()
         self._closed = threading.Event()
         self._lock = threading.RLock()  # a signal handler may call close() in the middle of it
-        access = _NO_ACCESS_CONTROL if insecure else _access(token, certificate, state)
+        access = _NO_ACCESS_CONTROL if insecure else _access(token, tokens, certificate, state)
         with ExitStack() as stack:
+            users = Users(access.token, access.tokens, open_to_all=insecure)
+            stack.callback(users.close)
             if layers is not False:
                 if isinstance(model, Model) or draft is not None or mtp or rpc:
                     raise ValueError("layers are served from a file, and with neither a draft nor rpc")
-                served = _layers(model, layers, limits, n_gpu_layers, computing, pass_seconds, stack)
+                served = _layers(model, layers, limits, users, n_gpu_layers, computing, pass_seconds, stack)
             else:
                 if draft is not None and mtp:
                     raise ValueError("draft and mtp are two drafts for the same texts; leave one of them out")
@@ -159,13 +168,14 @@ class Worker(Closing):
                 small = None if draft is None else _opened(draft, stack)
                 contexts = _contexts(big, small, limits, computing, draft_threads, stack, mtp=mtp)
                 self._relay = stack.enter_context(Relay(computing.n_threads)) if rpc else None
-                served = _texts(big, *contexts, limits, self._relay, pass_seconds, stack)
+                served = _texts(big, *contexts, limits, users, self._relay, pass_seconds, stack)
             # Nothing that the server or the scheduler holds leads back to this object, or it could never be
             # found forgotten.
+            self._users = users
             self._scheduler: Any = served.scheduler  # of texts or of layers
             self._health = Health()
             self._scheduler.on_failure = partial(self._health.set, serving=False)
-            bound = _listen(served, self._health, access, host, port, stack)
+            bound = _listen(served, self._health, users, access, host, port, stack)
             self._stack = stack.pop_all()
         shown = public_host or ("127.0.0.1" if host in ("0.0.0.0", "::", "") else host)
         self.address = auth.Address(shown, bound, access.token, access.fingerprint, insecure)
@@ -230,12 +240,14 @@ class _Access:
 
     Attributes:
         token: what clients must know; None: anybody may call.
+        tokens: the file of further tokens; None: there are none.
         certificate: a certificate chain and its key (PEM); None: no TLS.
         fingerprint: of the certificate.
 
     """
 
     token: str | None = None
+    tokens: Path | None = None
     certificate: tuple[bytes, bytes] | None = None
     fingerprint: str | None = None
 
@@ -243,13 +255,15 @@ class _Access:
 _NO_ACCESS_CONTROL = _Access()
 
 
-def _check_reachable(host: str, port: int, token: str | None, certificate: object, *, insecure: bool) -> None:
+def _check_reachable(
+    host: str, port: int, token: str | None, tokens: object, certificate: object, *, insecure: bool
+) -> None:
     if insecure and not hosts.is_loopback(host):
         raise ValueError(
             f"insecure is for loopback alone, and the worker is to listen on {host};"
             " leave it out, or use 127.0.0.1"
         )
-    if insecure and (token is not None or certificate is not None):
+    if insecure and any(given is not None for given in (token, tokens, certificate)):
         raise ValueError("insecure means neither a token nor a certificate; leave it out to use yours")
     if not 0 <= port <= 65535:
         raise ValueError(f"port is {port}, expected 0 to 65535")
@@ -257,11 +271,14 @@ def _check_reachable(host: str, port: int, token: str | None, certificate: objec
 
 def _access(
     token: str | None,
+    tokens: str | os.PathLike[str] | None,
     certificate: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None,
     state: str | os.PathLike[str] | None,
 ) -> _Access:
     """What was given; what was not is made once and kept in ``state``."""
     folder = Path(state) if state is not None else folders.state_folder()
+    if tokens is None and token is None:
+        tokens = folder / FILE_NAME
     token = auth.load_or_make_token(folder / "token") if token is None else auth.checked_token(token)
     if certificate is None:
         chain, key = auth.load_or_make_certificate(folder)
@@ -272,7 +289,8 @@ def _access(
                 f"{certificate[0]} and {certificate[1]} are no certificate (PEM) and its key"
                 " (without a password)"
             )
-    return _Access(token, (chain, key), auth.fingerprint(chain))
+    named = None if tokens is None else Path(tokens)
+    return _Access(token, named, (chain, key), auth.fingerprint(chain))
 
 
 # ---- what is served
@@ -302,6 +320,7 @@ def _layers(
     path: str | os.PathLike[str],
     layers: object,
     limits: Limits,
+    users: Users,
     n_gpu_layers: int | None,
     computing: ContextParams,
     pass_seconds: float,
@@ -317,7 +336,7 @@ def _layers(
         pass_seconds=pass_seconds,
     )
     stack.callback(scheduler.close)
-    service = LayerService(scheduler, software=_SOFTWARE)
+    service = LayerService(scheduler, users, software=_SOFTWARE)
     return _Served(scheduler, service, scheduler.file.paths[0].name, _LAYER_BYTES)
 
 
@@ -387,6 +406,7 @@ def _texts(
     context: Context,
     drafting: Context | Heads | None,
     limits: Limits,
+    users: Users,
     relay: Relay | None,
     pass_seconds: float,
     stack: ExitStack,
@@ -395,7 +415,7 @@ def _texts(
     stack.callback(scheduler.close)
     n_ctx = context.n_ctx_seq
     service = Service(
-        model, scheduler, n_ctx, own_draft=drafting is not None, software=_SOFTWARE, relay=relay
+        model, scheduler, users, n_ctx, own_draft=drafting is not None, software=_SOFTWARE, relay=relay
     )
     options = () if relay is None else RELAY_OPTIONS
     return _Served(scheduler, service, model.path.name, size_limit(n_ctx), options)
@@ -404,7 +424,9 @@ def _texts(
 # ---- the network
 
 
-def _listen(served: _Served, health: Health, access: _Access, host: str, port: int, stack: ExitStack) -> int:
+def _listen(
+    served: _Served, health: Health, users: Users, access: _Access, host: str, port: int, stack: ExitStack
+) -> int:
     """Serve until ``stack`` is closed; the port."""
     limits = served.scheduler.limits
     n_calls = limits.sessions + limits.queue + 8
@@ -417,7 +439,7 @@ def _listen(served: _Served, health: Health, access: _Access, host: str, port: i
     server = grpc.server(
         cast("ThreadPoolExecutor", executor),  # of which gRPC uses submit() alone
         handlers=[served.service.handlers()],
-        interceptors=[Authentication(access.token, health, Admission(n_calls, listener))],
+        interceptors=[Authentication(users, health, Admission(n_calls, listener))],
         # Calls with the token are counted by Admission; what strangers have under way takes nothing of that.
         maximum_concurrent_rpcs=n_calls + limits.strangers * n_streams,
         options=[

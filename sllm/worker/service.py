@@ -15,9 +15,8 @@ import numpy as np
 
 from sllm.engine import gguf
 from sllm.engine.sampling import SamplingParams
-from sllm.errors import ClosedError, RemoteError
+from sllm.errors import AuthError, ClosedError, RemoteError
 from sllm.extras import needs
-from sllm.wire import auth
 from sllm.wire.protocol import (
     FEATURES,
     PIECE_BYTES,
@@ -32,6 +31,7 @@ from sllm.wire.protocol import (
 from sllm.worker.rate import Rate
 from sllm.worker.scheduler import Scheduler
 from sllm.worker.session import Committed, Finished, Opened, Scored, Session
+from sllm.worker.token_file import DEFAULT_NAME
 
 with needs("remote"):
     import grpc
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from sllm.worker.admission import Admission
     from sllm.worker.passes import SchedulerStats
     from sllm.worker.relay import Relay
+    from sllm.worker.users import Account, Users
 
 __all__ = [
     "Authentication",
@@ -102,14 +103,14 @@ class Authentication(grpc.ServerInterceptor):  # type: ignore[type-arg]
     watched, and the answer is that of the worker as a whole.
 
     Args:
-        token: what calls must carry; None: nothing.
+        users: who may call.
         health: answers the checks.
         admission: of the calls that carry it.
 
     """
 
-    def __init__(self, token: str | None, health: Health, admission: Admission) -> None:
-        self._token = token
+    def __init__(self, users: Users, health: Health, admission: Admission) -> None:
+        self._users = users
         self._admission = admission
 
         def refuse(_requests: Any, context: grpc.ServicerContext) -> None:
@@ -129,12 +130,11 @@ class Authentication(grpc.ServerInterceptor):  # type: ignore[type-arg]
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """See :class:`grpc.ServerInterceptor`."""
-        if self._token is not None:
-            headers = dict(handler_call_details.invocation_metadata or ())
-            if not auth.same_token(headers.get("authorization"), self._token):
-                if handler_call_details.method == "/grpc.health.v1.Health/Check":
-                    return self._check
-                return self._refusal
+        headers = dict(handler_call_details.invocation_metadata or ())
+        if not self._users.knows(headers.get("authorization")):
+            if handler_call_details.method == "/grpc.health.v1.Health/Check":
+                return self._check
+            return self._refusal
         handler = continuation(handler_call_details)
         return None if handler is None else self._admission.guarded(handler)
 
@@ -166,6 +166,7 @@ class Service:
         self,
         model: Model,
         scheduler: Scheduler,
+        users: Users,
         n_ctx: int,
         *,
         own_draft: bool,
@@ -174,6 +175,7 @@ class Service:
     ) -> None:
         self._model = model
         self._scheduler = scheduler
+        self._users = users
         self._n_ctx = n_ctx
         self._software = software
         self._identity = _Identity.of(model)
@@ -206,22 +208,29 @@ class Service:
     def _info(self, request: pb.InfoRequest, context: grpc.ServicerContext) -> pb.InfoReply:
         check_version(request, context)
         limits = self._scheduler.limits
+        allowance = self._caller(context).allowance
         return pb.InfoReply(
             protocol=PROTOCOL,
-            features=self._features,
+            features=[name for name in self._features if name != "grammar" or allowance.grammars],
             software=self._software,
             model_name=self._identity.model_name,
             model_id=self._identity.model_id,
             vocab_fingerprint=self._identity.vocab_fingerprint,
             n_vocab=self._model.vocab.n_tokens,
             n_ctx=self._n_ctx,
-            sessions=limits.sessions,
+            sessions=min(limits.sessions, allowance.sessions or limits.sessions),
             n_params=self._model.n_params,
             size_bytes=self._model.size_bytes,
-            max_prompt=min(limits.max_prompt or self._n_ctx, self._n_ctx),
+            max_prompt=min(filter(None, (self._n_ctx, limits.max_prompt, allowance.max_prompt))),
             max_hint=limits.max_hint,
             chat_template=self._model.chat_template or "",
         )
+
+    def _caller(self, context: grpc.ServicerContext) -> Account:
+        try:
+            return self._users.caller(context)
+        except AuthError as error:  # it was valid when the call began
+            abort(context, error)
 
     def _vocabulary(
         self, _request: pb.VocabularyRequest, _context: grpc.ServicerContext
@@ -235,10 +244,16 @@ class Service:
     ) -> Iterator[pb.Piece]:
         if self._relay is None:
             abort(context, not_offered(["rpc"]))
+        try:
+            visit = self._users.visit(context)
+        except AuthError as error:
+            abort(context, error)
+        visit.when_revoked(lambda _error: visit.hang_up())
         yield from self._relay.serve(requests, context)
 
-    def _status(self, _request: pb.StatusRequest, _context: grpc.ServicerContext) -> pb.StatusReply:
+    def _status(self, _request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusReply:
         now = time.monotonic()
+        user = self._caller(context).name
         running = [
             pb.SessionStatus(
                 n_prompt=s.n_prompt,
@@ -249,11 +264,13 @@ class Service:
                 seconds=now - s.created,
             )
             for s in self._scheduler.running()
+            if user in (s.user, DEFAULT_NAME)  # the worker's own token shows everybody's, others their user's
         ]
         return status_reply(self._scheduler.stats, self._started, running, self._scheduler.n_queued)
 
     def _score(self, request: pb.ScoreRequest, context: grpc.ServicerContext) -> pb.ScoreReply:
         try:
+            visit = self._users.visit(context)
             self._check_model(request.model_id)
             session = self._scheduler.submit(
                 self._tokens(request.tokens),
@@ -262,9 +279,11 @@ class Service:
                 None,
                 run_ahead=False,
                 score_from=request.start,
+                account=visit.account,
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
             abort(context, error)
+        visit.when_revoked(session.refuse)
         if not context.add_callback(session.cancel):
             session.cancel()  # the client is gone already
         scored: Scored | None = None
@@ -337,7 +356,7 @@ class Service:
                     abort(context, failed)
                 yield pb.Down(done=pb.Done(reason=event.reason))
 
-    def _open(self, message: pb.Open) -> Session:
+    def _open(self, message: pb.Open, account: Account) -> Session:
         unknown = [name for name in message.require if name not in self._features]
         if unknown:
             raise not_offered(unknown)
@@ -349,12 +368,15 @@ class Service:
             message.max_tokens or None,
             run_ahead=message.run_ahead,
             text_id=message.text_id,
+            account=account,
         )
 
     def _begin(self, first: pb.Up | None, context: grpc.ServicerContext) -> Session:
         if first is None or first.WhichOneof("kind") != "open":
             raise ValueError("a text begins with Open")
-        session = self._open(first.open)
+        visit = self._users.visit(context)
+        session = self._open(first.open, visit.account)
+        visit.when_revoked(session.refuse)
 
         def idle() -> None:
             if session.is_blocked:

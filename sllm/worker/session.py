@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from sllm.draft.confidence import Confidence
 from sllm.draft.length import DraftLength
 from sllm.worker.passes import Slot
+from sllm.worker.token_file import DEFAULT_NAME
+from sllm.worker.users import Account
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,11 +87,13 @@ class TextSlot(Slot["Session"]):
 
     Attributes:
         held: tokens in its memory while no session has it.
+        user: whose they are.
         n_in_draft: committed tokens that the draft's context holds.
 
     """
 
     held: list[int] = field(default_factory=list)
+    user: str = ""
     n_in_draft: int = 0
 
 
@@ -108,6 +112,10 @@ class Session:
         text_id: the client's name for the text; 0: none.
         score_from: the first token to be scored; None: the text is to be continued.
         max_draft: drafted tokens that one pass can check.
+        account: of the user whose text it is; None: of anybody.
+
+    Attributes:
+        user: the name of that user; texts of one user may use each other's memory.
 
     """
 
@@ -124,8 +132,11 @@ class Session:
         text_id: int = 0,
         score_from: int | None = None,
         max_draft: int = DraftLength.LIMIT,
+        account: Account | None = None,
     ) -> None:
         self._loop = loop
+        self.account = account or Account(DEFAULT_NAME)
+        self.user = self.account.name
         self.text: list[int] = tokens.tolist()
         self.start = start
         self.sampling = sampling
@@ -139,6 +150,8 @@ class Session:
         self.slot: TextSlot | None = None
         self.created = self.heard = time.monotonic()
         self.queued_seconds = self.prompt_seconds = 0.0
+        self.waited_seconds = 0.0  # for its client, with a place
+        self.waiting_since: float | None = None
         self.n_reused = 0
         self.n_passes = self.n_drafted = self.n_accepted = 0
         self.newest = Hint(0, [], 0, self.created)  # replaces every earlier one
@@ -159,13 +172,17 @@ class Session:
     def hint(self, pos: int, tokens: list[int], hint_id: int) -> None:
         """Say what probably comes at ``pos``; replaces every earlier hint."""
         now = time.monotonic()
-        self.newest = Hint(pos, tokens, hint_id, now)
-        self.heard = now
+        self.newest = Hint(pos, tokens, hint_id, now)  # heard of when it leads to a pass
         self._loop.wake()
 
     def cancel(self) -> None:
         """End the session; its memory is kept for a while."""
         self.end_with(Finished("cancelled"))
+        self._loop.wake()
+
+    def refuse(self, error: Exception) -> None:
+        """End the session with an error, which its client gets."""
+        self.end_with(Finished("failed", error))
         self._loop.wake()
 
     def events(self) -> Iterator[Opened | Committed | Scored | Finished]:
@@ -225,6 +242,18 @@ class Session:
     def end_reason(self) -> str:
         """Why a text ends that is full."""
         return "length" if self.end == self.asked_end else "context"
+
+    def waits_for_client(self, n_vocab: int) -> bool:
+        """Whether there is nothing to compute until its client reads, or asks for something."""
+        if self.is_blocked:
+            return True
+        return self.n_to_compute == 0 and not self.run_ahead and not self.usable_hint(n_vocab, 1)[1]
+
+    def observe_waiting(self, now: float, *, waits: bool) -> None:
+        """Note at ``now``, by ``time.monotonic()``, whether it waits for its client."""
+        if self.waiting_since is not None:
+            self.waited_seconds += now - self.waiting_since
+        self.waiting_since = now if waits else None
 
     def usable_hint(self, n_vocab: int, max_rows: int) -> tuple[list[int], bool, int]:
         """What the newest hint says after the committed text: at most ``max_rows`` tokens, ending before the

@@ -80,8 +80,13 @@ class FakeLink:
 class Refused(grpc.RpcError):
     """A call that has failed."""
 
-    def __init__(self, code: grpc.StatusCode, details: str = "") -> None:
+    def __init__(self, code: grpc.StatusCode, details: str = "", retry_after_ms: int | None = None) -> None:
         self._code, self._details = code, details
+        self._retry_after_ms = retry_after_ms
+
+    def trailing_metadata(self) -> Any:
+        later = self._retry_after_ms
+        return () if later is None else (("sllm-retry-after-ms", str(later)),)
 
     def code(self) -> grpc.StatusCode:
         return self._code
@@ -230,6 +235,43 @@ def test_a_busy_worker_is_waited_for_after_a_loss() -> None:
     assert stream.run(script) == 1
     assert len(link.renewals) == 1
     assert len(set(script.channels)) == 2 and len(script.channels) == 4
+
+
+@pytest.mark.parametrize("later", [None, 30])
+def test_who_has_got_something_waits_until_it_may_go_on(later: int | None) -> None:
+    link = FakeLink(deadline=20)
+    stream, _ = make(link)
+    stream.progress()
+    busy = Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "no more", later)
+    began = time.monotonic()
+    assert stream.run(Script(stream, busy, busy, 1, answered=False)) == 1
+    assert not link.renewals, "the channel is as good as before"
+    assert time.monotonic() - began >= 2 * (later or 0) / 1000
+
+
+def test_nobody_waits_for_what_comes_after_the_deadline() -> None:
+    link = FakeLink(deadline=20)
+    stream, _ = make(link)
+    stream.progress()
+    busy = Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "no more", 20_001)
+    with pytest.raises(sllm.BusyError, match="no more") as caught:
+        stream.run(Script(stream, busy))
+    assert caught.value.retry_after == 20.001
+
+
+def test_a_worker_that_stays_busy_is_waited_for_until_the_deadline() -> None:
+    stream, _ = make(FakeLink(deadline=0.2))
+    stream.progress()
+    busy = Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "no place")
+    with pytest.raises(sllm.BusyError, match="no place"):
+        stream.run(Script(stream, *[busy] * 1000, answered=False))
+
+
+def test_on_loss_raise_does_not_wait_for_a_busy_worker() -> None:
+    stream, _ = make(FakeLink(), "raise")
+    stream.progress()
+    with pytest.raises(sllm.BusyError, match="no place"):
+        stream.run(Script(stream, Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "no place")))
 
 
 def test_on_loss_raise() -> None:

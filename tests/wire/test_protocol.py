@@ -234,7 +234,12 @@ class AbortedError(Exception):
 
 
 class Call:
-    """The one method of a server's call that matters here."""
+    """The methods of a server's call that matter here."""
+
+    trailing: tuple[tuple[str, str], ...] = ()
+
+    def set_trailing_metadata(self, pairs: tuple[tuple[str, str], ...]) -> None:
+        self.trailing = pairs
 
     def abort(self, code: grpc.StatusCode, details: str) -> None:
         raise AbortedError(code, details)
@@ -243,8 +248,13 @@ class Call:
 class Failed(grpc.RpcError):
     """A call's failure, as a client sees it."""
 
-    def __init__(self, code: grpc.StatusCode, details: str | None) -> None:
-        self._code, self._details = code, details
+    def __init__(
+        self, code: grpc.StatusCode, details: str | None, trailing: tuple[tuple[str, Any], ...] = ()
+    ) -> None:
+        self._code, self._details, self._trailing = code, details, trailing
+
+    def trailing_metadata(self) -> Any:
+        return self._trailing
 
     def code(self) -> grpc.StatusCode:
         return self._code
@@ -255,10 +265,11 @@ class Failed(grpc.RpcError):
 
 def crossed(error: Exception) -> tuple[grpc.StatusCode, str, Exception | None]:
     """The status that an error becomes, and the error that this becomes."""
+    call = Call()
     with pytest.raises(AbortedError) as caught:
-        abort(Call(), error)  # type: ignore[arg-type]
+        abort(call, error)  # type: ignore[arg-type]
     code, details = caught.value.args
-    return code, details, failure(Failed(code, details), "host:1")
+    return code, details, failure(Failed(code, details, call.trailing), "host:1")
 
 
 @pytest.mark.parametrize(
@@ -283,6 +294,23 @@ def test_a_refusal_comes_out_as_the_error_that_went_in(
     assert details == str(error)
     assert type(found) is kind
     assert str(error) in str(found)
+
+
+@pytest.mark.parametrize("seconds", [None, 0.0, 0.25, 61.5])
+def test_when_to_try_again_crosses(seconds: float | None) -> None:
+    busy = sllm.BusyError("full")
+    busy.retry_after = seconds
+    _, _, found = crossed(busy)
+    assert isinstance(found, sllm.BusyError)
+    assert found.retry_after == seconds
+
+
+@pytest.mark.parametrize("value", ["", "-5", "1.5", "nan", "9" * 40, "\u0663x", b"12", "soon"])
+def test_nonsense_about_when_to_try_again_is_ignored(value: str | bytes) -> None:
+    trailing = (("other", "1"), ("sllm-retry-after-ms", value))
+    found = failure(Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", trailing), "host:1")
+    assert isinstance(found, sllm.BusyError)
+    assert found.retry_after is None
 
 
 def test_a_worker_that_ends_is_a_lost_link() -> None:

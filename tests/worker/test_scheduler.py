@@ -651,8 +651,8 @@ def test_a_session_of_which_nothing_is_heard_ends(draft_model: Model) -> None:
 def test_waiting_for_a_place_is_not_idleness(draft_model: Model) -> None:
     """Nor is the time that a prompt takes."""
     limits = Limits(sessions=1, idle_seconds=0.5, prefill=1)
-    with running(draft_model, limits) as scheduler:
-        first = Reader(submit(scheduler, [5], endless(draft_model), None), lambda *_: time.sleep(0.01))
+    with running(draft_model, limits, pass_seconds=0.01) as scheduler:
+        first = Reader(submit(scheduler, [5], endless(draft_model), None))
         second = submit(scheduler, make_prompt(draft_model, 200, seed=0), GREEDY, 1, run_ahead=False)
         reader = Reader(second)
         time.sleep(3 * limits.idle_seconds)
@@ -798,6 +798,8 @@ def test_passes_that_fail_end_their_sessions_and_in_the_end_the_scheduler(
         {"max_grammar": -1},
         {"idle_seconds": -0.1},
         {"keep_seconds": math.nan},
+        {"queue_seconds": -1.0},
+        {"queue_seconds": math.nan},
         {"backlog": 0},
         {"prefill": 0},
     ],
