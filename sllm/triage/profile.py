@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from sllm import embedded
 from sllm.errors import SllmError
-from sllm.folders import replacing
+from sllm.folders import read_trusted, replacing
 from sllm.triage.bounds import upper_bound
 
 if TYPE_CHECKING:
@@ -238,10 +239,13 @@ class Profile:
         Raises:
             ProfileError: as :meth:`from_json`.
             OSError: it cannot be read.
+            PermissionError: every user of this machine may change it, and with it what leaves the machine.
 
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            # The one that comes with the package is to be trusted as much as its programs are.
+            ours = Path(path) == embedded.TARGET_PROFILE
+            text = (Path(path).read_bytes() if ours else read_trusted(Path(path))).decode()
         except UnicodeDecodeError as error:
             raise ProfileError(f"{os.fspath(path)} is no profile: it is not UTF-8 ({error.reason})") from None
         return cls.from_json(text, name=os.fspath(path))
