@@ -228,9 +228,10 @@ class Profile:
         return json.dumps({**self._content(), "id": self.id}, indent=2) + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON to a file, as a whole or not at all."""
+        """Write the JSON to a file, which its owner alone may change, as a whole or not at all."""
         with replacing(Path(path)) as draft:
             draft.write_text(self.to_json(), encoding="utf-8")
+            draft.chmod(draft.stat().st_mode & ~0o022)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:

@@ -524,7 +524,11 @@ def profile() -> Profile:
 
 def test_a_profile_survives_a_file(profile: Profile, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "profile.json"
-    profile.save(path)
+    umask = os.umask(0)
+    try:
+        profile.save(path)
+    finally:
+        os.umask(umask)
     again = Profile.load(path)
     assert again == profile
     assert again.id == profile.id
