@@ -1074,6 +1074,24 @@ def test_a_cloud_gets_no_value_through_a_link(make: Callable[..., Hybrid]) -> No
     assert (answer.stats.n_restored, answer.stats.n_in_links) == (1, 1)
 
 
+@pytest.mark.parametrize("stands", [True, False])
+def test_links_of_a_local_answer_that_stands(
+    make: Callable[..., Hybrid], monkeypatch: pytest.MonkeyPatch, stands: bool
+) -> None:
+    """Nobody else has written them; the cloud may have written those of a corrected answer."""
+    text = f"https://intranet.example/?q={PHONE} 13"
+    written = ([sllm.Run(0, (1,), text, 0, "target")], np.array([-0.1]))
+    monkeypatch.setattr("sllm.triage.request.Request._written", lambda *_args: written)
+    talker = Talker(lambda messages: "ACCEPT" if stands else messages[-2]["content"])
+    answer = make(talker, privacy="deidentify", verify="always").ask(user(PRIVATE))
+    shown = answer.text()
+    assert answer.route == ["local", "verified" if stands else "corrected"]
+    assert (shown == text) == stands
+    assert (PHONE in shown) == stands
+    assert answer.stats.n_in_links == (0 if stands else 1)
+    assert PHONE not in str(talker.seen)
+
+
 def test_a_worker_that_takes_no_grammar(make: Callable[..., Hybrid], target_model: Model) -> None:
     sampling = sllm.SamplingParams(temperature=0, grammar=JSON_ANSWER)
     with (
