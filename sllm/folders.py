@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from platformdirs import user_cache_path, user_state_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-__all__ = ["cache_folder", "read_private", "replacing", "state_folder", "write_private"]
+__all__ = ["cache_folder", "read_private", "read_trusted", "replacing", "state_folder", "write_private"]
 
 
 def cache_folder(name: str) -> Path:
@@ -58,7 +58,8 @@ def write_private(path: Path, data: bytes) -> bool:
         OSError: the file cannot be written.
 
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for folder in reversed([path.parent, *path.parent.parents]):
+        folder.mkdir(exist_ok=True, mode=0o700)  # with parents=True, the mode would be that of the last alone
     draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -74,34 +75,92 @@ def write_private(path: Path, data: bytes) -> bool:
 
 
 def read_private(path: Path) -> bytes:
-    """Read a file that holds a secret.
+    """Read a file that holds a secret: a key, a token.
 
     Raises:
         PermissionError: other users may read or change it, or put another in its place: the file has
-            permissions for others or is another user's, or its folder is writable by others without the
-            sticky bit.
+            permissions for others or is another user's, or a folder that leads to it is writable by others
+            without the sticky bit. The message says which, and what to do.
         OSError: the file cannot be read.
 
     """
+    return _read(path, _check_private)
+
+
+def read_trusted(path: Path) -> bytes:
+    """Read a file that anybody may know and its owner alone may change, since much depends on it.
+
+    Raises:
+        PermissionError: every user may change it, or put another in its place.
+        OSError: the file cannot be read.
+
+    """
+    return _read(path, _check_trusted)
+
+
+def _read(path: Path, check: Callable[[Path, os.stat_result], None]) -> bytes:
     with path.open("rb") as file:
         if hasattr(os, "getuid"):
-            _check_private(path, os.fstat(file.fileno()))
+            check(path, os.fstat(file.fileno()))
         return file.read()
 
 
 def _check_private(path: Path, found: os.stat_result) -> None:
     mode = stat.S_IMODE(found.st_mode)
     if found.st_uid not in (os.getuid(), 0):
-        raise PermissionError(f"{path} holds a secret and belongs to another user (id {found.st_uid})")
+        raise PermissionError(
+            f"{path} holds a secret and belongs to another user (id {found.st_uid});"
+            f" chown {os.getuid()} {path}, or use a file of your own"
+        )
     # A group that may read is allowed to a file of root: so are secrets handed to services.
     if mode & (0o037 if found.st_uid == 0 and os.getuid() != 0 else 0o077):
         raise PermissionError(
-            f"{path} holds a secret, and others on this machine may use it (mode {mode:03o}): they may have"
-            f" read it already; delete it and a new one is made, or chmod 600 {path}"
+            f"{path} holds a secret, and others on this machine may use it (mode {mode:03o}):"
+            f" chmod 600 {path}, and make another where somebody may have read this one"
         )
-    folder = stat.S_IMODE(path.parent.stat().st_mode)
-    if folder & 0o022 and not folder & stat.S_ISVTX:
+    _check_folders(path, "holds a secret")
+
+
+def _check_trusted(path: Path, found: os.stat_result) -> None:
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & stat.S_IWOTH:
         raise PermissionError(
-            f"{path} holds a secret, and others on this machine may put another in its place: the folder"
-            f" {path.parent} has mode {folder:03o}; chmod 700 {path.parent}"
+            f"{path} is to be trusted, and others on this machine may change it (mode {mode:03o}):"
+            f" chmod o-w {path} once you have made sure of what it holds"
         )
+    _check_folders(path, "is to be trusted")
+
+
+def _check_folders(path: Path, what: str) -> None:
+    """That nobody else can replace the file, or one of the folders that lead to it, also through a link.
+
+    A folder that a group may write is refused where it is the file's own and others are in the group: users
+    have groups of their own on many systems, and their folders are writable by them.
+    """
+    own = path.absolute().parent
+    real = path.resolve().parent
+    for folder in dict.fromkeys([own, real, *own.parents, *real.parents]):
+        found = folder.stat()
+        mode = stat.S_IMODE(found.st_mode)
+        if mode & stat.S_ISVTX:
+            continue  # in such a folder, /tmp for one, files are their owners'
+        shared = folder in (own, real) and mode & stat.S_IWGRP and not _is_own_group(found.st_gid)
+        if shared or mode & stat.S_IWOTH:
+            raise PermissionError(
+                f"{path} {what}, and others on this machine may put another in its place: the folder"
+                f" {folder} has mode {mode:03o}; chmod go-w {folder}"
+            )
+
+
+def _is_own_group(gid: int) -> bool:
+    """Whether nobody but this user is in a group, as far as the system's list of users says."""
+    import grp
+    import pwd
+
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+        members = set(grp.getgrgid(gid).gr_mem)
+    except KeyError:  # neither has a name, as in some containers
+        return False
+    members |= {user.pw_name for user in pwd.getpwall() if user.pw_gid == gid}
+    return members <= {name}

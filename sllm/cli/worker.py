@@ -6,7 +6,6 @@ import argparse
 import signal
 import socket
 import ssl
-import stat
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -30,6 +29,7 @@ from sllm.cli.console import CommandError, count, one_line
 from sllm.cli.signals import INTERRUPTED, ending_signals
 from sllm.cli.worker_token import tokens_path
 from sllm.engine import exact, hub
+from sllm.folders import read_private
 from sllm.wire import auth
 from sllm.worker.server import Limits, Worker
 from sllm.worker.token_file import FILE_NAME
@@ -121,7 +121,8 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     network.add_argument(
         "--token-file",
         metavar="FILE",
-        help="holds the token that clients must know; made if it does not exist (default: one in --state)",
+        help="holds the token that clients must know; not open to others (chmod 600); made if it does not"
+        " exist (default: one in --state)",
     )
     network.add_argument(
         "--tokens",
@@ -130,7 +131,7 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         f" (default: {FILE_NAME} in --state)",
     )
     network.add_argument("--cert", metavar="FILE", help="a certificate chain, PEM (default: one of our own)")
-    network.add_argument("--key", metavar="FILE", help="its key, PEM")
+    network.add_argument("--key", metavar="FILE", help="its key, PEM; not open to others (chmod 600)")
     network.add_argument(
         "--state",
         metavar="DIR",
@@ -192,7 +193,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     host, port = hosts.split_host_port(args.listen)
     _check_address(host, port, args)
     certificate = _checked_certificate(args.cert, args.key)
-    token = None if args.token_file is None else _token(Path(args.token_file), out)
+    token = None if args.token_file is None else auth.load_or_make_token(Path(args.token_file))
     if args.layers is not False and args.draft is not None:
         raise CommandError("--draft is for texts, and --layers serves none; leave one of them out")
     if args.mtp and (args.draft is not None or args.layers is not False):
@@ -294,8 +295,9 @@ def _checked_certificate(cert: str | None, key: str | None) -> tuple[str, str] |
         return None
     if cert is None or key is None:
         raise CommandError("--cert and --key belong together; one of them is missing")
-    for name in (cert, key):
-        Path(name).read_bytes()  # its error names the file; that of ssl does not
+    # Their errors name the file; that of ssl does not.
+    Path(cert).read_bytes()
+    read_private(Path(key))
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
     except ssl.SSLError as error:
@@ -305,13 +307,6 @@ def _checked_certificate(cert: str | None, key: str | None) -> tuple[str, str] |
             f"{cert} and {key} are not a certificate and its key in PEM form, without a passphrase"
         ) from error
     return cert, key
-
-
-def _token(path: Path, out: Output) -> str:
-    token = auth.load_or_make_token(path)
-    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        out.note(f"sllm: warning: others on this machine may read the token in {path}; see chmod 600")
-    return token
 
 
 def _public(address: auth.Address, host: str, public: str | None) -> auth.Address:

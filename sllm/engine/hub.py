@@ -13,13 +13,14 @@ Examples:
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 import pathlib
 import re
 import time
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 from sllm.engine import model_name
@@ -28,12 +29,19 @@ from sllm.engine.model_name import PART, HubName
 from sllm.errors import ModelLoadError
 from sllm.extras import needs
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
 __all__ = ["HubFile", "download", "is_uri", "resolve"]
 
 _log = logging.getLogger("sllm.hub")
 
 _ANSWERS = (401, 403, 404)
 """HTTP statuses by which a hub says that there is no such thing, or not for this user."""
+
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)")
+_PIECE = 1 << 16
+"""Bytes of a reply that are looked at together."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -200,6 +208,7 @@ class _HubReader(io.RawIOBase):
     """Reads pieces of a file: exactly what is asked for, and ahead where that goes on in order."""
 
     _LEAST, _MOST = 1 << 16, 1 << 23  # bytes of one request
+    _MOST_WHOLE = 1 << 26  # bytes of a file that comes as a whole, whatever was asked for
     _TRIES = 4
 
     def __init__(self, repo_id: str, filename: str, revision: str | None, token: str | bool | None) -> None:
@@ -236,7 +245,7 @@ class _HubReader(io.RawIOBase):
         return found.location, found.size
 
     def _get(self, begin: int, size: int) -> bytes:
-        from huggingface_hub.utils import build_hf_headers, get_session  # type: ignore[attr-defined]
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
         end = min(begin + size, self._size)
         trouble: Exception | None = None
@@ -244,21 +253,59 @@ class _HubReader(io.RawIOBase):
             if i:
                 time.sleep(0.2 * 2**i)
                 self._url = self._look_up()[0]  # links to large files expire
+            own = urlsplit(self._url).netloc == urlsplit(self._endpoint()).netloc
+            headers = {**(build_hf_headers(token=self._token) if own else {}), "Accept-Encoding": "identity"}
             try:
-                own = urlsplit(self._url).netloc == urlsplit(self._endpoint()).netloc
-                headers = build_hf_headers(token=self._token) if own else {}
-                reply = get_session().get(self._url, headers={**headers, "Range": f"bytes={begin}-{end - 1}"})
-                reply.raise_for_status()
-                data = reply.content
-                if reply.status_code == 200 and len(data) == self._size:
-                    data = data[begin:end]  # it knows no ranges
-                if len(data) == end - begin:
-                    return bytes(data)
-                trouble = OSError(f"{len(data)} bytes came, and {end - begin} were asked for")
+                with _reply(self._url, {**headers, "Range": f"bytes={begin}-{end - 1}"}) as (reply, pieces):
+                    reply.raise_for_status()
+                    first, total = self._check_reply(reply, begin, end)
+                    data = _part(pieces, begin - first, end - first, total)
+                if data is not None:
+                    return data
+                trouble = OSError(f"{self._mirror} sent more or less than {total} bytes")
+            except ModelLoadError:
+                raise
             except Exception as error:  # noqa: BLE001 - of whichever HTTP client huggingface_hub uses
                 trouble = error
         assert trouble is not None
         raise self._fail(trouble) from trouble
+
+    def _check_reply(self, reply: Any, begin: int, end: int) -> tuple[int, int]:
+        """The offset at which a reply begins, and how many bytes it has to have, by what its header says.
+
+        Raises:
+            ModelLoadError: the other side will never send the range.
+            OSError: another range.
+
+        """
+        headers = reply.headers
+        whole = reply.status_code == 200
+        encoding = headers.get("Content-Encoding", "identity")
+        if encoding.strip().lower() not in ("", "identity"):
+            raise self._no_ranges(f"compresses what it sends ({encoding[:20]!r}), which nobody asked for")
+        found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
+        if whole and self._size > self._MOST_WHOLE:
+            raise self._no_ranges("ignores the Range header and sends the whole file each time")
+        if not whole and (found is None or (int(found[1]), int(found[2]) + 1) != (begin, end)):
+            # A cache may have given what somebody else asked for.
+            raise OSError(f"{self._mirror} sent another range than bytes {begin} to {end - 1}")
+        length = headers.get("Content-Length", "")
+        first, total = (0, self._size) if whole else (begin, end - begin)
+        if length and length != str(total):
+            raise OSError(f"{self._mirror} announced {length[:20]} bytes, expected {total}")
+        return first, total
+
+    @property
+    def _mirror(self) -> str:
+        parts = urlsplit(self._url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+    def _no_ranges(self, what: str) -> ModelLoadError:
+        name = HubName(*self.about)
+        return ModelLoadError(
+            f"cannot read {name.uri} in pieces: {self._mirror} {what}; set HF_ENDPOINT to a mirror that sends"
+            " ranges of files, or download the file and name its path"
+        )
 
     @staticmethod
     def _endpoint() -> str:
@@ -296,6 +343,32 @@ class _HubReader(io.RawIOBase):
             self._held, self._held_at, begin = self._held[begin:] + more, self._at, 0
         self._at += size
         return self._held[begin : begin + size]
+
+
+@contextlib.contextmanager
+def _reply(url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, Iterator[bytes]]]:
+    """A reply to a GET, of which its header has come, and its body as it is sent, piece by piece."""
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    session: Any = get_session()
+    if callable(getattr(session, "stream", None)):
+        with session.stream("GET", url, headers=headers) as reply:
+            yield reply, reply.iter_raw(_PIECE)
+    else:  # requests, before huggingface_hub 1.0
+        with session.get(url, headers=headers, stream=True) as reply:
+            yield reply, reply.raw.stream(_PIECE, decode_content=False)
+
+
+def _part(pieces: Iterator[bytes], begin: int, end: int, total: int) -> bytes | None:
+    """Bytes ``begin`` to ``end`` of a body, and nothing else is kept; None if it has not ``total`` bytes."""
+    kept = bytearray()
+    n = 0
+    for piece in pieces:
+        kept += piece[max(begin - n, 0) : max(end - n, 0)]
+        n += len(piece)
+        if n > total:
+            return None
+    return bytes(kept) if n == total else None
 
 
 def _check_names(repo_id: str, filename: str, revision: str | None) -> None:

@@ -171,9 +171,14 @@ class Outgoing:
             if any(spelling and biased.issuperset(spelling) for spelling in spellings):
                 raise ContainsPrivate("the tokens that have a bias spell out something private")
 
-    def restorer(self) -> Restorer:
-        """What puts the values back in place of the placeholders of an answer."""
-        return Restorer(self.vault.placeholders)
+    def restorer(self, *, in_links: bool = False) -> Restorer:
+        """What puts the values back in place of the placeholders of an answer.
+
+        Args:
+            in_links: also in links: of an answer that was written here as a whole.
+
+        """
+        return Restorer(self.vault.placeholders, in_links=in_links)
 
     def egress_check(self, text: str) -> None:
         """The last check of a text that is about to be sent.

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from sllm import embedded
 from sllm.errors import SllmError
-from sllm.folders import replacing
+from sllm.folders import read_trusted, replacing
 from sllm.triage.bounds import upper_bound
 
 if TYPE_CHECKING:
@@ -227,9 +228,10 @@ class Profile:
         return json.dumps({**self._content(), "id": self.id}, indent=2) + "\n"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the JSON to a file, as a whole or not at all."""
+        """Write the JSON to a file, which its owner alone may change, as a whole or not at all."""
         with replacing(Path(path)) as draft:
             draft.write_text(self.to_json(), encoding="utf-8")
+            draft.chmod(draft.stat().st_mode & ~0o022)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Profile:
@@ -238,10 +240,13 @@ class Profile:
         Raises:
             ProfileError: as :meth:`from_json`.
             OSError: it cannot be read.
+            PermissionError: every user of this machine may change it, and with it what leaves the machine.
 
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            # The one that comes with the package is to be trusted as much as its programs are.
+            ours = Path(path) == embedded.TARGET_PROFILE
+            text = (Path(path).read_bytes() if ours else read_trusted(Path(path))).decode()
         except UnicodeDecodeError as error:
             raise ProfileError(f"{os.fspath(path)} is no profile: it is not UTF-8 ({error.reason})") from None
         return cls.from_json(text, name=os.fspath(path))

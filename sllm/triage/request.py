@@ -219,7 +219,9 @@ class Request:
         except Exception as error:  # noqa: BLE001 - whatever it is, the local answer stands
             answer.route = route
             raise _no_answer(error) from None
-        yield from restored(itertools.chain(verdict, runs), self.outgoing.restorer(), answer.stats)
+        # An answer that stands as a whole was written here, and nobody has put a link into it.
+        restorer = self.outgoing.restorer(in_links=answer.route[-1] == "verified")
+        yield from restored(itertools.chain(verdict, runs), restorer, answer.stats)
 
     def _masked_messages(self) -> list[dict[str, Any]]:
         """The conversation with placeholders for what is private; masked once."""

@@ -178,6 +178,7 @@ def load_or_make_token(path: Path) -> str:
 
     Raises:
         OSError: the file cannot be read or written.
+        PermissionError: other users may read or replace the file (:func:`sllm.folders.read_private`).
         ValueError: what it holds is not a token.
 
     """
@@ -192,7 +193,7 @@ def load_or_make_token(path: Path) -> str:
 
 def _read_token(path: Path) -> str:
     try:
-        return checked_token(path.read_text(encoding="utf-8").strip())
+        return checked_token(read_private(path).decode().strip())
     except ValueError as error:
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise ValueError(f"{path} holds no token: {reason}") from None

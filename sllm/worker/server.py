@@ -111,6 +111,7 @@ class Worker(Closing):
         UnsupportedModelError: the model's layers cannot be run apart from one another; ``mtp``, and it has no
             head that can draft.
         OSError: the address is in use, or a file cannot be read or written.
+        PermissionError: other users of this machine may read or replace the key or the token.
         RPCError: the RPC server does not start.
 
     Attributes:
@@ -283,7 +284,7 @@ def _access(
     if certificate is None:
         chain, key = auth.load_or_make_certificate(folder)
     else:
-        chain, key = (Path(p).read_bytes() for p in certificate)
+        chain, key = Path(certificate[0]).read_bytes(), folders.read_private(Path(certificate[1]))
         if not auth.belong_together(chain, key):
             raise ValueError(
                 f"{certificate[0]} and {certificate[1]} are no certificate (PEM) and its key"

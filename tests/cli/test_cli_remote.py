@@ -445,6 +445,7 @@ def certificate(folder: pathlib.Path, name: str) -> tuple[str, str]:
     paths = folder / f"{name}.crt", folder / f"{name}.key"
     paths[0].write_bytes(chain)
     paths[1].write_bytes(key)
+    paths[1].chmod(0o600)
     return str(paths[0]), str(paths[1])
 
 
@@ -454,7 +455,7 @@ def test_certificate_and_token_of_ones_own(
     cert, key = certificate(tmp_path, "mine")
     token = tmp_path / "token"
     token.write_text("a token of one's own".replace(" ", "-"), encoding="utf-8")
-    token.chmod(0o644)
+    token.chmod(0o600)
     process, line = serve(start, tmp_path, "--cert", cert, "--key", key, "--token-file", str(token))
     address = auth.Address.parse(line)
     assert address.token == "a-token-of-one's-own"
@@ -462,8 +463,7 @@ def test_certificate_and_token_of_ones_own(
     assert command("ping", line.strip()).returncode == 0
     assert not (tmp_path / "state").exists()
     process.terminate()
-    _, stderr = process.communicate(timeout=60)
-    assert f"warning: others on this machine may read the token in {token}".encode() in stderr
+    process.communicate(timeout=60)
 
     wrong = auth.Address(address.host, address.port, "x" * 20, address.fingerprint)
     serve(start, tmp_path, "--cert", cert, "--key", key, "--listen", address.endpoint)
@@ -536,9 +536,27 @@ def test_wrong_arguments(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SLLM_REMOTE", raising=False)
-    pathlib.Path("empty").touch()
+    pathlib.Path("empty").touch(0o600)
     pathlib.Path("binary").write_bytes(b"sllm://\xff")
     assert words in refused(*args)
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs permissions as of POSIX")
+def test_keys_and_tokens_that_others_may_use(refused: Callable[..., str], tmp_path: pathlib.Path) -> None:
+    cert, key = certificate(tmp_path, "mine")
+    token = tmp_path / "token"
+    token.write_text("t" * 20, encoding="utf-8")
+    token.chmod(0o644)
+    told = refused("worker", "--listen", "127.0.0.1:0", "--token-file", str(token))
+    assert f"{token} holds a secret" in told
+    assert f"chmod 600 {token}" in told
+    pathlib.Path(key).chmod(0o666)
+    told = refused("worker", "--listen", "127.0.0.1:0", "--cert", cert, "--key", key)
+    assert f"chmod 600 {key}" in told
+    pathlib.Path(key).chmod(0o600)
+    tmp_path.chmod(0o777)
+    told = refused("worker", "--listen", "127.0.0.1:0", "--cert", cert, "--key", key)
+    assert f"chmod go-w {tmp_path}" in told
 
 
 def test_wrong_key_and_port_in_use(command: Callable[..., Any], tmp_path: pathlib.Path) -> None:

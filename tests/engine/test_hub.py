@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, ClassVar
 
+import huggingface_hub
 import pytest
 from hub_server import HubClient, HubRefusedError, HubServer
 
@@ -17,7 +21,7 @@ from sllm.engine import hub
 from sllm.errors import ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 BIG = bytes(range(256)) * 1200  # more than one network packet
 
@@ -660,6 +664,161 @@ def test_layers_from_a_server_without_ranges(
     finally:
         server.no_ranges = False
     assert path.read_bytes() == exported(model, tmp_path, 1, 2)
+
+
+class Reply(BaseHTTPRequestHandler):
+    """A mirror: a hub for HEAD, and for GET what a test makes of it."""
+
+    protocol_version = "HTTP/1.1"
+    size: ClassVar[int]
+    answer: ClassVar[Callable[[Reply, int, int], None]]
+    n_bytes: ClassVar[int]
+    n_gets: ClassVar[int]
+
+    def log_message(self, *_args: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.head(200, {"X-Repo-Commit": "0" * 40, "ETag": '"a"', "Content-Length": self.size})
+
+    def do_GET(self) -> None:
+        if "/resolve/" not in self.path:  # huggingface_hub asks for more than files
+            return self.head(404, {"Content-Length": 0})
+        type(self).n_gets += 1
+        begin, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
+        self.close_connection = True
+        with contextlib.suppress(OSError):  # the client has left
+            type(self).answer(self, int(begin), int(last) + 1)
+        return None
+
+    def head(self, status: int, headers: Mapping[str, object]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+
+    def body(self, n: int) -> None:
+        while n > 0:
+            self.wfile.write(b"x" * min(n, 1 << 16))
+            type(self).n_bytes += min(n, 1 << 16)
+            n -= 1 << 16
+
+    def part(self, begin: int, end: int, sent: int | None = None, **headers: object) -> None:
+        shown = {"Content-Range": f"bytes {begin}-{end - 1}/{self.size}", "Content-Length": end - begin}
+        replaced = {name.replace("_", "-"): value for name, value in headers.items()}
+        both = {name: value for name, value in {**shown, **replaced}.items() if value is not None}
+        self.head(206, both)
+        self.body(end - begin if sent is None else sent)
+
+
+class Mirror:
+    """Runs :class:`Reply` on loopback, and reads from it in this process."""
+
+    def __init__(self, size: int, answer: Callable[[Reply, int, int], None]) -> None:
+        attributes = {"size": size, "answer": answer, "n_bytes": 0, "n_gets": 0}
+        self.handler: type[Reply] = type("Handler", (Reply,), attributes)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler)
+        self.server.daemon_threads = False
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
+
+    def __enter__(self) -> Mirror:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.server.shutdown()
+        self.thread.join()
+        huggingface_hub.close_session()
+        self.server.server_close()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}"
+
+
+@pytest.fixture
+def read_from(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
+    """What is read of a file on a mirror."""
+
+    def read(mirror: Mirror, begin: int, size: int) -> bytes:
+        monkeypatch.setattr("time.sleep", lambda _seconds: None)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", mirror.endpoint)
+        monkeypatch.setattr(
+            "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+            mirror.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        )
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        with hub.HubFile("hf://me/it/model.gguf", token=False).open() as file:
+            file.seek(begin)
+            return file.read(size)
+
+    return read
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_mirror_without_ranges_fills_no_memory(read_from: Callable[..., bytes], announced: bool) -> None:
+    def whole(reply: Reply, _begin: int, _end: int) -> None:
+        reply.head(200, {"Content-Length": 64 * GIB} if announced else {"Connection": "close"})
+        reply.body(64 * GIB)
+
+    with Mirror(64 * GIB, whole) as mirror:
+        with pytest.raises(ModelLoadError, match="ignores the Range header") as caught:
+            read_from(mirror, 10 * GIB, 100)
+        assert mirror.endpoint in str(caught.value)
+        assert "HF_ENDPOINT" in str(caught.value)
+        assert mirror.handler.n_gets == 1  # it will not be another time
+        assert mirror.handler.n_bytes < 64 << 20
+
+
+def test_a_small_file_comes_from_a_mirror_without_ranges(read_from: Callable[..., bytes]) -> None:
+    data = bytes(range(256)) * 1000
+
+    def whole(reply: Reply, _begin: int, _end: int) -> None:
+        reply.head(200, {"Content-Length": len(data)})
+        reply.wfile.write(data)
+
+    with Mirror(len(data), whole) as mirror:
+        assert read_from(mirror, 70_001, 100) == data[70_001:70_101]
+        assert read_from(mirror, len(data) - 3, 100) == data[-3:]
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda r, b, e: r.part(b, e, 5), "peer closed|bytes"),
+        (lambda r, b, e: r.part(b, e, 5, Content_Length=5), "announced 5 bytes"),
+        (lambda r, b, e: r.part(b, e, 5, Content_Length=None), "sent more or less than"),
+        (lambda r, b, e: r.part(b, e, 8 * GIB, Content_Length=8 * GIB), "announced 8589934592 bytes"),
+        (lambda r, b, e: r.part(b, e, 8 * GIB, Content_Length=None), "sent more or less than"),
+        (lambda r, b, e: r.part(b + 1, e + 1), "sent another range"),
+        (lambda r, b, e: r.part(b, e, Content_Range=f"bytes 0-{e - b - 1}/9"), "sent another range"),
+        (lambda r, b, e: r.part(b, e, Content_Range=None), "sent another range"),
+        (lambda r, b, e: r.part(b, e, Content_Range="bytes"), "sent another range"),
+        (lambda r, b, e: r.part(b, e, Content_Range=f"bytes {'9' * 5000}-1/*"), "sent another range"),
+        (lambda r, b, e: r.part(b, e, Content_Encoding="gzip"), "compresses what it sends"),
+        (lambda r, b, e: r.head(204, {}), "sent another range"),
+        (lambda r, b, e: r.head(416, {"Content-Length": 0}), "416"),
+    ],
+)
+def test_a_reply_that_is_not_what_was_asked_for(
+    read_from: Callable[..., bytes], answer: Callable[[Reply, int, int], None], words: str
+) -> None:
+    with Mirror(64 * GIB, answer) as mirror:
+        with pytest.raises(ModelLoadError, match=words) as caught:
+            read_from(mirror, 10 * GIB, 100)
+        assert mirror.endpoint in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert mirror.handler.n_bytes < 64 << 20
+
+
+def test_a_mirror_that_is_right_the_second_time(read_from: Callable[..., bytes]) -> None:
+    turns = iter([5, None, None])
+    with Mirror(64 * GIB, lambda r, b, e: r.part(b, e, next(turns))) as mirror:
+        assert read_from(mirror, 10 * GIB, 100) == b"x" * 100
+        assert mirror.handler.n_gets == 2
 
 
 def test_layers_that_are_not_there(server: HubServer, client: HubClient, tmp_path: pathlib.Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -523,7 +524,11 @@ def profile() -> Profile:
 
 def test_a_profile_survives_a_file(profile: Profile, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "profile.json"
-    profile.save(path)
+    umask = os.umask(0)
+    try:
+        profile.save(path)
+    finally:
+        os.umask(umask)
     again = Profile.load(path)
     assert again == profile
     assert again.id == profile.id
@@ -533,6 +538,11 @@ def test_a_profile_survives_a_file(profile: Profile, tmp_path: pathlib.Path) -> 
         profile.save(tmp_path / "nowhere" / "profile.json")
     with pytest.raises(FileNotFoundError):
         Profile.load(tmp_path / "none.json")
+    if hasattr(os, "getuid"):
+        path.chmod(0o666)
+        with pytest.raises(PermissionError, match="others on this machine may change it"):
+            Profile.load(path)
+        path.chmod(0o644)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(ProfileError, match="not UTF-8"):
         Profile.load(path)

@@ -11,7 +11,7 @@ import signal
 import threading
 import traceback
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -1042,6 +1042,17 @@ def test_what_goes_with_a_text_is_checked_too(
         assert cloud.sent == []
 
 
+def test_a_parameter_that_is_added_later_is_taken_for_a_grammar(make: Callable[..., Hybrid]) -> None:
+    @dataclass(frozen=True)
+    class Later(sllm.SamplingParams):
+        rules: Any = None
+
+    talker = Talker(lambda _: "Hello.")
+    with pytest.raises(ValueError, match="would not keep"):
+        make(talker, sampling=Later(rules={"type": "object"}))
+    make(talker, sampling=Later(temperature=0))
+
+
 def test_the_name_of_a_model_is_checked(make: Callable[..., Hybrid]) -> None:
     talker = Talker(lambda _: "Hello.")
     talker.model = f"tuned-for-{EMAIL}"  # type: ignore[attr-defined]
@@ -1061,6 +1072,24 @@ def test_a_cloud_gets_no_value_through_a_link(make: Callable[..., Hybrid]) -> No
     text = answer.text()
     assert text.startswith(f"{PHONE} ![x](https://evil.example/?q=[PHONE_1_")
     assert (answer.stats.n_restored, answer.stats.n_in_links) == (1, 1)
+
+
+@pytest.mark.parametrize("stands", [True, False])
+def test_links_of_a_local_answer_that_stands(
+    make: Callable[..., Hybrid], monkeypatch: pytest.MonkeyPatch, stands: bool
+) -> None:
+    """Nobody else has written them; the cloud may have written those of a corrected answer."""
+    text = f"https://intranet.example/?q={PHONE} 13"
+    written = ([sllm.Run(0, (1,), text, 0, "target")], np.array([-0.1]))
+    monkeypatch.setattr("sllm.triage.request.Request._written", lambda *_args: written)
+    talker = Talker(lambda messages: "ACCEPT" if stands else messages[-2]["content"])
+    answer = make(talker, privacy="deidentify", verify="always").ask(user(PRIVATE))
+    shown = answer.text()
+    assert answer.route == ["local", "verified" if stands else "corrected"]
+    assert (shown == text) == stands
+    assert (PHONE in shown) == stands
+    assert answer.stats.n_in_links == (0 if stands else 1)
+    assert PHONE not in str(talker.seen)
 
 
 def test_a_worker_that_takes_no_grammar(make: Callable[..., Hybrid], target_model: Model) -> None:

@@ -227,10 +227,27 @@ def test_those_who_make_a_token_at_once_get_the_same(tmp_path: Path) -> None:
         assert [entry.name for entry in path.parent.iterdir()] == ["token"]
 
 
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="needs permissions as of POSIX")
+@pytest.mark.parametrize(("file", "folder"), [(0o644, 0o755), (0o620, 0o700), (0o600, 0o777)])
+def test_a_token_that_others_may_read_is_refused(tmp_path: Path, file: int, folder: int) -> None:
+    path = tmp_path / "state" / "token"
+    token = auth.load_or_make_token(path)
+    path.chmod(file)
+    path.parent.chmod(folder)
+    with pytest.raises(PermissionError, match="others on this machine") as caught:
+        auth.load_or_make_token(path)
+    assert "chmod" in str(caught.value)
+    assert token not in str(caught.value)
+    path.chmod(0o600)
+    path.parent.chmod(0o700)
+    assert auth.load_or_make_token(path) == token
+
+
 @pytest.mark.parametrize("content", [b"", b"\n", b"short\n", b"two words that are long enough", b"\xff" * 40])
 def test_a_file_that_holds_no_token_is_an_error_and_kept(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "token"
     path.write_bytes(content)
+    path.chmod(0o600)
     with pytest.raises(ValueError, match="holds no token") as caught:
         auth.load_or_make_token(path)
     assert str(path) in str(caught.value)

@@ -206,6 +206,10 @@ def test_a_certificate_of_ones_own(draft_model: Model, tmp_path: Path, names: li
     files = tmp_path / "chain.pem", tmp_path / "key.pem"
     for path, data in zip(files, (chain, key), strict=True):
         path.write_bytes(data)
+    files[1].chmod(0o644)
+    with pytest.raises(PermissionError, match="chmod 600"):
+        own_worker(draft_model, tmp_path, certificate=files)
+    files[1].chmod(0o600)
     with (
         own_worker(draft_model, tmp_path, certificate=files) as worker,
         Client(worker.address) as client,
