@@ -27,6 +27,7 @@ from sllm.cli.arguments import (
     whole,
 )
 from sllm.cli.console import CommandError, count, one_line
+from sllm.cli.open_files import raise_file_limit
 from sllm.cli.signals import INTERRUPTED, ending_signals
 from sllm.engine import exact, hub
 from sllm.wire import auth
@@ -147,6 +148,14 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help="positions of a text (default: the model's, up to 4096)",
     )
     limits.add_argument("--max-prompt", metavar="N", type=whole(1), help="tokens (default: --n-ctx)")
+    limits.add_argument(
+        "--max-connections",
+        metavar="N",
+        type=whole(1),
+        default=Limits.connections,
+        help=f"of clients that have shown the token {DEFAULT}; besides, {Limits.strangers} of others, which"
+        " are closed within seconds",
+    )
     limits.add_argument("--no-grammars", action="store_true", help="accept no grammars from clients")
     limits.add_argument(
         "--drain",
@@ -160,6 +169,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Serve a model until a signal comes."""
     quiet_grpc()
+    raise_file_limit()
     host, port = hosts.split_host_port(args.listen)
     _check_address(host, port, args)
     certificate = _checked_certificate(args.cert, args.key)
@@ -203,6 +213,7 @@ def _open(
         sessions=args.sessions,
         queue=args.queue,
         max_prompt=args.max_prompt,
+        connections=args.max_connections,
         max_grammar=0 if args.no_grammars else Limits.max_grammar,
     )
     serving = Worker(

@@ -20,6 +20,7 @@ from sllm.errors import (
     UnsupportedModelError,
 )
 from sllm.extras import needs
+from sllm.wire.traces import raised_at
 
 with needs("remote"):
     import grpc
@@ -144,7 +145,7 @@ def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
             if len(text) > _MAX_DETAILS:
                 text = f"{text[:_MAX_DETAILS]} ..."
             context.abort(grpc.StatusCode[code], text)
-    log.error("a call failed", exc_info=error)
+    log.error("a call failed: %s", raised_at(error))
     context.abort(grpc.StatusCode.INTERNAL, f"the worker failed ({type(error).__name__}); see its log")
     raise AssertionError("abort() raises")
 
