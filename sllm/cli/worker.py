@@ -26,6 +26,7 @@ from sllm.cli.arguments import (
     whole,
 )
 from sllm.cli.console import CommandError, count, one_line
+from sllm.cli.open_files import raise_file_limit
 from sllm.cli.signals import INTERRUPTED, ending_signals
 from sllm.cli.worker_token import tokens_path
 from sllm.engine import exact, hub
@@ -177,6 +178,14 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help="positions of a text (default: the model's, up to 4096)",
     )
     limits.add_argument("--max-prompt", metavar="N", type=whole(1), help="tokens (default: --n-ctx)")
+    limits.add_argument(
+        "--max-connections",
+        metavar="N",
+        type=whole(1),
+        default=Limits.connections,
+        help=f"of clients that have shown the token {DEFAULT}; besides, {Limits.strangers} of others, which"
+        " are closed within seconds",
+    )
     limits.add_argument("--no-grammars", action="store_true", help="accept no grammars from clients")
     limits.add_argument(
         "--drain",
@@ -190,6 +199,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Serve a model until a signal comes."""
     quiet_grpc()
+    raise_file_limit()
     host, port = hosts.split_host_port(args.listen)
     _check_address(host, port, args)
     certificate = _checked_certificate(args.cert, args.key)
@@ -237,6 +247,7 @@ def _open(
         queue_seconds=args.queue_seconds,
         idle_seconds=args.idle_seconds,
         max_prompt=args.max_prompt,
+        connections=args.max_connections,
         max_grammar=0 if args.no_grammars else Limits.max_grammar,
     )
     serving = Worker(

@@ -20,6 +20,7 @@ from sllm.errors import (
     UnsupportedModelError,
 )
 from sllm.extras import needs
+from sllm.wire.traces import raised_at
 
 with needs("remote"):
     import grpc
@@ -149,7 +150,7 @@ def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
             if isinstance(error, BusyError) and error.retry_after is not None:
                 context.set_trailing_metadata(((_RETRY_AFTER, f"{error.retry_after * 1000:.0f}"),))
             context.abort(grpc.StatusCode[code], text)
-    log.error("a call failed", exc_info=error)
+    log.error("a call failed: %s", raised_at(error))
     context.abort(grpc.StatusCode.INTERNAL, f"the worker failed ({type(error).__name__}); see its log")
     raise AssertionError("abort() raises")
 

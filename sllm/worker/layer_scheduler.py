@@ -23,6 +23,7 @@ from sllm.engine.model import Model
 from sllm.engine.params import context_length
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import BusyError, ClosedError, ContextFullError, SllmError
+from sllm.wire.traces import raised_at
 from sllm.worker.passes import PassLoop, Slot
 from sllm.worker.sharing import AWAY_SECONDS, FIRST_ROWS, ROUND, divide, most_rows
 from sllm.worker.token_file import DEFAULT_NAME
@@ -702,7 +703,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
                 for one in batch:
                     self._compute([one])
                 return
-            log.warning("a pass failed: %s", error)
+            log.warning("a pass failed: %s", raised_at(error))
             asked_wrongly = isinstance(error, (ValueError, ContextFullError))
             if isinstance(error, ClosedError) or not asked_wrongly:
                 self._count_failure()

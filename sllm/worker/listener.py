@@ -34,8 +34,8 @@ _STRANGER_BYTES = 1 << 15
 call's headers may share a TLS record of 16 KB with data.
 """
 
-_SHARE = 4
-"""One address has one of so many parts of the strangers' places."""
+_SHARE = 2
+"""One address has one of so many parts of the strangers' places, of which each takes gRPC 300 KB."""
 
 _ACCEPTS_PER_ADDRESS = 50
 """Connections and refused calls of one address per second, on average; a TLS handshake costs about 1 ms."""
@@ -117,7 +117,7 @@ class Listener:
     A client is a stranger until a call with the token came over its connection. Of a stranger gRPC is shown
     32 KiB, so that whatever it sends costs little; it is gone after ``limits.stranger_seconds``, and soon
     after some calls without the token. Strangers have ``limits.strangers`` places, and one address (of IPv6:
-    one network of 64 bits) has a quarter of them. When they run out, the stranger that came first makes room,
+    one network of 64 bits) has half of them. When they run out, the stranger that came first makes room,
     the address's own where its share has run out. Who comes too often is not let in for a while.
 
     Args:

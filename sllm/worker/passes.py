@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from sllm.errors import CancelledError, ClosedError, ContextFullError
+from sllm.wire.traces import raised_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,8 +48,8 @@ class Limits:
         backlog: passes that a session may be ahead of what its client has been sent.
         prefill: prompt tokens computed between two passes at most, all sessions together.
         connections: of clients that have shown a token; calls over one more are refused.
-        strangers: connections of others, besides; a quarter of them may come from one address. Where there
-            are more, the oldest makes room.
+        strangers: connections of others, besides; half of them may come from one address. Where there are
+            more, the oldest makes room.
         stranger_seconds: how long one may stay without a call that shows a token.
 
     """
@@ -65,7 +66,7 @@ class Limits:
     backlog: int = 64
     prefill: int = 256
     connections: int = 256
-    strangers: int = 128
+    strangers: int = 64
     stranger_seconds: float = 10.0
 
     def __post_init__(self) -> None:
@@ -248,7 +249,7 @@ class PassLoop(ABC, Generic[Owner]):
 
     def _step_failed(self, error: Exception) -> None:
         """An exception has left :meth:`_step`."""
-        log.exception("a pass failed", exc_info=error)
+        log.error("a pass failed: %s", raised_at(error))
         self._count_failure()
 
     @abstractmethod

@@ -70,8 +70,12 @@ class Worker(Closing):
     :meth:`close`.
 
     TLS and a token guard every address but loopback with ``insecure=True``. What the worker sees of its
-    clients are token ids: the text, to anybody who has the vocabulary. It logs neither these nor tokens of
-    access.
+    clients are token ids: the text, to anybody who has the vocabulary. It logs neither these nor anything
+    else that is sent to it; gRPC's own log, which does, is off unless ``GRPC_VERBOSITY`` is set or the
+    program has imported ``grpc`` before.
+
+    Who has not shown the token gets little: see ``strangers`` of :class:`Limits`. Each connection takes three
+    of the files that the process may have open.
 
     Args:
         model: a model or its path. A :class:`~sllm.Model` stays the caller's to close.

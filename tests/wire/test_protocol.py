@@ -9,7 +9,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import numpy as np
@@ -320,12 +320,19 @@ def test_a_worker_that_ends_is_a_lost_link() -> None:
 
 
 def test_what_is_not_meant_for_clients_is_not_sent(caplog: pytest.LogCaptureFixture) -> None:
-    status, details, found = crossed(KeyError("a secret"))
+    def look_up(name: str) -> NoReturn:
+        raise KeyError(name)
+
+    with pytest.raises(KeyError) as caught:
+        look_up("a secret")
+    status, details, found = crossed(caught.value)
     assert status is grpc.StatusCode.INTERNAL
     assert "secret" not in details
     assert "KeyError" in details
     assert type(found) is sllm.RemoteError
-    assert "a secret" in caplog.text  # "see its log"
+    assert "KeyError at test_protocol.py" in caplog.text  # "see its log"
+    assert "look_up" in caplog.text
+    assert "secret" not in caplog.text  # a client may have sent it
 
 
 def test_a_long_error_is_cut_to_what_fits_into_a_header() -> None:

@@ -134,7 +134,12 @@ def test_three_failures_in_a_row_are_one_too_many(caplog: pytest.LogCaptureFixtu
     loop = Loop()
     told: list[bool] = []
     loop.on_failure = lambda: told.append(loop.failed)
-    outcomes: list[Exception | None] = [ValueError("a"), ValueError("b"), None, *[ValueError("c")] * 3]
+    outcomes: list[Exception | None] = [
+        ValueError("a canary"),
+        ValueError("b"),
+        None,
+        *[ValueError("c")] * 3,
+    ]
 
     def fail() -> None:
         outcome = outcomes.pop(0)
@@ -153,6 +158,8 @@ def test_three_failures_in_a_row_are_one_too_many(caplog: pytest.LogCaptureFixtu
     assert loop.failed
     assert told == [True]
     assert "three passes in a row" in caplog.text
+    assert "ValueError at test_passes.py" in caplog.text
+    assert "a canary" not in caplog.text  # an error may repeat what a client has sent
     with pytest.raises(sllm.ClosedError):
         loop.add(Task(1))
     loop.close()
