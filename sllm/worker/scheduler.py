@@ -12,7 +12,7 @@ Nothing here knows of the network: :mod:`sllm.worker.service` does.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -298,9 +298,12 @@ class Scheduler(PassLoop[Session]):
         while True:
             free = [s for s in self._slots if s.owner is None]
             with self._changed:
-                session = self._queue[0] if self._queue and free else None
-            if session is None:
-                return
+                # Of those who wait, one whose user has the fewest places: one user's many do not keep the
+                # others out.
+                if not self._queue or not free:
+                    return
+                places = Counter(running.user for running in self.running())
+                session = min(self._queue, key=lambda s: places[s.user])
             slot, n_same = self._place(session, free)
             with self._changed:  # other threads see it either in the queue or in a slot
                 self._queue.remove(session)
