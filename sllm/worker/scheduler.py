@@ -105,12 +105,12 @@ class Scheduler(PassLoop[Session]):
 
         """
         account = account or Account(DEFAULT_NAME)
-        self._check_request(tokens, start, sampling, score_from)
         # A text that has grown here and is taken up again has the prompt that it began with.
         n_prompt = start if account.wrote(text_id, start, len(tokens)) else len(tokens)
         self.limits.check_prompt(n_prompt)
         account.check_prompt(n_prompt, sampling.grammar)
         account.check_rate()
+        self._check_request(tokens, start, sampling, score_from)  # last, since it compiles a grammar
         n_ctx = self._context.n_ctx_seq
         asked_end = None if max_tokens is None else len(tokens) + max_tokens
         end = n_ctx if asked_end is None else min(asked_end, n_ctx)
