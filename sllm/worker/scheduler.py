@@ -429,8 +429,9 @@ class Scheduler(PassLoop[Session]):
         if self._draft is not None:
             own, draft_seconds = self._draft.propose(jobs)
         # 3. Not more rows than the context selects from at once, nor than are fair to the others.
-        n_most = self._context.n_outputs_max
-        _shorten(jobs, self._shares.pass_rows(len(jobs), n_prompts, draft_seconds, n_most))
+        if any(job.draft for job in jobs):
+            n_most = self._context.n_outputs_max
+            _shorten(jobs, self._shares.pass_rows(len(jobs), n_prompts, draft_seconds, n_most))
         # 4. One pass of the model verifies all drafts, and selects a token after each accepted one.
         verdicts = self._verify(jobs)
         # 5. What did it cost?
