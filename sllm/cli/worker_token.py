@@ -78,6 +78,9 @@ def _add_limits(parser: argparse.ArgumentParser, default: str) -> None:
     )
     add("--max-prompt", metavar="N", type=whole(1), help="tokens of a prompt")
     add("--no-grammars", action="store_true", help="no grammars")
+    add(
+        "--no-rpc", action="store_true", help="not the RPC server of `sllm worker --rpc`, which has no limits"
+    )
 
 
 def _add_line(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +122,13 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _allowance(args: argparse.Namespace) -> Allowance:
-    return Allowance(args.sessions, args.tokens_per_minute, args.max_prompt, not args.no_grammars)
+    return Allowance(
+        args.sessions,
+        args.tokens_per_minute,
+        args.max_prompt,
+        grammars=not args.no_grammars,
+        rpc=not args.no_rpc,
+    )
 
 
 def _fingerprint(args: argparse.Namespace) -> str:
@@ -163,6 +172,7 @@ def _limits(allowance: Allowance, token: NamedToken | None = None) -> str:
         if value is not None
     ]
     found += [] if allowance.grammars else ["no grammars"]
+    found += [] if allowance.rpc else ["no RPC"]
     if token is not None and token.previous is not None and token.previous_until > time.time():
         found.append(f"the old token for {token.previous_until - time.time():.0f} s more")
     return ", ".join(found) or "none of its own"

@@ -25,7 +25,7 @@ from sllm.engine.sampling import SamplingParams
 from sllm.errors import BusyError, ClosedError, ContextFullError, SllmError
 from sllm.wire.traces import raised_at
 from sllm.worker.passes import PassLoop, Slot
-from sllm.worker.sharing import AWAY_SECONDS, FIRST_ROWS, ROUND, divide, most_rows
+from sllm.worker.sharing import AWAY_SECONDS, FIRST_ROWS, ROUND, coarse, divide, most_rows
 from sllm.worker.token_file import DEFAULT_NAME
 from sllm.worker.users import Account
 
@@ -713,7 +713,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
         seconds = self._pass_time(began)
         n_rows = sum(len(request.hidden) for _, request in batch)
         self.stats.count_pass(n_rows, seconds)
-        self._times.add(n_rows, seconds)
+        self._times.add(coarse(n_rows), seconds)
         for (sequence, request), answer in zip(batch, answers, strict=True):
             n_tokens = answer.n_accepted + 1 if answer.tokens else 0
             self.stats.count_commit(n_tokens, answer.n_verified, answer.n_accepted)

@@ -12,7 +12,7 @@ Nothing here knows of the network: :mod:`sllm.worker.service` does.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -105,12 +105,12 @@ class Scheduler(PassLoop[Session]):
 
         """
         account = account or Account(DEFAULT_NAME)
-        self._check_request(tokens, start, sampling, score_from)
         # A text that has grown here and is taken up again has the prompt that it began with.
         n_prompt = start if account.wrote(text_id, start, len(tokens)) else len(tokens)
         self.limits.check_prompt(n_prompt)
         account.check_prompt(n_prompt, sampling.grammar)
         account.check_rate()
+        self._check_request(tokens, start, sampling, score_from)  # last, since it compiles a grammar
         n_ctx = self._context.n_ctx_seq
         asked_end = None if max_tokens is None else len(tokens) + max_tokens
         end = n_ctx if asked_end is None else min(asked_end, n_ctx)
@@ -298,9 +298,12 @@ class Scheduler(PassLoop[Session]):
         while True:
             free = [s for s in self._slots if s.owner is None]
             with self._changed:
-                session = self._queue[0] if self._queue and free else None
-            if session is None:
-                return
+                # Of those who wait, one whose user has the fewest places: one user's many do not keep the
+                # others out.
+                if not self._queue or not free:
+                    return
+                places = Counter(running.user for running in self.running())
+                session = min(self._queue, key=lambda s: places[s.user])
             slot, n_same = self._place(session, free)
             with self._changed:  # other threads see it either in the queue or in a slot
                 self._queue.remove(session)
@@ -426,8 +429,9 @@ class Scheduler(PassLoop[Session]):
         if self._draft is not None:
             own, draft_seconds = self._draft.propose(jobs)
         # 3. Not more rows than the context selects from at once, nor than are fair to the others.
-        n_most = self._context.n_outputs_max
-        _shorten(jobs, self._shares.pass_rows(len(jobs), n_prompts, draft_seconds, n_most))
+        if any(job.draft for job in jobs):
+            n_most = self._context.n_outputs_max
+            _shorten(jobs, self._shares.pass_rows(len(jobs), n_prompts, draft_seconds, n_most))
         # 4. One pass of the model verifies all drafts, and selects a token after each accepted one.
         verdicts = self._verify(jobs)
         # 5. What did it cost?

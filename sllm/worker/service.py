@@ -211,7 +211,7 @@ class Service:
         allowance = self._caller(context).allowance
         return pb.InfoReply(
             protocol=PROTOCOL,
-            features=[name for name in self._features if name != "grammar" or allowance.grammars],
+            features=[name for name in self._features if allowance.offers(name)],
             software=self._software,
             model_name=self._identity.model_name,
             model_id=self._identity.model_id,
@@ -248,6 +248,8 @@ class Service:
             visit = self._users.visit(context)
         except AuthError as error:
             abort(context, error)
+        if not visit.account.allowance.rpc:
+            abort(context, not_offered(["rpc"]))
         visit.when_revoked(lambda _error: visit.hang_up())
         yield from self._relay.serve(requests, context)
 

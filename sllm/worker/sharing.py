@@ -18,7 +18,7 @@ from sllm.draft.length import PassTimes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["AWAY_SECONDS", "FIRST_ROWS", "ROUND", "Shares", "divide", "most_rows"]
+__all__ = ["AWAY_SECONDS", "FIRST_ROWS", "ROUND", "Shares", "coarse", "divide", "most_rows"]
 
 ROUND = 1.6
 """Passes of a single row that a round may take, for each of the texts: at 2 those of one row would get just
@@ -57,6 +57,19 @@ def most_rows(times: PassTimes, least: int, most: int, seconds: float) -> int:
         else:
             high = middle - 1
     return low
+
+
+def coarse(n_rows: int) -> int:
+    """A number of rows, rounded down by an eighth at most: there are few of these, so that each is measured
+    often.
+
+    Examples:
+        >>> coarse(15), coarse(23), coarse(511)
+        (15, 22, 480)
+
+    """
+    step = 1 << max(0, n_rows.bit_length() - 4)
+    return n_rows - n_rows % step
 
 
 def divide(wanted: Sequence[int], n_rows: int) -> list[int]:
@@ -137,7 +150,7 @@ class Shares:
 
     def observe_prompts(self, n_rows: int, seconds: float) -> None:
         """A chunk of prompts took so long."""
-        self.prompts.add(n_rows, seconds)
+        self.prompts.add(coarse(n_rows), seconds)
         self._credit -= seconds
 
     def observe_pass(

@@ -60,6 +60,8 @@ class Allowance:
             worth may come at once. Of layers: rows.
         max_prompt: tokens of a prompt.
         grammars: whether texts may have grammars.
+        rpc: whether the worker's RPC server may be used, where it has one. The other limits do not hold
+            there.
 
     Raises:
         ValueError: a limit below 1.
@@ -70,14 +72,20 @@ class Allowance:
     tokens_per_minute: int | None = None
     max_prompt: int | None = None
     grammars: bool = True
+    rpc: bool = True
 
     def __post_init__(self) -> None:
         for name in ("sessions", "tokens_per_minute", "max_prompt"):
             value = getattr(self, name)
             if value is not None and not (type(value) is int and 1 <= value < 1 << 31):
                 raise ValueError(f"{name} is {value!r}, expected a whole number of 1 or more")
-        if type(self.grammars) is not bool:
-            raise ValueError(f"grammars is {self.grammars!r}, expected true or false")
+        for name in ("grammars", "rpc"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected true or false")
+
+    def offers(self, feature: str) -> bool:
+        """Whether the user may use a feature of the protocol that the worker has."""
+        return {"grammar": self.grammars, "rpc": self.rpc}.get(feature, True)
 
 
 @dataclass(frozen=True)

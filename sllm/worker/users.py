@@ -77,11 +77,13 @@ class Account:
 
     def spend(self, n_tokens: int) -> None:
         """Count tokens that were computed for the user, also more than are left: the next ones wait."""
+        rate = self.allowance.tokens_per_minute
+        if rate is None:
+            return
         with self._lock:
-            self._recover()
+            self._recover(rate)
             self._spent += n_tokens
-            rate = self.allowance.tokens_per_minute
-            self._resting |= rate is not None and self._spent >= rate
+            self._resting |= self._spent >= rate
 
     def check_rate(self) -> None:
         """Raise where the user has had its tokens of this minute.
@@ -90,34 +92,30 @@ class Account:
             BusyError: with the seconds until there are some again.
 
         """
-        seconds = self._seconds_to_rest()
+        rate = self.allowance.tokens_per_minute
+        seconds = 0.0 if rate is None else self._seconds_to_rest(rate)
         if seconds > 0:
             whole = math.ceil(seconds)
             error = BusyError(
-                f"{self.name} may have {self.allowance.tokens_per_minute} tokens per minute and has had them;"
+                f"{self.name} may have {rate} tokens per minute and has had them;"
                 f" try again in {whole} second{'s' if whole > 1 else ''}"
             )
             error.retry_after = seconds
             raise error
 
-    def _seconds_to_rest(self) -> float:
+    def _seconds_to_rest(self, rate: int) -> float:
         with self._lock:
-            rate = self._recover()
-            if rate is None or not self._resting:
+            self._recover(rate)
+            if not self._resting:
                 return 0.0
             missing = self._spent - (1 - _REST) * rate
             self._resting = missing > 0
             return max(0.0, missing * 60 / rate)
 
-    def _recover(self) -> int | None:
+    def _recover(self, rate: int) -> None:
         now = time.monotonic()
-        rate = self.allowance.tokens_per_minute
-        if rate is None:
-            self._spent, self._resting = 0.0, False
-        else:
-            self._spent = max(0.0, self._spent - (now - self._at) * rate / 60)
+        self._spent = max(0.0, self._spent - (now - self._at) * rate / 60)
         self._at = now
-        return rate
 
     def check_sessions(self, n_others: int) -> None:
         """Raise where the user has ``n_others`` texts already and may not have one more.

@@ -29,7 +29,12 @@ names = st.sampled_from(["alice", "bob", "A.b-c_9", "0", "x" * 64])
 digests = st.integers(0, 2**256 - 1).map(lambda number: f"{number:064x}")
 limits = st.none() | st.integers(1, 2**31 - 1)
 allowances = st.builds(
-    Allowance, sessions=limits, tokens_per_minute=limits, max_prompt=limits, grammars=st.booleans()
+    Allowance,
+    sessions=limits,
+    tokens_per_minute=limits,
+    max_prompt=limits,
+    grammars=st.booleans(),
+    rpc=st.booleans(),
 )
 entries = st.builds(
     NamedToken,
@@ -119,6 +124,7 @@ GOOD = {"name": "alice", "sha256": "0" * 64}
         ({**GOOD, "tokens_per_minute": "5"}, "tokens_per_minute is '5'"),
         ({**GOOD, "max_prompt": 1 << 40}, "max_prompt is"),
         ({**GOOD, "grammars": 0}, "grammars is 0"),
+        ({**GOOD, "rpc": None}, "rpc is None"),
         ({**GOOD, "sha256": "A" * 64}, "no SHA-256"),
         ({**GOOD, "sha256": None}, "no SHA-256"),
         ({**GOOD, "previous": "short"}, "no SHA-256"),

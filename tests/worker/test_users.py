@@ -6,9 +6,11 @@ import hmac
 import logging
 import os
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from oracles import EXACT, GREEDY, PLAIN, make_prompt, one_by_one, without_end
 from raw_client import TOKEN, Client, Code, hint, opening, wait_until
@@ -17,6 +19,7 @@ import sllm
 from sllm import embedded
 from sllm.wire import auth
 from sllm.worker import users as module
+from sllm.worker.layer_scheduler import LayerRequest, LayerScheduler, RangeKey
 from sllm.worker.server import Limits, Worker
 from sllm.worker.token_file import Allowance, TokenFile
 from sllm.worker.users import Account, Users
@@ -116,11 +119,14 @@ def test_over_many_minutes_the_rate_is_kept(clock: Clock) -> None:
 def test_limits_that_change_count_from_now_on(clock: Clock) -> None:
     account = Account("alice", Allowance(tokens_per_minute=10))
     account.spend(1000)
+    with pytest.raises(sllm.BusyError, match="10 tokens per minute"):
+        account.check_rate()
+    account.allowance = Allowance(tokens_per_minute=100_000)
+    clock.now += 1
+    account.check_rate()
     account.allowance = Allowance()
+    account.spend(10**9)
     account.check_rate()
-    account.allowance = Allowance(tokens_per_minute=10)
-    account.check_rate()
-    assert clock.now == 1000
 
 
 def test_every_limit_names_itself() -> None:
@@ -394,7 +400,7 @@ def test_limits_over_the_wire(file: TokenFile, target_model: Model) -> None:
         assert (info.sessions, info.max_prompt, "grammar" in info.features) == (1, 9, False)
         assert (own.info().sessions, own.info().max_prompt) == (4, 256)
         assert client.generate(opening([5] * 10)).end()[0] is Code.OUT_OF_RANGE
-        code, details = client.generate(opening(sampling=replace(GREEDY, grammar='root ::= "x"'))).end()
+        code, details = client.generate(opening(sampling=replace(GREEDY, grammar="not one"))).end()
         assert code is Code.INVALID_ARGUMENT and "alice may not use grammars" in details
         held = client.generate(opening(run_ahead=False))
         held.next()
@@ -446,6 +452,110 @@ def test_a_rate_that_does_not_let_a_text_begin(file: TokenFile, target_model: Mo
         assert 60 < (caught.value.retry_after or 0) <= 75
         with pytest.raises(sllm.BusyError, match="per minute"):
             remote.score(make_prompt(target_model, 5, seed=1), 2)
+
+
+def test_one_users_many_texts_do_not_keep_another_out(file: TokenFile, target_model: Model) -> None:
+    alice, bob = file.add("alice"), file.add("bob")
+    with (
+        worker_of(file, target_model, limits={"sessions": 2, "queue": 8}) as worker,
+        Client(worker.address, token=alice) as a,
+        Client(worker.address, token=bob) as b,
+    ):
+        held, kept = (a.generate(opening(run_ahead=False)) for _ in range(2))
+        held.next()
+        kept.next()
+        hers = [a.generate(opening([7 + i], run_ahead=False)) for i in range(3)]
+        wait_until(lambda: worker._scheduler.n_queued == 3)
+        his = b.generate(opening([5], run_ahead=False))
+        wait_until(lambda: worker._scheduler.n_queued == 4)
+        held.cancel()
+        wait_until(lambda: {s.user for s in worker._scheduler.running()} == {"alice", "bob"})
+        for stream in (*hers, his, kept):
+            stream.cancel()
+        wait_until(lambda: worker._scheduler.n_queued == 0 and not runs(worker))
+
+
+# ---- layers
+
+
+@contextmanager
+def chain(worker: Worker, token: str) -> Iterator[sllm.SplitTarget]:
+    with (
+        sllm.connect(line(worker, token)) as remote,
+        sllm.SplitTarget(
+            embedded.TARGET, middle=remote, head=2, tail=1, codec="f32", n_ctx=256, **EXACT
+        ) as target,
+    ):
+        yield target
+
+
+def test_users_of_layers(file: TokenFile, target_model: Model) -> None:
+    """Limits, numbers of sequences and revocation are those of texts."""
+    alice, bob = file.add("alice", Allowance(sessions=1)), file.add("bob")
+    sampling = without_end(target_model, GREEDY)
+    prompt = make_prompt(target_model, 6, seed=3)
+    wanted = one_by_one(target_model, prompt.tolist(), sampling, 60, n_ctx=256)
+    with worker_of(file, embedded.TARGET, layers=True, limits={"sessions": 4}) as worker:
+        scheduler = worker._scheduler
+        with chain(worker, alice) as a, chain(worker, bob) as b, chain(worker, alice) as second:
+            hers, his = (target.open(prompt, sampling, 60) for target in (a, b))
+            first = [next(generation).tokens for generation in (hers, his)]
+            assert first[0] == first[1]
+            assert {s.user for s in scheduler.running()} == {"alice", "bob"}
+            with pytest.raises(sllm.BusyError, match="alice may have 1 text at once"):
+                next(second.open(prompt, sampling, 60))
+            file.revoke("alice")
+            with pytest.raises(sllm.AuthError, match=r"alice was revoked|missing or wrong"):
+                list(hers)
+            text = [*first[1], *(token for commit in his for token in commit.tokens)]
+            assert text == wanted
+
+
+def test_a_rate_of_layers(file: TokenFile, target_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_REST", 0.02)
+    sampling = without_end(target_model, replace(PLAIN, seed=3))
+    prompt = make_prompt(target_model, 6, seed=3)
+    wanted = one_by_one(target_model, prompt.tolist(), sampling, 60, n_ctx=256)
+    alice = file.add("alice", Allowance(tokens_per_minute=1200))
+    with (
+        worker_of(file, embedded.TARGET, layers=True) as worker,
+        chain(worker, alice) as target,
+    ):
+        worker._users._accounts["alice"].spend(1200 - 40)
+        generation = target.open(prompt, sampling, 60)
+        assert [token for commit in generation for token in commit.tokens] == wanted
+        assert generation.remote.n_reconnects >= 1
+
+
+def test_sequences_of_others_are_not_taken_up(file: TokenFile) -> None:
+    del file
+    found = LayerScheduler(embedded.TARGET, (2, 7), Limits(sessions=3), n_ctx=256)
+    try:
+        key = RangeKey(2, 7, output=False)
+        alice, bob = Account("alice"), Account("bob")
+        rows = np.ones((5, 256), np.float32)
+        first = found.open(key, 77, account=alice)
+        first.submit(LayerRequest(0, rows))
+        next(first.answers())
+        other = found.open(key, 77, account=bob)
+        assert other.n_kept == 0 and other.slot is not first.slot
+        assert first.ended is None
+        first.detach()
+        other.detach()
+        assert found.open(key, 77, account=alice).n_kept == 5
+        assert found.open(key, 77, account=bob).n_kept == 0
+    finally:
+        found.close()
+
+
+def test_a_worker_that_is_told_nothing_watches_its_state(draft_model: Model, tmp_path: Path) -> None:
+    """One that is given a token has no users besides, unless it is given their file."""
+    token = TokenFile(tmp_path / "tokens.json").add("alice")
+    options: dict[str, Any] = {"state": tmp_path, "n_ctx": 256, **EXACT}
+    with Worker(draft_model, **options) as worker, sllm.connect(line(worker, token)) as remote:
+        assert remote.status() is not None
+    with Worker(draft_model, token=TOKEN, **options) as worker, pytest.raises(sllm.AuthError):
+        sllm.connect(line(worker, token))
 
 
 def test_without_access_control_there_are_no_users(draft_model: Model, tmp_path: Path) -> None:
