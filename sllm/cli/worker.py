@@ -147,7 +147,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help="positions of a text (default: the model's, up to 4096)",
     )
     limits.add_argument("--max-prompt", metavar="N", type=whole(1), help="tokens (default: --n-ctx)")
-    limits.add_argument("--no-grammars", action="store_true", help="accept no grammars from clients")
+    limits.add_argument(
+        "--no-grammars", action="store_true", help="accept no grammars and JSON Schemas from clients"
+    )
     limits.add_argument(
         "--drain",
         metavar="SECONDS",

@@ -206,7 +206,7 @@ class TokenCloud(_Side):
         left = self._sent(len(tokens))
         verdict = check_answer(target, prompt, checked, accept=self.accept)
         n_kept = whole_characters(target.vocab, checked, verdict.n_kept)
-        if n_kept < len(checked) and self.sampling.grammar is not None:
+        if n_kept < len(checked) and self.sampling.has_grammar:
             n_kept = 0  # a grammar begins where a text does
         stats.n_checked, stats.n_kept = len(checked), n_kept
         self.answer.route.append("verified" if n_kept == len(checked) else "corrected")

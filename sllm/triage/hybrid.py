@@ -231,7 +231,7 @@ class Hybrid(Closing):
             if private and pipeline.privacy == "refuse" and grade.tier is Tier.HARD:
                 raise refusal(answer)
             # 5. The way through the tiers, gone as the answer is read.
-            grammar = pipeline.sampling.grammar is not None
+            grammar = pipeline.sampling.has_grammar
             request = Request(
                 pipeline=pipeline,
                 answer=answer,
@@ -316,7 +316,7 @@ def _check_cloud(cloud: object, sampling: SamplingParams | None) -> None:
             raise TypeError(f"{type(cloud).__name__} has no chat(), which makes a prompt of messages")
     elif not isinstance(cloud, ChatCloud):
         raise TypeError(f"cloud is {type(cloud).__name__}, expected a Target, a ChatCloud or None")
-    elif sampling is not None and sampling.grammar is not None:
+    elif sampling is not None and sampling.has_grammar:
         raise ValueError(
             f"sampling has a grammar, to which {type(cloud).__name__} would not keep;"
             " leave it out, or use a Target (a worker, a split) as the cloud"

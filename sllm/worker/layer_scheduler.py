@@ -446,7 +446,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
             return self._start(sequence_id, sampling, text_start)
 
     def _check_sampling(self, sampling: SamplingParams, text_start: int) -> None:
-        self.limits.check_grammar(sampling.grammar)
+        self.limits.check_grammar(sampling)
         if not 0 <= text_start <= self.n_ctx:
             raise ValueError(f"the text begins at {text_start}, and the worker holds {self.n_ctx} positions")
 

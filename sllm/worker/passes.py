@@ -18,6 +18,8 @@ from sllm.errors import CancelledError, ClosedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sllm.engine.sampling import SamplingParams
+
 __all__ = ["Limits", "PassLoop", "SchedulerStats", "Slot"]
 
 log = logging.getLogger("sllm.worker")
@@ -38,7 +40,7 @@ class Limits:
         max_prompt: tokens; None: what the context holds.
         max_hint: tokens of one hint.
         hints_per_s: hints of one session per second, averaged over a few seconds.
-        max_grammar: bytes of a grammar; 0: grammars are refused.
+        max_grammar: bytes of a grammar or a JSON Schema; 0: both are refused.
         idle_seconds: a session ends after this time if nothing is heard of it or its client reads nothing; so
             does a call whose request does not arrive.
         keep_seconds: how long the memory of an ended session is kept in case it goes on.
@@ -68,16 +70,18 @@ class Limits:
             if not value >= low:  # also true of NaN
                 raise ValueError(f"limits.{name} is {value!r}, expected {low} or more")
 
-    def check_grammar(self, grammar: str | None) -> None:
-        """Reject a grammar that is too long.
+    def check_grammar(self, sampling: SamplingParams) -> None:
+        """Reject a grammar or a JSON Schema that is too long.
 
         Raises:
             ValueError: longer than ``max_grammar`` bytes of UTF-8.
 
         """
-        if grammar is not None and len(grammar.encode()) > self.max_grammar:
+        text = sampling.grammar or sampling.json_schema
+        if text is not None and len(str(text).encode("utf-8", "surrogatepass")) > self.max_grammar:
+            what = "grammar" if sampling.grammar else "JSON Schema"
             raise ValueError(
-                f"the grammar is longer than the {self.max_grammar} bytes that this worker takes"
+                f"the {what} is longer than the {self.max_grammar} bytes that this worker takes"
                 if self.max_grammar
                 else "this worker takes no grammars"
             )

@@ -145,7 +145,7 @@ class Scheduler(PassLoop[Session]):
             raise ValueError(f"the prompt holds ids that are not in the vocabulary of {self.n_vocab} tokens")
         if not 0 <= start <= len(tokens):
             raise ValueError(f"the text begins at {start}, and there are {len(tokens)} tokens")
-        self.limits.check_grammar(sampling.grammar)
+        self.limits.check_grammar(sampling)
         self._context.model.compiled(sampling)  # reject a bad grammar before queuing
         if score_from is not None and not 1 <= score_from < len(tokens):
             raise ValueError(f"the first token to be scored is {score_from}, expected 1 to {len(tokens) - 1}")
