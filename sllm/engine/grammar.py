@@ -274,6 +274,13 @@ class Grammars:
                 _Tokens(tokens, special, eos), n_vocab=vocab.n_tokens, eos_token=eos
             )
 
+    def clear(self) -> None:
+        """Forget everything, the vocabulary too."""
+        with self._loading, self._lock:
+            self._tokenizer = None
+            self._compiled.clear()
+            self._states.clear()
+
     def compiled(self, grammar: str | None, json_schema: str | None) -> Grammar:
         """A GBNF grammar or a JSON Schema (JSON text) for this vocabulary; the newest 16 are kept.
 
@@ -379,7 +386,9 @@ def _allowed(
             np.frombuffer(ffi.buffer(asked, 4 * n_asked), np.int32) if n_asked else _NONE,
             np.frombuffer(ffi.buffer(allowed, 4 * target.n_words), np.uint32),
         )
-    except Exception as error:  # noqa: BLE001 - whatever it is, C passes its text on
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+            raise  # somebody wants to end the program; a panic of Rust is not that
         reason = str(error).encode("utf-8", "replace")[: size - 1]
         ffi.memmove(why, reason, len(reason))
         return int(lib.SLLM_ALLOWED_FAILED)

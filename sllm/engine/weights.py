@@ -168,5 +168,6 @@ class Weights(Handle):
             for context in list(self._contexts):
                 context.close()
             self._samplings.clear()
+            self.grammars.clear()
             self._last_sampling = (None, None)
         super().close()
