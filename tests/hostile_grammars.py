@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+
+def chain(n: int) -> dict[str, Any]:
+    """A schema that refers to a schema that refers to a schema ..."""
+    links: dict[str, Any] = {f"a{i}": {"items": {"$ref": f"#/$defs/a{i + 1}"}} for i in range(n)}
+    return {"$defs": links | {f"a{n}": {"type": "null"}}, "$ref": "#/$defs/a0"}
+
+
 TAILS = 's\ns ::= . s | . s "x" | . s "y" | . s "z"'
 DEEP = "(" * 200 + "[a-z]" + "{0,9})" * 200
 HOSTILE: dict[str, dict[str, Any]] = {
@@ -42,6 +49,13 @@ HOSTILE: dict[str, dict[str, Any]] = {
             ]
         }
     },
+    "a chain of rules": {
+        "grammar": "root ::= r0\n"
+        + "".join(f'r{i} ::= ((("a" r{i + 1})))\n' for i in range(4000))
+        + 'r4000 ::= "a"'
+    },
+    "a chain of references": {"json_schema": chain(3000)},
+    "a shorter chain of references": {"json_schema": chain(1300)},
     "nested groups": {"json_schema": {"type": "string", "pattern": "(" * 5000 + "a" + ")" * 5000}},
     "a nested schema": {"json_schema": '{"items":' * 500 + "{}" + "}" * 500},
 }

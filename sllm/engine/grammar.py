@@ -11,12 +11,14 @@ a token more.
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
 from collections import OrderedDict
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn, cast
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -45,11 +47,17 @@ _SECONDS = 0.5
 _SECONDS_PER_TOKEN = 0.01
 """Time of a processor that the grammar may take for one text, and for each token of it besides."""
 
+_MAX_LEVELS = 4000
+_STACK_BYTES = 128 << 20
+"""Levels of a schema that are compiled, and the stack for it: several times of what is needed."""
+
 _SMALL_VOCABULARY = 4096
 """Up to so many tokens the whole vocabulary is as quickly asked about as a short list."""
 
+_GRAMMAR, _SCHEMA = "the grammar", "the JSON Schema"
+
+_ITEMS_IN_ROW, _ITEMS_IN_ROW_OF_SCHEMA = 200, 2000
 _LIMITS = {
-    "max_items_in_row": 200,
     "step_max_items": 50_000,
     "initial_lexer_fuel": 300_000,
     "step_lexer_fuel": 200_000,
@@ -58,8 +66,8 @@ _LIMITS = {
     "precompute_large_lexemes": False,
     "verbose_errors": False,  # these hold the grammar and the text
 }
-"""llguidance's ``ParserLimits``. A grammar for JSON has rows of fewer than 30 items, and a step takes fewer
-than 40,000 of them for a vocabulary of 152,000 tokens.
+"""llguidance's ``ParserLimits``. A grammar for JSON has rows of fewer than 30 items, an object of a schema
+four for each property that it may have; a step takes fewer than 40,000 for a vocabulary of 152,000 tokens.
 """
 
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
@@ -91,11 +99,16 @@ def _reason(error: str) -> str:
 
 def _lark(grammar: str | None, json_schema: str | None, token_id: Callable[[str], int | None]) -> str | None:
     text = grammar if grammar is not None else cast("str", json_schema)
-    what = "the grammar" if grammar is not None else "the JSON Schema"
+    what = _what((grammar, json_schema))
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > _MAX_TEXT:
         raise ValueError(f"{what} has {size} bytes, and {_MAX_TEXT} are the most")
     if grammar is None:
+        n_levels = _n_levels(json.loads(text))
+        if n_levels > _MAX_LEVELS:
+            raise ValueError(
+                f"the JSON Schema needs too much: it has {n_levels} levels, its references included"
+            )
         return f"{_OPTIONS}start: %json {json_schema}\n"
     lark = to_lark(grammar, token_id)
     return None if lark is None else f"{_OPTIONS}{lark}\n"
@@ -104,11 +117,72 @@ def _lark(grammar: str | None, json_schema: str | None, token_id: Callable[[str]
 def _compile(tokenizer: Any, lark: str, what: str) -> Any:
     """A matcher at the beginning of a text."""
     guidance = _llguidance()
-    limits = guidance.LLParserLimits(**_LIMITS)
-    matcher = guidance.LLMatcher(tokenizer, lark, log_level=0, limits=limits)
+    row = _ITEMS_IN_ROW if what == _GRAMMAR else _ITEMS_IN_ROW_OF_SCHEMA
+    limits = guidance.LLParserLimits(max_items_in_row=row, **_LIMITS)
+    matcher = _on_a_deep_stack(lambda: guidance.LLMatcher(tokenizer, lark, log_level=0, limits=limits))
     if matcher.is_error():
         raise ValueError(f"{what} cannot be used: {_reason(matcher.get_error())}")
     return matcher
+
+
+def _on_a_deep_stack(call: Callable[[], Any]) -> Any:
+    """What ``call`` returns on a thread with a stack of its own: a compiler of grammars recurses, and a stack
+    that overflows ends the process.
+    """
+    results: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:  # noqa: BLE001 - it is raised where the caller is
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="sllm-grammar", daemon=True)
+    with _starting:
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+_starting = threading.Lock()
+
+
+def _n_levels(schema: Any) -> int:
+    """How deep a compiler may have to go into a schema: its own levels, and those of every ``$ref`` in it."""
+    targets = {""}
+    depths: dict[int, int] = {}  # of objects and arrays, by identity
+    waiting = [(schema, False)]
+    while waiting:
+        node, known = waiting.pop()
+        parts = list(node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
+        if known:
+            depths[id(node)] = 1 + max((depths.get(id(part), 0) for part in parts), default=0)
+            continue
+        if isinstance(node, dict) and isinstance(node.get("$ref"), str):
+            targets.add(node["$ref"])
+        waiting.append((node, True))
+        waiting += [(part, False) for part in parts if isinstance(part, (dict, list))]
+    total = 0
+    for target in targets:
+        node = schema
+        for name in target.removeprefix("#").split("/")[1:]:
+            name = unquote(name).replace("~1", "/").replace("~0", "~")
+            if isinstance(node, list) and name.isdigit() and int(name) < len(node):
+                node = node[int(name)]
+            elif isinstance(node, dict) and name in node:
+                node = node[name]
+            else:
+                node = schema  # whatever it is, it is not deeper than all of it
+                break
+        total += 1 + depths.get(id(node), 0)
+    return total
 
 
 class _Tokens:
@@ -245,6 +319,7 @@ class Grammars:
         self._vocab = vocab
         self._lock = threading.Lock()
         self._loading = threading.Lock()
+        self._compiling = threading.Lock()  # one at a time: however many come, they take one core
         self._tokenizer: Any = None
         self._compiled: OrderedDict[tuple[str | None, str | None], Grammar] = OrderedDict()
         self._states: list[_State] = []  # the newest last
@@ -294,8 +369,9 @@ class Grammars:
         with self._lock:
             found = self._compiled.pop(key, None)
         if found is None:
-            lark = _lark(*key, self._token_id)
-            matcher = None if lark is None else _compile(self._tokenizer, lark, _what(key))
+            with self._compiling:
+                lark = _lark(*key, self._token_id)
+                matcher = None if lark is None else _compile(self._tokenizer, lark, _what(key))
             shortlists = grammar is not None and self._vocab.n_tokens > _SMALL_VOCABULARY
             found = Grammar(self, matcher, shortlists=shortlists)
         with self._lock:
@@ -339,7 +415,7 @@ def _n_same(known: bytes, text: bytes) -> int:
 
 
 def _what(key: tuple[str | None, str | None]) -> str:
-    return "the JSON Schema" if key[0] is None else "the grammar"
+    return _SCHEMA if key[0] is None else _GRAMMAR
 
 
 @lru_cache(maxsize=1)
