@@ -39,7 +39,7 @@ __all__ = ["Asked", "Grammar", "Grammars", "complaint", "have_grammars"]
 _MAX_TEXT = 1 << 17
 """Bytes of a grammar or a schema."""
 
-_MAX_GRAMMARS = 16
+_MAX_GRAMMARS = 8
 _MAX_STATES = 32
 """What is kept of a vocabulary: grammars, and texts that they were asked about."""
 
@@ -47,9 +47,12 @@ _SECONDS = 0.5
 _SECONDS_PER_TOKEN = 0.01
 """Time of a processor that the grammar may take for one text, and for each token of it besides."""
 
+_MAX_MULTIPLE = 5000
 _MAX_LEVELS = 4000
 _STACK_BYTES = 128 << 20
-"""Levels of a schema that are compiled, and the stack for it: several times of what is needed."""
+"""Of a schema: the largest ``multipleOf``, levels that are compiled, and the stack for it, which is several
+times of what is needed.
+"""
 
 _SMALL_VOCABULARY = 4096
 """Up to so many tokens the whole vocabulary is as quickly asked about as a short list."""
@@ -59,9 +62,9 @@ _GRAMMAR, _SCHEMA = "the grammar", "the JSON Schema"
 _ITEMS_IN_ROW, _ITEMS_IN_ROW_OF_SCHEMA = 200, 2000
 _LIMITS = {
     "step_max_items": 50_000,
-    "initial_lexer_fuel": 300_000,
+    "initial_lexer_fuel": 100_000,
     "step_lexer_fuel": 200_000,
-    "max_lexer_states": 20_000,
+    "max_lexer_states": 10_000,
     "max_grammar_size": 30_000,
     "precompute_large_lexemes": False,
     "verbose_errors": False,  # these hold the grammar and the text
@@ -155,7 +158,12 @@ _starting = threading.Lock()
 
 
 def _n_levels(schema: Any) -> int:
-    """How deep a compiler may have to go into a schema: its own levels, and those of every ``$ref`` in it."""
+    """How deep a compiler may have to go into a schema: its own levels, and those of every ``$ref`` in it.
+
+    Raises:
+        ValueError: a ``multipleOf`` that takes a state for each remainder, and so too much memory.
+
+    """
     targets = {""}
     depths: dict[int, int] = {}  # of objects and arrays, by identity
     waiting = [(schema, False)]
@@ -165,8 +173,12 @@ def _n_levels(schema: Any) -> int:
         if known:
             depths[id(node)] = 1 + max((depths.get(id(part), 0) for part in parts), default=0)
             continue
-        if isinstance(node, dict) and isinstance(node.get("$ref"), str):
-            targets.add(node["$ref"])
+        if isinstance(node, dict):
+            if isinstance(node.get("$ref"), str):
+                targets.add(node["$ref"])
+            multiple = node.get("multipleOf")
+            if isinstance(multiple, (int, float)) and multiple > _MAX_MULTIPLE:
+                raise ValueError(f"the JSON Schema needs too much: multipleOf is more than {_MAX_MULTIPLE}")
         waiting.append((node, True))
         waiting += [(part, False) for part in parts if isinstance(part, (dict, list))]
     total = 0
@@ -357,7 +369,7 @@ class Grammars:
             self._states.clear()
 
     def compiled(self, grammar: str | None, json_schema: str | None) -> Grammar:
-        """A GBNF grammar or a JSON Schema (JSON text) for this vocabulary; the newest 16 are kept.
+        """A GBNF grammar or a JSON Schema (JSON text) for this vocabulary; the newest 8 are kept.
 
         Raises:
             ValueError: it does not parse, or needs too much.
