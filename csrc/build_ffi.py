@@ -22,6 +22,8 @@ CALLBACKS = {
     "_core": """
 extern "Python" int sllm_py_progress(float, void *);
 extern "Python" int sllm_py_interrupted(void *);
+extern "Python" int sllm_py_allowed(
+    void *, const int32_t *, int32_t, const int32_t *, int32_t, uint32_t *, char *, int32_t);
 """
 }
 

@@ -90,11 +90,13 @@ struct Scratch {
     std::vector<float> maxima;                // of groups of logits
     std::vector<float> groups;                // of groups of groups
     std::vector<llama_token_data> candidates; // behind `filtered`
+    std::vector<int32_t> asked;               // the ids of candidates
+    std::vector<uint32_t> allowed;            // by the grammar: a bit for each token
+    bool all_allowed = false;                 // whether it has the bits of all
     llama_token_data_array filtered{};
 };
 
-// What selection keeps for one sequence between calls, so that a grammar is not parsed from the start for every token.
-// Everything here can be rebuilt from the tokens of the sequence.
+// What selection keeps for one sequence between calls. Everything here can be rebuilt from the tokens of the sequence.
 class Selector {
   public:
     // Make ready to select the token behind `history`; generated text begins at `start`.
@@ -107,6 +109,7 @@ class Selector {
 
   private:
     const float * adjust(const float * logits, Scratch & scratch) const;
+    void ask_grammar(bool about_candidates, Scratch & scratch) const;
     bool filter_shortlist(const float * row, bool changed, bool want_prob, Scratch & scratch) const;
     bool filter_likely(const float * row, Scratch & scratch) const;
     void filter_all(const float * row, Scratch & scratch) const;
@@ -117,9 +120,7 @@ class Selector {
     SamplerPtr filters;              // top-k, top-p, min-p
     SamplerPtr penalties;            // null: off
     std::vector<llama_token> recent; // at least the tokens that the penalties see
-    SamplerPtr grammar;              // null: off
-    int32_t grammar_start = -1;      // where the text that the grammar has seen begins
-    std::vector<llama_token> parsed; // that text
+    std::vector<llama_token> text;   // with a grammar: all that it has to match
 };
 
 } // namespace sllm
@@ -185,7 +186,8 @@ struct sllm_sampling {
     float penalty_present = 0;
     uint64_t seed = 0;
     std::vector<llama_logit_bias> bias;
-    sllm::SamplerPtr grammar; // parsed, nothing accepted yet; null: no grammar
+    sllm_grammar_callback grammar = nullptr; // null: no grammar
+    void * grammar_user_data = nullptr;
 
     bool has_penalties() const { return penalty_last_n > 0 && (penalty_repeat != 1.0F || penalty_freq != 0.0F || penalty_present != 0.0F); }
     bool has_filters() const { return top_k > 0 || top_p < 1.0F || min_p > 0.0F; }

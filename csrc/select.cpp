@@ -9,6 +9,7 @@
 #include "rows.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -185,94 +186,14 @@ void top_candidates(const float * logits, int32_t n, size_t k, sllm::Scratch & s
     keep_best(scratch.candidates, k);
 }
 
+bool is_allowed(const std::vector<uint32_t> & allowed, llama_token token) {
+    const auto v = static_cast<uint32_t>(token);
+    return ((allowed[v / 32] >> (v % 32)) & 1U) != 0;
+}
+
 void require(bool condition, const char * text) {
     if (!condition) {
         sllm::fail(SLLM_ERR_INVALID, "%s", text);
-    }
-}
-
-bool is_prefix(const std::vector<llama_token> & prefix, const llama_token * tokens, size_t n) {
-    return prefix.size() <= n && std::equal(prefix.begin(), prefix.end(), tokens);
-}
-
-void accept_in_grammar(llama_sampler * grammar, const llama_vocab * vocab, llama_token token) {
-    if (llama_vocab_is_eog(vocab, token)) {
-        // llama.cpp aborts on an end that the grammar does not allow: ask first.
-        llama_token_data data{token, 0.0F, 0.0F};
-        llama_token_data_array one{&data, 1, -1, false};
-        llama_sampler_apply(grammar, &one);
-        if (data.logit == minus_infinity) {
-            sllm::fail(SLLM_ERR_GRAMMAR, "the generated text ends where the grammar does not allow it");
-        }
-    }
-    try {
-        llama_sampler_accept(grammar, token);
-    } catch (const sllm::Error &) {
-        throw;
-    } catch (const std::exception & error) {
-        sllm::fail(SLLM_ERR_GRAMMAR, "the generated text does not match the grammar: %s", error.what());
-    }
-}
-
-// Behind spaces, line ends and comments, as llama.cpp's grammar parser skips them.
-const char * skip_space(const char * p) {
-    while (*p == ' ' || *p == '\t' || *p == '\r' || *p == '\n' || *p == '#') {
-        if (*p == '#') {
-            while (*p != '\0' && *p != '\n') {
-                ++p;
-            }
-        } else {
-            ++p;
-        }
-    }
-    return p;
-}
-
-// Refuses grammars that llama.cpp's parser, which recurses without a limit and does not compare the bounds of {m,n}, would not
-// survive.
-void check_grammar(const char * text) {
-    constexpr int max_depth = 256;
-    constexpr int max_rules = 4096;
-    int depth = 0;
-    int rules = 0;
-    for (const char * p = text; *p != '\0'; ++p) {
-        if (*p == '#') { // a comment
-            while (p[1] != '\0' && p[1] != '\n') {
-                ++p;
-            }
-        } else if (*p == '"' || *p == '[') { // a literal or a character class
-            const char close = *p == '"' ? '"' : ']';
-            for (++p; *p != '\0' && *p != close; ++p) {
-                if (*p == '\\' && p[1] != '\0') {
-                    ++p;
-                }
-            }
-            if (*p == '\0') {
-                return; // unterminated: the parser says so
-            }
-        } else if (*p == '(') {
-            if (++depth > max_depth) {
-                sllm::fail(SLLM_ERR_GRAMMAR, "the grammar nests more than %d levels deep", max_depth);
-            }
-        } else if (*p == ')') {
-            --depth;
-        } else if (*p == ':' && p[1] == ':' && p[2] == '=') {
-            if (++rules > max_rules) {
-                sllm::fail(SLLM_ERR_GRAMMAR, "the grammar has more than %d rules", max_rules);
-            }
-        } else if (*p == '{') {
-            const char * at = p + 1;
-            char * end = nullptr;
-            const unsigned long long low = std::strtoull(skip_space(at), &end, 10);
-            at = skip_space(end);
-            if (*at == ',') {
-                at = skip_space(at + 1);
-                const unsigned long long high = std::strtoull(at, &end, 10);
-                if (end != at && high < low) {
-                    sllm::fail(SLLM_ERR_GRAMMAR, "the grammar repeats something at least %llu and at most %llu times", low, high);
-                }
-            }
-        }
     }
 }
 
@@ -318,16 +239,10 @@ std::unique_ptr<sllm_sampling> compile(const sllm_model & model, const sllm_samp
             sllm::fail(SLLM_ERR_UNSUPPORTED, "a grammar needs a vocabulary, and the model file holds none");
         }
         if (model.specials->made_up >= 0) {
-            // llama.cpp's grammars go by its own ends, and would let this token stand at the end of a text alone.
             sllm::fail(SLLM_ERR_UNSUPPORTED, "a grammar needs a token that ends the text, and the model file names none (EOS)");
         }
-        require(*p.grammar != '\0', "the grammar is empty");
-        check_grammar(p.grammar);
-        s->grammar.reset(llama_sampler_init_grammar(model.vocab, p.grammar, "root"));
-        if (s->grammar == nullptr) {
-            const std::string lines = sllm::Guard::logged_errors();
-            sllm::fail(SLLM_ERR_GRAMMAR, "the grammar does not parse: %s", lines.empty() ? "it needs a rule named root" : lines.c_str());
-        }
+        s->grammar = p.grammar;
+        s->grammar_user_data = p.grammar_user_data;
     }
     return s;
 }
@@ -347,8 +262,6 @@ void Selector::begin(const sllm_sampling & s, const std::vector<llama_token> & h
         filters.reset();
         penalties.reset();
         recent.clear();
-        grammar.reset();
-        parsed.clear();
         sampling_id = 0; // until everything below has succeeded
         if (s.has_filters()) {
             filters.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
@@ -375,22 +288,10 @@ void Selector::begin(const sllm_sampling & s, const std::vector<llama_token> & h
         }
     }
 
+    text.clear();
     if (s.grammar != nullptr) {
         const size_t first = std::min(static_cast<size_t>(std::max(start, 0)), history.size());
-        const llama_token * text = history.data() + first;
-        const size_t n_text = history.size() - first;
-        if (sampling_id != s.id || grammar == nullptr || grammar_start != start || !is_prefix(parsed, text, n_text)) {
-            grammar.reset(llama_sampler_clone(s.grammar.get()));
-            grammar_start = start;
-            parsed.clear();
-        }
-        while (parsed.size() < n_text) {
-            const llama_token token = text[parsed.size()];
-            SamplerPtr ahead(llama_sampler_clone(grammar.get())); // a token that does not fit must not spoil the state
-            accept_in_grammar(ahead.get(), s.model.vocab, token);
-            grammar = std::move(ahead);
-            parsed.push_back(token);
-        }
+        text.assign(history.begin() + static_cast<std::ptrdiff_t>(first), history.end());
     }
     sampling_id = s.id;
 }
@@ -400,9 +301,8 @@ void Selector::accept(llama_token token) {
         llama_sampler_accept(penalties.get(), token);
         recent.push_back(token);
     }
-    if (grammar != nullptr) {
-        accept_in_grammar(grammar.get(), sampling->model.vocab, token);
-        parsed.push_back(token);
+    if (sampling->grammar != nullptr) {
+        text.push_back(token);
     }
 }
 
@@ -413,9 +313,7 @@ Selector Selector::clone() const {
     copy.filters.reset(filters == nullptr ? nullptr : llama_sampler_clone(filters.get()));
     copy.penalties.reset(penalties == nullptr ? nullptr : llama_sampler_clone(penalties.get()));
     copy.recent = recent;
-    copy.grammar.reset(grammar == nullptr ? nullptr : llama_sampler_clone(grammar.get()));
-    copy.grammar_start = grammar_start;
-    copy.parsed = parsed;
+    copy.text = text;
     return copy;
 }
 
@@ -443,6 +341,28 @@ const float * Selector::adjust(const float * logits, Scratch & scratch) const {
     return row.data();
 }
 
+// Which of the candidates, or of the whole vocabulary, the grammar allows next.
+void Selector::ask_grammar(bool about_candidates, Scratch & scratch) const {
+    const sllm_sampling & s = *sampling;
+    scratch.asked.clear();
+    if (about_candidates) {
+        for (const llama_token_data & c : scratch.candidates) {
+            scratch.asked.push_back(c.id);
+        }
+    }
+    scratch.allowed.assign((static_cast<size_t>(s.model.n_vocab) + 31) / 32, 0);
+    std::array<char, 512> why{};
+    const int said =
+        s.grammar(s.grammar_user_data, text.data(), static_cast<int32_t>(text.size()), scratch.asked.data(),
+                  static_cast<int32_t>(scratch.asked.size()), scratch.allowed.data(), why.data(), static_cast<int32_t>(why.size()));
+    switch (said) {
+    case SLLM_ALLOWED_ALL: scratch.all_allowed = true; return;
+    case SLLM_ALLOWED_SOME: scratch.all_allowed = false; return;
+    case SLLM_ALLOWED_STOPPED: fail(SLLM_ERR_INTERRUPTED, "interrupted while a grammar was asked");
+    default: fail(SLLM_ERR_GRAMMAR, "%s", why.data());
+    }
+}
+
 // llama.cpp's top-p sorts logits into buckets by an integer, which biases and penalties can make overflow: such logits are shifted down
 // (filter_all). Neither their order nor their softmax changes.
 constexpr float shift_limit = 1e6F;
@@ -456,7 +376,7 @@ bool Selector::filter_shortlist(const float * row, bool changed, bool want_prob,
         return false;
     }
     const size_t k = best_alone ? 1 : static_cast<size_t>(s.top_k);
-    const size_t n = grammar == nullptr ? k : std::max(4 * k, size_t{64});
+    const size_t n = s.grammar == nullptr ? k : std::max(4 * k, size_t{64});
     std::vector<llama_token_data> & candidates = scratch.candidates;
     top_candidates(row, s.model.n_vocab, n, scratch);
     const bool all = candidates.size() < n; // the others are NaN or -inf
@@ -469,11 +389,10 @@ bool Selector::filter_shortlist(const float * row, bool changed, bool want_prob,
             c.logit = std::max(c.logit, top - 2 * shift_limit);
         }
     }
-    if (grammar != nullptr) {
+    if (s.grammar != nullptr) {
         // Sorted by logit, so if k of these survive the grammar they are the k best survivors of the vocabulary.
-        scratch.filtered = {candidates.data(), candidates.size(), -1, true};
-        llama_sampler_apply(grammar.get(), &scratch.filtered);
-        const auto gone = [](const llama_token_data & c) { return c.logit == minus_infinity; };
+        ask_grammar(true, scratch);
+        const auto gone = [&](const llama_token_data & c) { return !is_allowed(scratch.allowed, c.id); };
         candidates.erase(std::remove_if(candidates.begin(), candidates.end(), gone), candidates.end());
         if (candidates.size() < k && !all) {
             return false;
@@ -486,7 +405,7 @@ bool Selector::filter_shortlist(const float * row, bool changed, bool want_prob,
 // The same for min-p alone. False: this selection needs another way.
 bool Selector::filter_likely(const float * row, Scratch & scratch) const {
     const sllm_sampling & s = *sampling;
-    if (s.temperature == 0 || s.top_k > 0 || s.top_p < 1.0F || s.min_p <= 0.0F || grammar != nullptr) {
+    if (s.temperature == 0 || s.top_k > 0 || s.top_p < 1.0F || s.min_p <= 0.0F || s.grammar != nullptr) {
         return false;
     }
     const float top = row[index_of_largest(row, s.model.n_vocab)];
@@ -504,13 +423,14 @@ bool Selector::filter_likely(const float * row, Scratch & scratch) const {
 void Selector::filter_all(const float * row, Scratch & scratch) const {
     const sllm_sampling & s = *sampling;
     std::vector<llama_token_data> & candidates = scratch.candidates;
-    candidates.resize(static_cast<size_t>(s.model.n_vocab));
-    for (int32_t v = 0; v < s.model.n_vocab; ++v) {
-        candidates[static_cast<size_t>(v)] = {v, row[v], 0.0F};
+    if (s.grammar != nullptr && !scratch.all_allowed) {
+        ask_grammar(false, scratch);
     }
-    scratch.filtered = {candidates.data(), candidates.size(), -1, false};
-    if (grammar != nullptr) {
-        llama_sampler_apply(grammar.get(), &scratch.filtered);
+    candidates.clear();
+    for (int32_t v = 0; v < s.model.n_vocab; ++v) {
+        if (s.grammar == nullptr || is_allowed(scratch.allowed, v)) {
+            candidates.push_back({v, row[v], 0.0F});
+        }
     }
     // What is ruled out must not count as one of the top k; NaN must not reach the sorting samplers.
     const auto gone = [](const llama_token_data & c) { return !(c.logit > minus_infinity); };
@@ -576,10 +496,11 @@ Choice Selector::select(const float * logits, int32_t pos, bool want_prob, Scrat
     const int32_t n_vocab = s.model.n_vocab;
     const bool changed = !s.bias.empty() || penalties != nullptr; // these logits are not the model's own
     const float * row = changed ? adjust(logits, scratch) : logits;
-    if (grammar == nullptr && s.temperature == 0) {
+    scratch.all_allowed = false;
+    if (s.grammar == nullptr && s.temperature == 0) {
         return greedy(row, n_vocab, want_prob); // top-k, top-p and min-p always keep the likeliest token
     }
-    if (grammar == nullptr && filters == nullptr) {
+    if (s.grammar == nullptr && filters == nullptr) {
         // What filter_all() would clamp is far from being selected at such temperatures: the noise is between -4 and 37.
         constexpr double hottest = 1e4;
         if (!changed || (s.temperature <= hottest && row[index_of_largest(row, n_vocab)] <= shift_limit)) {

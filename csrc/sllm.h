@@ -38,7 +38,7 @@ enum sllm_status {
     SLLM_ERR_INTERRUPTED = 7, /* the interrupt or progress callback asked to stop */
     SLLM_ERR_COMPUTE = 8,     /* llama.cpp could not compute the batch */
     SLLM_ERR_NO_MEMORY = 9,   /* an allocation failed */
-    SLLM_ERR_GRAMMAR = 10,    /* a grammar does not parse, or the tokens so far do not match it */
+    SLLM_ERR_GRAMMAR = 10,    /* the tokens so far do not match the grammar, or it takes too much */
     SLLM_ERR_INTERNAL = 11,   /* an assertion of llama.cpp or an unexpected exception */
     SLLM_ERR_CLOSED = 12      /* sllm_context_close() was called before */
 };
@@ -206,6 +206,20 @@ int sllm_model_end_turns(sllm_model * model, const int32_t * tokens, int32_t n_t
 
 /* ---- select.cpp: seeded selection --------------------------------------------------------------------- */
 
+/* What a grammar says of the next token. */
+enum sllm_allowed {
+    SLLM_ALLOWED_ALL = 0,     /* `allowed` has the bit of every token */
+    SLLM_ALLOWED_SOME = 1,    /* of the tokens asked for alone */
+    SLLM_ALLOWED_FAILED = 2,  /* the text does not match, or the grammar takes too much; `why` says so */
+    SLLM_ALLOWED_STOPPED = 3, /* an exception was raised on this thread, a KeyboardInterrupt for example */
+};
+
+/* Which tokens may come after the generated text of `n_text` tokens: sets bit v % 32 of allowed[v / 32] for each such token v, in
+ * a buffer of zeros for the whole vocabulary. Whoever asks for some tokens alone names `n_asked` of them (0: all are needed).
+ * `why` is a text of at most `size` bytes with the terminator. Called on the thread that selects. */
+typedef int (*sllm_grammar_callback)(void * user_data, const int32_t * text, int32_t n_text, const int32_t * asked, int32_t n_asked,
+                                     uint32_t * allowed, char * why, int32_t size);
+
 struct sllm_sampling_params {
     float temperature;      /* 0: argmax */
     int32_t top_k;          /* 0: off */
@@ -219,7 +233,8 @@ struct sllm_sampling_params {
     const int32_t * bias_tokens; /* n_bias of each, or NULL */
     const float * bias_values;
     int32_t n_bias;
-    const char * grammar; /* GBNF with a rule `root`, or NULL */
+    sllm_grammar_callback grammar; /* or NULL */
+    void * grammar_user_data;
 };
 
 /* Selection, compiled for one vocabulary. The token at position `pos` is the argmax over the surviving
@@ -227,8 +242,8 @@ struct sllm_sampling_params {
  * counter-based hash (Gumbel-max trick), so it is a sample of the filtered softmax, and the same sample for
  * everybody who has the same logits. Candidates survive llama.cpp's samplers in llama.cpp's order: logit
  * bias, penalties, grammar, top-k, top-p, min-p. Immutable: any number of contexts and threads may use it.
- * SLLM_ERR_INVALID: a parameter out of range; SLLM_ERR_GRAMMAR: the grammar does not parse. `*out` is freed
- * by sllm_sampling_free(). */
+ * SLLM_ERR_INVALID: a parameter out of range; SLLM_ERR_UNSUPPORTED: a grammar, and no vocabulary or no token that ends
+ * a text. `*out` is freed by sllm_sampling_free(), and `grammar` may be called until then. */
 int sllm_sampling_new(const sllm_model * model, const struct sllm_sampling_params * params, sllm_sampling ** out);
 void sllm_sampling_free(sllm_sampling * sampling);
 

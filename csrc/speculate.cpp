@@ -80,6 +80,9 @@ bool Chains::extend(size_t i, sllm_context & context, const Job & job, Selector 
         }
         choice = selector.select(logits, static_cast<int32_t>(at), true, context.selection);
     } catch (const std::exception &) {
+        if (status_of_current_exception() == SLLM_ERR_INTERRUPTED) {
+            throw;
+        }
         selector = Selector{}; // it may have stopped half way
         return false;          // a shorter draft will do; what is wrong is the target's to say
     }
@@ -237,7 +240,7 @@ void judge(sllm_context & context, const sllm::Job & job, const float * rows, co
             token = s.selector.select(logits, static_cast<int32_t>(job.pos + job.n_tokens + j), false, context.selection).token;
         } catch (const std::exception &) {
             s.selector = sllm::Selector{}; // it may have stopped half way
-            if (j == 0) {
+            if (j == 0 || sllm::status_of_current_exception() == SLLM_ERR_INTERRUPTED) {
                 throw;
             }
             break; // without a draft the tokens before this one would have come: the next call will raise

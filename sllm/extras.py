@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["needs"]
 
 _WHAT = {
+    "grammar": "grammars and JSON Schemas",
     "remote": "a worker, a connection to one and a split by layers",
     "privacy": "finding what is private",
     "hub": "models on the Hugging Face hub",

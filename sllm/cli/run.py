@@ -87,6 +87,9 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     ]:
         sampling.add_argument(option, metavar=metavar, type=kind, default=value, help=DEFAULT)
     sampling.add_argument("--grammar-file", metavar="FILE", help="a GBNF grammar that the text must match")
+    sampling.add_argument(
+        "--json-schema", metavar="FILE", help="a JSON Schema that the text must be an instance of"
+    )
 
 
 def _add_link(parser: argparse.ArgumentParser) -> None:
@@ -133,13 +136,16 @@ def _add_split(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Run ``sllm run``."""
+    if args.grammar_file is not None and args.json_schema is not None:
+        raise CommandError("--grammar-file and --json-schema exclude each other")
     sampling = sllm.SamplingParams(
         temperature=args.temperature,
         top_k=args.top_k,
         top_p=args.top_p,
         min_p=args.min_p,
         seed=args.seed,
-        grammar=None if args.grammar_file is None else _read_grammar(Path(args.grammar_file)),
+        grammar=None if args.grammar_file is None else _read_text(Path(args.grammar_file)),
+        json_schema=None if args.json_schema is None else _read_schema(Path(args.json_schema)),
     )
     if "" in args.stop:
         raise CommandError("--stop is empty")
@@ -180,6 +186,15 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _read_grammar(path: Path) -> str:
+def _read_text(path: Path) -> str:
     with expected_utf8(path):
         return path.read_text(encoding="utf-8")
+
+
+def _read_schema(path: Path) -> str:
+    text = _read_text(path)
+    try:
+        sllm.SamplingParams(json_schema=text)
+    except ValueError as error:
+        raise CommandError(f"{path}: {error}") from None
+    return text

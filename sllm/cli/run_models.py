@@ -6,7 +6,6 @@ Each function returns a model that has the vocabulary, the target, and what is t
 from __future__ import annotations
 
 import os
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 import sllm
@@ -39,10 +38,10 @@ def open_local(args: argparse.Namespace, sampling: sllm.SamplingParams, stack: E
     settings = exact.SETTINGS if ours else {}
     if args.rpc is not None:
         isolated = _open_rpc(args, name, settings, stack)
-        _check_grammar(isolated.model, sampling, args.grammar_file)
+        _check_grammar(isolated.model, sampling, args.grammar_file or args.json_schema)
         return isolated.model, isolated, _open_draft(args, embedded.DRAFT if ours else None, stack)
     model = stack.enter_context(sllm.Model(name, n_gpu_layers=args.n_gpu_layers))
-    _check_grammar(model, sampling, args.grammar_file)
+    _check_grammar(model, sampling, args.grammar_file or args.json_schema)
     draft = _open_draft(args, embedded.DRAFT if ours else None, stack)
     if not ours and args.n_ctx is None and args.threads is None:
         # generate() makes the context as large as the text needs, and shares out the cores.
@@ -84,7 +83,7 @@ def open_remote(
     on_loss, deadline = args.on_loss or "wait", args.deadline or 60.0
     remote = stack.enter_context(sllm.connect(uris, on_loss=on_loss, deadline=deadline))
     model = remote.vocabulary_model()
-    _check_grammar(model, sampling, args.grammar_file)
+    _check_grammar(model, sampling, args.grammar_file or args.json_schema)
     default = None
     if args.draft is None:
         with sllm.Model(embedded.DRAFT, vocab_only=True) as ours:
@@ -124,7 +123,7 @@ def open_split(
         )
     )
     model = stack.enter_context(sllm.Model(name, vocab_only=True))
-    _check_grammar(model, sampling, args.grammar_file)
+    _check_grammar(model, sampling, args.grammar_file or args.json_schema)
     return model, target, _open_draft(args, embedded.DRAFT if ours else None, stack)
 
 
@@ -142,21 +141,10 @@ def _open_draft(args: argparse.Namespace, default: Path | None, stack: ExitStack
 
 
 def _check_grammar(model: sllm.Model, sampling: sllm.SamplingParams, name: str) -> None:
-    """Compile the grammar, if there is one; llama.cpp's parser writes what is wrong with it to descriptor 2,
-    and nowhere else.
-    """
-    if sampling.grammar is None:
+    """Compile the grammar or JSON Schema of the file ``name``, if there is one."""
+    if not sampling.has_grammar:
         return
-    with tempfile.TemporaryFile() as written:
-        stderr = os.dup(2)
-        os.dup2(written.fileno(), 2)
-        try:
-            model.compiled(sampling)
-        except ValueError as error:
-            written.seek(0)
-            lines = written.read().decode("utf-8", "replace").splitlines()
-            reason = lines[0].removeprefix("parse: ") if lines else error
-            raise CommandError(f"{name}: {reason}") from None
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
+    try:
+        model.compiled(sampling)
+    except ValueError as error:
+        raise CommandError(f"{name}: {error}") from None

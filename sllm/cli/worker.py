@@ -186,7 +186,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help=f"of clients that have shown the token {DEFAULT}; besides, {Limits.strangers} of others, which"
         " are closed within seconds",
     )
-    limits.add_argument("--no-grammars", action="store_true", help="accept no grammars from clients")
+    limits.add_argument(
+        "--no-grammars", action="store_true", help="accept no grammars and JSON Schemas from clients"
+    )
     limits.add_argument(
         "--drain",
         metavar="SECONDS",

@@ -46,6 +46,7 @@ __all__ = [
     "checked_int",
     "checked_seconds",
     "ffi",
+    "keep_exception",
     "lib",
     "read_text",
     "take_log",
@@ -75,18 +76,19 @@ _ERRORS: dict[int, type[Exception]] = {
 _raised = threading.local()
 
 
-def _keep_exception(_type: object, value: BaseException, _traceback: object) -> None:
+def keep_exception(_type: object, value: BaseException, _traceback: object) -> None:
+    """What a callback raised is raised by :func:`check`, when the call that it stopped returns."""
     _raised.exception = value
 
 
-@ffi.def_extern(name="sllm_py_interrupted", error=1, onerror=_keep_exception)  # type: ignore[untyped-decorator]
+@ffi.def_extern(name="sllm_py_interrupted", error=1, onerror=keep_exception)  # type: ignore[untyped-decorator]
 def _interrupted(_user_data: object) -> int:
     # Running any bytecode on the main thread lets a pending signal handler run, KeyboardInterrupt's among
     # them; it then leaves this function as an exception. Other threads have no signals to wait for.
     return 0 if threading.current_thread() is threading.main_thread() else 2
 
 
-@ffi.def_extern(name="sllm_py_progress", error=0, onerror=_keep_exception)  # type: ignore[untyped-decorator]
+@ffi.def_extern(name="sllm_py_progress", error=0, onerror=keep_exception)  # type: ignore[untyped-decorator]
 def _progress(progress: float, user_data: object) -> int:
     callback: Callable[[float], Any] | None = ffi.from_handle(user_data)
     if callback is not None:

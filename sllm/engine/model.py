@@ -58,6 +58,7 @@ class Model(Weights):
         size_bytes: the size of its tensors.
         offloaded: whether layers were sent to a GPU.
         n_mtp: how many heads for multi-token prediction were loaded (:class:`sllm.engine.mtp.Heads`).
+        grammars: the grammars of texts, compiled for its vocabulary (:class:`sllm.engine.grammar.Grammars`).
         can_rollback: what it costs to take back single tokens, such as drafted ones that are wrong:
             ``"free"`` (attention), ``"snapshots"`` (hybrid models of which llama.cpp keeps the states after
             the newest tokens, see ``n_rollback`` of :class:`~sllm.ContextParams`) or ``"recompute"`` (other

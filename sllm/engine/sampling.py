@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sllm.engine._ffi import check, checked_int, ffi, lib
+from sllm.engine.grammar import Asked, complaint
 
-__all__ = ["SamplingParams", "compile_sampling"]
+if TYPE_CHECKING:
+    from sllm.engine.grammar import Grammars
+
+__all__ = ["SamplingParams", "check_grammar", "compile_sampling"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,12 @@ class SamplingParams:
         logit_bias: token id -> what is added to its logit; ``-math.inf`` or False rules it out. Any mapping
             or pairs, of OpenAI's form (``{"300": -100}``) or llama.cpp's (``[[300, False]]``); kept as a
             tuple of pairs, sorted.
-        grammar: a GBNF grammar with a rule ``root`` that the generated text must match, or None. llama.cpp
-            takes exponential time for some ambiguous grammars, so take none from strangers.
+        grammar: a GBNF grammar with a rule ``root`` that the generated text must match, or None. One that
+            takes too much, when it is compiled or for a text, is a ValueError. Needs ``sllm[grammar]``.
+        json_schema: a JSON Schema (draft 2020-12) that the generated text must be an instance of, as a
+            mapping or as JSON text, or None; kept as text. Properties come in the schema's order. A keyword
+            that is not supported is a ValueError when the schema is compiled. Not with ``grammar``. Needs
+            ``sllm[grammar]``.
         seed: of the noise, 0 <= seed < 2**64.
 
     Raises:
@@ -60,6 +69,7 @@ class SamplingParams:
     penalty_present: float = 0.0
     logit_bias: Mapping[int, float] | Iterable[tuple[int, float]] = ()
     grammar: str | None = None
+    json_schema: Mapping[str, Any] | str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -91,7 +101,36 @@ class SamplingParams:
                 raise TypeError(f"grammar is {self.grammar!r}, expected GBNF text")
             if not self.grammar.strip() or "\0" in self.grammar:
                 raise ValueError("grammar is empty or holds a NUL character")
+        if self.json_schema is not None:
+            if self.grammar is not None:
+                raise ValueError("grammar and json_schema exclude each other")
+            object.__setattr__(self, "json_schema", _schema_text(self.json_schema))
         object.__setattr__(self, "logit_bias", tuple(sorted(_biases(self.logit_bias).items())))
+
+    @property
+    def has_grammar(self) -> bool:
+        """Whether a grammar or a JSON Schema decides what the text may be."""
+        return self.grammar is not None or self.json_schema is not None
+
+
+def _schema_text(given: Any) -> str:
+    """A JSON Schema as JSON text, its properties in their order."""
+    if not isinstance(given, (str, Mapping)):
+        raise TypeError(f"json_schema is {type(given).__name__}, expected a mapping or JSON text")
+    try:
+        schema = json.loads(given) if isinstance(given, str) else given
+        text = json.dumps(schema, allow_nan=False, separators=(",", ":"), default=_mapping)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"json_schema is not JSON: {str(error)[:200]}") from None
+    if not isinstance(schema, Mapping):
+        raise ValueError(f"json_schema is {text[:40]}, expected an object")
+    return text
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"it holds a {type(value).__name__}")
 
 
 def _number(name: str, value: Any) -> float:
@@ -127,20 +166,47 @@ def _biases(given: Any) -> dict[int, float]:
     return biases
 
 
-def compile_sampling(model: Any, params: SamplingParams) -> Any:
+def _schema_of(params: SamplingParams) -> str | None:
+    """The JSON Schema, which is text by now."""
+    return None if params.json_schema is None else str(params.json_schema)
+
+
+def check_grammar(params: SamplingParams) -> None:
+    """Check a grammar or a JSON Schema without a vocabulary, before it is sent to one.
+
+    Raises:
+        ValueError: it does not parse, or needs too much.
+
+    Examples:
+        >>> check_grammar(sllm.SamplingParams(grammar='root ::= "a'))
+        Traceback (most recent call last):
+        ValueError: the grammar does not parse: line 1: a literal without an end
+
+    """
+    if params.has_grammar:
+        found = complaint(params.grammar, _schema_of(params))
+        if found:
+            raise ValueError(found)
+
+
+def compile_sampling(model: Any, params: SamplingParams, grammars: Grammars) -> Any:
     """:class:`SamplingParams` for one model's vocabulary: an ``sllm_sampling *`` that frees itself with its
     last reference.
 
-    ``model`` is a live ``sllm_model *``.
+    ``model`` is a live ``sllm_model *``, and ``grammars`` are those of its vocabulary.
 
     Raises:
-        ValueError: a grammar that does not parse, or a bias for a token that the vocabulary does not have.
+        ValueError: a grammar that does not parse or needs too much, or a bias for a token that the vocabulary
+            does not have.
+        UnsupportedModelError: a grammar, and no vocabulary or no token that ends a text.
+        ImportError: a grammar, and no package for it.
 
     """
     biases: tuple[tuple[int, float], ...] = tuple(params.logit_bias)  # type: ignore[arg-type]
     tokens = ffi.new("int32_t[]", [token for token, _ in biases])
     values = ffi.new("float[]", [bias for _, bias in biases])
-    grammar = ffi.NULL if params.grammar is None else ffi.new("char[]", params.grammar.encode())
+    asked = Asked() if params.has_grammar else None
+    handle = ffi.NULL if asked is None else ffi.new_handle(asked)
     struct = ffi.new(
         "struct sllm_sampling_params *",
         {
@@ -156,9 +222,18 @@ def compile_sampling(model: Any, params: SamplingParams) -> Any:
             "bias_tokens": tokens,
             "bias_values": values,
             "n_bias": len(biases),
-            "grammar": grammar,
+            "grammar": ffi.NULL if asked is None else lib.sllm_py_allowed,
+            "grammar_user_data": handle,
         },
     )
     out = ffi.new("sllm_sampling **")
     check(lib.sllm_sampling_new(model, struct, out))
-    return ffi.gc(out[0], lib.sllm_sampling_free)
+
+    def free(sampling: Any, _handle: Any = handle) -> None:  # which C uses as long
+        lib.sllm_sampling_free(sampling)
+
+    sampling = ffi.gc(out[0], free)
+    if asked is not None:
+        asked.grammar = grammars.compiled(params.grammar, _schema_of(params))
+        asked.n_words = grammars.n_words
+    return sampling

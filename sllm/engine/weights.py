@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sllm.engine import backends
 from sllm.engine._ffi import Handle, check, checked_int, ffi, lib, read_text, take_log
 from sllm.engine.devices import device_indices, may_offload, use_servers
+from sllm.engine.grammar import Grammars
 from sllm.engine.sampling import SamplingParams, compile_sampling
 from sllm.engine.vocab import Vocab
 
@@ -104,6 +105,7 @@ class Weights(Handle):
         self.can_rollback: str = ROLLBACK[info.rollback]
         self.vocab = Vocab(self, info, self.path.name, self._find_turn_ends)
         self._metadata: Mapping[str, str] | None = None
+        self.grammars = Grammars(self.vocab)
         self._samplings: OrderedDict[SamplingParams, Any] = OrderedDict()
         self._samplings_lock = threading.Lock()
         self._last_sampling: tuple[SamplingParams | None, Any] = (None, None)
@@ -151,8 +153,9 @@ class Weights(Handle):
             return self._last_sampling[1]
         with self._samplings_lock:
             found = self._samplings.pop(params, None)
-            if found is None:
-                found = compile_sampling(self._live, params)
+        if found is None:  # without the lock, which every pass needs: a grammar takes its time
+            found = compile_sampling(self._live, params, self.grammars)
+        with self._samplings_lock:
             self._samplings[params] = found
             while len(self._samplings) > 64:
                 self._samplings.popitem(last=False)
@@ -165,5 +168,6 @@ class Weights(Handle):
             for context in list(self._contexts):
                 context.close()
             self._samplings.clear()
+            self.grammars.clear()
             self._last_sampling = (None, None)
         super().close()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from sllm.engine.arrays import int32_array
-from sllm.engine.sampling import SamplingParams
+from sllm.engine.sampling import SamplingParams, check_grammar
 from sllm.errors import CancelledError, ClosedError, ContextFullError, RemoteError
 from sllm.remote.stream import (
     FIRST_PAUSE,
@@ -23,7 +23,7 @@ from sllm.remote.stream import (
     checked_on_loss,
 )
 from sllm.targets.base import Commit, RemoteStats
-from sllm.wire.protocol import padded, pb, to_sampling
+from sllm.wire.protocol import check_offered, padded, pb, required, to_sampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -91,9 +91,12 @@ class RemoteTarget:
 
         Raises:
             ContextFullError: the prompt is longer than the worker takes.
-            ValueError: no tokens, or one outside the vocabulary.
+            ValueError: no tokens, or one outside the vocabulary, or a bad grammar or JSON Schema.
+            UnsupportedModelError: a JSON Schema, and the worker takes none.
 
         """
+        check_grammar(sampling)
+        check_offered(sampling, self.remote.link.info.features)
         return RemoteGeneration(self, self.checked_prompt(tokens), sampling, max_tokens)
 
     def checked_prompt(self, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
@@ -157,6 +160,7 @@ class RemoteGeneration:
         self._link = link = target.remote.link
         self._vocab = target.vocab
         self._sampling = to_sampling(sampling)
+        self._required = required(sampling)
         self._text: list[int] = prompt.tolist()  # the stream's thread alone
         self._start = len(prompt)
         self._text_id = secrets.randbits(64) or 1
@@ -347,6 +351,7 @@ class RemoteGeneration:
             tokens=self._text,
             start=self._start,
             sampling=self._sampling,
+            require=self._required,
             max_tokens=0 if self._requested_end is None else self._requested_end - len(self._text),
             run_ahead=self.run_ahead,
             model_id=self._link.info.model_id,

@@ -18,7 +18,7 @@ from sllm.extras import needs
 from sllm.remote.stream import ResumableStream, RetryError, StoppedError, StreamLostError
 from sllm.targets.base import RemoteStats
 from sllm.wire import codec
-from sllm.wire.protocol import pb, to_sampling
+from sllm.wire.protocol import check_offered, pb, to_sampling
 
 with needs("remote"):
     from google.protobuf.message import DecodeError
@@ -128,6 +128,8 @@ class LayerLink:
         self._stats = stats
         self._cancelled = False
         self._stream = ResumableStream(self._link, stats, self._on_loss)
+        if sampling is not None:
+            check_offered(sampling, self._link.info.features)
         self._sampling = None if sampling is None else to_sampling(sampling)
         self._text_start = text_start
 

@@ -22,7 +22,7 @@ from sllm.messages import texts_of
 from sllm.privacy import egress_check
 from sllm.targets.base import Scorer, Target
 from sllm.triage.check_answer import check_answer
-from sllm.triage.outgoing import LocalOnly, is_constrained
+from sllm.triage.outgoing import LocalOnly
 from sllm.triage.prompt import prompt_of
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ class TokenCloud(_Side):
         left = self._sent(len(tokens))
         verdict = check_answer(target, prompt, checked, accept=self.accept)
         n_kept = whole_characters(target.vocab, checked, verdict.n_kept)
-        if n_kept < len(checked) and is_constrained(self.sampling):
+        if n_kept < len(checked) and self.sampling.has_grammar:
             n_kept = 0  # a grammar begins where a text does
         stats.n_checked, stats.n_kept = len(checked), n_kept
         self.answer.route.append("verified" if n_kept == len(checked) else "corrected")

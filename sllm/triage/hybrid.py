@@ -28,7 +28,7 @@ from sllm.targets.base import Target
 from sllm.triage.answer import Answer, HybridStats, exclusive
 from sllm.triage.check_answer import Acceptance
 from sllm.triage.cloud import ChatCloud, CloudBudget
-from sllm.triage.outgoing import Outgoing, find_private, is_constrained
+from sllm.triage.outgoing import Outgoing, find_private
 from sllm.triage.profile import ProfileError
 from sllm.triage.request import Pipeline, Request, count_grading, refusal
 from sllm.triage.scorer import ContextScorer
@@ -231,7 +231,7 @@ class Hybrid(Closing):
             if private and pipeline.privacy == "refuse" and grade.tier is Tier.HARD:
                 raise refusal(answer)
             # 5. The way through the tiers, gone as the answer is read.
-            grammar = is_constrained(pipeline.sampling)
+            grammar = pipeline.sampling.has_grammar
             request = Request(
                 pipeline=pipeline,
                 answer=answer,
@@ -316,7 +316,7 @@ def _check_cloud(cloud: object, sampling: SamplingParams | None) -> None:
             raise TypeError(f"{type(cloud).__name__} has no chat(), which makes a prompt of messages")
     elif not isinstance(cloud, ChatCloud):
         raise TypeError(f"cloud is {type(cloud).__name__}, expected a Target, a ChatCloud or None")
-    elif sampling is not None and is_constrained(sampling):
+    elif sampling is not None and sampling.has_grammar:
         raise ValueError(
             f"sampling has a grammar, to which {type(cloud).__name__} would not keep;"
             " leave it out, or use a Target (a worker, a split) as the cloud"

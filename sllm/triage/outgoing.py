@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sllm.privacy import Masked, MaskedMessages
     from sllm.triage.time_limit import TimeLimit
 
-__all__ = ["ContainsPrivate", "LocalOnly", "Outgoing", "PrivacyMode", "find_private", "is_constrained"]
+__all__ = ["ContainsPrivate", "LocalOnly", "Outgoing", "PrivacyMode", "find_private"]
 
 log = logging.getLogger("sllm.hybrid")
 
@@ -192,11 +192,6 @@ class Outgoing:
         except LeakError as error:
             log.warning("nothing was sent: %s", error)
             raise ContainsPrivate("the last check before sending found something private") from None
-
-
-def is_constrained(sampling: SamplingParams) -> bool:
-    """Whether an answer has to keep to something, such as a grammar, that was written for its values."""
-    return bool(_constraints(sampling))
 
 
 def _constraints(sampling: SamplingParams) -> dict[str, Any]:

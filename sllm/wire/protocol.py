@@ -41,12 +41,14 @@ __all__ = [
     "RELAY_OPTIONS",
     "SERVICE",
     "abort",
+    "check_offered",
     "failure",
     "from_sampling",
     "method",
     "not_offered",
     "padded",
     "pb",
+    "required",
     "size_limit",
     "to_sampling",
 ]
@@ -56,8 +58,8 @@ log = logging.getLogger("sllm.wire")
 PROTOCOL = 1
 SERVICE = "sllm.v1.Worker"
 FEATURES = ("generate", "hints", "run-ahead", "score", "vocabulary", "status", "echo")
-"""What every worker of this version offers; ``"grammar"``, ``"worker-draft"`` and ``"rpc"`` depend on its
-options.
+"""What every worker of this version offers; ``"grammar"``, ``"json-schema"``, ``"worker-draft"`` and
+``"rpc"`` depend on its options.
 """
 
 PIECE_BYTES = 1 << 18
@@ -189,6 +191,25 @@ def not_offered(features: Iterable[str]) -> UnsupportedModelError:
     return UnsupportedModelError(f"{_NOT_OFFERED} {', '.join(map(repr, features))}")
 
 
+def required(sampling: SamplingParams) -> list[str]:
+    """The features without which a worker would not select by these parameters: one that does not know a
+    field of a message passes over it.
+    """
+    return [] if sampling.json_schema is None else ["json-schema"]
+
+
+def check_offered(sampling: SamplingParams, features: Iterable[str]) -> None:
+    """Refuse parameters that a worker with these features would not select by.
+
+    Raises:
+        UnsupportedModelError: it lacks one of :func:`required`.
+
+    """
+    lacking = set(required(sampling)).difference(features)
+    if lacking:
+        raise not_offered(sorted(lacking))
+
+
 def to_sampling(sampling: SamplingParams) -> pb.Sampling:
     """Sampling parameters for the wire, which has them as float32, as selection does."""
     pairs: tuple[tuple[int, float], ...] = tuple(sampling.logit_bias)  # type: ignore[arg-type]
@@ -204,6 +225,7 @@ def to_sampling(sampling: SamplingParams) -> pb.Sampling:
         bias_tokens=[token for token, _ in pairs],
         bias_values=[bias for _, bias in pairs],
         grammar=sampling.grammar or "",
+        json_schema=str(sampling.json_schema or ""),
         seed=sampling.seed,
     )
 
@@ -230,5 +252,6 @@ def from_sampling(message: pb.Sampling) -> SamplingParams:
         penalty_present=message.penalty_present,
         logit_bias=list(zip(message.bias_tokens, message.bias_values, strict=True)),
         grammar=message.grammar or None,
+        json_schema=message.json_schema or None,
         seed=message.seed,
     )

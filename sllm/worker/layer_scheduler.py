@@ -472,7 +472,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
         account = account or Account(DEFAULT_NAME)
         if sampling is not None:
             self._check_sampling(sampling, text_start)
-            account.check_prompt(0, sampling.grammar)
+            account.check_prompt(0, grammar=sampling.has_grammar)
         account.check_rate()
         sequence = self._begin(key, sequence_id, sampling, text_start, account)
         found = self._range
@@ -521,7 +521,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
             return self._start(sequence_id, sampling, text_start, account)
 
     def _check_sampling(self, sampling: SamplingParams, text_start: int) -> None:
-        self.limits.check_grammar(sampling.grammar)
+        self.limits.check_grammar(sampling)
         if not 0 <= text_start <= self.n_ctx:
             raise ValueError(f"the text begins at {text_start}, and the worker holds {self.n_ctx} positions")
 

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sllm.engine import gguf
+from sllm.engine.grammar import have_grammars
 from sllm.errors import RemoteError
 from sllm.extras import needs
 from sllm.wire import codec
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["LayerService"]
 
 FEATURES = ("layers", "status", "echo")
+"""What every worker of layers offers; ``"json-schema"`` depends on its options."""
 
 
 class LayerService:
@@ -42,6 +44,8 @@ class LayerService:
         self._scheduler = scheduler
         self._users = users
         self._software = software
+        grammars = scheduler.limits.max_grammar and have_grammars()
+        self._features = [*FEATURES, "json-schema"] if grammars else list(FEATURES)
         self._model_id = gguf.model_id(scheduler.file.paths[0])
         self._started = time.monotonic()
 
@@ -69,7 +73,7 @@ class LayerService:
         start, stop = scheduler.fixed or (file.layers.start, file.layers.stop)
         return pb.InfoReply(
             protocol=PROTOCOL,
-            features=FEATURES,
+            features=self._features,
             software=self._software,
             model_name=file.paths[0].name,
             model_id=self._model_id,

@@ -19,6 +19,8 @@ from sllm.wire.traces import raised_at
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sllm.engine.sampling import SamplingParams
+
 __all__ = ["Limits", "PassLoop", "SchedulerStats", "Slot"]
 
 log = logging.getLogger("sllm.worker")
@@ -39,7 +41,7 @@ class Limits:
         max_prompt: tokens; None: what the context holds.
         max_hint: tokens of one hint.
         hints_per_s: hints of one session per second, averaged over a few seconds.
-        max_grammar: bytes of a grammar; 0: grammars are refused.
+        max_grammar: bytes of a grammar or a JSON Schema; 0: both are refused.
         idle_seconds: a session ends after this time in which its client has asked for nothing that can be
             computed, or has read nothing; where others wait for a place, once such times add up to it. So
             does a call whose request does not arrive.
@@ -92,16 +94,18 @@ class Limits:
                 f"the prompt has {n_tokens} tokens, and the worker takes {self.max_prompt}"
             )
 
-    def check_grammar(self, grammar: str | None) -> None:
-        """Reject a grammar that is too long.
+    def check_grammar(self, sampling: SamplingParams) -> None:
+        """Reject a grammar or a JSON Schema that is too long.
 
         Raises:
             ValueError: longer than ``max_grammar`` bytes of UTF-8.
 
         """
-        if grammar is not None and len(grammar.encode()) > self.max_grammar:
+        text = sampling.grammar or sampling.json_schema
+        if text is not None and len(str(text).encode("utf-8", "surrogatepass")) > self.max_grammar:
+            what = "grammar" if sampling.grammar else "JSON Schema"
             raise ValueError(
-                f"the grammar is longer than the {self.max_grammar} bytes that this worker takes"
+                f"the {what} is longer than the {self.max_grammar} bytes that this worker takes"
                 if self.max_grammar
                 else "this worker takes no grammars"
             )

@@ -108,7 +108,7 @@ class Scheduler(PassLoop[Session]):
         # A text that has grown here and is taken up again has the prompt that it began with.
         n_prompt = start if account.wrote(text_id, start, len(tokens)) else len(tokens)
         self.limits.check_prompt(n_prompt)
-        account.check_prompt(n_prompt, sampling.grammar)
+        account.check_prompt(n_prompt, grammar=sampling.has_grammar)
         account.check_rate()
         self._check_request(tokens, start, sampling, score_from)  # last, since it compiles a grammar
         n_ctx = self._context.n_ctx_seq
@@ -158,7 +158,7 @@ class Scheduler(PassLoop[Session]):
             raise ValueError(f"the prompt holds ids that are not in the vocabulary of {self.n_vocab} tokens")
         if not 0 <= start <= len(tokens):
             raise ValueError(f"the text begins at {start}, and there are {len(tokens)} tokens")
-        self.limits.check_grammar(sampling.grammar)
+        self.limits.check_grammar(sampling)
         self._context.model.compiled(sampling)  # reject a bad grammar before queuing
         if score_from is not None and not 1 <= score_from < len(tokens):
             raise ValueError(f"the first token to be scored is {score_from}, expected 1 to {len(tokens) - 1}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from sllm.engine import gguf
+from sllm.engine.grammar import have_grammars
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import AuthError, ClosedError, RemoteError
 from sllm.extras import needs
@@ -180,8 +181,9 @@ class Service:
         self._software = software
         self._identity = _Identity.of(model)
         self._features = list(FEATURES)
-        if scheduler.limits.max_grammar:
-            self._features.append("grammar")
+        if scheduler.limits.max_grammar and have_grammars():
+            self._features += ["grammar", "json-schema"]
+            model.grammars.load()  # a second for a large vocabulary: not of a client's time
         if own_draft:
             self._features.append("worker-draft")
         self._relay = relay

@@ -131,18 +131,18 @@ class Account:
                 f" {'them' if most > 1 else 'it'}; try again when one has ended"
             )
 
-    def check_prompt(self, n_tokens: int, grammar: str | None) -> None:
+    def check_prompt(self, n_tokens: int, *, grammar: bool) -> None:
         """Raise where the user may not have such a prompt, or no grammar.
 
         Raises:
             ContextFullError: the prompt is too long.
-            ValueError: a grammar.
+            ValueError: a grammar or a JSON Schema.
 
         """
         most = self.allowance.max_prompt
         if most is not None and n_tokens > most:
             raise ContextFullError(f"the prompt has {n_tokens} tokens, and {self.name} may send {most}")
-        if grammar is not None and not self.allowance.grammars:
+        if grammar and not self.allowance.grammars:
             raise ValueError(f"{self.name} may not use grammars on this worker")
 
     def note_text(self, text_id: int, start: int, length: int) -> None:

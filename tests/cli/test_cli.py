@@ -225,6 +225,26 @@ def test_wrong_grammars(refused: Callable[..., str], tmp_path: pathlib.Path) -> 
     assert "'fox'" in refused(*args, str(grammar))
 
 
+def test_a_json_schema(
+    command: Callable[..., Any], refused: Callable[..., str], tmp_path: pathlib.Path
+) -> None:
+    schema = tmp_path / "s.json"
+    schema.write_text('{"enum": ["fox 狐狸"]}', encoding="utf-8")
+    args = ("run", *ONE, "Say it!", "--json-schema", str(schema))
+    assert command(*args).stdout == '"fox 狐狸"\n'
+    assert "exclude each other" in refused(*args, "--grammar-file", str(schema))
+    for text, complaint in (
+        ("{", "json_schema is not JSON"),
+        ("[1]", "json_schema is [1], expected an object"),
+        ('{"type": "fox"}', "fox"),
+    ):
+        schema.write_text(text, encoding="utf-8")
+        told = refused(*args)
+        assert told.startswith(f"{schema}: ")
+        assert complaint in told
+    assert refused("run", "x", "--json-schema", str(tmp_path / "none")).endswith("No such file or directory")
+
+
 def test_draft_with_another_vocabulary(refused: Callable[..., str], tmp_path: pathlib.Path) -> None:
     data = embedded.DRAFT.read_bytes()
     with sllm.Model(embedded.DRAFT) as model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -16,6 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hostile_grammars import HOSTILE
 from processes import ENDLESS, ONE, PATIENCE, environment, first_byte, interrupt, one_line, read_terminal
 
 import sllm
@@ -469,6 +471,25 @@ def test_certificate_and_token_of_ones_own(
     serve(start, tmp_path, "--cert", cert, "--key", key, "--listen", address.endpoint)
     told = one_line(command("ping", wrong.uri).stderr)
     assert told == f"{address.endpoint}: the token is missing or wrong"
+
+
+def test_a_worker_ends_while_hostile_grammars_are_at_work(
+    start: Callable[..., Any], tmp_path: pathlib.Path
+) -> None:
+    process, line = serve(start, tmp_path, "--sessions", "4", "--n-ctx", "512")
+    hostile = [{"grammar": text["grammar"]} for text in HOSTILE.values() if "grammar" in text]
+    with sllm.connect(line.strip()) as remote:
+        streams = []
+        for more in hostile:
+            with contextlib.suppress(ValueError):
+                sampling = sllm.SamplingParams(temperature=1.0, **more)
+                streams.append(sllm.generate(remote.target(), "Once", sampling=sampling, max_tokens=400))
+        assert streams
+        process.terminate()
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+        for stream in streams:
+            stream.close()
 
 
 def test_own_draft_and_limits(

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -278,6 +279,29 @@ def test_a_grammar(
     assert text in ("yes", "no")
     with pytest.raises(ValueError, match="grammar"):
         sllm.generate(split, "Is it?", sampling=sllm.SamplingParams(grammar="root ::= ("))
+
+
+@pytest.mark.parametrize("tail", [1, None], ids=str)
+def test_a_schema(
+    remote: Remote,
+    make_split: Callable[..., Any],
+    draft_model: Model,
+    tail: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sampling = sllm.SamplingParams(seed=4, json_schema={"enum": ["yes", "no"]})
+    split = make_split(remote, tail=tail)
+    text = sllm.generate(split, "Is it?", draft=draft_model, sampling=sampling, max_tokens=10).text()
+    assert text in ('"yes"', '"no"')
+    # A worker of an earlier version would pass over the schema.
+    link = remote.link
+    older = tuple(name for name in link.info.features if name != "json-schema")
+    monkeypatch.setattr(link, "info", replace(link.info, features=older))
+    if tail is None:
+        with pytest.raises(sllm.UnsupportedModelError, match="json-schema"):
+            sllm.generate(split, "Is it?", sampling=sampling, max_tokens=10)
+    else:
+        assert sllm.generate(split, "Is it?", sampling=sampling, max_tokens=10).text() == text
 
 
 # ---- lost links

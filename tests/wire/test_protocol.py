@@ -104,7 +104,7 @@ samplings = st.builds(
     logit_bias=st.dictionaries(st.integers(0, 2559), st.floats(-1e6, 1e6) | st.just(-math.inf), max_size=8),
     grammar=st.sampled_from([None, None, 'root ::= [a-z ]{0,40} "。"?']),
     seed=st.integers(0, 2**64 - 1),
-)
+) | st.builds(SamplingParams, json_schema=st.sampled_from([{}, {"enum": ["é", 1]}, '{"type": "null"}']))
 
 
 @examples(100)

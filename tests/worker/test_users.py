@@ -134,11 +134,11 @@ def test_every_limit_names_itself() -> None:
     account.check_sessions(0)
     with pytest.raises(sllm.BusyError, match="alice may have 1 text at once and has it"):
         account.check_sessions(1)
-    account.check_prompt(4, None)
+    account.check_prompt(4, grammar=False)
     with pytest.raises(sllm.ContextFullError, match="5 tokens, and alice may send 4"):
-        account.check_prompt(5, None)
+        account.check_prompt(5, grammar=False)
     with pytest.raises(ValueError, match="alice may not use grammars"):
-        account.check_prompt(4, 'root ::= "x"')
+        account.check_prompt(4, grammar=True)
 
 
 def test_a_text_that_was_written_here_is_no_prompt() -> None:

@@ -404,7 +404,7 @@ FIRST: list[tuple[Any, grpc.StatusCode, str]] = [
         "longer",
     ),
     (opening(sampling=replace(GREEDY, logit_bias={2560: 1.0})), Code.INVALID_ARGUMENT, "2560"),
-    (opening(sampling=replace(GREEDY, grammar='root ::= "\\x00\\x01\\x02"')), Code.INVALID_ARGUMENT, ""),
+    (opening(sampling=replace(GREEDY, grammar="root ::= [z-a]")), Code.INVALID_ARGUMENT, ""),
 ]
 
 
@@ -612,6 +612,7 @@ def test_what_it_says_of_itself(worker: Worker, client: Client, target_model: Mo
     assert info.software == f"sllm {sllm.__version__}"
     assert list(info.features) == [
         "generate", "hints", "run-ahead", "score", "vocabulary", "status", "echo", "grammar",
+        "json-schema",
     ]  # fmt: skip
     assert info.model_name == "target.gguf"
     assert info.model_id == gguf.model_id(Path(embedded.TARGET))
@@ -630,9 +631,12 @@ def test_features_depend_on_its_options(target_model: Model, draft_model: Model,
     ):
         features = list(client.info().features)
         assert "worker-draft" in features
-        assert "grammar" not in features
+        assert not {"grammar", "json-schema"} & set(features)
         assert client.info().max_prompt == 10
         code, details = client.generate(opening(sampling=replace(GREEDY, grammar="root ::= [a-z]"))).end()
+        assert code is Code.INVALID_ARGUMENT
+        assert "no grammars" in details
+        code, details = client.generate(opening(sampling=replace(GREEDY, json_schema={}))).end()
         assert code is Code.INVALID_ARGUMENT
         assert "no grammars" in details
         assert client.generate(opening([5] * 11)).end()[0] is Code.OUT_OF_RANGE
