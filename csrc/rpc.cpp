@@ -1,11 +1,10 @@
-// ggml's RPC backend: devices of other machines, and serving this one's.
+// ggml's RPC backend: devices of other machines. rpc_server.cpp serves this one's.
 
 #include "internal.hpp"
 
 #include "ggml-backend.h"
 #include "ggml-rpc.h"
 
-#include <algorithm>
 #include <map>
 #include <mutex>
 
@@ -26,8 +25,7 @@ struct Range {
 std::map<std::string, Range> servers;
 
 // FNV-1a, 64 bits: what ggml's servers name cached tensors by.
-uint64_t fnv1a(const uint8_t * data, uint64_t size) {
-    uint64_t hash = 0xcbf29ce484222325ULL;
+uint64_t fnv1a(const uint8_t * data, uint64_t size, uint64_t hash) {
     for (uint64_t i = 0; i < size; ++i) {
         hash = (hash ^ data[i]) * 0x100000001b3ULL;
     }
@@ -45,7 +43,6 @@ template <class Function> Function rpc_function(const char * name) {
 }
 
 using AddServer = decltype(&ggml_backend_rpc_add_server);
-using StartServer = decltype(&ggml_backend_rpc_start_server);
 
 } // namespace
 
@@ -99,21 +96,8 @@ int sllm_rpc_add_server(const char * endpoint, int32_t * first, int32_t * count)
     });
 }
 
-int sllm_rpc_serve(const char * endpoint, const char * cache_dir, int32_t n_threads, const int32_t * devices, int32_t n_devices) {
-    return sllm::guarded([&] {
-        const auto start_server = rpc_function<StartServer>("ggml_backend_rpc_start_server");
-        std::vector<ggml_backend_dev_t> chosen;
-        for (int32_t i = 0; i < n_devices; ++i) {
-            chosen.push_back(sllm::device_at(devices[i]));
-        }
-        if (chosen.empty()) {
-            sllm::fail(SLLM_ERR_INVALID, "an RPC server needs a device to serve");
-        }
-        start_server(endpoint, cache_dir, static_cast<size_t>(std::max(n_threads, 1)), chosen.size(), chosen.data());
-        sllm::fail(SLLM_ERR_INTERNAL, "the RPC server cannot listen on %s", endpoint);
-    });
+uint64_t sllm_rpc_hash(const uint8_t * data, uint64_t size, uint64_t before) {
+    return fnv1a(data, size, before == 0 ? 0xcbf29ce484222325ULL : before);
 }
-
-uint64_t sllm_rpc_hash(const uint8_t * data, uint64_t size) { return fnv1a(data, size); }
 
 } // extern "C"

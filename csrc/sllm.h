@@ -460,7 +460,7 @@ int sllm_mtp_draft(sllm_context * context, int32_t n_seqs, const int32_t * jobs,
 
 /* ---- rpc.cpp: ggml's RPC backend ------------------------------------------------------------------------ */
 
-/* The version of ggml's RPC protocol that this build speaks: major, minor, patch. This and the next two
+/* The version of ggml's RPC protocol that this build speaks: major, minor, patch. This and the next one
  * return SLLM_ERR_UNSUPPORTED in builds without the backend. */
 int sllm_rpc_version(int32_t * version);
 /* Connect to the server at `endpoint` ("IPV4:PORT" or "NAME:PORT") and give its devices the indices `first`
@@ -469,13 +469,38 @@ int sllm_rpc_version(int32_t * version);
  * process: llama.cpp aborts on a thread of its own.
  * SLLM_ERR_INTERNAL: it has no devices. */
 int sllm_rpc_add_server(const char * endpoint, int32_t * first, int32_t * count);
-/* Serve devices (indices for sllm_device_get()) at `endpoint` ("IPV4:PORT") to one client at a time until
- * the process ends; tells what it does on stdout. `cache_dir`: an existing folder for uploaded tensors, or
- * NULL. Returns only where it cannot.
- * SLLM_ERR_INVALID: no such device; SLLM_ERR_INTERNAL: it cannot listen there. */
-int sllm_rpc_serve(const char * endpoint, const char * cache_dir, int32_t n_threads, const int32_t * devices, int32_t n_devices);
-/* What a server names a cached tensor by: FNV-1a of its bytes, 64 bits. */
-uint64_t sllm_rpc_hash(const uint8_t * data, uint64_t size);
+/* What ggml's servers name a cached tensor by: FNV-1a of its bytes, 64 bits. `before`: that of the bytes in
+ * front of these, 0 where there are none. */
+uint64_t sllm_rpc_hash(const uint8_t * data, uint64_t size, uint64_t before);
+
+/* ---- rpc_server.cpp: serving ggml's RPC ------------------------------------------------------------------- */
+
+typedef struct sllm_rpc_server sllm_rpc_server;
+
+/* Make devices (indices for sllm_device_get()) ready to be served, with `n_threads` threads on the CPU.
+ * `memory` has two numbers for each: bytes that are free, and in all.
+ * SLLM_ERR_INVALID: no device, or no such; SLLM_ERR_INTERNAL: its driver refuses; SLLM_ERR_UNSUPPORTED: the
+ * RPC protocol of this build's llama.cpp is another than the one that is served. */
+int sllm_rpc_server_open(int32_t n_threads, const int32_t * devices, int32_t n_devices, sllm_rpc_server ** server, uint64_t * memory);
+/* Serve the connections that come over the Unix socket `socket` (as descriptors), one after the other, until
+ * that is closed; `once`: until one has ended whose client had memory here. Files of cached tensors are asked
+ * for over the same socket; `cache`: whether to. sllm.rpc.server is the other end.
+ * A client that sends what it should not is hung up on; that, and nothing of what it sent, goes to stderr.
+ * SLLM_ERR_INTERNAL: an assertion of ggml's failed; the process should end. */
+int sllm_rpc_server_run(sllm_rpc_server * server, int32_t socket, int32_t cache, int32_t once);
+void sllm_rpc_server_free(sllm_rpc_server * server);
+
+/* ---- confine.cpp: a process that can do little ------------------------------------------------------------ */
+
+/* From here on this thread, and every thread that it starts, has no capabilities, gains none, and of the files
+ * opens only those in or under these paths. `landlock`: the version of Linux's Landlock that sees to the files
+ * (from 4 on it allows no TCP, from 6 on no signals to others); 0: there is none, or this process has other
+ * threads already, which it would not bind. */
+int sllm_confine_files(const char * const * readable, int32_t n_readable, const char * const * writable, int32_t n_writable,
+                       int32_t * landlock);
+/* From here on this process starts no program and no process, traces and signals none, and opens no socket;
+ * without `files`, nor any file. `confined`: 1; 0: the system has no seccomp. */
+int sllm_confine_calls(int32_t files, int32_t * confined);
 
 /* ---- carry.cpp: a connection between a worker's open port and its server ------------------------------- */
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
-from sllm.cli.arguments import DEFAULT
+from sllm.cli.arguments import DEFAULT, number
 from sllm.cli.console import CommandError, count, size
 from sllm.cli.signals import INTERRUPTED, ending_signals
 from sllm.rpc import server as rpc
+from sllm.rpc.cache import DEFAULT_BYTES
+from sllm.rpc.loopback import TELLS_USERS
 
 if TYPE_CHECKING:
     import argparse
@@ -41,6 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     cache.add_argument("--no-cache", action="store_true", help="keep nothing")
     add(
+        "--cache-size",
+        metavar="GIB",
+        type=number(above_zero=True),
+        default=DEFAULT_BYTES >> 30,
+        help=f"of all kept weights together; the least recently used go first {DEFAULT}",
+    )
+    add(
         "--devices",
         metavar="NAME[,NAME]",
         help="what to serve, see sllm devices (default: the GPUs, or the CPU where there is none)",
@@ -55,7 +64,13 @@ def run(args: argparse.Namespace, out: Output) -> int:
     cache = False if args.no_cache else args.cache or True
     with (
         rpc.RPCServer(
-            args.host, args.port, cache, names, args.threads, allow_public=args.allow_public
+            args.host,
+            args.port,
+            cache,
+            names,
+            args.threads,
+            allow_public=args.allow_public,
+            cache_size=max(1, int(args.cache_size * (1 << 30))),
         ) as server,
         ending_signals(watch_stdin=args.until_eof) as received,
     ):
@@ -63,6 +78,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
         memory = ", ".join(size(free) for free, _ in server.memory) or "unknown"
         n_devices = count(len(server.memory), "device")
         out.note(f"sllm: serving {n_devices} to one client at a time; free: {memory}")
+        out.note(f"sllm: the process that serves is {server.confinement}")
+        if not TELLS_USERS and not args.allow_public:
+            out.note(
+                "sllm: warning: this system does not tell whose a connection is: every user of this machine"
+                " can use the server"
+            )
         if args.allow_public:
             out.note("sllm: warning: whoever reaches this port can use the server, without a password")
         while (number := received(1.0)) is None:

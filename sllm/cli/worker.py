@@ -31,6 +31,7 @@ from sllm.cli.signals import INTERRUPTED, ending_signals
 from sllm.cli.worker_token import tokens_path
 from sllm.engine import exact, hub
 from sllm.folders import read_private
+from sllm.rpc.cache import DEFAULT_BYTES
 from sllm.wire import auth
 from sllm.worker.server import Limits, Worker
 from sllm.worker.token_file import FILE_NAME
@@ -77,8 +78,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--rpc",
         action="store_true",
-        help="keep an RPC server on loopback, too, for clients that run a model themselves and want this"
-        " machine's devices for it; whoever has the token can use it",
+        help="keep an RPC server, too, that no port leads to, for clients that run a model themselves and"
+        " want this machine's devices for it; whoever has the token can use it",
+    )
+    add(
+        "--rpc-cache-size",
+        metavar="GIB",
+        type=number(above_zero=True),
+        default=DEFAULT_BYTES >> 30,
+        help=f"with --rpc: of all kept weights together; the least recently used go first {DEFAULT}",
     )
     _add_network(parser)
     _add_limits(parser)
@@ -267,6 +275,7 @@ def _open(
         n_threads_batch=args.threads,
         draft_threads=args.threads,
         rpc=args.rpc,
+        rpc_cache_size=max(1, int(args.rpc_cache_size * (1 << 30))),
         pass_seconds=args.pass_seconds,
         **network,
         **(exact.SETTINGS if args.exact or args.model is None else {}),
@@ -338,6 +347,8 @@ def _introduce(serving: Worker, name: str, args: argparse.Namespace, out: Output
     if layers is not False:
         what = f"layers{'' if layers is True else f' {layers[0]} to {layers[1] - 1}'} of {what}"
     out.note(f"sllm: serving {what} on {serving.address.endpoint}, {texts}")
+    if serving.rpc_confinement is not None:
+        out.note(f"sllm: the process that serves RPC is {serving.rpc_confinement}")
     if args.insecure:
         out.note(
             "sllm: warning: --insecure: no TLS and no token; every program on this machine can use the"

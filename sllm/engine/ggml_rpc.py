@@ -27,6 +27,7 @@ from sllm.errors import RPCError
 __all__ = [
     "ANSWERS",
     "DEFAULT_PORT",
+    "DIGESTS",
     "HEADER",
     "SIZE",
     "Command",
@@ -69,6 +70,11 @@ HEADER = struct.Struct("<BQ")
 
 SIZE = struct.Struct("<Q")
 """Before an answer: how many bytes follow."""
+
+DIGESTS = 3
+"""Where in the answer to HELLO, behind three bytes of version, sllm's servers put 1 if tensors in their cache
+can be asked for by SHA-256: in SET_TENSOR_HASH, 32 more bytes behind the FNV-1a, which is not looked at then.
+It is padding to llama.cpp, whose servers send 0."""
 
 _CAPABILITIES = 24
 """Bytes of a HELLO that list the transports which the sender supports; all zero: TCP."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sllm.errors import RemoteError
 from sllm.extras import needs
-from sllm.rpc.loopback import LoopbackPort, shut_down
+from sllm.rpc.loopback import LOOPBACK, LoopbackPort, shut_down
 from sllm.rpc.pieces import pieces
 from sllm.wire.protocol import RELAY_OPTIONS, failure, method, pb
 
@@ -43,7 +43,7 @@ class RelayEnd:
 
     """
 
-    host = LoopbackPort.host
+    host = LOOPBACK
 
     def __init__(self, link: WorkerLink) -> None:
         self._worker = link.endpoint

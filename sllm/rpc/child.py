@@ -12,10 +12,13 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from sllm.engine.handle import Closing
 from sllm.errors import SllmError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 __all__ = ["Child", "ChildEndedError", "ParentLink"]
 
@@ -35,6 +38,8 @@ getattr(importlib.import_module(module), name)(start["parent"], **start["options
 """
 
 _KEPT_LINES = 30
+_MAX_LINE = 1 << 16
+"""Bytes of a line on stderr; a child that a client has got the better of writes what it likes."""
 
 
 class ChildEndedError(SllmError, RuntimeError):
@@ -47,13 +52,26 @@ class Child(Closing):
     It ends when :meth:`close` is called and when this process ends in whatever way: its stdin is then at its
     end, or its parent is another. The function makes a :class:`ParentLink` first.
 
+    Args:
+        entry: what to call.
+        options: its arguments, as JSON.
+        environment: the child's variables; None: this process's.
+        descriptors: that it shares under the same numbers, besides stdin, stdout and stderr.
+
     Raises:
         ChildEndedError: there is no Python to start.
         TypeError: ``options`` are not JSON.
 
     """
 
-    def __init__(self, entry: str, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        entry: str,
+        options: dict[str, Any],
+        *,
+        environment: Mapping[str, str] | None = None,
+        descriptors: Sequence[int] = (),
+    ) -> None:
         if not sys.executable:
             raise ChildEndedError("there is no Python to start: sys.executable is empty")
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -67,6 +85,8 @@ class Child(Closing):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
+            env=environment,
+            pass_fds=descriptors,
             start_new_session=True,  # a Ctrl-C in the terminal is for this process alone
         )
         self._closed = False
@@ -169,6 +189,7 @@ def _read_stderr(stderr: IO[bytes], lines: deque[str], pid: int) -> None:
         *whole, rest = (rest + data).split(b"\n")
         for line in whole:
             _keep_line(line, lines, pid)
+        rest = rest[:_MAX_LINE]
     _keep_line(rest, lines, pid)
 
 

@@ -6,14 +6,15 @@ not send weights that the server has in its cache.
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sllm.engine._ffi import ffi, lib
-from sllm.engine.ggml_rpc import ANSWERS, HEADER, SIZE, Command, resolved, split
-from sllm.rpc.loopback import LoopbackPort, shut_down
+from sllm.engine.ggml_rpc import ANSWERS, DIGESTS, HEADER, SIZE, Command, resolved, split
+from sllm.rpc.loopback import LOOPBACK, LoopbackPort, keep_alive, shut_down
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,7 +68,7 @@ class Front:
 
     """
 
-    host = LoopbackPort.host
+    host = LOOPBACK
 
     def __init__(self, endpoint: str, *, deadline: float, on_loss: Callable[[str], object]) -> None:
         self._endpoint = endpoint
@@ -120,14 +121,6 @@ class Front:
         self._port.join()
 
 
-def keep_alive(connection: socket.socket) -> None:
-    """Let the system detect within some 15 seconds that the other machine is gone."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPALIVE", 5), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):  # each system has some of them
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
 class _Proxy:
     """Forwards one connection of llama.cpp's client, which waits for each answer before it sends the next
     command: one thread is enough.
@@ -137,7 +130,10 @@ class _Proxy:
     """Bytes of a tensor; to ask for a smaller one costs as much as to send it."""
 
     _MAX_KEPT = 16 << 20
-    """Bytes of a tensor; for larger ones llama.cpp asks itself."""
+    """Bytes of a tensor; for larger ones llama.cpp asks itself, by FNV-1a."""
+
+    _MAX_DIGESTED = 8 << 30
+    """The same where the server wants SHA-256, which llama.cpp does not know. One such tensor is held."""
 
     _MAX_WAITING = 64 << 20
     _MAX_QUERIED = 512
@@ -153,7 +149,8 @@ class _Proxy:
         self._stats = stats
         self._deadline = deadline
         self._computed = False  # whether a graph was: tensors that are set from then on are inputs
-        self._queried: deque[bytes] = deque()  # requests whose tensors the server was asked for
+        self._by_digest = False  # whether the server finds tensors by their SHA-256, as sllm's do
+        self._queried: deque[bytearray] = deque()  # requests whose tensors the server was asked for
         self._n_waiting = 0
 
     def run(self) -> None:
@@ -169,7 +166,8 @@ class _Proxy:
             except ConnectionError:
                 return
             command, size = HEADER.unpack(head)
-            if command == Command.SET_TENSOR and not self._computed and _SET_HEADER < size <= self._MAX_KEPT:
+            largest = self._MAX_DIGESTED if self._by_digest else self._MAX_KEPT
+            if command == Command.SET_TENSOR and not self._computed and _SET_HEADER < size <= largest:
                 try:
                     request = self._read_client(size)
                 except ConnectionError:
@@ -190,18 +188,24 @@ class _Proxy:
     # ---- weights
 
     def _may_be_kept(self, request: bytearray) -> bool:
-        if len(request) - _SET_HEADER < self._MIN_KEPT or request[_TENSOR]:
+        if len(request) - _SET_HEADER < self._MIN_KEPT:
             return False
+        if request[_TENSOR]:  # llama.cpp has asked for it; where that was answered here, in vain
+            return self._by_digest
         name = bytes(request[_NAME]).partition(b"\0")[0]
         return name.endswith((b".weight", b".bias", b".scale"))
 
     def _query(self, request: bytearray) -> None:
         data = memoryview(request)[_SET_HEADER:]
-        digest = lib.sllm_rpc_hash(ffi.from_buffer("uint8_t[]", data), len(data))
-        question = bytes(request[:_TENSOR]) + bytes(request[_TENSOR + 1 : _SET_HEADER]) + SIZE.pack(digest)
+        question = bytes(request[:_TENSOR]) + bytes(request[_TENSOR + 1 : _SET_HEADER])
+        if self._by_digest:
+            question += bytes(8) + hashlib.sha256(data).digest()
+        else:
+            question += SIZE.pack(lib.sllm_rpc_hash(ffi.from_buffer("uint8_t[]", data), len(data), 0))
+        data.release()
         self._write_server(HEADER.pack(Command.SET_TENSOR_HASH, len(question)) + question)
         request[_TENSOR] = 1  # cache it, if it has to be sent
-        self._queried.append(bytes(request))
+        self._queried.append(request)
         self._n_waiting += len(request)
         if self._n_waiting > self._MAX_WAITING or len(self._queried) >= self._MAX_QUERIED:
             self._send_missing()
@@ -232,6 +236,9 @@ class _Proxy:
         expected = ANSWERS.get(command)
         if size <= _CHUNK:
             begun = bytes(self._read_client(size)) if size else b""
+            if command == Command.SET_TENSOR_HASH and self._by_digest:
+                self._client.sendall(SIZE.pack(1) + b"\0")  # it will send the tensor, and be asked here
+                return
             self._write_server(head + begun)
         else:
             self._write_server(head)
@@ -248,7 +255,10 @@ class _Proxy:
         if n != expected:
             raise _LostError(f"answered command {command} with {n} bytes, expected {expected}")
         if n <= _CHUNK:
-            self._client.sendall(SIZE.pack(n) + self._read_server(n))
+            answer = self._read_server(n)
+            if command == Command.HELLO:
+                self._by_digest = answer[DIGESTS] == 1
+            self._client.sendall(SIZE.pack(n) + answer)
             return
         self._client.sendall(SIZE.pack(n))
         while n:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
-import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sllm import folders, hosts
 from sllm.engine import ggml_rpc
-from sllm.engine._ffi import check, checked_int, checked_seconds, ffi, lib
+from sllm.engine._ffi import checked_int, checked_seconds
 from sllm.engine.devices import Device
 from sllm.engine.devices import devices as local_devices
 from sllm.engine.handle import Closing
 from sllm.errors import RPCError
-from sllm.rpc.child import Child, ChildEndedError, ParentLink
+from sllm.rpc import confine
+from sllm.rpc.cache import DEFAULT_BYTES, TensorCache
+from sllm.rpc.child import Child, ChildEndedError
+from sllm.rpc.handover import Handover
+from sllm.rpc.loopback import LOOPBACK, TELLS_USERS, LoopbackPort, keep_alive
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["DEFAULT_PORT", "RPCServer", "add_server", "devices"]
 
@@ -31,10 +34,7 @@ DEFAULT_PORT = ggml_rpc.DEFAULT_PORT
 log = logging.getLogger("sllm.rpc")
 
 _START_SECONDS = 120.0
-"""A server has to listen after this time: drivers are slow to start."""
-
-_ATTEMPTS = 5
-"""Ports to try where another process takes the one that was free."""
+"""A server has to be ready after this time: drivers are slow to start."""
 
 _known: dict[str, list[Device]] = {}
 _lock = threading.Lock()
@@ -92,21 +92,25 @@ def devices(endpoint: str | None = None) -> list[Device]:
 class RPCServer(Closing):
     """Serves this machine's devices by ggml's RPC, from a process of its own, until :meth:`close`.
 
-    It serves one client at a time, and ends with this process in whatever way that ends. A client can crash
-    the server and can read and write the memory of its process: let nobody reach the port who may not use the
-    machine.
+    This process takes the connections, of this user alone where the system tells (Linux does), and hands them
+    over one at a time; it keeps the cache, too. The other one has neither its environment nor its open files,
+    checks what clients send (csrc/rpc_server.cpp), and is confined where the system can do that
+    (:attr:`confinement`): whoever gets the better of it has the devices and no more. It ends with this
+    process in whatever way that ends.
 
     Args:
         host: where to listen: an IPv4 address, or ``"localhost"``.
-        port: 0: any that is free, see :attr:`port`.
+        port: 0: any that is free, see :attr:`port`; None: nowhere, for :meth:`connect` alone.
         cache: keep the weights that clients upload, so that a second load sends next to nothing: True: in
-            ``rpc`` in the user's cache folder for sllm (``$SLLM_CACHE``); a path: there. The folder grows
-            with every model; empty it by hand.
+            ``rpc`` in the user's cache folder for sllm (``$SLLM_CACHE``); a path: there.
         devices: what to serve, from :func:`sllm.engine.devices.devices`, or names; None: the GPUs, or the CPU
             where there is none.
         n_threads: CPU threads; None: all cores.
         allow_public: listen on an address that others can reach. The protocol has no authentication and no
             encryption: only in a network where everybody may use this machine.
+        cache_size: bytes of all kept weights together; those that were not used the longest go first.
+        one_client: end the process behind a client that has had memory there, so that none meets what another
+            has left; then :attr:`alive` is False, and another server has to be made.
 
     Raises:
         ValueError: an argument out of range; an address that others can reach without ``allow_public``.
@@ -115,23 +119,28 @@ class RPCServer(Closing):
         UnsupportedModelError: this build has no RPC backend.
 
     Attributes:
-        host, port: where it listens.
+        host, port: where it listens; ``port`` is None where it does not.
         memory: bytes that were free at the start and in all, for each device.
+        confinement: what keeps the process from doing more than it should.
 
     """
 
     def __init__(
         self,
-        host: str = "127.0.0.1",
-        port: int = 0,
+        host: str = LOOPBACK,
+        port: int | None = 0,
         cache: bool | str | os.PathLike[str] = True,
         devices: Sequence[Device | str] | None = None,
         n_threads: int | None = None,
         *,
         allow_public: bool = False,
+        cache_size: int = DEFAULT_BYTES,
+        one_client: bool = False,
     ) -> None:
         ggml_rpc.version()
-        checked_int(port, "port", 0, 65535)
+        if port is not None:
+            checked_int(port, "port", 0, 65535)
+        checked_int(cache_size, "cache_size", 1, 1 << 62)
         if not hosts.is_loopback(host) and not allow_public:
             raise ValueError(
                 f"an RPC server on {host} could be used by everybody who reaches its port, without a"
@@ -139,72 +148,101 @@ class RPCServer(Closing):
                 " or say allow_public=True"
             )
         try:
-            address = socket.inet_ntoa(socket.inet_aton("127.0.0.1" if host == "localhost" else host))
+            address = socket.inet_ntoa(socket.inet_aton(LOOPBACK if host == "localhost" else host))
         except OSError:
             raise ValueError(f"host is {host!r}, expected an IPv4 address of this machine") from None
         if n_threads is not None:
             checked_int(n_threads, "n_threads", 1, 4096)
         options = {
-            "host": address,
-            "cache": None
-            if cache is False
-            else str(_made(folders.cache_folder("rpc") if cache is True else Path(cache))),
             "devices": None if devices is None else _checked_names(devices),
             "n_threads": n_threads or os.cpu_count() or 1,
+            "once": one_client,
         }
+        only_ours = port is not None and hosts.is_loopback(address) and TELLS_USERS
+        kept = None
+        if cache is not False:
+            folder = folders.cache_folder("rpc") if cache is True else Path(cache)
+            kept = TensorCache(folder, cache_size, by_name=only_ours)
         self.host = address
         self.port = port
-        self.memory: tuple[tuple[int, int], ...] = ()
         self._child: Child | None = None
+        with ExitStack() as stack:
+            control = self._start(kept is not None, options, stack)
+            lost = _Lost()
+            self._handover = Handover(control, kept, once=one_client, on_end=lost)
+            stack.callback(self._handover.close)
+            self._port: LoopbackPort | None = None
+            if port is not None:
+                self._port = self._listen(port, for_all=not hosts.is_loopback(address))
+                self.port = self._port.port
+                lost.watch(self._port)
+            stack.pop_all()
         super().__init__()
-        for attempt in range(_ATTEMPTS):
-            number = _free_port(address, port)
-            if self._start(number, options):
-                return
-            if port or attempt == _ATTEMPTS - 1:
-                raise OSError(f"cannot listen on {address}:{number}: somebody else does")
 
-    def _start(self, port: int, options: dict[str, Any]) -> bool:
-        """Start the process; False if another process has taken the port meanwhile."""
-        child = Child("sllm.rpc.server:_serve", {"port": port, **options})
+    def _start(self, cache: bool, options: dict[str, Any], stack: ExitStack) -> socket.socket:
+        """Start the process; this end of the socket to it."""
+        control, theirs = socket.socketpair()
+        with theirs:
+            stack.callback(control.close)
+            options = {**options, "control": theirs.fileno(), "cache": cache}
+            child = Child(
+                "sllm.rpc.serving:serve",
+                options,
+                environment=confine.environment(),
+                descriptors=[theirs.fileno()],
+            )
+        stack.callback(child.close)
         try:
             reply = child.receive(_START_SECONDS)
-            if "error" in reply:
-                raise RPCError(f"the RPC server did not start: {reply['error']}")
-            reached = "127.0.0.1" if self.host == "0.0.0.0" else self.host
-            until = time.monotonic() + _START_SECONDS
-            while not self._answers(f"{reached}:{port}"):
-                if not child.alive or time.monotonic() > until:
-                    if _is_taken(self.host, port):
-                        child.close()
-                        return False
-                    raise RPCError(f"the RPC server did not start: {child.exit_reason()}")
-                time.sleep(0.01)
-            if not child.alive:  # another process has answered
-                child.close()
-                return False
         except (ChildEndedError, TimeoutError) as error:
-            child.close()
             raise RPCError(f"the RPC server did not start: {error}") from None
-        except BaseException:
-            child.close()
-            raise
-        self.port, self._child = port, child
-        return True
+        self.memory: tuple[tuple[int, int], ...] = tuple((free, total) for free, total in reply["memory"])
+        self.confinement = confine.Confinement(**reply["confinement"])
+        self._child = child
+        log.log(
+            logging.INFO if self.confinement.complete else logging.WARNING,
+            "the RPC server's process %d is %s",
+            child.pid,
+            self.confinement,
+        )
+        return control
 
-    def _answers(self, endpoint: str) -> bool:
+    def _listen(self, port: int, *, for_all: bool) -> LoopbackPort:
         try:
-            info = ggml_rpc.probe(endpoint, 1.0)
-        except ggml_rpc.SilentError:
-            return True  # it serves a client already
-        except RPCError:
-            return False
-        self.memory = info.memory
-        return True
+            return LoopbackPort(
+                _without_delay(self._handover), "sllm-rpc-server", host=self.host, port=port, for_all=for_all
+            )
+        except OSError as error:
+            raise OSError(
+                error.errno, f"cannot listen on {self.host}:{port}: {error.strerror or error}"
+            ) from error
+
+    def connect(self) -> socket.socket:
+        """A connection to the server that goes over no port: one end of a pair of sockets. It is served when
+        those before it have ended.
+
+        Raises:
+            RPCError: the server has ended.
+
+        """
+        if not self.alive:
+            raise RPCError("the RPC server has ended")
+        ours, theirs = socket.socketpair()
+        threading.Thread(
+            target=self._handover.serve, args=(theirs,), name="sllm-rpc-connection", daemon=True
+        ).start()
+        return ours
 
     @property
     def endpoint(self) -> str:
-        """``HOST:PORT``, for :func:`add_server`."""
+        """``HOST:PORT``, for :func:`add_server`.
+
+        Raises:
+            ValueError: the server listens nowhere.
+
+        """
+        if self.port is None:
+            raise ValueError("the RPC server listens on no port; use connect()")
         return f"{self.host}:{self.port}"
 
     @property
@@ -217,7 +255,7 @@ class RPCServer(Closing):
     @property
     def alive(self) -> bool:
         """Whether the process is running."""
-        return self._child is not None and self._child.alive
+        return self._child is not None and self._child.alive and not self._handover.ended
 
     @property
     def closed(self) -> bool:
@@ -236,17 +274,50 @@ class RPCServer(Closing):
         if self._in_fork:
             return
         child, self._child = self._child, None
-        if child is not None:
-            child.close()
+        if child is None:
+            return
+        if self._port is not None:
+            self._port.hang_up()
+        child.close()
+        self._handover.close()
+        if self._port is not None:
+            self._port.join()
 
     def __repr__(self) -> str:
-        return f"<sllm.rpc.RPCServer {self.endpoint}{', closed' if self.closed else ''}>"
+        where = "without a port" if self.port is None else self.endpoint
+        return f"<sllm.rpc.RPCServer {where}{', closed' if self.closed else ''}>"
 
 
-def _made(folder: Path) -> Path:
-    folder = folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder
+class _Lost:
+    """Stops listening when there is nobody any more to hand connections to."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lost = False
+        self._port: LoopbackPort | None = None
+
+    def watch(self, port: LoopbackPort) -> None:
+        with self._lock:
+            self._port = port
+            if self._lost:
+                port.hang_up()
+
+    def __call__(self) -> None:
+        with self._lock:
+            self._lost = True
+            if self._port is not None:
+                self._port.hang_up()
+
+
+def _without_delay(handover: Handover) -> Callable[[socket.socket], None]:
+    """Small requests are not to wait for each other, nor a connection for a machine that is gone."""
+
+    def serve(connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        keep_alive(connection)
+        handover.serve(connection)
+
+    return serve
 
 
 def _checked_names(wanted: Sequence[Device | str]) -> list[str]:
@@ -258,84 +329,3 @@ def _checked_names(wanted: Sequence[Device | str]) -> list[str]:
     if not names:
         raise ValueError("devices is empty, expected at least one; None: the GPUs, or the CPU")
     return names
-
-
-def _free_port(host: str, port: int) -> int:
-    """``port``, if no process listens there; for 0 any such port.
-
-    Raises:
-        OSError: the port is in use, or the address is not this machine's.
-
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)
-        except OSError as error:
-            raise OSError(
-                error.errno, f"cannot listen on {host}:{port}: {error.strerror or error}"
-            ) from error
-        number: int = probe.getsockname()[1]
-        return number
-
-
-def _is_taken(host: str, port: int) -> bool:
-    try:
-        _free_port(host, port)
-    except OSError:
-        return True
-    return False
-
-
-# ---- the server's process
-
-
-def _serve(
-    parent: int, *, host: str, port: int, cache: str | None, devices: list[str] | None, n_threads: int
-) -> None:
-    """What the child process runs."""
-    link = ParentLink(parent)
-    every = local_devices()
-    if devices is None:
-        chosen = [d.index for d in every if d.type in ("gpu", "igpu")]
-        chosen = chosen or [d.index for d in every if d.type == "cpu"]
-    else:
-        chosen = [d.index for name in devices for d in every if d.name == name]
-    try:
-        if cache is not None:
-            _check_cache(Path(cache))
-    except OSError as error:
-        link.send({"error": f"the cache in {cache} cannot be used: {error.strerror or error}"})
-        sys.exit(1)
-    link.send({})
-    indices = ffi.new("int32_t[]", chosen)
-    folder = ffi.NULL if cache is None else ffi.new("char[]", os.fsencode(cache))
-    check(lib.sllm_rpc_serve(f"{host}:{port}".encode(), folder, n_threads, indices, len(chosen)))
-
-
-def _check_cache(folder: Path) -> None:
-    """Delete files whose content does not have the hash that they are named by: the server would load them
-    all the same, and one that was killed leaves half a file. A file is only hashed again when it has changed.
-    """
-    journal = folder / "checked.json"
-    try:
-        before = json.loads(journal.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = {}
-    checked: dict[str, list[int]] = {}
-    for path in sorted(folder.iterdir()):
-        name = path.name
-        if len(name) != 16 or set(name) - set("0123456789abcdef") or not path.is_file():
-            continue
-        state = path.stat()
-        seen = [state.st_size, state.st_mtime_ns]
-        if not isinstance(before, dict) or before.get(name) != seen:
-            data = path.read_bytes()
-            if f"{lib.sllm_rpc_hash(data, len(data)):016x}" != name:
-                log.warning("%s is damaged and is deleted", path)
-                path.unlink()
-                continue
-        checked[name] = seen
-    with folders.replacing(journal) as draft:
-        draft.write_text(json.dumps(checked), encoding="utf-8")

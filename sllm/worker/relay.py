@@ -1,23 +1,26 @@
-"""The worker's end of a relay: an RPC server on loopback, and calls that carry connections to it."""
+"""The worker's end of a relay: an RPC server that no port leads to, and calls that carry its connections."""
 
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
 from sllm.engine.handle import Closing
 from sllm.errors import BusyError, RPCError
+from sllm.rpc.cache import DEFAULT_BYTES
 from sllm.rpc.loopback import shut_down
 from sllm.rpc.pieces import pieces
 from sllm.rpc.server import RPCServer
 from sllm.wire.protocol import abort, pb
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterator
 
     import grpc
+
+    from sllm.rpc.confine import Confinement
 
 __all__ = ["Relay"]
 
@@ -28,31 +31,42 @@ _TURN_SECONDS = 5.0
 
 
 class Relay(Closing):
-    """An RPC server on loopback that one client at a time reaches through ``Relay`` of ``sllm.proto``.
+    """An RPC server that one client at a time reaches through ``Relay`` of ``sllm.proto``, and nobody else.
 
-    A client can crash the server, which is a process of its own; it is restarted for the next one.
+    A client can crash the server, which is a process of its own; whoever has had memory there takes it along,
+    and the next one gets another.
 
     Args:
         n_threads: CPU threads of the server; None: all cores.
+        cache_size: bytes of the weights that it keeps.
 
     """
 
-    def __init__(self, n_threads: int | None) -> None:
+    def __init__(self, n_threads: int | None, cache_size: int = DEFAULT_BYTES) -> None:
         self._n_threads = n_threads
+        self._cache_size = cache_size
         self._lock = threading.Lock()  # guards _server and _closed
         self._turn = threading.Lock()  # held by the connection that uses the server
         self._closed = False
-        self._server = RPCServer(n_threads=n_threads)
+        self._server = self._start()
         super().__init__()
+
+    def _start(self) -> RPCServer:
+        return RPCServer(port=None, n_threads=self._n_threads, cache_size=self._cache_size, one_client=True)
+
+    @property
+    def confinement(self) -> Confinement:
+        """What keeps the server's process from doing more than it should."""
+        return self._server.confinement
 
     def _running(self) -> RPCServer:
         with self._lock:
             if self._closed:
                 raise RPCError("the worker is ending")
             if not self._server.alive:
-                log.warning("the RPC server has ended; starting another")
+                log.debug("starting an RPC server for the next client")
                 self._server.close()
-                self._server = RPCServer(n_threads=self._n_threads)
+                self._server = self._start()
             return self._server
 
     def serve(
@@ -64,9 +78,7 @@ class Relay(Closing):
         connection = None
         try:
             server = self._running()
-            connection = socket.create_connection((server.host, server.port), timeout=_TURN_SECONDS)
-            connection.settimeout(None)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = server.connect()
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
             self._turn.release()
             if connection is not None:

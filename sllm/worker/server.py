@@ -18,6 +18,7 @@ from sllm.engine.mtp import Heads
 from sllm.engine.params import ContextParams, changes, context_length, parse
 from sllm.errors import UnsupportedModelError
 from sllm.extras import needs
+from sllm.rpc.cache import DEFAULT_BYTES
 from sllm.wire import auth
 from sllm.wire.protocol import CHANNEL_OPTIONS, RELAY_OPTIONS, size_limit
 from sllm.worker.admission import Admission
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     from sllm.engine.context import Context
     from sllm.engine.params import ContextOptions
+    from sllm.rpc.confine import Confinement
     from sllm.worker.passes import SchedulerStats
 
 __all__ = ["Limits", "Worker"]
@@ -102,7 +104,8 @@ class Worker(Closing):
         draft_threads: CPU threads of the draft; None: as for :class:`~sllm.Context`.
         rpc: keep an RPC server (:class:`sllm.rpc.RPCServer`) for this machine's devices, too, for clients
             that run a model themselves: :meth:`Remote.rpc_devices`. Whoever has the token can then crash that
-            server's process, and do what it may do.
+            server's process, and do what it may do, see :attr:`rpc_confinement`.
+        rpc_cache_size: bytes of the weights that it keeps for them.
         pass_seconds: no pass takes less: a stand-in for a larger model, for tests and benchmarks.
         options: how to compute: fields of :class:`~sllm.engine.params.ContextParams`, of which ``n_ctx`` is
             the positions of one text, and ``n_seq_max``, ``n_outputs_max`` and ``kv_unified`` are not the
@@ -149,6 +152,7 @@ class Worker(Closing):
         limits: Limits | None = None,
         draft_threads: int | None = None,
         rpc: bool = False,
+        rpc_cache_size: int = DEFAULT_BYTES,
         pass_seconds: float = 0.0,
         **options: Unpack[ContextOptions],
     ) -> None:
@@ -172,7 +176,7 @@ class Worker(Closing):
                 big = _opened(model, stack, n_gpu_layers=n_gpu_layers, load_mtp=load_mtp)
                 small = None if draft is None else _opened(draft, stack)
                 contexts = _contexts(big, small, limits, computing, draft_threads, stack, mtp=mtp)
-                self._relay = stack.enter_context(Relay(computing.n_threads)) if rpc else None
+                self._relay = stack.enter_context(Relay(computing.n_threads, rpc_cache_size)) if rpc else None
                 served = _texts(big, *contexts, limits, users, self._relay, pass_seconds, stack)
             # Nothing that the server or the scheduler holds leads back to this object, or it could never be
             # found forgotten.
@@ -191,6 +195,11 @@ class Worker(Closing):
     def uri(self) -> str:
         """The line for the client. It holds the token: show it to nobody else."""
         return self.address.uri
+
+    @property
+    def rpc_confinement(self) -> Confinement | None:
+        """What keeps the process that serves RPC from doing more than it should; None: there is none."""
+        return None if self._relay is None else self._relay.confinement
 
     @property
     def stats(self) -> SchedulerStats:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
-import socket
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from processes import ONE, PATIENCE
-from rpc_endpoints import refuses
+from rpc_endpoints import gone, refuses
 
 from sllm.rpc import server as rpc
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
-    from pathlib import Path
 
 TEXT = ("run", *ONE, "-n", "30", "--temperature", "0.8", "--seed", "3", "--draft", "none", "Once upon a time")
 
@@ -41,19 +42,28 @@ def test_a_server_and_its_client(
     out, err = server.communicate(timeout=PATIENCE)
     assert (server.returncode, out) == (0, b"")
     assert b"serving 1 device to one client at a time" in err
+    assert b"the process that serves is " in err
     assert refuses(endpoint)
 
 
 def test_a_server_that_loses_its_process_says_so(start: Callable[..., Any]) -> None:
     server = start("rpc-server", "--port", "0", "--no-cache")
-    host, _, port = first_line(server).partition(":")
-    with socket.create_connection((host, int(port))) as client:
-        client.sendall(b"\x0e" + (24).to_bytes(8, "little") + bytes(24))  # a greeting
-        client.recv(36, socket.MSG_WAITALL)
-        client.sendall(b"\x06" + b"\xff" * 8)  # a tensor of 2**64 - 1 bytes
-        _, err = server.communicate(timeout=PATIENCE)
+    endpoint = first_line(server)
+    (child,) = children(server.pid)
+    os.kill(child, signal.SIGKILL)
+    _, err = server.communicate(timeout=PATIENCE)
     assert server.returncode == 2
     assert b"the RPC server has ended by itself" in err
+    assert gone(child) and refuses(endpoint)
+
+
+def children(parent: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(folder.name))
+    return found
 
 
 def test_a_worker_relays(

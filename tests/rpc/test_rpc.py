@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import os
-import random
 import signal
 import socket
 import struct
@@ -146,6 +145,7 @@ def test_the_folder_that_it_is_started_in_has_no_say(tmp_path: Path, monkeypatch
         ({"devices": ["TPU7"]}, ValueError, "'TPU7' to serve; there are CPU"),
         ({"devices": []}, ValueError, "devices is empty"),
         ({"cache": "/dev/null/folder"}, OSError, "/dev/null/folder"),
+        ({"cache_size": 0}, ValueError, "cache_size is 0"),
     ],
 )
 def test_servers_that_cannot_be(options: dict[str, Any], kind: type[Exception], said: str) -> None:
@@ -161,40 +161,15 @@ def test_a_port_in_use_is_reported(server: rpc.RPCServer) -> None:
         rpc.RPCServer(port=server.port)
 
 
-def test_a_port_that_somebody_else_takes_meanwhile_is_given_up_for_another(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    free_port = rpc._free_port
-    with socket.create_server(("127.0.0.1", 0)) as thief:
-        taken = thief.getsockname()[1]
-        found = iter([taken])
-        monkeypatch.setattr(rpc, "_free_port", lambda host, port: next(found, 0) or free_port(host, port))
-        with rpc.RPCServer(cache=False) as server:
-            assert server.port != taken
-            assert rpc.add_server(server.endpoint)
-
-
-def test_damaged_tensors_are_not_kept(tmp_path: Path) -> None:
-    """The server would load them all the same."""
-    data = random.Random(1).randbytes(5000)
-    name = f"{lib.sllm_rpc_hash(data, len(data)):016x}"
-    (tmp_path / name).write_bytes(data)
-    (tmp_path / "0123456789abcdef").write_bytes(data)
-    (tmp_path / "notes.txt").write_text("not a tensor")
-    rpc._check_cache(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["checked.json", "notes.txt", name])
-    (tmp_path / name).write_bytes(data[:-1])  # as a server leaves it that is killed
-    with rpc.RPCServer(cache=tmp_path):
-        assert not (tmp_path / name).exists()
-
-
 @given(st.binary(max_size=200))
 @examples(50)
 def test_the_hash_is_fnv_1a(data: bytes) -> None:
     expected = 0xCBF29CE484222325
     for byte in data:
         expected = (expected ^ byte) * 0x100000001B3 % 2**64
-    assert lib.sllm_rpc_hash(data, len(data)) == expected
+    assert lib.sllm_rpc_hash(data, len(data), 0) == expected
+    front = lib.sllm_rpc_hash(data[:70], len(data[:70]), 0)
+    assert lib.sllm_rpc_hash(data[70:], len(data[70:]), front) == expected
 
 
 # ---- what may be at an endpoint ------------------------------------------------------------------------
