@@ -13,6 +13,7 @@ __all__ = ["needs"]
 _WHAT = {
     "remote": "a worker, a connection to one and a split by layers",
     "privacy": "finding what is private",
+    "metrics": "a worker's figures for Prometheus",
     "hub": "models on the Hugging Face hub",
     "presidio": "Presidio's detectors",
 }
