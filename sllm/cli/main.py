@@ -74,8 +74,9 @@ def _parser(named: str | None) -> Parser:
     parser = Parser(
         prog="sllm",
         description="Text from a language model, sooner with a draft model, exactly the target's own.",
-        epilog="Exit status: 0; 1 where the demo's texts differ, or it has sent something private; 2 after an"
-        " error (SLLM_DEBUG=1 shows more); 130 after Ctrl-C.",
+        epilog="Exit status: 0; 1 where the demo's texts differ, or it has sent something private, and where"
+        " a worker is not healthy; 2 after an error (SLLM_DEBUG=1 shows more); 70 where a worker had to be"
+        " ended hard; 130 after Ctrl-C.",
         allow_abbrev=False,
     )
     parser.add_argument(

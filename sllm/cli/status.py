@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 from sllm.cli.addresses import quiet_grpc, worker_addresses
 from sllm.cli.arguments import SECRET, add_json, add_worker
 from sllm.cli.console import count, one_line, table
+from sllm.errors import RemoteError
 from sllm.remote.connection import connect
+from sllm.remote.health import is_serving
+from sllm.wire import auth
 
 if TYPE_CHECKING:
     import argparse
@@ -19,18 +22,28 @@ if TYPE_CHECKING:
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
-EPILOG = SECRET
+EPILOG = (
+    f"{SECRET} --health needs no secret: sllm://127.0.0.1:PORT will do, and its exit status is 0 where texts"
+    " are taken, else 1: for probes and health checks."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``sllm status``."""
     add_json(parser)
+    parser.add_argument(
+        "--health",
+        action="store_true",
+        help="only whether it takes texts: the exit status is 1 where it does not, or does not answer",
+    )
     add_worker(parser)
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Show what a worker is doing."""
     quiet_grpc()
+    if args.health:
+        return _health(worker_addresses(args.uri), args.timeout, out)
     with connect(worker_addresses(args.uri), timeout=args.timeout) as remote:
         found, info, endpoint = remote.status(), remote.info, remote.address.endpoint
     if args.json:
@@ -69,6 +82,20 @@ def run(args: argparse.Namespace, out: Output) -> int:
         for line in table(texts, right=range(6)):
             out.line(line)
     return 0
+
+
+def _health(addresses: list[str], timeout: float, out: Output) -> int:
+    """Say whether one of the workers takes texts; the exit status."""
+    for address in [auth.Address.parse(one) for one in addresses]:
+        try:
+            serving = is_serving(address, timeout)
+        except RemoteError as error:
+            out.note(f"sllm: {one_line(error)}")
+            continue
+        out.line("serving" if serving else "not serving")
+        if serving:
+            return 0
+    return 1
 
 
 def _own_drafts(found: pb.StatusReply, info: WorkerInfo) -> str:

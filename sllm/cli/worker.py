@@ -21,6 +21,7 @@ from sllm.cli.arguments import (
     REMOTE_VARIABLE,
     add_gpu_layers,
     add_threads,
+    endpoint,
     layer_range,
     number,
     whole,
@@ -28,13 +29,15 @@ from sllm.cli.arguments import (
 from sllm.cli.console import CommandError, count, one_line
 from sllm.cli.open_files import raise_file_limit
 from sllm.cli.signals import INTERRUPTED, ending_signals
+from sllm.cli.systemd import Notifier
 from sllm.cli.worker_token import tokens_path
 from sllm.engine import exact, hub
 from sllm.folders import read_private
 from sllm.rpc.cache import DEFAULT_BYTES
 from sllm.wire import auth
-from sllm.worker.server import Limits, Worker
+from sllm.worker.server import Limits, Monitoring, Worker
 from sllm.worker.token_file import FILE_NAME
+from sllm.worker.watch import HUNG, HardStop
 
 if TYPE_CHECKING:
     import os
@@ -47,10 +50,17 @@ __all__ = ["EPILOG", "add_arguments", "run"]
 EPILOG = (
     "The one line on stdout, sllm://TOKEN@HOST:PORT#sha256=FINGERPRINT, is what a client needs, and a secret."
     " SIGTERM and Ctrl-C give the running texts some time to end, and hand back those that have not ended:"
-    " their clients go on elsewhere, or when the worker is back."
+    " their clients go on elsewhere, or when the worker is back. What has not ended 10 s after that is ended"
+    f" hard, with exit status {HUNG}, as is a worker whose pass hangs (--pass-grace)."
 )
 
 _ALL_INTERFACES = ("0.0.0.0", "::")
+
+_CLOSING_SECONDS = 10.0
+"""How long the worker may take to close when its texts have ended or were handed back."""
+
+_GRACE_SECONDS = 30.0
+"""How long a pass that hangs may go on, unless the user says otherwise."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_network(parser)
     _add_limits(parser)
+    _add_watching(parser)
     machine = parser.add_argument_group("machine")
     add_threads(machine, models=2)
     add_gpu_layers(machine, of=" of the model", draft=True)
@@ -139,7 +150,11 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         help="further tokens, with names and limits, which `sllm worker token` writes; the file is watched"
         f" (default: {FILE_NAME} in --state)",
     )
-    network.add_argument("--cert", metavar="FILE", help="a certificate chain, PEM (default: one of our own)")
+    network.add_argument(
+        "--cert",
+        metavar="FILE",
+        help="a certificate chain, PEM; taken anew when it is renewed (default: one of our own)",
+    )
     network.add_argument("--key", metavar="FILE", help="its key, PEM; not open to others (chmod 600)")
     network.add_argument(
         "--state",
@@ -206,6 +221,36 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_watching(parser: argparse.ArgumentParser) -> None:
+    watching = parser.add_argument_group("watching")
+    watching.add_argument(
+        "--metrics",
+        metavar="HOST:PORT",
+        type=endpoint,
+        help="figures for Prometheus, at http://HOST:PORT/metrics, and /health and /live for probes: neither"
+        " TLS nor a token, so a loopback address or one of a network of your own (needs sllm[metrics])",
+    )
+    watching.add_argument(
+        "--access-log",
+        metavar="FILE",
+        help="a line of JSON for each call: who, how much, how it ended; no text and no tokens. -: stderr",
+    )
+    watching.add_argument(
+        "--pass-limit",
+        metavar="SECONDS",
+        type=number(above_zero=True),
+        help="a pass that takes longer counts as hung: the worker is not healthy until it ends (default: by"
+        " the model's size, then by what passes take; a minute at least)",
+    )
+    watching.add_argument(
+        "--pass-grace",
+        metavar="SECONDS",
+        type=number(above_zero=False),
+        default=_GRACE_SECONDS,
+        help="a pass that hangs for so much longer ends the process (default: 30)",
+    )
+
+
 def run(args: argparse.Namespace, out: Output) -> int:
     """Serve a model until a signal comes."""
     quiet_grpc()
@@ -220,19 +265,45 @@ def run(args: argparse.Namespace, out: Output) -> int:
         other = "--layers serves no texts" if args.draft is None else "--draft is another draft"
         raise CommandError(f"--mtp drafts for texts, and {other}; leave one of them out")
     name = embedded.TARGET if args.model is None else args.model
-    with ExitStack() as stack:
+    with HardStop() as hard_stop, ExitStack() as stack:
         network = {"host": host, "port": port, "certificate": certificate, "token": token}
         network["tokens"] = None if args.insecure else tokens_path(args.tokens, args.state)
         serving = _open(args, name, network, out, stack)
+        manager = Notifier()
         with ending_signals(watch_stdin=args.until_eof) as received:
             if not args.no_print_line:
                 out.line(_public(serving.address, host, args.public).uri)
             _introduce(serving, Path(name).name, args, out)
-            while (signal_number := received(1.0)) is None:
-                if serving.failed:
-                    raise CommandError("three passes in a row have failed; the worker ends")
-            _end(serving, args.drain, received, out)
+            manager.tell("READY=1")
+            signal_number = _serve(serving, args, received, manager, out, hard_stop)
+            manager.tell("STOPPING=1")
+            _end(serving, args.drain, received, out, hard_stop)
     return INTERRUPTED if signal_number == signal.SIGINT else 0
+
+
+def _serve(
+    serving: Worker,
+    args: argparse.Namespace,
+    received: Callable[[float], int | None],
+    manager: Notifier,
+    out: Output,
+    hard_stop: HardStop,
+) -> int:
+    """Wait for a signal, and meanwhile tell who is to know how the worker is; the signal."""
+    host = hosts.split_host_port(args.listen)[0]
+    address = serving.address
+    period = 1.0 if manager.interval is None else min(1.0, manager.interval / 3)
+    while (signal_number := received(period)) is None:
+        if serving.failed:
+            hard_stop.arm(_CLOSING_SECONDS)
+            raise CommandError("three passes in a row have failed; the worker ends")
+        if not serving.hung:
+            manager.tell("WATCHDOG=1")
+        if serving.address != address:
+            address = serving.address
+            out.note("sllm: the certificate was renewed, and clients that know the old one need the new line")
+            out.line(_public(address, host, args.public).uri)
+    return signal_number
 
 
 def _open(
@@ -276,6 +347,12 @@ def _open(
         draft_threads=args.threads,
         rpc=args.rpc,
         rpc_cache_size=max(1, int(args.rpc_cache_size * (1 << 30))),
+        monitoring=Monitoring(
+            pass_limit=args.pass_limit,
+            pass_grace=args.pass_grace,
+            metrics=args.metrics,
+            access_log=args.access_log,
+        ),
         pass_seconds=args.pass_seconds,
         **network,
         **(exact.SETTINGS if args.exact or args.model is None else {}),
@@ -364,21 +441,34 @@ def _introduce(serving: Worker, name: str, args: argparse.Namespace, out: Output
             "sllm: the sllm:// line on stdout is for the client, and a secret: whoever has it can use this"
             " worker"
         )
+    if serving.metrics_address is not None:
+        name, port = serving.metrics_address
+        out.note(f"sllm: figures for Prometheus: http://{hosts.host_port(name, port)}/metrics")
+        if not hosts.is_loopback(name):
+            out.note("sllm: warning: whoever reaches that address can read them: there is no token")
     there = "sllm run --chat 'Hello!' --remote"
     if layers is not False:
         there = "sllm run 'Hello!' --target GGUF --head N --tail N --remote"
     out.note(f"sllm: on the client: export {REMOTE_VARIABLE}='the line'; sllm ping; {there}")
 
 
-def _end(serving: Worker, seconds: float, received: Callable[[float], int | None], out: Output) -> None:
+def _end(
+    serving: Worker,
+    seconds: float,
+    received: Callable[[float], int | None],
+    out: Output,
+    hard_stop: HardStop,
+) -> None:
     """Give the running texts some seconds to end; the others go on elsewhere, or later."""
     until = time.monotonic() + seconds
+    hard_stop.arm(seconds + _CLOSING_SECONDS)
     if seconds > 0 and not serving.drain(0):
         out.note(f"sllm: ending; texts have {seconds:g} s to end (a second signal: none)")
         while not serving.drain(0) and (left := until - time.monotonic()) > 0:
             if received(min(0.05, left)) is not None:
                 break
     ended = serving.drain(0)
+    hard_stop.arm(_CLOSING_SECONDS)
     serving.close()
     if not ended:
         out.note("sllm: handed back the texts that were not at their end")

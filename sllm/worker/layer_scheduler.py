@@ -584,6 +584,16 @@ class LayerScheduler(PassLoop[LayerSequence]):
                     slot.sequence_id = slot.length = 0
             self._changed.notify_all()
 
+    @property
+    def most_rows(self) -> int:
+        """Rows that one step may compute."""
+        return self.max_rows
+
+    def kv_positions(self) -> tuple[int, int]:
+        """How many positions of the slots' memory are in use, and how many there are."""
+        slots = self._slots
+        return sum(slot.length for slot in slots), self.n_ctx * self.limits.sessions
+
     def _cancel(self) -> None:
         found = self._range
         if found is not None:

@@ -89,6 +89,7 @@ class _Place:
         number: as gRPC's name of the peer ends.
         client: the connection of the client.
         address: whose share it takes.
+        shown: host and port of the client.
         neighbour: that share.
         n_refused: calls without the token.
         standing: ``enum sllm_client``, which the C core reads while it carries.
@@ -98,6 +99,7 @@ class _Place:
     number: str
     client: socket.socket
     address: str
+    shown: str
     neighbour: _Neighbour
     n_refused: int = 0
     standing: Any = field(default_factory=lambda: ffi.new("int32_t *", lib.SLLM_CLIENT_STRANGER))
@@ -184,6 +186,12 @@ class Listener:
                 if place.n_refused >= _REFUSALS:
                     place.standing[0] = lib.SLLM_CLIENT_REFUSED
 
+    def address_of(self, peer: str) -> str:
+        """The host and the port of the client that gRPC calls ``peer``; nothing where it has gone."""
+        with self._lock:
+            place = self._places.get(_number(peer))
+        return "" if place is None else place.shown
+
     # ---- connections
 
     def _accept(self, listening: socket.socket) -> None:
@@ -198,14 +206,15 @@ class Listener:
                 time.sleep(0.05)
                 continue
             self.stats.accepted += 1
-            if not self._enter(client, _network(address[0])):
+            if not self._enter(client, address):
                 self.stats.refused += 1
                 client.close()
             if not self._pace.take():
                 time.sleep(0.02)
 
-    def _enter(self, client: socket.socket, address: str) -> bool:
+    def _enter(self, client: socket.socket, peer: tuple[Any, ...]) -> bool:
         """Give a connection a place and a thread; False: its address has come too often."""
+        address = _network(peer[0])
         with self._lock:
             neighbour = self._neighbour(address)
             if not neighbour.rate.take() or self._closed:
@@ -216,7 +225,9 @@ class Listener:
                 self._evict(next(place for place in strangers if place.neighbour is neighbour))
             elif len(strangers) >= self._limits.strangers:
                 self._evict(strangers[0])
-            place = _Place(str(next(self._numbers)), client, address, neighbour)
+            place = _Place(
+                str(next(self._numbers)), client, address, hosts.host_port(peer[0], peer[1]), neighbour
+            )
             self._places[place.number] = place
             neighbour.n_strangers += 1
         place.thread = threading.Thread(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from sllm.errors import CancelledError, ClosedError, ContextFullError
 from sllm.wire.traces import raised_at
+from sllm.worker.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -126,6 +127,10 @@ class SchedulerStats:
     own_accepted: int = 0
     prompt_tokens: int = 0
     reused_tokens: int = 0
+    prompt_rows: int = 0
+    """Tokens of prompts that were computed."""
+    prompt_seconds: float = 0.0
+    """Of ``busy_seconds``, what they took."""
     rows: int = 0
     batch_sizes: list[int] = field(default_factory=list)
     """Passes by their rows: element i counts those of at most 2^i and more than 2^(i-1)."""
@@ -139,6 +144,12 @@ class SchedulerStats:
         bucket = (n_rows - 1).bit_length()
         self.batch_sizes += [0] * (bucket + 1 - len(self.batch_sizes))
         self.batch_sizes[bucket] += 1
+
+    def count_prompts(self, n_rows: int, seconds: float) -> None:
+        """Count a chunk of prompts, ``n_rows`` tokens in all."""
+        self.prompt_rows += n_rows
+        self.prompt_seconds += seconds
+        self.busy_seconds += seconds
 
     def count_commit(
         self, n_tokens: int, n_drafted: int, n_accepted: int, *, own_draft: bool = False
@@ -180,6 +191,7 @@ class PassLoop(ABC, Generic[Owner]):
     Attributes:
         limits: as given.
         stats: running figures.
+        progress: of the thread's steps.
         failed: whether several passes in a row have failed: nothing new is taken.
         on_failure: called once when ``failed`` is set, on the loop's thread.
 
@@ -188,6 +200,7 @@ class PassLoop(ABC, Generic[Owner]):
     def __init__(self, limits: Limits, *, name: str, pass_seconds: float) -> None:
         self.limits = limits
         self.stats = SchedulerStats()
+        self.progress = Progress()
         self.failed = False
         self.on_failure: Callable[[], object] | None = None
         self._slots: Sequence[Slot[Owner]] = []
@@ -205,6 +218,20 @@ class PassLoop(ABC, Generic[Owner]):
     def running(self) -> list[Owner]:
         """Who has a slot."""
         return [slot.owner for slot in self._slots if slot.owner is not None]
+
+    @property
+    def n_queued(self) -> int:
+        """How many wait for a slot."""
+        return 0
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that one step may compute."""
+        return self.limits.prefill
+
+    def kv_positions(self) -> tuple[int, int]:
+        """How many positions of the slots' memory are in use, and how many there are."""
+        return 0, 0
 
     def wake(self) -> None:
         """Let the thread look for something to do."""
@@ -265,7 +292,7 @@ class PassLoop(ABC, Generic[Owner]):
     def _run(self) -> None:
         while self._wait():
             try:
-                while not self._closing and self._step():
+                while not self._closing and self._timed_step():
                     pass
             except CancelledError:  # noqa: PERF203 - by close()
                 self._news = True
@@ -273,6 +300,14 @@ class PassLoop(ABC, Generic[Owner]):
                 self._step_failed(error)
                 self._news = True  # for those who wait for a slot
         self._end_all()
+
+    def _timed_step(self) -> bool:
+        n_before = self.stats.rows + self.stats.prompt_rows
+        self.progress.begin()
+        try:
+            return self._step()
+        finally:
+            self.progress.end(self.stats.rows + self.stats.prompt_rows - n_before)
 
     def _wait(self) -> bool:
         """Wait for something to do; False when the loop is to end."""

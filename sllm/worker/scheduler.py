@@ -168,6 +168,17 @@ class Scheduler(PassLoop[Session]):
         """How many sessions wait for a slot."""
         return len(self._queue)
 
+    @property
+    def most_rows(self) -> int:
+        """Rows that one step may compute: a chunk of the prompts, and a pass."""
+        return self.limits.prefill + self.limits.sessions * (1 + self._max_draft)
+
+    def kv_positions(self) -> tuple[int, int]:
+        """How many positions of the slots' memory are in use, and how many there are."""
+        owners = [(slot.owner, slot.held) for slot in self._slots]
+        used = sum(len(held) if owner is None else owner.n_computed for owner, held in owners)
+        return used, self._context.n_ctx_seq * len(self._slots)
+
     def _at_work(self) -> bool:
         return bool(self._queue or self.running())
 
@@ -376,8 +387,9 @@ class Scheduler(PassLoop[Session]):
                 self._draft.follow(slot, session, chunk)
         # 3. Account, and tell the sessions whose prompt is whole.
         seconds = time.perf_counter() - began
-        self.stats.busy_seconds += seconds
-        self._shares.observe_prompts(sum(len(chunk) for _, _, chunk in chunks), seconds)
+        n_computed = sum(len(chunk) for _, _, chunk in chunks)
+        self.stats.count_prompts(n_computed, seconds)
+        self._shares.observe_prompts(n_computed, seconds)
         for _, session, chunk in chunks:
             session.account.spend(len(chunk))
             session.n_computed += len(chunk)

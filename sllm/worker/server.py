@@ -23,9 +23,11 @@ from sllm.wire import auth
 from sllm.wire.protocol import CHANNEL_OPTIONS, RELAY_OPTIONS, size_limit
 from sllm.worker.admission import Admission
 from sllm.worker.call_threads import CallThreads
+from sllm.worker.certificate import Certificate
 from sllm.worker.layer_scheduler import LayerScheduler
 from sllm.worker.layer_service import LayerService
 from sllm.worker.listener import Listener
+from sllm.worker.monitoring import Monitor, Monitoring
 from sllm.worker.passes import Limits
 from sllm.worker.relay import Relay
 from sllm.worker.scheduler import Scheduler
@@ -47,9 +49,10 @@ if TYPE_CHECKING:
     from sllm.engine.context import Context
     from sllm.engine.params import ContextOptions
     from sllm.rpc.confine import Confinement
+    from sllm.worker.calls import Calls
     from sllm.worker.passes import SchedulerStats
 
-__all__ = ["Limits", "Worker"]
+__all__ = ["Limits", "Monitoring", "Worker"]
 
 log = logging.getLogger("sllm.worker")
 
@@ -95,8 +98,8 @@ class Worker(Closing):
             (:class:`sllm.worker.token_file.TokenFile`). It is watched: who is added may call, and what runs
             under a token that is revoked ends. None: ``tokens.json`` in ``state``, or where ``token`` is
             given, none. The file need not exist.
-        certificate: paths of a certificate chain and its key (PEM); None: a self-signed one is made once and
-            kept in ``state``.
+        certificate: paths of a certificate chain and its key (PEM), which may be renewed while the worker
+            runs; None: a self-signed one is made once and kept in ``state``.
         state: the folder for both; None: ``$SLLM_STATE``, or ``sllm`` in the user's state folder.
         insecure: neither TLS nor a token; loopback only.
         public_host: the name or address that :attr:`uri` tells clients; None: ``host``.
@@ -106,6 +109,7 @@ class Worker(Closing):
             that run a model themselves: :meth:`Remote.rpc_devices`. Whoever has the token can then crash that
             server's process, and do what it may do, see :attr:`rpc_confinement`.
         rpc_cache_size: bytes of the weights that it keeps for them.
+        monitoring: how the worker is watched: passes that hang, figures, an access log.
         pass_seconds: no pass takes less: a stand-in for a larger model, for tests and benchmarks.
         options: how to compute: fields of :class:`~sllm.engine.params.ContextParams`, of which ``n_ctx`` is
             the positions of one text, and ``n_seq_max``, ``n_outputs_max`` and ``kv_unified`` are not the
@@ -120,9 +124,7 @@ class Worker(Closing):
         OSError: the address is in use, or a file cannot be read or written.
         PermissionError: other users of this machine may read or replace the key or the token.
         RPCError: the RPC server does not start.
-
-    Attributes:
-        address: where the worker is; its ``port`` is the one in use.
+        ImportError: ``monitoring`` asks for figures, and the extra ``metrics`` is not installed.
 
     Examples:
         >>> with sllm.Worker(sllm.embedded.TARGET) as worker:
@@ -153,6 +155,7 @@ class Worker(Closing):
         draft_threads: int | None = None,
         rpc: bool = False,
         rpc_cache_size: int = DEFAULT_BYTES,
+        monitoring: Monitoring | None = None,
         pass_seconds: float = 0.0,
         **options: Unpack[ContextOptions],
     ) -> None:
@@ -184,12 +187,33 @@ class Worker(Closing):
             self._scheduler: Any = served.scheduler  # of texts or of layers
             self._health = Health()
             self._scheduler.on_failure = partial(self._health.set, serving=False)
-            bound = _listen(served, self._health, users, access, host, port, stack)
+            shown = None if access.certificate is None else Certificate(*access.certificate, certificate)
+            self._certificate = shown
+            self._monitor = Monitor(
+                monitoring or Monitoring(),
+                served.scheduler,
+                self._health,
+                size_bytes=served.size_bytes,
+                user_of=users.name_of,
+                build={"version": _SOFTWARE.removeprefix("sllm "), "model": served.name},
+                chores=(lambda: None) if shown is None else shown.reload,
+            )
+            stack.callback(self._monitor.close)
+            calls = self._monitor.calls
+            bound = _listen(served, self._health, calls, users, access, shown, host, port, stack)
             self._stack = stack.pop_all()
-        shown = public_host or ("127.0.0.1" if host in ("0.0.0.0", "::", "") else host)
-        self.address = auth.Address(shown, bound, access.token, access.fingerprint, insecure)
+        name = public_host or ("127.0.0.1" if host in ("0.0.0.0", "::", "") else host)
+        self._address = auth.Address(name, bound, access.token, access.fingerprint, insecure)
         super().__init__()
         log.info("serving %s on %s", served.name, self.address.endpoint)
+
+    @property
+    def address(self) -> auth.Address:
+        """Where the worker is; its ``port`` is the one in use, its fingerprint that of the certificate which
+        is shown now.
+        """
+        shown = self._certificate
+        return self._address if shown is None else replace(self._address, fingerprint=shown.fingerprint)
 
     @property
     def uri(self) -> str:
@@ -216,6 +240,17 @@ class Worker(Closing):
     def failed(self) -> bool:
         """Whether the worker cannot go on: several passes in a row have failed."""
         return bool(self._scheduler.failed)
+
+    @property
+    def hung(self) -> bool:
+        """Whether the pass under way takes longer than it may; see :class:`Monitoring`."""
+        return self._monitor.watch.hung
+
+    @property
+    def metrics_address(self) -> tuple[str, int] | None:
+        """Where the figures for Prometheus are; None: nowhere."""
+        found = self._monitor.metrics
+        return None if found is None else (found.host, found.port)
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until the worker is closed, ``timeout`` seconds at most; whether it is."""
@@ -317,7 +352,8 @@ class _Served:
     Attributes:
         scheduler: computes.
         service: the methods of ``sllm.proto``.
-        name: of the file, for the log.
+        name: of the file, for logs.
+        size_bytes: of the weights.
         max_bytes: the largest message that clients send.
         options: gRPC's, besides those of every worker.
 
@@ -326,6 +362,7 @@ class _Served:
     scheduler: Scheduler | LayerScheduler
     service: Service | LayerService
     name: str
+    size_bytes: int
     max_bytes: int
     options: Sequence[tuple[str, int]] = ()
 
@@ -351,7 +388,8 @@ def _layers(
     )
     stack.callback(scheduler.close)
     service = LayerService(scheduler, users, software=_SOFTWARE)
-    return _Served(scheduler, service, scheduler.file.paths[0].name, _LAYER_BYTES)
+    size_bytes = sum(path.stat().st_size for path in scheduler.file.paths)
+    return _Served(scheduler, service, scheduler.file.paths[0].name, size_bytes, _LAYER_BYTES)
 
 
 def _checked_range(layers: object) -> tuple[int, int] | None:
@@ -432,14 +470,22 @@ def _texts(
         model, scheduler, users, n_ctx, own_draft=drafting is not None, software=_SOFTWARE, relay=relay
     )
     options = () if relay is None else RELAY_OPTIONS
-    return _Served(scheduler, service, model.path.name, size_limit(n_ctx), options)
+    return _Served(scheduler, service, model.path.name, model.size_bytes, size_limit(n_ctx), options)
 
 
 # ---- the network
 
 
 def _listen(
-    served: _Served, health: Health, users: Users, access: _Access, host: str, port: int, stack: ExitStack
+    served: _Served,
+    health: Health,
+    calls: Calls,
+    users: Users,
+    access: _Access,
+    certificate: Certificate | None,
+    host: str,
+    port: int,
+    stack: ExitStack,
 ) -> int:
     """Serve until ``stack`` is closed; the port."""
     limits = served.scheduler.limits
@@ -450,10 +496,11 @@ def _listen(
     listener = None if access.token is None else Listener(host, port, limits)
     if listener is not None:
         stack.callback(listener.close)
+        calls.peer_of = listener.address_of
     server = grpc.server(
         cast("ThreadPoolExecutor", executor),  # of which gRPC uses submit() alone
         handlers=[served.service.handlers()],
-        interceptors=[Authentication(users, health, Admission(n_calls, listener))],
+        interceptors=[calls, Authentication(users, health, Admission(n_calls, listener))],
         # Calls with the token are counted by Admission; what strangers have under way takes nothing of that.
         maximum_concurrent_rpcs=n_calls + limits.strangers * n_streams,
         options=[
@@ -477,11 +524,10 @@ def _listen(
     health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
     endpoint = hosts.host_port(host, port) if listener is None else listener.endpoint
     try:
-        if access.certificate is None:
+        if certificate is None:
             bound = server.add_insecure_port(endpoint)
         else:
-            chain, key = access.certificate
-            bound = server.add_secure_port(endpoint, grpc.ssl_server_credentials([(key, chain)]))
+            bound = server.add_secure_port(endpoint, certificate.credentials())
     except RuntimeError as error:
         raise OSError(
             f"cannot listen on {endpoint}: is the port in use, and the host this machine?"

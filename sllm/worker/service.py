@@ -80,18 +80,34 @@ class Health:
     Attributes:
         servicer: for the server.
         reply: the answer to a check, serialized.
+        serving: what it says.
 
     """
 
     def __init__(self) -> None:
         self.servicer = health.HealthServicer()
         self.reply = b""
+        self.serving = True
+        self._lock = threading.Lock()
+        self._takes_texts, self._hung = True, False
         self.set(serving=True)
 
     def set(self, *, serving: bool) -> None:
         """Whether the worker takes texts."""
+        with self._lock:
+            self._takes_texts = serving
+            self._publish()
+
+    def set_hung(self, *, hung: bool) -> None:
+        """Whether a pass hangs; the worker is not serving meanwhile."""
+        with self._lock:
+            self._hung = hung
+            self._publish()
+
+    def _publish(self) -> None:
+        self.serving = self._takes_texts and not self._hung
         reply = health_pb2.HealthCheckResponse
-        status = reply.SERVING if serving else reply.NOT_SERVING
+        status = reply.SERVING if self.serving else reply.NOT_SERVING
         self.servicer.set("", status)
         self.reply = reply(status=status).SerializeToString()
 

@@ -19,7 +19,7 @@ from sllm.wire import auth
 from sllm.worker.token_file import DEFAULT_NAME, Allowance, TokenFile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     import grpc
@@ -262,6 +262,13 @@ class Users:
     def knows(self, header: str | bytes | None) -> bool:
         """Whether an ``authorization`` header carries a valid token."""
         return self._open_to_all or self._find(auth.header_digest(header)) is not None
+
+    def name_of(self, metadata: Sequence[tuple[str, str | bytes]]) -> str | None:
+        """The name of the user whose token a call carries; None: it is not valid."""
+        if self._open_to_all:
+            return DEFAULT_NAME
+        found = self._find(auth.header_digest(dict(metadata).get("authorization")))
+        return None if found is None else found.name
 
     def caller(self, context: grpc.ServicerContext) -> Account:
         """Whose call this is.
