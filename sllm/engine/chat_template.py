@@ -1,8 +1,9 @@
 """Chat templates: messages in, the text that the model was trained on out.
 
 The template is the Jinja2 text in a GGUF's ``tokenizer.chat_template``. It is rendered as transformers and
-llama.cpp do, in Jinja2's sandbox, with limits on what it may loop, call and print: it comes with a downloaded
-file and is not trusted. (It is no jail for memory: a hostile template can still waste some.)
+llama.cpp do, in Jinja2's sandbox, with a budget of steps, of memory and of what it looks at: it comes with a
+downloaded file and is not trusted. Whatever it does, it is stopped within about a second, and takes some tens
+of megabytes at most, and more only for long conversations (:mod:`sllm.engine.jinja_budget`).
 
 :func:`render` gives the text. :func:`segments` gives the same text cut so that a user who types
 ``<|im_end|>`` has typed ten characters and not ended a turn. jinja2 is imported on first use, so that
@@ -59,7 +60,7 @@ def render(
 
     Raises ValueError when an argument is malformed, before the template sees it, and UnsupportedModelError
     when there is no template or it cannot be rendered: a syntax error, a refusal (``raise_exception``), an
-    operation that the sandbox forbids, an endless loop. Both say what was found, in one line.
+    operation that the sandbox forbids, or more than its budget. Both say what was found, in one line.
     """
     request = _Request(
         template,

@@ -1,32 +1,50 @@
-"""Jinja2's sandbox for chat templates, with limits on what a template may loop, call and print.
+"""Jinja2's sandbox for chat templates, with a budget for each rendering.
 
 A template comes with a downloaded file and is not trusted. Jinja2 is what transformers renders templates
-with, and what they are written for. minijinja, which counts steps and bounds memory by itself, was tried
-against it on the 70 templates that llama.cpp tests with, six conversations each: it fails on those of
+with, and what they are written for. minijinja, whose fuel bounds steps and memory by itself, was tried
+against it on the 70 templates that llama.cpp tests with: it has no ``{% generation %}``, fails on those of
 Qwen3-Coder and Nemotron (``none is iterable`` is true there), and prints None, indented JSON and escapes in
-other ways in seven more, which would change prompts without a word.
+other ways in seven more, which would change prompts without a word. Nor does it show the parsed template,
+whose literals are marked for the guard of control tokens (:mod:`sllm.engine.chat_guard`). A process with
+limits of its own would take longer to start than all of a prompt takes to render.
+
+So the budget is taken where a template does something: calls, operators and filters are the environment's;
+loops, slices, literals, comparisons and the text that is written are found in the parsed template.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import re
+import reprlib
+import sys
 import traceback
 from dataclasses import dataclass
 from datetime import datetime
-from types import BuiltinMethodType
-from typing import TYPE_CHECKING, Any
+from types import BuiltinMethodType, MethodType
+from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateSyntaxError, meta, nodes, pass_context
 from jinja2.ext import Extension
-from jinja2.runtime import Context
+from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
 
+from sllm.engine.jinja_budget import Budget, LimitError
+from sllm.engine.jinja_guards import (
+    BUDGET,
+    check_format,
+    check_method,
+    check_operator,
+    formatted,
+    guarded_filter,
+    guarded_test,
+)
 from sllm.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from jinja2.nodes import Node
     from jinja2.parser import Parser
@@ -35,15 +53,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Template", "ToolCallForm"]
 
-# Far above what a conversation needs, far below what hurts.
-_MAX_STEPS = 100_000  # loop rounds and calls,
-_MAX_STEPS_PER_MESSAGE = 2_000  # and so many more for each message
-_MAX_CHARS = 1 << 25  # printed, or in any one string
-_MAX_WIDTH = 1_000_000  # a number given to what pads and repeats
-_MAX_BITS = 4096  # of a product or a power
-
-# Where the budget lies among a template's variables; no template can spell a name with a space in it.
-_BUDGET = "sllm budget"
+_MAX_SOURCE = 1 << 17
+"""Characters of a template; the longest published ones have 20,000."""
 
 # Where the marks lie that stand for control tokens, see chat_guard.
 _MARKS = "sllm marks"
@@ -57,34 +68,13 @@ _SEARCHES = frozenset(
     ]
 )
 
-# In a format string: a number of seven digits, or a width that is given as an argument.
-_WIDTH = re.compile(r"\d{7}|%[-+ #0]*[\d.]*\*")
-
 
 class _RefusalError(Exception):
     """The template called ``raise_exception``."""
 
 
-class _LimitError(Exception):
+class _StoppedError(UnsupportedModelError):
     """The template would take too long or grow too large."""
-
-
-class _Budget:
-    """What one rendering has left."""
-
-    def __init__(self, n_messages: int) -> None:
-        self._max_steps = self._steps = _MAX_STEPS + n_messages * _MAX_STEPS_PER_MESSAGE
-        self._chars = _MAX_CHARS
-
-    def step(self) -> None:
-        self._steps -= 1
-        if self._steps < 0:
-            raise _LimitError(f"more than {self._max_steps} loop rounds and calls")
-
-    def write(self, text: str) -> None:
-        self._chars -= len(text)
-        if self._chars < 0:
-            raise _LimitError(f"more than {_MAX_CHARS} characters printed")
 
 
 _NO_CONTENT = ("absent", "none", "empty")
@@ -118,6 +108,10 @@ class Template:
         self.text = text
         self._marks = marks
         environment = _environment()
+        if len(text) > _MAX_SOURCE:
+            raise UnsupportedModelError(
+                f"the model's chat template has {len(text)} characters, where {_MAX_SOURCE} are the most"
+            )
         try:
             tree = environment.parse(text)
             self.literals = [node.data for node in tree.find_all(nodes.TemplateData)] + [
@@ -125,12 +119,7 @@ class Template:
             ]
             if marks is not None:
                 _mark(tree, marks)
-            for loop in list(tree.find_all(nodes.For)):
-                loop.iter = nodes.Filter(loop.iter, "sllm_counted", [], [], None, None, lineno=loop.lineno)
-            for concat in list(tree.find_all(nodes.Concat)):
-                parts = nodes.List(concat.nodes, lineno=concat.lineno)
-                concat.nodes = [nodes.Filter(parts, "sllm_joined", [], [], None, None, lineno=concat.lineno)]
-            self._compiled = environment.from_string(tree)
+            self._compiled = environment.from_string(_Guarded(marked=marks is not None).visit(tree))
         except TemplateSyntaxError as error:
             reason = f"has a syntax error in line {error.lineno}: {_one_line(error)}"
             raise UnsupportedModelError(f"the model's chat template {reason}") from error
@@ -148,16 +137,20 @@ class Template:
             UnsupportedModelError: it fails, refuses, or would take too long.
 
         """
-        budget = _Budget(len(variables["messages"]))
-        chunks = []
+        budget = Budget(variables, len(variables["messages"]))
         try:
-            for chunk in self._compiled.generate({**variables, _BUDGET: budget, _MARKS: self._marks}):
-                budget.write(chunk)
-                chunks.append(chunk)
+            return "".join(self._compiled.generate({**variables, BUDGET: budget, _MARKS: self._marks}))
         # A template is a program, which can fail in any way.
         except Exception as error:
-            raise UnsupportedModelError(f"the model's chat template {_failure(error)}") from error
-        return "".join(chunks)
+            stopped = isinstance(error, LimitError)
+            failure = (_StoppedError if stopped else UnsupportedModelError)(
+                f"the model's chat template {_failure(error)}"
+            )
+            # What it has made goes now, whoever keeps the error.
+            error.__traceback__ = None
+            raise failure from error
+        finally:
+            budget.forget()
 
     def shaped(self, content: Any) -> Any:
         """The content in the form that this template prints: most know strings only, a few parts only."""
@@ -226,10 +219,12 @@ class Template:
         return self._probe([{"role": "user", "content": content}], None)
 
     def _probe(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
-        """What the template makes of messages; nothing where it fails."""
+        """What the template makes of messages; nothing where it fails, unless it would take too long."""
         given = {"bos_token": "", "eos_token": "", "add_generation_prompt": False, "documents": None}
         try:
             return self.render({**given, "messages": messages, "tools": tools})
+        except _StoppedError:
+            raise  # and not once for each of the probes
         except UnsupportedModelError:
             return ""
 
@@ -248,7 +243,7 @@ def _failure(error: Exception) -> str:
         return f"refuses these messages: {_one_line(error)}"
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == "<template>"]
-    what = "was stopped" if isinstance(error, _LimitError) else "failed"
+    what = "was stopped" if isinstance(error, LimitError) else "failed"
     where = f" in line {lines[-1]}" if lines else ""
     return f"{what}{where}: {_one_line(error)}"
 
@@ -256,8 +251,8 @@ def _failure(error: Exception) -> str:
 def _one_line(error: Exception) -> str:
     """An exception's text on one line of bounded length, with its type where that says something."""
     text = str(error.message if isinstance(error, TemplateSyntaxError) else error)
-    text = " ".join(text.split())[:300]
-    if isinstance(error, (_RefusalError, _LimitError, TemplateSyntaxError)):
+    text = " ".join(text[:2000].split())[:300]
+    if isinstance(error, (_RefusalError, LimitError, TemplateSyntaxError)):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
@@ -274,28 +269,121 @@ class _Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
+class _Guarded(NodeTransformer):
+    """Makes a template keep within its budget where it does things that no environment is asked for."""
+
+    def __init__(self, *, marked: bool) -> None:
+        self._marked = marked
+
+    def generic_visit(self, node: Node, *args: Any, **options: Any) -> Node:
+        super().generic_visit(node, *args, **options)
+        for name in () if isinstance(node, nodes.Template) else ("body", "else_"):
+            body = getattr(node, name, None)
+            if isinstance(body, list):
+                _count_text(body)
+        return node
+
+    def visit_For(self, node: nodes.For) -> Node:  # noqa: N802 - as the base class looks for it
+        self.generic_visit(node)
+        node.iter = _filtered(node.iter, "sllm_counted")
+        if node.recursive:  # what goes into it again does not come that way
+            node.body.insert(0, nodes.ExprStmt(_filtered(nodes.Const(0), "sllm_text"), lineno=node.lineno))
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> Node:  # noqa: N802
+        self.generic_visit(node)
+        return _filtered(nodes.List(node.nodes, lineno=node.lineno), "sllm_joined")
+
+    def visit_Compare(self, node: nodes.Compare) -> Node:  # noqa: N802
+        self.generic_visit(node)
+        side: Any
+        for side in (node, *node.ops):
+            if self._marked or not isinstance(side.expr, nodes.Const):
+                side.expr = _filtered(side.expr, "sllm_compared")
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> Node:  # noqa: N802
+        self.generic_visit(node)
+        if isinstance(node.arg, nodes.Slice):
+            return _filtered(node, "sllm_made")
+        if not isinstance(node.arg, nodes.Const):
+            node.arg = _filtered(node.arg, "sllm_key")
+        return node
+
+    def _container(self, node: Node) -> Node:
+        self.generic_visit(node)
+        written = all(isinstance(part, _LITERAL) for part in node.find_all(nodes.Node))
+        return node if written or getattr(node, "ctx", "load") != "load" else _filtered(node, "sllm_made")
+
+    visit_List = visit_Tuple = visit_Dict = _container  # noqa: N815
+
+
+_LITERAL = (nodes.Const, nodes.List, nodes.Tuple, nodes.Dict, nodes.Pair)
+
+
+def _filtered(node: Any, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+
+
+def _count_text(body: list[Node]) -> None:
+    """Let a part that may be printed again and again begin with taking what is written in it."""
+    written = [output.nodes for output in body if isinstance(output, nodes.Output)]
+    n = sum(len(data.data) for parts in written for data in parts if isinstance(data, nodes.TemplateData))
+    if n:
+        body.insert(0, nodes.ExprStmt(_filtered(nodes.Const(n), "sllm_text"), lineno=body[0].lineno))
+
+
+class _QuietNamespace(Namespace):
+    """One that may hold itself, and does not show what it holds. What a text that is replaced took is given
+    back: some templates make one longer with each message.
+    """
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        old = object.__getattribute__(self, "_Namespace__attrs").get(name)
+        super().__setitem__(name, value)
+        # Held here alone (and by the call that asks).
+        if type(old) is str and old is not value and sys.getrefcount(old) == 2:
+            object.__getattribute__(self, "__dict__")["budget"].take(-len(old))
+
+    def __repr__(self) -> str:
+        return "<Namespace>"
+
+
 class _Environment(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(["+", "*", "**", "%"])
+    intercepted_binops = frozenset(["+", "-", "*", "/", "//", "**", "%"])
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        _check_growth(operator, left, right)
-        return super().call_binop(context, operator, left, right)
+        budget = context.parent[BUDGET]
+        check_operator(budget, operator, left, right)
+        return budget.made(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **options: Any) -> Any:  # noqa: N805
-        __context.parent[_BUDGET].step()
+        budget = __context.parent[BUDGET]
+        budget.step()
         method = getattr(__obj, "__wrapped__", __obj)  # str.format comes in the sandbox's wrapping
         marks = __context.parent[_MARKS]
         if marks is not None and isinstance(method, BuiltinMethodType):
             args = _searched(method, args, marks)
-        if isinstance(method, BuiltinMethodType) and isinstance(method.__self__, (str, int)):
-            _check_numbers(*args, *options.values())
-        return super().call(__context, __obj, *args, **options)
+        owner = getattr(method, "__self__", None)
+        of_type = isinstance(method, BuiltinMethodType) and (owner is None or isinstance(owner, type))
+        if of_type or (isinstance(owner, _BUILT_IN) and isinstance(method, (BuiltinMethodType, MethodType))):
+            named = {name: value for name, value in options.items() if name not in _JINJA_OWN}
+            args = check_method(budget, method, args, named)
+            if isinstance(owner, str) and method.__name__ in ("format", "format_map"):
+                return budget.made(formatted(__self, budget, method, args, named))
+        elif not isinstance(__obj, Macro):
+            budget.look(sum(map(budget.size, args)))
+            if __obj is dict and args and hasattr(args[0], "__len__"):
+                budget.check(25 * len(args[0]))
+                budget.look(len(args[0]) ** 2 // 16 if len(args[0]) > 1000 else 0)
+        result = super().call(__context, __obj, *args, **options)
+        if isinstance(result, _QuietNamespace):
+            object.__getattribute__(result, "__dict__").setdefault("budget", budget)
+        return budget.made(result)
 
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        wrapped = super().wrap_str_format(value)
-        if wrapped is not None:
-            _check_widths(value.__self__)
-        return wrapped
+
+_JINJA_OWN = ("_loop_vars", "_block_vars")  # what its compiled code passes on besides
+_BUILT_IN = (str, int, float, list, tuple, dict, range, bytes)
 
 
 @functools.lru_cache(maxsize=1)
@@ -307,18 +395,21 @@ def _environment() -> _Environment:
         finalize=_printed,
         extensions=["jinja2.ext.loopcontrols", _Generation],
     )
-    filters = environment.filters
-    filters.update(tojson=_tojson, sllm_counted=_counted, sllm_joined=_joined, sllm_unmarked=_unmarked)
-    for name in ("batch", "center", "indent", "slice", "wordwrap"):
-        filters[name] = _bounded(filters[name])
-    python_format = filters["format"]
-
-    def formatted(form: Any, *args: Any, **options: Any) -> Any:
-        _check_widths(form)
-        return python_format(form, *args, **options)
-
-    filters["format"] = formatted
-    environment.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+    environment.filters["tojson"] = _tojson
+    environment.filters = {name: guarded_filter(name, f) for name, f in environment.filters.items()}
+    environment.tests = {name: guarded_test(name, cast("Any", f)) for name, f in environment.tests.items()}
+    environment.filters.update(
+        sllm_compared=_compared,
+        sllm_counted=_counted,
+        sllm_joined=_joined,
+        sllm_key=_key,
+        sllm_made=_made,
+        sllm_text=_text,
+    )
+    del environment.globals["lipsum"]  # words at random
+    environment.globals.update(
+        namespace=_QuietNamespace, raise_exception=_raise_exception, strftime_now=_strftime_now
+    )
     return environment
 
 
@@ -338,9 +429,6 @@ def _mark(tree: nodes.Template, marks: Marks) -> None:
     for const in tree.find_all(nodes.Const):
         if isinstance(const.value, str) and id(const) not in names:
             const.value = marks.mark(const.value)
-    side: Any
-    for side in list(tree.find_all((nodes.Compare, nodes.Operand))):
-        side.expr = nodes.Filter(side.expr, "sllm_unmarked", [], [], None, None, lineno=side.lineno)
 
 
 def _without_marks(value: Any, marks: Marks) -> Any:
@@ -352,8 +440,14 @@ def _without_marks(value: Any, marks: Marks) -> Any:
 
 
 @pass_context
-def _unmarked(context: Context, value: Any) -> Any:
-    return _without_marks(value, context.parent[_MARKS])
+def _compared(context: Context, value: Any) -> Any:
+    budget = context.parent[BUDGET]
+    if isinstance(value, str):
+        budget.look(len(value))
+    elif value is not None and not isinstance(value, (int, float)):
+        budget.look(budget.size(value))
+    marks = context.parent[_MARKS]
+    return value if marks is None else _without_marks(value, marks)
 
 
 def _searched(method: BuiltinMethodType, args: tuple[Any, ...], marks: Marks) -> tuple[Any, ...]:
@@ -373,31 +467,62 @@ def _searched(method: BuiltinMethodType, args: tuple[Any, ...], marks: Marks) ->
 
 @pass_context
 def _printed(context: Context, value: Any) -> Any:
-    if isinstance(value, str):
-        context.parent[_BUDGET].write(value)
+    budget = context.parent[BUDGET]
+    if not isinstance(value, str):
+        budget.check(budget.text_size(value))
+        value = str(value)
+    budget.take(len(value))
     return value
 
 
 @pass_context
 def _counted(context: Context, items: Iterable[Any]) -> Iterator[Any]:
-    budget = context.parent[_BUDGET]
+    budget = context.parent[BUDGET]
     for item in items:
         budget.step()
+        if isinstance(item, (list, tuple, dict)):
+            budget.size(item)  # where it was made on the way, it is taken
         yield item
 
 
-def _joined(parts: list[Any]) -> str:
-    texts = [str(part) for part in parts]
-    _check_size(sum(map(len, texts)))
-    return "".join(texts)
+@pass_context
+def _text(context: Context, n: int) -> None:
+    budget = context.parent[BUDGET]
+    budget.take(n)
+    if n == 0:
+        budget.step()
+
+
+@pass_context
+def _made(context: Context, value: Any) -> Any:
+    budget = context.parent[BUDGET]
+    if hasattr(value, "__len__"):
+        budget.look(len(value))
+    return budget.made(value)
+
+
+@pass_context
+def _key(context: Context, value: Any) -> Any:
+    if isinstance(value, tuple):  # it is hashed
+        budget = context.parent[BUDGET]
+        budget.look(budget.size(value))
+    return value
+
+
+@pass_context
+def _joined(context: Context, parts: list[Any]) -> str:
+    budget = context.parent[BUDGET]
+    budget.check(sum(map(budget.text_size, parts)))
+    text: str = budget.made("".join(map(str, parts)))
+    return text
 
 
 def _raise_exception(message: object) -> None:
-    raise _RefusalError(message)
+    raise _RefusalError(message[:2000] if isinstance(message, str) else reprlib.repr(message))
 
 
 def _strftime_now(form: str) -> str:
-    _check_widths(form)
+    check_format(form)
     return datetime.now().strftime(form)
 
 
@@ -412,49 +537,3 @@ def _tojson(
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
-
-
-def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def checked(*args: Any, **options: Any) -> Any:
-        _check_numbers(*args, *options.values())
-        return function(*args, **options)
-
-    return checked
-
-
-# ---- limits
-
-
-def _check_growth(operator: str, left: Any, right: Any) -> None:
-    """Refuse an operation whose result would be huge."""
-    if operator == "%" and isinstance(left, str):
-        _check_widths(left)
-    elif isinstance(left, int) and isinstance(right, int):
-        if operator in ("*", "**"):
-            bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
-            if bits > _MAX_BITS:
-                raise _LimitError(f"a number of {bits} bits, where {_MAX_BITS} is the most")
-    elif operator == "+" and hasattr(left, "__len__") and hasattr(right, "__len__"):
-        _check_size(len(left) + len(right))
-    elif operator == "*":
-        for items, times in ((left, right), (right, left)):
-            if hasattr(items, "__len__") and isinstance(times, int):
-                _check_size(len(items) * times)
-
-
-def _check_size(size: int) -> None:
-    if size > _MAX_CHARS:
-        raise _LimitError(f"a value of size {size}, where {_MAX_CHARS} is the most")
-
-
-def _check_numbers(*values: Any) -> None:
-    """Refuse numbers that can only be meant to make something huge: widths and counts."""
-    for value in values:
-        if isinstance(value, int) and value > _MAX_WIDTH:
-            raise _LimitError(f"a width or count of {value}, where {_MAX_WIDTH} is the most")
-
-
-def _check_widths(form: object) -> None:
-    if _WIDTH.search(str(form)):
-        raise _LimitError("a format that asks for a huge width")
