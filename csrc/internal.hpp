@@ -15,6 +15,8 @@
 #include <thread>
 #include <vector>
 
+struct gguf_context;
+
 namespace sllm {
 
 class Error : public std::exception {
@@ -364,6 +366,13 @@ void uncache(sllm_context & context, llama_seq_id seq_id, size_t length);
 
 // Grow llama.cpp's buffer of outputs to the largest that the context will need; the memory is empty afterwards.
 void reserve_outputs(sllm_context & context);
+
+// Refuses a model that ggml cannot compute with, before it does: see graph_check.cpp. Of its heads for multi-token prediction, or of all
+// else.
+void check_graph(const sllm_model & model, bool heads);
+
+// Refuses hyperparameters that are 0 and that llama.cpp would divide by while it loads the model.
+void check_divisors(const gguf_context & file);
 
 // What llama.cpp logged says more than the little that it returns.
 int status_of_lines(const std::string & lines, int otherwise);

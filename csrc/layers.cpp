@@ -1,9 +1,11 @@
 // Some layers of a model: a GGUF that is put together while it is read, and hidden states in and out.
 
 #include "layers.hpp"
+
 #include "internal.hpp"
 
 #include "ggml.h"
+#include "gguf.h"
 
 #include <algorithm>
 #include <cerrno>
@@ -121,6 +123,11 @@ llama_model * load_layers(const sllm_model_params & params, const llama_model_pa
         if (params.pieces[i].file >= params.n_files) {
             fail(SLLM_ERR_INVALID, "piece %d is of file %d, and there are %d", i, params.pieces[i].file, params.n_files);
         }
+    }
+    const std::unique_ptr<gguf_context, void (*)(gguf_context *)> header(
+        gguf_init_from_buffer(params.header, params.header_size, {true, nullptr}), &gguf_free);
+    if (header != nullptr) { // else llama.cpp says what is wrong
+        check_divisors(*header);
     }
     View view(params);
     const std::unique_ptr<FILE, int (*)(FILE *)> file(open_view(view), &fclose);

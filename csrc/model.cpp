@@ -81,12 +81,6 @@ void check_numbers(const llama_model & model) {
             sllm::fail(SLLM_ERR_LOAD, "%s is %s, not a finite number >= 0; the file is damaged", key.c_str(), text);
         }
     }
-    // Rotating none of the dimensions is an endless loop in ggml.
-    const std::string key = architecture + ".rope.dimension_count";
-    const bool rotates = llama_model_rope_type(&model) != LLAMA_ROPE_TYPE_NONE;
-    if (rotates && llama_model_meta_val_str(&model, key.c_str(), text, sizeof text) >= 0 && std::strtol(text, nullptr, 10) == 0) {
-        sllm::fail(SLLM_ERR_LOAD, "%s is 0; the file is damaged", key.c_str());
-    }
 }
 
 struct FreeGGUF {
@@ -123,6 +117,7 @@ int32_t count_heads(const char * path) {
         const std::string lines = sllm::Guard::logged_errors();
         throw sllm::Error(SLLM_ERR_LOAD, lines.empty() ? "it is no GGUF file that llama.cpp can read" : lines);
     }
+    sllm::check_divisors(*file);
     const int64_t name = gguf_find_key(file.get(), "general.architecture");
     if (name < 0 || gguf_get_kv_type(file.get(), name) != GGUF_TYPE_STRING) {
         return 0; // llama.cpp will say what is wrong
@@ -322,6 +317,9 @@ std::unique_ptr<sllm_model> load(const sllm_model_params & params) {
     model->has_output = !is_layers || params.has_output != 0;
     model->input = is_layers && params.input != nullptr ? params.input : "";
     model->layer_output = is_layers && params.layer_output != nullptr ? params.layer_output : "";
+    if (params.vocab_only == 0) {
+        sllm::check_graph(*model, false);
+    }
     if (params.vocabulary != nullptr) {
         if (params.vocabulary->n_vocab != model->n_vocab) {
             sllm::fail(SLLM_ERR_LOAD, "its output has %d rows, and its vocabulary %d tokens", model->n_vocab, params.vocabulary->n_vocab);

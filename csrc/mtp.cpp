@@ -91,6 +91,7 @@ Heads::Heads(sllm_context & c, std::unique_ptr<const EmbeddingRows> rows)
     : target(c), only_outputs(checked_architecture(c.model).only_outputs),
       width(static_cast<size_t>(llama_model_n_embd_out(c.model.model.get()))), n_batch(c.info.n_batch), zeros(width, 0.0F),
       states(c.sequences.size()), embedding(std::move(rows)) {
+    check_graph(c.model, true);
     llama_context_params p = target.params;
     p.ctx_type = LLAMA_CONTEXT_TYPE_MTP;
     p.n_outputs_max = target.info.n_seq_max;

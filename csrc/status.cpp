@@ -24,8 +24,9 @@
 #endif
 
 #ifndef _WIN32
-// OpenMP 5.0's; null in builds of ggml without OpenMP.
+// OpenMP's, the first one of 5.0; null in builds of ggml without it.
 extern "C" int omp_pause_resource_all(int kind) __attribute__((weak));
+extern "C" int omp_in_parallel(void) __attribute__((weak));
 #endif
 
 namespace {
@@ -82,10 +83,20 @@ void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
     }
 }
 
-// GGML_ABORT and GGML_ASSERT come here. Inside a Guard the calling thread unwinds to the C boundary; on any other thread (a
-// worker of ggml's) there is nobody to tell, and ggml goes on to abort().
+bool others_compute() {
+#ifndef _WIN32
+    return omp_in_parallel != nullptr && omp_in_parallel() != 0;
+#else
+    return false;
+#endif
+}
+
+// GGML_ABORT and GGML_ASSERT come here. Inside a Guard the calling thread unwinds to the C boundary, unless it is one of several that
+// compute: the others would go on with memory that is being freed, or wait for this one for ever. On such a thread, and on a worker of
+// ggml's, there is nobody to tell, and ggml goes on to abort(). What a damaged file could cause of that is found out before
+// (graph_check.cpp).
 void on_abort(const char * message) {
-    if (guard_depth > 0) {
+    if (guard_depth > 0 && !others_compute()) {
         throw sllm::Error(SLLM_ERR_INTERNAL, std::string("llama.cpp gave up: ") + message);
     }
     std::fprintf(stderr, "%s\n", message);

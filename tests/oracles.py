@@ -335,12 +335,12 @@ class GGUF:
             return inner, [self._value(inner) for _ in range(self._scalar("<Q"))]
         return self._scalar(_SCALARS[kind])
 
-    def _packed(self, kind: int, value: Any) -> bytes:
+    def packed(self, kind: int, value: Any) -> bytes:
         if kind == _STRING:
             return struct.pack("<Q", len(value)) + bytes(value)
         if kind == _ARRAY:
             inner, items = value
-            return struct.pack("<IQ", inner, len(items)) + b"".join(self._packed(inner, i) for i in items)
+            return struct.pack("<IQ", inner, len(items)) + b"".join(self.packed(inner, i) for i in items)
         return struct.pack(_SCALARS[kind], value)
 
     def array(self, name: str) -> list[Any]:
@@ -352,10 +352,10 @@ class GGUF:
         """Write the file and return its path."""
         out = bytearray(struct.pack("<4sIQQ", b"GGUF", self._version, len(self.tensors), len(self.metadata)))
         for name, (kind, value) in self.metadata.items():
-            out += self._packed(_STRING, name) + struct.pack("<I", kind) + self._packed(kind, value)
+            out += self.packed(_STRING, name) + struct.pack("<I", kind) + self.packed(kind, value)
         offset = 0
         for name, (shape, kind, data) in self.tensors.items():
-            out += self._packed(_STRING, name) + struct.pack(
+            out += self.packed(_STRING, name) + struct.pack(
                 f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset
             )
             offset = self._aligned(offset + len(data))
