@@ -11,9 +11,10 @@ and on this one::
     with sllm.LocalTarget("big.gguf", devices=devices, n_gpu_layers=10) as target:
         print(sllm.generate(target, "Once upon a time").text())
 
-The protocol has neither encryption nor authentication, and whoever can reach a server's port can make it read
-and write memory it should not. So a server listens on loopback; over a network it is reached through a
-tunnel, best a worker's own: ``sllm worker --rpc`` there and ``remote.rpc_devices()`` here. Where a fast link
+The protocol has neither encryption nor authentication. So a server listens on loopback, for this user where
+the system tells (Linux does), and in a confined process that checks what it is sent (docs/rpc.md); over a
+network it is reached through a tunnel, best a worker's own: ``sllm worker --rpc`` there and
+``remote.rpc_devices()`` here. Where a fast link
 to it is missing, a model that runs there as a whole (:func:`sllm.connect`) or a split by layer ranges is far
 quicker.
 
