@@ -398,6 +398,25 @@ def _check_open(rules: list[list[_Sequence]]) -> None:
             waiting += new
 
 
+def _reachable(rules: list[list[_Sequence]], root: int) -> set[int]:
+    """The rules that a text can come to.
+
+    Raises:
+        ValueError: they are too many, groups among them.
+
+    """
+    found, waiting = {root}, [root]
+    while waiting:
+        for sequence in rules[waiting.pop()]:
+            for item in sequence:
+                if isinstance(item.symbol, int) and item.symbol not in found:
+                    found.add(item.symbol)
+                    waiting.append(item.symbol)
+    if len(found) > MAX_RULES:
+        raise ValueError(f"the grammar needs too much: it has more than {MAX_RULES} rules and groups")
+    return found
+
+
 def _lark_item(item: _Item, names: Callable[[int | str], str]) -> str:
     name = names(item.symbol)
     suffixes: dict[tuple[int, int | None], str] = {(1, 1): "", (0, None): "*", (1, None): "+", (0, 1): "?"}
@@ -435,6 +454,7 @@ def to_lark(text: str, token_id: Callable[[str], int | None]) -> str | None:
     if not rules[root]:
         return None
     _factored(rules, reader.literals)
+    used = _reachable(rules, root)
     _check_open(rules)
     terminals: dict[str, str] = {}
 
@@ -457,6 +477,8 @@ def to_lark(text: str, token_id: Callable[[str], int | None]) -> str | None:
         if alternatives and not ends and not again:
             name = next(name for name, n in reader.names.items() if n == number)
             _fail(reader.lines[name], f"the rule {name[:40]!r} is nothing but itself")
+        if number not in used:
+            continue
         if again and ends:
             lines.append(f"again{number}: {' | '.join(written(s) for s in again)}")
             lines.append(f"{name_of(number)}: again{number}* end{number}")
