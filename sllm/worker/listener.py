@@ -29,7 +29,7 @@ __all__ = ["Listener", "ListenerStats"]
 
 log = logging.getLogger("sllm.worker")
 
-_STRANGER_BYTES = 1 << 15
+_STRANGER_BYTES = 24 << 10
 """What gRPC is shown of a client before it has seen its token. A TLS handshake takes 3 KB of it; the first
 call's headers may share a TLS record of 16 KB with data.
 """
@@ -117,7 +117,7 @@ class Listener:
     this machine reaches it.
 
     A client is a stranger until a call with the token came over its connection. Of a stranger gRPC is shown
-    32 KiB, so that whatever it sends costs little; it is gone after ``limits.stranger_seconds``, and soon
+    24 KiB, so that whatever it sends costs little; it is gone after ``limits.stranger_seconds``, and soon
     after some calls without the token. Strangers have ``limits.strangers`` places, and one address (of IPv6:
     one network of 64 bits) has half of them. When they run out, the stranger that came first makes room,
     the address's own where its share has run out. Who comes too often is not let in for a while.

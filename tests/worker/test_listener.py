@@ -105,14 +105,14 @@ def exactly(connection: socket.socket, n: int) -> bytes:
     return data
 
 
-def test_of_a_stranger_32_kib_are_read_until_it_is_admitted(serve: Callable[..., Any]) -> None:
+def test_of_a_stranger_24_kib_are_read_until_it_is_admitted(serve: Callable[..., Any]) -> None:
     listener, server = serve()
     sent = random.Random(1).randbytes(1 << 20)
     with connect(listener) as client:
         upload = threading.Thread(target=client.sendall, args=(sent,))
         upload.start()
         connection, peer = server.next()
-        seen = exactly(connection, 1 << 15)
+        seen = exactly(connection, 24 << 10)
         connection.settimeout(0.3)
         with pytest.raises(TimeoutError):
             connection.recv(1)

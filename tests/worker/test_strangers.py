@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import floods
+import grpc
 import pytest
-from raw_client import Client, opening
+from raw_client import Client, Code, opening
 from remote_worker import WorkerProcess
 
 from sllm.wire import auth
@@ -37,6 +38,7 @@ class Honest:
 
     Attributes:
         seconds: that the texts took, of both.
+        n_lost: texts that ended as they do where the link is lost; our own client goes on with them.
 
     """
 
@@ -44,6 +46,7 @@ class Honest:
         self._address = auth.Address.parse(uri)
         self._over = threading.Event()
         self._errors: list[BaseException] = []
+        self.n_lost = 0
         self.seconds: tuple[list[float], list[float]] = ([], [])
         with self._client() as client:
             self._wanted = self._text(client)
@@ -77,7 +80,13 @@ class Honest:
 
     def _one(self, client: Client, which: int) -> None:
         began = time.monotonic()
-        assert self._text(client) == self._wanted
+        try:
+            assert self._text(client) == self._wanted
+        except grpc.RpcError as error:
+            if error.code() is not Code.UNAVAILABLE:
+                raise
+            self.n_lost += 1
+            return
         self.seconds[which].append(time.monotonic() - began)
 
     def __enter__(self) -> Self:
@@ -151,6 +160,7 @@ class Attacked:
             "peak_mib": peak >> 20,
             "seen": memory.seen,
             "latency_ratios": ratios,
+            "lost": honest.n_lost,
             "texts": [len(s) for s in honest.seconds],
             **json.loads(ended.stdout),
         }
@@ -166,7 +176,7 @@ def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
 
 @pytest.mark.parametrize("kind", floods.FLOODS)
 def test_a_short_flood(attacked: Attacked, kind: str) -> None:
-    attacked.flood(kind, 0.7)
+    assert attacked.flood(kind, 0.7)["lost"] == 0
 
 
 @pytest.mark.soak
@@ -179,3 +189,5 @@ def test_a_minute_of_a_flood(attacked: Attacked, kind: str) -> None:
     early, late = (statistics.mean(part) for part in (seen[quarter : 2 * quarter], seen[-quarter:]))
     print(json.dumps({"kind": kind, "growth": round(late / early - 1, 3), **found}))
     assert late < 1.05 * early
+    # Seen after 30 or 60 s of large_headers and endless_headers: gRPC resets one call of a client's.
+    assert found["lost"] <= 2
