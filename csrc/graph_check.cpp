@@ -361,16 +361,42 @@ int64_t smallest_integer(const gguf_context & file, int64_t key) {
     return smallest;
 }
 
+// Recurrent layers of the Qwen3.5 family have tensors that llama.cpp does without when it loads, and not when it makes a graph. Of a file
+// that is one of several, the others would have to be asked.
+void check_recurrent_layers(const gguf_context & file, const std::string & architecture) {
+    if ((architecture != "qwen35" && architecture != "qwen35moe" && architecture != "qwen3next") ||
+        gguf_find_key(&file, "split.count") >= 0) {
+        return;
+    }
+    const std::string last = ".ssm_out.weight";
+    for (int64_t i = 0; i < gguf_get_n_tensors(&file); ++i) {
+        const std::string tensor = gguf_get_tensor_name(&file, i);
+        if (tensor.size() <= last.size() || tensor.compare(tensor.size() - last.size(), last.size(), last) != 0) {
+            continue;
+        }
+        const std::string layer = tensor.substr(0, tensor.size() - last.size());
+        if (architecture == "qwen3next" && gguf_find_tensor(&file, (layer + ".ssm_in.weight").c_str()) >= 0) {
+            continue; // the older form
+        }
+        for (const char * name : {".attn_qkv.weight", ".attn_gate.weight"}) {
+            if (gguf_find_tensor(&file, (layer + name).c_str()) < 0) {
+                sllm::fail(SLLM_ERR_LOAD, "its tensor %s%s is missing; the file is damaged", layer.c_str(), name);
+            }
+        }
+    }
+}
+
 } // namespace
 
 namespace sllm {
 
-void check_divisors(const gguf_context & file) {
+void check_header(const gguf_context & file) {
     const int64_t name = gguf_find_key(&file, "general.architecture");
     if (name < 0 || gguf_get_kv_type(&file, name) != GGUF_TYPE_STRING) {
         return;
     }
     const std::string architecture = gguf_get_val_str(&file, name);
+    check_recurrent_layers(file, architecture);
     for (const Divisor & divisor : divisors) {
         if (divisor.architecture != nullptr && architecture != divisor.architecture) {
             continue;

@@ -371,8 +371,8 @@ void reserve_outputs(sllm_context & context);
 // else.
 void check_graph(const sllm_model & model, bool heads);
 
-// Refuses hyperparameters that are 0 and that llama.cpp would divide by while it loads the model.
-void check_divisors(const gguf_context & file);
+// Refuses hyperparameters that are 0 and that llama.cpp would divide by, and layers without a tensor that it takes to be there.
+void check_header(const gguf_context & file);
 
 // What llama.cpp logged says more than the little that it returns.
 int status_of_lines(const std::string & lines, int otherwise);

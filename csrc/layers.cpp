@@ -127,7 +127,7 @@ llama_model * load_layers(const sllm_model_params & params, const llama_model_pa
     const std::unique_ptr<gguf_context, void (*)(gguf_context *)> header(
         gguf_init_from_buffer(params.header, params.header_size, {true, nullptr}), &gguf_free);
     if (header != nullptr) { // else llama.cpp says what is wrong
-        check_divisors(*header);
+        check_header(*header);
     }
     View view(params);
     const std::unique_ptr<FILE, int (*)(FILE *)> file(open_view(view), &fclose);

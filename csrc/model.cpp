@@ -117,7 +117,7 @@ int32_t count_heads(const char * path) {
         const std::string lines = sllm::Guard::logged_errors();
         throw sllm::Error(SLLM_ERR_LOAD, lines.empty() ? "it is no GGUF file that llama.cpp can read" : lines);
     }
-    sllm::check_divisors(*file);
+    sllm::check_header(*file);
     const int64_t name = gguf_find_key(file.get(), "general.architecture");
     if (name < 0 || gguf_get_kv_type(file.get(), name) != GGUF_TYPE_STRING) {
         return 0; // llama.cpp will say what is wrong

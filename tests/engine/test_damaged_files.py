@@ -134,3 +134,16 @@ def test_rotations_of_nothing_in_some_layers(tmp_path: Path) -> None:
     file = random_models.make(EVERY["gemma4"])
     file.metadata[b"gemma4.rope.dimension_count_swa"] = (4, 0)
     assert "rotates 0 dimensions" in refusal(file, tmp_path)
+
+
+@pytest.mark.parametrize("shape", ["qwen35", "qwen35moe", "qwen3next"])
+@pytest.mark.parametrize("tensor", ["attn_qkv.weight", "attn_gate.weight"])
+def test_recurrent_layers_without_a_tensor(tmp_path: Path, shape: str, tensor: str) -> None:
+    file = random_models.make(EVERY[shape])
+    name = next(
+        name
+        for name in file.tensors
+        if name.endswith(tensor.encode()) and name.rsplit(b".", 2)[0] + b".ssm_out.weight" in file.tensors
+    )
+    del file.tensors[name]
+    assert f"{name.decode()} is missing" in refusal(file, tmp_path)
