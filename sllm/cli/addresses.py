@@ -8,16 +8,7 @@ from pathlib import Path
 from sllm.cli.arguments import REMOTE_VARIABLE
 from sllm.cli.console import CommandError
 
-__all__ = ["quiet_grpc", "worker_addresses"]
-
-
-def quiet_grpc() -> None:
-    """Keep gRPC's core from writing to stderr: what matters of it is raised as an exception.
-
-    Has to be called before the first connection.
-    """
-    if not os.environ.get("SLLM_DEBUG"):
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+__all__ = ["worker_addresses"]
 
 
 def worker_addresses(given: str | None) -> list[str]:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import sllm
 from sllm import embedded
-from sllm.cli.addresses import quiet_grpc, worker_addresses
+from sllm.cli.addresses import worker_addresses
 from sllm.cli.arguments import DEFAULT, MODEL, URI, add_threads, whole
 from sllm.cli.console import CommandError, count, one_line, read_prompt
 from sllm.cli.run_report import style_of
@@ -242,7 +242,6 @@ def _open_cloud(
         return stack.enter_context(cloud), None
     if uris is None:
         return None, None
-    quiet_grpc()
     try:
         return stack.enter_context(sllm.connect(uris)).target(), None
     except sllm.AuthError:

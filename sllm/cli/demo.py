@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import sllm
 from sllm import embedded
-from sllm.cli.addresses import quiet_grpc
 from sllm.cli.arguments import DEFAULT, add_threads, number, whole
 from sllm.cli.console import GREEN, count, one_line, parameters, size, table
 from sllm.cli.demo_triage import show_triage
@@ -77,7 +76,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Show the text arrive, compare the ways, and show who answers what."""
-    quiet_grpc()
     sampling = sllm.SamplingParams(temperature=args.temperature, seed=args.seed)
     # Worker and draft work at the same time, and threads that wait by spinning take each other's cores.
     n_threads = args.threads or max(1, min(4, available_cores() // 2))

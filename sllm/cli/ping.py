@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sllm.cli.addresses import quiet_grpc, worker_addresses
+from sllm.cli.addresses import worker_addresses
 from sllm.cli.arguments import SECRET, add_worker
 from sllm.cli.console import one_line, parameters, size, table
 from sllm.remote.connection import connect
@@ -27,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Measure the link to a worker and show what it offers."""
-    quiet_grpc()
     with connect(worker_addresses(args.uri), timeout=args.timeout) as remote:
         measured, info, endpoint = remote.ping(bandwidth=True), remote.info, remote.address.endpoint
     rows = [

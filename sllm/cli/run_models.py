@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sllm
 from sllm import embedded
-from sllm.cli.addresses import quiet_grpc, worker_addresses
+from sllm.cli.addresses import worker_addresses
 from sllm.cli.console import CommandError
 from sllm.engine import exact
 from sllm.rpc import server as rpc
@@ -56,7 +56,6 @@ def _open_rpc(
     """A model in a process of its own, with layers on the devices that ``--rpc`` names: HOST:PORT of a
     server, or the address of a worker that relays to one.
     """
-    quiet_grpc()
     if args.rpc.startswith(("sllm://", "@")):
         remote = stack.enter_context(sllm.connect(worker_addresses(args.rpc)))
         devices = remote.rpc_devices()
@@ -79,7 +78,6 @@ def open_remote(
     """Connect to a worker that has the whole model."""
     if args.rpc is not None:
         raise CommandError("--rpc is for models that run here, and --remote names one that does not")
-    quiet_grpc()
     on_loss, deadline = args.on_loss or "wait", args.deadline or 60.0
     remote = stack.enter_context(sllm.connect(uris, on_loss=on_loss, deadline=deadline))
     model = remote.vocabulary_model()
@@ -101,7 +99,6 @@ def open_split(
     uris: list[str], args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack
 ) -> _Opened:
     """Load the first and the last layers here, and connect to a worker that has those between."""
-    quiet_grpc()
     if args.no_run_ahead or args.on_loss == "local":
         raise CommandError("--no-run-ahead and --on-loss local are not for a split by layers")
     on_loss, deadline = args.on_loss or "wait", args.deadline or 60.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from sllm.cli.addresses import quiet_grpc, worker_addresses
+from sllm.cli.addresses import worker_addresses
 from sllm.cli.arguments import SECRET, add_json, add_worker
 from sllm.cli.console import count, one_line, table
 from sllm.errors import RemoteError
@@ -41,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Show what a worker is doing."""
-    quiet_grpc()
     if args.health:
         return _health(worker_addresses(args.uri), args.timeout, out)
     with connect(worker_addresses(args.uri), timeout=args.timeout) as remote:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import sllm
 from sllm import embedded, hosts
-from sllm.cli.addresses import quiet_grpc
 from sllm.cli.arguments import (
     DEFAULT,
     MODEL,
@@ -253,7 +252,6 @@ def _add_watching(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Serve a model until a signal comes."""
-    quiet_grpc()
     raise_file_limit()
     host, port = hosts.split_host_port(args.listen)
     _check_address(host, port, args)
