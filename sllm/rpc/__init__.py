@@ -14,9 +14,8 @@ and on this one::
 The protocol has neither encryption nor authentication. So a server listens on loopback, for this user where
 the system tells (Linux does), and in a confined process that checks what it is sent (docs/rpc.md); over a
 network it is reached through a tunnel, best a worker's own: ``sllm worker --rpc`` there and
-``remote.rpc_devices()`` here. Where a fast link
-to it is missing, a model that runs there as a whole (:func:`sllm.connect`) or a split by layer ranges is far
-quicker.
+``remote.rpc_devices()`` here. Where a fast link to it is missing, a model that runs there as a whole
+(:func:`sllm.connect`) or a split by layer ranges is far quicker.
 
 llama.cpp ends the process when a server goes away. ``LocalTarget`` therefore runs models with RPC devices in
 a process of their own unless told otherwise, and raises :class:`~sllm.RPCError`; a :class:`~sllm.Model` with
