@@ -85,6 +85,12 @@ def _llguidance() -> Any:
     return llguidance
 
 
+_WHITESPACE = r" |\n[ \t]{0,20}"
+"""Between the parts of JSON there may be this, or nothing, where a schema does not say otherwise
+(llguidance's ``x-guidance``). Without a bound a small model goes on with empty lines until its text ends.
+"""
+
+
 def have_grammars() -> bool:
     """Whether the package for grammars is installed."""
     try:
@@ -107,12 +113,15 @@ def _lark(grammar: str | None, json_schema: str | None, token_id: Callable[[str]
     if size > _MAX_TEXT:
         raise ValueError(f"{what} has {size} bytes, and {_MAX_TEXT} are the most")
     if grammar is None:
-        n_levels = _n_levels(json.loads(text))
+        schema = json.loads(text)
+        n_levels = _n_levels(schema)
         if n_levels > _MAX_LEVELS:
             raise ValueError(
                 f"the JSON Schema needs too much: it has {n_levels} levels, its references included"
             )
-        return f"{_OPTIONS}start: %json {json_schema}\n"
+        if isinstance(schema, dict):
+            schema = {"x-guidance": {"whitespace_pattern": _WHITESPACE}, **schema}
+        return f"{_OPTIONS}start: %json {json.dumps(schema)}\n"
     lark = to_lark(grammar, token_id)
     return None if lark is None else f"{_OPTIONS}{lark}\n"
 

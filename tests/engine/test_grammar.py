@@ -390,6 +390,27 @@ def test_a_text_by_a_schema_is_an_instance_of_it(
     assert is_instance(json.loads(vocab.decode(wanted)), schema)
 
 
+@pytest.mark.parametrize(
+    ("text", "given", "accepted"),
+    [
+        ('{"a":1}', {}, True),
+        ('{"a": 1}', {}, True),
+        ('{\n  "a": 1\n}', {}, True),
+        ('{  "a": 1}', {}, False),
+        ('{\n\n"a": 1}', {}, False),
+        ('{\n\n"a": 1}', {"x-guidance": {"whitespace_pattern": "\\n+"}}, True),
+    ],
+)
+def test_the_space_between_the_parts_of_json_is_bounded(
+    draft_model: Model, text: str, given: dict[str, Any], accepted: bool
+) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], **given}
+    grammar = compiled(draft_model, SamplingParams(json_schema=schema))
+    ids = draft_model.vocab.encode(text).tolist()
+    taken = all(token in allowed(grammar, ids[:n], [token]) for n, token in enumerate(ids))
+    assert taken is accepted
+
+
 @examples(10)
 @given(schema=schemas, seed=st.integers(0, 2**32), data=st.data())
 def test_drafts_change_nothing_of_a_text_by_a_schema(
