@@ -398,7 +398,7 @@ def test_a_text_by_a_schema_is_an_instance_of_it(
         ('{\n  "a": 1\n}', {}, True),
         ('{  "a": 1}', {}, False),
         ('{\n\n"a": 1}', {}, False),
-        ('{\n\n"a": 1}', {"x-guidance": {"whitespace_pattern": "\\n+"}}, True),
+        ('{\n\n"a":1}', {"x-guidance": {"whitespace_pattern": "\\n+"}}, True),
     ],
 )
 def test_the_space_between_the_parts_of_json_is_bounded(
