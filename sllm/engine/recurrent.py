@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from sllm.engine import gguf
+from sllm.errors import ModelLoadError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,4 +64,7 @@ def state_bytes(path: Path) -> int:
     for part in gguf.parts(path):
         tensors = header.tensors if part == path else gguf.read_header(part).tensors
         layers |= {match[1] for name in tensors if (match := _RECURRENT.match(name))}
-    return 4 * numbers * len(layers)
+    n_bytes = 4 * numbers * len(layers)
+    if not 0 <= n_bytes < 1 << 63:
+        raise ModelLoadError(f"{path.name}: by its hyperparameters a recurrent state has {n_bytes} bytes")
+    return n_bytes

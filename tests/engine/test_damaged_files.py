@@ -27,6 +27,14 @@ def test_mutants() -> None:
     assert found.counts["refused"] > 40 and found.counts["used"] > 25  # neither always fatal nor never seen
 
 
+@pytest.mark.parametrize("number", [3810, 6122, 8158])
+def test_mutants_that_once_were_harmful(number: int) -> None:
+    """Tensors that a graph takes to be there, in qwen35 and mimo2; a state of a negative size."""
+    found = try_all(number, number + 1)
+    assert found.deaths == []
+    assert found.counts["refused"] == 1
+
+
 @pytest.mark.soak
 def test_many_mutants() -> None:
     """20,000 of them took 15 minutes on two cores."""
