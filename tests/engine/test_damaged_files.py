@@ -32,7 +32,7 @@ def test_mutants_that_once_were_harmful(number: int) -> None:
     """Tensors that a graph takes to be there, in qwen35 and mimo2; a state of a negative size."""
     found = try_all(number, number + 1)
     assert found.deaths == []
-    assert found.counts["refused"] == 1
+    assert found.counts["used"] == 0
 
 
 @pytest.mark.soak
