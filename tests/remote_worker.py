@@ -10,7 +10,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import grpc
 from oracles import EXACT
@@ -67,7 +67,8 @@ worker.close()
 
 
 class WorkerProcess:
-    """A worker in a process of its own; a context manager. It ends with this process, too.
+    """A worker in a process of its own; a context manager. It ends with this process, too. What it says goes
+    to ``stderr``, a file; None: to that of this process.
 
     Attributes:
         uri: its line.
@@ -82,6 +83,7 @@ class WorkerProcess:
         model: os.PathLike[str] = embedded.TARGET,
         limits: dict[str, Any] | None = None,
         n_ctx: int = 512,
+        stderr: IO[bytes] | None = None,
         **options: Any,
     ) -> None:
         options |= {"model": str(model), "state": str(state), "limits": limits or {}, "n_ctx": n_ctx, **EXACT}
@@ -89,6 +91,7 @@ class WorkerProcess:
             [sys.executable, "-c", _SERVE, json.dumps(options)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=stderr,
             text=True,
         )
         self._uri: str | None = None

@@ -151,10 +151,23 @@ def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
                 text = f"{text[:_MAX_DETAILS]} ..."
             if isinstance(error, BusyError) and error.retry_after is not None:
                 context.set_trailing_metadata(((_RETRY_AFTER, f"{error.retry_after * 1000:.0f}"),))
+            _forget_frames(error)
             context.abort(grpc.StatusCode[code], text)
     log.error("a call failed: %s", raised_at(error))
+    _forget_frames(error)
     context.abort(grpc.StatusCode.INTERNAL, f"the worker failed ({type(error).__name__}); see its log")
     raise AssertionError("abort() raises")
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Break the circle of an exception and the frames that have it in a variable. They hold the call, which
+    gRPC counts among the streams of its connection until it is freed: calls that wait for the garbage
+    collector would use these up, and further ones would be refused.
+    """
+    found: BaseException | None = error
+    while found is not None:
+        found.__traceback__ = None
+        found = found.__context__
 
 
 def failure(error: grpc.RpcError, endpoint: str) -> Exception | None:

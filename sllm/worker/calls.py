@@ -210,6 +210,7 @@ class _Call:
         self._peer = ""
         self._time = datetime.datetime.now(datetime.timezone.utc)
         self._began = time.monotonic()
+        self._code: str | None = None  # once it is over
         self._answered = False  # the answer is complete
         self._failed = False
 
@@ -230,7 +231,9 @@ class _Call:
     def code(self) -> str | None:
         """The name of gRPC's status code where the call failed."""
         context: Any = self._context  # whose code() has no types
-        code = None if context is None else context.code()
+        if context is None:
+            return self._code
+        code = context.code()
         if code is None or code is grpc.StatusCode.OK:
             return "INTERNAL" if self._failed else None
         return str(code.name)
@@ -272,6 +275,9 @@ class _Call:
 
     def _over(self) -> None:
         self._calls.over(self)
+        # The context holds the handler, and that this: gRPC counts a call among the streams of its connection
+        # until the context is freed, so that calls left to the garbage collector would use these up.
+        self._code, self._context = self.code, None
 
     def _stream(self, run: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
         def counted(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from sllm.engine import gguf
 from sllm.engine.grammar import have_grammars
-from sllm.errors import RemoteError
+from sllm.errors import RemoteError, SllmError
 from sllm.extras import needs
 from sllm.wire import codec
 from sllm.wire.protocol import PROTOCOL, SERVICE, abort, from_sampling, not_offered, pb
@@ -170,6 +170,8 @@ class LayerService:
             sequence.finish()
         except Exception as error:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
             if context.is_active() and sequence.ended is None:
+                if isinstance(error, (SllmError, ValueError)):
+                    error.__traceback__ = None  # this frame would hold the call, and be held by it
                 trouble.append(error)
             sequence.end("refused")
 

@@ -397,13 +397,8 @@ class Service:
         visit = self._users.visit(context)
         session = self._open(first.open, visit.account)
         visit.when_revoked(session.refuse)
-
-        def idle() -> None:
-            if session.is_blocked:
-                # The client does not read: no status would reach it, and its call would hold a thread.
-                context.cancel()  # type: ignore[no-untyped-call]
-
-        session.on_idle = idle
+        # No status would reach a client that does not read, and its call would hold a thread.
+        session.on_unread = context.cancel
         if not context.add_callback(session.cancel):
             session.cancel()  # the client is gone already
         return session
@@ -422,7 +417,7 @@ class Service:
                 # Ids beyond int32 are outside the vocabulary and end the hint; see Session.usable_hint().
                 session.hint(hint.pos, list(hint.tokens), hint.id)
         except ValueError as error:
-            trouble.append(error)
+            trouble.append(error.with_traceback(None))  # this frame would hold the call, and be held by it
             session.cancel()
         except Exception as error:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
             log.debug("a client went away: %s", type(error).__name__)
