@@ -11,7 +11,7 @@ import signal
 import threading
 import traceback
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -1042,15 +1042,11 @@ def test_what_goes_with_a_text_is_checked_too(
         assert cloud.sent == []
 
 
-def test_a_parameter_that_is_added_later_is_taken_for_a_grammar(make: Callable[..., Hybrid]) -> None:
-    @dataclass(frozen=True)
-    class Later(sllm.SamplingParams):
-        rules: Any = None
-
+def test_a_cloud_that_keeps_to_no_schema(make: Callable[..., Hybrid]) -> None:
     talker = Talker(lambda _: "Hello.")
     with pytest.raises(ValueError, match="would not keep"):
-        make(talker, sampling=Later(rules={"type": "object"}))
-    make(talker, sampling=Later(temperature=0))
+        make(talker, sampling=sllm.SamplingParams(json_schema={"type": "object"}))
+    make(talker, sampling=sllm.SamplingParams(temperature=0))
 
 
 def test_the_name_of_a_model_is_checked(make: Callable[..., Hybrid]) -> None:

@@ -101,7 +101,7 @@ def test_a_grammar_is_checked(grammar: str, target_model: Model) -> None:
 class Later(SamplingParams):
     """With parameters that are not there yet."""
 
-    json_schema: Any = None
+    rules: Any = None
     notes: frozenset[str] = frozenset()
 
 
@@ -120,7 +120,7 @@ class Later(SamplingParams):
     ],
 )
 def test_every_text_in_the_parameters_is_checked(schema: Any, target_model: Model) -> None:
-    for sampling in (Later(json_schema=schema), Later(json_schema=[schema])):
+    for sampling in (Later(rules=schema), Later(rules=[schema])):
         with pytest.raises(ContainsPrivate, match="the last check before sending"):
             outgoing().check_sampling(sampling, target_model.vocab)
     with pytest.raises(ContainsPrivate):
@@ -130,13 +130,13 @@ def test_every_text_in_the_parameters_is_checked(schema: Any, target_model: Mode
 def test_parameters_that_say_nothing(target_model: Model) -> None:
     schema = {"type": "object", "properties": {"season": {"enum": ["spring", "夏"], "maxLength": 9}}}
     for value in (schema, json.dumps(schema), None, "12", "true", "{"):
-        outgoing().check_sampling(Later(json_schema=value), target_model.vocab)
+        outgoing().check_sampling(Later(rules=value), target_model.vocab)
 
 
 @pytest.mark.parametrize("value", [{"a": {1: 2}}, {"a": object()}, [b"x"], b"x"])
 def test_what_cannot_be_searched_does_not_leave(value: Any, target_model: Model) -> None:
     with pytest.raises(LocalOnly, match="cannot be searched"):
-        outgoing().check_sampling(Later(json_schema=value), target_model.vocab)
+        outgoing().check_sampling(Later(rules=value), target_model.vocab)
 
 
 @pytest.mark.parametrize("unit", ['"', '"\\"', "[", "[\\]", "#", "(", "\\", '"\\'])

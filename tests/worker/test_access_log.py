@@ -17,7 +17,7 @@ from raw_client import TOKEN, Client, opening, wait_until
 
 import sllm
 from sllm.wire.protocol import pb
-from sllm.worker import access_log
+from sllm.worker import access_log, calls
 from sllm.worker.access_log import AccessLog
 from sllm.worker.monitoring import Monitoring
 from sllm.worker.server import Worker
@@ -98,7 +98,7 @@ def test_nothing_of_a_text_is_in_it(tmp_path: Path, target_model: Model) -> None
     # Every value is a number, or a word of a list.
     for record in lines(path):
         words = {name: value for name, value in record.items() if isinstance(value, str)}
-        assert set(words) <= {"time", "peer", "kind", "model", "ended"}
+        assert set(words) <= {"time", "peer", "user", "kind", "model", "ended"}
 
 
 def test_layers_have_lines_too(tmp_path: Path, llama: Path) -> None:
@@ -115,19 +115,26 @@ def test_layers_have_lines_too(tmp_path: Path, llama: Path) -> None:
     assert record["passes"] > 0 < record["bytes_in"]
 
 
-def test_strangers_do_not_fill_the_disk(tmp_path: Path, draft_model: Model) -> None:
+def test_strangers_do_not_fill_the_disk(
+    tmp_path: Path, draft_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "_STRANGERS_PER_SECOND", 0)
     path = tmp_path / "access.log"
     with logged(draft_model, path) as worker, Client(worker.address, token="wrong" * 5) as stranger:
-        for _ in range(300):
+        for _ in range(12):
             with pytest.raises(grpc.RpcError):
                 stranger.info()
-        wait_until(lambda: worker._monitor.calls.totals().refused["token"] == 300)
+        wait_until(lambda: worker._monitor.calls.totals().refused["token"] == 12)
         with Client(worker.address) as client:
             client.info()  # is written however many there were
             wait_until(lambda: any(record["ended"] == "ok" for record in lines(path)))
+            monkeypatch.setattr(calls, "_STRANGERS_PER_SECOND", 1000)
+            with pytest.raises(grpc.RpcError):
+                stranger.info()
+            wait_until(lambda: any(record["ended"] == "token" for record in lines(path)))
     refused = [record for record in lines(path) if record["ended"] == "token"]
-    assert 1 <= len(refused) < 300
-    assert all(set(record) == KEYS | {"unlogged"} for record in refused)
+    assert [record["unlogged"] for record in refused] == [12]
+    assert set(refused[0]) == KEYS | {"unlogged"}
 
 
 # ---- the file

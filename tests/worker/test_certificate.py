@@ -26,6 +26,7 @@ def write(folder: Path, chain: bytes, key: bytes) -> tuple[Path, Path]:
     for path, data in zip(paths, (chain, key), strict=True):
         draft = path.with_suffix(".new")
         draft.write_bytes(data)
+        draft.chmod(0o600)
         draft.replace(path)
     return paths
 
