@@ -43,6 +43,7 @@ __all__ = [
     "abort",
     "check_offered",
     "failure",
+    "forget",
     "from_sampling",
     "method",
     "not_offered",
@@ -93,6 +94,7 @@ _RETRY_AFTER = "sllm-retry-after-ms"
 """Trailing metadata of a refusal: :attr:`~sllm.BusyError.retry_after` in milliseconds."""
 
 _M = TypeVar("_M", bound="Message")
+_E = TypeVar("_E", bound=Exception)
 
 
 def method(name: str) -> str:
@@ -155,6 +157,23 @@ def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
     log.error("a call failed: %s", raised_at(error))
     context.abort(grpc.StatusCode.INTERNAL, f"the worker failed ({type(error).__name__}); see its log")
     raise AssertionError("abort() raises")
+
+
+def forget(error: _E) -> _E:
+    """Take an exception's traceback from it, on the worker: it keeps the call alive, and where the call keeps
+    the exception, as gRPC does with its own, until Python looks for garbage. Of a connection gRPC refuses
+    calls while so many others are alive, ended or not, as may be under way at once (RST_STREAM 7).
+
+    Examples:
+        >>> try:
+        ...     int("five")
+        ... except ValueError as error:
+        ...     known = sllm.wire.protocol.forget(error)
+        >>> known.__traceback__ is None
+        True
+
+    """
+    return error.with_traceback(None)
 
 
 def failure(error: grpc.RpcError, endpoint: str) -> Exception | None:

@@ -272,6 +272,7 @@ class _Call:
 
     def _over(self) -> None:
         self._calls.over(self)
+        self._context = None  # which leads back here by its deserializer; see protocol.forget()
 
     def _stream(self, run: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
         def counted(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
