@@ -43,6 +43,7 @@ __all__ = [
     "abort",
     "check_offered",
     "failure",
+    "forget",
     "from_sampling",
     "method",
     "not_offered",
@@ -93,6 +94,7 @@ _RETRY_AFTER = "sllm-retry-after-ms"
 """Trailing metadata of a refusal: :attr:`~sllm.BusyError.retry_after` in milliseconds."""
 
 _M = TypeVar("_M", bound="Message")
+_E = TypeVar("_E", bound=Exception)
 
 
 def method(name: str) -> str:
@@ -151,23 +153,35 @@ def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
                 text = f"{text[:_MAX_DETAILS]} ..."
             if isinstance(error, BusyError) and error.retry_after is not None:
                 context.set_trailing_metadata(((_RETRY_AFTER, f"{error.retry_after * 1000:.0f}"),))
-            _forget_frames(error)
+            forget(error)
             context.abort(grpc.StatusCode[code], text)
     log.error("a call failed: %s", raised_at(error))
-    _forget_frames(error)
+    forget(error)
     context.abort(grpc.StatusCode.INTERNAL, f"the worker failed ({type(error).__name__}); see its log")
     raise AssertionError("abort() raises")
 
 
-def _forget_frames(error: BaseException) -> None:
-    """Break the circle of an exception and the frames that have it in a variable. They hold the call, which
-    gRPC counts among the streams of its connection until it is freed: calls that wait for the garbage
-    collector would use these up, and further ones would be refused.
+def forget(error: _E) -> _E:
+    """Take from an exception, and from those before it, their tracebacks, on the worker.
+
+    A traceback keeps the call alive, and where the call keeps the exception, as gRPC does with its own, it
+    does so until Python looks for garbage. Of a connection gRPC refuses calls while so many others are alive,
+    ended or not, as may be under way at once (RST_STREAM 7).
+
+    Examples:
+        >>> try:
+        ...     int("five")
+        ... except ValueError as error:
+        ...     known = sllm.wire.protocol.forget(error)
+        >>> known.__traceback__ is None
+        True
+
     """
     found: BaseException | None = error
     while found is not None:
         found.__traceback__ = None
         found = found.__context__
+    return error
 
 
 def failure(error: grpc.RpcError, endpoint: str) -> Exception | None:

@@ -10,7 +10,7 @@ from sllm.engine.grammar import have_grammars
 from sllm.errors import RemoteError, SllmError
 from sllm.extras import needs
 from sllm.wire import codec
-from sllm.wire.protocol import PROTOCOL, SERVICE, abort, from_sampling, not_offered, pb
+from sllm.wire.protocol import PROTOCOL, SERVICE, abort, forget, from_sampling, not_offered, pb
 from sllm.worker.layer_scheduler import LayerAnswer, LayerRequest, LayerScheduler, LayerSequence, RangeKey
 from sllm.worker.service import (
     begin_call,
@@ -116,7 +116,7 @@ class LayerService:
         except Exception as error:  # noqa: BLE001 - the client gets a status
             trouble.append(error)
         if trouble:
-            abort(context, trouble[0])
+            abort(context, trouble.pop(0))
         if sequence.ended in ("idle", "closing"):
             yield pb.LayersDown(done=pb.Done(reason=sequence.ended))
 
@@ -159,7 +159,7 @@ class LayerService:
         try:
             for message in requests:
                 if isinstance(message, ValueError):
-                    raise message
+                    raise ValueError(*message.args)  # not itself, which would hold this frame that holds it
                 kind = message.WhichOneof("kind")
                 if kind == "cancel":
                     sequence.release()
@@ -171,8 +171,10 @@ class LayerService:
         except Exception as error:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
             if context.is_active() and sequence.ended is None:
                 if isinstance(error, (SllmError, ValueError)):
-                    error.__traceback__ = None  # this frame would hold the call, and be held by it
+                    forget(error)
                 trouble.append(error)
+            else:
+                forget(error)
             sequence.end("refused")
 
     def _request(self, rows: pb.Rows, encoding: str) -> LayerRequest:

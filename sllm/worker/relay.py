@@ -12,7 +12,7 @@ from sllm.rpc.cache import DEFAULT_BYTES
 from sllm.rpc.loopback import shut_down
 from sllm.rpc.pieces import pieces
 from sllm.rpc.server import RPCServer
-from sllm.wire.protocol import abort, pb
+from sllm.wire.protocol import abort, forget, pb
 
 if TYPE_CHECKING:
     import socket
@@ -144,5 +144,5 @@ def _send_up(requests: Iterator[Any], connection: socket.socket) -> None:
             connection.sendall(piece.data)
         connection.shutdown(socket.SHUT_WR)
     except Exception as error:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
-        log.debug("a relay's client went away: %s", type(error).__name__)
+        log.debug("a relay's client went away: %s", type(forget(error)).__name__)
         shut_down(connection)

@@ -247,8 +247,8 @@ class Scheduler(PassLoop[Session]):
             silent = now - session.heard > idle or (self._queue and session.waited_seconds > idle)
             if waits and silent:
                 self._finish(session, Finished("idle"))
-                if session.on_unread is not None and session.is_blocked:
-                    session.on_unread()
+                if session.is_blocked:
+                    session.on_stuck()
 
     def _end_refused(self, now: float) -> None:
         """End those that have waited for a place for too long, and texts of users who have had their tokens

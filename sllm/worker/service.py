@@ -24,6 +24,7 @@ from sllm.wire.protocol import (
     PROTOCOL,
     SERVICE,
     abort,
+    forget,
     from_sampling,
     not_offered,
     padded,
@@ -268,7 +269,7 @@ class Service:
             abort(context, error)
         if not visit.account.allowance.rpc:
             abort(context, not_offered(["rpc"]))
-        visit.when_revoked(lambda _error: visit.hang_up())
+        visit.when_revoked(lambda _error: context.cancel())  # type: ignore[no-untyped-call]
         yield from self._relay.serve(requests, context)
 
     def _status(self, _request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusReply:
@@ -371,7 +372,7 @@ class Service:
                     )
                 )
             elif isinstance(event, Finished):
-                failed = trouble[0] if trouble else event.error
+                failed = trouble.pop(0) if trouble else event.error
                 if failed is not None:
                     abort(context, failed)
                 yield pb.Down(done=pb.Done(reason=event.reason))
@@ -397,8 +398,7 @@ class Service:
         visit = self._users.visit(context)
         session = self._open(first.open, visit.account)
         visit.when_revoked(session.refuse)
-        # No status would reach a client that does not read, and its call would hold a thread.
-        session.on_unread = context.cancel
+        session.on_stuck = context.cancel
         if not context.add_callback(session.cancel):
             session.cancel()  # the client is gone already
         return session
@@ -417,10 +417,10 @@ class Service:
                 # Ids beyond int32 are outside the vocabulary and end the hint; see Session.usable_hint().
                 session.hint(hint.pos, list(hint.tokens), hint.id)
         except ValueError as error:
-            trouble.append(error.with_traceback(None))  # this frame would hold the call, and be held by it
+            trouble.append(forget(error))
             session.cancel()
         except Exception as error:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
-            log.debug("a client went away: %s", type(error).__name__)
+            log.debug("a client went away: %s", type(forget(error)).__name__)
 
     def _checked_hint(self, message: pb.Up | ValueError, rate: Rate) -> pb.Hint:
         limits = self._scheduler.limits
@@ -501,12 +501,14 @@ def begin_call(
     def run() -> None:
         try:
             first = next(requests, None)
-        except Exception:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
+        except Exception as error:  # noqa: BLE001 - grpc raises a bare Exception when the call is over
+            forget(error)
             first = None
+        if isinstance(first, ValueError):
+            opening.put(first)
+            return
         opening.put(None)  # what follows may take longer
         try:
-            if isinstance(first, ValueError):
-                raise first
             begun = begin(first)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
             opening.put(error)

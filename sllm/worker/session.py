@@ -160,8 +160,10 @@ class Session:
         self.draft_length = DraftLength(max_draft)  # of the worker's own drafts
         self.can_draft = True  # False: the worker's own draft cannot follow the text
         self.scores: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]] = []
-        self.on_unread: Callable[[], object] | None = None
-        """Called on the scheduler's thread when it has ended because its client takes no events."""
+        self.on_stuck: Callable[[], object] = lambda: None
+        """Called on the scheduler's thread when the session has ended because its client does not read: no
+        status would reach it, and its call would hold a thread.
+        """
         self.ending: Finished | None = None  # how it is to end at the next opportunity
         self.finished = False
         self._events: deque[Opened | Committed | Scored | Finished] = deque()

@@ -639,7 +639,7 @@ def test_a_session_of_which_nothing_is_heard_ends(draft_model: Model) -> None:
     told: list[str] = []
     with running(draft_model, Limits(sessions=3, idle_seconds=1.0, backlog=4)) as scheduler:
         unread = submit(scheduler, [5], sampling, None)
-        unread.on_unread = lambda: told.append("idle")
+        unread.on_stuck = lambda: told.append("idle")
         unhinted = Reader(submit(scheduler, [6], sampling, None, run_ahead=False))
         read = Reader(submit(scheduler, [7], sampling, None), lambda *_: time.sleep(0.008))
         wait_until(lambda: unread.finished)

@@ -928,6 +928,7 @@ def test_what_cannot_be_made_leaves_nothing_behind(target_model: Model, tmp_path
     (tmp_path / "damaged" / "worker.pem").chmod(0o600)
     (tmp_path / "token-less").mkdir()
     (tmp_path / "token-less" / "token").write_text("short")
+    (tmp_path / "token-less" / "token").chmod(0o600)
     wrong: list[tuple[dict[str, Any], type[Exception]]] = [
         ({"draft": unfit(tmp_path)}, sllm.VocabMismatchError),
         ({"draft": tmp_path / "none.gguf"}, sllm.ModelLoadError),
