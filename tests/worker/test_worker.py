@@ -929,6 +929,9 @@ def test_what_cannot_be_made_leaves_nothing_behind(target_model: Model, tmp_path
     (tmp_path / "token-less").mkdir()
     (tmp_path / "token-less" / "token").write_text("short")
     (tmp_path / "token-less" / "token").chmod(0o600)
+    for path in tmp_path.iterdir():
+        if path.is_file():
+            path.chmod(0o600)
     wrong: list[tuple[dict[str, Any], type[Exception]]] = [
         ({"draft": unfit(tmp_path)}, sllm.VocabMismatchError),
         ({"draft": tmp_path / "none.gguf"}, sllm.ModelLoadError),
