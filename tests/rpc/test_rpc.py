@@ -41,7 +41,7 @@ from sllm.rpc import server as rpc
 from sllm.rpc.front import Front
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SAMPLED = sllm.SamplingParams(temperature=0.9, seed=11)
 
@@ -325,6 +325,18 @@ def test_layers_on_servers_say_the_same(server: rpc.RPCServer, target_model: sll
                 with sllm.Model(embedded.TARGET, **way) as model:
                     assert text_of(model, sampling) == expected
                     assert model.offloaded == (way.get("n_gpu_layers") != 0)
+
+
+@pytest.mark.parametrize("shape", ["qwen35", "gpt-oss", "lfm2moe", "deepseek2", "gemma3, pattern of numbers"])
+def test_other_kinds_of_models_say_the_same(
+    server: rpc.RPCServer, random_model: Callable[..., Path], shape: str
+) -> None:
+    path, texts = random_model(shape), []
+    for devices in ([], rpc.add_server(server.endpoint)):
+        options: dict[str, Any] = {"devices": devices} if devices else {}
+        with sllm.Model(path, n_gpu_layers=99 if devices else 0, **options) as model:
+            texts.append(text_of(model, SAMPLED))
+    assert texts[0] == texts[1]
 
 
 def test_two_models_of_one_process_share_a_server(server: rpc.RPCServer, target_model: sllm.Model) -> None:
