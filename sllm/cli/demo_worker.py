@@ -87,7 +87,7 @@ def _uninterrupted() -> Iterator[None]:
 
 def _end(child: subprocess.Popen[bytes], *, at_once: bool) -> None:
     if at_once:
-        child.kill()  # it holds nothing that outlives it
+        child.terminate()  # not kill(): its socket is in a folder that it removes
     for pipe in (child.stdin, child.stdout):
         if pipe is not None:
             pipe.close()
