@@ -85,7 +85,7 @@ class Allowance:
 
     def offers(self, feature: str) -> bool:
         """Whether the user may use a feature of the protocol that the worker has."""
-        return {"grammar": self.grammars, "rpc": self.rpc}.get(feature, True)
+        return {"grammar": self.grammars, "json-schema": self.grammars, "rpc": self.rpc}.get(feature, True)
 
 
 @dataclass(frozen=True)

@@ -398,6 +398,7 @@ def test_limits_over_the_wire(file: TokenFile, target_model: Model) -> None:
     ):
         info = client.info()
         assert (info.sessions, info.max_prompt, "grammar" in info.features) == (1, 9, False)
+        assert "json-schema" not in info.features
         assert (own.info().sessions, own.info().max_prompt) == (4, 256)
         assert client.generate(opening([5] * 10)).end()[0] is Code.OUT_OF_RANGE
         code, details = client.generate(opening(sampling=replace(GREEDY, grammar="not one"))).end()
