@@ -14,7 +14,16 @@ from platformdirs import user_cache_path, user_state_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["cache_folder", "read_private", "read_trusted", "replacing", "state_folder", "write_private"]
+__all__ = [
+    "cache_folder",
+    "make_private_folder",
+    "read_private",
+    "read_trusted",
+    "replacing",
+    "signature",
+    "state_folder",
+    "write_private",
+]
 
 
 def cache_folder(name: str) -> Path:
@@ -50,6 +59,30 @@ def replacing(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def make_private_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, for this user alone.
+
+    Raises:
+        OSError: it cannot be made.
+
+    """
+    missing = [folder for folder in path.parents if not folder.exists()]
+    for folder in [*reversed(missing), path]:
+        folder.mkdir(exist_ok=True, mode=0o700)  # with parents=True, the mode would be that of the last alone
+
+
+def signature(path: Path) -> tuple[int, ...] | int:
+    """What tells a file from the one that was there before, its permissions included: device, inode, size,
+    times of the last changes of its content and of itself in nanoseconds, mode. Where it cannot be looked at,
+    the number of the error.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        return error.errno or 0
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_mode
+
+
 def write_private(path: Path, data: bytes) -> bool:
     """Write a new file that only its owner can read, and the folders that lead to it; False where there is a
     file already, which stays as it is.
@@ -58,8 +91,7 @@ def write_private(path: Path, data: bytes) -> bool:
         OSError: the file cannot be written.
 
     """
-    for folder in reversed([path.parent, *path.parent.parents]):
-        folder.mkdir(exist_ok=True, mode=0o700)  # with parents=True, the mode would be that of the last alone
+    make_private_folder(path.parent)
     draft = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

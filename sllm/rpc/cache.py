@@ -55,7 +55,7 @@ class TensorCache:
     def __init__(self, folder: Path, max_bytes: int = DEFAULT_BYTES, *, by_name: bool) -> None:
         self.folder = folder.absolute()
         self.max_bytes = max_bytes
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folders.make_private_folder(self.folder)
         self._names = self.folder / "named"
         # Where others may write, they could give a name to anything.
         self._by_name = by_name and not self.folder.stat().st_mode & 0o022

@@ -21,7 +21,7 @@ __all__ = ["Certificate"]
 
 log = logging.getLogger("sllm.worker")
 
-_Seen = tuple[tuple[int, ...] | None, ...]
+_Seen = tuple[tuple[int, ...] | int, ...]
 
 
 class Certificate:
@@ -97,15 +97,7 @@ class Certificate:
         return new
 
     def _look(self) -> _Seen:
-        """What tells a file from the one that was there before; None for a file that is not there."""
+        """What tells the files from those that were there before."""
         if self._paths is None:
             return ()
-        return tuple(_identity(path) for path in self._paths)
-
-
-def _identity(path: Path) -> tuple[int, ...] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+        return tuple(folders.signature(path) for path in self._paths)

@@ -25,7 +25,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from sllm.errors import BusyError
-from sllm.folders import read_private, replacing
+from sllm.folders import make_private_folder, read_private, replacing
 from sllm.wire.auth import token_digest
 
 if TYPE_CHECKING:
@@ -305,7 +305,7 @@ class TokenFile:
     def _changing(self, *, create: bool = False) -> Iterator[dict[str, NamedToken]]:
         """What the file holds, to be changed; it is written when the block ends without an exception."""
         if create:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private_folder(self.path.parent)
         elif not self.path.exists():  # before the lock makes a file of its own beside it
             raise FileNotFoundError(f"there are no tokens in {self.path}: it does not exist")
         with self._locked():

@@ -14,6 +14,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+from sllm import folders
 from sllm.errors import AuthError, BusyError, ContextFullError
 from sllm.wire import auth
 from sllm.worker.token_file import DEFAULT_NAME, Allowance, TokenFile
@@ -247,7 +248,7 @@ class Users:
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         if self._file is not None:
-            self._signature = self._stat()
+            self._signature = folders.signature(self._file.path)
             try:
                 self._tokens = self._file.read()
             except FileNotFoundError:
@@ -339,14 +340,6 @@ class Users:
         for visit in revoked:
             visit.revoke()
 
-    def _stat(self) -> object:
-        assert self._file is not None
-        try:
-            found = self._file.path.stat()
-        except OSError as error:
-            return error.errno
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_mode
-
     def _watch(self) -> None:
         while not self._closed.wait(self._poll_seconds):
             try:
@@ -367,7 +360,7 @@ class Users:
     def _changed(self) -> dict[str, NamedToken] | None:
         """What the file says, if that is news and can be read."""
         assert self._file is not None
-        signature = self._stat()
+        signature = folders.signature(self._file.path)
         if signature == self._signature:
             return None
         began = time.time()

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 QUICK = Monitoring(pass_limit=0.1)  # also looks at the files more often
 
 
-def write(folder: Path, chain: bytes, key: bytes) -> tuple[Path, Path]:
+def write(folder: Path, chain: bytes, key: bytes, mode: int = 0o600) -> tuple[Path, Path]:
     paths = folder / "chain.pem", folder / "key.pem"
     for path, data in zip(paths, (chain, key), strict=True):
         draft = path.with_suffix(".new")
         draft.write_bytes(data)
-        draft.chmod(0o600)
+        draft.chmod(mode)
         draft.replace(path)
     return paths
 
@@ -56,7 +56,12 @@ def test_a_renewed_certificate_is_taken(
             with Client(before) as client:
                 client.info()
 
-            write(tmp_path, *second)
+            # Permissions alone are a change, too.
+            caplog.clear()
+            write(tmp_path, *second, mode=0o644)
+            wait_until(lambda: "the old certificate is kept" in caplog.text)
+            assert worker.address == before
+            paths[1].chmod(0o600)
             wait_until(lambda: worker.address != before)
             assert worker.address == replace(before, fingerprint=auth.fingerprint(second[0]))
             assert worker.uri == worker.address.uri
