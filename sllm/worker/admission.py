@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sllm.errors import BusyError
 from sllm.extras import needs
 from sllm.wire.protocol import abort
+from sllm.worker.calls import behaviour_of, handler_like
 
 with needs("remote"):
     import grpc
@@ -45,9 +46,7 @@ class Admission:
 
     def guarded(self, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         """A handler that does what ``handler`` does where the call is admitted."""
-        up = "stream" if handler.request_streaming else "unary"
-        down = "stream" if handler.response_streaming else "unary"
-        run = getattr(handler, f"{up}_{down}")
+        run = behaviour_of(handler)
 
         def answer(request: Any, context: grpc.ServicerContext) -> Any:
             with self._admitted(context):
@@ -57,12 +56,8 @@ class Admission:
             with self._admitted(context):
                 yield from run(request, context)
 
-        make = getattr(grpc, f"{up}_{down}_rpc_method_handler")
         behaviour = answers if handler.response_streaming else answer
-        found: grpc.RpcMethodHandler[Any, Any] = make(
-            behaviour, handler.request_deserializer, handler.response_serializer
-        )
-        return found
+        return handler_like(handler, behaviour, handler.request_deserializer, handler.response_serializer)
 
     @contextmanager
     def _admitted(self, context: grpc.ServicerContext) -> Iterator[None]:

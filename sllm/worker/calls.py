@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Metadata = Sequence[tuple[str, str | bytes]]
 
-__all__ = ["KINDS", "REFUSALS", "Calls", "Totals"]
+__all__ = ["KINDS", "REFUSALS", "Calls", "Totals", "behaviour_of", "handler_like"]
 
 KINDS = {
     **{method(name): name.lower() for name in ("Generate", "Score", "Layers", "Relay")},
@@ -179,6 +179,23 @@ class Calls(grpc.ServerInterceptor):  # type: ignore[type-arg]
         log.write(record)
 
 
+def behaviour_of(handler: grpc.RpcMethodHandler[Any, Any]) -> Any:
+    """What a handler calls, with a request, or an iterator of them, and the context."""
+    return handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+
+
+def handler_like(
+    handler: grpc.RpcMethodHandler[Any, Any], behaviour: Any, parse: Any, write: Any
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """A handler of the same kind, unary or streaming each way, that calls ``behaviour``."""
+    up = "stream" if handler.request_streaming else "unary"
+    down = "stream" if handler.response_streaming else "unary"
+    found: grpc.RpcMethodHandler[Any, Any] = getattr(grpc, f"{up}_{down}_rpc_method_handler")(
+        behaviour, parse, write
+    )
+    return found
+
+
 def _address(peer: str) -> str:
     """The host and the port in gRPC's name of a peer."""
     kind, _, rest = peer.partition(":")
@@ -216,16 +233,9 @@ class _Call:
 
     def handler(self, inner: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         """The handler ``inner``, counted."""
-        make: Any = getattr(
-            grpc,
-            f"{'stream' if inner.request_streaming else 'unary'}"
-            f"_{'stream' if inner.response_streaming else 'unary'}_rpc_method_handler",
-        )
-        run: Any = inner.unary_unary or inner.unary_stream or inner.stream_unary or inner.stream_stream
-        counted = self._stream(run) if inner.response_streaming else self._single(run)
+        counted = self._stream if inner.response_streaming else self._single
         up, down = self._up(inner.request_deserializer), self._down(inner.response_serializer)
-        found: grpc.RpcMethodHandler[Any, Any] = make(counted, up, down)
-        return found
+        return handler_like(inner, counted(behaviour_of(inner)), up, down)
 
     @property
     def code(self) -> str | None:
