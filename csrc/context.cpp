@@ -2,6 +2,7 @@
 
 #include "internal.hpp"
 #include "mtp.hpp"
+#include "tree.hpp"
 
 #include "ggml-backend.h"
 
@@ -105,6 +106,17 @@ void check_cache_fits(const sllm_model & model, const llama_context_params & p, 
 }
 
 using sllm::Row;
+
+size_t n_nodes(const sllm::Write & write) { return write.tree == nullptr ? 0 : write.tree->size() - write.first_node; }
+
+// The rows of the nodes that a write has after its tokens.
+void append_nodes(const sllm_context & context, const sllm::Write & write, std::vector<Row> & rows) {
+    for (size_t i = write.first_node, n = 0; n < n_nodes(write); ++i, ++n) {
+        const sllm::Node & node = (*write.tree)[i];
+        const float * hidden = write.tree_hidden == nullptr ? nullptr : write.tree_hidden + n * sllm::n_embd(context);
+        rows.push_back({write.seq_id, write.end + static_cast<size_t>(node.depth), true, hidden, &node, uint64_t{1} << i});
+    }
+}
 
 const float * hidden_at(const sllm_context & context, const sllm::Write & write, size_t pos) {
     return write.hidden == nullptr ? nullptr : write.hidden + (pos - write.begin) * sllm::n_embd(context);
@@ -234,8 +246,19 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
     context.batch_seq.resize(n);
     context.batch_seq_id.resize(n + 1);
     context.batch_logits.resize(n);
+    const bool has_nodes = std::any_of(rows.begin(), rows.end(), [](const Row & row) { return row.node != nullptr; });
+    if (has_nodes) {
+        context.batch_nodes.resize(n);
+        context.batch_sees.resize(n);
+    }
     for (size_t i = 0; i < n; ++i) {
-        context.batch_token[i] = context.sequences[static_cast<size_t>(rows[i].seq_id)].tokens[rows[i].pos];
+        const sllm::Node * const node = rows[i].node;
+        if (has_nodes) {
+            context.batch_nodes[i] = rows[i].bit;
+            context.batch_sees[i] = node == nullptr ? 0 : node->path;
+        }
+        context.batch_token[i] =
+            node != nullptr ? node->token : context.sequences[static_cast<size_t>(rows[i].seq_id)].tokens[rows[i].pos];
         context.batch_pos[i] = static_cast<llama_pos>(rows[i].pos);
         context.batch_seq[i] = rows[i].seq_id;
         context.batch_seq_id[i] = &context.batch_seq[i];
@@ -264,6 +287,7 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
     }
     int32_t rc = 0;
     try {
+        const sllm::TreeBatch trees(has_nodes ? context.batch_nodes.data() : nullptr, context.batch_sees.data());
         rc = llama_decode(context.context.get(), batch);
     } catch (...) {
         context.broken = true;
@@ -287,7 +311,11 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
     if (rc == 0) {
         for (const Row & row : rows) {
             sllm::Sequence & s = context.sequences[static_cast<size_t>(row.seq_id)];
-            s.n_cached = std::max(s.n_cached, row.pos + 1);
+            if (row.node == nullptr) {
+                s.n_cached = std::max(s.n_cached, row.pos + 1);
+            } else {
+                s.tree.push_back(*row.node);
+            }
         }
         const auto by_id = [](const Row & a, const Row & b) { return a.seq_id < b.seq_id; };
         sllm::note_decoded(context, n_rows, std::is_sorted(rows.begin(), rows.end(), by_id));
@@ -505,8 +533,8 @@ void compute(sllm_context & context, const std::vector<Write> & writes, float * 
     size_t total = 0;
     size_t outputs = 0;
     for (const Write & w : writes) {
-        total += w.end - w.begin;
-        outputs += w.end - std::min(w.first_output, w.end);
+        total += w.end - w.begin + n_nodes(w);
+        outputs += w.end - std::min(w.first_output, w.end) + n_nodes(w);
     }
     std::vector<Row> batch;
     batch.reserve(std::min(total, n_batch));
@@ -560,6 +588,7 @@ void compute(sllm_context & context, const std::vector<Write> & writes, float * 
         for (size_t p = one_call ? w.begin : std::max(w.begin, w.first_output); p < w.end; ++p) {
             batch.push_back({w.seq_id, p, p >= w.first_output && p + w.n_padding < w.end, hidden_at(context, w, p)});
         }
+        append_nodes(context, w, batch);
     }
     if (!batch.empty()) {
         decode_rows(context, batch);
@@ -621,6 +650,12 @@ void forward(sllm_context & context, const std::vector<Write> & writes, float * 
                 flush();
             }
             batch.push_back({w.seq_id, p, true, hidden_at(context, w, p)}); // an output, or the last layer would leave it out
+        }
+        if (n_nodes(w) > 0) { // the nodes of one tree are computed together
+            if (batch.size() + n_nodes(w) > context.info.n_batch) {
+                flush();
+            }
+            append_nodes(context, w, batch);
         }
     }
     flush();

@@ -86,8 +86,16 @@ struct Choice {
     float prob;
 };
 
+// A token that a selection considered.
+struct Ranked {
+    llama_token token;
+    float prob; // as Choice has it
+    double score;
+};
+
 // What one selection needs and the next one need not make again.
 struct Scratch {
+    std::vector<float> without;               // a row less the tokens that rank() has found
     std::vector<float> row;                   // logits with biases and penalties
     std::vector<float> maxima;                // of groups of logits
     std::vector<float> groups;                // of groups of groups
@@ -106,6 +114,9 @@ class Selector {
     // The token behind everything accepted so far, at position `pos`; `want_prob` asks for Choice::prob, else 0.
     Choice select(const float * logits, int32_t pos, bool want_prob, Scratch & scratch) const;
     void accept(llama_token token);
+    // Up to `n` tokens in the order in which they would be selected, the first one being select()'s: the runners-up under the same
+    // noise. Their scores are logit / T + G, at temperature 0 the logit.
+    std::vector<Ranked> rank(const float * logits, int32_t pos, size_t n, Scratch & scratch) const;
     // A copy that may run ahead of the committed text.
     Selector clone() const;
 
@@ -116,6 +127,7 @@ class Selector {
     bool filter_likely(const float * row, Scratch & scratch) const;
     void filter_all(const float * row, Scratch & scratch) const;
     Choice choose(const llama_token_data_array & filtered, int32_t pos, bool want_prob) const;
+    double score(float logit, int32_t pos, llama_token token) const;
 
     const sllm_sampling * sampling = nullptr;
     uint64_t sampling_id = 0;
@@ -203,6 +215,17 @@ struct Checkpoint {
     std::shared_ptr<const std::vector<uint8_t>> state;
 };
 
+// A node of a tree of tokens, in an order in which parents come before their children. Bit i of a mask stands for node i.
+struct Node {
+    llama_token token;
+    int32_t parent; // -1: the last committed token
+    int32_t depth;  // 0: a child of that token
+    uint64_t path;  // the nodes on the way from the root, itself included
+};
+
+// So many nodes of a sequence may be cached at once.
+constexpr size_t N_TREE_NODES = SLLM_TREE_NODES;
+
 // The memory of one sequence: llama.cpp's cache holds the first `n_cached` of `tokens`, and the caller knows the first
 // `n_committed` of them.
 struct Sequence {
@@ -211,6 +234,7 @@ struct Sequence {
     size_t n_cached = 0;
     size_t depth = 0;                    // with snapshots: how many of the newest cached tokens can be taken back
     std::vector<Checkpoint> checkpoints; // by rising position, none after n_cached
+    std::vector<Node> tree;              // cached after the first n_cached tokens, besides them
     int32_t start = -1;                  // position of the first generated token, once known
     Selector selector;
 };
@@ -223,6 +247,9 @@ struct Write {
     size_t first_output;
     const float * hidden = nullptr; // of layers: the input row for `begin`
     size_t n_padding = 0;           // tokens at the end that nobody asked for
+    const std::vector<Node> * tree = nullptr; // after `end`: the nodes that follow, all with logits; those from `first_node` on
+    size_t first_node = 0;
+    const float * tree_hidden = nullptr; // of layers: the input row for node `first_node`
 };
 
 // One row of a batch, whose token stands in its sequence already.
@@ -231,6 +258,8 @@ struct Row {
     size_t pos;
     bool output;
     const float * hidden = nullptr;
+    const Node * node = nullptr; // whose token it is; null: the sequence's at `pos`
+    uint64_t bit = 0;            // of the node
 };
 
 // What draft and verify are asked for one sequence, checked.
@@ -242,6 +271,9 @@ struct Job {
     size_t pos;
     int32_t start;
     const sllm_sampling * sampling;
+    std::vector<Node> tree = {};        // what to verify, where it is a tree; the tokens after the committed ones are its main path then
+    std::vector<int32_t> rows = {};     // which of the caller's drafted tokens each node is
+    std::vector<int32_t> chain = {};    // the tokens to verify, where they are not the caller's
 };
 
 // The chains that a call drafts, in its caller's buffers.
@@ -307,6 +339,8 @@ struct sllm_context {
     std::vector<llama_seq_id> batch_seq;
     std::vector<int8_t> batch_logits;
     std::vector<float> batch_embd;
+    std::vector<uint64_t> batch_nodes;
+    std::vector<uint64_t> batch_sees;
     sllm::Capture capture;
 
     sllm::Scratch selection; // of one selection; the sequences take turns
@@ -358,6 +392,19 @@ void compute(sllm_context & context, const std::vector<Write> & writes, float * 
 // A llama_decode() that does everything but compute: it is stopped at the first node of its graph (on the CPU; elsewhere it runs).
 void decode_aborted(sllm_context & context, const std::vector<Row> & rows);
 
+// Whether llama.cpp's memory of this context can hold trees: see tree.cpp.
+bool can_branch(const sllm_context & context);
+
+// The nodes of a tree given as tokens with parents (-1: the root), main path first, where that path follows each node's first child;
+// `order` receives which of the given ones each node is. Throws where it is no tree.
+std::vector<Node> read_tree(const int32_t * tokens, const int32_t * parents, size_t n, std::vector<int32_t> & order);
+// How many of the first nodes are its main path.
+size_t main_path(const std::vector<Node> & tree);
+// Make the cached nodes on `path` ordinary tokens of the sequence's cache, which `s.tokens` has to hold already, and drop the others.
+void keep_path(sllm_context & context, llama_seq_id seq_id, uint64_t path);
+// Likewise the nodes that have the tokens to be written at `pos`, except for the last `n_recompute` tokens.
+void follow_tree(sllm_context & context, llama_seq_id seq_id, size_t pos, const int32_t * tokens, size_t n_tokens, size_t n_recompute);
+
 // Drop what llama.cpp has cached at and after `length`; where the memory cannot take so few tokens back, more or all of them.
 void uncache(sllm_context & context, llama_seq_id seq_id, size_t length);
 
@@ -387,6 +434,11 @@ void begin_selection(Selector & selector, const Sequence & s, const Job & job, i
 
 // Whether what is selected depends on the text before it, and not on logits and position alone.
 bool needs_history(const sllm_sampling & sampling);
+// Where generated text begins: as told, as remembered, or here.
+int32_t resolve_start(Sequence & s, const Job & job);
+
+// A draft that runs ahead goes back to where any of its last ones began.
+constexpr size_t N_DRAFT_CHECKPOINTS = 4;
 // Keep the state of what is cached, so that what is decoded from here on can be taken back; of the checkpoints of this sequence
 // `n_kept` stay. For attention memories nothing is needed and nothing happens.
 void save_checkpoint(sllm_context & context, llama_seq_id seq_id, size_t n_kept);

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <numeric>
 
 #ifndef _WIN32
 #include <fcntl.h>
@@ -208,10 +209,28 @@ void EmbeddingRows::read(llama_token token, float * out) const {
 
 } // namespace sllm
 
+namespace {
+
+// The tree of hidden states with these parents.
+void plant(const sllm_context & context, const int32_t * parents, size_t n, std::vector<sllm::Node> & tree, std::vector<int32_t> & order) {
+    if (!sllm::can_branch(context)) {
+        sllm::fail(SLLM_ERR_UNSUPPORTED, "the memory of these layers holds no trees");
+    }
+    if (n > sllm::N_TREE_NODES || n >= context.info.n_batch) {
+        sllm::fail(SLLM_ERR_INVALID, "a tree has %zu nodes, expected at most %zu, and fewer than n_batch (%u)", n, sllm::N_TREE_NODES,
+                   context.info.n_batch);
+    }
+    std::vector<int32_t> names(n); // which tokens these are is not known here
+    std::iota(names.begin(), names.end(), 0);
+    tree = sllm::read_tree(names.data(), parents, n, order);
+}
+
+} // namespace
+
 extern "C" {
 
 int sllm_forward(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * lengths, const int32_t * pos,
-                 const float * hidden, float * out) {
+                 const int32_t * n_nodes, const int32_t * parents, const float * hidden, float * out) {
     return sllm::guarded([&] {
         const sllm::Entry entry(*context);
         if (!context->model.is_layers) {
@@ -221,28 +240,63 @@ int sllm_forward(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids
             sllm::fail(SLLM_ERR_UNSUPPORTED, "these layers end in the model's output: they give logits");
         }
         sllm::check_sequences(*context, n_seqs, seq_ids);
+        const size_t width = sllm::n_embd(*context);
         size_t total = 0;
+        std::vector<std::vector<sllm::Node>> trees(static_cast<size_t>(n_seqs));
+        std::vector<std::vector<int32_t>> orders(trees.size());
         for (int32_t i = 0; i < n_seqs; ++i) {
-            if (lengths[i] < 1) {
-                sllm::fail(SLLM_ERR_INVALID, "sequence %d is given %d rows", seq_ids[i], lengths[i]);
+            const auto seq = static_cast<size_t>(i);
+            const int32_t n_tree = n_nodes == nullptr ? 0 : n_nodes[i];
+            if (lengths[i] < 1 || n_tree < 0 || n_tree >= lengths[i]) {
+                sllm::fail(SLLM_ERR_INVALID, "sequence %d is given %d rows, of which %d are a tree's", seq_ids[i], lengths[i], n_tree);
             }
-            sllm::checked_position(*context, seq_ids[i], pos == nullptr ? -1 : pos[i], static_cast<size_t>(lengths[i]));
+            if (n_tree > 0) {
+                plant(*context, parents, static_cast<size_t>(n_tree), trees[seq], orders[seq]);
+                parents += n_tree;
+            }
+            size_t n = static_cast<size_t>(lengths[i] - n_tree);
+            for (const sllm::Node & node : trees[seq]) {
+                n = std::max(n, static_cast<size_t>(lengths[i] - n_tree + node.depth + 1));
+            }
+            sllm::checked_position(*context, seq_ids[i], pos == nullptr ? -1 : pos[i], n);
             total += static_cast<size_t>(lengths[i]);
         }
         sllm::check_hidden(*context, hidden, total);
         std::vector<sllm::Write> writes;
+        std::vector<std::vector<float>> sorted(trees.size()); // the rows of trees, in the order of their nodes
         const float * input = hidden;
         for (int32_t i = 0; i < n_seqs; ++i) {
-            const auto n = static_cast<size_t>(lengths[i]);
+            const auto seq = static_cast<size_t>(i);
+            const size_t n = static_cast<size_t>(lengths[i]) - trees[seq].size();
             const size_t at = sllm::checked_position(*context, seq_ids[i], pos == nullptr ? -1 : pos[i], n);
             const std::vector<int32_t> unknown(n, -1); // which tokens these are is not known here
             const size_t begin = sllm::place_tokens(*context, seq_ids[i], at, unknown.data(), n, n);
             writes.push_back({seq_ids[i], begin, at + n, begin, input});
-            input += n * sllm::n_embd(*context);
+            input += n * width;
+            if (!trees[seq].empty()) {
+                for (const int32_t row : orders[seq]) {
+                    const float * const from = input + static_cast<size_t>(row) * width;
+                    sorted[seq].insert(sorted[seq].end(), from, from + width);
+                }
+                writes.back().tree = &trees[seq];
+                writes.back().tree_hidden = sorted[seq].data();
+                input += trees[seq].size() * width;
+            }
         }
         sllm::forward(*context, writes, out);
-        for (const sllm::Write & w : writes) {
-            sllm::sequence_at(*context, w.seq_id).n_committed = w.end;
+        for (size_t i = 0; i < writes.size(); ++i) {
+            sllm::Sequence & s = sllm::sequence_at(*context, writes[i].seq_id);
+            out += (writes[i].end - writes[i].begin) * width;
+            if (!trees[i].empty()) { // what the others were is known when the next rows come; only the main path can stay
+                s.tokens.resize(writes[i].end + sllm::main_path(trees[i]), -1);
+                sllm::keep_path(*context, writes[i].seq_id, trees[i][sllm::main_path(trees[i]) - 1].path);
+                sorted[i].assign(out, out + trees[i].size() * width);
+                for (size_t node = 0; node < orders[i].size(); ++node) {
+                    std::copy_n(sorted[i].data() + node * width, width, out + static_cast<size_t>(orders[i][node]) * width);
+                }
+                out += trees[i].size() * width;
+            }
+            s.n_committed = s.n_cached;
         }
     });
 }

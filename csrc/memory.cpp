@@ -170,6 +170,10 @@ void uncache(sllm_context & context, llama_seq_id seq_id, size_t length) {
     while (!s.checkpoints.empty() && s.checkpoints.back().pos > length) {
         s.checkpoints.pop_back();
     }
+    if (!s.tree.empty()) {
+        remove_from(context, seq_id, s.n_cached);
+        s.tree.clear();
+    }
     if (s.n_cached > length) {
         const bool rolls_back = context.rollback == Rollback::any || s.n_cached - length <= s.depth;
         if (length > 0 && rolls_back && remove_from(context, seq_id, length)) {
@@ -241,6 +245,7 @@ void note_failed(sllm_context & context, const std::vector<size_t> & n_rows) {
 
 size_t place_tokens(sllm_context & context, llama_seq_id seq_id, size_t pos, const int32_t * tokens, size_t n_tokens, size_t n_recompute) {
     Sequence & s = context.sequences[static_cast<size_t>(seq_id)];
+    follow_tree(context, seq_id, pos, tokens, n_tokens, n_recompute);
     size_t keep = std::min(pos, s.n_cached);
     if (keep == pos) {
         const size_t limit = std::min(n_tokens - n_recompute, s.n_cached - pos);

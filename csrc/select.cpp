@@ -491,6 +491,55 @@ Choice Selector::choose(const llama_token_data_array & filtered, int32_t pos, bo
     return {chosen->id, prob};
 }
 
+double Selector::score(float logit, int32_t pos, llama_token token) const {
+    const sllm_sampling & s = *sampling;
+    return s.temperature > 0 ? static_cast<double>(logit) / s.temperature + gumbel_of(hash_of(key_of(s.seed, pos), token))
+                             : static_cast<double>(logit);
+}
+
+std::vector<Ranked> Selector::rank(const float * logits, int32_t pos, size_t n, Scratch & scratch) const {
+    const sllm_sampling & s = *sampling;
+    const int32_t n_vocab = s.model.n_vocab;
+    scratch.filtered = {};
+    const Choice first = select(logits, pos, true, scratch);
+    const bool changed = !s.bias.empty() || penalties != nullptr;
+    const float * row = changed ? scratch.row.data() : logits;
+    const double temperature = s.temperature > 0 ? s.temperature : 1.0;
+    std::vector<Ranked> found{{first.token, first.prob, score(row[first.token], pos, first.token)}};
+    const auto prob_of = [&](float logit, float first_logit) {
+        const double ratio = std::exp((static_cast<double>(logit) - static_cast<double>(first_logit)) / temperature);
+        return static_cast<float>(static_cast<double>(first.prob) * ratio);
+    };
+    if (scratch.filtered.size > 0) { // the others that the filters and the grammar left, with logits that may be shifted
+        const llama_token_data * const begin = scratch.filtered.data;
+        const llama_token_data * const end = begin + scratch.filtered.size;
+        const float top = std::find_if(begin, end, [&](const llama_token_data & c) { return c.id == first.token; })->logit;
+        found.front().score = score(top, pos, first.token);
+        for (const llama_token_data * c = begin; c != end; ++c) {
+            if (c->id != first.token && c->logit > minus_infinity) {
+                found.push_back({c->id, prob_of(c->logit, top), score(c->logit, pos, c->id)});
+            }
+        }
+        const size_t kept = std::min(n, found.size());
+        std::partial_sort(found.begin() + 1, found.begin() + static_cast<std::ptrdiff_t>(kept), found.end(),
+                          [](const Ranked & a, const Ranked & b) { return a.score > b.score || (a.score == b.score && a.token < b.token); });
+        found.resize(kept);
+        return found;
+    }
+    scratch.without.assign(row, row + n_vocab);
+    while (found.size() < n && found.size() < static_cast<size_t>(n_vocab)) {
+        scratch.without[static_cast<size_t>(found.back().token)] = minus_infinity;
+        const float * left = scratch.without.data();
+        if (!(left[index_of_largest(left, n_vocab)] > minus_infinity)) {
+            break;
+        }
+        const llama_token token = s.temperature == 0 ? greedy(left, n_vocab, false).token
+                                                     : gumbel_argmax(left, n_vocab, s.temperature, key_of(s.seed, pos), false).token;
+        found.push_back({token, prob_of(row[token], row[first.token]), score(row[token], pos, token)});
+    }
+    return found;
+}
+
 Choice Selector::select(const float * logits, int32_t pos, bool want_prob, Scratch & scratch) const {
     const sllm_sampling & s = *sampling;
     const int32_t n_vocab = s.model.n_vocab;

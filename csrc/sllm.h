@@ -375,11 +375,15 @@ int sllm_state_set(sllm_context * context, int32_t seq_id, const uint8_t * data,
  * their order. Nothing is taken from the memory in place of computing it: what is written is computed.
  * Without `has_output` there are neither tokens nor logits, and this is the way through the layers:
  * lengths[i] rows of sequence i go to `pos[i]` (-1 or `pos` NULL: append), and the hidden states behind the
- * last layer are stored in `out`, row for row.
- * Returns what sllm_decode() returns; SLLM_ERR_UNSUPPORTED: a whole model, or layers that end in logits.
+ * last layer are stored in `out`, row for row. The last n_nodes[i] rows of a sequence (`n_nodes` NULL: none),
+ * at most 64 and fewer than all, are nodes of a tree, whose `parents` stand one after the other for all
+ * sequences as for sllm_verify(). Of these the memory keeps the main path (each node's first child); a write
+ * at its end, or before it, goes on from there.
+ * Returns what sllm_decode() returns; SLLM_ERR_UNSUPPORTED: a whole model, layers that end in logits, or a
+ * tree where sllm_context_can_branch() says no; SLLM_ERR_INVALID: also where parents make no tree.
  */
 int sllm_forward(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids, const int32_t * lengths, const int32_t * pos,
-                 const float * hidden, float * out);
+                 const int32_t * n_nodes, const int32_t * parents, const float * hidden, float * out);
 
 /* Bytes of a row of `n_columns` weights of ggml's type with the number `type`; 0: there is no such type, or
  * no such row of it. */
@@ -423,10 +427,51 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * jobs, int
  * tokens passed in plus a. Drafted tokens outside this vocabulary, or that do not fit into
  * the context, are treated as rejected. For a context of layers, `hidden` has n_tokens + n_more rows for
  * each job, one after the other; else it is NULL.
+ *
+ * `parents` (NULL: chains) has a number for each drafted token, job after job: the drafted token of its job
+ * that it follows, always an earlier one, or -1: it comes right after the committed tokens. A chain has -1, 0,
+ * 1, ...; anything else is a tree, of at most 64 nodes, whose longest path that agrees is accepted. Where
+ * sllm_context_can_branch() says no, only the main path is verified, from each node to its first child.
  * Returns what sllm_decode() returns; SLLM_ERR_GRAMMAR and SLLM_ERR_COMPUTE as sllm_select() at a
- * sequence's first position; SLLM_ERR_INVALID: also where the drafts need more rows than n_outputs_max. */
+ * sequence's first position; SLLM_ERR_INVALID: also where the drafts need more rows than n_outputs_max, and
+ * where parents make no tree (a parent that comes later, two like children of one node). */
 int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * jobs, int32_t n_items, sllm_sampling * const * samplings,
-                int32_t stride, const float * hidden, int32_t * selected, int32_t * n_accepted, float * logprobs);
+                int32_t stride, const int32_t * parents, const float * hidden, int32_t * selected, int32_t * n_accepted,
+                float * logprobs);
+
+/* ---- tree.cpp: several ways in which a text may go on ---------------------------------------------------- */
+
+/* A tree has so many nodes at most. */
+enum sllm_tree_limits { SLLM_TREE_NODES = 64 };
+
+/* Whether this build's llama.cpp computes trees: 0 for one without our patch. */
+int32_t sllm_has_trees(void);
+
+/* Whether a context's memory can hold a tree: of attention alone, and not followed by a model's own heads.
+ * SLLM_ERR_BUSY, SLLM_ERR_CLOSED. */
+int sllm_context_can_branch(sllm_context * context, int32_t * can);
+
+/* The trees of n_seqs sequences, n_seqs x stride numbers each, likeliest nodes first; unused places hold -1
+ * and 0. */
+struct sllm_tree {
+    int32_t * tokens;
+    int32_t * parents; /* as for sllm_verify() */
+    int32_t * ranks;   /* among the ways to go on after the parent */
+    float * probs;     /* the draft's, as sllm_draft() has them */
+    float * chances;   /* that the target takes the path to this node, as far as the draft can tell */
+    int32_t * lengths; /* n_seqs: nodes of each tree */
+    int32_t * n_passes; /* one number: passes that were computed */
+};
+
+/* Draft a tree of up to n_more <= stride nodes for each sequence. After each computed node the tokens follow that
+ * come first by logit / T + G, the selection's own order: the runners-up under the same noise. n_passes[i] passes
+ * compute up to `width` nodes of sequence i each (the first one the committed tokens), the likeliest of all that
+ * are known, as far as their chance is p_min[i] or more; the likeliest n_more of all are the tree. Where
+ * sllm_context_can_branch() says no it is a chain. Otherwise as sllm_draft(); the computed nodes stay cached until
+ * the next call on their sequence.
+ * Returns what sllm_draft() returns; SLLM_ERR_INVALID: also a width or n_passes below 1. */
+int sllm_draft_tree(sllm_context * context, int32_t n_seqs, const int32_t * jobs, int32_t n_items, sllm_sampling * const * samplings,
+                    const int32_t * n_passes, const float * p_min, int32_t width, int32_t stride, const struct sllm_tree * out);
 
 /* ---- mtp.cpp: a model's own heads as its draft --------------------------------------------------------- */
 

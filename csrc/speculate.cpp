@@ -96,12 +96,7 @@ bool Chains::extend(size_t i, sllm_context & context, const Job & job, Selector 
     return !ends && n + 1 < job.n_more && at < context.info.n_ctx_seq;
 }
 
-} // namespace sllm
-
-namespace {
-
-// Where generated text begins: as told, as remembered, or here.
-int32_t resolve_start(sllm::Sequence & s, const sllm::Job & job) {
+int32_t resolve_start(Sequence & s, const Job & job) {
     const auto here = static_cast<int32_t>(job.pos + job.n_tokens);
     if (job.start >= 0) {
         s.start = std::min(job.start, here);
@@ -111,12 +106,15 @@ int32_t resolve_start(sllm::Sequence & s, const sllm::Job & job) {
     return s.start;
 }
 
+} // namespace sllm
+
+namespace {
+
 // How many committed tokens may be computed again together with drafted ones, rather than by a pass of their own with a checkpoint
 // after it: a pass costs about as much as these rows do.
 constexpr size_t N_AGAIN = 16;
-// A target goes back to where its last draft began, a draft that runs ahead to where any of its last ones did.
+// A target goes back to where its last draft began.
 constexpr size_t N_VERIFY_CHECKPOINTS = 2;
-constexpr size_t N_DRAFT_CHECKPOINTS = 4;
 // Drafting token by token, call by call, needs no checkpoint for each.
 constexpr size_t N_DRAFT_STEP = 4;
 
@@ -220,41 +218,118 @@ struct Verdict {
     float * logprobs; // or null
 };
 
-// Select after the committed tokens and after each drafted one, from a row of logits for each, as long as the draft agrees.
-void judge(sllm_context & context, const sllm::Job & job, const float * rows, const Verdict & verdict) {
+// Which row of logits comes after row `at` where `token` was selected: row 0 is the last committed token's, row i + 1 that of drafted
+// token or node i. 0: none was drafted there.
+size_t next_row(const sllm::Job & job, size_t at, llama_token token) {
+    if (job.tree.empty()) {
+        return at < job.n_more && job.tokens[job.n_tokens + at] == token ? at + 1 : 0;
+    }
+    for (size_t i = at; i < job.tree.size(); ++i) {
+        if (job.tree[i].parent == static_cast<int32_t>(at) - 1 && job.tree[i].token == token) {
+            return i + 1;
+        }
+    }
+    return 0;
+}
+
+// Select after the committed tokens and after each drafted one that agrees, from a row of logits for each. Returns the row of the
+// last of them.
+size_t judge(sllm_context & context, const sllm::Job & job, const float * rows, const Verdict & verdict) {
     sllm::Sequence & s = sllm::sequence_at(context, job.seq_id);
     if (sllm::needs_history(*job.sampling)) {
-        sllm::begin_selection(s.selector, s, job, resolve_start(s, job));
+        sllm::begin_selection(s.selector, s, job, sllm::resolve_start(s, job));
     } else {
         s.selector.begin(*job.sampling, {}, -1);
     }
-    const int32_t * const hints = job.tokens + job.n_tokens;
+    size_t row = 0;
     size_t accepted = 0;
-    for (size_t j = 0; j <= job.n_more; ++j) {
-        const float * logits = rows + j * static_cast<size_t>(context.info.n_vocab);
+    for (size_t next = 0;; ++accepted) {
+        const float * logits = rows + next * static_cast<size_t>(context.info.n_vocab);
         llama_token token = -1;
         try {
-            if (j > 0) {
-                s.selector.accept(hints[j - 1]);
+            if (accepted > 0) {
+                s.selector.accept(verdict.selected[accepted - 1]);
             }
-            token = s.selector.select(logits, static_cast<int32_t>(job.pos + job.n_tokens + j), false, context.selection).token;
+            token = s.selector.select(logits, static_cast<int32_t>(job.pos + job.n_tokens + accepted), false, context.selection).token;
         } catch (const std::exception &) {
             s.selector = sllm::Selector{}; // it may have stopped half way
-            if (j == 0 || sllm::status_of_current_exception() == SLLM_ERR_INTERRUPTED) {
+            if (accepted == 0 || sllm::status_of_current_exception() == SLLM_ERR_INTERRUPTED) {
                 throw;
             }
+            --accepted;
             break; // without a draft the tokens before this one would have come: the next call will raise
         }
-        verdict.selected[j] = token;
+        row = next;
+        verdict.selected[accepted] = token;
         if (verdict.logprobs != nullptr) {
-            verdict.logprobs[j] = static_cast<float>(sllm::log_prob(logits, context.info.n_vocab, token));
+            verdict.logprobs[accepted] = static_cast<float>(sllm::log_prob(logits, context.info.n_vocab, token));
         }
-        accepted = j;
-        if (j == job.n_more || token != hints[j] || context.model.ends(token)) {
+        next = next_row(job, row, token);
+        if (next == 0 || context.model.ends(token)) {
             break;
         }
     }
     *verdict.n_accepted = static_cast<int32_t>(accepted);
+    return row;
+}
+
+// Memory and text of a sequence whose tree was judged: of the nodes those on the main path stay, as far as they were accepted.
+void commit_tree(sllm_context & context, const sllm::Job & job, size_t row, const int32_t * selected, size_t accepted) {
+    sllm::Sequence & s = sllm::sequence_at(context, job.seq_id);
+    s.tokens.resize(job.pos + job.n_tokens);
+    s.tokens.insert(s.tokens.end(), selected, selected + accepted);
+    const size_t n_main = sllm::main_path(job.tree);
+    const uint64_t main = n_main == sllm::N_TREE_NODES ? ~uint64_t{0} : (uint64_t{1} << n_main) - 1;
+    sllm::keep_path(context, job.seq_id, row == 0 ? 0 : job.tree[row - 1].path & main);
+}
+
+bool is_chain(const int32_t * parents, size_t n) {
+    for (size_t i = 0; i < n; ++i) {
+        if (parents[i] != static_cast<int32_t>(i) - 1) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// Makes a job's drafted tokens, with their parents, a tree or a chain of what can be verified. Nodes outside the vocabulary or beyond
+// `room` tokens go, with all that follows them.
+void plant(const sllm_context & context, sllm::Job & job, const int32_t * parents, size_t room) {
+    const int32_t * const tokens = job.tokens + job.n_tokens;
+    const std::vector<sllm::Node> all = sllm::read_tree(tokens, parents, job.n_more, job.rows);
+    std::vector<int32_t> place(all.size(), -1);
+    std::vector<int32_t> rows;
+    std::vector<sllm::Node> tree;
+    const bool branches = sllm::can_branch(context);
+    for (size_t i = 0; i < all.size(); ++i) {
+        const sllm::Node & node = all[i];
+        const bool has_parent = node.parent < 0 || place[static_cast<size_t>(node.parent)] >= 0;
+        const bool is_main = node.parent == static_cast<int32_t>(i) - 1 && tree.size() == i;
+        if (!has_parent || node.token < 0 || node.token >= context.info.n_vocab || static_cast<size_t>(node.depth) >= room ||
+            !(branches || is_main)) {
+            continue;
+        }
+        if (branches && tree.size() == sllm::N_TREE_NODES) {
+            sllm::fail(SLLM_ERR_INVALID, "the tree of sequence %d has more than %zu nodes", job.seq_id, sllm::N_TREE_NODES);
+        }
+        place[i] = static_cast<int32_t>(tree.size());
+        const uint64_t bit = branches ? uint64_t{1} << tree.size() : 0;
+        const int32_t parent = node.parent < 0 ? -1 : place[static_cast<size_t>(node.parent)];
+        const uint64_t above = parent < 0 ? 0 : tree[static_cast<size_t>(parent)].path;
+        tree.push_back({node.token, parent, node.depth, above | bit});
+        rows.push_back(job.rows[i]);
+    }
+    job.rows = std::move(rows);
+    job.n_more = tree.size();
+    if (sllm::main_path(tree) == tree.size()) { // what is left is a chain
+        job.chain.assign(job.tokens, job.tokens + job.n_tokens);
+        for (const sllm::Node & node : tree) {
+            job.chain.push_back(node.token);
+        }
+        job.tokens = job.chain.data();
+    } else {
+        job.tree = std::move(tree);
+    }
 }
 
 } // namespace
@@ -287,7 +362,7 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * items, in
         for (const size_t i : active) {
             sllm::Sequence & s = sllm::sequence_at(*context, jobs[i].seq_id);
             if (sllm::needs_history(*jobs[i].sampling)) {
-                sllm::begin_selection(s.selector, s, jobs[i], resolve_start(s, jobs[i]));
+                sllm::begin_selection(s.selector, s, jobs[i], sllm::resolve_start(s, jobs[i]));
                 ahead[i] = s.selector.clone();
             } else {
                 s.selector.begin(*jobs[i].sampling, {}, -1);
@@ -301,7 +376,7 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * items, in
             // What is drafted is decoded one by one, and so may be what the caller passes in: no snapshots go back over that.
             const sllm::Sequence & s = sllm::sequence_at(*context, jobs[i].seq_id);
             if (jobs[i].n_more > 1 || s.checkpoints.empty() || s.checkpoints.back().pos + N_DRAFT_STEP <= s.n_cached) {
-                sllm::save_checkpoint(*context, jobs[i].seq_id, N_DRAFT_CHECKPOINTS);
+                sllm::save_checkpoint(*context, jobs[i].seq_id, sllm::N_DRAFT_CHECKPOINTS);
             }
         }
         while (!active.empty()) {
@@ -342,27 +417,46 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * items, in
 }
 
 int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * items, int32_t n_items, sllm_sampling * const * samplings,
-                int32_t stride, const float * hidden, int32_t * selected, int32_t * n_accepted, float * logprobs) {
+                int32_t stride, const int32_t * parents, const float * hidden, int32_t * selected, int32_t * n_accepted,
+                float * logprobs) {
     return sllm::guarded([&] {
         const sllm::Entry entry(*context);
         sllm::check_has_output(*context);
         std::vector<sllm::Job> jobs = sllm::read_jobs(*context, n_seqs, items, n_items, samplings, stride, true);
         const auto width = static_cast<size_t>(stride) + 1;
-        size_t n_rows = 0;
+        const size_t n_columns = hidden == nullptr ? 0 : sllm::n_embd(*context);
         size_t n_hidden = 0;
         std::vector<const float *> inputs; // of layers: the first row for each job
         inputs.reserve(jobs.size());
         for (const sllm::Job & job : jobs) {
-            inputs.push_back(hidden == nullptr ? nullptr : hidden + n_hidden * sllm::n_embd(*context));
+            inputs.push_back(hidden == nullptr ? nullptr : hidden + n_hidden * n_columns);
             n_hidden += job.n_tokens + job.n_more;
         }
         sllm::check_hidden(*context, hidden, n_hidden);
-        for (sllm::Job & job : jobs) { // from here on `n_more` are the drafted tokens that can be verified
+        size_t n_rows = 0;
+        std::vector<std::vector<float>> sorted(jobs.size()); // of layers: the rows of trees, in the order of their nodes
+        for (size_t i = 0; i < jobs.size(); ++i) {           // from here on `n_more` are the drafted tokens that can be verified
+            sllm::Job & job = jobs[i];
             const size_t room = context->info.n_ctx_seq - (job.pos + job.n_tokens);
-            const size_t limit = std::min(n_verifiable(*context, job.n_more), room);
-            const int32_t * const hints = job.tokens + job.n_tokens;
-            const auto is_token = [&](int32_t token) { return token >= 0 && token < context->info.n_vocab; };
-            job.n_more = static_cast<size_t>(std::find_if_not(hints, hints + limit, is_token) - hints);
+            const size_t n_given = job.n_more;
+            if (parents != nullptr && !is_chain(parents, n_given)) {
+                plant(*context, job, parents, room);
+                if (hidden != nullptr) {
+                    sorted[i].assign(inputs[i], inputs[i] + job.n_tokens * n_columns);
+                    for (const int32_t row : job.rows) {
+                        const float * const from = inputs[i] + (job.n_tokens + static_cast<size_t>(row)) * n_columns;
+                        sorted[i].insert(sorted[i].end(), from, from + n_columns);
+                    }
+                    inputs[i] = sorted[i].data();
+                }
+            }
+            parents = parents == nullptr ? nullptr : parents + n_given;
+            if (job.tree.empty()) {
+                const size_t limit = std::min(n_verifiable(*context, job.n_more), room);
+                const int32_t * const hints = job.tokens + job.n_tokens;
+                const auto is_token = [&](int32_t token) { return token >= 0 && token < context->info.n_vocab; };
+                job.n_more = static_cast<size_t>(std::find_if_not(hints, hints + limit, is_token) - hints);
+            }
             n_rows += 1 + job.n_more;
         }
         if (n_rows > context->info.n_outputs_max) {
@@ -376,11 +470,16 @@ int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * items, i
         writes.reserve(jobs.size());
         for (size_t i = 0; i < jobs.size(); ++i) {
             const sllm::Job & job = jobs[i];
-            const size_t n_written = job.n_tokens + job.n_more;
-            const size_t n_recompute = hidden == nullptr ? 1 + job.n_more : n_written;
+            const size_t n_chain = job.tree.empty() ? job.n_more : 0;
+            const size_t n_written = job.n_tokens + n_chain;
+            const size_t n_recompute = hidden == nullptr ? 1 + n_chain : n_written;
             const size_t begin = sllm::place_tokens(*context, job.seq_id, job.pos, job.tokens, n_written, n_recompute);
             const size_t end = job.pos + n_written;
-            writes.push_back({job.seq_id, begin, end, end - 1 - job.n_more, inputs[i]});
+            writes.push_back({job.seq_id, begin, end, end - 1 - n_chain, inputs[i]});
+            if (!job.tree.empty()) {
+                writes.back().tree = &job.tree;
+                writes.back().tree_hidden = hidden == nullptr ? nullptr : inputs[i] + job.n_tokens * n_columns;
+            }
         }
         for (const sllm::Job & job :
              jobs) { // where a text begins is where the next one may leave it: another answer, the next turn of a chat
@@ -406,15 +505,21 @@ int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * items, i
                 }
                 sllm::compute(*context, together, nullptr);
                 const float * row = llama_get_logits(context->context.get());
+                std::vector<size_t> last; // row of each that was accepted
+                last.reserve(group.size());
                 for (const size_t i : group) {
                     const Verdict verdict{selected + i * width, n_accepted + i, logprobs == nullptr ? nullptr : logprobs + i * width};
-                    judge(*context, jobs[i], row, verdict);
+                    last.push_back(judge(*context, jobs[i], row, verdict));
                     row += (jobs[i].n_more + 1) * static_cast<size_t>(context->info.n_vocab);
                 }
-                for (const size_t i : group) {
-                    sllm::Sequence & s = sllm::sequence_at(*context, jobs[i].seq_id);
-                    s.n_committed = jobs[i].pos + jobs[i].n_tokens + static_cast<size_t>(n_accepted[i]);
-                    sllm::uncache(*context, jobs[i].seq_id, s.n_committed);
+                for (size_t k = 0; k < group.size(); ++k) {
+                    const size_t i = group[k];
+                    const auto accepted = static_cast<size_t>(n_accepted[i]);
+                    if (!jobs[i].tree.empty()) {
+                        commit_tree(*context, jobs[i], last[k], selected + i * width, accepted);
+                    }
+                    sllm::sequence_at(*context, jobs[i].seq_id).n_committed = jobs[i].pos + jobs[i].n_tokens + accepted;
+                    sllm::uncache(*context, jobs[i].seq_id, sllm::sequence_at(*context, jobs[i].seq_id).n_committed);
                 }
             }
         } catch (...) { // back to where the caller's tokens began

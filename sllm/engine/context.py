@@ -27,6 +27,7 @@ from sllm.engine.jobs import (
     lay_out,
     row_limits,
     row_thresholds,
+    tree_parents,
 )
 from sllm.engine.memory import Memory
 from sllm.engine.sampling import SamplingParams
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from sllm.engine.params import ContextParams
     from sllm.engine.weights import Weights
 
-__all__ = ["Context"]
+__all__ = ["MAX_NODES", "Context"]
 
 _LOGITS = {"none": lib.SLLM_LOGITS_NONE, "last": lib.SLLM_LOGITS_LAST, "all": lib.SLLM_LOGITS_ALL}
 
@@ -55,6 +56,9 @@ _from_buffer = ffi.from_buffer
 
 
 _JOB_HEADER: int = lib.SLLM_JOB_HEADER
+
+MAX_NODES: int = lib.SLLM_TREE_NODES
+"""A tree has so many tokens at most."""
 
 
 # One class for one llama_context: its methods share the pointer and the checks, and half of these lines are
@@ -242,35 +246,110 @@ class Context(Handle):
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         pos: int | Sequence[int] | None = None,
         start: int | Sequence[int] | None = None,
+        width: int = 1,
+        n_nodes: int | Sequence[int] | None = None,
     ) -> Draft:
         """Draft up to ``n_max`` tokens for each of B sequences, one batched pass a token.
 
         Each token is selected from this model's logits with the same position-keyed noise as the target will
-        use, which makes them agree far more often than independent samples. The chain stays cached after the
-        committed length, so drafting on from accepted tokens computes only what is new.
+        use, which makes them agree far more often than independent samples. What was drafted stays cached
+        after the committed length, so drafting on from accepted tokens computes only what is new.
+
+        With ``n_nodes`` the draft is a tree: beside what this model selects, also what it nearly selected,
+        by the same noise. ``n_max`` passes compute the ``width`` likeliest tokens each, whichever branch they
+        are on, and the ``n_nodes`` likeliest of all are the tree. A memory that cannot branch
+        (:attr:`can_branch`) gives a chain.
 
         Args:
             seq_ids: B distinct sequences.
             tokens: (B,) the last committed token of each, not in memory yet; or B arrays of the committed
                 tokens that are not in memory yet.
-            n_max: how many tokens at most, one number or B.
-            p_min: a chain ends before a token less probable than this (see :attr:`Draft.probs`), one number
-                or B.
+            n_max: how many tokens at most, one number or B; of a tree: how many passes.
+            p_min: a chain ends before a token less probable than this (see :attr:`Draft.probs`), and a tree
+                is not computed further behind one of a smaller chance (:attr:`Draft.chances`), one number or B.
             sampling: how to select, one or B; None: ``SamplingParams()``.
             pos: where ``tokens`` go, at most the committed length; None: there.
             start: the position of the first generated token, for grammars; None: remembered from the
                 sequence's first call since a decode.
+            width: of a tree: tokens that one pass computes, 1 or more.
+            n_nodes: of a tree: how many tokens at most, one number or B, up to 64.
+                None: a chain.
 
         Returns:
-            The chains. One ends early after an end-of-generation token, at the end of the context, and after
-            :meth:`cancel`.
+            The chains or trees. One ends early after an end-of-generation token, at the end of the context,
+            and after :meth:`cancel`.
 
         Raises:
             ValueError, TypeError, ContextFullError, CancelledError (before anything was drafted), BusyError,
             InferenceError, ClosedError.
 
         """
+        if n_nodes is not None:
+            return self._draft_trees(
+                seq_ids, tokens, n_max, p_min, sampling, pos, start, checked_int(width, "width", 1), n_nodes
+            )
+        if width != 1:
+            raise ValueError(f"width is {width}, and without n_nodes the draft is a chain")
         return self._drafted(lib.sllm_draft, seq_ids, tokens, n_max, p_min, sampling, pos, start)
+
+    def _draft_trees(
+        self,
+        seq_ids: Sequence[int] | npt.NDArray[np.int32],
+        tokens: npt.ArrayLike | Sequence[npt.ArrayLike],
+        n_max: int | Sequence[int],
+        p_min: float | Sequence[float],
+        sampling: SamplingParams | Sequence[SamplingParams] | None,
+        pos: int | Sequence[int] | None,
+        start: int | Sequence[int] | None,
+        width: int,
+        n_nodes: int | Sequence[int],
+    ) -> Draft:
+        pointer = self._live
+        seqs = int_list(seq_ids, "seq_ids")
+        n_seqs = len(seqs)
+        rows = last_tokens(tokens, n_seqs)
+        samplings = self._samplings(sampling, n_seqs)
+        sizes = row_limits(n_nodes, n_seqs, "n_nodes")
+        n_passes = row_limits(n_max, n_seqs)
+        stride = max(sizes, default=0)
+        checked_int(stride, "n_nodes", 0, MAX_NODES)
+        jobs = lay_out(seqs, pos, start, rows, sizes, None)
+        shape = (n_seqs, stride)
+        drafted, parents, ranks = np.empty(shape, INT32), np.empty(shape, INT32), np.empty(shape, INT32)
+        probs, chances = np.empty(shape, FLOAT32), np.empty(shape, FLOAT32)
+        lengths = np.empty(n_seqs, INT32)
+        computed = ffi.new("int32_t *")
+        fields = [_from_buffer(_INTS, drafted), _from_buffer(_INTS, parents), _from_buffer(_INTS, ranks)]
+        fields += [_from_buffer(_FLOATS, probs), _from_buffer(_FLOATS, chances), _from_buffer(_INTS, lengths)]
+        out = ffi.new("struct sllm_tree *", [*fields, computed])
+        try:
+            status = lib.sllm_draft_tree(
+                pointer,
+                n_seqs,
+                jobs,
+                len(jobs),
+                samplings,
+                n_passes,
+                row_thresholds(p_min, n_seqs),
+                width,
+                stride,
+                out,
+            )
+        except OverflowError:
+            raise does_not_fit(jobs) from None
+        if status:
+            check(status)
+        return Draft(drafted, lengths, probs, parents, ranks, chances, computed[0])
+
+    @property
+    def can_branch(self) -> bool:
+        """Whether :meth:`verify` checks all branches of a tree here, and :meth:`draft` makes them: with
+        attention alone, no MTP heads at work, and a llama.cpp that has sllm's patch. Elsewhere a tree's main
+        path is verified, from each token to the first one that follows it.
+        """
+        can = ffi.new("int32_t *")
+        check(lib.sllm_context_can_branch(self._live, can))
+        return bool(can[0])
 
     def _drafted(
         self,
@@ -330,13 +409,16 @@ class Context(Handle):
         start: int | Sequence[int] | None = None,
         logprobs: bool = False,
         hidden: npt.NDArray[np.float32] | None = None,
+        parents: Sequence[npt.ArrayLike] | None = None,
     ) -> Verdict:
         """Verify drafts of B sequences in one pass and commit what this model itself selects.
 
         One batch decodes the last committed token and the chain ``h1..hk`` of each sequence; y1..y(k+1) are
         selected, and accepted while ``y_i == h_i``; y1..y(a+1) are returned. The memory is then at exactly
         the committed length: the tokens passed in and the ``a`` accepted ones. Without a draft this is
-        plain decoding of one token.
+        plain decoding of one token. Of a tree, all branches are decoded in that one batch, and the longest
+        path that agrees is accepted; accepted tokens of a side branch are computed once more, in the next
+        pass, where the memory needs them in their order.
 
         Args:
             seq_ids: B distinct sequences.
@@ -347,9 +429,12 @@ class Context(Handle):
             logprobs: also return the log-probability of every selected token.
             hidden: for the context of a :class:`~sllm.LayerRange` alone: float32 (tokens, n_embd), what
                 enters its first layer for the tokens and the draft of each sequence, one after the other.
+            parents: for token arrays that are trees: B int arrays as long as those of ``draft``, as
+                :attr:`Draft.parents` has them. None: chains, or a Draft's own.
 
         Raises:
-            ValueError: also when the drafts together need more than ``n_outputs_max`` rows.
+            ValueError: also when the drafts together need more than ``n_outputs_max`` rows, and where parents
+                make no tree: one that does not come before its child, two equal tokens after one, more than 64.
             TypeError, ContextFullError, CancelledError, BusyError, InferenceError, ClosedError.
 
         """
@@ -359,6 +444,7 @@ class Context(Handle):
         rows = last_tokens(tokens, n_seqs)
         samplings = self._samplings(sampling, n_seqs)
         hints, stride = (None, 0) if draft is None else chains(draft, n_seqs)
+        links = tree_parents(draft, parents, hints)
         jobs = lay_out(seqs, pos, start, rows, None, hints)
         selected = np.empty((n_seqs, stride + 1), INT32)
         n_accepted = np.empty(n_seqs, INT32)
@@ -371,6 +457,7 @@ class Context(Handle):
                 len(jobs),
                 samplings,
                 stride,
+                _NULL if links is None else links,
                 _NULL
                 if hidden is None
                 else _from_buffer(

@@ -30,19 +30,27 @@ __all__ = [
     "lay_out",
     "row_limits",
     "row_thresholds",
+    "tree_parents",
 ]
 
 
 @dataclass(frozen=True, init=False)
 class Draft:
-    """What :meth:`Context.draft` proposes for B sequences.
+    """What :meth:`Context.draft` proposes for B sequences: n tokens at most for each, a chain or a tree.
 
     Attributes:
-        tokens: int32 (B, n_max), unused places -1.
-        lengths: int32 (B,), how many tokens each chain has.
-        probs: float32 (B, n_max), the draft's probability of each drafted token among the candidates that it
+        tokens: int32 (B, n), unused places -1.
+        lengths: int32 (B,), how many tokens each chain or tree has.
+        probs: float32 (B, n), the draft's probability of each drafted token among the candidates that it
             was selected from, at the sampling temperature (at temperature 0: at temperature 1); unused places
             0.
+        parents: of trees: int32 (B, n), the place in ``tokens`` of the token that each one follows, always an
+            earlier place; -1: it comes right after the committed text, and in unused places. None: chains.
+        ranks: of trees: int32 (B, n), the place of each token among the ways to go on after its parent, 0 for
+            what the draft itself selects; unused places -1. None: chains.
+        chances: of trees: float32 (B, n), how likely the target takes the whole path to each token, as far as
+            the draft can tell; falling, unused places 0. None: chains.
+        n_passes: of trees: the passes that drafting took; 0: chains.
 
     Examples:
         >>> greedy = sllm.SamplingParams(temperature=0)
@@ -56,18 +64,30 @@ class Draft:
     tokens: npt.NDArray[np.int32]
     lengths: npt.NDArray[np.int32]
     probs: npt.NDArray[np.float32]
+    parents: npt.NDArray[np.int32] | None = None
+    ranks: npt.NDArray[np.int32] | None = None
+    chances: npt.NDArray[np.float32] | None = None
+    n_passes: int = 0
 
     def __init__(
         self,
         tokens: npt.NDArray[np.int32],
         lengths: npt.NDArray[np.int32],
         probs: npt.NDArray[np.float32],
+        parents: npt.NDArray[np.int32] | None = None,
+        ranks: npt.NDArray[np.int32] | None = None,
+        chances: npt.NDArray[np.float32] | None = None,
+        n_passes: int = 0,
     ) -> None:
         # what dataclass writes for a frozen class takes twice as long
         fields = self.__dict__
         fields["tokens"] = tokens
         fields["lengths"] = lengths
         fields["probs"] = probs
+        fields["parents"] = parents
+        fields["ranks"] = ranks
+        fields["chances"] = chances
+        fields["n_passes"] = n_passes
 
 
 @dataclass(frozen=True, init=False)
@@ -143,11 +163,41 @@ def chains(draft: Draft | Sequence[npt.ArrayLike], n_seqs: int) -> tuple[list[li
     return [row[:length] for row, length in zip(tokens.tolist(), lengths, strict=True)], tokens.shape[1]
 
 
-def row_limits(n_max: int | Sequence[int], n_seqs: int) -> list[int]:
-    """The ``n_max`` argument of draft, for each sequence."""
-    items = [int(n_max)] * n_seqs if isinstance(n_max, (int, np.integer)) else int_list(n_max, "n_max")
+def tree_parents(
+    draft: Draft | Sequence[npt.ArrayLike] | None,
+    parents: Sequence[npt.ArrayLike] | None,
+    hints: list[list[int]] | None,
+) -> list[int] | None:
+    """The parents of all drafted tokens of a verify call, end to end; None: they are chains."""
+    if hints is None:
+        if parents is not None:
+            raise ValueError("there are parents, and no draft that they belong to")
+        return None
+    if isinstance(draft, Draft):
+        if parents is not None:
+            raise ValueError("a Draft has parents of its own")
+        if draft.parents is None:
+            return None
+        if draft.parents.dtype != INT32 or draft.parents.shape != draft.tokens.shape:
+            raise TypeError("draft.parents must be an int32 array of the shape of draft.tokens")
+        rows = [row[: len(hint)] for row, hint in zip(draft.parents.tolist(), hints, strict=True)]
+    elif parents is None:
+        return None
+    else:
+        rows = _rows(parents, len(hints), "parents")
+        for i, (row, hint) in enumerate(zip(rows, hints, strict=True)):
+            if len(row) != len(hint):
+                raise ValueError(
+                    f"parents[{i}] has {len(row)} items, expected one for each of {len(hint)} drafted tokens"
+                )
+    return [parent for row in rows for parent in row]
+
+
+def row_limits(n_max: int | Sequence[int], n_seqs: int, name: str = "n_max") -> list[int]:
+    """The ``n_max`` argument of draft, or another of its numbers, for each sequence."""
+    items = [int(n_max)] * n_seqs if isinstance(n_max, (int, np.integer)) else int_list(n_max, name)
     if len(items) != n_seqs:
-        raise ValueError(f"n_max has {len(items)} items, expected one for each of {n_seqs} sequences")
+        raise ValueError(f"{name} has {len(items)} items, expected one for each of {n_seqs} sequences")
     return items
 
 

@@ -329,6 +329,7 @@ class LayerRange(Closing):
         *,
         seq_id: int | Sequence[int] = 0,
         pos: int | Sequence[int] | None = None,
+        parents: npt.ArrayLike | Sequence[npt.ArrayLike] | None = None,
     ) -> npt.NDArray[np.float32]:
         """Send hidden states through the layers.
 
@@ -339,6 +340,11 @@ class LayerRange(Closing):
             pos: where the rows go, at most the sequence's length; None: at its end. Whatever was at or after
                 it is void. A recurrent state goes back over the last rows of the last call alone, at most
                 ``n_rollback`` and less than that call had; or to 0.
+            parents: of a tree, whose nodes are the last rows of the sequence, at most 64 and fewer than all:
+                int (m,), for the last m rows the node that each one follows, an earlier one of them, or -1:
+                it follows the rows before the tree; for several sequences, one such array for each (empty:
+                none). The memory keeps the main path of it, each node's first child: a write at the end of
+                that path, or before it, goes on from there. For layers without ``output``.
 
         Returns:
             What leaves the last layer, float32, in the order of the rows: (rows, n_embd), or with ``output``
@@ -350,10 +356,12 @@ class LayerRange(Closing):
                 ``memory.length()`` says, and the rows from there on have to be sent again.
             TypeError: a wrong dtype.
             ContextFullError: no room; nothing was computed.
+            UnsupportedModelError: a tree, where :attr:`Context.can_branch` is false.
             CancelledError, BusyError, InferenceError, ClosedError.
 
         """
         if isinstance(seq_id, (int, np.integer)):
+            parents = None if parents is None else [parents]
             arrays, seqs = [hidden_array(hidden, None, self.n_embd)], [checked_int(seq_id, "seq_id")]
         else:
             seqs = int32_array(seq_id, "seq_id").tolist()
@@ -370,6 +378,12 @@ class LayerRange(Closing):
                 raise ValueError(f"sequence {seq} is given no rows")
         flat = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         lengths = [len(array) for array in arrays]
+        links = [] if parents is None else [int32_array(row, "parents").tolist() for row in parents]
+        if links and (len(links) != len(arrays) or (self.output and any(links))):
+            raise ValueError(
+                f"parents has {len(links)} arrays, expected one for each of {len(arrays)} sequences, and"
+                " none for layers that end in logits: verify() takes their trees"
+            )
         if self.output:
             out = self._logits(flat, lengths, seqs, begins)
         else:
@@ -381,6 +395,8 @@ class LayerRange(Closing):
                     seqs,
                     lengths,
                     begins,
+                    [len(row) for row in links] if links else ffi.NULL,
+                    [parent for row in links for parent in row] if links else ffi.NULL,
                     ffi.from_buffer("float[]", flat),
                     ffi.from_buffer("float[]", out),
                 )
@@ -419,11 +435,14 @@ class LayerRange(Closing):
         pos: int | Sequence[int] | None = None,
         start: int | Sequence[int] | None = None,
         logprobs: bool = False,
+        parents: Sequence[npt.ArrayLike] | None = None,
     ) -> Verdict:
         """:meth:`sllm.Context.verify` for a range with ``output`` and ``vocabulary``.
 
         ``hidden`` is what enters the first layer for the tokens and the draft of each sequence, one after
-        the other: float32 (tokens, n_embd).
+        the other: float32 (tokens, n_embd). Where a side branch of a tree is accepted, the memory is
+        at the length of what it shares with the main path: what came in for the rest cannot be computed
+        again here, so it has to be sent again.
         """
         if self._model._vocabulary is None:
             raise ValueError("verify() selects tokens: make the range with output=True and vocabulary=...")
@@ -436,6 +455,7 @@ class LayerRange(Closing):
             start=start,
             logprobs=logprobs,
             hidden=hidden,
+            parents=parents,
         )
 
     def cancel(self) -> None:

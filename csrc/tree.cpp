@@ -1,0 +1,400 @@
+// Trees of tokens: several ways in which a text may go on, computed as the rows of one batch.
+//
+// A node attends to what came before the tree and to the nodes on its own way from the root (tree attention: Miao et al., SpecInfer,
+// 2305.09781). llama.cpp's memory knows sequences, and a row of several sequences where they share one cache; here the nodes of a
+// tree are cells of one sequence, told apart by a bit each (patch 0006), so that every sequence keeps a stream of its own, whatever
+// its neighbours do: the text stays what it is to the last bit.
+//
+// After the tree was judged, the first children of first children (the main path) are where a chain's tokens would be, one after the
+// other behind the text, and stay as far as they were right. Nodes of other branches lie after those: they are dropped also where
+// they were right, and computed again with the next pass. Cells with gaps between them would be filled in another order than
+// that of the text, and sums taken in another order differ in their last bits.
+//
+// A branch is drafted from the runners-up of a selection, by the very noise by which the target will select: the token that the
+// target prefers to the draft's own is most likely the one that the draft nearly chose.
+
+#include "tree.hpp"
+#include "internal.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace sllm {
+
+bool can_branch(const sllm_context & context) {
+#ifdef SLLM_NO_TREES
+    static_cast<void>(context);
+    return false;
+#else
+    return context.rollback == Rollback::any && context.heads == nullptr;
+#endif
+}
+
+std::vector<Node> read_tree(const int32_t * tokens, const int32_t * parents, size_t n, std::vector<int32_t> & order) {
+    std::vector<std::vector<int32_t>> children(n + 1); // of node i: at i + 1
+    for (size_t i = 0; i < n; ++i) {
+        if (parents[i] < -1 || parents[i] >= static_cast<int32_t>(i)) {
+            fail(SLLM_ERR_INVALID, "node %zu of a tree has the parent %d, expected -1 or an earlier node", i, parents[i]);
+        }
+        for (const int32_t other : children[static_cast<size_t>(parents[i] + 1)]) {
+            if (tokens[other] == tokens[i]) {
+                fail(SLLM_ERR_INVALID, "nodes %d and %zu of a tree have the same parent and the same token %d", other, i, tokens[i]);
+            }
+        }
+        children[static_cast<size_t>(parents[i] + 1)].push_back(static_cast<int32_t>(i));
+    }
+    // Depth first, first children first: the main path comes first, and every branch in one piece.
+    std::vector<Node> tree;
+    tree.reserve(n);
+    order.clear();
+    std::vector<int32_t> place(n, -1); // of the given nodes in `tree`
+    std::vector<int32_t> left(children[0].rbegin(), children[0].rend());
+    while (!left.empty()) {
+        const int32_t at = left.back();
+        left.pop_back();
+        const auto given = static_cast<size_t>(at);
+        const int32_t parent = parents[given] < 0 ? -1 : place[static_cast<size_t>(parents[given])];
+        const bool top = parent < 0;
+        place[given] = static_cast<int32_t>(tree.size());
+        const uint64_t bit = tree.size() < N_TREE_NODES ? uint64_t{1} << tree.size() : 0;
+        const Node * const above = top ? nullptr : &tree[static_cast<size_t>(parent)];
+        tree.push_back({tokens[given], parent, top ? 0 : above->depth + 1, top ? bit : above->path | bit});
+        order.push_back(at);
+        const std::vector<int32_t> & next = children[given + 1];
+        left.insert(left.end(), next.rbegin(), next.rend());
+    }
+    return tree;
+}
+
+size_t main_path(const std::vector<Node> & tree) {
+    size_t n = 0;
+    while (n < tree.size() && tree[n].parent == static_cast<int32_t>(n) - 1) {
+        ++n;
+    }
+    return n;
+}
+
+void keep_path(sllm_context & context, llama_seq_id seq_id, uint64_t path) {
+    Sequence & s = sequence_at(context, seq_id);
+    if (s.tree.empty()) {
+        return;
+    }
+#ifndef SLLM_NO_TREES
+    llama_memory_seq_rm_tree(llama_get_memory(context.context.get()), seq_id, static_cast<llama_pos>(s.n_cached), path);
+#endif
+    for (; path != 0; path &= path - 1) {
+        ++s.n_cached;
+    }
+    s.tree.clear();
+}
+
+void follow_tree(sllm_context & context, llama_seq_id seq_id, size_t pos, const int32_t * tokens, size_t n_tokens, size_t n_recompute) {
+    Sequence & s = sequence_at(context, seq_id);
+    if (s.tree.empty()) {
+        return;
+    }
+    if (pos != s.n_cached) {
+        uncache(context, seq_id, std::min(pos, s.n_cached));
+        return;
+    }
+    uint64_t path = 0;
+    int32_t parent = -1;
+    std::vector<llama_token> same;
+    while (same.size() + n_recompute < n_tokens) {
+        const auto node = std::find_if(s.tree.begin(), s.tree.end(),
+                                       [&](const Node & x) { return x.parent == parent && x.token == tokens[same.size()]; });
+        if (node == s.tree.end()) {
+            break;
+        }
+        path = node->path;
+        parent = static_cast<int32_t>(node - s.tree.begin());
+        same.push_back(node->token);
+    }
+    s.tokens.resize(pos);
+    s.tokens.insert(s.tokens.end(), same.begin(), same.end());
+    keep_path(context, seq_id, path);
+}
+
+} // namespace sllm
+
+namespace {
+
+// So many tokens are considered after each computed node; more bring nothing (benchmarks/simulate.py, mode `trees`).
+constexpr size_t N_CHILDREN = 6;
+
+// A token that may follow in a draft's tree.
+struct Candidate {
+    llama_token token;
+    int32_t parent; // among the candidates; -1: the root
+    int32_t depth;
+    int32_t rank;
+    float prob;
+    float chance;
+    int32_t node = -1; // among the sequence's cached nodes; -1: it has not been computed
+};
+
+// One sequence's tree as it grows.
+struct Growth {
+    std::vector<Candidate> candidates;
+    size_t n_computed = 0;
+    std::vector<sllm::Selector> selectors; // after each computed node, where they depend on the text before
+    sllm::Selector root;
+    std::vector<int32_t> frontier; // the candidates in the pass that comes
+
+    const Candidate & at(int32_t i) const { return candidates[static_cast<size_t>(i)]; }
+};
+
+// The tokens that may follow, each with the chance that the target takes this path: its parent's times its share among its siblings
+// and a little for all other tokens. The share is a softmax of the scores by which the draft would select. Under shared noise that is
+// calibrated on unlike pairs of models, for the first token and for its runners-up alike: benchmarks/RESULTS.md, "Trees".
+void add_children(Growth & growth, int32_t parent, const std::vector<sllm::Ranked> & ranked, bool greedy,
+                  size_t n_children) {
+    const float above = parent < 0 ? 1.0F : growth.at(parent).chance;
+    const int32_t depth = parent < 0 ? 0 : growth.at(parent).depth + 1;
+    const double tau = greedy ? 0.6 : 1.0;
+    const auto weight = [&](const sllm::Ranked & one) { return std::exp((one.score - ranked.front().score) / tau); };
+    double total = 0.01;
+    for (const sllm::Ranked & one : ranked) {
+        total += weight(one);
+    }
+    for (size_t i = 0; i < std::min(n_children, ranked.size()); ++i) {
+        const float chance = above * static_cast<float>(weight(ranked[i]) / total);
+        growth.candidates.push_back({ranked[i].token, parent, depth, static_cast<int32_t>(i), ranked[i].prob, chance});
+    }
+}
+
+// The best `n` candidates, likeliest first. A parent comes before its children: it is at least as likely, and was found before them.
+std::vector<int32_t> best(const Growth & growth, size_t n) {
+    std::vector<int32_t> order(growth.candidates.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return growth.at(a).chance > growth.at(b).chance; });
+    order.resize(std::min(n, order.size()));
+    return order;
+}
+
+// Take the token into what the next selection depends on. False: it cannot follow.
+bool accepts(sllm::Selector & selector, llama_token token) {
+    try {
+        selector.accept(token);
+        return true;
+    } catch (const std::exception &) {
+        if (sllm::status_of_current_exception() == SLLM_ERR_INTERRUPTED) {
+            throw;
+        }
+        return false;
+    }
+}
+
+// Which candidates the next pass computes: of those that may be in the tree in the end, the `n` likeliest, at any depth.
+void choose_frontier(const sllm_context & context, const sllm::Job & job, Growth & growth, size_t n, float p_min) {
+    growth.frontier.clear();
+    const size_t room = std::min(n, sllm::N_TREE_NODES - growth.n_computed);
+    for (const int32_t i : best(growth, job.n_more)) {
+        const Candidate & c = growth.at(i);
+        const size_t pos = job.pos + job.n_tokens + static_cast<size_t>(c.depth);
+        if (growth.frontier.size() < room && c.node < 0 && c.chance >= p_min && !context.model.ends(c.token) &&
+            pos + 1 < context.info.n_ctx_seq && (c.parent < 0 || growth.at(c.parent).node >= 0)) {
+            growth.frontier.push_back(i);
+        }
+    }
+    std::sort(growth.frontier.begin(), growth.frontier.end());
+}
+
+} // namespace
+
+extern "C" {
+
+int sllm_draft_tree(sllm_context * context, int32_t n_seqs, const int32_t * items, int32_t n_items, sllm_sampling * const * samplings,
+                    const int32_t * n_passes, const float * p_min, int32_t width, int32_t stride, const struct sllm_tree * out) {
+    return sllm::guarded([&] {
+        const sllm::Entry entry(*context);
+        sllm::check_hidden(*context, nullptr, 0);
+        const std::vector<sllm::Job> jobs = sllm::read_jobs(*context, n_seqs, items, n_items, samplings, stride, false);
+        if (width < 1) {
+            sllm::fail(SLLM_ERR_INVALID, "width is %d, expected at least 1", width);
+        }
+        int32_t most_passes = 0;
+        for (size_t i = 0; i < jobs.size(); ++i) {
+            if (!(p_min[i] >= 0 && p_min[i] <= 1) || n_passes[i] < 1) {
+                sllm::fail(SLLM_ERR_INVALID, "p_min is %g, expected 0 to 1, and n_max %d, expected at least 1",
+                           static_cast<double>(p_min[i]), n_passes[i]);
+            }
+            most_passes = std::max(most_passes, n_passes[i]);
+        }
+        const size_t n_out = jobs.size() * static_cast<size_t>(stride);
+        std::fill_n(out->tokens, n_out, -1);
+        std::fill_n(out->parents, n_out, -1);
+        std::fill_n(out->ranks, n_out, -1);
+        std::fill_n(out->probs, n_out, 0.0F);
+        std::fill_n(out->chances, n_out, 0.0F);
+        std::fill_n(out->lengths, jobs.size(), 0);
+        *out->n_passes = 0;
+        const bool branches = sllm::can_branch(*context);
+        const size_t n_children = branches ? N_CHILDREN : 1;
+        const size_t n_wide = branches ? std::min<size_t>(static_cast<size_t>(width), context->info.n_outputs_max / jobs.size()) : 1;
+
+        // 1. The committed tokens, and the candidates after them.
+        std::vector<sllm::Write> writes;
+        std::vector<Growth> growths(jobs.size());
+        std::vector<size_t> active; // the jobs behind the rows of the pass
+        for (size_t i = 0; i < jobs.size(); ++i) {
+            const sllm::Job & job = jobs[i];
+            const size_t n_logits = job.n_more > 0 ? 1 : 0;
+            const size_t begin = sllm::place_tokens(*context, job.seq_id, job.pos, job.tokens, job.n_tokens, n_logits);
+            const size_t end = job.pos + job.n_tokens;
+            writes.push_back({job.seq_id, begin, end, end - n_logits});
+            if (job.n_more > 0) {
+                active.push_back(i);
+            }
+        }
+        sllm::compute(*context, writes, nullptr);
+        const auto n_vocab = static_cast<size_t>(context->info.n_vocab);
+        const float * row = llama_get_logits(context->context.get());
+        *out->n_passes = 1;
+        for (const size_t i : active) {
+            const sllm::Job & job = jobs[i];
+            Growth & growth = growths[i];
+            sllm::Sequence & s = sllm::sequence_at(*context, job.seq_id);
+            if (sllm::needs_history(*job.sampling)) {
+                sllm::begin_selection(s.selector, s, job, sllm::resolve_start(s, job));
+                growth.root = s.selector.clone();
+            } else {
+                growth.root.begin(*job.sampling, {}, -1);
+            }
+        }
+        for (const sllm::Job & job : jobs) {
+            sllm::sequence_at(*context, job.seq_id).n_committed = job.pos + job.n_tokens;
+        }
+        const auto rank = [&](const sllm::Job & job, const sllm::Selector & selector, const float * logits, int32_t depth) {
+            try {
+                const size_t pos = job.pos + job.n_tokens + static_cast<size_t>(depth);
+                // Of a chain too: how far the first is ahead of the next ones says how likely it is.
+                return selector.rank(logits, static_cast<int32_t>(pos), N_CHILDREN, context->selection);
+            } catch (const std::exception &) {
+                if (sllm::status_of_current_exception() == SLLM_ERR_INTERRUPTED) {
+                    throw;
+                }
+                return std::vector<sllm::Ranked>{}; // a smaller tree will do; what is wrong is the target's to say
+            }
+        };
+        const auto grow = [&](const sllm::Job & job, Growth & growth, int32_t parent, const sllm::Selector & selector) {
+            add_children(growth, parent, rank(job, selector, row, parent < 0 ? 0 : growth.at(parent).depth + 1),
+                         job.sampling->temperature == 0, n_children);
+            row += n_vocab;
+        };
+        for (const size_t i : active) {
+            grow(jobs[i], growths[i], -1, growths[i].root);
+            if (!branches) {
+                sllm::save_checkpoint(*context, jobs[i].seq_id, sllm::N_DRAFT_CHECKPOINTS);
+            }
+        }
+
+        // 2. Pass by pass, the candidates after the likeliest ones.
+        for (int32_t pass = 1; pass < most_passes && !active.empty(); ++pass) {
+            std::vector<std::vector<sllm::Node>> trees(jobs.size());
+            writes.clear();
+            std::vector<size_t> still;
+            for (const size_t i : active) {
+                const sllm::Job & job = jobs[i];
+                Growth & growth = growths[i];
+                choose_frontier(*context, job, growth, pass < n_passes[i] ? n_wide : 0, p_min[i]);
+                if (growth.frontier.empty()) {
+                    continue;
+                }
+                still.push_back(i);
+                sllm::Sequence & s = sllm::sequence_at(*context, job.seq_id);
+                if (!branches) {
+                    const size_t at = s.tokens.size();
+                    s.tokens.push_back(growth.at(growth.frontier.front()).token);
+                    writes.push_back({job.seq_id, at, at + 1, at});
+                    continue;
+                }
+                trees[i] = s.tree;
+                for (const int32_t c : growth.frontier) {
+                    const Candidate & from = growth.at(c);
+                    const int32_t parent = from.parent < 0 ? -1 : growth.at(from.parent).node;
+                    const uint64_t bit = uint64_t{1} << trees[i].size();
+                    const uint64_t above = parent < 0 ? 0 : trees[i][static_cast<size_t>(parent)].path;
+                    trees[i].push_back({from.token, parent, from.depth, above | bit});
+                }
+                const size_t end = s.n_cached;
+                writes.push_back({job.seq_id, end, end, end, nullptr, 0, &trees[i], s.tree.size()});
+            }
+            active.swap(still);
+            if (active.empty()) {
+                break;
+            }
+            try {
+                sllm::compute(*context, writes, nullptr);
+            } catch (const sllm::Error & error) {
+                for (const size_t i : active) {
+                    sllm::uncache(*context, jobs[i].seq_id, sllm::sequence_at(*context, jobs[i].seq_id).n_cached);
+                }
+                if (error.status == SLLM_ERR_CANCELLED || error.status == SLLM_ERR_FULL) {
+                    break; // a draft is only a hint: a smaller one will do
+                }
+                throw;
+            }
+            ++*out->n_passes;
+            row = llama_get_logits(context->context.get());
+            for (const size_t i : active) {
+                Growth & growth = growths[i];
+                for (const int32_t c : growth.frontier) {
+                    const bool remembers = sllm::needs_history(*jobs[i].sampling);
+                    growth.candidates[static_cast<size_t>(c)].node = static_cast<int32_t>(growth.n_computed++);
+                    if (!remembers) {
+                        grow(jobs[i], growth, c, growth.root);
+                        continue;
+                    }
+                    const int32_t above = growth.at(c).parent;
+                    const sllm::Selector & before =
+                        above < 0 ? growth.root : growth.selectors[static_cast<size_t>(growth.at(above).node)];
+                    sllm::Selector after = before.clone();
+                    if (accepts(after, growth.at(c).token)) {
+                        grow(jobs[i], growth, c, after);
+                    } else {
+                        row += n_vocab;
+                    }
+                    growth.selectors.push_back(std::move(after));
+                }
+            }
+        }
+
+        // 3. The likeliest of all candidates are the tree.
+        for (size_t i = 0; i < jobs.size(); ++i) {
+            const Growth & growth = growths[i];
+            const size_t base = i * static_cast<size_t>(stride);
+            std::vector<int32_t> place(growth.candidates.size(), -1);
+            size_t n = 0;
+            for (const int32_t c : best(growth, jobs[i].n_more)) {
+                const Candidate & from = growth.at(c);
+                place[static_cast<size_t>(c)] = static_cast<int32_t>(n);
+                out->tokens[base + n] = from.token;
+                out->parents[base + n] = from.parent < 0 ? -1 : place[static_cast<size_t>(from.parent)];
+                out->ranks[base + n] = from.rank;
+                out->probs[base + n] = from.prob;
+                out->chances[base + n] = from.chance;
+                ++n;
+            }
+            out->lengths[i] = static_cast<int32_t>(n);
+        }
+    });
+}
+
+int32_t sllm_has_trees(void) {
+#ifdef SLLM_NO_TREES
+    return 0;
+#else
+    return 1;
+#endif
+}
+
+int sllm_context_can_branch(sllm_context * context, int32_t * can) {
+    return sllm::guarded([&] {
+        const sllm::Entry entry(*context);
+        *can = sllm::can_branch(*context) ? 1 : 0;
+    });
+}
+
+} // extern "C"
