@@ -1,0 +1,114 @@
+"""Several ways in which a text may go on: what a hint or a draft says where it is more than a chain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["MAX_NODES", "TokenTree", "is_chain"]
+
+MAX_NODES = 64
+"""A tree that is more than a chain has at most so many tokens (``SLLM_TREE_NODES``)."""
+
+
+def is_chain(parents: Sequence[int]) -> bool:
+    """Whether each token follows the one before it.
+
+    Examples:
+        >>> is_chain([-1, 0, 1]), is_chain([-1, 0, 0]), is_chain([])
+        (True, False, True)
+
+    """
+    return all(parent == i - 1 for i, parent in enumerate(parents))
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """Tokens that may follow a text, each with the one that it comes after.
+
+    The *main path* follows each token's first child: what is verified where a memory cannot branch.
+
+    Attributes:
+        tokens: the token ids.
+        parents: for each the place in ``tokens`` of the one that it follows, always an earlier place; -1: it
+            comes right after the text. A chain has -1, 0, 1, ...
+
+    Raises:
+        ValueError: lengths that differ, a parent that does not come before its child, two equal tokens after
+            one parent, or more than :data:`MAX_NODES` tokens that are no chain.
+
+    Examples:
+        >>> tree = TokenTree((5, 6, 7, 8), (-1, 0, 0, 2))
+        >>> tree.after([5]), tree.after([5, 7, 8]), tree.after([6])
+        (TokenTree(tokens=(6, 7, 8), parents=(-1, -1, 1)), TokenTree(tokens=(), parents=()), None)
+        >>> tree.main_path()
+        (5, 6)
+
+    """
+
+    tokens: tuple[int, ...] = ()
+    parents: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.tokens) != len(self.parents):
+            raise ValueError(f"a tree has {len(self.tokens)} tokens and {len(self.parents)} parents")
+        if is_chain(self.parents):
+            return
+        if len(self.tokens) > MAX_NODES:
+            raise ValueError(f"a tree has {len(self.tokens)} tokens, expected at most {MAX_NODES}")
+        seen: set[tuple[int, int]] = set()
+        for i, (token, parent) in enumerate(zip(self.tokens, self.parents, strict=True)):
+            if not -1 <= parent < i:
+                raise ValueError(f"token {i} of a tree has the parent {parent}, expected -1 to {i - 1}")
+            if (parent, token) in seen:
+                raise ValueError(f"token {i} of a tree is {token}, like another one after the same parent")
+            seen.add((parent, token))
+
+    @classmethod
+    def chain(cls, tokens: Sequence[int]) -> TokenTree:
+        """A tree of one path."""
+        return cls(tuple(tokens), tuple(range(-1, len(tokens) - 1)))
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether there is one path alone."""
+        return is_chain(self.parents)
+
+    def main_path(self) -> tuple[int, ...]:
+        """The tokens of the path that follows each token's first child."""
+        if self.is_chain:
+            return self.tokens
+        path: list[int] = []
+        at = -1
+        while at in self.parents[at + 1 :]:
+            at = self.parents.index(at, at + 1)
+            path.append(self.tokens[at])
+        return tuple(path)
+
+    def after(self, committed: Sequence[int]) -> TokenTree | None:
+        """What may follow once the text went on with ``committed``; None where that is not on a path."""
+        if self.is_chain:
+            n = len(committed)
+            return TokenTree.chain(self.tokens[n:]) if self.tokens[:n] == tuple(committed) else None
+        at = -1
+        for token in committed:
+            children = (
+                i for i in range(at + 1, len(self.tokens)) if self.parents[i] == at and self.tokens[i] == token
+            )
+            at = next(children, -2)
+            if at == -2:
+                return None
+        if at == -1:
+            return self
+        places = {at: -1}
+        tokens: list[int] = []
+        parents: list[int] = []
+        for i in range(at + 1, len(self.tokens)):
+            if self.parents[i] in places:
+                places[i] = len(tokens)
+                tokens.append(self.tokens[i])
+                parents.append(places[self.parents[i]])
+        return TokenTree(tuple(tokens), tuple(parents))
