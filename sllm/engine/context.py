@@ -434,7 +434,8 @@ class Context(Handle):
 
         Raises:
             ValueError: also when the drafts together need more than ``n_outputs_max`` rows, and where parents
-                make no tree: one that does not come before its child, two equal tokens after one, more than 64.
+                make no tree: one that does not come before its child, two equal tokens after one, more
+                than 64.
             TypeError, ContextFullError, CancelledError, BusyError, InferenceError, ClosedError.
 
         """

@@ -96,7 +96,9 @@ class TokenTree:
         at = -1
         for token in committed:
             children = (
-                i for i in range(at + 1, len(self.tokens)) if self.parents[i] == at and self.tokens[i] == token
+                i
+                for i in range(at + 1, len(self.tokens))
+                if self.parents[i] == at and self.tokens[i] == token
             )
             at = next(children, -2)
             if at == -2:
