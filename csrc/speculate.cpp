@@ -292,8 +292,8 @@ bool is_chain(const int32_t * parents, size_t n) {
     return true;
 }
 
-// Makes a job's drafted tokens, with their parents, a tree or a chain of what can be verified. Nodes outside the vocabulary or beyond
-// `room` tokens go, with all that follows them.
+// Makes a job's drafted tokens, with their parents, a tree or a chain of what can be verified. Nodes outside the vocabulary go, with all
+// that follows them, and those for which the sequence has no room, each node taking that of a token: the main path goes first.
 void plant(const sllm_context & context, sllm::Job & job, const int32_t * parents, size_t room) {
     const int32_t * const tokens = job.tokens + job.n_tokens;
     const std::vector<sllm::Node> all = sllm::read_tree(tokens, parents, job.n_more, job.rows);
@@ -305,12 +305,14 @@ void plant(const sllm_context & context, sllm::Job & job, const int32_t * parent
         const sllm::Node & node = all[i];
         const bool has_parent = node.parent < 0 || place[static_cast<size_t>(node.parent)] >= 0;
         const bool is_main = node.parent == static_cast<int32_t>(i) - 1 && tree.size() == i;
-        if (!has_parent || node.token < 0 || node.token >= context.info.n_vocab || static_cast<size_t>(node.depth) >= room ||
-            !(branches || is_main)) {
+        if (!has_parent || node.token < 0 || node.token >= context.info.n_vocab || !(branches || is_main)) {
             continue;
         }
         if (branches && tree.size() == sllm::N_TREE_NODES) {
             sllm::fail(SLLM_ERR_INVALID, "the tree of sequence %d has more than %zu nodes", job.seq_id, sllm::N_TREE_NODES);
+        }
+        if (tree.size() == room) {
+            break;
         }
         place[i] = static_cast<int32_t>(tree.size());
         const uint64_t bit = branches ? uint64_t{1} << tree.size() : 0;

@@ -360,8 +360,9 @@ class LayerRange(Closing):
             CancelledError, BusyError, InferenceError, ClosedError.
 
         """
+        trees: Any = parents
         if isinstance(seq_id, (int, np.integer)):
-            parents = None if parents is None else [parents]
+            trees = None if parents is None else [parents]
             arrays, seqs = [hidden_array(hidden, None, self.n_embd)], [checked_int(seq_id, "seq_id")]
         else:
             seqs = int32_array(seq_id, "seq_id").tolist()
@@ -378,7 +379,7 @@ class LayerRange(Closing):
                 raise ValueError(f"sequence {seq} is given no rows")
         flat = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         lengths = [len(array) for array in arrays]
-        links = [] if parents is None else [int32_array(row, "parents").tolist() for row in parents]
+        links = [] if trees is None else [int32_array(row, "parents").tolist() for row in trees]
         if links and (len(links) != len(arrays) or (self.output and any(links))):
             raise ValueError(
                 f"parents has {len(links)} arrays, expected one for each of {len(arrays)} sequences, and"
