@@ -11,7 +11,8 @@ from sllm.errors import RemoteError, SllmError
 from sllm.extras import needs
 from sllm.wire import codec
 from sllm.wire.protocol import PROTOCOL, SERVICE, abort, forget, from_sampling, not_offered, pb
-from sllm.worker.layer_scheduler import LayerAnswer, LayerRequest, LayerScheduler, LayerSequence, RangeKey
+from sllm.worker.layer_scheduler import LayerScheduler, RangeKey
+from sllm.worker.layer_sequence import LayerAnswer, LayerRequest, LayerSequence
 from sllm.worker.service import (
     begin_call,
     check_version,
