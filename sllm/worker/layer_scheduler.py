@@ -434,7 +434,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
             n_tokens = answer.n_accepted + 1 if answer.tokens else 0
             self.stats.count_commit(n_tokens, answer.n_verified, answer.n_accepted)
             sequence.account.spend(answer.n_rows)
-            done = replace(answer, seconds=seconds)
+            done = replace(answer, seconds=seconds + request.spent)
             if not sequence.put_back(done):
                 sequence.tell(done.after(request.before))
 

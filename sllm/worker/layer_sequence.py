@@ -45,6 +45,7 @@ class LayerRequest:
         silent: the hidden states that come out are not needed.
         tokens: with an output, those of the rows.
         n_select: with an output, the last so many rows are the text's last token and drafted ones.
+        spent: seconds that the layers before, on other workers, took for it.
         before: of a request that is computed in parts, what the parts before this one came to.
 
     """
@@ -54,11 +55,12 @@ class LayerRequest:
     silent: bool = False
     tokens: tuple[int, ...] = ()
     n_select: int = 0
+    spent: float = 0.0
     before: tuple[LayerAnswer, ...] = ()
 
     def split(self, n: int) -> tuple[LayerRequest, LayerRequest]:
         """The first ``n`` rows, none of which is to be selected after, and the others."""
-        first = replace(self, hidden=self.hidden[:n], tokens=self.tokens[:n], n_select=0)
+        first = replace(self, hidden=self.hidden[:n], tokens=self.tokens[:n], n_select=0, spent=0.0)
         rest = replace(self, pos=self.pos + n, hidden=self.hidden[n:], tokens=self.tokens[n:])
         return first, rest
 
