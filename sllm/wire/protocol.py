@@ -240,8 +240,8 @@ def check_offered(sampling: SamplingParams, features: Iterable[str]) -> None:
 
 
 def to_hint(pos: int, tokens: Sequence[int], parents: Sequence[int] | None, number: int) -> pb.Hint:
-    """A hint for the wire: a tree from ``pos`` on, with ``parents`` as a target takes them, or a chain (None);
-    ``number`` counts the hints.
+    """A hint for the wire: a tree from ``pos`` on, with ``parents`` as a target takes them, or a chain
+    (None); ``number`` counts the hints.
     """
     return pb.Hint(pos=pos, tokens=tokens, parents=[parent + 1 for parent in parents or ()], id=number)
 

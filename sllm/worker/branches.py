@@ -81,7 +81,8 @@ class Branches:
 
 
 def _falling(values: Sequence[float]) -> list[float]:
-    """``values``, each as it is or the mean of some neighbours: the nearest that falls (pool adjacent violators).
+    """``values``, each as it is or as the mean of some neighbours, so that they fall (pool adjacent
+    violators).
 
     Examples:
         >>> _falling([0.5, 0.125, 0.375, 0.25])

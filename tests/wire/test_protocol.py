@@ -185,9 +185,8 @@ def test_an_empty_sampling_message_is_refused() -> None:
     ],
 )
 def test_a_hint_is_the_same_after_the_wire(tree: TokenTree, parents: list[int]) -> None:
-    message = pb.Hint.FromString(
-        to_hint(2**32 - 1, tree.tokens, None if tree.is_chain else tree.parents, 5).SerializeToString()
-    )
+    given = None if tree.is_chain else tree.parents
+    message = pb.Hint.FromString(to_hint(2**32 - 1, tree.tokens, given, 5).SerializeToString())
     assert (message.pos, list(message.tokens), message.id) == (2**32 - 1, list(tree.tokens), 5)
     assert list(message.parents) == parents
     assert TokenTree.of(message.tokens, hint_parents(message)) == tree

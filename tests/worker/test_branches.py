@@ -34,13 +34,14 @@ def test_a_chain_is_worth_what_its_tokens_were() -> None:
 
 
 def test_runners_up_that_are_right_become_worth_more() -> None:
-    before = Branches().worths(FAN)
+    fan = TokenTree((1, 2, 3), (-1, -1, -1))
+    before = Branches().worths(fan)
     assert before[0] > before[1] > before[2] > 0
-    assert sum(before[:3]) < 1
-    second = taught([[2, 9]] * 30).worths(FAN)
-    assert second[1] > 0.8 * (1 - taught([[2, 9]] * 30).acceptance)
+    assert sum(before) < 1
+    second = taught([[2, 9]] * 30).worths(fan)
     assert second[1] > before[1]
-    none = taught([[9]] * 30).worths(FAN)
+    assert second[0] == second[1]  # the first one is hardly ever right, and is checked with the other
+    none = taught([[9]] * 30).worths(fan)
     assert none[1] < before[1] and none[2] < before[2]
 
 
@@ -55,4 +56,4 @@ def test_worths_fall_and_are_chances(truths: list[list[int]], parents: list[int]
     assert len(worths) == len(tree)
     assert all(0 <= worth <= 1 for worth in worths)
     assert worths == sorted(worths, reverse=True)
-    assert sum(w for w, parent in zip(worths, tree.parents, strict=True) if parent == -1) <= 1 + 1e-9
+    assert sum(worths) <= 1 + max(tree.depths(), default=0) + 1e-9  # one token for each position at most
