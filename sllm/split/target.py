@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from sllm.messages import ChatOptions
     from sllm.remote.link import WorkerLink
     from sllm.split.link import LayerAnswer
+    from sllm.targets.tree import TokenTree
 
     class _SplitOptions(LoadOptions, ContextOptions):
         pass
@@ -571,14 +572,14 @@ class SplitGeneration(LockstepGeneration):
             del self._slot.tokens[held:]
             self.read_prompt()
 
-    def _verify(self, chain: list[int]) -> tuple[tuple[int, ...], int]:
+    def _verify(self, tree: TokenTree) -> tuple[tuple[int, ...], int]:
         if self._first is not None:
             first, self._first = self._first, None
             return first
 
         def verified() -> tuple[tuple[int, ...], int]:
             self._catch_up()
-            return self._pass(chain)
+            return self._pass(list(tree.main_path()))
 
         try:
             return self._over_hops(verified)

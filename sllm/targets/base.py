@@ -128,11 +128,26 @@ class Generation(Protocol):
     def __next__(self) -> Commit:
         """The next commit; StopIteration after the last. Blocks while the target computes."""
 
-    def hint(self, pos: int, tokens: Sequence[int]) -> None:
+    @property
+    def can_branch(self) -> bool:
+        """Whether all branches of a hint that is a tree are checked; else its main path is."""
+
+    def hint(self, pos: int, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
         """Propose the tokens from ``pos`` on: the whole unconfirmed draft. It replaces every earlier hint.
 
         A hint changes when tokens come and never which. It is compared with what is committed by now; where
         it disagrees it is dropped.
+
+        Args:
+            pos: where they go, at most the committed length for the hint to be of use.
+            tokens: the likeliest first, where they are a tree: fewer may be checked than there are.
+            parents: for each token the place in ``tokens`` of the one that it follows, always an earlier
+                place; -1: it comes at ``pos``. See :class:`~sllm.targets.tree.TokenTree`. None: each follows
+                the one before it.
+
+        Raises:
+            ValueError: tokens and parents are no tree.
+
         """
 
     def cancel(self) -> None:
@@ -172,7 +187,7 @@ class PipelinedGeneration(Generation, Protocol):
 
     @property
     def max_hint(self) -> int:
-        """So many tokens of a hint are sent at most."""
+        """So many tokens of a hint are sent at most, on all branches together."""
 
     opened_at: float | None
     """When the prompt had been computed (``time.perf_counter()``); None before."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sllm.errors import CancelledError, SllmError
+from sllm.targets.tree import TokenTree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,9 +42,9 @@ class Job:
 
     slot: TextSlot
     session: Session
-    hint: list[int]
+    hint: TokenTree
     hint_id: int
-    draft: list[int] = field(default_factory=list)
+    draft: TokenTree = field(default_factory=TokenTree)
     proposed: list[int] = field(default_factory=list)
     probs: list[float] = field(default_factory=list)
 
@@ -149,7 +150,7 @@ class OwnDraft:
         for row, job in enumerate(jobs):
             job.proposed = drafts.tokens[row, : drafts.lengths[row]].tolist()
             job.probs = drafts.probs[row, : drafts.lengths[row]].tolist()
-            job.draft = job.proposed[: job.session.draft_length.keep(job.probs)]
+            job.draft = TokenTree.chain(job.proposed[: job.session.draft_length.keep(job.probs)])
         return jobs
 
 

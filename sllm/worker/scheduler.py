@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sllm.draft.confidence import UNKNOWN_PROB
 from sllm.engine.arrays import common_prefix
 from sllm.engine.mtp import Heads
 from sllm.errors import BusyError, CancelledError, ContextFullError, SllmError
@@ -53,6 +52,10 @@ class Scheduler(PassLoop[Session]):
             speculation).
         pass_seconds: no pass takes less; a stand-in for a larger model, for tests and benchmarks.
 
+    Attributes:
+        n_vocab: tokens of the vocabulary.
+        can_branch: whether a pass checks all branches of a hint that is a tree.
+
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Scheduler(PassLoop[Session]):
         self._draft: OwnDraft | None = None
         if draft is not None:
             self._draft = HeadsDraft(draft) if isinstance(draft, Heads) else OwnDraft(draft)
+        self.can_branch = context.can_branch
         self._shares = Shares()
         self._slots: list[TextSlot] = [TextSlot(i) for i in range(limits.sessions)]
         self._queue: deque[Session] = deque()
@@ -125,6 +129,7 @@ class Scheduler(PassLoop[Session]):
             text_id=text_id,
             score_from=score_from,
             max_draft=self._max_draft,
+            can_branch=self.can_branch,
             account=account,
         )
         with self._changed:
@@ -420,7 +425,9 @@ class Scheduler(PassLoop[Session]):
             session = slot.owner
             if session is None or session.n_to_compute > 0 or session.is_blocked:
                 continue
-            hint, asked, hint_id = session.usable_hint(self.n_vocab, self._max_draft)
+            # Every branch takes room in memory, also where their tokens are for the same position.
+            n_rows = min(self._max_draft, self._context.n_ctx_seq - len(session.text))
+            hint, asked, hint_id = session.usable_hint(self.n_vocab, n_rows)
             if session.run_ahead or asked:
                 jobs.append(Job(slot, session, hint, hint_id))
         return jobs
@@ -430,11 +437,10 @@ class Scheduler(PassLoop[Session]):
         # 1. How many hinted tokens of each session are worth checking?
         counts = rows_to_check(
             self._shares.passes,
-            [len(job.hint) for job in jobs],
-            [job.session.confidence.acceptance for job in jobs],
+            [job.session.branches.worths(job.hint) for job in jobs],
         )
         for job, n in zip(jobs, counts, strict=True):
-            job.draft = job.hint[:n]
+            job.draft = job.hint.head(n)
         # 2. Where there is no hint, the worker may draft by itself.
         own: list[Job] = []
         draft_seconds = 0.0
@@ -484,7 +490,8 @@ class Scheduler(PassLoop[Session]):
         verdict = self._context.verify(
             [job.slot.seq_id for job in jobs],
             [job.session.text[-1] for job in jobs],
-            [job.draft for job in jobs] if any(job.draft for job in jobs) else None,
+            [job.draft.tokens for job in jobs] if any(job.draft for job in jobs) else None,
+            parents=None if all(job.draft.is_chain for job in jobs) else [job.draft.parents for job in jobs],
             sampling=[job.session.sampling for job in jobs],
             pos=[len(job.session.text) - 1 for job in jobs],
             start=[job.session.start for job in jobs],
@@ -499,7 +506,7 @@ class Scheduler(PassLoop[Session]):
     ) -> None:
         """Compare hints and drafts, also what of them the pass did not check, with what was committed."""
         session = job.session
-        session.confidence.observe_truth(job.hint, [UNKNOWN_PROB] * len(job.hint), tokens)
+        session.branches.observe_truth(job.hint, tokens)
         if self._draft is not None:
             session.draft_length.observe_pass(len(job.draft), seconds - draft_seconds)
             if own_draft:
@@ -526,29 +533,22 @@ class Scheduler(PassLoop[Session]):
             self._finish(session, Finished(session.end_reason))
 
 
-def rows_to_check(times: PassTimes, lengths: Sequence[int], acceptances: Sequence[float]) -> list[int]:
+def rows_to_check(times: PassTimes, worths: Sequence[Sequence[float]]) -> list[int]:
     """How many hinted tokens of each session the next pass should check.
 
     Args:
         times: what passes take by their number of rows.
-        lengths: the hinted tokens that each session has.
-        acceptances: for each session the chance of a hinted token to be right where the ones before it are.
+        worths: for each session and each of its hinted tokens the chance of it to be accepted, which falls.
 
     Returns:
-        For each session a number up to its length: the ones with the most committed tokens per second, all
-        sessions together. A row at depth j of a hint is worth acceptance^j tokens; rows are taken in the
-        order of their worth.
+        For each session a number up to that of its tokens: the ones with the most committed tokens per
+        second, all sessions together. Rows are taken in the order of their worth.
 
     """
     worth = sorted(
-        (
-            (a**j, i)
-            for i, (n, a) in enumerate(zip(lengths, acceptances, strict=True))
-            for j in range(1, n + 1)
-        ),
-        key=lambda row: -row[0],
+        ((value, i) for i, values in enumerate(worths) for value in values), key=lambda row: -row[0]
     )
-    n_rows = len(lengths)
+    n_rows = len(worths)
     counts = [0] * n_rows
     if not worth or not times.known(n_rows):
         return counts
@@ -588,5 +588,5 @@ def _shorten(jobs: list[Job], n_rows_max: int) -> None:
         longest = max(jobs, key=lambda job: len(job.draft))
         if not longest.draft:
             return
-        longest.draft.pop()
+        longest.draft = longest.draft.head(len(longest.draft) - 1)
         excess -= 1

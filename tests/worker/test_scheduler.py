@@ -812,6 +812,11 @@ def test_limits_out_of_range(wrong: dict[str, Any]) -> None:
 # ---- how many rows -----------------------------------------------------------------------------------------
 
 
+def worths(lengths: Sequence[int], acceptances: Sequence[float]) -> list[list[float]]:
+    """Of chains."""
+    return [[a**j for j in range(1, n + 1)] for n, a in zip(lengths, acceptances, strict=True)]
+
+
 def costs(
     pass_seconds: Callable[[int], float], counts: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
 ) -> PassTimes:
@@ -828,7 +833,7 @@ sessions = st.lists(st.tuples(st.integers(0, 16), st.floats(0.0, 0.999)), min_si
 @given(offered=sessions, base=st.floats(0.001, 1), row=st.floats(0, 1))
 def test_never_more_rows_than_offered(offered: list[tuple[int, float]], base: float, row: float) -> None:
     lengths, acceptances = [n for n, _ in offered], [a for _, a in offered]
-    counts = rows_to_check(costs(lambda n: base + row * n, range(1, 9)), lengths, acceptances)
+    counts = rows_to_check(costs(lambda n: base + row * n, range(1, 9)), worths(lengths, acceptances))
     assert len(counts) == len(offered)
     assert all(0 <= count <= n for count, n in zip(counts, lengths, strict=True))
 
@@ -837,7 +842,7 @@ def test_never_more_rows_than_offered(offered: list[tuple[int, float]], base: fl
 @given(offered=sessions, scale=st.floats(0.001, 1))
 def test_rows_that_cost_nothing_are_all_checked(offered: list[tuple[int, float]], scale: float) -> None:
     lengths, acceptances = [n for n, _ in offered], [max(a, 0.3) for _, a in offered]
-    assert rows_to_check(costs(lambda n: scale, range(1, 9)), lengths, acceptances) == lengths
+    assert rows_to_check(costs(lambda n: scale, range(1, 9)), worths(lengths, acceptances)) == lengths
 
 
 @examples(100)
@@ -845,7 +850,7 @@ def test_rows_that_cost_nothing_are_all_checked(offered: list[tuple[int, float]]
 def test_rows_that_cost_more_than_they_bring_are_not_checked(offered: list[tuple[int, float]]) -> None:
     lengths, acceptances = [n for n, _ in offered], [a for _, a in offered]
     # As in a model without any advantage of batches: a row is worth at most what it costs.
-    assert not any(rows_to_check(costs(lambda n: 0.01 * n, range(1, 140)), lengths, acceptances))
+    assert not any(rows_to_check(costs(lambda n: 0.01 * n, range(1, 140)), worths(lengths, acceptances)))
 
 
 @examples(60)
@@ -857,26 +862,26 @@ def test_dearer_rows_are_never_more(offered: list[tuple[int, float]], base: floa
         times = PassTimes()
         for n in (*range(1, 12), 140):  # on a line, so the rest lies between
             times.add(n, base + row * n)
-        totals.append(sum(rows_to_check(times, lengths, acceptances)))
+        totals.append(sum(rows_to_check(times, worths(lengths, acceptances))))
     assert totals == sorted(totals, reverse=True)
 
 
 def test_better_hints_are_checked_first() -> None:
     times = costs(lambda n: 1 + 0.05 * n)
     for good, bad in ((0.9, 0.5), (0.8, 0.1)):
-        counts = rows_to_check(times, [16, 16], [good, bad])
+        counts = rows_to_check(times, worths([16, 16], [good, bad]))
         assert counts[0] > counts[1]
-    counts = [rows_to_check(times, [16], [a])[0] for a in (0.0, 0.3, 0.6, 0.9, 0.999)]
+    counts = [rows_to_check(times, worths([16], [a]))[0] for a in (0.0, 0.3, 0.6, 0.9, 0.999)]
     assert counts == sorted(counts)
     assert counts[-1] == 16
 
 
 def test_what_a_plain_pass_costs_is_found_out_first() -> None:
-    assert rows_to_check(PassTimes(), [5, 5], [0.9, 0.9]) == [0, 0]
+    assert rows_to_check(PassTimes(), worths([5, 5], [0.9, 0.9])) == [0, 0]
     only_one = costs(lambda n: 1.0, [1])
-    assert rows_to_check(only_one, [5, 5], [0.9, 0.9]) == [0, 0]
-    assert rows_to_check(only_one, [5], [0.9]) == [5]
-    assert rows_to_check(only_one, [], []) == []
+    assert rows_to_check(only_one, worths([5, 5], [0.9, 0.9])) == [0, 0]
+    assert rows_to_check(only_one, worths([5], [0.9])) == [5]
+    assert rows_to_check(only_one, []) == []
 
 
 # ---- what passes take --------------------------------------------------------------------------------------
