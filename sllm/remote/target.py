@@ -195,6 +195,11 @@ class RemoteGeneration:
         return n_ctx if self._requested_end is None else min(self._requested_end, n_ctx)
 
     @property
+    def learnt(self) -> dict[str, Any]:
+        """See :class:`~sllm.targets.base.PipelinedGeneration`."""
+        return self._link.learnt
+
+    @property
     def max_hint(self) -> int:
         """See :class:`~sllm.targets.base.PipelinedGeneration`."""
         return self._link.info.max_hint

@@ -5,7 +5,7 @@ machines.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -161,6 +161,12 @@ class PipelinedGeneration(Generation, Protocol):
     """``"wait"``, ``"raise"`` or ``"local"``: what to do when the link is lost."""
 
     remote: RemoteStats
+
+    @property
+    def learnt(self) -> dict[str, Any]:
+        """What loops have found out about the target, by names of their own: shared by its texts in this
+        process.
+        """
 
     @property
     def end(self) -> int:
