@@ -30,7 +30,6 @@ class DraftAhead:
     Args:
         run_ahead: whether the target goes on without hints. Else it waits for them, and nothing has to be
             overtaken.
-        like: the rule of an earlier text with the same target and draft, whose times are still likely.
 
     """
 
@@ -45,11 +44,11 @@ class DraftAhead:
     _TRY_EVERY = 32
     """Passes without a draft after which one is tried all the same."""
 
-    def __init__(self, *, run_ahead: bool, like: DraftAhead | None = None) -> None:
+    def __init__(self, *, run_ahead: bool) -> None:
         self._run_ahead = run_ahead
-        self._passes: deque[float] = deque(() if like is None else like._passes, maxlen=15)
-        self._drafts: deque[float] = deque(() if like is None else like._drafts, maxlen=15)
-        self._round_trip: float = 0.0 if like is None else like._round_trip
+        self._passes: deque[float] = deque(maxlen=15)
+        self._drafts: deque[float] = deque(maxlen=15)
+        self._round_trip = 0.0
         self._confidence = Confidence(0.9)  # hopeful: too little drafted would never be found out
         self._passes_since_draft = 0
 

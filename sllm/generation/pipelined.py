@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, overload
 
 from sllm.draft.ahead import DraftAhead
@@ -46,20 +46,12 @@ class _Prefix(Sequence[int]):
         return self._items[range(self._length)[index]]
 
 
-@dataclass
-class _Learnt:
-    """What the texts of one target have taught about drafts of one kind."""
-
-    payoff: Payoff
-    ahead: DraftAhead | None = None
-
-
-def _learnt(generation: PipelinedGeneration, drafter: Drafter | None) -> _Learnt:
-    """What is known of this target and this kind of drafts, kept where other texts find it."""
-    kind = type(drafter).__name__
+def _payoff(generation: PipelinedGeneration, drafter: Drafter | None) -> Payoff:
+    """That of this kind of drafts for this target, kept where other texts find it."""
+    kind = f"payoff of {type(drafter).__name__}"
     if isinstance(drafter, ModelDrafter):
         kind += f" {drafter.model.path}"
-    found: _Learnt = generation.learnt.setdefault(kind, _Learnt(Payoff()))
+    found: Payoff = generation.learnt.setdefault(kind, Payoff())
     return found
 
 
@@ -90,12 +82,11 @@ class PipelinedRuns:
         self._text = text
         self._shown = shown
         self._stats = stats
-        self._learnt = _learnt(generation, drafter)
-        self._payoff = self._learnt.payoff
+        self._payoff = _payoff(generation, drafter)
         # A target that waits for hints has to have them, and what costs nothing takes nothing.
         self._weighs = generation.run_ahead and drafter is not None and drafter.adaptive
         self._counted = False  # as a text of the payoff's
-        self._ahead = DraftAhead(run_ahead=generation.run_ahead, like=self._learnt.ahead)
+        self._ahead = DraftAhead(run_ahead=generation.run_ahead)
         self._chain: list[int] = []  # drafted after the text, unconfirmed
         self._probs: list[float] = []  # what the draft says of them
         self._draft: Future[tuple[list[int], list[float], float]] | None = None  # on its way
@@ -114,7 +105,6 @@ class PipelinedRuns:
         try:
             yield from self._runs()
         finally:
-            self._learnt.ahead = self._ahead
             if self._counted:
                 self._counted = False
                 self._payoff.end()
