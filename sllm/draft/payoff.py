@@ -19,11 +19,11 @@ class _Stretch:
     def __init__(self, n_texts: int = 0) -> None:
         self.n_texts = n_texts
         self.n_commits = 0
-        self.n_tokens = 0
+        self.n_tokens = 0.0
         self._times: list[float] = []  # of passes, each of which commits something to every text
         self._begun = (0, 0.0)  # of the next one: commits and seconds
 
-    def add(self, n_commits: int, n_tokens: int, seconds: float) -> None:
+    def add(self, n_commits: int, n_tokens: float, seconds: float) -> None:
         """What came after the commits so far."""
         self.n_commits += n_commits
         self.n_tokens += n_tokens
@@ -188,7 +188,7 @@ class Payoff:
             # After a change of phase a new stretch begins with the next commit.
             self._newest = None if self._unsettled else now
 
-    def observe_pass(self, n_texts: int, n_tokens: int, seconds: float) -> None:
+    def observe_pass(self, n_texts: int, n_tokens: float, seconds: float) -> None:
         """A pass for ``n_texts`` has committed ``n_tokens`` in all and has taken ``seconds``, drafting
         included: for who makes the passes, and knows at once what they came to.
         """
@@ -198,7 +198,7 @@ class Payoff:
 
     # ---- the comparison; under the lock
 
-    def _add(self, n_texts: int, n_commits: int, n_tokens: int, seconds: float) -> None:
+    def _add(self, n_texts: int, n_commits: int, n_tokens: float, seconds: float) -> None:
         if self._now.n_texts != n_texts:  # stretches are compared where as many texts were at work
             self._now = _Stretch(n_texts)
             if self._phase in ("before", "trial", "after") and self._n_in_vain > self._IN_VAIN:

@@ -234,7 +234,8 @@ class PipelinedRuns:
         tokens = list(commit.tokens)
         n = len(tokens)
         n_right = ahead.observe_truth(self._chain, self._probs, tokens)
-        ahead.observe_pass(commit.seconds)
+        hinted = commit.n_verified > 0 and not commit.own_draft
+        ahead.observe_pass(commit.seconds, None if hinted else n)
         ahead.observe_round_trip(self._generation.remote.round_trip)
         stats.count(commit)
         self._weigh(n)

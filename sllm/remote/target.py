@@ -427,6 +427,7 @@ class RemoteGeneration:
             min(message.n_accepted, len(tokens) - 1),  # the last one is always the target's own
             message.n_verified,
             message.pass_us * 1e-6,
+            message.own_draft,
         )
         with self._changed:
             self._heard_hint_id = message.hint_id

@@ -40,6 +40,7 @@ class Commit:
         n_accepted: how many of them, from the first on, had been hinted.
         n_verified: how many hinted tokens the pass checked, accepted or not.
         seconds: how long the pass took.
+        own_draft: whether what it checked had been drafted by the target itself, most of it at least.
 
     """
 
@@ -48,6 +49,7 @@ class Commit:
     n_accepted: int
     n_verified: int
     seconds: float
+    own_draft: bool = False
 
 
 @dataclass
