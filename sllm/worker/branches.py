@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sllm.draft.confidence import UNKNOWN_PROB, Confidence
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sllm.targets.tree import TokenTree
+    from sllm.worker.hint_trust import HintTrust
 
 __all__ = ["Branches"]
 
@@ -28,23 +27,22 @@ _KEEP = 0.98
 class Branches:
     """The chance that the target takes the way to a token of a tree, where nothing but the tree is known: by
     how often the first, the second, ... token after another one was right when it came to them.
+
+    Args:
+        first: says how likely the first ones are, and is told of each.
+
     """
 
-    def __init__(self) -> None:
-        self._first = Confidence()
+    def __init__(self, first: HintTrust) -> None:
+        self._first = first
         self._right = [_WORTH * chance for chance in _PRIOR]
         self._seen = [_WORTH] * len(_PRIOR)
-
-    @property
-    def acceptance(self) -> float:
-        """The running share of first tokens that hold where those before them do."""
-        return self._first.acceptance
 
     def worths(self, tree: TokenTree) -> list[float]:
         """For each token of a tree the chance that it is accepted. A token that is likelier than those before
         it, which are checked whenever it is, shares its chance with them: what is cut is cut at the end.
         """
-        first = self.acceptance
+        first = self._first.chance
         if tree.is_chain:
             return [first**n for n in range(1, len(tree) + 1)]
         shares = [right / seen for right, seen in zip(self._right, self._seen, strict=True)]
@@ -68,7 +66,7 @@ class Branches:
             for n, child in enumerate(children):
                 right = tree.tokens[child] == true
                 if n == 0:
-                    self._first.observe(UNKNOWN_PROB, right)
+                    self._first.observe(right)
                 else:
                     rank = min(n, len(_PRIOR)) - 1
                     self._right[rank] = self._right[rank] * _KEEP + right
