@@ -6,19 +6,17 @@ import errno
 import ipaddress
 import itertools
 import logging
-import shutil
 import socket
-import tempfile
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sllm import hosts
 from sllm.engine._ffi import ffi, lib
 from sllm.worker.rate import Rate
+from sllm.worker.socket_folder import SocketFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,9 +46,6 @@ _ACCEPTS = 400
 
 _PATIENCE = 5.0
 """Seconds for what takes none: gRPC accepting on this machine, threads ending."""
-
-_LONGEST_FOLDER = 80
-"""Characters; a Unix socket's path has about 104 at most."""
 
 
 @dataclass
@@ -147,8 +142,8 @@ class Listener:
         self._numbers = itertools.count()
         self._sockets = list(_bound(host, port))
         self.port: int = self._sockets[0].getsockname()[1]
-        self._folder = _private_folder()
-        self._path = str(self._folder / "grpc")
+        self._folder = SocketFolder()
+        self._path = str(self._folder.path / "grpc")
         self.endpoint = f"unix:{self._path}"
         self._threads: list[threading.Thread] = []
 
@@ -289,7 +284,7 @@ class Listener:
     def _to_grpc(self, number: str) -> socket.socket:
         """A connection to gRPC, which knows the peer by the name that this end is bound to."""
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        name = self._folder / number
+        name = self._folder.path / number
         try:
             server.bind(str(name))
             server.settimeout(_PATIENCE)
@@ -324,7 +319,7 @@ class Listener:
         with self._lock:
             for place in self._places.values():
                 _hang_up(place.client)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
 
 
 def _bound(host: str, port: int) -> Iterator[socket.socket]:
@@ -349,12 +344,6 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
             f"cannot listen on {endpoint}: is the port in use, and the host this machine?"
         ) from error
     yield from bound
-
-
-def _private_folder() -> Path:
-    """A new folder that no other user can enter, for a Unix socket."""
-    folder = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="sllm-", dir="/tmp" if len(folder) > _LONGEST_FOLDER else folder))
 
 
 def _number(peer: str) -> str:

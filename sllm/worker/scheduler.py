@@ -20,7 +20,14 @@ import numpy as np
 from sllm.draft.confidence import UNKNOWN_PROB
 from sllm.engine.arrays import common_prefix
 from sllm.engine.mtp import Heads
-from sllm.errors import BusyError, CancelledError, ContextFullError, SllmError
+from sllm.errors import (
+    BusyError,
+    CancelledError,
+    ClosedError,
+    ContextFullError,
+    InferenceError,
+    SllmError,
+)
 from sllm.worker.own_draft import HeadsDraft, Job, OwnDraft
 from sllm.worker.passes import PassLoop
 from sllm.worker.session import MAX_HINT_ROWS, Committed, Finished, Opened, Scored, Session, TextSlot
@@ -217,8 +224,11 @@ class Scheduler(PassLoop[Session]):
 
     def _step_failed(self, error: Exception) -> None:
         super()._step_failed(error)
+        # All are told the same, so nothing of its text, which may repeat what one of them has sent.
+        kind = ClosedError if isinstance(error, ClosedError) else InferenceError
+        told = f"a pass of the worker failed ({type(error).__name__}); its log says where"
         for session in self.running():
-            self._finish(session, Finished("failed", error))
+            self._finish(session, Finished("failed", kind(told)))
         if self.failed:
             self._closing = True
 
