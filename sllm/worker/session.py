@@ -140,6 +140,7 @@ class Session:
         self.text: list[int] = tokens.tolist()
         self.start = start
         self.sampling = sampling
+        self.compiled: object = None  # what it is compiled to, which others' then do not push out
         self.end = end
         self.asked_end = asked_end
         self.run_ahead = run_ahead
