@@ -36,9 +36,14 @@ _SHARE = 2
 """One address has one of so many parts of the strangers' places, of which each takes gRPC 300 KB."""
 
 _ACCEPTS_PER_ADDRESS = 20
-"""Connections and refused calls of one address per second, on average. A TLS handshake takes about 1 ms of a
-core: with 50 of each, four addresses made the texts of others take 3 times as long on two cores.
+_BURST_SECONDS = 10.0
+"""Connections and refused calls of one address per second, on average, and how many seconds' worth in one
+burst. One that comes to nothing takes 1.4 ms of a core, half of it for TLS: with 50 a second from each of
+four addresses the texts of others took 3 times as long on two cores that had more to do.
 """
+
+_ADMITTED_PER_ADDRESS = 50
+"""Connections of one address per second that show a token and so do not count among these."""
 
 _REFUSALS = 16
 """Calls without the token that one connection may make: enough for a client to hear what is wrong."""
@@ -75,7 +80,8 @@ class _Neighbour:
     """What an address, or the network of an IPv6 address, has taken of the strangers' places."""
 
     n_strangers: int = 0
-    rate: Rate = field(default_factory=lambda: Rate(_ACCEPTS_PER_ADDRESS))
+    rate: Rate = field(default_factory=lambda: Rate(_ACCEPTS_PER_ADDRESS, _BURST_SECONDS))
+    admitted: Rate = field(default_factory=lambda: Rate(_ADMITTED_PER_ADDRESS))
 
 
 @dataclass(eq=False)
@@ -170,6 +176,8 @@ class Listener:
                 return False
             place.standing[0] = lib.SLLM_CLIENT_ADMITTED
             place.neighbour.n_strangers -= 1
+            if place.neighbour.admitted.take():
+                place.neighbour.rate.give_back()
             self.stats.admitted += 1
             return True
 
