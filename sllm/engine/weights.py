@@ -28,6 +28,9 @@ _MAX_SAMPLINGS = 64
 _MAX_SAMPLING_BYTES = 16 << 20
 """What is kept of compiled parameters that nobody uses at the moment."""
 
+_MAX_ASKED = 1024
+"""Parameters that are found by their identity."""
+
 # What taking tokens back costs, by enum sllm_rollback.
 ROLLBACK = {
     lib.SLLM_ROLLBACK_ANY: "free",
@@ -111,6 +114,7 @@ class Weights(Handle):
         self.grammars = Grammars(self.vocab)
         self._samplings: Kept[SamplingParams, Any] = Kept(_MAX_SAMPLINGS, _MAX_SAMPLING_BYTES)
         self._last_sampling: tuple[SamplingParams | None, Any] = (None, None)
+        self._asked: dict[int, tuple[weakref.ref[SamplingParams], weakref.ref[Any]]] = {}  # by id()
         self._contexts: weakref.WeakSet[Handle] = weakref.WeakSet()
 
     def _find_turn_ends(self) -> tuple[int, ...]:
@@ -153,11 +157,17 @@ class Weights(Handle):
             raise TypeError(f"sampling is {params!r}, expected SamplingParams")
         if params is self._last_sampling[0]:  # hashing takes longer than all the rest of a call
             return self._last_sampling[1]
+        known = self._asked.get(id(params))
+        if known is not None and known[0]() is params and (compiled := known[1]()) is not None:
+            return compiled
         found = self._samplings.get(params)
         if found is None:
             found = compile_sampling(self._live, params, self.grammars)
             self._samplings.put(params, found, kept_bytes(params))
         self._last_sampling = (params, found)
+        if len(self._asked) >= _MAX_ASKED:
+            self._asked.clear()
+        self._asked[id(params)] = weakref.ref(params), weakref.ref(found)
         return found
 
     def close(self) -> None:
@@ -166,6 +176,7 @@ class Weights(Handle):
             for context in list(self._contexts):
                 context.close()
             self._samplings.clear()
+            self._asked.clear()
             self.grammars.clear()
             self._last_sampling = (None, None)
         super().close()

@@ -7,6 +7,7 @@ import threading
 import weakref
 
 from sllm import SamplingParams
+from sllm.engine._ffi import ffi
 from sllm.engine.kept import Kept
 from sllm.engine.model import Model
 
@@ -116,6 +117,16 @@ def test_a_sampling_in_use_is_not_compiled_again(draft_model: Model) -> None:
     assert draft_model.compiled(used) is held
     assert grammar() is not None
     assert draft_model.grammars.compiled(used.grammar, None) is grammar()
+
+
+def test_parameters_are_found_by_what_they_are_not_where(draft_model: Model) -> None:
+    """Most of these take the place of one that is gone."""
+    compiled = [draft_model.compiled(SamplingParams(seed=seed)) for seed in range(3000)]
+    assert len({int(ffi.cast("intptr_t", one)) for one in compiled}) == 3000
+    assert len(draft_model._asked) <= 1024
+    for seed in range(2990, 3000):
+        same = SamplingParams(seed=seed)
+        assert draft_model.compiled(same) is draft_model.compiled(same) is compiled[seed]
 
 
 def test_many_biases_count(draft_model: Model) -> None:
