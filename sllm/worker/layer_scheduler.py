@@ -141,6 +141,7 @@ class LayerSequence:
         self.sequence_id = sequence_id
         self.slot = slot
         self.sampling = sampling
+        self.compiled: object = None  # what it is compiled to, which others' then do not push out
         self.text_start = text_start
         self.n_kept = 0
         self.next_pos = 0  # after everything that was asked for
@@ -478,7 +479,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
         found = self._range
         if sampling is not None and found is not None and key.output:
             try:
-                found.context.model.compiled(sampling)  # reject a bad grammar before computing
+                sequence.compiled = found.context.model.compiled(sampling)  # or reject it
             except BaseException:
                 sequence.detach()
                 raise
