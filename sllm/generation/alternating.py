@@ -70,7 +70,8 @@ class AlternatingRuns:
         while generation.finish_reason is None:
             began = time.perf_counter()
             ahead = None
-            if self._drafter is not None:
+            ready = isinstance(generation, LockstepGeneration) and generation.ready
+            if self._drafter is not None and not ready:
                 # 1. Draft as many tokens as are worth their time.
                 n_shown = self._draft(self._drafter)
                 # 2. Hint: those of them that are worth verifying.
@@ -86,7 +87,10 @@ class AlternatingRuns:
                     self._take(self._drafter, ahead.result())
             seconds = time.perf_counter() - began
             # 5. Learn what drafts cost and how often they hold.
-            self._learn(commit, seconds)
+            if not ready:
+                self._learn(commit, seconds)
+            stats.count(commit)
+            stats.seconds += seconds
             # 6. Keep what of the chain still holds, and give out the text.
             self._text.extend(commit.tokens)
             n_new = len(commit.tokens)
@@ -145,5 +149,3 @@ class AlternatingRuns:
             if self._settled and (commit.n_verified > 0 or self._spent > 0.05 * commit.seconds):
                 length.observe_round(len(commit.tokens), seconds)
         stats.draft_seconds += self._spent
-        stats.count(commit)
-        stats.seconds += seconds

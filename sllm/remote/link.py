@@ -19,7 +19,8 @@ from sllm.errors import (
 from sllm.extras import needs
 from sllm.remote.info import WorkerInfo
 from sllm.wire import auth
-from sllm.wire.protocol import CHANNEL_OPTIONS, PROTOCOL, failure, method, padded, pb
+from sllm.wire.channels import open_channel
+from sllm.wire.protocol import PROTOCOL, failure, method, padded, pb
 
 with needs("remote"):
     import grpc
@@ -124,28 +125,13 @@ class WorkerLink:
             RemoteError: nobody answers there.
 
         """
-        milliseconds = int(self._keepalive * 1000)
-        settings: list[tuple[str, Any]] = [
-            *CHANNEL_OPTIONS,
-            *options,
-            ("grpc.use_local_subchannel_pool", 1),  # a new channel means a new connection
-            ("grpc.enable_retries", 0),  # streams are resumed by ResumableStream
-            ("grpc.keepalive_time_ms", milliseconds),
-            ("grpc.keepalive_timeout_ms", milliseconds),
-            ("grpc.http2.ping_timeout_ms", milliseconds),  # grpc/grpc#39239: it alone ends a connection
-            ("grpc.http2.max_pings_without_data", 0),
-            ("grpc.max_receive_message_length", 1 << 22),
-        ]
-        if address.insecure:
-            return grpc.insecure_channel(address.endpoint, settings)
-        if address.fingerprint is None:
-            return grpc.secure_channel(address.endpoint, grpc.ssl_channel_credentials(), settings)
-        pem = self._certificates.get(address.fingerprint)
-        if pem is None:
-            pem = self._certificates[address.fingerprint] = auth.fetch_certificate(address, timeout)
-        credentials, name = auth.client_credentials(pem)
-        settings.append(("grpc.ssl_target_name_override", name))
-        return grpc.secure_channel(address.endpoint, credentials, settings)
+        return open_channel(
+            address,
+            timeout,
+            keepalive=self._keepalive,
+            certificates=self._certificates,
+            options=options,
+        )
 
     def _reach(self, address: auth.Address, timeout: float) -> tuple[grpc.Channel, WorkerInfo]:
         """A channel to a worker that answers.

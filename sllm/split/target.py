@@ -7,7 +7,7 @@ import time
 from collections import deque
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -21,10 +21,12 @@ from sllm.engine.model import Model
 from sllm.engine.mtp import Heads
 from sllm.engine.params import ContextParams, LoadParams, context_length, parse_both
 from sllm.engine.sampling import SamplingParams
-from sllm.errors import BusyError, ContextFullError, RemoteError, UnsupportedModelError
+from sllm.errors import BusyError, CancelledError, ContextFullError, RemoteError, UnsupportedModelError
+from sllm.hosts import host_port
 from sllm.remote.connection import Remote
 from sllm.remote.stream import checked_on_loss
-from sllm.split.link import LayerLink
+from sllm.split.chain import Part, Relays, hop_addresses
+from sllm.split.link import HopLostError, LayerLink
 from sllm.split.ranges import worker_ranges
 from sllm.targets.base import RemoteStats, Scores
 from sllm.targets.lockstep import LockstepGeneration
@@ -32,7 +34,7 @@ from sllm.wire import codec as codecs
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import numpy.typing as npt
     from typing_extensions import Unpack
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SplitGeneration", "SplitTarget"]
 
+_T = TypeVar("_T")
+
 _CHUNK = 128
 """Rows of a prompt that travel together: small enough that both machines and the link are at work at once."""
 
@@ -69,9 +73,19 @@ class _SplitSlot:
     """A sequence of the layers here and of the workers, and the text that they hold."""
 
     seq_id: int
-    links: list[LayerLink]
+    relays: Relays
+    encoding: str
+    links: list[LayerLink] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)  # those that all of them hold
     generation: SplitGeneration | None = None
+
+    def __post_init__(self) -> None:
+        self.regroup()
+
+    def regroup(self) -> None:
+        """Make the links anew, rows going directly where they can; nothing counts as held any more."""
+        self.links = [LayerLink(group, encoding=self.encoding) for group in self.relays.groups()]
+        self.tokens.clear()
 
 
 _ROLLBACK = 4
@@ -104,6 +118,7 @@ class _Chunk:
     pos: int
     tokens: list[int]
     hidden: npt.NDArray[np.float32]
+    answer: LayerAnswer | None = None  # of the last worker, where it selects
 
 
 class SplitTarget(Closing):
@@ -127,6 +142,10 @@ class SplitTarget(Closing):
         codec: how hidden states cross the link: ``"f32"`` (exact), ``"f16"``, ``"q8"``, ``"q4"``
             (:mod:`sllm.wire.codec`). All but the first change the text slightly; ``sllm codec-report``
             measures how much.
+        hops: whether each of several workers passes the rows on to the next, where it may connect to it
+            (``sllm worker --hops``): False: they all go through here; or for each worker after the first
+            where the one before reaches it, ``HOST:PORT``, if it is not where this side does (None). Where
+            they cannot reach each other, the rows go through here, and ``stats`` says so.
         on_loss: ``"wait"`` (connect again, send again what the worker has lost, and continue the text)
             or ``"raise"``; None: as given to :func:`~sllm.connect`.
         options: how to load and to compute the layers here: ``n_gpu_layers``, ``devices`` and ``load_mtp`` of
@@ -168,6 +187,7 @@ class SplitTarget(Closing):
         tail: int | None = 1,
         tail_path: str | os.PathLike[str] | None = None,
         codec: str = "f16",
+        hops: bool | Sequence[str | None] = True,
         on_loss: str | None = None,
         **options: Unpack[_SplitOptions],
     ) -> None:
@@ -175,6 +195,7 @@ class SplitTarget(Closing):
             options, LoadParams(load_mtp=False), ContextParams(), without=_NOT_OURS
         )
         remotes = [middle] if isinstance(middle, Remote) else list(middle)
+        hop_to = hop_addresses(hops, len(remotes))
         file = open_layers(path)
         last = file if tail_path is None else open_layers(tail_path)
         self.head, self.tail, self.n_layer = head, tail, file.n_layer
@@ -195,7 +216,7 @@ class SplitTarget(Closing):
         self._lock = threading.Lock()  # over the slots
         self._computing = threading.Lock()  # over the layers here: texts take turns
         n_seq_max = computing.n_seq_max
-        self._slots = [self._make_slot(i, links, losses) for i in range(n_seq_max)]
+        self._slots = [self._make_slot(i, links, losses, hop_to) for i in range(n_seq_max)]
         n_rollback = _ROLLBACK if computing.n_rollback is None else computing.n_rollback
         computing = replace(
             computing,
@@ -215,21 +236,19 @@ class SplitTarget(Closing):
         self.n_ctx = min([n_ctx, *(layers.context.n_ctx_seq for layers in here)])
         self.size_bytes = sum(layers.size_bytes for layers in here)
 
-    def _make_slot(self, i: int, links: list[WorkerLink], losses: list[str]) -> _SplitSlot:
-        return _SplitSlot(
-            i,
-            [
-                LayerLink(
-                    link,
-                    start,
-                    stop,
-                    output=self.tail is None and stop == self.n_layer,
-                    encoding=self.codec,
-                    on_loss=loss,
-                )
-                for link, (start, stop), loss in zip(links, self.ranges, losses, strict=True)
-            ],
-        )
+    def _make_slot(
+        self,
+        i: int,
+        links: list[WorkerLink],
+        losses: list[str],
+        hop_to: list[tuple[str, int] | None] | None,
+    ) -> _SplitSlot:
+        addresses = hop_to or [None] * len(links)
+        parts = [
+            Part(link, *layers, self.tail is None and layers[1] == self.n_layer, loss, address)
+            for link, layers, loss, address in zip(links, self.ranges, losses, addresses, strict=True)
+        ]
+        return _SplitSlot(i, Relays(parts, allowed=hop_to is not None), self.codec)
 
     def _load(
         self, file: LayeredFile, last: LayeredFile, loading: LoadParams, computing: ContextParams
@@ -310,9 +329,10 @@ class SplitTarget(Closing):
     def open(
         self, tokens: npt.NDArray[np.int32], sampling: SamplingParams, max_tokens: int | None
     ) -> SplitGeneration:
-        """Compute the prompt but for its last token, on all machines, and return the generation after it.
+        """Compute the prompt, on all machines, and return the generation after it.
 
-        What it shares with a text before it stays computed.
+        What it shares with a text before it stays computed. The first token is selected along with it, so
+        that it costs no round trip of its own.
 
         Raises:
             ContextFullError: the prompt does not fit.
@@ -321,6 +341,17 @@ class SplitTarget(Closing):
             RemoteError: a worker is out of reach.
 
         """
+        return self._opened(tokens, sampling, max_tokens, first=True)
+
+    def _opened(
+        self,
+        tokens: npt.NDArray[np.int32],
+        sampling: SamplingParams,
+        max_tokens: int | None,
+        *,
+        first: bool,
+    ) -> SplitGeneration:
+        """See :meth:`open`; ``first``: select the first token, too."""
         prompt = int32_array(tokens, "tokens")
         if len(prompt) == 0:
             raise ValueError("the prompt has no tokens")
@@ -340,7 +371,7 @@ class SplitTarget(Closing):
             slot = max(free, key=lambda s: common_prefix(s.tokens, text))
             generation = slot.generation = SplitGeneration(self, slot, text, sampling, max_tokens)
         try:
-            generation.read_prompt()
+            generation.begin(first=first)
         except BaseException:
             generation.close()
             raise
@@ -359,7 +390,7 @@ class SplitTarget(Closing):
         text = int32_array(tokens, "tokens")
         checked_int(start, "start", 1, max(len(text) - 1, 1))
         began = time.perf_counter()
-        with closing(self.open(text[:start], SamplingParams(), None)) as generation:
+        with closing(self._opened(text[:start], SamplingParams(), None, first=False)) as generation:
             n_reused = generation.n_shared
             logprobs, ranks = generation.score(text[start:].tolist())
         return Scores(logprobs, ranks, n_reused, time.perf_counter() - began)
@@ -474,14 +505,53 @@ class SplitGeneration(LockstepGeneration):
         self._target = target
         self._slot = slot
         self._sampling = sampling
+        self._first: tuple[tuple[int, ...], int] | None = None  # selected along with the prompt
         self.remote = RemoteStats(round_trip=0.0)
         n_shared = min(common_prefix(slot.tokens, prompt), len(prompt) - 1)
         if n_shared < len(slot.tokens) and not target._keeps_positions:
             n_shared = 0  # a recurrent state goes back over a draft, and not over a text
         n_shared = self.n_shared = min(n_shared, self._held())
+        if n_shared == 0 and slot.relays.forgive():
+            slot.regroup()
         del slot.tokens[n_shared:]
+        self._begin_links(n_shared)
+
+    def _begin_links(self, n_held: int) -> None:
+        """Let the links begin with this text, of which they hold so many positions."""
+        slot, sampling = self._slot, self._sampling
         for link in slot.links:
-            link.begin(n_shared, self.remote, sampling if target.tail is None else None, self._start)
+            link.begin(n_held, self.remote, sampling if link.parts[-1].output else None, self._start)
+        parts, reasons = slot.relays.parts, slot.relays.reasons()
+        self.remote.n_hops = len(parts) - 1 - len(reasons)
+        self.remote.relayed = tuple(
+            f"{parts[i].link.endpoint} to {host_port(*parts[i + 1].seen_at)}: {reason}"
+            for i, reason in reasons.items()
+        )
+
+    def begin(self, *, first: bool) -> None:
+        """Compute the prompt, and with ``first`` select the first token."""
+        self._over_hops(lambda: self.read_prompt(first=first and self.finish_reason is None))
+
+    def _over_hops(self, work: Callable[[], _T]) -> _T:
+        """What ``work`` returns; where rows do not get from one worker to the next, they go through here, and
+        all layers compute the text anew.
+        """
+        while True:
+            try:
+                return work()
+            except HopLostError as error:  # noqa: PERF203
+                self._slot.relays.fail(error.part, str(error))
+                for link in self._slot.links:
+                    link.suspend()
+                self._slot.regroup()
+                self._begin_links(0)
+                if self._cancelled:  # which those before were told
+                    raise CancelledError("the generation was cancelled") from None
+
+    @property
+    def ready(self) -> bool:
+        """See :attr:`LockstepGeneration.ready`."""
+        return self._first is not None
 
     def _held(self) -> int:
         """Positions of the text that all layers here hold."""
@@ -493,16 +563,25 @@ class SplitGeneration(LockstepGeneration):
         return min(here, default=len(slot.tokens))
 
     def _catch_up(self) -> None:
-        """Compute again what the layers here lost when a pass of theirs was interrupted."""
-        held = self._held()
+        """Compute again what the layers here lost when a pass of theirs was interrupted, or what the workers
+        have lost along with the way between them.
+        """
+        held = min(self._held(), len(self._slot.tokens))
         if held < len(self._text) - 1:
             del self._slot.tokens[held:]
             self.read_prompt()
 
     def _verify(self, chain: list[int]) -> tuple[tuple[int, ...], int]:
-        try:
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+
+        def verified() -> tuple[tuple[int, ...], int]:
             self._catch_up()
             return self._pass(chain)
+
+        try:
+            return self._over_hops(verified)
         except BaseException:
             # Answers to this pass may still arrive, and the next one would take them for its own.
             for link in self._slot.links:
@@ -514,7 +593,7 @@ class SplitGeneration(LockstepGeneration):
         pos = len(self._text) - 1
         tokens = [self._text[-1], *chain]
         chunk = target._enter(pos, tokens, slot.seq_id)
-        selected: tuple[int, ...]
+        answer: LayerAnswer | None
         if target._tail is None:
             hidden = chunk.hidden
             for link in slot.links[:-1]:
@@ -522,42 +601,67 @@ class SplitGeneration(LockstepGeneration):
             link = slot.links[-1]
             link.send(pos, hidden, tokens=tokens, n_select=len(tokens))
             answer = link.receive()
-            selected, n_accepted = answer.tokens, answer.n_accepted
-            n_vocab = self._vocab.n_tokens
-            if max(selected) >= n_vocab or list(selected[:n_accepted]) != chain[:n_accepted]:
-                raise RemoteError(
-                    "the worker accepted tokens that it was not sent, or selected none that exist"
-                )
         else:
-            hidden = chunk.hidden
+            hidden, answer = chunk.hidden, None
             for link in slot.links:
                 hidden = _through(link, pos, hidden)
-            with target._computing:
-                verdict = target._tail.verify(
-                    [slot.seq_id],
-                    [tokens[:1]],
-                    [chain],
-                    hidden=hidden,
-                    sampling=self._sampling,
-                    pos=pos,
-                    start=self._start,
-                )
-            n_accepted = int(verdict.n_accepted[0])
-            selected = tuple(verdict.tokens[0, : n_accepted + 1].tolist())
+        selected, n_accepted = self._selection(pos, tokens[:1], chain, hidden, answer)
         slot.tokens += tokens[: n_accepted + 1]
         return selected, n_accepted
 
-    def read_prompt(self) -> None:
-        """Compute the prompt but for its last token, in chunks of which several are on the way at once."""
+    def _selection(
+        self,
+        pos: int,
+        last: list[int],
+        chain: list[int],
+        hidden: npt.NDArray[np.float32],
+        answer: LayerAnswer | None,
+    ) -> tuple[tuple[int, ...], int]:
+        """What follows the text's last token, at ``pos``, and how much of ``chain`` it is: as the last worker
+        has answered, or selected here from the hidden states of these tokens.
+        """
+        target = self._target
+        if target._tail is None:
+            selected = () if answer is None else answer.tokens
+            n_accepted = len(selected) - 1
+            n_vocab = self._vocab.n_tokens
+            if max(selected, default=n_vocab) >= n_vocab or list(selected[:-1]) != chain[:n_accepted]:
+                raise RemoteError(
+                    "the worker accepted tokens that it was not sent, or selected none that exist"
+                )
+            return selected, n_accepted
+        with target._computing:
+            verdict = target._tail.verify(
+                [self._slot.seq_id],
+                [last],
+                [chain],
+                hidden=hidden,
+                sampling=self._sampling,
+                pos=pos,
+                start=self._start,
+            )
+        n_accepted = int(verdict.n_accepted[0])
+        return tuple(verdict.tokens[0, : n_accepted + 1].tolist()), n_accepted
+
+    def read_prompt(self, *, first: bool = False) -> None:
+        """Compute the text but for its last token, in chunks of which several are on the way at once; with
+        ``first``, the last token along with them, and select what follows.
+        """
         target, slot = self._target, self._slot
         for link in slot.links:
             link.connect()
-        for chunk in self._chunks(self._text[:-1]):
-            if target._tail is not None:
+        n_known = len(self._text) - 1
+        for chunk in self._chunks(self._text if first else self._text[:-1], select=first):
+            known = chunk.tokens[: n_known - chunk.pos]
+            if target._tail is not None and known:
                 with target._computing:
                     target._tail.context.decode(
-                        chunk.tokens, seq_id=slot.seq_id, pos=chunk.pos, hidden=chunk.hidden
+                        known, seq_id=slot.seq_id, pos=chunk.pos, hidden=chunk.hidden[: len(known)]
                     )
+            if len(known) < len(chunk.tokens):
+                self._first = self._selection(
+                    n_known, chunk.tokens[-1:], [], chunk.hidden[len(known) :], chunk.answer
+                )
             slot.tokens += chunk.tokens
 
     def score(self, tokens: list[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
@@ -565,11 +669,14 @@ class SplitGeneration(LockstepGeneration):
 
         From whole rows of logits: ``sllm_score`` takes no hidden states.
         """
+        return self._over_hops(lambda: self._score(tokens))
+
+    def _score(self, tokens: list[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         target, slot = self._target, self._slot
         assert target._tail is not None
         whole = [*self._text, *tokens]
         found: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]] = []
-        for chunk in self._chunks(whole[:-1]):
+        for chunk in self._chunks(whole[:-1], select=False):
             with target._computing:
                 rows = target._tail.context.decode(
                     chunk.tokens, seq_id=slot.seq_id, pos=chunk.pos, hidden=chunk.hidden, logits="all"
@@ -585,8 +692,10 @@ class SplitGeneration(LockstepGeneration):
         n = len(tokens)  # the first row may have been the prompt's
         return np.concatenate([f for f, _ in found])[-n:], np.concatenate([r for _, r in found])[-n:]
 
-    def _chunks(self, tokens: list[int]) -> Iterable[_Chunk]:
-        """The part of ``tokens`` that is not computed yet, as it leaves the last worker."""
+    def _chunks(self, tokens: list[int], *, select: bool) -> Iterable[_Chunk]:
+        """The part of ``tokens`` that is not computed yet, as it leaves the last worker; ``select``: where
+        that has the output, it selects what follows.
+        """
         target, slot = self._target, self._slot
         size = min(_CHUNK, *(link.max_rows for link in slot.links))
         chunks: Iterable[_Chunk] = (
@@ -595,7 +704,7 @@ class SplitGeneration(LockstepGeneration):
         )
         for i, link in enumerate(slot.links):
             ends = target._tail is None and i == len(slot.links) - 1
-            chunks = _stream(link, chunks, silent=ends)
+            chunks = _stream(link, chunks, ends=ends, select_at=len(tokens) if ends and select else None)
         return chunks
 
     def cancel(self) -> None:
@@ -626,17 +735,36 @@ def _through(link: LayerLink, pos: int, hidden: npt.NDArray[np.float32]) -> npt.
     return out
 
 
-def _stream(link: LayerLink, chunks: Iterable[_Chunk], *, silent: bool) -> Iterator[_Chunk]:
-    """Send chunks through the layers of a worker, several on the way at once."""
+def _stream(
+    link: LayerLink, chunks: Iterable[_Chunk], *, ends: bool, select_at: int | None
+) -> Iterator[_Chunk]:
+    """Send chunks through the layers of a worker, several on the way at once.
+
+    Args:
+        link: to it.
+        chunks: what enters its layers.
+        ends: it has the output, and gets the tokens.
+        select_at: it selects the token at this position.
+
+    """
     waiting: deque[_Chunk] = deque()
 
     def receive() -> _Chunk:
         chunk = waiting.popleft()
         answer: LayerAnswer = link.receive()
-        return chunk if answer.hidden is None else _Chunk(chunk.pos, chunk.tokens, answer.hidden)
+        if answer.hidden is None:
+            return replace(chunk, answer=answer if answer.tokens else None)
+        return replace(chunk, hidden=answer.hidden)
 
     for chunk in chunks:
-        link.send(chunk.pos, chunk.hidden, tokens=chunk.tokens if silent else None, silent=silent)
+        n_select = int(chunk.pos + len(chunk.tokens) == select_at)
+        link.send(
+            chunk.pos,
+            chunk.hidden,
+            tokens=chunk.tokens if ends else None,
+            n_select=n_select,
+            silent=ends and not n_select,
+        )
         waiting.append(chunk)
         if len(waiting) >= _IN_FLIGHT:
             yield receive()

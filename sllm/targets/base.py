@@ -65,6 +65,8 @@ class RemoteStats:
         n_reused: tokens of the prompt that the remote side had in memory.
         prompt_seconds: what the rest of the prompt took to compute.
         queued_seconds: how long the text waited for a place.
+        n_hops: of a split with several workers: from how many of them rows went to the next one directly.
+        relayed: from which to which they went through here, and why.
 
     """
 
@@ -78,6 +80,8 @@ class RemoteStats:
     n_reused: int = 0
     prompt_seconds: float = 0.0
     queued_seconds: float = 0.0
+    n_hops: int = 0
+    relayed: tuple[str, ...] = ()
 
     def observe_round_trip(self, seconds: float) -> None:
         """A message went there and back in ``seconds``: TCP's smoothing (RFC 6298)."""

@@ -56,6 +56,11 @@ class LockstepGeneration:
         """One pass: the tokens that follow the text, and how many of them are accepted ones of ``chain``."""
         raise NotImplementedError
 
+    @property
+    def ready(self) -> bool:
+        """Whether the next commit is there already, so that a draft for it would be in vain."""
+        return False
+
     def _check_end(self) -> None:
         if len(self._text) >= self._end:
             self.finish_reason = "length" if self._end == self._requested_end else "context"
@@ -89,7 +94,7 @@ class LockstepGeneration:
         if self.finish_reason is not None:
             raise StopIteration
         pos = len(self._text)
-        chain = self._valid_hint()
+        chain = [] if self.ready else self._valid_hint()
         began = time.perf_counter()
         tokens, n_accepted = self._verify(chain)
         seconds = time.perf_counter() - began

@@ -31,9 +31,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "CAPABILITY_BYTES",
     "Address",
     "bearer",
+    "bearing",
     "belong_together",
+    "capability_digest",
     "checked_token",
     "client_credentials",
     "fetch_certificate",
@@ -48,6 +51,9 @@ __all__ = [
 _SERVER_NAME = "sllm-worker"
 _MIN_TOKEN = 16
 """Characters; ``secrets.token_urlsafe(24)`` makes 32."""
+
+CAPABILITY_BYTES = 32
+"""Of a capability, which is made at random: none can be guessed from its hash."""
 
 _BEGINNING = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 _NO_END = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.timezone.utc)
@@ -197,6 +203,26 @@ def _read_token(path: Path) -> str:
     except ValueError as error:
         reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
         raise ValueError(f"{path} holds no token: {reason}") from None
+
+
+# ---- capabilities
+
+
+def bearing(capability: bytes) -> tuple[tuple[str, str], ...]:
+    """The metadata that carries a capability: of a worker that brings another one the rows of one text."""
+    return (("authorization", f"Hop {capability.hex()}"),)
+
+
+def capability_digest(header: str | bytes | None) -> bytes:
+    """SHA-256 of the capability in an ``authorization`` header; empty where it carries none."""
+    given = header.decode("latin-1") if isinstance(header, bytes) else header or ""
+    bare = given.removeprefix("Hop ")
+    if len(bare) != 2 * CAPABILITY_BYTES or len(bare) == len(given):
+        return b""
+    try:
+        return hashlib.sha256(bytes.fromhex(bare)).digest()
+    except ValueError:
+        return b""
 
 
 # ---- certificates

@@ -206,17 +206,19 @@ class Done(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class LayersUp(_message.Message):
-    __slots__ = ("open", "rows", "cancel")
+    __slots__ = ("open", "rows", "cancel", "padding")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
     open: LayersOpen
     rows: Rows
     cancel: Cancel
-    def __init__(self, open: _Optional[_Union[LayersOpen, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
+    padding: bytes
+    def __init__(self, open: _Optional[_Union[LayersOpen, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., padding: _Optional[bytes] = ...) -> None: ...
 
 class LayersOpen(_message.Message):
-    __slots__ = ("model_id", "start", "stop", "output", "codec", "sampling", "text_start", "sequence_id", "padding")
+    __slots__ = ("model_id", "start", "stop", "output", "codec", "sampling", "text_start", "sequence_id", "held", "next", "accept", "padding")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
@@ -225,6 +227,9 @@ class LayersOpen(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     TEXT_START_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    ACCEPT_FIELD_NUMBER: _ClassVar[int]
     PADDING_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     start: int
@@ -234,11 +239,26 @@ class LayersOpen(_message.Message):
     sampling: Sampling
     text_start: int
     sequence_id: int
+    held: int
+    next: Hop
+    accept: bytes
     padding: bytes
-    def __init__(self, model_id: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., output: bool = ..., codec: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., text_start: _Optional[int] = ..., sequence_id: _Optional[int] = ..., padding: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, model_id: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., output: bool = ..., codec: _Optional[str] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., text_start: _Optional[int] = ..., sequence_id: _Optional[int] = ..., held: _Optional[int] = ..., next: _Optional[_Union[Hop, _Mapping]] = ..., accept: _Optional[bytes] = ..., padding: _Optional[bytes] = ...) -> None: ...
+
+class Hop(_message.Message):
+    __slots__ = ("host", "port", "fingerprint", "capability")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITY_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    port: int
+    fingerprint: bytes
+    capability: bytes
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., capability: _Optional[bytes] = ...) -> None: ...
 
 class Rows(_message.Message):
-    __slots__ = ("pos", "n_rows", "data", "silent", "tokens", "n_select", "compute_us")
+    __slots__ = ("pos", "n_rows", "data", "silent", "tokens", "n_select", "compute_us", "parents")
     POS_FIELD_NUMBER: _ClassVar[int]
     N_ROWS_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
@@ -246,6 +266,7 @@ class Rows(_message.Message):
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     N_SELECT_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
     pos: int
     n_rows: int
     data: bytes
@@ -253,19 +274,22 @@ class Rows(_message.Message):
     tokens: _containers.RepeatedScalarFieldContainer[int]
     n_select: int
     compute_us: int
-    def __init__(self, pos: _Optional[int] = ..., n_rows: _Optional[int] = ..., data: _Optional[bytes] = ..., silent: bool = ..., tokens: _Optional[_Iterable[int]] = ..., n_select: _Optional[int] = ..., compute_us: _Optional[int] = ...) -> None: ...
+    parents: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, pos: _Optional[int] = ..., n_rows: _Optional[int] = ..., data: _Optional[bytes] = ..., silent: bool = ..., tokens: _Optional[_Iterable[int]] = ..., n_select: _Optional[int] = ..., compute_us: _Optional[int] = ..., parents: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LayersDown(_message.Message):
-    __slots__ = ("opened", "rows", "commit", "done")
+    __slots__ = ("opened", "rows", "commit", "done", "padding")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
+    PADDING_FIELD_NUMBER: _ClassVar[int]
     opened: LayersOpened
     rows: Rows
     commit: Commit
     done: Done
-    def __init__(self, opened: _Optional[_Union[LayersOpened, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ...) -> None: ...
+    padding: bytes
+    def __init__(self, opened: _Optional[_Union[LayersOpened, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., padding: _Optional[bytes] = ...) -> None: ...
 
 class LayersOpened(_message.Message):
     __slots__ = ("length", "n_ctx")
@@ -274,6 +298,18 @@ class LayersOpened(_message.Message):
     length: int
     n_ctx: int
     def __init__(self, length: _Optional[int] = ..., n_ctx: _Optional[int] = ...) -> None: ...
+
+class FeedUp(_message.Message):
+    __slots__ = ("rows",)
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    rows: Rows
+    def __init__(self, rows: _Optional[_Union[Rows, _Mapping]] = ...) -> None: ...
+
+class FeedDown(_message.Message):
+    __slots__ = ("padding",)
+    PADDING_FIELD_NUMBER: _ClassVar[int]
+    padding: bytes
+    def __init__(self, padding: _Optional[bytes] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("tokens", "start", "model_id", "padding")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["KINDS", "REFUSALS", "Calls", "Totals", "behaviour_of", "handler_like"]
 
 KINDS = {
-    **{method(name): name.lower() for name in ("Generate", "Score", "Layers", "Relay")},
+    **{method(name): name.lower() for name in ("Generate", "Score", "Layers", "Feed", "Relay")},
     **{method(name): name.lower() for name in ("Info", "Vocabulary", "Status", "Echo")},
     "/grpc.health.v1.Health/Check": "health",
     "/grpc.health.v1.Health/Watch": "health",
@@ -340,7 +340,9 @@ class _Call:
             self.tokens_in += len(message.open.tokens)
         elif isinstance(message, pb.ScoreRequest):
             self.tokens_in += len(message.tokens)
-        elif isinstance(message, pb.LayersUp) and message.WhichOneof("kind") == "rows":
+        elif isinstance(message, pb.FeedUp) or (
+            isinstance(message, pb.LayersUp) and message.WhichOneof("kind") == "rows"
+        ):
             self.tokens_in += message.rows.n_rows
 
     def _count_down(self, message: Any) -> None:

@@ -10,42 +10,34 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from sllm.draft.length import PassTimes
 from sllm.engine.layers import LayerRange, open_layers
 from sllm.engine.model import Model
 from sllm.engine.params import context_length
-from sllm.engine.sampling import SamplingParams
 from sllm.errors import BusyError, ClosedError, ContextFullError, SllmError
 from sllm.wire.traces import raised_at
-from sllm.worker.passes import PassLoop, Slot
+from sllm.worker.layer_pass import LayerPass
+from sllm.worker.layer_sequence import LayerSequence, LayerSlot
+from sllm.worker.passes import PassLoop
 from sllm.worker.sharing import AWAY_SECONDS, FIRST_ROWS, ROUND, coarse, divide, most_rows
 from sllm.worker.token_file import DEFAULT_NAME
 from sllm.worker.users import Account
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
-    import numpy.typing as npt
-
+    from sllm.engine.sampling import SamplingParams
+    from sllm.worker.layer_sequence import Batch, LayerAnswer, LayerRequest
     from sllm.worker.passes import Limits
 
-__all__ = ["LayerAnswer", "LayerRequest", "LayerScheduler", "LayerSequence", "LayerSlot", "RangeKey"]
+__all__ = ["LayerScheduler", "RangeKey"]
 
 log = logging.getLogger("sllm.worker")
-
-_BACKLOG = 32
-"""Requests of one sequence whose answers its client has not been sent yet; further ones have to wait."""
-
-_BACKLOG_BYTES = 1 << 26
-"""Bytes of their hidden states. One request of any size is taken."""
 
 
 @dataclass(frozen=True)
@@ -58,293 +50,6 @@ class RangeKey:
 
     def __str__(self) -> str:
         return f"layers [{self.start}, {self.stop}){' with the output' if self.output else ''}"
-
-
-@dataclass(frozen=True)
-class LayerRequest:
-    """Hidden states that enter the first layer.
-
-    Attributes:
-        pos: of the first.
-        hidden: float32 (n, n_embd).
-        silent: the hidden states that come out are not needed.
-        tokens: with an output, those of the rows.
-        n_select: with an output, the last so many rows are the text's last token and drafted ones.
-        before: of a request that is computed in parts, what the parts before this one came to.
-
-    """
-
-    pos: int
-    hidden: npt.NDArray[np.float32]
-    silent: bool = False
-    tokens: tuple[int, ...] = ()
-    n_select: int = 0
-    before: tuple[LayerAnswer, ...] = ()
-
-    def split(self, n: int) -> tuple[LayerRequest, LayerRequest]:
-        """The first ``n`` rows, none of which is to be selected after, and the others."""
-        first = replace(self, hidden=self.hidden[:n], tokens=self.tokens[:n], n_select=0)
-        rest = replace(self, pos=self.pos + n, hidden=self.hidden[n:], tokens=self.tokens[n:])
-        return first, rest
-
-
-@dataclass(frozen=True)
-class LayerAnswer:
-    """What a request came to: hidden states (None: not needed), or selected tokens."""
-
-    pos: int
-    n_rows: int
-    hidden: npt.NDArray[np.float32] | None
-    tokens: tuple[int, ...]
-    n_accepted: int
-    n_verified: int
-    seconds: float
-
-    def after(self, before: tuple[LayerAnswer, ...]) -> LayerAnswer:
-        """The answer to a whole request, of which this is the last part."""
-        if not before:
-            return self
-        seconds = self.seconds + sum(part.seconds for part in before)
-        n_rows = self.n_rows + sum(part.n_rows for part in before)
-        if self.tokens:
-            return replace(self, n_rows=n_rows, seconds=seconds)
-        parts = [part.hidden for part in (*before, self) if part.hidden is not None]
-        hidden = np.concatenate(parts) if parts else None
-        return replace(self, pos=before[0].pos, n_rows=n_rows, hidden=hidden, seconds=seconds)
-
-
-class LayerSequence:
-    """The stream of one sequence. Its client's side may be used from any thread: :meth:`submit`,
-    :meth:`answers`, :meth:`detach`, :meth:`release`.
-
-    Attributes:
-        slot: where its memory is.
-        account: of the user whose sequence it is, and ``user``, that one's name.
-        n_kept: positions that were in memory when it began.
-        pending: requests that no pass has taken.
-        ended: why it has ended; None: it has not.
-
-    """
-
-    def __init__(
-        self,
-        scheduler: LayerScheduler,
-        sequence_id: int,
-        slot: LayerSlot,
-        sampling: SamplingParams | None,
-        text_start: int,
-        account: Account,
-    ) -> None:
-        self._scheduler = scheduler
-        self.account = account
-        self.user = account.name
-        self.sequence_id = sequence_id
-        self.slot = slot
-        self.sampling = sampling
-        self.compiled: object = None  # what it is compiled to, which others' then do not push out
-        self.text_start = text_start
-        self.n_kept = 0
-        self.next_pos = 0  # after everything that was asked for
-        self.pending: deque[LayerRequest] = deque()
-        self.ended: str | None = None
-        self.turn = 0  # the pass that it was in last
-        self.heard = time.monotonic()  # when it asked for something last
-        self._answered = self.heard  # when its client had all that it had asked for
-        self._waited = 0.0  # seconds before that in which it had asked for nothing
-        self._rest: LayerRequest | None = None  # of the one that is being computed
-        self.handed: float | None = None  # when its client's side took the answer that it is sending
-        self.on_stuck: Callable[[], object] = lambda: None
-        """Called when an answer could not be sent for the idle time: the client does not read."""
-        self._answers: deque[LayerAnswer | Exception] = deque()
-        self._sizes: deque[int] = deque()  # bytes of the requests whose answers were not sent
-        self._finished = False
-        self._changed = threading.Condition()
-
-    @property
-    def length(self) -> int:
-        """Positions in memory."""
-        return self.slot.length
-
-    def _is_over(self) -> bool:
-        return self.ended is not None
-
-    def submit(self, request: LayerRequest) -> None:
-        """Ask for rows; blocks while many requests or answers are waiting. Does nothing once it has ended.
-
-        Raises:
-            ValueError: a position that leaves a gap, no rows, or a wrong number of tokens.
-            ContextFullError: no room for them.
-            BusyError: the user has had its tokens of this minute.
-
-        """
-        if self._is_over():
-            return  # others may use other layers by now
-        self._check(request)
-        self.account.check_rate()
-        n, size = len(request.hidden), request.hidden.nbytes
-
-        def room() -> bool:
-            few = len(self._sizes) < _BACKLOG and sum(self._sizes) + size <= _BACKLOG_BYTES
-            return not self._sizes or few or self._is_over()
-
-        with self._changed:
-            self._changed.wait_for(room)
-            if self._is_over():
-                return
-            self.next_pos = request.pos + n
-            self.heard = time.monotonic()
-            if not self._sizes:
-                self._waited += self.heard - self._answered
-            self._sizes.append(size)
-            self.pending.append(request)
-        self._scheduler.wake()
-
-    def _check(self, request: LayerRequest) -> None:
-        n, scheduler = len(request.hidden), self._scheduler
-        if not 1 <= n <= scheduler.max_rows:
-            raise ValueError(f"{n} rows at once, expected 1 to {scheduler.max_rows}")
-        if not 0 <= request.pos <= self.next_pos:
-            raise ValueError(
-                f"rows at position {request.pos} leave a gap: the sequence ends at {self.next_pos}"
-            )
-        if request.pos + n > scheduler.n_ctx:
-            raise ContextFullError(f"the worker holds {scheduler.n_ctx} positions of a sequence")
-        if scheduler.has_output:
-            most = min(n, scheduler.max_select)
-            if len(request.tokens) != n or not 0 <= request.n_select <= most:
-                raise ValueError(
-                    f"{n} rows with {len(request.tokens)} tokens, {request.n_select} to select; expected as"
-                    f" many tokens as rows and at most {most} to select"
-                )
-            scheduler.check_tokens(request.tokens)
-        elif request.tokens or request.n_select:
-            raise ValueError("these layers end before the output: they take no tokens")
-
-    def finish(self) -> None:
-        """Nothing more will be asked for: the sequence ends after the last answer; its memory is kept."""
-        with self._changed:
-            self._finished = True
-            self._changed.notify_all()
-
-    def answers(self) -> Iterator[LayerAnswer]:
-        """What the requests come to, in their order, until the sequence ends; :attr:`ended` then says why.
-        Blocks.
-
-        Raises:
-            SllmError, ValueError: the computation failed.
-
-        """
-        idle = self._scheduler.limits.idle_seconds
-
-        def news() -> bool:
-            over = self._finished and not self._sizes
-            return bool(self._answers) or self.ended is not None or over
-
-        while True:
-            with self._changed:
-                heard = self._changed.wait_for(news, idle)
-                if self._answers:
-                    answer = self._answers.popleft()
-                    self.handed = time.monotonic()
-                elif self.ended is not None:
-                    return
-                elif not self._sizes and (self._finished or not heard):
-                    self.ended = "finished" if self._finished else "idle"
-                    break
-                else:  # it is being computed
-                    continue
-            if isinstance(answer, Exception):
-                self.handed = None
-                self.end("failed")
-                self._scheduler.let_go(self, keep=False)
-                raise answer
-            yield answer
-            with self._changed:
-                self.handed = None
-                self._sizes.popleft()
-                self._answered = time.monotonic()
-                self._changed.notify_all()
-        self._scheduler.let_go(self, keep=True)
-
-    def detach(self) -> None:
-        """The client is gone, perhaps to return; the memory is kept."""
-        self.end("detached")
-        self._scheduler.let_go(self, keep=True)
-
-    def release(self) -> None:
-        """The client does not need the sequence any more; its memory is freed."""
-        self.end("released")
-        self._scheduler.let_go(self, keep=False)
-
-    # ---- the scheduler's side
-
-    def end(self, reason: str) -> None:
-        """No more answers."""
-        with self._changed:
-            if self.ended is None:
-                self.ended = reason
-            self._changed.notify_all()
-
-    def waited(self) -> float:
-        """Seconds, altogether, in which its client has asked for nothing; 0 where it has now."""
-        with self._changed:
-            return 0.0 if self._sizes else self._waited + time.monotonic() - self._answered
-
-    def take(self, n_rows: int) -> LayerRequest | None:
-        """The next request; the first ``n_rows`` of it where they are fewer and it can be split there."""
-        with self._changed:
-            if not self.pending or self.ended is not None:
-                return None
-            request = self.pending.popleft()
-            n_known = len(request.hidden) - request.n_select
-            if n_rows >= len(request.hidden) or n_known == 0:
-                self._rest = None
-                return request
-            first, self._rest = request.split(min(n_rows, n_known))
-            return first
-
-    def put_back(self, done: LayerAnswer) -> bool:
-        """Let the rest of a request that was split be next; whether there is one."""
-        with self._changed:
-            rest, self._rest = self._rest, None
-            if rest is not None:
-                self.pending.appendleft(replace(rest, before=(*rest.before, done)))
-            return rest is not None
-
-    def tell(self, answer: LayerAnswer | Exception) -> None:
-        """Hand an answer to the client's side."""
-        with self._changed:
-            self._answers.append(answer)
-            self._changed.notify_all()
-
-
-Batch = list[tuple[LayerSequence, LayerRequest]]
-
-
-@dataclass
-class LayerSlot(Slot["LayerSequence"]):
-    """A sequence of the range's memory.
-
-    Attributes:
-        sequence_id: whose memory it holds; 0: nobody's, or that of one who will not return.
-        user: whose sequence that is; another's may have the same number.
-        length: positions in memory.
-        busy: a pass writes to it, perhaps for a stream that has ended meanwhile.
-
-    """
-
-    sequence_id: int = 0
-    user: str = ""
-    length: int = 0
-    busy: bool = False
-
-    def holds(self, sequence: LayerSequence) -> bool:
-        """Whether the memory is that of this stream, or of a later one of the same sequence."""
-        return self.owner is sequence or self.is_of(sequence.sequence_id, sequence.user)
-
-    def is_of(self, sequence_id: int, user: str) -> bool:
-        """Whether the memory is that of this sequence."""
-        return sequence_id != 0 and (sequence_id, user) == (self.sequence_id, self.user)
 
 
 class LayerScheduler(PassLoop[LayerSequence]):
@@ -729,7 +434,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
             n_tokens = answer.n_accepted + 1 if answer.tokens else 0
             self.stats.count_commit(n_tokens, answer.n_verified, answer.n_accepted)
             sequence.account.spend(answer.n_rows)
-            done = replace(answer, seconds=seconds)
+            done = replace(answer, seconds=seconds + request.spent)
             if not sequence.put_back(done):
                 sequence.tell(done.after(request.before))
 
@@ -745,106 +450,3 @@ class LayerScheduler(PassLoop[LayerSequence]):
         with self._changed:
             if sequence.slot.holds(sequence):
                 sequence.slot.length = length
-
-
-class LayerPass:
-    """One pass through the layers: one request each of several sequences.
-
-    Args:
-        layers: the range.
-        batch: the sequences and their requests.
-        hold: called with a sequence and how many of its positions are in memory, whenever that has changed.
-
-    """
-
-    def __init__(
-        self, layers: LayerRange, batch: Batch, hold: Callable[[LayerSequence, int], object]
-    ) -> None:
-        self._layers = layers
-        self._batch = batch
-        self._hold = hold
-
-    def forward(self) -> list[LayerAnswer]:
-        """Hidden states in, hidden states out."""
-        rows = self._layers.forward(
-            [request.hidden for _, request in self._batch],
-            seq_id=[sequence.slot.seq_id for sequence, _ in self._batch],
-            pos=[request.pos for _, request in self._batch],
-        )
-        answers, at = [], 0
-        for sequence, request in self._batch:
-            n = len(request.hidden)
-            self._hold(sequence, request.pos + n)
-            hidden = None if request.silent else rows[at : at + n]
-            answers.append(LayerAnswer(request.pos, n, hidden, (), 0, 0, 0.0))
-            at += n
-        return answers
-
-    def select(self) -> list[LayerAnswer]:
-        """Hidden states in, tokens out: what is text already is decoded, and what is drafted verified."""
-        # 1. Decode the rows of known text.
-        self._decode([one for one in self._batch if len(one[1].hidden) > one[1].n_select])
-        # 2. Verify the others, as many at once as the context keeps logits of.
-        committed: dict[LayerSequence, tuple[int, ...]] = {}
-        left = [one for one in self._batch if one[1].n_select]
-        while left:
-            n_fit = self._n_fit(left)
-            self._verify(left[:n_fit], committed)
-            left = left[n_fit:]
-        # 3. Answer in the order of the requests.
-        answers = []
-        for sequence, request in self._batch:
-            n, k = len(request.hidden), request.n_select
-            if k == 0:
-                answers.append(LayerAnswer(request.pos, n, None, (), 0, 0, 0.0))
-            else:
-                tokens, pos = committed[sequence], request.pos + n - k + 1
-                answers.append(LayerAnswer(pos, n, None, tokens, len(tokens) - 1, k - 1, 0.0))
-        return answers
-
-    def _decode(self, batch: Batch) -> None:
-        if not batch:
-            return
-        lengths = [len(request.hidden) - request.n_select for _, request in batch]
-        self._layers.context.decode(
-            [list(request.tokens[:n]) for (_, request), n in zip(batch, lengths, strict=True)],
-            seq_id=[sequence.slot.seq_id for sequence, _ in batch],
-            pos=[request.pos for _, request in batch],
-            hidden=np.concatenate(
-                [request.hidden[:n] for (_, request), n in zip(batch, lengths, strict=True)]
-            ),
-        )
-        for (sequence, request), n in zip(batch, lengths, strict=True):
-            self._hold(sequence, request.pos + n)
-
-    def _n_fit(self, left: Batch) -> int:
-        """How many of the requests, one at least, the context keeps logits for at once."""
-        n_rows = 0
-        for n, (_, request) in enumerate(left):
-            n_rows += request.n_select
-            if n_rows > self._layers.context.n_outputs_max:
-                return max(n, 1)
-        return len(left)
-
-    def _verify(
-        self,
-        batch: Batch,
-        committed: dict[LayerSequence, tuple[int, ...]],
-    ) -> None:
-        """Verify the last rows of each request, and note the tokens that this commits."""
-        starts = [len(request.hidden) - request.n_select for _, request in batch]
-        verdict = self._layers.verify(
-            [sequence.slot.seq_id for sequence, _ in batch],
-            [[request.tokens[n]] for (_, request), n in zip(batch, starts, strict=True)],
-            [list(request.tokens[n + 1 :]) for (_, request), n in zip(batch, starts, strict=True)],
-            hidden=np.concatenate(
-                [request.hidden[n:] for (_, request), n in zip(batch, starts, strict=True)]
-            ),
-            sampling=[sequence.sampling or SamplingParams() for sequence, _ in batch],
-            pos=[request.pos + n for (_, request), n in zip(batch, starts, strict=True)],
-            start=[sequence.text_start for sequence, _ in batch],
-        )
-        for i, ((sequence, request), n) in enumerate(zip(batch, starts, strict=True)):
-            n_accepted = int(verdict.n_accepted[i])
-            self._hold(sequence, request.pos + n + 1 + n_accepted)
-            committed[sequence] = tuple(verdict.tokens[i, : n_accepted + 1].tolist())

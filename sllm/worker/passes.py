@@ -54,6 +54,9 @@ class Limits:
         strangers: connections of others, besides; half of them may come from one address. Where there are
             more, the oldest makes room.
         stranger_seconds: how long one may stay without a call that shows a token.
+        hops: of a worker of layers: addresses of other workers that it may bring rows to, where its clients
+            name one (:class:`~sllm.worker.destinations.Destinations` says how they are written). None:
+            clients carry the rows themselves.
 
     """
 
@@ -71,6 +74,7 @@ class Limits:
     connections: int = 256
     strangers: int = 64
     stranger_seconds: float = 10.0
+    hops: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         least = {"sessions": 1, "queue": 0, "max_hint": 0, "hints_per_s": 1, "max_grammar": 0}

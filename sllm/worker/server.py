@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from sllm.engine.params import ContextOptions
     from sllm.rpc.confine import Confinement
     from sllm.worker.calls import Calls
+    from sllm.worker.feeds import Feeds
     from sllm.worker.passes import SchedulerStats
 
 __all__ = ["Limits", "Monitoring", "Worker"]
@@ -194,7 +195,7 @@ class Worker(Closing):
                 served.scheduler,
                 self._health,
                 size_bytes=served.size_bytes,
-                user_of=users.name_of,
+                user_of=partial(_name_of, users, served.feeds),
                 build={"version": _SOFTWARE.removeprefix("sllm "), "model": served.name},
                 chores=(lambda: None) if shown is None else shown.reload,
             )
@@ -356,6 +357,7 @@ class _Served:
         size_bytes: of the weights.
         max_bytes: the largest message that clients send.
         options: gRPC's, besides those of every worker.
+        feeds: what other workers may bring; None: nothing.
 
     """
 
@@ -365,6 +367,7 @@ class _Served:
     size_bytes: int
     max_bytes: int
     options: Sequence[tuple[str, int]] = ()
+    feeds: Feeds | None = None
 
 
 def _layers(
@@ -388,8 +391,10 @@ def _layers(
     )
     stack.callback(scheduler.close)
     service = LayerService(scheduler, users, software=_SOFTWARE)
+    stack.callback(service.close)
     size_bytes = sum(path.stat().st_size for path in scheduler.file.paths)
-    return _Served(scheduler, service, scheduler.file.paths[0].name, size_bytes, _LAYER_BYTES)
+    name = scheduler.file.paths[0].name
+    return _Served(scheduler, service, name, size_bytes, _LAYER_BYTES, feeds=service.feeds)
 
 
 def _checked_range(layers: object) -> tuple[int, int] | None:
@@ -476,6 +481,11 @@ def _texts(
 # ---- the network
 
 
+def _name_of(users: Users, feeds: Feeds | None, metadata: Sequence[tuple[str, str | bytes]]) -> str | None:
+    """Whose call it is: of a user, or of a worker that brings a user's rows; None: of a stranger."""
+    return users.name_of(metadata) or (None if feeds is None else feeds.name_of(metadata))
+
+
 def _listen(
     served: _Served,
     health: Health,
@@ -489,7 +499,7 @@ def _listen(
 ) -> int:
     """Serve until ``stack`` is closed; the port."""
     limits = served.scheduler.limits
-    n_calls = limits.sessions + limits.queue + 8
+    n_calls = limits.sessions + limits.queue + 8 + (0 if served.feeds is None else limits.sessions)
     n_streams = max(32, n_calls)  # of one connection
     executor = stack.enter_context(CallThreads("sllm-worker"))
     # Without a token nothing tells a client from a stranger, and only programs of this machine come.
@@ -500,7 +510,10 @@ def _listen(
     server = grpc.server(
         cast("ThreadPoolExecutor", executor),  # of which gRPC uses submit() alone
         handlers=[served.service.handlers()],
-        interceptors=[calls, Authentication(users, health, Admission(n_calls, listener))],
+        interceptors=[
+            calls,
+            Authentication(users, health, Admission(n_calls, listener), served.feeds),
+        ],
         # Calls with the token are counted by Admission; what strangers have under way takes nothing of that.
         maximum_concurrent_rpcs=n_calls + limits.strangers * n_streams,
         options=[

@@ -26,6 +26,7 @@ from sllm.wire.protocol import (
     abort,
     forget,
     from_sampling,
+    method,
     not_offered,
     padded,
     pb,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
     from sllm.engine.model import Model
     from sllm.worker.admission import Admission
+    from sllm.worker.feeds import Feeds
     from sllm.worker.passes import SchedulerStats
     from sllm.worker.relay import Relay
     from sllm.worker.users import Account, Users
@@ -70,6 +72,7 @@ __all__ = [
 log = logging.getLogger("sllm.worker")
 
 _MAX_ECHO = 1 << 20
+_FEED = method("Feed")
 
 _M = TypeVar("_M")
 _T = TypeVar("_T")
@@ -124,11 +127,15 @@ class Authentication(grpc.ServerInterceptor):  # type: ignore[type-arg]
         users: who may call.
         health: answers the checks.
         admission: of the calls that carry it.
+        feeds: what other workers may bring by a capability; None: nothing.
 
     """
 
-    def __init__(self, users: Users, health: Health, admission: Admission) -> None:
+    def __init__(
+        self, users: Users, health: Health, admission: Admission, feeds: Feeds | None = None
+    ) -> None:
         self._users = users
+        self._feeds = feeds
         self._admission = admission
 
         def refuse(_requests: Any, context: grpc.ServicerContext) -> None:
@@ -148,8 +155,12 @@ class Authentication(grpc.ServerInterceptor):  # type: ignore[type-arg]
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """See :class:`grpc.ServerInterceptor`."""
-        headers = dict(handler_call_details.invocation_metadata or ())
-        if not self._users.knows(headers.get("authorization")):
+        header = dict(handler_call_details.invocation_metadata or ()).get("authorization")
+        if self._feeds is not None and handler_call_details.method == _FEED:  # no token is of use there
+            known = self._feeds.knows(header)
+        else:
+            known = self._users.knows(header)
+        if not known:
             if handler_call_details.method == "/grpc.health.v1.Health/Check":
                 return self._check
             return self._refusal
@@ -588,7 +599,9 @@ def parser(kind: Any) -> Callable[[bytes], Any]:
 
 def serialize(message: Any) -> bytes:
     """A reply as bytes, padded where its type has padding."""
-    sized = isinstance(message, (pb.Piece, pb.EchoReply, pb.LayersDown))  # of the size they have
+    sized = isinstance(message, (pb.Piece, pb.EchoReply)) or (  # of the size they have
+        isinstance(message, pb.LayersDown) and bool(message.rows.data)
+    )
     data: bytes = (message if sized else padded(message)).SerializeToString()
     return data
 

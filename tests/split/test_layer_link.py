@@ -156,11 +156,12 @@ COMMITS: dict[str, Callable[[pb.Rows], Any]] = {
 
 @pytest.mark.parametrize("lie", COMMITS.values(), ids=COMMITS.keys())
 def test_invalid_selections(connected: Callable[..., Any], lie: Any) -> None:
-    remote = connected(saying(lambda r: lie(r) if r.n_select else answer(r)))
+    remote = connected(saying(lambda r: lie(r) if r.n_rows == r.n_select else commit(r, [9])))
     with split_of(remote, None) as split:
         generation = split.open(np.array([5, 6, 7], dtype=np.int32), GREEDY, 20)
+        assert next(generation).tokens == (9,)
         for _ in range(2):
-            generation.hint(3, [8, 8])
+            generation.hint(4, [8, 8])
             with pytest.raises(sllm.RemoteError):
                 next(generation)
         generation.close()

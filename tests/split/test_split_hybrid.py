@@ -128,7 +128,8 @@ def test_the_text_is_that_of_the_whole_model(
                 assert text_of(split, prompt_of(30), 24, sampling)[0] == expected
                 found, stats = text_of(split, prompt_of(30), 24, sampling, drafter)
                 assert found == expected
-                assert (stats.n_drafted > 0) == (model.can_rollback != "recompute")
+                drafts = model.can_rollback != "recompute" and len(found) > 1  # the first comes without
+                assert (stats.n_drafted > 0) == drafts
                 assert text_of(split, prompt_of(30), 24, sampling, "ngram")[0] == expected
 
 

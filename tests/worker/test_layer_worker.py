@@ -24,8 +24,9 @@ from sllm.engine import gguf
 from sllm.engine.layers import Embedding, open_layers
 from sllm.wire import codec
 from sllm.wire.protocol import PROTOCOL, method, pb, to_sampling
-from sllm.worker import layer_scheduler as scheduling
-from sllm.worker.layer_scheduler import LayerAnswer, LayerRequest, LayerScheduler, LayerSequence, RangeKey
+from sllm.worker import layer_scheduler, layer_sequence
+from sllm.worker.layer_scheduler import LayerScheduler, RangeKey
+from sllm.worker.layer_sequence import LayerAnswer, LayerRequest, LayerSequence
 from sllm.worker.server import Limits, Worker
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ def test_several_failures_in_a_row_are_the_end(
 def test_who_does_not_take_answers_waits(make: Callable[..., LayerScheduler]) -> None:
     scheduler = make()
     sequence, other = scheduler.open(MIDDLE, 1), scheduler.open(MIDDLE, 2)
-    n = scheduling._BACKLOG
+    n = layer_sequence._BACKLOG
     sent: list[int] = []
 
     def flood() -> None:
@@ -295,7 +296,7 @@ def test_who_does_not_take_answers_waits(make: Callable[..., LayerScheduler]) ->
 def test_the_bytes_that_wait_are_bounded(
     make: Callable[..., LayerScheduler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scheduling, "_BACKLOG_BYTES", 3 * 100 * 4 * N_EMBD)
+    monkeypatch.setattr(layer_sequence, "_BACKLOG_BYTES", 3 * 100 * 4 * N_EMBD)
     scheduler = make()
     sequence = scheduler.open(MIDDLE, 1)
     rows = noise(100, 1)
@@ -310,7 +311,7 @@ def test_the_bytes_that_wait_are_bounded(
     sequence.finish()  # wakes whoever waits
     thread.join(PATIENCE)
     assert not thread.is_alive()
-    monkeypatch.setattr(scheduling, "_BACKLOG_BYTES", 1)
+    monkeypatch.setattr(layer_sequence, "_BACKLOG_BYTES", 1)
     other = scheduler.open(MIDDLE, 2)
     assert ask(other, 0, rows).n_rows == 100  # one goes in any case
 
@@ -540,7 +541,7 @@ def test_layers_that_do_not_load(
         def fail(*_args: Any, **_more: Any) -> Any:
             raise MemoryError("no room for the cache")
 
-        patch.setattr(scheduling, "LayerRange", fail)
+        patch.setattr(layer_scheduler, "LayerRange", fail)
         with pytest.raises(MemoryError):
             scheduler.open(MIDDLE, 1)
     assert scheduler.n_ctx == N_CTX
@@ -559,7 +560,7 @@ def test_closing_while_layers_are_loaded(
         go.wait(PATIENCE)
         return made(*args, **more)
 
-    monkeypatch.setattr(scheduling, "LayerRange", slow)
+    monkeypatch.setattr(layer_scheduler, "LayerRange", slow)
     trouble: list[Exception] = []
 
     def run() -> None:

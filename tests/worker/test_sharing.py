@@ -16,8 +16,9 @@ from raw_client import wait_until
 import sllm
 from sllm import embedded
 from sllm.draft.length import PassTimes
-from sllm.worker import layer_scheduler, passes, scheduler
-from sllm.worker.layer_scheduler import LayerRequest, LayerScheduler, RangeKey
+from sllm.worker import layer_pass, passes, scheduler
+from sllm.worker.layer_scheduler import LayerScheduler, RangeKey
+from sllm.worker.layer_sequence import LayerRequest
 from sllm.worker.passes import Limits
 from sllm.worker.scheduler import Scheduler
 from sllm.worker.session import Committed, Finished
@@ -407,14 +408,14 @@ def test_large_requests_leave_small_ones_their_due(
     cost = COSTS[machine]
     found = layers()
     shown: list[tuple[float, dict[int, int]]] = []
-    forward = layer_scheduler.LayerPass.forward
+    forward = layer_pass.LayerPass.forward
 
     def noting(self: Any) -> Any:
         by = {sequence.sequence_id: len(request.hidden) for sequence, request in self._batch}
         shown.append((cost(sum(by.values())), by))
         return forward(self)
 
-    monkeypatch.setattr(layer_scheduler.LayerPass, "forward", noting)
+    monkeypatch.setattr(layer_pass.LayerPass, "forward", noting)
     monkeypatch.setattr(found, "_pass_time", lambda _began: shown[-1][0])
     large, small = found.open(MIDDLE, 1), found.open(MIDDLE, 2)
     with found._loading:

@@ -19,7 +19,8 @@ import sllm
 from sllm import embedded
 from sllm.wire import auth
 from sllm.worker import users as module
-from sllm.worker.layer_scheduler import LayerRequest, LayerScheduler, RangeKey
+from sllm.worker.layer_scheduler import LayerScheduler, RangeKey
+from sllm.worker.layer_sequence import LayerRequest
 from sllm.worker.server import Limits, Worker
 from sllm.worker.token_file import Allowance, TokenFile
 from sllm.worker.users import Account, Users

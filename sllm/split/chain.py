@@ -1,0 +1,134 @@
+"""The workers of a split, and between which of them rows go directly."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sllm.hosts import host_port, is_loopback, split_host_port
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sllm.remote.link import WorkerLink
+
+__all__ = ["Part", "Relays", "hop_addresses", "obstacle"]
+
+log = logging.getLogger("sllm.remote")
+
+_RETRY_SECONDS = 60.0
+"""A hop that has failed is tried again with a text that begins so much later and shares nothing."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one worker has of a split.
+
+    Attributes:
+        link: to it.
+        start, stop: its layers.
+        output: the model's output is there, too.
+        on_loss: ``"wait"`` or ``"raise"``.
+        hop_address: where the worker before reaches it; None: where the client does.
+        sequence_id: what the worker knows the sequence by.
+
+    """
+
+    link: WorkerLink
+    start: int
+    stop: int
+    output: bool
+    on_loss: str
+    hop_address: tuple[str, int] | None = None
+    sequence_id: int = field(default_factory=lambda: secrets.randbits(64) or 1)
+
+    @property
+    def seen_at(self) -> tuple[str, int]:
+        """Host and port of the worker, as the one before sees it."""
+        address = self.link.address
+        return self.hop_address or (address.host, address.port)
+
+
+def hop_addresses(hops: bool | Sequence[str | None], n_workers: int) -> list[tuple[str, int] | None] | None:
+    """``hops`` of a split, for each worker; None: there are to be none.
+
+    Raises:
+        ValueError, TypeError: neither a bool nor an address (or None) for each worker after the first.
+
+    """
+    if isinstance(hops, bool):
+        return [None] * n_workers if hops else None
+    if isinstance(hops, str) or len(hops) != n_workers - 1:
+        raise ValueError(
+            f"hops is {hops!r}, expected True, False, or HOST:PORT (or None) for each of the {n_workers - 1}"
+            " workers after the first, as the one before it sees it"
+        )
+    return [None, *(None if hop is None else split_host_port(hop) for hop in hops)]
+
+
+def obstacle(part: Part, following: Part) -> str | None:
+    """Why rows cannot go from one worker to the next; None: as far as can be known, they can."""
+    there = following.link.address
+    if "hop-out" not in part.link.info.features:
+        return f"{part.link.endpoint} connects to no other worker (sllm worker --hops)"
+    if not {"hop-in", "early-rows"} <= set(following.link.info.features):
+        return f"{there.endpoint} takes no rows from other workers: its version is older"
+    if there.fingerprint is None:
+        return f"{there.endpoint} is known by no fingerprint of a certificate"
+    if following.hop_address is None and is_loopback(there.host) and not is_loopback(part.link.address.host):
+        return f"{there.endpoint} is another machine for {part.link.endpoint}: name it by hops="
+    return None
+
+
+class Relays:
+    """Between which workers the client carries the rows, and why. One for each slot of a split.
+
+    Args:
+        parts: the workers, in their order.
+        allowed: whether rows may go directly at all.
+
+    """
+
+    def __init__(self, parts: Sequence[Part], *, allowed: bool) -> None:
+        self.parts = list(parts)
+        self._allowed = allowed
+        self._failed: dict[int, tuple[str, float]] = {}  # pair -> why, and when to try again
+
+    def reasons(self) -> dict[int, str]:
+        """Why the client carries rows from worker i to worker i + 1, for each i where it has to."""
+        found: dict[int, str] = {}
+        for i, (part, following) in enumerate(zip(self.parts, self.parts[1:])):  # noqa: B905
+            reason = "SplitTarget(hops=False)" if not self._allowed else obstacle(part, following)
+            if reason is None and i in self._failed:
+                reason = self._failed[i][0]
+            if reason is not None:
+                found[i] = reason
+        return found
+
+    def groups(self) -> list[list[Part]]:
+        """The workers, those together among which rows go directly."""
+        reasons = self.reasons()
+        found: list[list[Part]] = [[]]
+        for i, part in enumerate(self.parts):
+            found[-1].append(part)
+            if i in reasons:
+                found.append([])
+        return found
+
+    def fail(self, part: Part, reason: str) -> None:
+        """Rows did not get from ``part`` to the next worker."""
+        i = self.parts.index(part)
+        following = host_port(*self.parts[i + 1].seen_at)
+        log.warning("rows from %s to %s go through here: %s", part.link.endpoint, following, reason)
+        self._failed[i] = reason, time.monotonic() + _RETRY_SECONDS
+
+    def forgive(self) -> bool:
+        """Forget failures that are a while ago; whether there were any."""
+        now = time.monotonic()
+        old = [i for i, (_, until) in self._failed.items() if now > until]
+        for i in old:
+            del self._failed[i]
+        return bool(old)

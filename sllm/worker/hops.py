@@ -1,0 +1,314 @@
+"""Rows on their way to the worker with the next layers: the connections, and the stream of one sequence.
+
+What the other worker gets is what the client could have sent it: rows, their positions, and a capability that
+is good for this one stream. No token of a user is known here that would be good elsewhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sllm.errors import ClosedError, RemoteError, SllmError
+from sllm.extras import needs
+from sllm.wire import auth
+from sllm.wire.channels import open_channel
+from sllm.wire.protocol import method, pb
+
+with needs("remote"):
+    import grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sllm.worker.destinations import Destinations
+
+__all__ = ["Hop", "Hops"]
+
+log = logging.getLogger("sllm.worker")
+
+_REACH_SECONDS = 5.0
+"""For the next worker to be reached and to take the capability; the client relays the rows otherwise."""
+
+_FIRST_PAUSE = 0.02
+_LONGEST_PAUSE = 0.5
+"""Between attempts: the client's own message to the next worker may come later than this one's."""
+
+_KEEPALIVE_SECONDS = 10.0
+
+_UNUSED_SECONDS = 300.0
+"""A connection that no text uses is kept for so long: the next text need not wait for another."""
+
+_BACKLOG = 32
+"""Messages with rows that wait to be sent; the sequence waits where there are more."""
+
+
+@dataclass(eq=False)
+class _Connection:
+    """A channel to another worker, and who uses it."""
+
+    channel: grpc.Channel
+    n_users: int = 0
+    used: float = 0.0  # when the last one left
+    broken: bool = False
+
+
+class Hops:
+    """Connections to other workers, each of which the texts share that go there.
+
+    Args:
+        allowed: where they may lead.
+        n_unused: so many are kept that no text uses.
+
+    """
+
+    def __init__(self, allowed: Destinations, n_unused: int) -> None:
+        self.allowed = allowed
+        self._n_unused = n_unused
+        self._lock = threading.Lock()  # over all that follows
+        self._connections: dict[auth.Address, _Connection] = {}
+        self._certificates: dict[str, bytes] = {}
+        self._hops: set[Hop] = set()
+        self._closed = False
+
+    def open(self, target: pb.Hop, on_lost: Callable[[], object]) -> Hop:
+        """A stream to the worker that a client names.
+
+        Args:
+            target: where it is, and the capability.
+            on_lost: called once when rows can go there no more, unless the stream was closed.
+
+        Raises:
+            ValueError: not an address, a fingerprint and a capability.
+
+        """
+        if len(target.fingerprint) != 32 or len(target.capability) != auth.CAPABILITY_BYTES:
+            raise ValueError(
+                f"a hop needs a fingerprint of 32 bytes and a capability of {auth.CAPABILITY_BYTES}, and has"
+                f" {len(target.fingerprint)} and {len(target.capability)}"
+            )
+        if not target.host or len(target.host) > 253 or not 0 < target.port < 1 << 16:
+            raise ValueError("a hop needs a host and a port")
+        hop = Hop(self, target, on_lost)
+        with self._lock:
+            if self._closed:
+                raise ClosedError("the worker is ending; go on elsewhere")
+            self._hops.add(hop)
+        hop.start()
+        return hop
+
+    @contextmanager
+    def connection(self, target: pb.Hop) -> Iterator[grpc.Channel]:
+        """A channel to the worker that a client names. It may take some seconds.
+
+        Raises:
+            AuthError: another certificate is there.
+            RemoteError: it is not allowed, or nobody answers there.
+
+        """
+        ip = self.allowed.resolve(target.host, target.port)
+        address = auth.Address(ip, target.port, fingerprint=target.fingerprint.hex())
+        found = self._find(address)
+        if found is None:  # outside of the lock: others need not wait
+            channel = open_channel(
+                address, _REACH_SECONDS, keepalive=_KEEPALIVE_SECONDS, certificates=self._certificates
+            )
+            found = self._add(address, _Connection(channel))
+        try:
+            yield found.channel
+        except grpc.RpcError as error:
+            found.broken |= error.code() is grpc.StatusCode.UNAVAILABLE
+            raise
+        finally:
+            self._leave(found)
+
+    def _find(self, address: auth.Address) -> _Connection | None:
+        with self._lock:
+            found = self._connections.get(address)
+            if found is not None:
+                found.n_users += 1
+            return found
+
+    def _add(self, address: auth.Address, made: _Connection) -> _Connection:
+        with self._lock:
+            if self._closed:
+                made.channel.close()
+                raise ClosedError("the worker is ending; go on elsewhere")
+            found = self._connections.setdefault(address, made)
+            found.n_users += 1
+        if found is not made:
+            made.channel.close()
+        return found
+
+    def _leave(self, connection: _Connection) -> None:
+        now = time.monotonic()
+        with self._lock:
+            connection.n_users -= 1
+            connection.used = now
+            unused = sorted(
+                (item for item in self._connections.items() if not item[1].n_users),
+                key=lambda item: item[1].used,
+            )
+            n_over = len(unused) - self._n_unused
+            gone = [
+                (address, one)
+                for i, (address, one) in enumerate(unused)
+                if i < n_over or one.broken or now - one.used > _UNUSED_SECONDS
+            ]
+            for address, _ in gone:
+                del self._connections[address]
+        for _, one in gone:
+            one.channel.close()
+
+    def forget(self, hop: Hop) -> None:
+        """The thread of a stream has ended."""
+        with self._lock:
+            self._hops.discard(hop)
+
+    def close(self) -> None:
+        """End every stream, and hang up."""
+        with self._lock:
+            self._closed = True
+            hops = list(self._hops)
+        for hop in hops:
+            hop.close()
+        for hop in hops:
+            hop.join()
+        with self._lock:
+            connections = list(self._connections.values())
+            self._connections.clear()
+        for one in connections:
+            one.channel.close()
+
+
+class Hop:
+    """The stream of one sequence to the worker with the next layers; see :meth:`Hops.open`."""
+
+    def __init__(self, hops: Hops, target: pb.Hop, on_lost: Callable[[], object]) -> None:
+        self._hops = hops
+        self._target = target
+        self._on_lost = on_lost
+        self._changed = threading.Condition()
+        self._rows: deque[pb.FeedUp] = deque()  # until the capability is taken, also those that were sent
+        self._accepted = False
+        self._over = False  # closed, or lost
+        self._closed = False
+        self._call: Any = None
+        self._thread = threading.Thread(target=self._run, name="sllm-hop", daemon=True)
+
+    def start(self) -> None:
+        """Connect."""
+        self._thread.start()
+
+    def send(self, rows: pb.Rows) -> None:
+        """Have rows sent; blocks while many wait. Does nothing once the stream is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._over or len(self._rows) < _BACKLOG)
+            if not self._over:
+                self._rows.append(pb.FeedUp(rows=rows))
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Send no more. More calls do nothing."""
+        with self._changed:
+            self._closed = True
+        self._end()
+
+    def join(self) -> None:
+        """Wait for the stream's thread."""
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _end(self) -> None:
+        with self._changed:
+            self._over = True
+            call = self._call
+            self._rows.clear()
+            self._changed.notify_all()
+        if call is not None:
+            call.cancel()
+
+    # ---- on its own thread
+
+    def _run(self) -> None:
+        reason = "it ended the stream"
+        try:
+            with self._hops.connection(self._target) as channel:
+                self._feed(channel)
+        except grpc.RpcError as error:
+            reason = error.code().name.lower()
+        except (SllmError, ValueError, RuntimeError) as error:
+            reason = str(error)
+        finally:
+            self._end()
+            self._hops.forget(self)
+            if not self._closed:
+                log.info("rows cannot go to the next worker: %s", reason)
+                self._on_lost()
+
+    def _feed(self, channel: grpc.Channel) -> None:
+        """Send rows until the stream ends; tries again while the capability is not known there yet."""
+        until, pause = time.monotonic() + _REACH_SECONDS, _FIRST_PAUSE
+        while True:
+            try:
+                self._attempt(channel, until)
+            except grpc.RpcError as error:
+                early = error.code() is grpc.StatusCode.UNAUTHENTICATED and not self._accepted
+                if not early or time.monotonic() + pause > until:
+                    raise
+            else:
+                return
+            with self._changed:
+                if self._changed.wait_for(lambda: self._over, pause):
+                    return
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _attempt(self, channel: grpc.Channel, until: float) -> None:
+        stub = channel.stream_stream(method("Feed"), pb.FeedUp.SerializeToString, pb.FeedDown.FromString)
+        ended = threading.Event()
+        with self._changed:
+            if self._over:
+                return
+            call = self._call = stub(
+                self._outgoing(ended), metadata=auth.bearing(self._target.capability), wait_for_ready=False
+            )
+        late = threading.Timer(max(until - time.monotonic(), 0.0), call.cancel)
+        late.start()
+        try:
+            for _ in call:
+                late.cancel()
+                with self._changed:
+                    self._accepted = True
+                    self._changed.notify_all()
+            if not self._accepted:
+                raise RemoteError("the next worker did not take the capability")
+        finally:
+            late.cancel()
+            with self._changed:
+                ended.set()
+                self._changed.notify_all()
+
+    def _outgoing(self, ended: threading.Event) -> Iterator[pb.FeedUp]:
+        """The rows for one attempt; those of an attempt that fails are for the next one."""
+        n_sent = 0  # of those that are kept
+        while True:
+            with self._changed:
+                while not self._over and not ended.is_set():
+                    if self._accepted and n_sent:
+                        for _ in range(n_sent):
+                            self._rows.popleft()
+                        n_sent = 0
+                        self._changed.notify_all()
+                    if len(self._rows) > n_sent:
+                        break
+                    self._changed.wait()
+                else:
+                    return
+                message = self._rows[n_sent]
+                n_sent += 1
+            yield message
