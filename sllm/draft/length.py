@@ -213,15 +213,49 @@ class DraftLength:
                 holds *= a
                 drafting += self._draft_seconds
 
-    def more(self, probs: Sequence[float] = ()) -> tuple[int, float]:
+    def expected(self, given: Sequence[float], *, drafts: bool) -> float:
+        """Tokens per second, as far as is known, of a round that checks tokens which somebody else proposes.
+
+        Args:
+            given: the chance of each of them to hold where the ones before it do; as many are checked as is
+                best.
+            drafts: the draft goes on after all of them. With none given, that is a round of drafts alone.
+
+        """
+        self._make_out()
+        holds, tokens, seconds, best = 1.0, 1.0, 0.0, 0.0
+        n_given = min(len(given), self.limit)
+        chances = [*given[:n_given], *([self.acceptance] * (self.limit - n_given) if drafts else ())]
+        if drafts and n_given:
+            seconds = self._draft_seconds  # the draft has to read them
+        for n, chance in enumerate([*chances, 0.0]):
+            if n >= n_given or not drafts:
+                best = max(best, tokens / (self._costs[n] + seconds))
+            holds *= chance
+            tokens += holds
+            if n >= n_given:
+                seconds += self._draft_seconds
+        return best
+
+    @property
+    def tried(self) -> bool:
+        """Whether it is known what a draft takes."""
+        return bool(self._draft_passes)
+
+    def more(self, probs: Sequence[float] = (), *, after: int = 0, holds: float = 1.0) -> tuple[int, float]:
         """How to draft on after a chain to whose tokens the draft gave ``probs``.
+
+        Args:
+            probs: of the draft's own tokens.
+            after: so many tokens of somebody else stand before these, and ``holds`` is the chance that all of
+                them do.
 
         Returns:
             How many tokens (0: the chain is long enough), and the probability below which the draft should
             end before that (``p_min``).
 
         """
-        n_chain = len(probs)
+        n_chain = after + len(probs)
         room = self.limit - n_chain
         if room <= 0:
             return 0, 0.0
@@ -229,7 +263,7 @@ class DraftLength:
             return min(self._FIRST, room), 0.0
         self._make_out()
         costs, rate, a = self._costs, self._rate, self.acceptance
-        holds = chain_holds = self._confidence.of_chain(probs)
+        holds = chain_holds = holds * self._confidence.of_chain(probs)
         gain = best_gain = 0.0
         best = 0
         for n in range(1, room + 1):
@@ -255,25 +289,28 @@ class DraftLength:
         """Whether this round drafts tokens whatever their probability, to learn what that says."""
         return self._learns or len(self._rounds) < self._TRIES or self._n_rounds % self._EXPLORE_EVERY == 0
 
-    def keep(self, probs: Sequence[float]) -> int:
-        """How many tokens of a chain to whose tokens the draft gave ``probs`` the target should check."""
-        shown = probs[: self.limit]
+    def keep(self, probs: Sequence[float], *, after: int = 0, holds: float = 1.0) -> int:
+        """How many tokens of a chain to whose tokens the draft gave ``probs`` the target should check;
+        ``after`` and ``holds`` as for :meth:`more`.
+        """
+        shown = probs[: self.limit - after]
         chances = [self._confidence.chance(prob) for prob in shown]
-        best = self._best(chances)
+        best = self._best(chances, after, holds)
         if self._learns:  # what it says may be of no account
-            best = max(best, min(len(shown), self._FIRST), self._best([self.acceptance] * len(shown)))
+            same = [self.acceptance] * len(shown)
+            best = max(best, min(len(shown), self._FIRST), self._best(same, after, holds))
         elif self._tries:
             best = max(best, min(len(shown), 1))  # a try that shows nothing can only fail
         return best
 
-    def _best(self, chances: list[float]) -> int:
+    def _best(self, chances: list[float], after: int, holds: float) -> int:
         """How many tokens with these chances bring more than their rows cost."""
         self._make_out()
         costs, rate = self._costs, self._rate
-        holds, gain, best_gain, best = 1.0, 0.0, 0.0, 0
+        gain, best_gain, best = 0.0, 0.0, 0
         for i, chance in enumerate(chances):
             holds *= chance
-            gain += holds - rate * (costs[i + 1] - costs[i])
+            gain += holds - rate * (costs[after + i + 1] - costs[after + i])
             if gain > best_gain:
                 best, best_gain = i + 1, gain
         return best

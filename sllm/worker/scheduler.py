@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sllm.draft.confidence import UNKNOWN_PROB
+from sllm.draft.payoff import Payoff
 from sllm.engine.arrays import common_prefix
 from sllm.engine.mtp import Heads
 from sllm.errors import (
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from sllm.draft.length import PassTimes
     from sllm.engine.context import Context
     from sllm.engine.sampling import SamplingParams
-    from sllm.worker.passes import Limits
+    from sllm.worker.passes import Limits, Pace
 
 __all__ = ["Scheduler", "rows_to_check"]
 
@@ -57,8 +57,8 @@ class Scheduler(PassLoop[Session]):
         limits: what sessions may use.
         draft: a context of a smaller model with as many sequences, or the context's own heads for
             multi-token prediction: the worker drafts by itself where a session has no usable hint (co-located
-            speculation).
-        pass_seconds: no pass takes less; a stand-in for a larger model, for tests and benchmarks.
+            speculation), or a worse one.
+        pass_seconds: as for :class:`~sllm.worker.passes.PassLoop`.
 
     """
 
@@ -68,7 +68,7 @@ class Scheduler(PassLoop[Session]):
         limits: Limits,
         *,
         draft: Context | Heads | None = None,
-        pass_seconds: float = 0.0,
+        pass_seconds: float | Pace = 0.0,
     ) -> None:
         super().__init__(limits, name="sllm-scheduler", pass_seconds=pass_seconds)
         self.n_vocab = context.model.vocab.n_tokens
@@ -76,7 +76,10 @@ class Scheduler(PassLoop[Session]):
         self._max_draft = min(MAX_HINT_ROWS, context.max_draft)
         self._draft: OwnDraft | None = None
         if draft is not None:
-            self._draft = HeadsDraft(draft) if isinstance(draft, Heads) else OwnDraft(draft)
+            made = HeadsDraft if isinstance(draft, Heads) else OwnDraft
+            self._draft = made(draft, self._pace)
+        self._payoff = Payoff()  # of the worker's own drafts
+        self._usual_hinted = 1.0  # tokens of a pass for a text with a hint
         self._shares = Shares()
         self._slots: list[TextSlot] = [TextSlot(i) for i in range(limits.sessions)]
         self._queue: deque[Session] = deque()
@@ -439,40 +442,44 @@ class Scheduler(PassLoop[Session]):
         return jobs
 
     def _pass(self, jobs: list[Job], n_prompts: int) -> None:
-        began = time.perf_counter()
         # 1. How many hinted tokens of each session are worth checking?
         counts = rows_to_check(
             self._shares.passes,
             [len(job.hint) for job in jobs],
-            [job.session.confidence.acceptance for job in jobs],
+            [job.session.hint_trust.chance for job in jobs],
         )
         for job, n in zip(jobs, counts, strict=True):
-            job.draft = job.hint[:n]
-        # 2. Where there is no hint, the worker may draft by itself.
+            job.draft, job.n_hinted = job.hint[:n], n
+        # 2. Where the worker's own draft is likelier to be right, or goes on after a hint.
         own: list[Job] = []
         draft_seconds = 0.0
-        if self._draft is not None:
+        if self._draft is not None and self._payoff.drafting:
             own, draft_seconds = self._draft.propose(jobs)
         # 3. Not more rows than the context selects from at once, nor than are fair to the others.
         if any(job.draft for job in jobs):
             n_most = self._context.n_outputs_max
             _shorten(jobs, self._shares.pass_rows(len(jobs), n_prompts, draft_seconds, n_most))
         # 4. One pass of the model verifies all drafts, and selects a token after each accepted one.
+        began = time.perf_counter()
         verdicts = self._verify(jobs)
         # 5. What did it cost?
-        seconds = self._pass_time(began)
         n_rows = len(jobs) + sum(len(job.draft) for job in jobs)
+        seconds = draft_seconds + self._pass_time(began, n_rows)
         self._shares.observe_pass(n_rows, seconds, draft_seconds, n_texts=len(jobs), n_prompts=n_prompts)
         self.stats.count_pass(n_rows, seconds)
         # 6. Learn from the verdicts, commit their tokens, tell the clients.
+        n_tokens = 0.0
         for job, verdict in zip(jobs, verdicts, strict=True):
             if isinstance(verdict, Exception):
                 self._finish(job.session, Finished("failed", verdict))
                 continue
             tokens, n_accepted = verdict
-            own_draft = job in own
-            self._learn(job, tokens, seconds, draft_seconds, own_draft=own_draft)
-            self._commit(job, tokens, n_accepted, seconds, own_draft=own_draft)
+            job.n_hinted = min(job.n_hinted, len(job.draft))
+            self._learn(job, tokens, seconds, draft_seconds, own_draft=job in own)
+            self._commit(job, tokens, n_accepted, seconds)
+            n_tokens += len(tokens) if job.n_hinted == 0 else self._observe_hinted(len(tokens))
+        if self._draft is not None:
+            self._payoff.observe_pass(len(jobs), n_tokens, seconds)
 
     def _verify(self, jobs: list[Job]) -> list[tuple[list[int], int] | Exception]:
         """What each session's pass committed, and how much of it was accepted; or why it could not be
@@ -507,22 +514,31 @@ class Scheduler(PassLoop[Session]):
             for tokens, n in zip(verdict.tokens, verdict.n_accepted, strict=True)
         ]
 
+    def _observe_hinted(self, n_tokens: int) -> float:
+        """A pass has committed so many tokens to a text with a hint; returns how many that usually are.
+
+        Whether the worker's own drafts pay does not depend on whether hints were good meanwhile.
+        """
+        self._usual_hinted += 0.05 * (n_tokens - self._usual_hinted)
+        return self._usual_hinted
+
     def _learn(
         self, job: Job, tokens: list[int], seconds: float, draft_seconds: float, *, own_draft: bool
     ) -> None:
         """Compare hints and drafts, also what of them the pass did not check, with what was committed."""
         session = job.session
-        session.confidence.observe_truth(job.hint, [UNKNOWN_PROB] * len(job.hint), tokens)
+        session.hint_trust.observe_truth(job.hint, tokens)
         if self._draft is not None:
             session.draft_length.observe_pass(len(job.draft), seconds - draft_seconds)
-            if own_draft:
-                session.draft_length.observe_truth(job.proposed, job.probs, tokens)
-                session.draft_length.observe_round(len(tokens), seconds)
+        if own_draft and tokens[: job.n_hinted] == job.draft[: job.n_hinted]:
+            session.draft_length.observe_truth(job.proposed, job.probs, tokens[job.n_hinted :])
+        if own_draft and job.n_hinted == 0:
+            session.draft_length.observe_round(len(tokens), seconds)
 
-    def _commit(
-        self, job: Job, tokens: list[int], n_accepted: int, seconds: float, *, own_draft: bool
-    ) -> None:
+    def _commit(self, job: Job, tokens: list[int], n_accepted: int, seconds: float) -> None:
         session, pos, n_verified = job.session, len(job.session.text), len(job.draft)
+        n_own = n_verified - job.n_hinted
+        own_draft = n_own > job.n_hinted  # most of it
         session.text.extend(tokens)
         session.answered = job.hint_id
         session.n_computed = len(session.text) - 1
@@ -531,7 +547,7 @@ class Scheduler(PassLoop[Session]):
         session.n_accepted += n_accepted
         session.account.spend(len(tokens))
         session.account.note_text(session.text_id, session.start, len(session.text))
-        self.stats.count_commit(len(tokens), n_verified, n_accepted, own_draft=own_draft)
+        self.stats.count_commit(len(tokens), n_verified, n_accepted, n_own, max(0, n_accepted - job.n_hinted))
         session.tell(Committed(pos, tuple(tokens), n_accepted, n_verified, own_draft, seconds))
         if self._context.model.vocab.is_eog(tokens[-1]):
             self._finish(session, Finished("eog"))

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sllm.draft.confidence import Confidence
 from sllm.draft.length import DraftLength
+from sllm.worker.hint_trust import HintTrust
 from sllm.worker.passes import Slot
 from sllm.worker.token_file import DEFAULT_NAME
 from sllm.worker.users import Account
@@ -156,7 +156,7 @@ class Session:
         self.n_passes = self.n_drafted = self.n_accepted = 0
         self.newest = Hint(0, [], 0, self.created)  # replaces every earlier one
         self.answered = 0  # id of the last hint that a pass has answered
-        self.confidence = Confidence()  # in hints
+        self.hint_trust = HintTrust()
         self.draft_length = DraftLength(max_draft)  # of the worker's own drafts
         self.can_draft = True  # False: the worker's own draft cannot follow the text
         self.scores: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]] = []
