@@ -19,6 +19,12 @@ from .measure import Benchmark, Figures, RemoteFigures, SplitFigures
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One process: benchmarks beside each other would measure each other."""
+    return 0
+
+
 _reported: list[tuple[str, Figures]] = []
 _reported_remote: list[tuple[str, list[RemoteFigures]]] = []
 _reported_split: list[tuple[str, list[SplitFigures]]] = []

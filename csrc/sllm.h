@@ -546,6 +546,14 @@ int sllm_confine_files(const char * const * readable, int32_t n_readable, const 
  * without `files`, nor any file. `confined`: 1; 0: the system has no seccomp. */
 int sllm_confine_calls(int32_t files, int32_t * confined);
 
+/* ---- allocator.cpp: the C library's memory ---------------------------------------------------------------- */
+
+/* From here on this process takes memory from `n_arenas` arenas at most (those that there are stay), hands
+ * blocks of `large` bytes back to the system when they are freed, and what is free at the end of an arena
+ * once it is as much. For programs of our own: it is the whole process's business.
+ * Returns 1; 0: the C library has no such settings, or refuses them. */
+int sllm_bound_arenas(int32_t n_arenas, int32_t large);
+
 /* ---- carry.cpp: a connection between a worker's open port and its server ------------------------------- */
 
 enum sllm_client {

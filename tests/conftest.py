@@ -41,6 +41,14 @@ settings.register_profile("explore", deadline=None, suppress_health_check=_QUIET
 settings.load_profile(os.environ.get("SLLM_HYPOTHESIS_PROFILE", "sllm"))
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """A process for each core, as is the default (None), but one for what is named on the command line: a few
+    files are sooner done so, and the builds of ``-m packaging`` take all cores by themselves.
+    """
+    everything = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    return None if everything and f"-m={config.option.markexpr}" in config.getini("addopts") else 0
+
+
 @pytest.fixture(scope="session", autouse=True)
 def away_from_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Let child interpreters find the installed package: the checkout's has no compiled core."""

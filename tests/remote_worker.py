@@ -53,7 +53,9 @@ def through(link: Link, uri: str) -> str:
 
 _SERVE = """
 import json, os, signal, sys, threading
+from sllm.cli.allocator import bound_arenas
 from sllm.worker.server import Limits, Worker
+bound_arenas()  # as `sllm worker` does
 options = json.loads(sys.argv[1])
 options["limits"] = Limits(**options.pop("limits"))
 worker = Worker(**options)

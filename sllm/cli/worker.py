@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import sllm
 from sllm import embedded, hosts
+from sllm.cli.allocator import bound_arenas
 from sllm.cli.arguments import (
     DEFAULT,
     MODEL,
@@ -253,6 +254,7 @@ def _add_watching(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Serve a model until a signal comes."""
     raise_file_limit()
+    bound_arenas()
     host, port = hosts.split_host_port(args.listen)
     _check_address(host, port, args)
     certificate = _checked_certificate(args.cert, args.key)

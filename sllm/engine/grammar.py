@@ -15,7 +15,7 @@ import json
 import re
 import threading
 import time
-from collections import OrderedDict
+import weakref
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 from urllib.parse import unquote
@@ -24,6 +24,7 @@ import numpy as np
 
 from sllm.engine._ffi import ffi, keep_exception, lib
 from sllm.engine.gbnf import to_lark
+from sllm.engine.kept import Kept
 from sllm.engine.vocab import EOG
 from sllm.extras import needs
 
@@ -34,14 +35,18 @@ if TYPE_CHECKING:
 
     from sllm.engine.vocab import Vocab
 
-__all__ = ["Asked", "Grammar", "Grammars", "complaint", "have_grammars"]
+__all__ = ["Asked", "Grammar", "Grammars", "complaint", "have_grammars", "kept_bytes"]
 
 _MAX_TEXT = 1 << 17
 """Bytes of a grammar or a schema."""
 
 _MAX_GRAMMARS = 8
+_MAX_BYTES = 16 << 20
 _MAX_STATES = 32
 """What is kept of a vocabulary: grammars, and texts that they were asked about."""
+
+_BYTES_PER_BYTE = 100
+"""What a compiled grammar takes for each byte of its text, at most (a chain of references in a schema)."""
 
 _SECONDS = 0.5
 _SECONDS_PER_TOKEN = 0.01
@@ -226,7 +231,7 @@ class _State:
     """A text and the matcher behind it."""
 
     def __init__(self, grammar: Grammar, matcher: Any) -> None:
-        self.grammar = grammar
+        self.grammar = weakref.ref(grammar)  # with which it goes
         self.matcher = matcher
         self.text = b""  # int32 ids
         self.seconds = 0.0
@@ -342,7 +347,7 @@ class Grammars:
         self._loading = threading.Lock()
         self._compiling = threading.Lock()  # one at a time: however many come, they take one core
         self._tokenizer: Any = None
-        self._compiled: OrderedDict[tuple[str | None, str | None], Grammar] = OrderedDict()
+        self._compiled: Kept[tuple[str | None, str | None], Grammar] = Kept(_MAX_GRAMMARS, _MAX_BYTES)
         self._states: list[_State] = []  # the newest last
         self.ends: frozenset[int] = frozenset()
         self.n_words = (vocab.n_tokens + 31) // 32
@@ -378,7 +383,8 @@ class Grammars:
             self._states.clear()
 
     def compiled(self, grammar: str | None, json_schema: str | None) -> Grammar:
-        """A GBNF grammar or a JSON Schema (JSON text) for this vocabulary; the newest 8 are kept.
+        """A GBNF grammar or a JSON Schema (JSON text) for this vocabulary. Those in use are kept, and of the
+        others the newest 8, or the newest of 16 MiB.
 
         Raises:
             ValueError: it does not parse, or needs too much.
@@ -387,18 +393,16 @@ class Grammars:
         """
         self.load()
         key = (grammar, json_schema)
-        with self._lock:
-            found = self._compiled.pop(key, None)
+        found = self._compiled.get(key)
         if found is None:
             with self._compiling:
                 lark = _lark(*key, self._token_id)
                 matcher = None if lark is None else _compile(self._tokenizer, lark, _what(key))
             shortlists = grammar is not None and self._vocab.n_tokens > _SMALL_VOCABULARY
             found = Grammar(self, matcher, shortlists=shortlists)
+        self._compiled.put(key, found, kept_bytes(*key))
         with self._lock:
-            self._compiled[key] = found
-            while len(self._compiled) > _MAX_GRAMMARS:
-                self._compiled.popitem(last=False)
+            self._states = [one for one in self._states if one.grammar() is not None]
         return found
 
     def _token_id(self, text: str) -> int | None:
@@ -410,7 +414,7 @@ class Grammars:
         with self._lock:
             best, best_same = None, 0
             for state in self._states:
-                if state.grammar is grammar:
+                if state.grammar() is grammar:
                     same = _n_same(state.text, text)
                     if same >= best_same and (same == len(state.text) or 2 * same >= len(text)):
                         best, best_same = state, same
@@ -420,10 +424,15 @@ class Grammars:
         return grammar.new_state()
 
     def put_state(self, state: _State) -> None:
-        """Keep a state; the newest 32 are."""
+        """Keep a state; the newest 32 are, as long as their grammars."""
         with self._lock:
+            self._states = [one for one in self._states if one.grammar() is not None][1 - _MAX_STATES :]
             self._states.append(state)
-            del self._states[:-_MAX_STATES]
+
+
+def kept_bytes(grammar: str | None, json_schema: str | None) -> int:
+    """About what a grammar or a JSON Schema takes when it is compiled; nothing where there is none."""
+    return _BYTES_PER_BYTE * len(grammar or json_schema or "")
 
 
 def _n_same(known: bytes, text: bytes) -> int:

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from sllm.engine._ffi import check, checked_int, ffi, lib
 from sllm.engine.grammar import Asked, complaint
+from sllm.engine.grammar import kept_bytes as grammar_bytes
 
 if TYPE_CHECKING:
     from sllm.engine.grammar import Grammars
 
-__all__ = ["SamplingParams", "check_grammar", "compile_sampling"]
+__all__ = ["SamplingParams", "check_grammar", "compile_sampling", "kept_bytes"]
+
+_BYTES, _BYTES_PER_BIAS = 2000, 150
+"""What parameters and one more bias take, compiled and not."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,12 @@ def check_grammar(params: SamplingParams) -> None:
         found = complaint(params.grammar, _schema_of(params))
         if found:
             raise ValueError(found)
+
+
+def kept_bytes(params: SamplingParams) -> int:
+    """About what they take with what they are compiled to."""
+    n_biases = len(tuple(params.logit_bias))
+    return _BYTES + _BYTES_PER_BIAS * n_biases + grammar_bytes(params.grammar, _schema_of(params))
 
 
 def compile_sampling(model: Any, params: SamplingParams, grammars: Grammars) -> Any:

@@ -76,6 +76,7 @@ class Vocab:
         self.add_eos = bool(info.add_eos) and self.eos is not None
         self.space_prefix = bool(info.space_prefix)
         self._pieces: dict[int, bytes] = {}
+        self._ends: frozenset[int] | None = None  # what ends a generation
         self._fingerprint: str | None = None
 
     def encode(
@@ -183,7 +184,15 @@ class Vocab:
             ValueError: no such token.
 
         """
-        return bool(self._attr(token) & EOG) or token in self.turn_ends()
+        # Asked for every token: not of C, since each such call lets other threads take Python's lock.
+        ends, token = self._ends, checked_int(token, "token")
+        self._model._live  # noqa: B018 - or the error of a closed model
+        if ends is None:
+            self._attr(token)
+            ends = self._ends = frozenset([*self.tokens_with(EOG).tolist(), *self.turn_ends()])
+        if not 0 <= token < self.n_tokens:
+            raise self._no_such(token)
+        return token in ends
 
     def is_control(self, token: int) -> bool:
         """Whether the token is a control token, which has no text of its own.
@@ -197,8 +206,11 @@ class Vocab:
     def _attr(self, token: int) -> int:
         bits: int = lib.sllm_token_attr(self._model._live, checked_int(token, "token"))
         if bits < 0:
-            raise ValueError(f"token {token} is not in the vocabulary of {self.n_tokens} tokens")
+            raise self._no_such(token)
         return bits
+
+    def _no_such(self, token: int) -> ValueError:
+        return ValueError(f"token {token} is not in the vocabulary of {self.n_tokens} tokens")
 
     @property
     def eot(self) -> int | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections import OrderedDict
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,8 @@ from sllm.engine import backends
 from sllm.engine._ffi import Handle, check, checked_int, ffi, lib, read_text, take_log
 from sllm.engine.devices import device_indices, may_offload, use_servers
 from sllm.engine.grammar import Grammars
-from sllm.engine.sampling import SamplingParams, compile_sampling
+from sllm.engine.kept import Kept
+from sllm.engine.sampling import SamplingParams, compile_sampling, kept_bytes
 from sllm.engine.vocab import Vocab
 
 if TYPE_CHECKING:
@@ -24,6 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["ROLLBACK", "Weights", "c_params"]
 
+
+_MAX_SAMPLINGS = 64
+_MAX_SAMPLING_BYTES = 16 << 20
+"""What is kept of compiled parameters that nobody uses at the moment."""
+
+_MAX_ASKED = 1024
+"""Parameters that are found by their identity."""
 
 # What taking tokens back costs, by enum sllm_rollback.
 ROLLBACK = {
@@ -106,9 +112,9 @@ class Weights(Handle):
         self.vocab = Vocab(self, info, self.path.name, self._find_turn_ends)
         self._metadata: Mapping[str, str] | None = None
         self.grammars = Grammars(self.vocab)
-        self._samplings: OrderedDict[SamplingParams, Any] = OrderedDict()
-        self._samplings_lock = threading.Lock()
+        self._samplings: Kept[SamplingParams, Any] = Kept(_MAX_SAMPLINGS, _MAX_SAMPLING_BYTES)
         self._last_sampling: tuple[SamplingParams | None, Any] = (None, None)
+        self._asked: dict[int, tuple[weakref.ref[SamplingParams], weakref.ref[Any]]] = {}  # by id()
         self._contexts: weakref.WeakSet[Handle] = weakref.WeakSet()
 
     def _find_turn_ends(self) -> tuple[int, ...]:
@@ -144,22 +150,24 @@ class Weights(Handle):
         return read_text(lambda text, size: lib.sllm_model_desc(self._live, text, size)) or ""
 
     def compiled(self, params: SamplingParams) -> Any:
-        """``params`` for this vocabulary, as an owning ``sllm_sampling *``; the newest 64 are kept for the
-        next call.
+        """``params`` for this vocabulary, as an owning ``sllm_sampling *``. For the next call those that
+        somebody has are kept, and of the others the newest 64, or the newest of 16 MiB.
         """
         if not isinstance(params, SamplingParams):
             raise TypeError(f"sampling is {params!r}, expected SamplingParams")
         if params is self._last_sampling[0]:  # hashing takes longer than all the rest of a call
             return self._last_sampling[1]
-        with self._samplings_lock:
-            found = self._samplings.pop(params, None)
-        if found is None:  # without the lock, which every pass needs: a grammar takes its time
+        known = self._asked.get(id(params))
+        if known is not None and known[0]() is params and (compiled := known[1]()) is not None:
+            return compiled
+        found = self._samplings.get(params)
+        if found is None:
             found = compile_sampling(self._live, params, self.grammars)
-        with self._samplings_lock:
-            self._samplings[params] = found
-            while len(self._samplings) > 64:
-                self._samplings.popitem(last=False)
+            self._samplings.put(params, found, kept_bytes(params))
         self._last_sampling = (params, found)
+        if len(self._asked) >= _MAX_ASKED:
+            self._asked.clear()
+        self._asked[id(params)] = weakref.ref(params), weakref.ref(found)
         return found
 
     def close(self) -> None:
@@ -168,6 +176,7 @@ class Weights(Handle):
             for context in list(self._contexts):
                 context.close()
             self._samplings.clear()
+            self._asked.clear()
             self.grammars.clear()
             self._last_sampling = (None, None)
         super().close()

@@ -184,7 +184,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
         found = self._range
         if sampling is not None and found is not None and key.output:
             try:
-                found.context.model.compiled(sampling)  # reject a bad grammar before computing
+                sequence.compiled = found.context.model.compiled(sampling)  # or reject it
             except BaseException:
                 sequence.detach()
                 raise

@@ -149,6 +149,7 @@ class LayerSequence:
         self.sequence_id = sequence_id
         self.slot = slot
         self.sampling = sampling
+        self.compiled: object = None  # what it is compiled to, which others' then do not push out
         self.text_start = text_start
         self.n_kept = 0
         self.next_pos = 0  # after everything that was asked for

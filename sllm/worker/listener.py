@@ -6,19 +6,17 @@ import errno
 import ipaddress
 import itertools
 import logging
-import shutil
 import socket
-import tempfile
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sllm import hosts
 from sllm.engine._ffi import ffi, lib
 from sllm.worker.rate import Rate
+from sllm.worker.socket_folder import SocketFolder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,8 +35,15 @@ call's headers may share a TLS record of 16 KB with data.
 _SHARE = 2
 """One address has one of so many parts of the strangers' places, of which each takes gRPC 300 KB."""
 
-_ACCEPTS_PER_ADDRESS = 50
-"""Connections and refused calls of one address per second, on average; a TLS handshake costs about 1 ms."""
+_ACCEPTS_PER_ADDRESS = 20
+_BURST_SECONDS = 10.0
+"""Connections and refused calls of one address per second, on average, and how many seconds' worth in one
+burst. One that comes to nothing takes 1.4 ms of a core, half of it for TLS: with 50 a second from each of
+four addresses the texts of others took 3 times as long on two cores that had more to do.
+"""
+
+_ADMITTED_PER_ADDRESS = 50
+"""Connections of one address per second that show a token and so do not count among these."""
 
 _REFUSALS = 16
 """Calls without the token that one connection may make: enough for a client to hear what is wrong."""
@@ -48,9 +53,6 @@ _ACCEPTS = 400
 
 _PATIENCE = 5.0
 """Seconds for what takes none: gRPC accepting on this machine, threads ending."""
-
-_LONGEST_FOLDER = 80
-"""Characters; a Unix socket's path has about 104 at most."""
 
 
 @dataclass
@@ -78,7 +80,8 @@ class _Neighbour:
     """What an address, or the network of an IPv6 address, has taken of the strangers' places."""
 
     n_strangers: int = 0
-    rate: Rate = field(default_factory=lambda: Rate(_ACCEPTS_PER_ADDRESS))
+    rate: Rate = field(default_factory=lambda: Rate(_ACCEPTS_PER_ADDRESS, _BURST_SECONDS))
+    admitted: Rate = field(default_factory=lambda: Rate(_ADMITTED_PER_ADDRESS))
 
 
 @dataclass(eq=False)
@@ -147,8 +150,8 @@ class Listener:
         self._numbers = itertools.count()
         self._sockets = list(_bound(host, port))
         self.port: int = self._sockets[0].getsockname()[1]
-        self._folder = _private_folder()
-        self._path = str(self._folder / "grpc")
+        self._folder = SocketFolder()
+        self._path = str(self._folder.path / "grpc")
         self.endpoint = f"unix:{self._path}"
         self._threads: list[threading.Thread] = []
 
@@ -173,6 +176,8 @@ class Listener:
                 return False
             place.standing[0] = lib.SLLM_CLIENT_ADMITTED
             place.neighbour.n_strangers -= 1
+            if place.neighbour.admitted.take():
+                place.neighbour.rate.give_back()
             self.stats.admitted += 1
             return True
 
@@ -289,7 +294,7 @@ class Listener:
     def _to_grpc(self, number: str) -> socket.socket:
         """A connection to gRPC, which knows the peer by the name that this end is bound to."""
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        name = self._folder / number
+        name = self._folder.path / number
         try:
             server.bind(str(name))
             server.settimeout(_PATIENCE)
@@ -324,7 +329,7 @@ class Listener:
         with self._lock:
             for place in self._places.values():
                 _hang_up(place.client)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.close()
 
 
 def _bound(host: str, port: int) -> Iterator[socket.socket]:
@@ -349,12 +354,6 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
             f"cannot listen on {endpoint}: is the port in use, and the host this machine?"
         ) from error
     yield from bound
-
-
-def _private_folder() -> Path:
-    """A new folder that no other user can enter, for a Unix socket."""
-    folder = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="sllm-", dir="/tmp" if len(folder) > _LONGEST_FOLDER else folder))
 
 
 def _number(peer: str) -> str:

@@ -20,7 +20,14 @@ import numpy as np
 from sllm.draft.payoff import Payoff
 from sllm.engine.arrays import common_prefix
 from sllm.engine.mtp import Heads
-from sllm.errors import BusyError, CancelledError, ContextFullError, SllmError
+from sllm.errors import (
+    BusyError,
+    CancelledError,
+    ClosedError,
+    ContextFullError,
+    InferenceError,
+    SllmError,
+)
 from sllm.worker.own_draft import HeadsDraft, Job, OwnDraft
 from sllm.worker.passes import PassLoop
 from sllm.worker.session import MAX_HINT_ROWS, Committed, Finished, Opened, Scored, Session, TextSlot
@@ -118,7 +125,7 @@ class Scheduler(PassLoop[Session]):
         self.limits.check_prompt(n_prompt)
         account.check_prompt(n_prompt, grammar=sampling.has_grammar)
         account.check_rate()
-        self._check_request(tokens, start, sampling, score_from)  # last, since it compiles a grammar
+        compiled = self._checked_request(tokens, start, sampling, score_from)  # last: it compiles a grammar
         n_ctx = self._context.n_ctx_seq
         asked_end = None if max_tokens is None else len(tokens) + max_tokens
         end = n_ctx if asked_end is None else min(asked_end, n_ctx)
@@ -136,6 +143,7 @@ class Scheduler(PassLoop[Session]):
             can_branch=self.can_branch,
             account=account,
         )
+        session.compiled = compiled
         with self._changed:
             own = [s for s in [*self.running(), *self._queue] if s.user == session.user]
             lost = [s for s in own if text_id and s.text_id == text_id]
@@ -155,9 +163,10 @@ class Scheduler(PassLoop[Session]):
             self.wake()
         return session
 
-    def _check_request(
+    def _checked_request(
         self, tokens: npt.NDArray[np.int32], start: int, sampling: SamplingParams, score_from: int | None
-    ) -> None:
+    ) -> object:
+        """What the sampling is compiled to, where everything is as it should be."""
         n_ctx = self._context.n_ctx_seq
         if len(tokens) == 0:
             raise ValueError("the prompt has no tokens")
@@ -168,9 +177,10 @@ class Scheduler(PassLoop[Session]):
         if not 0 <= start <= len(tokens):
             raise ValueError(f"the text begins at {start}, and there are {len(tokens)} tokens")
         self.limits.check_grammar(sampling)
-        self._context.model.compiled(sampling)  # reject a bad grammar before queuing
+        compiled = self._context.model.compiled(sampling)  # reject a bad grammar before queuing
         if score_from is not None and not 1 <= score_from < len(tokens):
             raise ValueError(f"the first token to be scored is {score_from}, expected 1 to {len(tokens) - 1}")
+        return compiled
 
     @property
     def n_queued(self) -> int:
@@ -226,8 +236,11 @@ class Scheduler(PassLoop[Session]):
 
     def _step_failed(self, error: Exception) -> None:
         super()._step_failed(error)
+        # All are told the same, so nothing of its text, which may repeat what one of them has sent.
+        kind = ClosedError if isinstance(error, ClosedError) else InferenceError
+        told = f"a pass of the worker failed ({type(error).__name__}); its log says where"
         for session in self.running():
-            self._finish(session, Finished("failed", error))
+            self._finish(session, Finished("failed", kind(told)))
         if self.failed:
             self._closing = True
 
@@ -284,7 +297,7 @@ class Scheduler(PassLoop[Session]):
     def _finish(self, session: Session, event: Finished) -> None:
         if session.finished:
             return
-        session.finished = True
+        session.finished, session.compiled = True, None
         slot = session.slot
         if slot is not None:
             try:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import queue
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -144,6 +143,7 @@ class Session:
         self.text: list[int] = tokens.tolist()
         self.start = start
         self.sampling = sampling
+        self.compiled: object = None  # what it is compiled to, which others' then do not push out
         self.end = end
         self.asked_end = asked_end
         self.run_ahead = run_ahead
@@ -173,8 +173,7 @@ class Session:
         """
         self.ending: Finished | None = None  # how it is to end at the next opportunity
         self.finished = False
-        self._events: deque[Opened | Committed | Scored | Finished] = deque()
-        self._arrived = threading.Condition()
+        self._events: queue.SimpleQueue[Opened | Committed | Scored | Finished] = queue.SimpleQueue()
 
     # ---- the client's side
 
@@ -208,13 +207,9 @@ class Session:
     def events(self) -> Iterator[Opened | Committed | Scored | Finished]:
         """What happens to the session, until :class:`Finished`; blocks."""
         while True:
-            with self._arrived:
-                while not self._events:
-                    self._arrived.wait()
-                event = self._events.popleft()
-                blocked = len(self._events) == self._loop.limits.backlog - 1
+            event = self._events.get()
             self.heard = time.monotonic()
-            if blocked:
+            if self.backlog >= self._loop.limits.backlog - 1:  # it may go on
                 self._loop.wake()
             yield event
             if isinstance(event, Finished):
@@ -229,14 +224,12 @@ class Session:
 
     def tell(self, event: Opened | Committed | Scored | Finished) -> None:
         """Hand an event to the client's side."""
-        with self._arrived:
-            self._events.append(event)
-            self._arrived.notify()
+        self._events.put(event)
 
     @property
     def backlog(self) -> int:
         """Events that the client's side has not taken."""
-        return len(self._events)
+        return self._events.qsize()
 
     @property
     def is_blocked(self) -> bool:

@@ -17,6 +17,7 @@ import pytest
 from remote_worker import PATIENCE, n_threads, wait_until
 
 from sllm.worker import listener as listening
+from sllm.worker import rate
 from sllm.worker.listener import Listener
 from sllm.worker.passes import Limits
 
@@ -235,7 +236,7 @@ def test_calls_without_the_token_end_a_connection_and_count(
         for _ in range(listening._REFUSALS - 1):
             listener.refuse(peer)
         assert stands(client, connection)
-        for _ in range(8 * listening._ACCEPTS_PER_ADDRESS):
+        for _ in range(int(2 * listening._BURST_SECONDS * listening._ACCEPTS_PER_ADDRESS)):
             listener.refuse(peer)
         connection.sendall(b"no")
         assert exactly(client, 2) == b"no"
@@ -246,6 +247,34 @@ def test_calls_without_the_token_end_a_connection_and_count(
         assert is_over(next_one)
     assert listener.stats.refused == 1
     assert listener.stats.cut == 1
+
+
+def test_connections_that_show_a_token_do_not_count_among_those_of_strangers(
+    serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "_ACCEPTS_PER_ADDRESS", 2)
+    monkeypatch.setattr(listening, "_ADMITTED_PER_ADDRESS", 4)
+    monkeypatch.setattr(rate, "time", Clock())  # which stands still
+    listener, server = serve()
+    with contextlib.ExitStack() as stack:
+        for n in range(4 * 4):  # a burst of them
+            stack.enter_context(connect(listener))
+            assert listener.admit(server.next()[1]), n
+        for _ in range(10 * 2):  # and one of strangers
+            stack.enter_context(connect(listener))
+            _, peer = server.next()
+        assert is_over(stack.enter_context(connect(listener)))
+        assert listener.admit(peer)  # one more than that counts
+        assert is_over(stack.enter_context(connect(listener)))
+    assert listener.stats.refused == 2
+
+
+class Clock:
+    """A module ``time`` whose clock stands still."""
+
+    @staticmethod
+    def monotonic() -> float:
+        return 0.0
 
 
 def test_a_client_that_was_admitted_is_not_cut_for_a_wrong_call(serve: Callable[..., Any]) -> None:

@@ -834,6 +834,28 @@ def test_passes_that_fail_end_their_sessions_and_in_the_end_the_scheduler(
     assert "three passes in a row" in caplog.text
 
 
+def test_a_pass_that_fails_tells_nobody_what_another_has_sent(
+    draft_model: Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret = "what one of them has sent"
+    with running(draft_model, Limits(sessions=2)) as scheduler:
+        readers = [Reader(submit(scheduler, [5 + n], endless(draft_model), None)) for n in range(2)]
+        wait_until(lambda: all(reader.text for reader in readers))
+
+        def fail(*_arguments: object) -> None:
+            monkeypatch.undo()
+            raise ValueError(secret)
+
+        monkeypatch.setattr(scheduler, "_pass", fail)
+        ends = [reader.join() for reader in readers]
+        errors = [end.error for end in ends]
+        assert [type(error) for error in errors] == [sllm.InferenceError] * 2
+        assert len({id(error) for error in errors}) == 2  # each call changes its own
+        assert all("ValueError" in str(error) and secret not in str(error) for error in errors)
+        assert Reader(submit(scheduler, [5], GREEDY, 2)).join().reason in ("length", "eog")
+    assert secret not in caplog.text
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
