@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sllm.cli.console import CommandError
+from sllm.cli.signals import uninterrupted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +39,7 @@ def demo_worker(pass_seconds: float, n_threads: int) -> Iterator[str]:
             command = [sys.executable, "-m", "sllm", "worker", *options, "--state", state]
             child = None
             try:
-                with _uninterrupted():
+                with uninterrupted():
                     child = subprocess.Popen(
                         command,
                         cwd=state,  # not here: a checkout has a folder sllm/ that is not what is installed
@@ -67,22 +66,6 @@ def demo_worker(pass_seconds: float, n_threads: int) -> Iterator[str]:
             _end(child, at_once=True)
             raise
         _end(child, at_once=False)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let a Ctrl-C wait: in the middle of Popen() it would leave a child that nobody ends."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed = []
-    before = signal.signal(signal.SIGINT, lambda number, _frame: pressed.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
 
 
 def _end(child: subprocess.Popen[bytes], *, at_once: bool) -> None:

@@ -91,9 +91,8 @@ def test_ctrl_c_ends_it_and_the_child_at_work(start: Callable[..., subprocess.Po
         assert time.monotonic() < patience
         time.sleep(0.01)
     interrupt(process)
-    while Path(
-        f"/proc/{at_work[0]}"
-    ).exists():  # where the program had to end at once, its child ends by itself
+    # Where the program had to end at once, its child ends by itself.
+    while Path(f"/proc/{at_work[0]}").exists():
         assert time.monotonic() < patience
         time.sleep(0.01)
 

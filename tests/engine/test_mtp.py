@@ -252,9 +252,11 @@ def test_cancelled_at_any_moment_nothing_is_lost(model_of: Callable[[str], sllm.
             thread.start()
             try:
                 for _ in range(60):
+                    if max(map(len, texts.texts)) > N_CTX - 8:
+                        break  # on a busy machine few rounds are cancelled, and the texts come to their end
                     try:
                         texts.round(6)
-                    except sllm.CancelledError:  # noqa: PERF203
+                    except sllm.CancelledError:
                         assert [context.memory.length(seq) for seq in texts.seqs] == [
                             len(text) - 1 for text in texts.texts
                         ]

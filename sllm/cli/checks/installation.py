@@ -47,7 +47,8 @@ def _build_details() -> dict[str, Any]:
         "amx": built.amx,
         "python": platform.python_version(),
         "interpreter": sys.executable,
-        "platform": platform.platform(),
+        # platform.platform() would start `uname -p`, which a Ctrl-C may leave behind.
+        "platform": f"{platform.system()}-{platform.release()}-{platform.machine()}",
         "libc": " ".join(platform.libc_ver()).strip(),
     }
 

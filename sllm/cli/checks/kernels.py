@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from sllm.cli.checks.check import FAILED, NOTE, OK, Check
+from sllm.cli.signals import uninterrupted
 from sllm.engine import cpu
 
 if TYPE_CHECKING:
@@ -79,29 +81,45 @@ def _in_child(
     """What ``code`` printed as JSON in a process of its own, or None and what became of it."""
     seconds = _CHILD_SECONDS if seconds is None else seconds
     argv = [*(command or (sys.executable, "-X", "faulthandler")), "-c", code]
-    with tempfile.TemporaryDirectory(prefix="sllm-doctor-") as folder:  # not where a folder sllm/ may lie
+    # The folder is not one in which a folder sllm/ may lie.
+    with tempfile.TemporaryDirectory(prefix="sllm-doctor-") as folder, ExitStack() as stack:
         try:
-            ended = subprocess.run(
-                argv, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False
-            )
+            with uninterrupted():
+                child = stack.enter_context(
+                    subprocess.Popen(
+                        argv,
+                        cwd=folder,
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                    )
+                )
+                stack.callback(_end, child)
+            stdout, stderr = child.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             return None, f"it did not end within {seconds:g} seconds"
         except OSError as error:
             return None, f"it could not be started: {error}"
-    if ended.returncode < 0:
+    if child.returncode < 0:
         try:
-            name = signal.Signals(-ended.returncode).name
+            name = signal.Signals(-child.returncode).name
         except ValueError:
-            name = f"signal {-ended.returncode}"
+            name = f"signal {-child.returncode}"
         return None, f"it died of {name}" + (f": {_SIGNALS[name]}" if name in _SIGNALS else "")
-    if ended.returncode:
-        lines = ended.stderr.decode("utf-8", "replace").strip().splitlines()
-        return None, lines[-1] if lines else f"it ended with status {ended.returncode}"
+    if child.returncode:
+        lines = stderr.decode("utf-8", "replace").strip().splitlines()
+        return None, lines[-1] if lines else f"it ended with status {child.returncode}"
     try:
-        answer: dict[str, Any] = json.loads(ended.stdout.decode("utf-8").splitlines()[-1])
+        answer: dict[str, Any] = json.loads(stdout.decode("utf-8").splitlines()[-1])
     except (ValueError, IndexError):
         return None, "it printed nothing that could be read"
     return answer, ""
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Popen's own end waits a quarter of a second after a Ctrl-C, and no longer."""
+    child.kill()
+    child.wait()
 
 
 def _crash_advice(what: str) -> str:
