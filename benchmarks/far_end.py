@@ -89,7 +89,7 @@ class _Process(JsonChild):
 
 
 class WorkerProcess(_Process):
-    """``sllm.Worker(model, **settings)``; ``sessions`` of them at once."""
+    """``sllm.Worker(model, **settings)``; ``sessions`` of them at once, ``hops`` where it may bring rows."""
 
     def __init__(
         self,
@@ -98,6 +98,7 @@ class WorkerProcess(_Process):
         sessions: int = 4,
         draft: Path | None = None,
         pace: Pace | None = None,
+        hops: Sequence[str] = (),
         **settings: Any,
     ) -> None:
         if draft is not None:
@@ -105,7 +106,7 @@ class WorkerProcess(_Process):
         super().__init__(
             role="worker",
             model=str(model),
-            sessions=sessions,
+            limits={"sessions": sessions, "hops": list(hops)},
             pace=asdict(pace or Pace()),
             settings=settings,
         )
@@ -175,7 +176,7 @@ def _worker(job: dict[str, Any]) -> None:
         sllm.Worker(
             job["model"],
             state=state,
-            limits=Limits(sessions=job["sessions"]),
+            limits=Limits(**job["limits"]),
             **{"pass_seconds": Pace(**job["pace"]), **job["settings"]},
         ) as worker,
     ):
