@@ -70,7 +70,7 @@ def test_ngrams_need_sensible_sizes() -> None:
 
 
 def test_documents_are_looked_in_where_the_text_has_nothing_better() -> None:
-    documents = [[10, 11, 12, 13, 14, 15], np.array([20, 21, 22, 23], dtype=np.int32)]
+    documents: list[Any] = [[10, 11, 12, 13, 14, 15], np.array([20, 21, 22, 23], dtype=np.int32)]
     drafter = NGramDrafter(documents=documents)
     drafter.open([1, 2], PARAMS)
     assert drafter.draft([1, 2, 10, 11], [], 3, 0.0) == [12, 13, 14]
