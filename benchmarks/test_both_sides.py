@@ -310,7 +310,7 @@ def test_sessions(
 
 # --- how many clients ---
 
-CLIENTS = (1, 2, 4, 8, 12, 16, 24, 32)
+CLIENTS = (1, 4, 8, 12, 16, 24, 32)
 ENOUGH = 25.0  # tokens per second
 CAPACITY_PACE = Pace(PASS_SECONDS, 0.001, OWN_DRAFT_SECONDS, 0.0001)
 """A worker to which each row of a pass, its draft's too, costs a thirtieth of what reading the weights does:
@@ -328,7 +328,7 @@ def test_capacity(
     where: str,
 ) -> None:
     """Clients 20 ms away, each with a text of its own and, where they draft, 10 ms for a token."""
-    n_tokens, prompt, rtt = 48, prompts[0], 0.02
+    n_tokens, prompt, rtt = 72, prompts[0], 0.02
     settings: dict[str, Any] = {"sessions": max(CLIENTS), "n_ctx": 128, "pace": CAPACITY_PACE, **SETTINGS}
     if where == "worker":
         settings |= {"draft": DRAFT, "draft_threads": 1}

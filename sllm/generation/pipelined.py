@@ -46,6 +46,9 @@ class _Prefix(Sequence[int]):
         return self._items[range(self._length)[index]]
 
 
+_AHEAD = "passes and round trip"
+
+
 def _payoff(generation: PipelinedGeneration, drafter: Drafter | None) -> Payoff:
     """That of this kind of drafts for this target, kept where other texts find it."""
     kind = f"payoff of {type(drafter).__name__}"
@@ -86,7 +89,8 @@ class PipelinedRuns:
         # A target that waits for hints has to have them, and what costs nothing takes nothing.
         self._weighs = generation.run_ahead and drafter is not None and drafter.adaptive
         self._counted = False  # as a text of the payoff's
-        self._ahead = DraftAhead(run_ahead=generation.run_ahead)
+        like = generation.learnt.get(_AHEAD)
+        self._ahead = DraftAhead(run_ahead=generation.run_ahead, like=like)
         self._chain: list[int] = []  # drafted after the text, unconfirmed
         self._probs: list[float] = []  # what the draft says of them
         self._draft: Future[tuple[list[int], list[float], float]] | None = None  # on its way
@@ -105,6 +109,7 @@ class PipelinedRuns:
         try:
             yield from self._runs()
         finally:
+            self._generation.learnt[_AHEAD] = self._ahead
             if self._counted:
                 self._counted = False
                 self._payoff.end()

@@ -148,8 +148,9 @@ class OwnDraft:
         many rows are whose.)
         """
         length = job.session.draft_length
-        if not job.draft:
-            return length.begin()
+        if not job.draft:  # a hint that is not worth checking leaves room for a likelier draft alone
+            doubted = job.session.hint_trust.chance < length.acceptance
+            return (doubted or not job.hint) and length.begin()
         if not length.tried:
             return False  # nothing is known of it yet
         given = [job.session.hint_trust.chance] * len(job.draft)

@@ -123,3 +123,30 @@ def test_a_decision_is_always_one(
         assert not ahead.worth_more(probs, waited)
     assert 1 <= ahead.step <= 8
     assert 0 < ahead.interval <= 0.02
+
+
+def test_a_target_that_drafts_by_itself_is_harder_to_overtake() -> None:
+    """Three tokens a pass are one every 10 ms: a draft that takes as long never gets ahead."""
+    ahead = measured(acceptance=0.9)
+    assert ahead.worth_more([])
+    for _ in range(40):
+        ahead.observe_pass(0.03, 2)
+    assert 0.05 / 0.02 < ahead.distance() < float("inf")
+    for _ in range(40):
+        ahead.observe_pass(0.03, 3)
+        ahead.observe_pass(0.03, None)  # passes with hints say nothing of it
+    ahead.observe_draft(1, 0.01)
+    assert not ahead.worth_more([])
+
+
+def test_before_its_first_pass_a_text_counts_on_those_of_the_one_before() -> None:
+    fast = measured(target=0.001)
+    following = DraftAhead(run_ahead=True, like=fast)
+    assert following.pass_seconds == 0.001
+    assert following.draft_seconds == 0.0  # this shows at once
+    following.observe_draft(1, 0.01)
+    assert not following.worth_more([])
+    for _ in range(3):
+        following.observe_pass(0.03)
+    assert following.worth_more([])  # one number of old is soon outweighed
+    assert DraftAhead(run_ahead=True, like=DraftAhead(run_ahead=True)).worth_more([])

@@ -185,6 +185,16 @@ def test_a_draft_that_begins_to_take_is_found_out() -> None:
     assert world.n_drafting - before < 100
 
 
+def test_with_many_more_texts_it_is_compared_anew() -> None:
+    """A worker whose drafts pay for one text, and not for eight at once."""
+    payoff = Payoff()
+    for n_texts, gives in ((1, 2.0), (8, 0.7)):
+        for _ in range(200):
+            drafting = payoff.drafting
+            payoff.observe_pass(n_texts, n_texts * 2 if drafting else n_texts, 2 / gives if drafting else 1.0)
+        assert payoff.drafting == (gives > 1)
+
+
 def test_a_draft_that_begins_to_give_is_found_out() -> None:
     world = World(gives=1.0, takes=1.5)
     world.open()
@@ -208,15 +218,15 @@ def test_texts_that_come_and_go_all_the_time_do_not_keep_drafts_off() -> None:
     payoff, now, n_drafting = Payoff(), 0.0, 0
     payoff.begin()
     for i in range(400):
-        if i % 2:
-            payoff.end()
-        else:
+        for _ in range(i % 7):
             payoff.begin()
-        for _ in range(2):
+        for _ in range(4):
             now += 0.03
             payoff.observe(1, now, 0.0)
             n_drafting += payoff.drafting
-    assert n_drafting > 400
+        for _ in range(i % 7):
+            payoff.end()
+    assert n_drafting > 800
 
 
 def test_passes_that_are_only_getting_ready_say_nothing() -> None:
