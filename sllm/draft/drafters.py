@@ -247,7 +247,13 @@ class NGramDrafter:
     adaptive = True
     n_caught_up = 0
 
-    def __init__(self, *, n_max: int = 4, n_min: int = 2, documents: Sequence[Sequence[int]] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        n_max: int = 4,
+        n_min: int = 2,
+        documents: Sequence[Sequence[int] | npt.NDArray[np.int32]] = (),
+    ) -> None:
         if not 1 <= n_min <= n_max:
             raise ValueError(f"n_min is {n_min} and n_max {n_max}, expected 1 <= n_min <= n_max")
         self._sizes = range(n_max, n_min - 1, -1)

@@ -115,6 +115,7 @@ class Payoff:
     """
 
     _SUSPECT_PASSES = 16
+    _OTHER_LOAD = 1.5
     _FIRST_KEEP, _CLEAR_KEEP, _LONGEST_KEEP = 64, 512, 2048
     _FIRST_PAUSE, _LONGEST_PAUSE = 128, 4096
 
@@ -243,7 +244,7 @@ class Payoff:
                 self._keep_on(clear=False)
         elif self._phase == "kept":
             full = now.passes >= self._SUSPECT_PASSES
-            if self._left <= 0 or (full and comparable and self._is_suspect(now)):
+            if self._left <= 0 or (full and self._is_suspect(now)):
                 self._go("before")
             elif full:
                 self._now = _Stretch(now.n_texts)
@@ -279,5 +280,11 @@ class Payoff:
         return with_drafts.pass_seconds > bound * without.pass_seconds
 
     def _is_suspect(self, now: _Stretch) -> bool:
-        stop_below = dict(self._LOOKS)[self._SUSPECT_PASSES]
-        return self._takes(now, self._before) and now.rate < stop_below * self._before.rate
+        """Whether what was kept has to be compared anew: it is slower than the target alone was, or there are
+        many more or fewer texts than then.
+        """
+        before = self._before
+        few, many = sorted((now.n_texts, before.n_texts))
+        if few < many:
+            return many >= self._OTHER_LOAD * few
+        return self._takes(now, before) and now.rate < dict(self._LOOKS)[self._SUSPECT_PASSES] * before.rate

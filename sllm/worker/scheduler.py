@@ -73,8 +73,8 @@ class Scheduler(PassLoop[Session]):
         self._max_draft = min(MAX_HINT_ROWS, context.max_draft)
         self._draft: OwnDraft | None = None
         if draft is not None:
-            made = HeadsDraft if isinstance(draft, Heads) else OwnDraft
-            self._draft = made(draft, self._pace)
+            pace = self._pace
+            self._draft = HeadsDraft(draft, pace) if isinstance(draft, Heads) else OwnDraft(draft, pace)
         self._payoff = Payoff()  # of the worker's own drafts
         self._usual_hinted = 1.0  # tokens of a pass for a text with a hint
         self.can_branch = context.can_branch

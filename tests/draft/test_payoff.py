@@ -185,6 +185,16 @@ def test_a_draft_that_begins_to_take_is_found_out() -> None:
     assert world.n_drafting - before < 100
 
 
+def test_with_many_more_texts_it_is_compared_anew() -> None:
+    """A worker whose drafts pay for one text, and not for eight at once."""
+    payoff = Payoff()
+    for n_texts, gives in ((1, 2.0), (8, 0.7)):
+        for _ in range(200):
+            drafting = payoff.drafting
+            payoff.observe_pass(n_texts, n_texts * 2 if drafting else n_texts, 2 / gives if drafting else 1.0)
+        assert payoff.drafting == (gives > 1)
+
+
 def test_a_draft_that_begins_to_give_is_found_out() -> None:
     world = World(gives=1.0, takes=1.5)
     world.open()
