@@ -48,7 +48,8 @@ class DraftedTree:
     @classmethod
     def of_draft(cls, draft: Draft, row: int) -> DraftedTree:
         """The tree that a model has drafted for one sequence."""
-        assert draft.parents is not None and draft.chances is not None, "the draft is a chain"
+        if draft.parents is None or draft.chances is None:
+            raise ValueError("the draft is a chain")
         n = int(draft.lengths[row])
         parents, chances = draft.parents[row, :n].tolist(), draft.chances[row, :n].tolist()
         shares = [
@@ -122,6 +123,37 @@ class DraftedTree:
             if self.parents[i] in below:
                 below.add(i)
         return self.take(sorted(below - {at}), at)
+
+    def below(self, path: Sequence[int]) -> DraftedTree:
+        """The same tree after a ``path``, whose tokens are certain.
+
+        Examples:
+            >>> DraftedTree.chain([7, 8], [0.5, 0.5]).below([5, 6]).chances()
+            [1.0, 1.0, 0.5, 0.25]
+
+        """
+        n = len(path)
+        return DraftedTree(
+            (*path, *self.tokens),
+            (*range(-1, n - 1), *(parent + n for parent in self.parents)),
+            (*[1.0] * n, *self.shares),
+            self.n_passes,
+        )
+
+    def balanced(self) -> DraftedTree:
+        """The same tokens, with smaller shares where those after one token add up to more than 1."""
+        totals: dict[int, float] = {}
+        for share, parent in zip(self.shares, self.parents, strict=True):
+            totals[parent] = totals.get(parent, 0.0) + share
+        shares = [
+            share / max(totals[parent], 1.0) for share, parent in zip(self.shares, self.parents, strict=True)
+        ]
+        return DraftedTree(self.tokens, self.parents, tuple(shares), self.n_passes)
+
+    def likeliest(self, n: int) -> list[int]:
+        """The places of the ``n`` likeliest tokens, likeliest first, and each after the one that it follows."""
+        chances = self.chances()
+        return sorted(range(len(chances)), key=lambda i: (-chances[i], i))[: max(n, 0)]
 
     def merged(self, other: DraftedTree) -> DraftedTree:
         """Both trees in one, with each common beginning once, at the larger of its two shares."""

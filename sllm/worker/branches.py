@@ -50,8 +50,8 @@ class Branches:
         return _falling(chances)
 
     def shares(self, tree: TokenTree) -> list[float]:
-        """For each token of a tree the chance that the text goes on with it, where it has come to the one before
-        it.
+        """For each token of a tree the chance that the text goes on with it, where it has come to the one
+        before.
         """
         first = self._first.chance
         shares = [right / seen for right, seen in zip(self._right, self._seen, strict=True)]

@@ -14,6 +14,7 @@ from sllm.worker.branches import Branches
 from sllm.worker.hint_trust import HintTrust
 from sllm.worker.passes import Slot
 from sllm.worker.token_file import DEFAULT_NAME
+from sllm.worker.tree_plan import TreePlan
 from sllm.worker.users import Account
 
 if TYPE_CHECKING:
@@ -165,6 +166,8 @@ class Session:
         self.hint_trust = HintTrust()
         self.branches = Branches(self.hint_trust)
         self.draft_length = DraftLength(max_draft)  # of the worker's own drafts
+        self.tree_plan = TreePlan(max_draft)  # of the same, where they are trees
+        self.n_again = 0  # tokens that the next pass computes again: see TokenTree.n_beside
         self.can_draft = True  # False: the worker's own draft cannot follow the text
         self.scores: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]] = []
         self.on_stuck: Callable[[], object] = lambda: None
