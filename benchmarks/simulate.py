@@ -333,7 +333,8 @@ class _ByCost:
 
     def choose(self, n_hinted: int) -> int:
         n_rows = min(n_hinted, MAX_HINT_ROWS)
-        (n,) = rows_to_check(self._times, [n_rows], [self._confidence.acceptance])
+        a = self._confidence.acceptance
+        (n,) = rows_to_check(self._times, [[a**j for j in range(1, n_rows + 1)]])
         return n
 
     def observe(self, hinted: Sequence[bool], n_committed: int) -> None:

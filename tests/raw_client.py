@@ -127,5 +127,6 @@ def opening(
     )
 
 
-def hint(pos: int, tokens: Any, number: int) -> Any:
-    return pb.Up(hint=pb.Hint(pos=pos, tokens=tokens, id=number))
+def hint(pos: int, tokens: Any, number: int, parents: Any = ()) -> Any:
+    """``parents`` as they are on the wire: 0 is what was committed, 1 the first token."""
+    return pb.Up(hint=pb.Hint(pos=pos, tokens=tokens, id=number, parents=parents))

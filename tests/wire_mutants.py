@@ -113,10 +113,12 @@ def _text(chance: random.Random) -> list[Any]:
         model_id=chance.choice(["", MODEL_ID]),
         text_id=chance.choice([0, chance.randrange(1, 4)]),
     )
-    hints = [
-        pb.Up(hint=pb.Hint(pos=len(prompt) + chance.randint(0, 4), tokens=_prompt(chance), id=i + 1))
-        for i in range(chance.randint(0, 3))
-    ]
+    hints = []
+    for i in range(chance.randint(0, 3)):
+        tokens = list(dict.fromkeys(_prompt(chance)))
+        parents = [chance.randint(0, k) for k in range(len(tokens))] if chance.random() < 0.5 else []
+        hint = pb.Hint(pos=len(prompt) + chance.randint(0, 4), tokens=tokens, parents=parents, id=i + 1)
+        hints.append(pb.Up(hint=hint))
     return [pb.Up(open=opening), *hints]
 
 

@@ -210,10 +210,10 @@ class _TappedGeneration(RemoteGeneration):
         self._tapped = target
         super().__init__(target, prompt, sampling, max_tokens)
 
-    def hint(self, pos: int, tokens: Sequence[int]) -> None:
+    def hint(self, pos: int, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
         """See :meth:`RemoteGeneration.hint`."""
         self._tapped.record(tokens)
-        super().hint(pos, tokens)
+        super().hint(pos, tokens, parents)
 
     def poll(self, timeout: float | None = 0.0) -> Commit | None:
         """See :meth:`RemoteGeneration.poll`."""

@@ -253,18 +253,27 @@ class MtpDrafter:
 class NGramDrafter:
     """Drafts what followed the same last tokens earlier in the text ("prompt lookup decoding", Saxena 2023).
 
-    Costs next to nothing, and pays where an answer repeats its prompt: summaries, edits, code.
+    Costs next to nothing, and pays where an answer repeats its prompt: summaries, edits, code. With
+    documents of the caller's own it pays where an answer quotes those, although a target on another machine
+    has never seen them.
 
     Args:
         n_max: the longest run of last tokens to look for.
         n_min: the shortest.
+        documents: token ids of texts to look in besides the prompt and the answer so far.
 
     """
 
     adaptive = True
     n_caught_up = 0
 
-    def __init__(self, *, n_max: int = 4, n_min: int = 2) -> None:
+    def __init__(
+        self,
+        *,
+        n_max: int = 4,
+        n_min: int = 2,
+        documents: Sequence[Sequence[int] | npt.NDArray[np.int32]] = (),
+    ) -> None:
         if not 1 <= n_min <= n_max:
             raise ValueError(f"n_min is {n_min} and n_max {n_max}, expected 1 <= n_min <= n_max")
         self._sizes = range(n_max, n_min - 1, -1)
@@ -272,6 +281,12 @@ class NGramDrafter:
             tuple[int, ...], int
         ] = {}  # run of tokens -> the position after its last occurrence
         self._indexed = 0
+        # The documents as one: a run over the border of two is seldom met, and wrong only as a guess.
+        self._library = [
+            token for document in documents for token in int32_array(document, "a document").tolist()
+        ]
+        self._known: dict[tuple[int, ...], int] = {}
+        self._index(self._library, 0, self._known)
 
     def open(self, tokens: Sequence[int], sampling: SamplingParams) -> None:  # noqa: ARG002
         """See :meth:`Drafter.open`."""
@@ -281,18 +296,26 @@ class NGramDrafter:
     def draft(self, text: Sequence[int], chain: Sequence[int], n_max: int, p_min: float) -> list[int]:  # noqa: ARG002
         """See :meth:`Drafter.draft`."""
         # The run that ends the text is indexed only when something follows it, or it would find itself.
-        for end in range(max(self._indexed, 1), len(text)):
-            for size in self._sizes:
-                if size <= end:
-                    self._followers[tuple(text[end - size : end])] = end
+        self._index(text, max(self._indexed, 1), self._followers)
         self._indexed = len(text)
         last = [*text[-self._sizes[0] :], *chain][-self._sizes[0] :]
         for size in self._sizes:
             if size <= len(last):
-                after = self._followers.get(tuple(last[-size:]))
+                run = tuple(last[-size:])
+                after = self._followers.get(run)
                 if after is not None:
                     return list(text[after : after + n_max])
+                after = self._known.get(run)
+                if after is not None:
+                    return self._library[after : after + n_max]
         return []
+
+    def _index(self, tokens: Sequence[int], start: int, followers: dict[tuple[int, ...], int]) -> None:
+        """Note what stands before each position from ``start`` on."""
+        for end in range(start, len(tokens)):
+            for size in self._sizes:
+                if size <= end:
+                    followers[tuple(tokens[end - size : end])] = end
 
     def cancel(self) -> None:
         """Nothing to do: a look-up takes microseconds."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sllm.engine.vocab import Vocab
     from sllm.generation.isolated import IsolatedGeneration, IsolatedTarget
     from sllm.messages import ChatOptions
+    from sllm.targets.tree import TokenTree
 
     class _LocalOptions(LoadOptions, ContextOptions):
         pass
@@ -283,16 +284,22 @@ class LocalGeneration(LockstepGeneration):
         max_tokens: int | None,
     ) -> None:
         super().__init__(
-            context.model.vocab, prompt.tolist(), max_tokens, context.n_ctx_seq, context.max_draft
+            context.model.vocab,
+            prompt.tolist(),
+            max_tokens,
+            context.n_ctx_seq,
+            context.max_draft,
+            can_branch=context.can_branch,
         )
         self._context = context
         self._sampling = sampling
 
-    def _verify(self, chain: list[int]) -> tuple[tuple[int, ...], int]:
+    def _verify(self, tree: TokenTree) -> tuple[tuple[int, ...], int]:
         verdict = self._context.verify(
             [0],
             self._text[-1:],
-            [chain] if chain else None,
+            [tree.tokens] if tree else None,
+            parents=None if tree.is_chain else [tree.parents],
             sampling=self._sampling,
             pos=len(self._text) - 1,
             start=self._start,

@@ -23,7 +23,8 @@ from sllm.remote.stream import (
     checked_on_loss,
 )
 from sllm.targets.base import Commit, RemoteStats
-from sllm.wire.protocol import check_offered, padded, pb, required, to_sampling
+from sllm.targets.tree import TokenTree
+from sllm.wire.protocol import check_offered, padded, pb, required, to_hint, to_sampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -175,7 +176,7 @@ class RemoteGeneration:
         self._error: Exception | None = None
         self._hint_id = 0
         self._heard_hint_id = 0  # the newest one that the worker had when it committed
-        self._hint: tuple[int, list[int]] | None = None
+        self._hint: tuple[int, TokenTree] | None = None
         self._outbox: _Outbox | None = None  # while a call is open
         self._woken = self._done = self._cancelled = False
         self._changed = threading.Condition()
@@ -193,6 +194,16 @@ class RemoteGeneration:
         """See :class:`~sllm.targets.base.PipelinedGeneration`."""
         n_ctx = max(self._link.info.n_ctx, len(self._text))  # of the worker that has the text now
         return n_ctx if self._requested_end is None else min(self._requested_end, n_ctx)
+
+    @property
+    def can_branch(self) -> bool:
+        """See :attr:`~sllm.targets.base.Generation.can_branch`: as the worker says that has the text now."""
+        return "trees" in self._link.info.features
+
+    @property
+    def learnt(self) -> dict[str, Any]:
+        """See :class:`~sllm.targets.base.PipelinedGeneration`."""
+        return self._link.learnt
 
     @property
     def max_hint(self) -> int:
@@ -258,11 +269,12 @@ class RemoteGeneration:
             self._woken = True
             self._changed.notify_all()
 
-    def hint(self, pos: int, tokens: Sequence[int]) -> None:
+    def hint(self, pos: int, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
         """See :meth:`~sllm.targets.base.Generation.hint`."""
         self._check_process()
+        tree = TokenTree.of(tokens, parents)
         with self._changed:
-            self._hint = (pos, list(tokens))
+            self._hint = (pos, tree)
             self._hint_id += 1
             if self._outbox is not None:
                 self._outbox.put(self._hint_message())
@@ -270,11 +282,12 @@ class RemoteGeneration:
 
     def _hint_message(self) -> pb.Up:
         assert self._hint is not None
-        pos, tokens = self._hint
-        tokens = tokens[: self.max_hint]
-        n_vocab = self._link.info.n_vocab
-        n_valid = next((i for i, t in enumerate(tokens) if not 0 <= t < n_vocab), len(tokens))
-        return padded(pb.Up(hint=pb.Hint(pos=pos, tokens=tokens[:n_valid], id=self._hint_id)))
+        pos, tree = self._hint
+        if not self.can_branch:
+            tree = TokenTree.chain(tree.main_path())
+        tree = tree.usable(self._link.info.n_vocab, self.max_hint, self.max_hint)
+        parents = None if tree.is_chain else tree.parents
+        return padded(pb.Up(hint=to_hint(pos, tree.tokens, parents, self._hint_id)))
 
     def cancel(self) -> None:
         """See :meth:`~sllm.targets.base.Generation.cancel`."""
@@ -422,6 +435,7 @@ class RemoteGeneration:
             min(message.n_accepted, len(tokens) - 1),  # the last one is always the target's own
             message.n_verified,
             message.pass_us * 1e-6,
+            message.own_draft,
         )
         with self._changed:
             self._heard_hint_id = message.hint_id

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sllm.messages import ChatOptions
     from sllm.remote.link import WorkerLink
     from sllm.split.link import LayerAnswer
+    from sllm.targets.tree import TokenTree
 
     class _SplitOptions(LoadOptions, ContextOptions):
         pass
@@ -499,10 +500,10 @@ class SplitGeneration(LockstepGeneration):
             del self._slot.tokens[held:]
             self.read_prompt()
 
-    def _verify(self, chain: list[int]) -> tuple[tuple[int, ...], int]:
+    def _verify(self, tree: TokenTree) -> tuple[tuple[int, ...], int]:
         try:
             self._catch_up()
-            return self._pass(chain)
+            return self._pass(list(tree.main_path()))
         except BaseException:
             # Answers to this pass may still arrive, and the next one would take them for its own.
             for link in self._slot.links:

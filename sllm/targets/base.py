@@ -5,7 +5,7 @@ machines.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +40,7 @@ class Commit:
         n_accepted: how many of them, from the first on, had been hinted.
         n_verified: how many hinted tokens the pass checked, accepted or not.
         seconds: how long the pass took.
+        own_draft: whether what it checked had been drafted by the target itself, most of it at least.
 
     """
 
@@ -48,6 +49,7 @@ class Commit:
     n_accepted: int
     n_verified: int
     seconds: float
+    own_draft: bool = False
 
 
 @dataclass
@@ -124,11 +126,26 @@ class Generation(Protocol):
     def __next__(self) -> Commit:
         """The next commit; StopIteration after the last. Blocks while the target computes."""
 
-    def hint(self, pos: int, tokens: Sequence[int]) -> None:
+    @property
+    def can_branch(self) -> bool:
+        """Whether all branches of a hint that is a tree are checked; else its main path is."""
+
+    def hint(self, pos: int, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
         """Propose the tokens from ``pos`` on: the whole unconfirmed draft. It replaces every earlier hint.
 
         A hint changes when tokens come and never which. It is compared with what is committed by now; where
         it disagrees it is dropped.
+
+        Args:
+            pos: where they go, at most the committed length for the hint to be of use.
+            tokens: the likeliest first, where they are a tree: fewer may be checked than there are.
+            parents: for each token the place in ``tokens`` of the one that it follows, always an earlier
+                place; -1: it comes at ``pos``. See :class:`~sllm.targets.tree.TokenTree`. None: each follows
+                the one before it.
+
+        Raises:
+            ValueError: tokens and parents are no tree.
+
         """
 
     def cancel(self) -> None:
@@ -163,12 +180,18 @@ class PipelinedGeneration(Generation, Protocol):
     remote: RemoteStats
 
     @property
+    def learnt(self) -> dict[str, Any]:
+        """What loops have found out about the target, by names of their own: shared by its texts in this
+        process.
+        """
+
+    @property
     def end(self) -> int:
         """The position where the text ends at the latest."""
 
     @property
     def max_hint(self) -> int:
-        """So many tokens of a hint are sent at most."""
+        """So many tokens of a hint are sent at most, on all branches together."""
 
     opened_at: float | None
     """When the prompt had been computed (``time.perf_counter()``); None before."""

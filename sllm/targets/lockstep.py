@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from sllm.errors import CancelledError, ClosedError
 from sllm.targets.base import Commit
+from sllm.targets.tree import TokenTree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,9 +28,10 @@ class LockstepGeneration:
         max_tokens: at most so many; None: until the model ends or the context is full.
         n_ctx: positions that the target has for the text.
         max_chain: drafted tokens that one pass can check.
+        can_branch: whether it can check those of several branches.
 
     Attributes:
-        max_chain: as given.
+        max_chain, can_branch: as given.
         seq_id: the sequence of the target's context that the text is in.
 
     """
@@ -38,22 +39,33 @@ class LockstepGeneration:
     seq_id = 0
 
     def __init__(
-        self, vocab: Vocab, prompt: list[int], max_tokens: int | None, n_ctx: int, max_chain: int
+        self,
+        vocab: Vocab,
+        prompt: list[int],
+        max_tokens: int | None,
+        n_ctx: int,
+        max_chain: int,
+        *,
+        can_branch: bool = False,
     ) -> None:
         self._vocab = vocab
         self._text = prompt
         self._start = len(prompt)
         self._requested_end = None if max_tokens is None else self._start + max_tokens
         self._end = n_ctx if self._requested_end is None else min(self._requested_end, n_ctx)
+        self._n_ctx = n_ctx
         self.max_chain = max_chain
-        self._hint: tuple[int, list[int]] = (0, [])
+        self.can_branch = can_branch
+        self._hint: tuple[int, TokenTree] = (0, TokenTree())
         self._cancelled = False
         self.closed = False
         self.finish_reason: str | None = None
         self._check_end()
 
-    def _verify(self, chain: list[int]) -> tuple[tuple[int, ...], int]:
-        """One pass: the tokens that follow the text, and how many of them are accepted ones of ``chain``."""
+    def _verify(self, tree: TokenTree) -> tuple[tuple[int, ...], int]:
+        """One pass: the tokens that follow the text, and how many of them are accepted ones of ``tree``,
+        which is a chain where :attr:`can_branch` is false.
+        """
         raise NotImplementedError
 
     def _check_end(self) -> None:
@@ -63,23 +75,24 @@ class LockstepGeneration:
     def __iter__(self) -> Self:
         return self
 
-    def hint(self, pos: int, tokens: Sequence[int]) -> None:
+    def hint(self, pos: int, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
         """See :meth:`~sllm.targets.base.Generation.hint`."""
-        self._hint = (pos, list(tokens))
+        tree = TokenTree.of(tokens, parents)
+        self._hint = (pos, tree if self.can_branch else TokenTree.chain(tree.main_path()))
 
-    def _valid_hint(self) -> list[int]:
+    def _valid_hint(self) -> TokenTree:
         """The hinted tokens after the committed text, if the hint agrees with that."""
-        pos, tokens = self._hint
-        if not tokens:
-            return []
-        self._hint = (0, [])
-        known = len(self._text) - pos
-        if pos < 0 or known < 0 or tokens[:known] != self._text[pos:]:
-            return []
-        room = min(self._end - len(self._text) - 1, self.max_chain)
-        n_tokens = self._vocab.n_tokens
-        valid = takewhile(lambda token: 0 <= token < n_tokens, tokens[known : known + max(room, 0)])
-        return list(valid)
+        pos, tree = self._hint
+        if not tree:
+            return tree
+        self._hint = (0, TokenTree())
+        n_text = len(self._text)
+        rest = tree.after(self._text[pos:]) if 0 <= pos <= n_text else None
+        if rest is None:
+            return TokenTree()
+        # Every branch takes room in memory, also where their tokens are for the same position.
+        n_tokens = min(self.max_chain, self._n_ctx - n_text)
+        return rest.usable(self._vocab.n_tokens, self._end - n_text - 1, n_tokens)
 
     def __next__(self) -> Commit:
         if self.closed:
@@ -89,13 +102,13 @@ class LockstepGeneration:
         if self.finish_reason is not None:
             raise StopIteration
         pos = len(self._text)
-        chain = self._valid_hint()
+        tree = self._valid_hint()
         began = time.perf_counter()
-        tokens, n_accepted = self._verify(chain)
+        tokens, n_accepted = self._verify(tree)
         seconds = time.perf_counter() - began
         self._text.extend(tokens)
         if self._vocab.is_eog(tokens[-1]):
             self.finish_reason = "eog"
         else:
             self._check_end()
-        return Commit(pos, tokens, n_accepted, len(chain), seconds)
+        return Commit(pos, tokens, n_accepted, len(tree), seconds)

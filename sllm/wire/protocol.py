@@ -28,7 +28,7 @@ with needs("remote"):
     from sllm.wire import sllm_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from google.protobuf.message import Message
 
@@ -45,12 +45,14 @@ __all__ = [
     "failure",
     "forget",
     "from_sampling",
+    "hint_parents",
     "method",
     "not_offered",
     "padded",
     "pb",
     "required",
     "size_limit",
+    "to_hint",
     "to_sampling",
 ]
 
@@ -59,8 +61,8 @@ log = logging.getLogger("sllm.wire")
 PROTOCOL = 1
 SERVICE = "sllm.v1.Worker"
 FEATURES = ("generate", "hints", "run-ahead", "score", "vocabulary", "status", "echo")
-"""What every worker of this version offers; ``"grammar"``, ``"json-schema"``, ``"worker-draft"`` and
-``"rpc"`` depend on its options.
+"""What every worker of this version offers; ``"grammar"``, ``"json-schema"``, ``"worker-draft"``, ``"trees"``
+and ``"rpc"`` depend on its options and its model.
 """
 
 PIECE_BYTES = 1 << 18
@@ -235,6 +237,18 @@ def check_offered(sampling: SamplingParams, features: Iterable[str]) -> None:
     lacking = set(required(sampling)).difference(features)
     if lacking:
         raise not_offered(sorted(lacking))
+
+
+def to_hint(pos: int, tokens: Sequence[int], parents: Sequence[int] | None, number: int) -> pb.Hint:
+    """A hint for the wire: a tree from ``pos`` on, with ``parents`` as a target takes them, or a chain
+    (None); ``number`` counts the hints.
+    """
+    return pb.Hint(pos=pos, tokens=tokens, parents=[parent + 1 for parent in parents or ()], id=number)
+
+
+def hint_parents(message: pb.Hint) -> list[int] | None:
+    """The parents of a hint from the wire, unchecked; None: it is a chain."""
+    return [parent - 1 for parent in message.parents] or None
 
 
 def to_sampling(sampling: SamplingParams) -> pb.Sampling:

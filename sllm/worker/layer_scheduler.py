@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from sllm.worker.passes import Limits
+    from sllm.worker.passes import Limits, Pace
 
 __all__ = ["LayerAnswer", "LayerRequest", "LayerScheduler", "LayerSequence", "LayerSlot", "RangeKey"]
 
@@ -370,7 +370,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
         *,
         n_ctx: int | None = None,
         settings: dict[str, Any] | None = None,
-        pass_seconds: float = 0.0,
+        pass_seconds: float | Pace = 0.0,
     ) -> None:
         super().__init__(limits, name="sllm-layers", pass_seconds=pass_seconds)
         self.file = open_layers(path)

@@ -26,6 +26,7 @@ from sllm.wire.protocol import (
     abort,
     forget,
     from_sampling,
+    hint_parents,
     not_offered,
     padded,
     pb,
@@ -203,6 +204,8 @@ class Service:
             model.grammars.load()  # a second for a large vocabulary: not of a client's time
         if own_draft:
             self._features.append("worker-draft")
+        if scheduler.can_branch:
+            self._features.append("trees")
         self._relay = relay
         if relay is not None:
             self._features.append("rpc")
@@ -414,8 +417,8 @@ class Service:
                     session.cancel()
                     return
                 hint = self._checked_hint(message, rate)
-                # Ids beyond int32 are outside the vocabulary and end the hint; see Session.usable_hint().
-                session.hint(hint.pos, list(hint.tokens), hint.id)
+                # Ids beyond int32 are outside the vocabulary and end their branch; see Session.usable_hint().
+                session.hint(hint.pos, hint.tokens, hint.id, hint_parents(hint))
         except ValueError as error:
             trouble.append(forget(error))
             session.cancel()

@@ -8,14 +8,17 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sllm.draft.confidence import Confidence
 from sllm.draft.length import DraftLength
+from sllm.targets.tree import TokenTree
+from sllm.worker.branches import Branches
+from sllm.worker.hint_trust import HintTrust
 from sllm.worker.passes import Slot
 from sllm.worker.token_file import DEFAULT_NAME
+from sllm.worker.tree_plan import TreePlan
 from sllm.worker.users import Account
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -76,7 +79,7 @@ class Hint:
     """
 
     pos: int
-    tokens: list[int]
+    tree: TokenTree
     id: int
     received: float
 
@@ -112,6 +115,7 @@ class Session:
         text_id: the client's name for the text; 0: none.
         score_from: the first token to be scored; None: the text is to be continued.
         max_draft: drafted tokens that one pass can check.
+        can_branch: whether one can check those of several branches.
         account: of the user whose text it is; None: of anybody.
 
     Attributes:
@@ -132,6 +136,7 @@ class Session:
         text_id: int = 0,
         score_from: int | None = None,
         max_draft: int = DraftLength.LIMIT,
+        can_branch: bool = False,
         account: Account | None = None,
     ) -> None:
         self._loop = loop
@@ -154,10 +159,15 @@ class Session:
         self.waiting_since: float | None = None
         self.n_reused = 0
         self.n_passes = self.n_drafted = self.n_accepted = 0
-        self.newest = Hint(0, [], 0, self.created)  # replaces every earlier one
+        self.newest = Hint(0, TokenTree(), 0, self.created)  # replaces every earlier one
+        self._can_branch = can_branch
+        self._rest: tuple[Hint, int, TokenTree | None] = (self.newest, self.n_prompt, None)  # see _rest_of()
         self.answered = 0  # id of the last hint that a pass has answered
-        self.confidence = Confidence()  # in hints
+        self.hint_trust = HintTrust()
+        self.branches = Branches(self.hint_trust)
         self.draft_length = DraftLength(max_draft)  # of the worker's own drafts
+        self.tree_plan = TreePlan(max_draft)  # of the same, where they are trees
+        self.n_again = 0  # tokens that the next pass computes again: see TokenTree.n_beside
         self.can_draft = True  # False: the worker's own draft cannot follow the text
         self.scores: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]] = []
         self.on_stuck: Callable[[], object] = lambda: None
@@ -171,10 +181,21 @@ class Session:
 
     # ---- the client's side
 
-    def hint(self, pos: int, tokens: list[int], hint_id: int) -> None:
-        """Say what probably comes at ``pos``; replaces every earlier hint."""
+    def hint(
+        self, pos: int, tokens: Sequence[int], hint_id: int, parents: Sequence[int] | None = None
+    ) -> None:
+        """Say what probably comes at ``pos``: a tree, or without ``parents`` a chain; replaces every earlier
+        hint.
+
+        Raises:
+            ValueError: tokens and parents are no tree.
+
+        """
         now = time.monotonic()
-        self.newest = Hint(pos, tokens, hint_id, now)  # heard of when it leads to a pass
+        tree = TokenTree.of(tokens, parents)
+        if not self._can_branch and not tree.is_chain:
+            tree = TokenTree.chain(tree.main_path())
+        self.newest = Hint(pos, tree, hint_id, now)  # heard of when it leads to a pass
         self._loop.wake()
 
     def cancel(self) -> None:
@@ -257,21 +278,24 @@ class Session:
             self.waited_seconds += now - self.waiting_since
         self.waiting_since = now if waits else None
 
-    def usable_hint(self, n_vocab: int, max_rows: int) -> tuple[list[int], bool, int]:
-        """What the newest hint says after the committed text: at most ``max_rows`` tokens, ending before the
-        first one outside the vocabulary; whether its client asks for a pass; and its id.
+    def usable_hint(self, n_vocab: int, max_rows: int) -> tuple[TokenTree, bool, int]:
+        """What the newest hint says after the committed text: at most ``max_rows`` tokens, on every branch
+        those before the first one outside the vocabulary; whether its client asks for a pass; and its id.
 
         A hint that disagrees with the text is unusable, and its sender will see the commit that it disagrees
         with.
         """
-        pos, tokens, hint_id = self.newest.pos, self.newest.tokens, self.newest.id
-        known = len(self.text) - pos
-        if known < 0 or known > len(tokens) or tokens[:known] != self.text[pos:]:
-            return [], False, hint_id
-        room = min(self.end - len(self.text) - 1, max_rows)
-        usable: list[int] = []
-        for token in tokens[known : known + max(0, room)]:
-            if not 0 <= token < n_vocab:
-                break
-            usable.append(token)
-        return usable, known < len(tokens) or hint_id > self.answered, hint_id
+        hint = self.newest
+        rest = self._rest_of(hint)
+        if rest is None:
+            return TokenTree(), False, hint.id
+        usable = rest.usable(n_vocab, self.end - len(self.text) - 1, max_rows)
+        return usable, len(rest) > 0 or hint.id > self.answered, hint.id
+
+    def _rest_of(self, hint: Hint) -> TokenTree | None:
+        """What a hint says after the committed text; None: it disagrees with that."""
+        n_text = len(self.text)
+        if self._rest[0] is not hint or self._rest[1] != n_text:
+            agrees = 0 <= n_text - hint.pos <= len(hint.tree)
+            self._rest = (hint, n_text, hint.tree.after(self.text[hint.pos :]) if agrees else None)
+        return self._rest[2]

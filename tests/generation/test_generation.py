@@ -346,6 +346,8 @@ def test_texts_one_after_another_share_what_they_can(draft_model: Model, data: s
 
 
 class ScriptedGeneration:
+    can_branch = False
+
     def __init__(self, script: list[int], n_prompt: int, max_tokens: int | None, vocab: Vocab) -> None:
         self._script = script if max_tokens is None else script[:max_tokens]
         self._at = 0
@@ -371,7 +373,7 @@ class ScriptedGeneration:
             self.finish_reason = "eog" if self._vocab.is_eog(self._script[-1]) else "length"
         return commit
 
-    def hint(self, pos: int, tokens: Sequence[int]) -> None:
+    def hint(self, pos: int, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
         self._hint = (pos, list(tokens))
         self.hints.append(self._hint)
 

@@ -54,6 +54,7 @@ class Script:
 
 class ScriptedText:
     can_verify = True
+    can_branch = False
 
     def __init__(self, tokens: tuple[int, ...], pos: int, cuts: Sequence[tuple[int, int]]) -> None:
         self.finish_reason: str | None = None
@@ -69,7 +70,7 @@ class ScriptedText:
             self.finish_reason = "eog"
         return commit
 
-    def hint(self, pos: int, tokens: Sequence[int]) -> None:
+    def hint(self, pos: int, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
         pass
 
     def cancel(self) -> None:

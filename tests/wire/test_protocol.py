@@ -21,8 +21,19 @@ from oracles import examples, select
 
 import sllm
 from sllm.engine.sampling import SamplingParams
+from sllm.targets.tree import TokenTree
 from sllm.wire import protocol
-from sllm.wire.protocol import abort, failure, from_sampling, not_offered, padded, pb, to_sampling
+from sllm.wire.protocol import (
+    abort,
+    failure,
+    from_sampling,
+    hint_parents,
+    not_offered,
+    padded,
+    pb,
+    to_hint,
+    to_sampling,
+)
 from sllm.worker.server import Limits
 
 if TYPE_CHECKING:
@@ -160,6 +171,25 @@ def test_sampling_parameters_out_of_range_are_value_errors(change: dict[str, Any
 def test_an_empty_sampling_message_is_refused() -> None:
     with pytest.raises(ValueError, match="top_p"):
         from_sampling(pb.Sampling())
+
+
+# ---- hints -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tree", "parents"),
+    [
+        (TokenTree(), []),
+        (TokenTree.chain([7, 7, 9]), []),
+        (TokenTree((7, 8, 9, 7), (-1, -1, 1, 0)), [0, 0, 2, 1]),
+    ],
+)
+def test_a_hint_is_the_same_after_the_wire(tree: TokenTree, parents: list[int]) -> None:
+    given = None if tree.is_chain else tree.parents
+    message = pb.Hint.FromString(to_hint(2**32 - 1, tree.tokens, given, 5).SerializeToString())
+    assert (message.pos, list(message.tokens), message.id) == (2**32 - 1, list(tree.tokens), 5)
+    assert list(message.parents) == parents
+    assert TokenTree.of(message.tokens, hint_parents(message)) == tree
 
 
 # ---- generated code ----------------------------------------------------------------------------------------

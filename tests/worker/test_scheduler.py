@@ -155,7 +155,8 @@ def hints_for(
     draw: Callable[[Any], Any], prompt: list[int], wanted: list[int], n_vocab: int
 ) -> Callable[[Session, list[int]], None]:
     """A client that hints, right, wrong or mad, with whatever it is told."""
-    kind = draw(st.sampled_from(["none", "right", "wrong", "garbage", "far", "stale", "mixed"]))
+    kinds = ["none", "right", "wrong", "garbage", "far", "stale", "tree", "thicket"]
+    kind = draw(st.sampled_from([*kinds, "mixed"]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     whole = prompt + wanted
     counter = [0]
@@ -163,7 +164,7 @@ def hints_for(
     def hint(session: Session, text: list[int]) -> None:
         what = kind
         if what == "mixed":
-            what = str(rng.choice(["none", "right", "wrong", "garbage", "far", "stale"]))
+            what = str(rng.choice(kinds))
         if what == "none":
             return
         at = len(prompt) + len(text)
@@ -180,9 +181,31 @@ def hints_for(
             pos = int(rng.integers(0, at))
             tokens = whole[pos : pos + n]
         counter[0] += 1
-        session.hint(pos, tokens, counter[0])
+        if what in ("tree", "thicket"):
+            among, parents = a_tree(rng, tokens, n_vocab, thick=what == "thicket")
+            session.hint(pos, among, counter[0], parents)
+        else:
+            session.hint(pos, tokens, counter[0])
 
     return hint
+
+
+def a_tree(
+    rng: np.random.Generator, path: list[int], n_vocab: int, *, thick: bool
+) -> tuple[list[int], list[int]]:
+    """A tree with the beginning of ``path`` as one of its branches, and its parents."""
+    places: dict[tuple[int, int], int] = {}  # parent and token, in order
+    steps = [True] * min(len(path), int(rng.integers(0, 17)))
+    steps += [False] * int(rng.integers(0, 41 if thick else 9))
+    at, n = -1, 0
+    for on_path in rng.permutation(steps):
+        if on_path:
+            at = places.setdefault((at, path[n]), len(places))
+            n += 1
+        else:
+            token = int(rng.choice([rng.integers(0, n_vocab), n_vocab, 2**32 - 1], p=[0.9, 0.05, 0.05]))
+            places.setdefault((int(rng.integers(-1, len(places))), token), len(places))
+    return [token for _, token in places], [parent for parent, _ in places]
 
 
 @pytest.mark.parametrize("own_draft", [False, True], ids=["", "own draft"])
@@ -242,11 +265,35 @@ def test_a_session_that_goes_on_elsewhere_gets_the_rest_of_its_text(target_model
                 assert text_of(session)[0] == wanted[n:]
 
 
+def test_a_right_branch_saves_passes_wherever_it_stands(target_model: Model) -> None:
+    prompt = make_prompt(target_model, 6, seed=5).tolist()
+    sampling = without_end(target_model, replace(PLAIN, seed=8))
+    wanted = one_by_one(target_model, prompt, sampling, 60)
+    with running(target_model, pass_seconds=0.03) as scheduler:
+        assert scheduler.can_branch
+
+        def hint(session: Session, text: list[int]) -> None:
+            # What is right is what comes third after each token.
+            rest = wanted[len(text) : len(text) + 4]
+            tokens, parents, at = [], [], -1
+            for token in rest:
+                tokens += [(token + 1) % scheduler.n_vocab, (token + 2) % scheduler.n_vocab, token]
+                parents += [at] * 3
+                at = len(tokens) - 1
+            session.hint(len(prompt) + len(text), tokens, len(text) + 1, parents)
+
+        reader = Reader(submit(scheduler, prompt, sampling, 60), hint)
+        assert reader.join().reason == "length"
+        assert reader.text == wanted
+        assert scheduler.stats.passes < 45
+        assert scheduler.stats.drafted > 2 * scheduler.stats.accepted > 40
+
+
 def test_right_hints_save_passes(target_model: Model) -> None:
     prompt = make_prompt(target_model, 6, seed=5).tolist()
     sampling = without_end(target_model, replace(PLAIN, seed=8))
     wanted = one_by_one(target_model, prompt, sampling, 60)
-    with running(target_model, pass_seconds=0.01) as scheduler:
+    with running(target_model, pass_seconds=0.03) as scheduler:
 
         def hint(session: Session, text: list[int]) -> None:
             session.hint(len(prompt), wanted, len(text) + 1)
@@ -812,6 +859,11 @@ def test_limits_out_of_range(wrong: dict[str, Any]) -> None:
 # ---- how many rows -----------------------------------------------------------------------------------------
 
 
+def worths(lengths: Sequence[int], acceptances: Sequence[float]) -> list[list[float]]:
+    """Of chains."""
+    return [[a**j for j in range(1, n + 1)] for n, a in zip(lengths, acceptances, strict=True)]
+
+
 def costs(
     pass_seconds: Callable[[int], float], counts: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
 ) -> PassTimes:
@@ -828,7 +880,7 @@ sessions = st.lists(st.tuples(st.integers(0, 16), st.floats(0.0, 0.999)), min_si
 @given(offered=sessions, base=st.floats(0.001, 1), row=st.floats(0, 1))
 def test_never_more_rows_than_offered(offered: list[tuple[int, float]], base: float, row: float) -> None:
     lengths, acceptances = [n for n, _ in offered], [a for _, a in offered]
-    counts = rows_to_check(costs(lambda n: base + row * n, range(1, 9)), lengths, acceptances)
+    counts = rows_to_check(costs(lambda n: base + row * n, range(1, 9)), worths(lengths, acceptances))
     assert len(counts) == len(offered)
     assert all(0 <= count <= n for count, n in zip(counts, lengths, strict=True))
 
@@ -837,7 +889,7 @@ def test_never_more_rows_than_offered(offered: list[tuple[int, float]], base: fl
 @given(offered=sessions, scale=st.floats(0.001, 1))
 def test_rows_that_cost_nothing_are_all_checked(offered: list[tuple[int, float]], scale: float) -> None:
     lengths, acceptances = [n for n, _ in offered], [max(a, 0.3) for _, a in offered]
-    assert rows_to_check(costs(lambda n: scale, range(1, 9)), lengths, acceptances) == lengths
+    assert rows_to_check(costs(lambda n: scale, range(1, 9)), worths(lengths, acceptances)) == lengths
 
 
 @examples(100)
@@ -845,7 +897,7 @@ def test_rows_that_cost_nothing_are_all_checked(offered: list[tuple[int, float]]
 def test_rows_that_cost_more_than_they_bring_are_not_checked(offered: list[tuple[int, float]]) -> None:
     lengths, acceptances = [n for n, _ in offered], [a for _, a in offered]
     # As in a model without any advantage of batches: a row is worth at most what it costs.
-    assert not any(rows_to_check(costs(lambda n: 0.01 * n, range(1, 140)), lengths, acceptances))
+    assert not any(rows_to_check(costs(lambda n: 0.01 * n, range(1, 140)), worths(lengths, acceptances)))
 
 
 @examples(60)
@@ -857,26 +909,26 @@ def test_dearer_rows_are_never_more(offered: list[tuple[int, float]], base: floa
         times = PassTimes()
         for n in (*range(1, 12), 140):  # on a line, so the rest lies between
             times.add(n, base + row * n)
-        totals.append(sum(rows_to_check(times, lengths, acceptances)))
+        totals.append(sum(rows_to_check(times, worths(lengths, acceptances))))
     assert totals == sorted(totals, reverse=True)
 
 
 def test_better_hints_are_checked_first() -> None:
     times = costs(lambda n: 1 + 0.05 * n)
     for good, bad in ((0.9, 0.5), (0.8, 0.1)):
-        counts = rows_to_check(times, [16, 16], [good, bad])
+        counts = rows_to_check(times, worths([16, 16], [good, bad]))
         assert counts[0] > counts[1]
-    counts = [rows_to_check(times, [16], [a])[0] for a in (0.0, 0.3, 0.6, 0.9, 0.999)]
+    counts = [rows_to_check(times, worths([16], [a]))[0] for a in (0.0, 0.3, 0.6, 0.9, 0.999)]
     assert counts == sorted(counts)
     assert counts[-1] == 16
 
 
 def test_what_a_plain_pass_costs_is_found_out_first() -> None:
-    assert rows_to_check(PassTimes(), [5, 5], [0.9, 0.9]) == [0, 0]
+    assert rows_to_check(PassTimes(), worths([5, 5], [0.9, 0.9])) == [0, 0]
     only_one = costs(lambda n: 1.0, [1])
-    assert rows_to_check(only_one, [5, 5], [0.9, 0.9]) == [0, 0]
-    assert rows_to_check(only_one, [5], [0.9]) == [5]
-    assert rows_to_check(only_one, [], []) == []
+    assert rows_to_check(only_one, worths([5, 5], [0.9, 0.9])) == [0, 0]
+    assert rows_to_check(only_one, worths([5], [0.9])) == [5]
+    assert rows_to_check(only_one, []) == []
 
 
 # ---- what passes take --------------------------------------------------------------------------------------

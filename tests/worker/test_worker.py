@@ -471,6 +471,19 @@ BEHIND: list[tuple[list[Any], str]] = [
     ([hint(3, [5] * 65, 1)], "65 tokens"),
     ([hint(3, list(range(40_000)), 1)], "40000 tokens"),
     ([hint(3, [], i) for i in range(1200)], "200 hints per second"),
+    ([hint(3, [], 1, [0])], "0 tokens and 1 parents"),
+    ([hint(3, [5, 6], 1, [0])], "2 tokens and 1 parents"),
+    ([hint(3, [5, 6], 1, [0, 0, 1])], "2 tokens and 3 parents"),
+    ([hint(3, [5, 6], 1, [2, 1])], "the parent 1, expected -1 to -1"),  # each follows the other
+    ([hint(3, [5, 6], 1, [0, 2])], "the parent 1, expected -1 to 0"),  # it follows itself
+    ([hint(3, [5, 6, 7], 1, [0, 3, 1])], "the parent 2, expected -1 to 0"),  # it comes before its parent
+    ([hint(3, [5, 6, 7], 1, [0, 1, 2**32 - 1])], "the parent 4294967294"),
+    ([hint(3, [5, 6, 6], 1, [0, 1, 1])], "like another one after the same parent"),
+    ([hint(3, [5, 5], 1, [0, 0])], "like another one after the same parent"),
+    ([hint(3, [2**32 - 1] * 2, 1, [0, 0])], "like another one after the same parent"),
+    ([hint(3, range(65), 1, [0] * 65)], "65 tokens"),
+    ([hint(3, range(10_000), 1, [i // 2 for i in range(10_000)])], "10000 tokens"),
+    ([hint(3, [5], 1, [1] * 10_000)], "1 tokens and 10000 parents"),
 ]
 
 
@@ -501,7 +514,11 @@ def test_hints_out_of_range_change_nothing(
     for number in range(data.draw(st.integers(1, 20))):
         pos = data.draw(numbers | st.integers(0, 40))
         tokens = data.draw(st.lists(numbers, max_size=20))
-        stream.send(hint(pos, tokens, data.draw(numbers | st.just(number))))
+        parents: list[int] = []
+        if data.draw(st.booleans()):
+            tokens = list(dict.fromkeys(tokens))
+            parents = [data.draw(st.integers(0, i)) for i in range(len(tokens))]
+        stream.send(hint(pos, tokens, data.draw(numbers | st.just(number)), parents))
         if data.draw(st.booleans()) and stream.reason is None:
             stream.next()
     assert stream.run() == wanted
@@ -612,7 +629,7 @@ def test_what_it_says_of_itself(worker: Worker, client: Client, target_model: Mo
     assert info.software == f"sllm {sllm.__version__}"
     assert list(info.features) == [
         "generate", "hints", "run-ahead", "score", "vocabulary", "status", "echo", "grammar",
-        "json-schema",
+        "json-schema", "trees",
     ]  # fmt: skip
     assert info.model_name == "target.gguf"
     assert info.model_id == gguf.model_id(Path(embedded.TARGET))
