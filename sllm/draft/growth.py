@@ -91,55 +91,27 @@ class Shares:
 
 
 class _Width:
-    """What trees of one width have brought: for each depth the running means of the tokens that are likely to
-    hold, of the tokens shown, and of the passes.
+    """What trees of one width have brought: running means of the tokens that are likely to hold, of those
+    that were worth showing, and of the passes of the draft.
     """
 
     _NEW = 0.15
 
-    def __init__(self, deepest: int) -> None:
+    def __init__(self) -> None:
         self.n = 0  # rounds
-        self._seen = [0] * deepest
-        self._means = [[0.0] * deepest for _ in range(3)]
+        self._holds = self._shown = self._passes = 0.0
 
-    def add(self, tree: DraftedTree, chances: Sequence[float], shown: Sequence[int], n_passes: int) -> None:
-        """``shown`` are the places of the tokens that are worth showing, and ``n_passes`` were allowed."""
+    def add(self, holds: float, shown: int, n_passes: int) -> None:
+        """One more tree."""
         self.n += 1
-        n = min(n_passes, len(self._seen))
-        new = [[0.0] * n, [0.0] * n, [float(tree.n_passes > i) for i in range(n)]]
-        depths = tree.depths()
-        for i in shown:
-            if depths[i] < n:
-                new[0][depths[i]] += chances[i]
-                new[1][depths[i]] += 1
-        for i in range(n):
-            self._seen[i] += 1
-            weight = max(self._NEW, 1 / self._seen[i])
-            for means, values in zip(self._means, new, strict=True):
-                means[i] += weight * (values[i] - means[i])
+        new = max(self._NEW, 1 / self.n)
+        self._holds += new * (holds - self._holds)
+        self._shown += new * (shown - self._shown)
+        self._passes += new * (n_passes - self._passes)
 
-    def best(self, costs: Sequence[float], draft_seconds: float) -> tuple[float, int]:
-        """The tokens per second to expect, and the number of passes that brings them. Passes that were not
-        tried are taken to go on as those before.
-        """
-        tokens, rows, drafting = 1.0, 0.0, 0.0
-        best, n_best = 0.0, 1
-        holds = shown = ran = 0.0
-        ratio, first = 0.5, self._means[0][0]
-        for i, seen in enumerate(self._seen):
-            if seen:
-                holds, shown, ran = (means[i] for means in self._means)
-                if i > 0 and first > 0:
-                    ratio = min(holds / first, 0.999) ** (1 / i)
-            else:
-                holds, shown, ran = holds * ratio, shown * ratio, ran * ratio
-            tokens += holds
-            rows += shown
-            drafting += ran * draft_seconds
-            rate = tokens / (costs[min(round(rows), len(costs) - 1)] + drafting)
-            if rate > best:
-                best, n_best = rate, i + 1
-        return best, n_best
+    def rate(self, costs: Sequence[float], pass_seconds: float) -> float:
+        """The tokens per second to expect."""
+        return (1 + self._holds) / (costs[round(self._shown)] + self._passes * pass_seconds)
 
 
 class TreeGrowth(DraftPays):
@@ -148,8 +120,9 @@ class TreeGrowth(DraftPays):
     The chances of a tree's tokens add up to the number of tokens that it is likely to bring. So a token is
     shown as long as its chance exceeds what its row takes of the target's time, in tokens that this time
     would bring otherwise: on a machine whose rows cost little that is a wide tree, elsewhere often a chain.
-    By the same measure trees are drafted with a few rows in each pass of the draft or with one, and for as
-    many passes as bring more than they cost; both widths are tried, and the other one now and then again.
+    By the same measure a tree is not drafted on behind tokens whose chance is below what a pass of the draft
+    takes (to stop there is optimal for chains: 2405.19715). Whether a pass computes a few tokens or one is
+    tried, and now and then again.
 
     Args:
         limit: tokens that the target can check in one pass.
@@ -169,7 +142,12 @@ class TreeGrowth(DraftPays):
     """Nothing is computed behind a token that is less likely, whatever a pass costs."""
 
     _FIRST = 8
-    """Passes of the first trees of each width."""
+    """Passes of a tree as long as it is not known what they cost."""
+
+    _STEP = 4
+    """So many tokens are shown at first, and then at most twice as many as ever before: what rows cost shows
+    before they are many.
+    """
 
     _ROUNDS = 2
     """Trees of each width that are tried at first."""
@@ -183,21 +161,22 @@ class TreeGrowth(DraftPays):
     def __init__(self, limit: int = LIMIT) -> None:
         super().__init__()
         self.limit = min(limit, self.LIMIT)
-        self._widths = {width: _Width(self.DEEPEST) for width in self.WIDTHS}
+        self._widths = {width: _Width() for width in self.WIDTHS}
         self._draft = PassTimes()  # by width
         self._shares = Shares()
         self._costs: list[float] = []  # of passes of 1, 2, ... rows; empty: to be made out anew
         self._rate = 0.0  # tokens per second to expect; 0: unknown
         self._shape: Shape | None = None  # which stays for some rounds
         self._n_shaped = 0
+        self._most = 0  # tokens that a pass has verified
         self._asked = Shape(0, 1, 0, 0.0)
 
     def shape(self, room: int) -> Shape:
         """How to draft the next tree, which may get ``room`` tokens deep."""
         for width in reversed(self.WIDTHS):
             if self._widths[width].n < self._ROUNDS:
-                self._shape = None
-                self._asked = Shape(min(self._FIRST, room), width, self.limit, self.P_MIN)
+                shape = self._shaped(width)
+                self._asked = shape._replace(n_passes=min(shape.n_passes, room))
                 return self._asked
         explores = self._n_rounds % self._EXPLORE_EVERY == 0
         self._n_shaped += 1
@@ -211,18 +190,23 @@ class TreeGrowth(DraftPays):
 
     def _decided(self, explores: bool) -> Shape:
         costs = self._row_costs()
-        rated = []
-        for width, brought in self._widths.items():
-            rate, n_passes = brought.best(costs, self._draft.estimate(width) if self._draft.seen else 0.0)
-            rated.append((rate, n_passes, width))
+        rated = [(of.rate(costs, self._draft_pass(width)), width) for width, of in self._widths.items()]
         rated.sort(reverse=True)
         self._rate = rated[0][0]
-        _, n_passes, width = rated[1 if explores else 0]
+        return self._shaped(rated[1 if explores else 0][1])
+
+    def _shaped(self, width: int) -> Shape:
         # A pass computes the `width` likeliest tokens, and half of the places are filled with such as are
         # just worth it.
-        pass_seconds = self._draft.estimate(width) if self._draft.seen else 0.0
-        worth = self._rate * (2 * pass_seconds / (1 + width) + costs[-1] - costs[-2])
+        costs = self._row_costs()
+        rate = self._rate or 1 / costs[0]
+        worth = rate * (2 * self._draft_pass(width) / (1 + width) + costs[1] - costs[0])
+        n_passes = self.DEEPEST if self._draft.seen else self._FIRST
         return Shape(n_passes, width, self.limit, min(max(worth, self.P_MIN), 0.8))
+
+    def _draft_pass(self, width: int) -> float:
+        """Seconds of a pass of the draft; 0: not known yet."""
+        return self._draft.estimate(width) if self._draft.seen else 0.0
 
     def everything(self, room: int) -> Shape:
         """The largest tree, whatever it costs."""
@@ -239,7 +223,8 @@ class TreeGrowth(DraftPays):
             chance = self._shares.corrected(share, first)
             chances.append(chance if parent < 0 else chance * chances[parent])
             main.append(first and (parent < 0 or main[parent]))
-        order = sorted(range(len(chances)), key=lambda i: (-chances[i], i))[: self.limit]
+        order = sorted(range(len(chances)), key=lambda i: (-chances[i], i))
+        order = order[: min(self.limit, max(self._STEP, 2 * self._most))]
         costs = self._row_costs()
         rate = self._rate or 1 / costs[0]
         gain, best_gain, best = 0.0, 0.0, 0
@@ -250,7 +235,7 @@ class TreeGrowth(DraftPays):
             if gain > best_gain:
                 best, best_gain = n + 1, gain
         shown = order[: max(best, 1)]  # a try that shows nothing can only fail
-        self._widths[self._asked.width].add(tree, chances, shown, self._asked.n_passes)
+        self._widths[self._asked.width].add(sum(chances[i] for i in shown), len(shown), tree.n_passes)
         return tree.take(shown)
 
     def _row_costs(self) -> list[float]:
@@ -276,3 +261,4 @@ class TreeGrowth(DraftPays):
         """See :meth:`DraftPays.observe_pass`; tokens that were computed again count as well."""
         super().observe_pass(n_verified, seconds)
         self._costs = []
+        self._most = max(self._most, n_verified)
