@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from sllm.draft.confidence import UNKNOWN_PROB
+from sllm.draft.tree import DraftedTree
 from sllm.engine.arrays import common_prefix, int32_array
 from sllm.errors import CancelledError, ContextFullError
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Self, Unpack
 
+    from sllm.draft.growth import Shape
+    from sllm.engine.jobs import Draft
     from sllm.engine.model import Model
     from sllm.engine.mtp import Heads
     from sllm.engine.params import ContextOptions, ContextParams
@@ -31,6 +34,7 @@ __all__ = [
     "ModelDrafter",
     "MtpDrafter",
     "NGramDrafter",
+    "TreeDrafter",
     "draft_probs",
 ]
 
@@ -61,6 +65,14 @@ class Drafter(Protocol):
 
     def close(self) -> None:
         """Free what the drafter holds."""
+
+
+@runtime_checkable
+class TreeDrafter(Drafter, Protocol):
+    """A drafter that has more than one proposal, for targets that can check several at once."""
+
+    def draft_tree(self, text: Sequence[int], shape: Shape) -> DraftedTree:
+        """A tree of this ``shape`` to go on with after the committed ``text`` (prompt included)."""
 
 
 def draft_probs(drafter: Drafter, n: int) -> list[float]:
@@ -116,6 +128,22 @@ class ModelDrafter:
         """See :meth:`Drafter.draft`. Nothing, where the context is full or a token is beyond this model's
         vocabulary.
         """
+        draft = self._drafted(text, chain, n_max=n_max, p_min=p_min)
+        if draft is None:
+            return []
+        tokens: list[int] = draft.tokens[0, : draft.lengths[0]].tolist()
+        self.probs = draft.probs[0, : len(tokens)].tolist()
+        return tokens
+
+    def draft_tree(self, text: Sequence[int], shape: Shape) -> DraftedTree:
+        """See :meth:`TreeDrafter.draft_tree`; nothing in the cases of :meth:`draft`."""
+        draft = self._drafted(
+            text, (), n_max=shape.n_passes, width=shape.width, n_nodes=shape.n_nodes, p_min=shape.p_min
+        )
+        return DraftedTree() if draft is None else DraftedTree.of_draft(draft, 0)
+
+    def _drafted(self, text: Sequence[int], chain: Sequence[int], **how: Any) -> Draft | None:
+        """What the model drafts after ``text`` and ``chain``; None: it cannot."""
         assert self._sampling is not None, "open() comes first"
         base = self._agreed
         wanted = [*text[base:], *chain]
@@ -125,25 +153,17 @@ class ModelDrafter:
         new = wanted[same:]
         self.n_caught_up = len(new) - 1
         if max(new) >= self.model.vocab.n_tokens:
-            return []
+            return None
         try:
             draft = self.context.draft(
-                [0],
-                [new],
-                n_max=n_max,
-                p_min=p_min,
-                sampling=self._sampling,
-                pos=base + same,
-                start=self._start,
+                [0], [new], sampling=self._sampling, pos=base + same, start=self._start, **how
             )
         except (ContextFullError, CancelledError):
             self._held = self.context.memory.tokens(0).tolist()
-            return []
+            return None
         self._held[base + same :] = new
         self._agreed = max(len(text) - 1, 0)
-        tokens: list[int] = draft.tokens[0, : draft.lengths[0]].tolist()
-        self.probs = draft.probs[0, : len(tokens)].tolist()
-        return tokens
+        return draft
 
     def cancel(self) -> None:
         """See :meth:`Drafter.cancel`."""

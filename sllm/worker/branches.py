@@ -42,20 +42,28 @@ class Branches:
         """For each token of a tree the chance that it is accepted. A token that is likelier than those before
         it, which are checked whenever it is, shares its chance with them: what is cut is cut at the end.
         """
-        first = self._first.chance
         if tree.is_chain:
-            return [first**n for n in range(1, len(tree) + 1)]
+            return [self._first.chance**n for n in range(1, len(tree) + 1)]
+        chances: list[float] = []
+        for share, parent in zip(self.shares(tree), tree.parents, strict=True):
+            chances.append(share if parent < 0 else share * chances[parent])
+        return _falling(chances)
+
+    def shares(self, tree: TokenTree) -> list[float]:
+        """For each token of a tree the chance that the text goes on with it, where it has come to the one
+        before.
+        """
+        first = self._first.chance
         shares = [right / seen for right, seen in zip(self._right, self._seen, strict=True)]
         # Of each parent the chance that all of its tokens so far are wrong, and how many they are.
         left: dict[int, tuple[float, int]] = {}
-        chances: list[float] = []
+        found: list[float] = []
         for parent in tree.parents:
-            above = 1.0 if parent < 0 else chances[parent]
             missed, n = left.get(parent, (1.0, 0))
             share = first if n == 0 else shares[min(n, len(shares)) - 1]
             left[parent] = (missed * (1 - share), n + 1)
-            chances.append(above * missed * share)
-        return _falling(chances)
+            found.append(missed * share)
+        return found
 
     def observe_truth(self, tree: TokenTree, truth: Sequence[int]) -> None:
         """In the place of ``tree`` came the tokens ``truth``; those that were not checked count as well."""

@@ -7,13 +7,14 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from sllm.draft.tree import DraftedTree
 from sllm.errors import CancelledError, SllmError
 from sllm.targets.tree import TokenTree
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -28,6 +29,8 @@ __all__ = ["HeadsDraft", "Job", "OwnDraft"]
 
 log = logging.getLogger("sllm.worker")
 
+_Wanted = TypeVar("_Wanted", bound=tuple[Any, ...])
+
 _CLEARLY = 1.05
 """So much more than the hint alone a draft has to promise, since the hint is there already."""
 
@@ -39,9 +42,12 @@ class Job:
     Attributes:
         slot, session: whose it is.
         hint: usable tokens of the newest hint, and ``hint_id``, its number.
-        draft: the tokens that the pass verifies: first ``n_hinted`` of ``hint``, then those of ``proposed``
-            that are worth it.
-        proposed: what the worker's own draft says after these, with its probabilities ``probs``.
+        n_again: tokens that the pass computes again, since they stood on a side branch of the last tree.
+        draft: the tokens that the pass verifies, of the hint and of the worker's own draft.
+        own: the places in it of those that the worker's draft alone has proposed.
+        n_hinted: how many tokens of the hint, along its main path, stand before the worker's own draft.
+        proposed: what that says, where it is a chain, with its probabilities ``probs``.
+        tree: the same, where it is a tree.
 
     """
 
@@ -49,10 +55,13 @@ class Job:
     session: Session
     hint: TokenTree
     hint_id: int
+    n_again: int = 0
     draft: TokenTree = field(default_factory=TokenTree)
+    own: set[int] = field(default_factory=set)
     n_hinted: int = 0
     proposed: list[int] = field(default_factory=list)
     probs: list[float] = field(default_factory=list)
+    tree: DraftedTree = field(default_factory=DraftedTree)
 
 
 class OwnDraft:
@@ -100,7 +109,7 @@ class OwnDraft:
         goes on where that ends, and drafting is likely to pay.
 
         Returns:
-            The jobs that have ``proposed`` now, and the seconds that it took.
+            The jobs for which something was drafted, and the seconds that it took.
 
         """
         # 1. Where, how many tokens, and down to which probability?
@@ -117,37 +126,55 @@ class OwnDraft:
                 wanted.append((job, n_max, p_min))
         if not wanted:
             return [], 0.0
-        # 2. All together; where that fails, one by one: one text's trouble is not the others'.
+        # 2. All together.
         began = time.perf_counter()
-        drafted: list[Job] = []
-        try:
-            drafted = self._draft(wanted)
-        except CancelledError:
-            raise
-        except (SllmError, ValueError):
-            for one in wanted:
-                try:
-                    drafted += self._draft([one])
-                except CancelledError:  # noqa: PERF203
-                    raise
-                except (SllmError, ValueError) as error:
-                    _give_up(one[0].session, error)
+        drafted = self._each_or_all(wanted, self._draft)
         # 3. What did it cost?
         n_most = max((len(job.proposed) for job in drafted), default=0)
-        token_seconds = self._pace.draft_seconds + len(drafted) * self._pace.draft_row_seconds
-        time.sleep(max(0.0, began + max(n_most, 1) * token_seconds - time.perf_counter()))
+        self._wait(began, max(n_most, 1), len(drafted))
         seconds = time.perf_counter() - began
         for job in drafted:
             job.session.draft_length.observe_draft(max(len(job.proposed), 1), seconds)
         return drafted, seconds
 
-    def _begin(self, job: Job) -> bool:
-        """Whether to draft for a job, after as much of its hint as ``n_hinted`` says then.
+    def learn(self, job: Job, tokens: Sequence[int], seconds: float, draft_seconds: float) -> None:
+        """A pass has committed ``tokens`` for a job and has taken so long, what drafting took included."""
+        length, n = job.session.draft_length, job.n_hinted
+        length.observe_pass(len(job.draft) + job.n_again, seconds - draft_seconds)
+        if not job.proposed:
+            return
+        if tuple(tokens[:n]) == job.hint.tokens[:n]:
+            length.observe_truth(job.proposed, job.probs, tokens[n:])
+        if n == 0:
+            length.observe_round(len(tokens), seconds)
 
-        (Where a pass could verify a tree, hint and draft would both be its branches, and this would say how
-        many rows are whose.)
-        """
+    def _each_or_all(self, wanted: list[_Wanted], draft: Callable[[list[_Wanted]], list[Job]]) -> list[Job]:
+        """``draft`` all together; where that fails, one by one: one text's trouble is not the others'."""
+        try:
+            return draft(wanted)
+        except CancelledError:
+            raise
+        except (SllmError, ValueError):
+            drafted: list[Job] = []
+            for one in wanted:
+                try:
+                    drafted += draft([one])
+                except CancelledError:  # noqa: PERF203
+                    raise
+                except (SllmError, ValueError) as error:
+                    job: Job = one[0]
+                    _give_up(job.session, error)
+            return drafted
+
+    def _wait(self, began: float, n_passes: int, n_rows: int) -> None:
+        """Until passes of the draft, of so many rows each, have taken as long as they should."""
+        pass_seconds = self._pace.draft_seconds + n_rows * self._pace.draft_row_seconds
+        time.sleep(max(0.0, began + n_passes * pass_seconds - time.perf_counter()))
+
+    def _begin(self, job: Job) -> bool:
+        """Whether to draft for a job, after as much of its hint as ``n_hinted`` says then."""
         length = job.session.draft_length
+        job.n_hinted = len(job.draft)
         if not job.draft:  # a hint that is not worth checking leaves room for a likelier draft alone
             doubted = job.session.hint_trust.chance < length.acceptance
             return (doubted or not job.hint) and length.begin()
@@ -156,7 +183,8 @@ class OwnDraft:
         given = [job.session.hint_trust.chance] * len(job.draft)
         alone = length.expected(given, drafts=False)
         after = 0.0
-        if len(job.draft) == len(job.hint) and max(job.draft.tokens) < self.context.model.vocab.n_tokens:
+        is_whole = job.draft.is_chain and len(job.draft) == len(job.hint)
+        if is_whole and max(job.draft.tokens) < self.context.model.vocab.n_tokens:
             after = length.expected(given, drafts=True)
         instead = length.expected([], drafts=True)
         if max(after, instead) <= _CLEARLY * alone or not length.begin():
@@ -193,6 +221,7 @@ class OwnDraft:
             after, holds = _given(job)
             n = job.session.draft_length.keep(job.probs, after=after, holds=holds)
             job.draft = TokenTree.chain([*job.draft.tokens, *job.proposed[:n]])
+            job.own = set(range(after, after + n))
         return jobs
 
 

@@ -13,6 +13,7 @@ from sllm.worker.branches import Branches
 from sllm.worker.hint_trust import HintTrust
 from sllm.worker.passes import Slot
 from sllm.worker.token_file import DEFAULT_NAME
+from sllm.worker.tree_plan import TreePlan
 from sllm.worker.users import Account
 
 if TYPE_CHECKING:
@@ -24,10 +25,24 @@ if TYPE_CHECKING:
     from sllm.engine.sampling import SamplingParams
     from sllm.worker.passes import PassLoop
 
-__all__ = ["MAX_HINT_ROWS", "Committed", "Finished", "Hint", "Opened", "Scored", "Session", "TextSlot"]
+__all__ = [
+    "MAX_HINT_ROWS",
+    "MAX_TREE_ROWS",
+    "Committed",
+    "Finished",
+    "Hint",
+    "Opened",
+    "Scored",
+    "Session",
+    "TextSlot",
+]
 
 MAX_HINT_ROWS = 16
-"""Hinted tokens of one session that one pass checks at most: longer hints are seldom right to their end."""
+"""Hinted tokens one after the other that one pass checks at most: longer hints are seldom right to their end.
+"""
+
+MAX_TREE_ROWS = 32
+"""Hinted tokens of one session that one pass checks at most, on all branches together."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +180,8 @@ class Session:
         self.hint_trust = HintTrust()
         self.branches = Branches(self.hint_trust)
         self.draft_length = DraftLength(max_draft)  # of the worker's own drafts
+        self.tree_plan = TreePlan(max_draft)  # of the same, where they are trees
+        self.n_again = 0  # tokens that the next pass computes again: see TokenTree.n_beside
         self.can_draft = True  # False: the worker's own draft cannot follow the text
         self.scores: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]] = []
         self.on_stuck: Callable[[], object] = lambda: None
@@ -279,7 +296,8 @@ class Session:
         rest = self._rest_of(hint)
         if rest is None:
             return TokenTree(), False, hint.id
-        usable = rest.usable(n_vocab, self.end - len(self.text) - 1, max_rows)
+        n_deep = min(self.end - len(self.text) - 1, MAX_HINT_ROWS)
+        usable = rest.usable(n_vocab, n_deep, max_rows)
         return usable, len(rest) > 0 or hint.id > self.answered, hint.id
 
     def _rest_of(self, hint: Hint) -> TokenTree | None:

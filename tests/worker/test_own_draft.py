@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sllm.draft.length import DraftLength
+from sllm.targets.tree import TokenTree
 from sllm.worker.hint_trust import HintTrust
 from sllm.worker.own_draft import Job, OwnDraft
 from sllm.worker.passes import Pace
@@ -39,8 +40,8 @@ def trusted(*, right: bool) -> HintTrust:
 
 def job_of(n_hint: int, *, right: bool, length: DraftLength, token: int = 1) -> Job:
     session: Any = SimpleNamespace(hint_trust=trusted(right=right), draft_length=length)
-    hint = [token] * n_hint
-    return Job(SimpleNamespace(), session, hint, 1, draft=list(hint), n_hinted=n_hint)  # type: ignore[arg-type]
+    hint = TokenTree.chain([token] * n_hint)
+    return Job(SimpleNamespace(), session, hint, 1, draft=hint, n_hinted=n_hint)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_but_not_after_tokens_that_its_draft_does_not_have(own: OwnDraft) -> Non
 def test_a_hint_that_is_likely_to_be_wrong_gives_way(own: OwnDraft) -> None:
     job = job_of(16, right=False, length=learnt(acceptance=0.8))
     assert own._begin(job)
-    assert (job.draft, job.n_hinted) == ([], 0)
+    assert (job.draft, job.n_hinted) == (TokenTree(), 0)
 
 
 def test_a_draft_that_is_dear_does_not_replace_a_hint_that_is_there(own: OwnDraft) -> None:
