@@ -89,10 +89,11 @@ class _Process(JsonChild):
 
 
 class WorkerProcess(_Process):
-    """``sllm.Worker(model, **settings)``; ``sessions`` of them at once."""
+    """``sllm.Worker(model, **settings)``; ``sessions`` of them at once, ``hops`` where it may bring rows."""
 
-    def __init__(self, model: Path, *, sessions: int = 4, **settings: Any) -> None:
-        super().__init__(role="worker", model=str(model), sessions=sessions, settings=settings)
+    def __init__(self, model: Path, *, sessions: int = 4, hops: Sequence[str] = (), **settings: Any) -> None:
+        limits = {"sessions": sessions, "hops": list(hops)}
+        super().__init__(role="worker", model=str(model), limits=limits, settings=settings)
         self.uri: str = self.first["uri"]
         self.port: int = self.first["port"]
 
@@ -156,9 +157,7 @@ class ClientProcess(_Process):
 def _worker(job: dict[str, Any]) -> None:
     with (
         tempfile.TemporaryDirectory() as state,  # keys of its own, not the user's
-        sllm.Worker(
-            job["model"], state=state, limits=Limits(sessions=job["sessions"]), **job["settings"]
-        ) as worker,
+        sllm.Worker(job["model"], state=state, limits=Limits(**job["limits"]), **job["settings"]) as worker,
     ):
         _say(uri=worker.uri, port=worker.address.port)
         sys.stdin.read()

@@ -101,6 +101,9 @@ def _link_summary(stats: GenerationStats, remote: RemoteStats) -> list[str]:
         lost = f"{count(remote.n_reconnects, 'time')}, {remote.lost_seconds:.2f} s"
         local = f"; {count(stats.n_local, 'token')} by the draft alone, withdrawn" if stats.n_local else ""
         lines.append(f"link lost: {lost}{local}")
+    if remote.n_hops:
+        lines.append(f"rows from worker to worker: {count(remote.n_hops, 'hop')}")
+    lines += [f"rows through here, from {way}" for way in remote.relayed]
     if remote.queued_seconds >= 0.1:
         lines.append(f"waited for a place: {remote.queued_seconds:.2f} s")
     return lines

@@ -160,6 +160,15 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where token and certificate are kept (default: $SLLM_STATE, or sllm in your state folder)",
     )
+    network.add_argument(
+        "--hops",
+        metavar="ADDRESS",
+        action="append",
+        default=[],
+        help="with --layers: another worker that this one may bring its hidden states to where a client names"
+        " it: HOST, HOST:PORT, NETWORK/BITS or NETWORK/BITS:PORT; several times for several. *: any but this"
+        " machine's (default: none, and clients carry them)",
+    )
     network.add_argument("--insecure", action="store_true", help="no TLS, no token; loopback only")
     network.add_argument(
         "--no-print-line",
@@ -259,6 +268,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
     token = None if args.token_file is None else auth.load_or_make_token(Path(args.token_file))
     if args.layers is not False and args.draft is not None:
         raise CommandError("--draft is for texts, and --layers serves none; leave one of them out")
+    if args.hops and args.layers is False:
+        raise CommandError("--hops is for layers: give --layers, too, or leave it out")
     if args.mtp and (args.draft is not None or args.layers is not False):
         other = "--layers serves no texts" if args.draft is None else "--draft is another draft"
         raise CommandError(f"--mtp drafts for texts, and {other}; leave one of them out")
@@ -327,6 +338,7 @@ def _open(
         idle_seconds=args.idle_seconds,
         max_prompt=args.max_prompt,
         connections=args.max_connections,
+        hops=tuple(args.hops),
         max_grammar=0 if args.no_grammars else Limits.max_grammar,
     )
     serving = Worker(

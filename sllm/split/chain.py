@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sllm.hosts import host_port, is_loopback, split_host_port
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     from sllm.remote.link import WorkerLink
 
@@ -108,9 +108,8 @@ class Relays:
                 found[i] = reason
         return found
 
-    def groups(self) -> list[list[Part]]:
-        """The workers, those together among which rows go directly."""
-        reasons = self.reasons()
+    def groups(self, reasons: Container[int]) -> list[list[Part]]:
+        """The workers, those together among which rows go directly: all but those of ``reasons``."""
         found: list[list[Part]] = [[]]
         for i, part in enumerate(self.parts):
             found[-1].append(part)
@@ -125,10 +124,7 @@ class Relays:
         log.warning("rows from %s to %s go through here: %s", part.link.endpoint, following, reason)
         self._failed[i] = reason, time.monotonic() + _RETRY_SECONDS
 
-    def forgive(self) -> bool:
-        """Forget failures that are a while ago; whether there were any."""
+    def forgive(self) -> None:
+        """Forget failures that are a while ago."""
         now = time.monotonic()
-        old = [i for i, (_, until) in self._failed.items() if now > until]
-        for i in old:
-            del self._failed[i]
-        return bool(old)
+        self._failed = {i: (reason, until) for i, (reason, until) in self._failed.items() if now <= until}

@@ -122,6 +122,7 @@ class _Stage:
         self.stream: ResumableStream
         self.outbox: queue.SimpleQueue[pb.LayersUp | None] | None = None  # while a call is open
         self.opened = self.lacks = False
+        self.idled = False  # it has ended a call as idle, and nothing was answered since
         self.reader: threading.Thread | None = None  # of all but the last
 
     @property
@@ -214,12 +215,12 @@ class LayerLink:
         """Start a text that has its first ``keep`` positions in common with the one before."""
         del self._kept[keep * self._row :], self._tokens[keep:]
         self._unanswered.clear()
-        self._idle = False  # a worker has ended a call as idle, and nothing was answered since
         self._hopped = False  # rows got through, and no hop has failed since
         self._lacking = None
         self._stats = stats
         self._cancelled = False
         for stage in self._stages:
+            stage.idled = False
             stage.stream = ResumableStream(stage.part.link, stats, stage.part.on_loss)
         if sampling is not None:
             check_offered(sampling, self._last.part.link.info.features)
@@ -586,11 +587,12 @@ class LayerLink:
             answer = self._hidden_states(message.rows, asked)
             seconds = message.rows.compute_us * 1e-6
         self._unanswered.popleft()
-        self._idle, self._hopped = False, len(self._stages) > 1
+        self._hopped = len(self._stages) > 1
         with self._lock:
             self._lacking = None
         self._stats.observe_round_trip(arrived - sent.at - seconds)
         for stage in self._stages:
+            stage.idled = False
             stage.stream.mark_found()
             stage.stream.progress()
         self._last.part.link.round_trip = self._stats.round_trip
@@ -669,9 +671,9 @@ class LayerLink:
         if reason != "idle":
             raise RemoteError(f"{stage.endpoint} ended the sequence for a reason unknown here: {reason!r}")
         if not stage.lacks:  # else it has said what it has, which is what it gets next
-            if self._idle:
+            if stage.idled:
                 raise StreamLostError("the worker takes every stream for idle")
-            self._idle = True
+            stage.idled = True
         raise RetryError
 
 

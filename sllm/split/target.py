@@ -81,6 +81,7 @@ class _SplitSlot:
     relays: Relays
     encoding: str
     links: list[LayerLink] = field(default_factory=list)
+    relayed: dict[int, str] = field(default_factory=dict)  # workers whose rows go through here, and why
     tokens: list[int] = field(default_factory=list)  # those that all of them hold
     generation: SplitGeneration | None = None
 
@@ -89,7 +90,9 @@ class _SplitSlot:
 
     def regroup(self) -> None:
         """Make the links anew, rows going directly where they can; nothing counts as held any more."""
-        self.links = [LayerLink(group, encoding=self.encoding) for group in self.relays.groups()]
+        self.relayed = self.relays.reasons()
+        groups = self.relays.groups(self.relayed)
+        self.links = [LayerLink(group, encoding=self.encoding) for group in groups]
         self.tokens.clear()
 
 
@@ -529,8 +532,10 @@ class SplitGeneration(LockstepGeneration):
         if n_shared < len(slot.tokens) and not target._keeps_positions:
             n_shared = 0  # a recurrent state goes back over a draft, and not over a text
         n_shared = self.n_shared = min(n_shared, self._held())
-        if n_shared == 0 and slot.relays.forgive():
-            slot.regroup()
+        if n_shared == 0:
+            slot.relays.forgive()
+            if slot.relays.reasons().keys() != slot.relayed.keys():
+                slot.regroup()
         del slot.tokens[n_shared:]
         self._begin_links(n_shared)
 
@@ -539,11 +544,11 @@ class SplitGeneration(LockstepGeneration):
         slot, sampling = self._slot, self._sampling
         for link in slot.links:
             link.begin(n_held, self.remote, sampling if link.parts[-1].output else None, self._start)
-        parts, reasons = slot.relays.parts, slot.relays.reasons()
-        self.remote.n_hops = len(parts) - 1 - len(reasons)
+        parts = slot.relays.parts
+        self.remote.n_hops = sum(len(link.parts) - 1 for link in slot.links)
         self.remote.relayed = tuple(
             f"{parts[i].link.endpoint} to {host_port(*parts[i + 1].seen_at)}: {reason}"
-            for i, reason in reasons.items()
+            for i, reason in slot.relayed.items()
         )
 
     def begin(self, *, first: bool) -> None:

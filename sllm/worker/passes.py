@@ -54,9 +54,9 @@ class Limits:
         strangers: connections of others, besides; half of them may come from one address. Where there are
             more, the oldest makes room.
         stranger_seconds: how long one may stay without a call that shows a token.
-        hops: of a worker of layers: addresses of other workers that it may bring rows to, where its clients
-            name one (:class:`~sllm.worker.destinations.Destinations` says how they are written). None:
-            clients carry the rows themselves.
+        hops: of a worker of layers: where other workers are that it may bring rows to, if a client names one
+            (:class:`~sllm.worker.destinations.Destinations` says how addresses are written); with none,
+            clients carry the rows.
 
     """
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 import threading
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -68,6 +69,11 @@ def make_split() -> Iterator[Callable[..., sllm.SplitTarget]]:
 
         yield make
     assert n_threads("sllm-hop-reader") == 0
+
+
+def nobody(worker: Worker) -> bool:
+    """Whether no sequence of a worker is open."""
+    return not worker._scheduler.running()
 
 
 def text_of(
@@ -356,7 +362,7 @@ def test_memory_that_both_workers_have_lost_is_made_good(
     prompt = make_prompt(target_model, 50, 4)
     text_of(split, prompt, 3, GREEDY)
     for worker, length in zip(workers, (30, 10), strict=True):
-        wait_until(lambda worker=worker: not worker._scheduler.running())
+        wait_until(partial(nobody, worker))
         for slot in worker._scheduler._slots:
             slot.length = min(slot.length, length)
     found, stats = text_of(split, prompt, 12, GREEDY)
@@ -495,5 +501,5 @@ def test_closing_frees_the_memory_of_all(
     next(generation)
     split.close()
     for worker in workers:
-        wait_until(lambda worker=worker: not worker._scheduler.running())
+        wait_until(partial(nobody, worker))
         assert [slot.sequence_id for slot in worker._scheduler._slots] == [0] * 4

@@ -284,4 +284,4 @@ def test_networks() -> None:
 @pytest.mark.parametrize("name", ["connections", "strangers"])
 def test_limits_are_checked(name: str) -> None:
     with pytest.raises(ValueError, match=name):
-        Limits(**{name: 0})
+        Limits(**{name: 0})  # type: ignore[arg-type] # hops are no number

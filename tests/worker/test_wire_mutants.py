@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 FRAMES = int(os.environ.get("SLLM_SOAK_FRAMES", "100000"))
-LIMITS = {"sessions": 8}
+LIMITS: dict[str, Any] = {"sessions": 8}
 BATCH = 250
 
 

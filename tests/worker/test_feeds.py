@@ -198,6 +198,7 @@ def test_a_capability_is_good_for_one_call_alone(client: Client, model_id: str, 
     other = Stream(client, "Layers", auth.bearing(capability), opening(model_id, sequence_id=5))
     assert other.code() is Code.UNAUTHENTICATED
     feed.end()
+    stream.send(announced(0, 1))
     assert stream.next().done.reason == "feed"
     assert Stream(client, "Feed", auth.bearing(capability)).code() is Code.UNAUTHENTICATED
     well(client, model_id)
@@ -511,12 +512,12 @@ def test_the_next_worker_gets_rows_and_a_capability_and_nothing_else(
     assert not opened.HasField("next")
     sent = [pb.FeedUp.FromString(data) for data in second.feeds]
     assert sum(message.rows.n_rows for message in sent) == 20 + 5
-    for message in sent:
-        named = {field.name for field, _ in message.rows.ListFields()}
+    for brought in sent:
+        named = {field.name for field, _ in brought.rows.ListFields()}
         assert named <= {"pos", "n_rows", "data", "compute_us"}
-    for data, message in zip(second.announced[1:], opens[1:], strict=True):
+    for data, told in zip(second.announced[1:], opens[1:], strict=True):
         assert len(data) == 64  # whatever it says
-        named = {field.name for field, _ in message.rows.ListFields()}
+        named = {field.name for field, _ in told.rows.ListFields()}
         assert named <= {"pos", "n_rows"}
 
 
