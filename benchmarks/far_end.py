@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import sllm
 from sllm.cli.slow_link import Link
-from sllm.worker.server import Limits
+from sllm.worker.passes import Limits, Pace
 
 STOP_SECONDS = 30
 
@@ -91,9 +91,25 @@ class _Process(JsonChild):
 class WorkerProcess(_Process):
     """``sllm.Worker(model, **settings)``; ``sessions`` of them at once, ``hops`` where it may bring rows."""
 
-    def __init__(self, model: Path, *, sessions: int = 4, hops: Sequence[str] = (), **settings: Any) -> None:
-        limits = {"sessions": sessions, "hops": list(hops)}
-        super().__init__(role="worker", model=str(model), limits=limits, settings=settings)
+    def __init__(
+        self,
+        model: Path,
+        *,
+        sessions: int = 4,
+        hops: Sequence[str] = (),
+        draft: Path | None = None,
+        pace: Pace | None = None,
+        **settings: Any,
+    ) -> None:
+        if draft is not None:
+            settings["draft"] = str(draft)
+        super().__init__(
+            role="worker",
+            model=str(model),
+            limits={"sessions": sessions, "hops": list(hops)},
+            pace=asdict(pace or Pace()),
+            settings=settings,
+        )
         self.uri: str = self.first["uri"]
         self.port: int = self.first["port"]
 
@@ -157,7 +173,12 @@ class ClientProcess(_Process):
 def _worker(job: dict[str, Any]) -> None:
     with (
         tempfile.TemporaryDirectory() as state,  # keys of its own, not the user's
-        sllm.Worker(job["model"], state=state, limits=Limits(**job["limits"]), **job["settings"]) as worker,
+        sllm.Worker(
+            job["model"],
+            state=state,
+            limits=Limits(**job["limits"]),
+            **{"pass_seconds": Pace(**job["pace"]), **job["settings"]},
+        ) as worker,
     ):
         _say(uri=worker.uri, port=worker.address.port)
         sys.stdin.read()

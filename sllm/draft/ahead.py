@@ -22,7 +22,8 @@ class DraftAhead:
     target that runs ahead commits ``round trip / pass time`` tokens by itself. A chain helps only beyond
     these. So a chain of n tokens is gone on with as long as it is likely enough that the chain holds to where
     it overtakes the target, a distance of ``round trip / (pass time - draft time per token)`` tokens; a draft
-    that is not faster than the target never does.
+    that is not faster than the target never does. (Where the target drafts by itself, the pass time is that
+    for each of its tokens.)
 
     How likely a token is to hold follows from the draft's probability of it
     (:class:`~sllm.draft.confidence.Confidence`).
@@ -48,6 +49,7 @@ class DraftAhead:
         self._run_ahead = run_ahead
         self._passes: deque[float] = deque(maxlen=15)
         self._drafts: deque[float] = deque(maxlen=15)
+        self._alone = 1.0  # tokens that a pass without hints commits
         self._round_trip = 0.0
         self._confidence = Confidence(0.9)  # hopeful: too little drafted would never be found out
         self._passes_since_draft = 0
@@ -60,10 +62,14 @@ class DraftAhead:
         if n_tokens > 0:
             self._drafts.append(seconds / n_tokens)
 
-    def observe_pass(self, seconds: float) -> None:
-        """A pass of the target took ``seconds``."""
+    def observe_pass(self, seconds: float, alone: int | None = 1) -> None:
+        """A pass of the target took ``seconds``, and committed ``alone`` tokens without any hint (more than
+        one, where the target drafts by itself); None: it had a hint.
+        """
         self._passes.append(seconds)
         self._passes_since_draft += 1
+        if alone is not None:
+            self._alone += 0.2 * (alone - self._alone)
 
     def observe_round_trip(self, seconds: float) -> None:
         """The current estimate of the round trip."""
@@ -91,7 +97,7 @@ class DraftAhead:
         """
         if not self._run_ahead or not self._passes:
             return 0.0
-        gain = self.pass_seconds - self.draft_seconds
+        gain = self.pass_seconds / self._alone - self.draft_seconds
         lag = self._round_trip + min(waited, self._round_trip + self.pass_seconds)
         return lag / gain if gain > 0 else float("inf")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 
 from sllm.draft.confidence import UNKNOWN_PROB
+from sllm.draft.tree import DraftedTree
 from sllm.engine.arrays import common_prefix, int32_array
 from sllm.errors import CancelledError, ContextFullError
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Self, Unpack
 
+    from sllm.draft.growth import Shape
+    from sllm.engine.jobs import Draft
     from sllm.engine.model import Model
     from sllm.engine.mtp import Heads
     from sllm.engine.params import ContextOptions, ContextParams
@@ -31,6 +34,7 @@ __all__ = [
     "ModelDrafter",
     "MtpDrafter",
     "NGramDrafter",
+    "TreeDrafter",
     "draft_probs",
 ]
 
@@ -61,6 +65,14 @@ class Drafter(Protocol):
 
     def close(self) -> None:
         """Free what the drafter holds."""
+
+
+@runtime_checkable
+class TreeDrafter(Drafter, Protocol):
+    """A drafter that has more than one proposal, for targets that can check several at once."""
+
+    def draft_tree(self, text: Sequence[int], shape: Shape) -> DraftedTree:
+        """A tree of this ``shape`` to go on with after the committed ``text`` (prompt included)."""
 
 
 def draft_probs(drafter: Drafter, n: int) -> list[float]:
@@ -116,6 +128,22 @@ class ModelDrafter:
         """See :meth:`Drafter.draft`. Nothing, where the context is full or a token is beyond this model's
         vocabulary.
         """
+        draft = self._drafted(text, chain, n_max=n_max, p_min=p_min)
+        if draft is None:
+            return []
+        tokens: list[int] = draft.tokens[0, : draft.lengths[0]].tolist()
+        self.probs = draft.probs[0, : len(tokens)].tolist()
+        return tokens
+
+    def draft_tree(self, text: Sequence[int], shape: Shape) -> DraftedTree:
+        """See :meth:`TreeDrafter.draft_tree`; nothing in the cases of :meth:`draft`."""
+        draft = self._drafted(
+            text, (), n_max=shape.n_passes, width=shape.width, n_nodes=shape.n_nodes, p_min=shape.p_min
+        )
+        return DraftedTree() if draft is None else DraftedTree.of_draft(draft, 0)
+
+    def _drafted(self, text: Sequence[int], chain: Sequence[int], **how: Any) -> Draft | None:
+        """What the model drafts after ``text`` and ``chain``; None: it cannot."""
         assert self._sampling is not None, "open() comes first"
         base = self._agreed
         wanted = [*text[base:], *chain]
@@ -125,25 +153,17 @@ class ModelDrafter:
         new = wanted[same:]
         self.n_caught_up = len(new) - 1
         if max(new) >= self.model.vocab.n_tokens:
-            return []
+            return None
         try:
             draft = self.context.draft(
-                [0],
-                [new],
-                n_max=n_max,
-                p_min=p_min,
-                sampling=self._sampling,
-                pos=base + same,
-                start=self._start,
+                [0], [new], sampling=self._sampling, pos=base + same, start=self._start, **how
             )
         except (ContextFullError, CancelledError):
             self._held = self.context.memory.tokens(0).tolist()
-            return []
+            return None
         self._held[base + same :] = new
         self._agreed = max(len(text) - 1, 0)
-        tokens: list[int] = draft.tokens[0, : draft.lengths[0]].tolist()
-        self.probs = draft.probs[0, : len(tokens)].tolist()
-        return tokens
+        return draft
 
     def cancel(self) -> None:
         """See :meth:`Drafter.cancel`."""
@@ -233,18 +253,27 @@ class MtpDrafter:
 class NGramDrafter:
     """Drafts what followed the same last tokens earlier in the text ("prompt lookup decoding", Saxena 2023).
 
-    Costs next to nothing, and pays where an answer repeats its prompt: summaries, edits, code.
+    Costs next to nothing, and pays where an answer repeats its prompt: summaries, edits, code. With
+    documents of the caller's own it pays where an answer quotes those, although a target on another machine
+    has never seen them.
 
     Args:
         n_max: the longest run of last tokens to look for.
         n_min: the shortest.
+        documents: token ids of texts to look in besides the prompt and the answer so far.
 
     """
 
     adaptive = True
     n_caught_up = 0
 
-    def __init__(self, *, n_max: int = 4, n_min: int = 2) -> None:
+    def __init__(
+        self,
+        *,
+        n_max: int = 4,
+        n_min: int = 2,
+        documents: Sequence[Sequence[int] | npt.NDArray[np.int32]] = (),
+    ) -> None:
         if not 1 <= n_min <= n_max:
             raise ValueError(f"n_min is {n_min} and n_max {n_max}, expected 1 <= n_min <= n_max")
         self._sizes = range(n_max, n_min - 1, -1)
@@ -252,6 +281,12 @@ class NGramDrafter:
             tuple[int, ...], int
         ] = {}  # run of tokens -> the position after its last occurrence
         self._indexed = 0
+        # The documents as one: a run over the border of two is seldom met, and wrong only as a guess.
+        self._library = [
+            token for document in documents for token in int32_array(document, "a document").tolist()
+        ]
+        self._known: dict[tuple[int, ...], int] = {}
+        self._index(self._library, 0, self._known)
 
     def open(self, tokens: Sequence[int], sampling: SamplingParams) -> None:  # noqa: ARG002
         """See :meth:`Drafter.open`."""
@@ -261,18 +296,26 @@ class NGramDrafter:
     def draft(self, text: Sequence[int], chain: Sequence[int], n_max: int, p_min: float) -> list[int]:  # noqa: ARG002
         """See :meth:`Drafter.draft`."""
         # The run that ends the text is indexed only when something follows it, or it would find itself.
-        for end in range(max(self._indexed, 1), len(text)):
-            for size in self._sizes:
-                if size <= end:
-                    self._followers[tuple(text[end - size : end])] = end
+        self._index(text, max(self._indexed, 1), self._followers)
         self._indexed = len(text)
         last = [*text[-self._sizes[0] :], *chain][-self._sizes[0] :]
         for size in self._sizes:
             if size <= len(last):
-                after = self._followers.get(tuple(last[-size:]))
+                run = tuple(last[-size:])
+                after = self._followers.get(run)
                 if after is not None:
                     return list(text[after : after + n_max])
+                after = self._known.get(run)
+                if after is not None:
+                    return self._library[after : after + n_max]
         return []
+
+    def _index(self, tokens: Sequence[int], start: int, followers: dict[tuple[int, ...], int]) -> None:
+        """Note what stands before each position from ``start`` on."""
+        for end in range(start, len(tokens)):
+            for size in self._sizes:
+                if size <= end:
+                    followers[tuple(tokens[end - size : end])] = end
 
     def cancel(self) -> None:
         """Nothing to do: a look-up takes microseconds."""

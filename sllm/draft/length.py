@@ -12,7 +12,7 @@ from sllm.draft.confidence import Confidence
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["DraftLength", "PassTimes"]
+__all__ = ["DraftLength", "DraftPays", "PassTimes"]
 
 _SHORTEST = 1e-9  # seconds: clocks may say that something took no time
 
@@ -101,75 +101,31 @@ def _on_line(count: int, counts: list[int], times: dict[int, float]) -> float:
     return seconds if seconds > _SHORTEST else _SHORTEST
 
 
-class DraftLength:
-    """Chooses how much is drafted in the next round, from measured acceptance and costs.
+class DraftPays:
+    """Whether to draft at all, from what rounds with a draft and plain passes have brought.
 
-    A chain goes on, and is shown to the target, as long as what one more token is likely to bring exceeds
-    what it costs: its chance to hold with all before it, against the row that the target's pass gets longer
-    by and the pass of the draft, in tokens that this time would bring otherwise. (To stop where the chance of
-    the whole chain falls below a threshold is optimal: 2405.19715.) The chance of a token that is drafted
-    comes from the draft's probability of it (:class:`~.confidence.Confidence`), and that of one to come
-    is the acceptance a so far; with it, k drafted tokens bring (1 - a^(k+1)) / (1 - a) with the target's own
-    (2211.17192, equation 1), from which follows what time is worth.
-
-    Tokens below some probability are not drafted (``p_min``), so nothing would be learnt about them. The
-    first tokens of a text are therefore drafted whatever their probability, and shown as if it said nothing;
-    and now and then a round drafts such tokens and shows only what pays: the first one that is not shown is
-    compared with what the target says in its place.
-
-    Whether to draft at all is not left to that model: where the last rounds with a draft committed fewer
-    tokens per second than plain passes do, drafting pauses, and what follows a pause is a short try; pauses
-    grow as tries fail. So what it costs the target to take rejected tokens back (a pass may have to compute
-    those before them again) is measured, not known.
-
-    Args:
-        limit: tokens that the target can check in one pass; no chain is longer.
-
+    That is not left to a model of costs: where the last rounds with a draft committed fewer tokens per second
+    than plain passes do, drafting pauses, and what follows a pause is a short try; pauses grow as tries fail.
+    So what it costs the target to take rejected tokens back (a pass may have to compute those before them
+    again) is measured, not known.
     """
-
-    LIMIT = 16
-    """No chain is longer: beyond this one is too seldom accepted to its end."""
-
-    _FIRST = 4
-    """Tokens to draft as long as it is not known what that costs."""
-
-    _LEARN = 16
-    """So many tokens are tried at first whatever their probability."""
 
     _TRIES = 4
     """Rounds with a draft, at first and after a pause, before they are judged."""
 
-    _EXPLORE_EVERY = 16
-    """Of so many rounds with a draft one is for learning what unlikely tokens are worth."""
-
     _SHORTEST_PAUSE = 32
     _LONGEST_PAUSE = 512
 
-    def __init__(self, limit: int = LIMIT) -> None:
-        self.limit = min(limit, self.LIMIT)
+    def __init__(self) -> None:
         self._pass = PassTimes()
-        self._costs: list[float] = []  # of passes of 1, 2, ... rows; empty: to be made out anew
-        self._draft_passes: deque[float] = deque(maxlen=15)  # seconds each
-        self._draft_seconds = 0.0  # their median
-        self._rate = 0.0  # tokens per second to expect; 0: to be made out anew
-        self._confidence = Confidence()
         self._rounds: deque[tuple[int, float]] = deque(maxlen=12)  # with a draft: tokens committed, seconds
         self._n_rounds = 0  # with a draft
         self._pause = 0  # plain rounds that are left
         self._next_pause = self._SHORTEST_PAUSE
         self._since_plain = 0
 
-    # ---- what follows from what is measured
-
-    @property
-    def acceptance(self) -> float:
-        """The running estimate of the share of drafted tokens that are accepted where they are reached."""
-        return self._confidence.acceptance
-
     def begin(self) -> bool:
-        """Whether the next round is to draft. To be asked once a round, and before :meth:`more` and
-        :meth:`keep`.
-        """
+        """Whether the next round is to draft. To be asked once a round, before what else depends on it."""
         if not self._pass.known(1):
             return False  # one plain pass says what not drafting costs
         if self._pause > 0:
@@ -198,6 +154,65 @@ class DraftLength:
         tokens = sum(n for n, _ in self._rounds) / len(self._rounds)
         return tokens / median(s for _, s in self._rounds) < 1.02 / self._pass.estimate(1)
 
+    def observe_pass(self, n_verified: int, seconds: float) -> None:
+        """The target verified ``n_verified`` drafted tokens in one pass."""
+        self._pass.add(n_verified + 1, seconds)
+        self._since_plain = self._since_plain + 1 if n_verified else 0
+
+    def observe_round(self, n_tokens: int, seconds: float) -> None:
+        """A round with a draft, also one that proposed nothing, committed ``n_tokens`` in ``seconds``."""
+        self._rounds.append((n_tokens, max(seconds, _SHORTEST)))
+
+
+class DraftLength(DraftPays):
+    """Chooses how much is drafted in the next round, from measured acceptance and costs.
+
+    A chain goes on, and is shown to the target, as long as what one more token is likely to bring exceeds
+    what it costs: its chance to hold with all before it, against the row that the target's pass gets longer
+    by and the pass of the draft, in tokens that this time would bring otherwise. (To stop where the chance of
+    the whole chain falls below a threshold is optimal: 2405.19715.) The chance of a token that is drafted
+    comes from the draft's probability of it (:class:`~.confidence.Confidence`), and that of one to come
+    is the acceptance a so far; with it, k drafted tokens bring (1 - a^(k+1)) / (1 - a) with the target's own
+    (2211.17192, equation 1), from which follows what time is worth.
+
+    Tokens below some probability are not drafted (``p_min``), so nothing would be learnt about them. The
+    first tokens of a text are therefore drafted whatever their probability, and shown as if it said nothing;
+    and now and then a round drafts such tokens and shows only what pays: the first one that is not shown is
+    compared with what the target says in its place.
+
+    Args:
+        limit: tokens that the target can check in one pass; no chain is longer.
+
+    """
+
+    LIMIT = 16
+    """No chain is longer: beyond this one is too seldom accepted to its end."""
+
+    _FIRST = 4
+    """Tokens to draft as long as it is not known what that costs."""
+
+    _LEARN = 16
+    """So many tokens are tried at first whatever their probability."""
+
+    _EXPLORE_EVERY = 16
+    """Of so many rounds with a draft one is for learning what unlikely tokens are worth."""
+
+    def __init__(self, limit: int = LIMIT) -> None:
+        super().__init__()
+        self.limit = min(limit, self.LIMIT)
+        self._costs: list[float] = []  # of passes of 1, 2, ... rows; empty: to be made out anew
+        self._draft_passes: deque[float] = deque(maxlen=15)  # seconds each
+        self._draft_seconds = 0.0  # their median
+        self._rate = 0.0  # tokens per second to expect; 0: to be made out anew
+        self._confidence = Confidence()
+
+    # ---- what follows from what is measured
+
+    @property
+    def acceptance(self) -> float:
+        """The running estimate of the share of drafted tokens that are accepted where they are reached."""
+        return self._confidence.acceptance
+
     def _make_out(self) -> None:
         """What passes cost, and what drafting as much as is best brings."""
         if not self._costs:
@@ -213,15 +228,49 @@ class DraftLength:
                 holds *= a
                 drafting += self._draft_seconds
 
-    def more(self, probs: Sequence[float] = ()) -> tuple[int, float]:
+    def expected(self, given: Sequence[float], *, drafts: bool) -> float:
+        """Tokens per second, as far as is known, of a round that checks tokens which somebody else proposes.
+
+        Args:
+            given: the chance of each of them to hold where the ones before it do; as many are checked as is
+                best.
+            drafts: the draft goes on after all of them. With none given, that is a round of drafts alone.
+
+        """
+        self._make_out()
+        holds, tokens, seconds, best = 1.0, 1.0, 0.0, 0.0
+        n_given = min(len(given), self.limit)
+        chances = [*given[:n_given], *([self.acceptance] * (self.limit - n_given) if drafts else ())]
+        if drafts and n_given:
+            seconds = self._draft_seconds  # the draft has to read them
+        for n, chance in enumerate([*chances, 0.0]):
+            if n >= n_given or not drafts:
+                best = max(best, tokens / (self._costs[n] + seconds))
+            holds *= chance
+            tokens += holds
+            if n >= n_given:
+                seconds += self._draft_seconds
+        return best
+
+    @property
+    def tried(self) -> bool:
+        """Whether it is known what a draft takes."""
+        return bool(self._draft_passes)
+
+    def more(self, probs: Sequence[float] = (), *, after: int = 0, holds: float = 1.0) -> tuple[int, float]:
         """How to draft on after a chain to whose tokens the draft gave ``probs``.
+
+        Args:
+            probs: of the draft's own tokens.
+            after: so many tokens of somebody else stand before these, and ``holds`` is the chance that all of
+                them do.
 
         Returns:
             How many tokens (0: the chain is long enough), and the probability below which the draft should
             end before that (``p_min``).
 
         """
-        n_chain = len(probs)
+        n_chain = after + len(probs)
         room = self.limit - n_chain
         if room <= 0:
             return 0, 0.0
@@ -229,7 +278,7 @@ class DraftLength:
             return min(self._FIRST, room), 0.0
         self._make_out()
         costs, rate, a = self._costs, self._rate, self.acceptance
-        holds = chain_holds = self._confidence.of_chain(probs)
+        holds = chain_holds = holds * self._confidence.of_chain(probs)
         gain = best_gain = 0.0
         best = 0
         for n in range(1, room + 1):
@@ -255,25 +304,28 @@ class DraftLength:
         """Whether this round drafts tokens whatever their probability, to learn what that says."""
         return self._learns or len(self._rounds) < self._TRIES or self._n_rounds % self._EXPLORE_EVERY == 0
 
-    def keep(self, probs: Sequence[float]) -> int:
-        """How many tokens of a chain to whose tokens the draft gave ``probs`` the target should check."""
-        shown = probs[: self.limit]
+    def keep(self, probs: Sequence[float], *, after: int = 0, holds: float = 1.0) -> int:
+        """How many tokens of a chain to whose tokens the draft gave ``probs`` the target should check;
+        ``after`` and ``holds`` as for :meth:`more`.
+        """
+        shown = probs[: self.limit - after]
         chances = [self._confidence.chance(prob) for prob in shown]
-        best = self._best(chances)
+        best = self._best(chances, after, holds)
         if self._learns:  # what it says may be of no account
-            best = max(best, min(len(shown), self._FIRST), self._best([self.acceptance] * len(shown)))
+            same = [self.acceptance] * len(shown)
+            best = max(best, min(len(shown), self._FIRST), self._best(same, after, holds))
         elif self._tries:
             best = max(best, min(len(shown), 1))  # a try that shows nothing can only fail
         return best
 
-    def _best(self, chances: list[float]) -> int:
+    def _best(self, chances: list[float], after: int, holds: float) -> int:
         """How many tokens with these chances bring more than their rows cost."""
         self._make_out()
         costs, rate = self._costs, self._rate
-        holds, gain, best_gain, best = 1.0, 0.0, 0.0, 0
+        gain, best_gain, best = 0.0, 0.0, 0
         for i, chance in enumerate(chances):
             holds *= chance
-            gain += holds - rate * (costs[i + 1] - costs[i])
+            gain += holds - rate * (costs[after + i + 1] - costs[after + i])
             if gain > best_gain:
                 best, best_gain = i + 1, gain
         return best
@@ -296,11 +348,6 @@ class DraftLength:
         self._rate = 0.0
 
     def observe_pass(self, n_verified: int, seconds: float) -> None:
-        """The target verified ``n_verified`` drafted tokens in one pass."""
-        self._pass.add(n_verified + 1, seconds)
+        """See :meth:`DraftPays.observe_pass`."""
+        super().observe_pass(n_verified, seconds)
         self._costs = []
-        self._since_plain = self._since_plain + 1 if n_verified else 0
-
-    def observe_round(self, n_tokens: int, seconds: float) -> None:
-        """A round with a draft, also one that proposed nothing, committed ``n_tokens`` in ``seconds``."""
-        self._rounds.append((n_tokens, max(seconds, _SHORTEST)))

@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, overload
 
 from sllm.draft.ahead import DraftAhead
-from sllm.draft.drafters import draft_probs
+from sllm.draft.drafters import ModelDrafter, draft_probs
 from sllm.draft.length import DraftLength
+from sllm.draft.payoff import Payoff
 from sllm.generation.text_stream import GenerationStats, Run, RunBuilder, TextBuilder, committed_runs
 
 if TYPE_CHECKING:
@@ -45,6 +46,15 @@ class _Prefix(Sequence[int]):
         return self._items[range(self._length)[index]]
 
 
+def _payoff(generation: PipelinedGeneration, drafter: Drafter | None) -> Payoff:
+    """That of this kind of drafts for this target, kept where other texts find it."""
+    kind = f"payoff of {type(drafter).__name__}"
+    if isinstance(drafter, ModelDrafter):
+        kind += f" {drafter.model.path}"
+    found: Payoff = generation.learnt.setdefault(kind, Payoff())
+    return found
+
+
 class PipelinedRuns:
     """The hint loop for a target that is a round trip away: nobody waits for anybody.
 
@@ -72,12 +82,17 @@ class PipelinedRuns:
         self._text = text
         self._shown = shown
         self._stats = stats
+        self._payoff = _payoff(generation, drafter)
+        # A target that waits for hints has to have them, and what costs nothing takes nothing.
+        self._weighs = generation.run_ahead and drafter is not None and drafter.adaptive
+        self._counted = False  # as a text of the payoff's
         self._ahead = DraftAhead(run_ahead=generation.run_ahead)
         self._chain: list[int] = []  # drafted after the text, unconfirmed
         self._probs: list[float] = []  # what the draft says of them
         self._draft: Future[tuple[list[int], list[float], float]] | None = None  # on its way
         self._draft_pos = 0  # and where its tokens go
         self._draft_void = False  # a commit has disagreed with what it goes on from
+        self._ready = False  # the draft has read what there was to read before its first token
         self._exhausted = drafter is None  # the draft has nothing to say after this chain
         self._hinted: tuple[int, int] | None = None  # end of the text and of the chain as last sent
         self._hinted_at = self._news_at = time.perf_counter()
@@ -87,6 +102,14 @@ class PipelinedRuns:
 
     def runs(self) -> Iterator[Run]:
         """The text, run by run."""
+        try:
+            yield from self._runs()
+        finally:
+            if self._counted:
+                self._counted = False
+                self._payoff.end()
+
+    def _runs(self) -> Iterator[Run]:
         generation, stats = self._generation, self._stats
         began = self._began
         stats.finish_reason = generation.finish_reason
@@ -144,8 +167,8 @@ class PipelinedRuns:
             return
         if self._stopped or len(self._text) + len(self._chain) >= self._generation.end:
             return
-        if not self._goes_alone() and not self._ahead.worth_more(
-            self._probs, time.perf_counter() - self._news_at
+        if not self._goes_alone() and not (
+            self._may_draft() and self._ahead.worth_more(self._probs, time.perf_counter() - self._news_at)
         ):
             return
         text, chain, n = _Prefix(self._text, len(self._text)), list(self._chain), self._ahead.step
@@ -170,6 +193,7 @@ class PipelinedRuns:
             return
         tokens, probs, seconds = self._draft.result()
         self._draft = None
+        self._ready = True
         self._stats.draft_seconds += seconds
         if seconds:
             self._ahead.observe_draft(max(len(tokens), 1), seconds)
@@ -210,9 +234,11 @@ class PipelinedRuns:
         tokens = list(commit.tokens)
         n = len(tokens)
         n_right = ahead.observe_truth(self._chain, self._probs, tokens)
-        ahead.observe_pass(commit.seconds)
+        hinted = commit.n_verified > 0 and not commit.own_draft
+        ahead.observe_pass(commit.seconds, None if hinted else n)
         ahead.observe_round_trip(self._generation.remote.round_trip)
         stats.count(commit)
+        self._weigh(n)
         self._text.extend(tokens)
         if n_right < min(n, len(self._chain)):
             stats.wasted_seconds += (len(self._chain) - n_right) * ahead.draft_seconds
@@ -225,10 +251,37 @@ class PipelinedRuns:
                 self._exhausted = self._drafter is None
             del self._chain[:n], self._probs[:n]
 
+    # -- whether drafting pays
+
+    def _may_draft(self) -> bool:
+        """Whether the draft may work now, by what it has given and taken so far."""
+        if not self._weighs:
+            return True
+        return self._payoff.drafting or (self._payoff.prepares and not self._ready)
+
+    def _weigh(self, n_tokens: int) -> None:
+        """A commit of so many tokens has come: with drafts, or without."""
+        if not self._weighs:
+            return
+        payoff, lag = self._payoff, self._generation.remote.round_trip
+        if not self._counted:
+            self._counted = True
+            payoff.begin()
+        drafting = payoff.drafting
+        unclear = not self._ready or lag == 0.0 if drafting else self._draft is not None
+        payoff.observe(n_tokens, self._news_at, None if unclear else lag)
+        if drafting and not payoff.drafting and not payoff.prepares:
+            self._ready = False  # it falls behind the text
+
     # -- the hints
 
     def _send_hint(self) -> float | None:
         """Send the chain if it is time to; returns how long to wait at most for news, None: any time."""
+        if self._weighs and not self._payoff.drafting:
+            if self._hinted is not None and not self._generation.lost:
+                self._generation.hint(len(self._text), [])  # the target is to do without from now on
+                self._hinted = None
+            return None
         state = (len(self._text), len(self._text) + min(len(self._chain), self._generation.max_hint))
         if state == self._hinted or self._generation.lost:
             return None

@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakValueDictionary
 
 from sllm.errors import (
     AuthError,
@@ -48,6 +49,17 @@ class LiveStream(Protocol):
         """Wait for the stream's own thread, if it has one."""
 
 
+class _Learnt(dict[str, Any]):
+    """What is known of a worker; ``place`` says of which."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place = place
+
+
+_LEARNT: WeakValueDictionary[str, _Learnt] = WeakValueDictionary()
+
+
 class WorkerLink:
     """One channel to a worker, replaced when it fails. Any number of threads may use it.
 
@@ -80,6 +92,7 @@ class WorkerLink:
         self.channel: grpc.Channel | None = None
         self.streams: set[LiveStream] = set()
         self.round_trip = 0.0
+        self._learnt: _Learnt | None = None
         self.closed = False
         self.pid = os.getpid()
         self._addresses = list(addresses)
@@ -112,6 +125,16 @@ class WorkerLink:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What every call carries: the token."""
         return auth.bearer(self.address.token)
+
+    @property
+    def learnt(self) -> dict[str, Any]:
+        """What is known of the worker in use: shared by all links of this process to it, and forgotten when
+        the last of them is closed.
+        """
+        place = f"{self.endpoint} {self.info.model_id}"
+        if self._learnt is None or self._learnt.place != place:
+            self._learnt = _LEARNT.setdefault(place, _Learnt(place))
+        return self._learnt
 
     # ---- channels
 
@@ -327,3 +350,4 @@ class WorkerLink:
             if self.channel is not None:
                 self.channel.close()
                 self.channel = None
+            self._learnt = None

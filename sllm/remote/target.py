@@ -201,6 +201,11 @@ class RemoteGeneration:
         return "trees" in self._link.info.features
 
     @property
+    def learnt(self) -> dict[str, Any]:
+        """See :class:`~sllm.targets.base.PipelinedGeneration`."""
+        return self._link.learnt
+
+    @property
     def max_hint(self) -> int:
         """See :class:`~sllm.targets.base.PipelinedGeneration`."""
         return self._link.info.max_hint
@@ -430,6 +435,7 @@ class RemoteGeneration:
             min(message.n_accepted, len(tokens) - 1),  # the last one is always the target's own
             message.n_verified,
             message.pass_us * 1e-6,
+            message.own_draft,
         )
         with self._changed:
             self._heard_hint_id = message.hint_id

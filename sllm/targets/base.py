@@ -5,7 +5,7 @@ machines.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +40,7 @@ class Commit:
         n_accepted: how many of them, from the first on, had been hinted.
         n_verified: how many hinted tokens the pass checked, accepted or not.
         seconds: how long the pass took.
+        own_draft: whether what it checked had been drafted by the target itself, most of it at least.
 
     """
 
@@ -48,6 +49,7 @@ class Commit:
     n_accepted: int
     n_verified: int
     seconds: float
+    own_draft: bool = False
 
 
 @dataclass
@@ -180,6 +182,12 @@ class PipelinedGeneration(Generation, Protocol):
     """``"wait"``, ``"raise"`` or ``"local"``: what to do when the link is lost."""
 
     remote: RemoteStats
+
+    @property
+    def learnt(self) -> dict[str, Any]:
+        """What loops have found out about the target, by names of their own: shared by its texts in this
+        process.
+        """
 
     @property
     def end(self) -> int:

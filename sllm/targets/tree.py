@@ -136,6 +136,37 @@ class TokenTree:
             places[i] = len(places) - 1
         return TokenTree(tuple(self.tokens[i] for i in kept), tuple(places[self.parents[i]] for i in kept))
 
+    def path(self, tokens: Sequence[int]) -> list[int]:
+        """The places of ``tokens``, one after the other from the root on, as far as they are here.
+
+        Examples:
+            >>> TokenTree((5, 6, 7, 8), (-1, 0, 0, 2)).path([5, 7, 9])
+            [0, 2]
+
+        """
+        places: list[int] = []
+        at = -1
+        for token in tokens:
+            after = range(at + 1, len(self.tokens))
+            at = next((i for i in after if self.parents[i] == at and self.tokens[i] == token), -2)
+            if at == -2:
+                break
+            places.append(at)
+        return places
+
+    def n_beside(self, tokens: Sequence[int]) -> int:
+        """How many of ``tokens``, a way from the root, are not on the main path.
+
+        Examples:
+            >>> TokenTree((5, 6, 7, 8), (-1, 0, 0, 2)).n_beside([5, 7, 8])
+            2
+
+        """
+        return len(tokens) - next(
+            (n for n, (a, b) in enumerate(zip(tokens, self.main_path(), strict=False)) if a != b),
+            min(len(tokens), len(self.main_path())),
+        )
+
     def main_path(self) -> tuple[int, ...]:
         """The tokens of the path that follows each token's first child."""
         if self.is_chain:
@@ -152,18 +183,12 @@ class TokenTree:
         if self.is_chain:
             n = len(committed)
             return TokenTree.chain(self.tokens[n:]) if self.tokens[:n] == tuple(committed) else None
-        at = -1
-        for token in committed:
-            children = (
-                i
-                for i in range(at + 1, len(self.tokens))
-                if self.parents[i] == at and self.tokens[i] == token
-            )
-            at = next(children, -2)
-            if at == -2:
-                return None
-        if at == -1:
+        way = self.path(committed)
+        if len(way) < len(committed):
+            return None
+        if not way:
             return self
+        at = way[-1]
         below = {at}
         for i in range(at + 1, len(self.tokens)):
             if self.parents[i] in below:

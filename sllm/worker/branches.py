@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sllm.draft.confidence import UNKNOWN_PROB, Confidence
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sllm.targets.tree import TokenTree
+    from sllm.worker.hint_trust import HintTrust
 
 __all__ = ["Branches"]
 
@@ -28,36 +27,43 @@ _KEEP = 0.98
 class Branches:
     """The chance that the target takes the way to a token of a tree, where nothing but the tree is known: by
     how often the first, the second, ... token after another one was right when it came to them.
+
+    Args:
+        first: says how likely the first ones are, and is told of each.
+
     """
 
-    def __init__(self) -> None:
-        self._first = Confidence()
+    def __init__(self, first: HintTrust) -> None:
+        self._first = first
         self._right = [_WORTH * chance for chance in _PRIOR]
         self._seen = [_WORTH] * len(_PRIOR)
-
-    @property
-    def acceptance(self) -> float:
-        """The running share of first tokens that hold where those before them do."""
-        return self._first.acceptance
 
     def worths(self, tree: TokenTree) -> list[float]:
         """For each token of a tree the chance that it is accepted. A token that is likelier than those before
         it, which are checked whenever it is, shares its chance with them: what is cut is cut at the end.
         """
-        first = self.acceptance
         if tree.is_chain:
-            return [first**n for n in range(1, len(tree) + 1)]
+            return [self._first.chance**n for n in range(1, len(tree) + 1)]
+        chances: list[float] = []
+        for share, parent in zip(self.shares(tree), tree.parents, strict=True):
+            chances.append(share if parent < 0 else share * chances[parent])
+        return _falling(chances)
+
+    def shares(self, tree: TokenTree) -> list[float]:
+        """For each token of a tree the chance that the text goes on with it, where it has come to the one
+        before.
+        """
+        first = self._first.chance
         shares = [right / seen for right, seen in zip(self._right, self._seen, strict=True)]
         # Of each parent the chance that all of its tokens so far are wrong, and how many they are.
         left: dict[int, tuple[float, int]] = {}
-        chances: list[float] = []
+        found: list[float] = []
         for parent in tree.parents:
-            above = 1.0 if parent < 0 else chances[parent]
             missed, n = left.get(parent, (1.0, 0))
             share = first if n == 0 else shares[min(n, len(shares)) - 1]
             left[parent] = (missed * (1 - share), n + 1)
-            chances.append(above * missed * share)
-        return _falling(chances)
+            found.append(missed * share)
+        return found
 
     def observe_truth(self, tree: TokenTree, truth: Sequence[int]) -> None:
         """In the place of ``tree`` came the tokens ``truth``; those that were not checked count as well."""
@@ -68,7 +74,7 @@ class Branches:
             for n, child in enumerate(children):
                 right = tree.tokens[child] == true
                 if n == 0:
-                    self._first.observe(UNKNOWN_PROB, right)
+                    self._first.observe(right)
                 else:
                     rank = min(n, len(_PRIOR)) - 1
                     self._right[rank] = self._right[rank] * _KEEP + right

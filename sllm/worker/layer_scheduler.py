@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from sllm.engine.sampling import SamplingParams
     from sllm.worker.layer_sequence import Batch, LayerAnswer, LayerRequest
-    from sllm.worker.passes import Limits
+    from sllm.worker.passes import Limits, Pace
 
 __all__ = ["LayerScheduler", "RangeKey"]
 
@@ -76,7 +76,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
         *,
         n_ctx: int | None = None,
         settings: dict[str, Any] | None = None,
-        pass_seconds: float = 0.0,
+        pass_seconds: float | Pace = 0.0,
     ) -> None:
         super().__init__(limits, name="sllm-layers", pass_seconds=pass_seconds)
         self.file = open_layers(path)

@@ -1,5 +1,5 @@
 """The worker's own draft, a small model beside the big one or the big one's own heads, for texts whose
-clients send no usable hints.
+clients send no usable hints, or worse ones.
 """
 
 from __future__ import annotations
@@ -7,13 +7,14 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from sllm.draft.tree import DraftedTree
 from sllm.errors import CancelledError, SllmError
 from sllm.targets.tree import TokenTree
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -21,11 +22,17 @@ if TYPE_CHECKING:
     from sllm.engine.context import Context
     from sllm.engine.jobs import Draft
     from sllm.engine.mtp import Heads
+    from sllm.worker.passes import Pace
     from sllm.worker.session import Session, TextSlot
 
 __all__ = ["HeadsDraft", "Job", "OwnDraft"]
 
 log = logging.getLogger("sllm.worker")
+
+_Wanted = TypeVar("_Wanted", bound=tuple[Any, ...])
+
+_CLEARLY = 1.05
+"""So much more than the hint alone a draft has to promise, since the hint is there already."""
 
 
 @dataclass(eq=False)
@@ -35,8 +42,12 @@ class Job:
     Attributes:
         slot, session: whose it is.
         hint: usable tokens of the newest hint, and ``hint_id``, its number.
-        draft: the tokens that the pass verifies: the beginning of ``hint`` or of ``proposed``.
-        proposed: what the worker's own draft says, with its probabilities ``probs``.
+        n_again: tokens that the pass computes again, since they stood on a side branch of the last tree.
+        draft: the tokens that the pass verifies, of the hint and of the worker's own draft.
+        own: the places in it of those that the worker's draft alone has proposed.
+        n_hinted: how many tokens of the hint, along its main path, stand before the worker's own draft.
+        proposed: what that says, where it is a chain, with its probabilities ``probs``.
+        tree: the same, where it is a tree.
 
     """
 
@@ -44,9 +55,13 @@ class Job:
     session: Session
     hint: TokenTree
     hint_id: int
+    n_again: int = 0
     draft: TokenTree = field(default_factory=TokenTree)
+    own: set[int] = field(default_factory=set)
+    n_hinted: int = 0
     proposed: list[int] = field(default_factory=list)
     probs: list[float] = field(default_factory=list)
+    tree: DraftedTree = field(default_factory=DraftedTree)
 
 
 class OwnDraft:
@@ -57,11 +72,13 @@ class OwnDraft:
 
     Args:
         context: of the smaller model, with a sequence for each of the scheduler's slots.
+        pace: what a token takes at least.
 
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, pace: Pace) -> None:
         self.context = context
+        self._pace = pace
 
     def follow(self, slot: TextSlot, session: Session, chunk: npt.NDArray[np.int32]) -> None:
         """Compute a part of a prompt, int32 (n,), which the big model has just computed."""
@@ -88,42 +105,92 @@ class OwnDraft:
         self.context.memory.clear(slot.seq_id)
 
     def propose(self, jobs: Sequence[Job]) -> tuple[list[Job], float]:
-        """Draft where the client has sent nothing usable and drafting is likely to pay.
+        """Draft where the worker's own draft is likelier to be right now than what the client has hinted, or
+        goes on where that ends, and drafting is likely to pay.
 
         Returns:
-            The jobs that have ``proposed`` and ``draft`` now, and the seconds that it took.
+            The jobs for which something was drafted, and the seconds that it took.
 
         """
         # 1. Where, how many tokens, and down to which probability?
         wanted: list[tuple[Job, int, float]] = []
         for job in jobs:
-            session = job.session
+            session, length = job.session, job.session.draft_length
             room = min(session.end, self.context.n_ctx_seq) - len(session.text) - 1
-            if session.can_draft and not job.hint and room > 0 and session.draft_length.begin():
-                n_max, p_min = session.draft_length.more()
-                wanted.append((job, min(n_max, room), p_min))
+            if not session.can_draft or room <= 0 or not self._begin(job):
+                continue
+            after, holds = _given(job)
+            n_max, p_min = length.more(after=after, holds=holds)
+            n_max = min(n_max, room - after)
+            if n_max > 0:
+                wanted.append((job, n_max, p_min))
         if not wanted:
             return [], 0.0
-        # 2. All together; where that fails, one by one: one text's trouble is not the others'.
+        # 2. All together.
         began = time.perf_counter()
-        drafted: list[Job] = []
-        try:
-            drafted = self._draft(wanted)
-        except CancelledError:
-            raise
-        except (SllmError, ValueError):
-            for one in wanted:
-                try:
-                    drafted += self._draft([one])
-                except CancelledError:  # noqa: PERF203
-                    raise
-                except (SllmError, ValueError) as error:
-                    _give_up(one[0].session, error)
+        drafted = self._each_or_all(wanted, self._draft)
         # 3. What did it cost?
+        n_most = max((len(job.proposed) for job in drafted), default=0)
+        self._wait(began, max(n_most, 1), len(drafted))
         seconds = time.perf_counter() - began
         for job in drafted:
             job.session.draft_length.observe_draft(max(len(job.proposed), 1), seconds)
         return drafted, seconds
+
+    def learn(self, job: Job, tokens: Sequence[int], seconds: float, draft_seconds: float) -> None:
+        """A pass has committed ``tokens`` for a job and has taken so long, what drafting took included."""
+        length, n = job.session.draft_length, job.n_hinted
+        length.observe_pass(len(job.draft) + job.n_again, seconds - draft_seconds)
+        if not job.proposed:
+            return
+        if tuple(tokens[:n]) == job.hint.tokens[:n]:
+            length.observe_truth(job.proposed, job.probs, tokens[n:])
+        if n == 0:
+            length.observe_round(len(tokens), seconds)
+
+    def _each_or_all(self, wanted: list[_Wanted], draft: Callable[[list[_Wanted]], list[Job]]) -> list[Job]:
+        """``draft`` all together; where that fails, one by one: one text's trouble is not the others'."""
+        try:
+            return draft(wanted)
+        except CancelledError:
+            raise
+        except (SllmError, ValueError):
+            drafted: list[Job] = []
+            for one in wanted:
+                try:
+                    drafted += draft([one])
+                except CancelledError:  # noqa: PERF203
+                    raise
+                except (SllmError, ValueError) as error:
+                    job: Job = one[0]
+                    _give_up(job.session, error)
+            return drafted
+
+    def _wait(self, began: float, n_passes: int, n_rows: int) -> None:
+        """Until passes of the draft, of so many rows each, have taken as long as they should."""
+        pass_seconds = self._pace.draft_seconds + n_rows * self._pace.draft_row_seconds
+        time.sleep(max(0.0, began + n_passes * pass_seconds - time.perf_counter()))
+
+    def _begin(self, job: Job) -> bool:
+        """Whether to draft for a job, after as much of its hint as ``n_hinted`` says then."""
+        length = job.session.draft_length
+        job.n_hinted = len(job.draft)
+        if not job.draft:
+            return length.begin()
+        if not length.tried:
+            return False  # nothing is known of it yet
+        given = [job.session.hint_trust.chance] * len(job.draft)
+        alone = length.expected(given, drafts=False)
+        after = 0.0
+        is_whole = job.draft.is_chain and len(job.draft) == len(job.hint)
+        if is_whole and max(job.draft.tokens) < self.context.model.vocab.n_tokens:
+            after = length.expected(given, drafts=True)
+        instead = length.expected([], drafts=True)
+        if max(after, instead) <= _CLEARLY * alone or not length.begin():
+            return False
+        if instead > after:
+            job.draft, job.n_hinted = TokenTree(), 0
+        return True
 
     def _begins(self, job: Job) -> int:
         """From which position on a text has to be given to what drafts."""
@@ -140,7 +207,7 @@ class OwnDraft:
         drafts = self._drafts(
             jobs,
             seq_ids=[job.slot.seq_id for job in jobs],
-            tokens=[job.session.text[self._begins(job) :] for job in jobs],
+            tokens=[[*job.session.text[self._begins(job) :], *job.draft.tokens] for job in jobs],
             n_max=[n_max for _, n_max, _ in wanted],
             p_min=[p_min for _, _, p_min in wanted],
             sampling=[job.session.sampling for job in jobs],
@@ -150,7 +217,10 @@ class OwnDraft:
         for row, job in enumerate(jobs):
             job.proposed = drafts.tokens[row, : drafts.lengths[row]].tolist()
             job.probs = drafts.probs[row, : drafts.lengths[row]].tolist()
-            job.draft = TokenTree.chain(job.proposed[: job.session.draft_length.keep(job.probs)])
+            after, holds = _given(job)
+            n = job.session.draft_length.keep(job.probs, after=after, holds=holds)
+            job.draft = TokenTree.chain([*job.draft.tokens, *job.proposed[:n]])
+            job.own = set(range(after, after + n))
         return jobs
 
 
@@ -159,11 +229,12 @@ class HeadsDraft(OwnDraft):
 
     Args:
         heads: of the scheduler's context.
+        pace: as for :class:`OwnDraft`.
 
     """
 
-    def __init__(self, heads: Heads) -> None:
-        super().__init__(heads.context)
+    def __init__(self, heads: Heads, pace: Pace) -> None:
+        super().__init__(heads.context, pace)
         self._heads = heads
 
     def follow(self, slot: TextSlot, session: Session, chunk: npt.NDArray[np.int32]) -> None:
@@ -180,6 +251,11 @@ class HeadsDraft(OwnDraft):
 
     def _drafts(self, jobs: Sequence[Job], **arguments: Any) -> Draft:  # noqa: ARG002
         return self._heads.draft(**arguments)
+
+
+def _given(job: Job) -> tuple[int, float]:
+    """How many hinted tokens a job's draft begins with, and the chance that all of them hold."""
+    return job.n_hinted, float(job.session.hint_trust.chance**job.n_hinted)
 
 
 def _give_up(session: Session, error: Exception) -> None:

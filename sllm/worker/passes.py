@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sllm.engine.sampling import SamplingParams
 
-__all__ = ["Limits", "PassLoop", "SchedulerStats", "Slot"]
+__all__ = ["Limits", "Pace", "PassLoop", "SchedulerStats", "Slot"]
 
 log = logging.getLogger("sllm.worker")
 
@@ -30,6 +30,23 @@ _MAX_FAILURES = 3
 """Passes that may fail in a row before the worker gives up."""
 
 Owner = TypeVar("Owner")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """The least that passes take, in seconds: a stand-in for larger models, for tests and benchmarks.
+
+    Attributes:
+        pass_seconds: of a pass, and ``row_seconds`` for each of its rows.
+        draft_seconds: of a token that the worker drafts itself, for all texts together, and
+            ``draft_row_seconds`` for each of these.
+
+    """
+
+    pass_seconds: float = 0.0
+    row_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    draft_row_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -156,15 +173,16 @@ class SchedulerStats:
         self.busy_seconds += seconds
 
     def count_commit(
-        self, n_tokens: int, n_drafted: int, n_accepted: int, *, own_draft: bool = False
+        self, n_tokens: int, n_drafted: int, n_accepted: int, n_own_drafted: int = 0, n_own_accepted: int = 0
     ) -> None:
-        """Count what a pass came to for one sequence: committed, verified and accepted tokens."""
+        """Count what a pass came to for one sequence: committed, verified and accepted tokens, and how many
+        of the latter two the worker had drafted itself.
+        """
         self.tokens += n_tokens
         self.drafted += n_drafted
         self.accepted += n_accepted
-        if own_draft:
-            self.own_drafted += n_drafted
-            self.own_accepted += n_accepted
+        self.own_drafted += n_own_drafted
+        self.own_accepted += n_own_accepted
 
 
 @dataclass
@@ -190,7 +208,8 @@ class PassLoop(ABC, Generic[Owner]):
     Args:
         limits: what clients may use.
         name: of the thread.
-        pass_seconds: no pass takes less; a stand-in for a larger model, for tests and benchmarks.
+        pass_seconds: no pass takes less, or a whole :class:`Pace`; a stand-in for a larger model, for tests
+            and benchmarks.
 
     Attributes:
         limits: as given.
@@ -201,14 +220,14 @@ class PassLoop(ABC, Generic[Owner]):
 
     """
 
-    def __init__(self, limits: Limits, *, name: str, pass_seconds: float) -> None:
+    def __init__(self, limits: Limits, *, name: str, pass_seconds: float | Pace) -> None:
         self.limits = limits
         self.stats = SchedulerStats()
         self.progress = Progress()
         self.failed = False
         self.on_failure: Callable[[], object] | None = None
         self._slots: Sequence[Slot[Owner]] = []
-        self._pass_seconds = pass_seconds
+        self._pace = pass_seconds if isinstance(pass_seconds, Pace) else Pace(pass_seconds)
         self._n_failures = 0  # in a row
         self._draining = False
         self._closing = False
@@ -329,10 +348,13 @@ class PassLoop(ABC, Generic[Owner]):
             if self.on_failure is not None:
                 self.on_failure()
 
-    def _pass_time(self, began: float) -> float:
-        """Seconds since ``began`` (``time.perf_counter()``), once they are ``pass_seconds`` or more."""
+    def _pass_time(self, began: float, n_rows: int = 0) -> float:
+        """Seconds since ``began`` (``time.perf_counter()``), once they are what a pass of ``n_rows`` takes at
+        least.
+        """
+        least = self._pace.pass_seconds + n_rows * self._pace.row_seconds
         seconds = time.perf_counter() - began
-        if seconds < self._pass_seconds:
-            self._closed.wait(self._pass_seconds - seconds)
-            seconds = max(time.perf_counter() - began, self._pass_seconds)
+        if seconds < least:
+            self._closed.wait(least - seconds)
+            seconds = max(time.perf_counter() - began, least)
         return seconds

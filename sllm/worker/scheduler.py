@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sllm.draft.payoff import Payoff
 from sllm.engine.arrays import common_prefix
 from sllm.engine.mtp import Heads
 from sllm.errors import BusyError, CancelledError, ContextFullError, SllmError
@@ -25,6 +26,7 @@ from sllm.worker.passes import PassLoop
 from sllm.worker.session import MAX_HINT_ROWS, Committed, Finished, Opened, Scored, Session, TextSlot
 from sllm.worker.sharing import AWAY_SECONDS, Shares
 from sllm.worker.token_file import DEFAULT_NAME
+from sllm.worker.tree_draft import TreeDraft
 from sllm.worker.users import Account
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from sllm.draft.length import PassTimes
     from sllm.engine.context import Context
     from sllm.engine.sampling import SamplingParams
-    from sllm.worker.passes import Limits
+    from sllm.worker.passes import Limits, Pace
 
 __all__ = ["Scheduler", "rows_to_check"]
 
@@ -49,8 +51,8 @@ class Scheduler(PassLoop[Session]):
         limits: what sessions may use.
         draft: a context of a smaller model with as many sequences, or the context's own heads for
             multi-token prediction: the worker drafts by itself where a session has no usable hint (co-located
-            speculation).
-        pass_seconds: no pass takes less; a stand-in for a larger model, for tests and benchmarks.
+            speculation), or a worse one.
+        pass_seconds: as for :class:`~sllm.worker.passes.PassLoop`.
 
     Attributes:
         n_vocab: tokens of the vocabulary.
@@ -64,7 +66,7 @@ class Scheduler(PassLoop[Session]):
         limits: Limits,
         *,
         draft: Context | Heads | None = None,
-        pass_seconds: float = 0.0,
+        pass_seconds: float | Pace = 0.0,
     ) -> None:
         super().__init__(limits, name="sllm-scheduler", pass_seconds=pass_seconds)
         self.n_vocab = context.model.vocab.n_tokens
@@ -72,7 +74,9 @@ class Scheduler(PassLoop[Session]):
         self._max_draft = min(MAX_HINT_ROWS, context.max_draft)
         self._draft: OwnDraft | None = None
         if draft is not None:
-            self._draft = HeadsDraft(draft) if isinstance(draft, Heads) else OwnDraft(draft)
+            self._draft = _drafting(context, draft, self._pace)
+        self._payoff = Payoff()  # of the worker's own drafts
+        self._usual_hinted = 1.0  # tokens of a pass for a text with a hint
         self.can_branch = context.can_branch
         self._shares = Shares()
         self._slots: list[TextSlot] = [TextSlot(i) for i in range(limits.sessions)]
@@ -429,11 +433,10 @@ class Scheduler(PassLoop[Session]):
             n_rows = min(self._max_draft, self._context.n_ctx_seq - len(session.text))
             hint, asked, hint_id = session.usable_hint(self.n_vocab, n_rows)
             if session.run_ahead or asked:
-                jobs.append(Job(slot, session, hint, hint_id))
+                jobs.append(Job(slot, session, hint, hint_id, session.n_again))
         return jobs
 
     def _pass(self, jobs: list[Job], n_prompts: int) -> None:
-        began = time.perf_counter()
         # 1. How many hinted tokens of each session are worth checking?
         counts = rows_to_check(
             self._shares.passes,
@@ -441,31 +444,40 @@ class Scheduler(PassLoop[Session]):
         )
         for job, n in zip(jobs, counts, strict=True):
             job.draft = job.hint.head(n)
-        # 2. Where there is no hint, the worker may draft by itself.
-        own: list[Job] = []
+        # 2. Where the worker's own draft is likelier to be right, or goes on after a hint.
         draft_seconds = 0.0
-        if self._draft is not None:
-            own, draft_seconds = self._draft.propose(jobs)
+        if self._draft is not None and self._payoff.drafting:
+            _, draft_seconds = self._draft.propose(jobs)
         # 3. Not more rows than the context selects from at once, nor than are fair to the others.
         if any(job.draft for job in jobs):
             n_most = self._context.n_outputs_max
-            _shorten(jobs, self._shares.pass_rows(len(jobs), n_prompts, draft_seconds, n_most))
+            n_again = sum(job.n_again for job in jobs)
+            n_fair = self._shares.pass_rows(len(jobs), n_prompts, draft_seconds, n_most + n_again)
+            _shorten(jobs, min(n_most, n_fair - n_again))
         # 4. One pass of the model verifies all drafts, and selects a token after each accepted one.
+        began = time.perf_counter()
         verdicts = self._verify(jobs)
         # 5. What did it cost?
-        seconds = self._pass_time(began)
-        n_rows = len(jobs) + sum(len(job.draft) for job in jobs)
+        n_rows = sum(1 + len(job.draft) + job.n_again for job in jobs)
+        seconds = draft_seconds + self._pass_time(began, n_rows)
         self._shares.observe_pass(n_rows, seconds, draft_seconds, n_texts=len(jobs), n_prompts=n_prompts)
         self.stats.count_pass(n_rows, seconds)
         # 6. Learn from the verdicts, commit their tokens, tell the clients.
+        n_tokens = 0.0
         for job, verdict in zip(jobs, verdicts, strict=True):
             if isinstance(verdict, Exception):
                 self._finish(job.session, Finished("failed", verdict))
                 continue
             tokens, n_accepted = verdict
-            own_draft = job in own
-            self._learn(job, tokens, seconds, draft_seconds, own_draft=own_draft)
-            self._commit(job, tokens, n_accepted, seconds, own_draft=own_draft)
+            job.own = {place for place in job.own if place < len(job.draft)}
+            job.session.branches.observe_truth(job.hint, tokens)
+            if self._draft is not None:
+                self._draft.learn(job, tokens, seconds, draft_seconds)
+            self._commit(job, tokens, n_accepted, seconds)
+            is_hinted = len(job.own) < len(job.draft)
+            n_tokens += self._observe_hinted(len(tokens)) if is_hinted else len(tokens)
+        if self._draft is not None:
+            self._payoff.observe_pass(len(jobs), n_tokens, seconds)
 
     def _verify(self, jobs: list[Job]) -> list[tuple[list[int], int] | Exception]:
         """What each session's pass committed, and how much of it was accepted; or why it could not be
@@ -501,22 +513,21 @@ class Scheduler(PassLoop[Session]):
             for tokens, n in zip(verdict.tokens, verdict.n_accepted, strict=True)
         ]
 
-    def _learn(
-        self, job: Job, tokens: list[int], seconds: float, draft_seconds: float, *, own_draft: bool
-    ) -> None:
-        """Compare hints and drafts, also what of them the pass did not check, with what was committed."""
-        session = job.session
-        session.branches.observe_truth(job.hint, tokens)
-        if self._draft is not None:
-            session.draft_length.observe_pass(len(job.draft), seconds - draft_seconds)
-            if own_draft:
-                session.draft_length.observe_truth(job.proposed, job.probs, tokens)
-                session.draft_length.observe_round(len(tokens), seconds)
+    def _observe_hinted(self, n_tokens: int) -> float:
+        """A pass has committed so many tokens to a text with a hint; returns how many that usually are.
 
-    def _commit(
-        self, job: Job, tokens: list[int], n_accepted: int, seconds: float, *, own_draft: bool
-    ) -> None:
+        Whether the worker's own drafts pay does not depend on whether hints were good meanwhile.
+        """
+        self._usual_hinted += 0.05 * (n_tokens - self._usual_hinted)
+        return self._usual_hinted
+
+    def _commit(self, job: Job, tokens: list[int], n_accepted: int, seconds: float) -> None:
         session, pos, n_verified = job.session, len(job.session.text), len(job.draft)
+        accepted = tokens[:n_accepted]
+        n_own_accepted = len(job.own.intersection(job.draft.path(accepted)))
+        # Whose it was: of what was accepted, or else of what was checked, most.
+        own_draft = 2 * n_own_accepted > n_accepted or (n_accepted == 0 and 2 * len(job.own) > n_verified)
+        session.n_again = job.draft.n_beside(accepted)
         session.text.extend(tokens)
         session.answered = job.hint_id
         session.n_computed = len(session.text) - 1
@@ -525,12 +536,19 @@ class Scheduler(PassLoop[Session]):
         session.n_accepted += n_accepted
         session.account.spend(len(tokens))
         session.account.note_text(session.text_id, session.start, len(session.text))
-        self.stats.count_commit(len(tokens), n_verified, n_accepted, own_draft=own_draft)
+        self.stats.count_commit(len(tokens), n_verified, n_accepted, len(job.own), n_own_accepted)
         session.tell(Committed(pos, tuple(tokens), n_accepted, n_verified, own_draft, seconds))
         if self._context.model.vocab.is_eog(tokens[-1]):
             self._finish(session, Finished("eog"))
         elif session.is_full:
             self._finish(session, Finished(session.end_reason))
+
+
+def _drafting(context: Context, draft: Context | Heads, pace: Pace) -> OwnDraft:
+    """What drafts for a scheduler of ``context``."""
+    if isinstance(draft, Heads):
+        return HeadsDraft(draft, pace)
+    return (TreeDraft if context.can_branch and draft.can_branch else OwnDraft)(draft, pace)
 
 
 def rows_to_check(times: PassTimes, worths: Sequence[Sequence[float]]) -> list[int]:

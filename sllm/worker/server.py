@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from sllm.rpc.confine import Confinement
     from sllm.worker.calls import Calls
     from sllm.worker.feeds import Feeds
-    from sllm.worker.passes import SchedulerStats
+    from sllm.worker.passes import Pace, SchedulerStats
 
 __all__ = ["Limits", "Monitoring", "Worker"]
 
@@ -111,7 +111,8 @@ class Worker(Closing):
             server's process, and do what it may do, see :attr:`rpc_confinement`.
         rpc_cache_size: bytes of the weights that it keeps for them.
         monitoring: how the worker is watched: passes that hang, figures, an access log.
-        pass_seconds: no pass takes less: a stand-in for a larger model, for tests and benchmarks.
+        pass_seconds: no pass takes less, or a whole :class:`~sllm.worker.passes.Pace`: a stand-in for a
+            larger model, for tests and benchmarks.
         options: how to compute: fields of :class:`~sllm.engine.params.ContextParams`, of which ``n_ctx`` is
             the positions of one text, and ``n_seq_max``, ``n_outputs_max`` and ``kv_unified`` are not the
             caller's to set. Texts that do not depend on drafts and neighbours to the last bit need what
@@ -157,7 +158,7 @@ class Worker(Closing):
         rpc: bool = False,
         rpc_cache_size: int = DEFAULT_BYTES,
         monitoring: Monitoring | None = None,
-        pass_seconds: float = 0.0,
+        pass_seconds: float | Pace = 0.0,
         **options: Unpack[ContextOptions],
     ) -> None:
         computing = parse(options, ContextParams(), without=("n_seq_max", "n_outputs_max", "kv_unified"))
@@ -377,7 +378,7 @@ def _layers(
     users: Users,
     n_gpu_layers: int | None,
     computing: ContextParams,
-    pass_seconds: float,
+    pass_seconds: float | Pace,
     stack: ExitStack,
 ) -> _Served:
     settings = changes(replace(computing, n_ctx=None, n_batch=min(computing.n_batch, _LAYER_ROWS)))
@@ -465,7 +466,7 @@ def _texts(
     limits: Limits,
     users: Users,
     relay: Relay | None,
-    pass_seconds: float,
+    pass_seconds: float | Pace,
     stack: ExitStack,
 ) -> _Served:
     scheduler = Scheduler(context, limits, draft=drafting, pass_seconds=pass_seconds)

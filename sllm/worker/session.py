@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 from sllm.draft.length import DraftLength
 from sllm.targets.tree import TokenTree
 from sllm.worker.branches import Branches
+from sllm.worker.hint_trust import HintTrust
 from sllm.worker.passes import Slot
 from sllm.worker.token_file import DEFAULT_NAME
+from sllm.worker.tree_plan import TreePlan
 from sllm.worker.users import Account
 
 if TYPE_CHECKING:
@@ -161,8 +163,11 @@ class Session:
         self._can_branch = can_branch
         self._rest: tuple[Hint, int, TokenTree | None] = (self.newest, self.n_prompt, None)  # see _rest_of()
         self.answered = 0  # id of the last hint that a pass has answered
-        self.branches = Branches()  # how likely those of hints are
+        self.hint_trust = HintTrust()
+        self.branches = Branches(self.hint_trust)
         self.draft_length = DraftLength(max_draft)  # of the worker's own drafts
+        self.tree_plan = TreePlan(max_draft)  # of the same, where they are trees
+        self.n_again = 0  # tokens that the next pass computes again: see TokenTree.n_beside
         self.can_draft = True  # False: the worker's own draft cannot follow the text
         self.scores: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]] = []
         self.on_stuck: Callable[[], object] = lambda: None

@@ -123,3 +123,17 @@ def test_a_decision_is_always_one(
         assert not ahead.worth_more(probs, waited)
     assert 1 <= ahead.step <= 8
     assert 0 < ahead.interval <= 0.02
+
+
+def test_a_target_that_drafts_by_itself_is_harder_to_overtake() -> None:
+    """Three tokens a pass are one every 10 ms: a draft that takes as long never gets ahead."""
+    ahead = measured(acceptance=0.9)
+    assert ahead.worth_more([])
+    for _ in range(40):
+        ahead.observe_pass(0.03, 2)
+    assert 0.05 / 0.02 < ahead.distance() < float("inf")
+    for _ in range(40):
+        ahead.observe_pass(0.03, 3)
+        ahead.observe_pass(0.03, None)  # passes with hints say nothing of it
+    ahead.observe_draft(1, 0.01)
+    assert not ahead.worth_more([])

@@ -69,6 +69,28 @@ def test_ngrams_need_sensible_sizes() -> None:
             NGramDrafter(n_min=n_min, n_max=n_max)
 
 
+def test_documents_are_looked_in_where_the_text_has_nothing_better() -> None:
+    documents: list[Any] = [[10, 11, 12, 13, 14, 15], np.array([20, 21, 22, 23], dtype=np.int32)]
+    drafter = NGramDrafter(documents=documents)
+    drafter.open([1, 2], PARAMS)
+    assert drafter.draft([1, 2, 10, 11], [], 3, 0.0) == [12, 13, 14]
+    assert drafter.draft([1, 2, 10, 11], [12, 13], 9, 0.0)[:2] == [14, 15]
+    assert drafter.draft([1, 2, 20, 21], [], 2, 0.0) == [22, 23]
+    assert drafter.draft([1, 2, 3], [], 3, 0.0) == []
+    text = [10, 11, 50, 51, 10, 11]  # the text itself comes first, where as many tokens agree
+    drafter.open(text, PARAMS)
+    assert drafter.draft(text, [], 2, 0.0) == [50, 51]
+    text = [11, 12, 50, 51, 10, 11, 12]  # and three that agree are more than two
+    drafter.open(text, PARAMS)
+    assert drafter.draft(text, [], 2, 0.0) == [13, 14]
+
+
+@pytest.mark.parametrize("document", ["text", [1.5], [[1]], 7])
+def test_documents_are_token_ids(document: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="a document"):
+        NGramDrafter(documents=[document])
+
+
 # ---- callables ---------------------------------------------------------------------------------------------
 
 

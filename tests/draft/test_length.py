@@ -321,3 +321,49 @@ def test_no_measurement_breaks_it(rounds: list[tuple[int, int, float, int, float
         length.observe_truth(list(range(drafted)), probs, [*range(accepted), -1])
         length.observe_round(min(accepted, verified) + 1, seconds + draft_seconds)
         assert 0 <= length.acceptance < 1
+
+
+# ---- beside tokens of somebody else's ----------------------------------------------------------------------
+
+
+def settled(acceptance: float, *, draft: float = 0.1, row: float = 0.02) -> DraftLength:
+    """Has seen enough of a draft that is right so often, in tenths."""
+    length = DraftLength()
+    for n in (0, 1, 2, 4, 8, 16) * 2:
+        length.observe_pass(n, 1.0 + n * row)
+    length.observe_draft(1, draft)
+    for i in range(300):
+        right = (i * 7) % 10 < round(10 * acceptance)
+        length.observe_truth([1], [acceptance], [1 if right else 2])
+    return length
+
+
+def test_what_given_tokens_promise() -> None:
+    length = settled(0.8)
+    assert length.tried and not DraftLength().tried
+    assert length.expected([], drafts=False) == pytest.approx(1.0, rel=0.01)
+    assert length.expected([0.999] * 16, drafts=False) > 10
+    assert length.expected([0.999] * 16, drafts=True) < length.expected([0.999] * 16, drafts=False)
+    by_chance = [length.expected([c] * 4, drafts=False) for c in (0.0, 0.2, 0.5, 0.9)]
+    assert by_chance == sorted(by_chance)
+    assert length.expected([0.999] * 99, drafts=True) == length.expected([0.999] * 16, drafts=True)
+
+
+def test_drafts_alone_promise_what_their_lengths_are_chosen_for() -> None:
+    length = settled(0.8)
+    rate = World(0.8, row=0.02)
+    assert length.expected([], drafts=True) == pytest.approx(max(rate.rate(n) for n in range(17)), rel=0.1)
+
+
+def test_drafts_after_given_tokens_count_on_these() -> None:
+    length = settled(0.9)
+    assert length.expected([0.95, 0.95], drafts=True) > length.expected([0.95, 0.95], drafts=False)
+    likely, _ = length.more(after=4, holds=0.9)
+    unlikely, _ = length.more(after=4, holds=0.05)
+    assert likely > unlikely == 0
+    assert length.more(after=16, holds=1.0) == (0, 0.0)
+    assert length.more(after=12, holds=1.0)[0] <= 4
+    probs = [0.99] * 16
+    assert length.keep(probs, after=10, holds=1.0) <= 6
+    assert length.keep(probs, after=4, holds=1.0) > length.keep(probs, after=4, holds=0.02)
+    assert length.more(after=0, holds=1.0) == length.more()

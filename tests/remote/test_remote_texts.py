@@ -55,6 +55,17 @@ def worker(target_model: Model, state: Path) -> Iterator[Worker]:
 
 
 @pytest.fixture(scope="module")
+def drafting_worker(target_model: Model, draft_model: Model, state: Path) -> Iterator[Worker]:
+    """Drafts by itself as well."""
+    options = {**EXACT, "draft": draft_model, "draft_threads": 1}
+    limits = Limits(sessions=3, prefill=16)
+    with Worker(
+        target_model, state=state, n_ctx=N_CTX, limits=limits, pass_seconds=0.002, **options
+    ) as worker:
+        yield worker
+
+
+@pytest.fixture(scope="module")
 def spares(state: Path) -> Iterator[Spares]:
     with Spares(lambda: WorkerProcess(state, n_ctx=N_CTX, pass_seconds=0.004)) as spares:
         yield spares
@@ -275,6 +286,32 @@ def test_over_a_link_that_breaks(
     address = worker.address
     with Link((address.host, address.port), delay=delay) as link:
         check(case, target_model, drafter, worker.uri, link, events)
+
+
+@examples(40)
+@given(
+    case=cases,
+    delay=st.sampled_from([0.0, 0.0, 0.005, 0.02]),
+    events=st.lists(losses, max_size=2),
+)
+def test_with_drafts_on_both_sides(
+    drafting_worker: Worker,
+    target_model: Model,
+    drafter: ModelDrafter,
+    case: Case,
+    delay: float,
+    events: list[tuple[str, float]],
+) -> None:
+    address = drafting_worker.address
+    with Link((address.host, address.port), delay=delay) as link:
+        check(case, target_model, drafter, drafting_worker.uri, link, events)
+
+
+def test_both_sides_have_drafted(drafting_worker: Worker) -> None:
+    wait_until(lambda: not drafting_worker._scheduler.running(), "the end of all sessions")
+    stats = drafting_worker.stats
+    assert stats.own_drafted > stats.own_accepted > 0
+    assert stats.drafted - stats.own_drafted > stats.accepted - stats.own_accepted > 0
 
 
 @examples(2)

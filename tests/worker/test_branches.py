@@ -7,35 +7,35 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import examples
 
-from sllm.draft.confidence import UNKNOWN_PROB, Confidence
 from sllm.targets.tree import TokenTree
 from sllm.worker.branches import Branches
+from sllm.worker.hint_trust import HintTrust
 
 FAN = TokenTree((1, 2, 3, 4, 5, 6), (-1, -1, -1, 0, 0, 3))
 """Three ways to begin; after the first one two more, and one token after the first of these."""
 
 
 def taught(truths: list[list[int]], tree: TokenTree = FAN) -> Branches:
-    branches = Branches()
+    branches = Branches(HintTrust())
     for truth in truths:
         branches.observe_truth(tree, truth)
     return branches
 
 
 def test_a_chain_is_worth_what_its_tokens_were() -> None:
-    chain, branches, confidence = TokenTree.chain(range(8)), Branches(), Confidence()
+    chain, trust, alone = TokenTree.chain(range(8)), HintTrust(), HintTrust()
+    branches = Branches(trust)
     for n in (8, 3, 0, 8, 5):
         truth = [*range(n), 99]
         branches.observe_truth(chain, truth)
-        confidence.observe_truth(chain.tokens, [UNKNOWN_PROB] * 8, truth)
-    a = confidence.acceptance
-    assert branches.acceptance == a
-    assert branches.worths(chain) == pytest.approx([a**n for n in range(1, 9)])
+        alone.observe_truth(chain.tokens, truth)
+    assert trust.chance == alone.chance
+    assert branches.worths(chain) == pytest.approx([alone.chance**n for n in range(1, 9)])
 
 
 def test_runners_up_that_are_right_become_worth_more() -> None:
     fan = TokenTree((1, 2, 3), (-1, -1, -1))
-    before = Branches().worths(fan)
+    before = taught([], fan).worths(fan)
     assert before[0] > before[1] > before[2] > 0
     assert sum(before) < 1
     second = taught([[2, 9]] * 30).worths(fan)

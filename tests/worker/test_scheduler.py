@@ -155,7 +155,8 @@ def hints_for(
     draw: Callable[[Any], Any], prompt: list[int], wanted: list[int], n_vocab: int
 ) -> Callable[[Session, list[int]], None]:
     """A client that hints, right, wrong or mad, with whatever it is told."""
-    kind = draw(st.sampled_from(["none", "right", "wrong", "garbage", "far", "stale", "mixed"]))
+    kinds = ["none", "right", "wrong", "garbage", "far", "stale", "tree", "thicket"]
+    kind = draw(st.sampled_from([*kinds, "mixed"]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     whole = prompt + wanted
     counter = [0]
@@ -163,7 +164,7 @@ def hints_for(
     def hint(session: Session, text: list[int]) -> None:
         what = kind
         if what == "mixed":
-            what = str(rng.choice(["none", "right", "wrong", "garbage", "far", "stale"]))
+            what = str(rng.choice(kinds))
         if what == "none":
             return
         at = len(prompt) + len(text)
@@ -180,9 +181,31 @@ def hints_for(
             pos = int(rng.integers(0, at))
             tokens = whole[pos : pos + n]
         counter[0] += 1
-        session.hint(pos, tokens, counter[0])
+        if what in ("tree", "thicket"):
+            among, parents = a_tree(rng, tokens, n_vocab, thick=what == "thicket")
+            session.hint(pos, among, counter[0], parents)
+        else:
+            session.hint(pos, tokens, counter[0])
 
     return hint
+
+
+def a_tree(
+    rng: np.random.Generator, path: list[int], n_vocab: int, *, thick: bool
+) -> tuple[list[int], list[int]]:
+    """A tree with the beginning of ``path`` as one of its branches, and its parents."""
+    places: dict[tuple[int, int], int] = {}  # parent and token, in order
+    steps = [True] * min(len(path), int(rng.integers(0, 17)))
+    steps += [False] * int(rng.integers(0, 41 if thick else 9))
+    at, n = -1, 0
+    for on_path in rng.permutation(steps):
+        if on_path:
+            at = places.setdefault((at, path[n]), len(places))
+            n += 1
+        else:
+            token = int(rng.choice([rng.integers(0, n_vocab), n_vocab, 2**32 - 1], p=[0.9, 0.05, 0.05]))
+            places.setdefault((int(rng.integers(-1, len(places))), token), len(places))
+    return [token for _, token in places], [parent for parent, _ in places]
 
 
 @pytest.mark.parametrize("own_draft", [False, True], ids=["", "own draft"])
@@ -242,11 +265,35 @@ def test_a_session_that_goes_on_elsewhere_gets_the_rest_of_its_text(target_model
                 assert text_of(session)[0] == wanted[n:]
 
 
+def test_a_right_branch_saves_passes_wherever_it_stands(target_model: Model) -> None:
+    prompt = make_prompt(target_model, 6, seed=5).tolist()
+    sampling = without_end(target_model, replace(PLAIN, seed=8))
+    wanted = one_by_one(target_model, prompt, sampling, 60)
+    with running(target_model, pass_seconds=0.03) as scheduler:
+        assert scheduler.can_branch
+
+        def hint(session: Session, text: list[int]) -> None:
+            # What is right is what comes third after each token.
+            rest = wanted[len(text) : len(text) + 4]
+            tokens, parents, at = [], [], -1
+            for token in rest:
+                tokens += [(token + 1) % scheduler.n_vocab, (token + 2) % scheduler.n_vocab, token]
+                parents += [at] * 3
+                at = len(tokens) - 1
+            session.hint(len(prompt) + len(text), tokens, len(text) + 1, parents)
+
+        reader = Reader(submit(scheduler, prompt, sampling, 60), hint)
+        assert reader.join().reason == "length"
+        assert reader.text == wanted
+        assert scheduler.stats.passes < 45
+        assert scheduler.stats.drafted > 2 * scheduler.stats.accepted > 40
+
+
 def test_right_hints_save_passes(target_model: Model) -> None:
     prompt = make_prompt(target_model, 6, seed=5).tolist()
     sampling = without_end(target_model, replace(PLAIN, seed=8))
     wanted = one_by_one(target_model, prompt, sampling, 60)
-    with running(target_model, pass_seconds=0.01) as scheduler:
+    with running(target_model, pass_seconds=0.03) as scheduler:
 
         def hint(session: Session, text: list[int]) -> None:
             session.hint(len(prompt), wanted, len(text) + 1)

@@ -1,0 +1,174 @@
+"""What a drafter proposes where the target can check several ways to go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sllm.engine.jobs import Draft
+
+__all__ = ["DraftedTree"]
+
+
+@dataclass(frozen=True)
+class DraftedTree:
+    """Drafted tokens, each with the one that it follows and how likely it is there.
+
+    Attributes:
+        tokens: the token ids.
+        parents: for each the place in ``tokens`` of the one that it follows, always an earlier place; -1: it
+            comes right after the text. Of several that follow the same one, the first is the drafter's own
+            choice.
+        shares: for each the chance, as far as the drafter can tell, that the text goes on with it where it
+            has come to the one before it.
+        n_passes: passes of the drafter's model that were needed.
+
+    Examples:
+        >>> tree = DraftedTree((5, 6, 7, 8), (-1, 0, 0, 2), (0.5, 0.75, 0.25, 1.0))
+        >>> tree.chances()
+        [0.5, 0.375, 0.125, 0.125]
+        >>> tree.after([5]).tokens, tree.after([5, 7]).tokens, tree.after([6]).tokens
+        ((6, 7, 8), (8,), ())
+
+    """
+
+    tokens: tuple[int, ...] = ()
+    parents: tuple[int, ...] = ()
+    shares: tuple[float, ...] = ()
+    n_passes: int = 0
+
+    @classmethod
+    def chain(cls, tokens: Sequence[int], shares: Sequence[float], n_passes: int = 0) -> DraftedTree:
+        """A tree of one path."""
+        return cls(tuple(tokens), tuple(range(-1, len(tokens) - 1)), tuple(shares), n_passes)
+
+    @classmethod
+    def of_draft(cls, draft: Draft, row: int) -> DraftedTree:
+        """The tree that a model has drafted for one sequence."""
+        if draft.parents is None or draft.chances is None:
+            raise ValueError("the draft is a chain")
+        n = int(draft.lengths[row])
+        parents, chances = draft.parents[row, :n].tolist(), draft.chances[row, :n].tolist()
+        shares = [
+            chance if parent < 0 else chance / chances[parent] if chances[parent] > 0 else 0.0
+            for chance, parent in zip(chances, parents, strict=True)
+        ]
+        return cls(tuple(draft.tokens[row, :n].tolist()), tuple(parents), tuple(shares), draft.n_passes)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def chances(self) -> list[float]:
+        """For each token the chance that the text comes to it: the product of the shares on its way."""
+        chances: list[float] = []
+        for share, parent in zip(self.shares, self.parents, strict=True):
+            chances.append(share if parent < 0 else share * chances[parent])
+        return chances
+
+    def depths(self) -> list[int]:
+        """For each token how many come before it on its way."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(0 if parent < 0 else depths[parent] + 1)
+        return depths
+
+    def firsts(self) -> list[bool]:
+        """Which tokens are the drafter's own choice where they stand."""
+        seen: set[int] = set()
+        return [not (parent in seen or seen.add(parent)) for parent in self.parents]
+
+    def child(self, parent: int, token: int) -> int:
+        """The place of ``token`` after the one in place ``parent``; -1: it is not there."""
+        for i in range(parent + 1, len(self.tokens)):
+            if self.tokens[i] == token and self.parents[i] == parent:
+                return i
+        return -1
+
+    def path(self, truth: Sequence[int]) -> list[int]:
+        """The places of the tokens with which the text went on, as far as they are here."""
+        path: list[int] = []
+        at = -1
+        for token in truth:
+            at = self.child(at, token)
+            if at < 0:
+                break
+            path.append(at)
+        return path
+
+    def take(self, places: Sequence[int], root: int = -1) -> DraftedTree:
+        """The tokens in these places, in this order; of each its parent, or ``root``, comes before it."""
+        new = {root: -1}
+        for place in places:
+            new[place] = len(new) - 1
+        return DraftedTree(
+            tuple([self.tokens[i] for i in places]),
+            tuple([new[self.parents[i]] for i in places]),
+            tuple([self.shares[i] for i in places]),
+            self.n_passes,
+        )
+
+    def after(self, committed: Sequence[int]) -> DraftedTree:
+        """What may follow once the text went on with ``committed``; nothing where that is not on a path."""
+        path = self.path(committed)
+        if len(path) < len(committed):
+            return DraftedTree()
+        if not path:
+            return self
+        at = path[-1]
+        below = {at}
+        for i in range(at + 1, len(self.tokens)):
+            if self.parents[i] in below:
+                below.add(i)
+        return self.take(sorted(below - {at}), at)
+
+    def below(self, path: Sequence[int]) -> DraftedTree:
+        """The same tree after a ``path``, whose tokens are certain.
+
+        Examples:
+            >>> DraftedTree.chain([7, 8], [0.5, 0.5]).below([5, 6]).chances()
+            [1.0, 1.0, 0.5, 0.25]
+
+        """
+        n = len(path)
+        return DraftedTree(
+            (*path, *self.tokens),
+            (*range(-1, n - 1), *(parent + n for parent in self.parents)),
+            (*[1.0] * n, *self.shares),
+            self.n_passes,
+        )
+
+    def balanced(self) -> DraftedTree:
+        """The same tokens, with smaller shares where those after one token add up to more than 1."""
+        totals: dict[int, float] = {}
+        for share, parent in zip(self.shares, self.parents, strict=True):
+            totals[parent] = totals.get(parent, 0.0) + share
+        shares = [
+            share / max(totals[parent], 1.0) for share, parent in zip(self.shares, self.parents, strict=True)
+        ]
+        return DraftedTree(self.tokens, self.parents, tuple(shares), self.n_passes)
+
+    def likeliest(self, n: int) -> list[int]:
+        """The places of the ``n`` likeliest tokens, likeliest first, and each after the one that it follows."""
+        chances = self.chances()
+        return sorted(range(len(chances)), key=lambda i: (-chances[i], i))[: max(n, 0)]
+
+    def merged(self, other: DraftedTree) -> DraftedTree:
+        """Both trees in one, with each common beginning once, at the larger of its two shares."""
+        tokens, parents, shares = list(self.tokens), list(self.parents), list(self.shares)
+        places = {(parent, token): i for i, (parent, token) in enumerate(zip(parents, tokens, strict=True))}
+        here = {-1: -1}  # where the other's tokens are now
+        for i, (token, parent, share) in enumerate(
+            zip(other.tokens, other.parents, other.shares, strict=True)
+        ):
+            at = places.setdefault((here[parent], token), len(tokens))
+            here[i] = at
+            if at < len(tokens):
+                shares[at] = max(shares[at], share)
+                continue
+            tokens.append(token)
+            parents.append(here[parent])
+            shares.append(share)
+        return DraftedTree(tuple(tokens), tuple(parents), tuple(shares), self.n_passes + other.n_passes)

@@ -1,0 +1,195 @@
+"""What a draft does in one round of the hint loop whose target is asked pass by pass."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from sllm.draft.drafters import draft_probs
+from sllm.draft.growth import TreeGrowth
+from sllm.draft.length import DraftLength
+from sllm.draft.tree import DraftedTree
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    from sllm.draft.drafters import Drafter, TreeDrafter
+    from sllm.generation.text_stream import GenerationStats
+    from sllm.targets.base import Commit, Generation
+
+__all__ = ["ChainRounds", "Rounds", "TreeRounds"]
+
+
+class Rounds(Protocol):
+    """One round after the other: propose, verify, settle, learn."""
+
+    spent: float
+    """Seconds of drafting in this round."""
+
+    def propose(self, generation: Generation, text: Sequence[int]) -> None:
+        """Draft what is worth its time, and hint what of it is worth verifying."""
+
+    def settle(self) -> None:
+        """The target has verified, or has failed: end what the draft has done meanwhile."""
+
+    def learn(self, commit: Commit, seconds: float) -> None:
+        """What came of it, in a round of so many seconds."""
+
+
+class TreeRounds:
+    """Trees for a target that checks all their branches.
+
+    Args:
+        drafter: who proposes.
+        limit: tokens that one pass of the target can check.
+        end: the text ends before this position, if not sooner; None: where the target ends it.
+
+    """
+
+    def __init__(self, drafter: TreeDrafter, limit: int, end: int | None) -> None:
+        self._drafter = drafter
+        self._growth = TreeGrowth(limit)
+        self._end = end
+        self._tree = DraftedTree()
+        self._shown = DraftedTree()
+        self._n_again = 0  # accepted tokens that the next pass computes once more
+        self._settled = True  # a round in which the draft had to read a prompt says nothing about the next
+        self.spent = 0.0
+
+    def propose(self, generation: Generation, text: Sequence[int]) -> None:
+        """See :meth:`Rounds.propose`."""
+        drafter, growth = self._drafter, self._growth
+        self.spent, self._settled = 0.0, True
+        self._tree = self._shown = DraftedTree()
+        # The last token is the target's own.
+        room = growth.DEEPEST if self._end is None else min(self._end - len(text) - 1, growth.DEEPEST)
+        if (drafter.adaptive and not growth.begin()) or room < 1:
+            return
+        shape = growth.shape(room) if drafter.adaptive else growth.everything(room)
+        asked = time.perf_counter()
+        self._tree = drafter.draft_tree(text, shape)
+        self.spent = time.perf_counter() - asked
+        if drafter.n_caught_up > DraftLength.LIMIT:
+            self._settled = False
+        else:
+            growth.observe_draft(self._tree, self.spent)
+        self._shown = growth.keep(self._tree) if drafter.adaptive else self._tree
+        generation.hint(len(text), self._shown.tokens, self._shown.parents)
+
+    def settle(self) -> None:
+        """See :meth:`Rounds.settle`: there is nothing to end."""
+
+    def learn(self, commit: Commit, seconds: float) -> None:
+        """See :meth:`Rounds.learn`."""
+        growth = self._growth
+        growth.observe_pass(commit.n_verified + self._n_again, commit.seconds)
+        growth.observe_truth(self._tree, commit.tokens)
+        path = self._shown.path(commit.tokens[: commit.n_accepted])
+        at = -1
+        self._n_again = len(path)
+        for place in path:  # what is on the main path stays in memory
+            if at in self._shown.parents[at + 1 : place]:
+                break
+            self._n_again -= 1
+            at = place
+        if self._settled and (commit.n_verified > 0 or self.spent > 0.05 * commit.seconds):
+            growth.observe_round(len(commit.tokens), seconds)
+
+
+class ChainRounds:
+    """Chains, and the draft going on while the target verifies.
+
+    Args:
+        drafter: who proposes.
+        executor: one thread, for the draft to go on while the target verifies; None: they take turns.
+        limit: tokens that one pass of the target can check.
+        end: the text ends before this position, if not sooner; None: where the target ends it.
+        stats: running figures.
+
+    """
+
+    def __init__(
+        self,
+        drafter: Drafter,
+        executor: ThreadPoolExecutor | None,
+        limit: int,
+        end: int | None,
+        stats: GenerationStats,
+    ) -> None:
+        self._drafter = drafter
+        self._executor = executor
+        self._length = DraftLength(limit)
+        self._end = end
+        self._stats = stats
+        self._chain: list[int] = []  # drafted after the text
+        self._probs: list[float] = []  # and the draft's probability of each
+        self._ahead: Future[list[int]] | None = None
+        self._settled = True  # a round in which the draft had to read a prompt says nothing about the next
+        self.spent = 0.0
+
+    def propose(self, generation: Generation, text: Sequence[int]) -> None:
+        """See :meth:`Rounds.propose`."""
+        # 1. Draft as many tokens as are worth their time.
+        n_shown = self._draft(text)
+        # 2. Hint: those of them that are worth verifying.
+        generation.hint(len(text), self._chain[:n_shown])
+        # 3. Go on drafting on another thread while the target verifies.
+        if self._executor is not None and (n_shown > 0 or self._stats.n_passes == 0):
+            # One token stands for the target's own. Over a link it is time that is left over; here it would
+            # be taken from the target.
+            n_ahead = 1 + (self._length.limit if self._stats.remote is not None else n_shown)
+            self._ahead = self._executor.submit(self._drafter.draft, text, list(self._chain), n_ahead, 0.0)
+
+    def _draft(self, text: Sequence[int]) -> int:
+        """Lengthen the chain by what is worth its time; returns how many tokens of it are worth verifying."""
+        length, drafter = self._length, self._drafter
+        self.spent, self._settled = 0.0, True
+        if drafter.adaptive and not length.begin():
+            return 0
+        while True:
+            wanted, p_min = (length.limit - len(self._chain), 0.0)
+            if drafter.adaptive:
+                wanted, p_min = length.more(self._probs)
+            if self._end is not None:  # the last token is the target's own
+                wanted = min(wanted, self._end - len(text) - len(self._chain) - 1)
+            if wanted <= 0:
+                break
+            asked = time.perf_counter()
+            new = drafter.draft(text, self._chain, wanted, p_min)
+            took = time.perf_counter() - asked
+            self.spent += took
+            if drafter.n_caught_up > DraftLength.LIMIT:
+                self._settled = False
+            else:
+                length.observe_draft(len(new) + (len(new) < wanted), took)
+            self._take(new)
+            if len(new) < wanted:
+                break
+        return length.keep(self._probs) if drafter.adaptive else len(self._chain)
+
+    def _take(self, new: list[int]) -> None:
+        """Add what was drafted to the chain, with the drafter's probabilities, where it gives any."""
+        self._chain += new
+        self._probs += draft_probs(self._drafter, len(new))
+
+    def settle(self) -> None:
+        """See :meth:`Rounds.settle`."""
+        if self._ahead is not None:
+            self._drafter.cancel()
+            ahead, self._ahead = self._ahead, None
+            self._take(ahead.result())
+
+    def learn(self, commit: Commit, seconds: float) -> None:
+        """See :meth:`Rounds.learn`."""
+        # 1. What drafts cost and how often they hold.
+        length = self._length
+        length.observe_pass(commit.n_verified, commit.seconds)
+        length.observe_truth(self._chain, self._probs, commit.tokens)
+        if self._settled and (commit.n_verified > 0 or self.spent > 0.05 * commit.seconds):
+            length.observe_round(len(commit.tokens), seconds)
+        # 2. What of the chain still holds.
+        n_new = len(commit.tokens)
+        holds = tuple(self._chain[:n_new]) == commit.tokens
+        self._chain = self._chain[n_new:] if holds else []
+        self._probs = self._probs[n_new:] if holds else []

@@ -1,0 +1,76 @@
+"""When and where the worker drafts trees for a text, from what they have cost and brought."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sllm.draft.growth import TreeGrowth
+from sllm.draft.length import PassTimes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sllm.draft.tree import DraftedTree
+
+__all__ = ["TreePlan"]
+
+_CLEARLY = 1.05
+"""So much more than the hint alone a draft has to promise, since the hint is there already."""
+
+_NEW = 0.15
+"""What the newest round weighs in a running mean."""
+
+
+class TreePlan:
+    """What a session's rounds with trees of the worker have cost and brought.
+
+    Args:
+        limit: drafted tokens that one pass can check.
+
+    Attributes:
+        growth: how trees are drafted, and how much of them is checked.
+
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.growth = TreeGrowth(limit)
+        self._passes = PassTimes()
+        self._gain = self._rows = self._seconds = 0.0  # running means of a tree that is alone
+        self._n_trees = 0
+
+    def observe_tree(self, kept: DraftedTree, seconds: float) -> None:
+        """A tree was drafted in so many seconds, of which ``kept`` is worth checking."""
+        self._n_trees += 1
+        weight = max(_NEW, 1 / self._n_trees)
+        self._gain += weight * (sum(kept.chances()) - self._gain)
+        self._rows += weight * (len(kept) - self._rows)
+        self._seconds += weight * (seconds - self._seconds)
+
+    def observe_pass(self, n_rows: int, seconds: float) -> None:
+        """A pass that checked ``n_rows`` drafted tokens, those computed again included, took so long."""
+        self.growth.observe_pass(n_rows, seconds)
+        self._passes.add(1 + n_rows, seconds)
+
+    def place(self, chances: Sequence[float], end: float) -> str | None:
+        """Where a tree is of more use than it costs beside a hint, tokens per second compared.
+
+        Args:
+            chances: of the hint's tokens to be accepted, which will be checked; the first one first.
+            end: that of the last token of its main path; 0: nothing can follow that.
+
+        Returns:
+            ``"root"``: at the end of the text; ``"end"``: at that of the main path; None: nowhere.
+
+        """
+        if self._n_trees == 0 or not self._passes.seen:
+            return None  # nothing is known of it yet
+        alone = (1 + sum(chances)) / self._passes.estimate(1 + len(chances))
+        # Where the first hinted token is wrong, the tree has the text for itself, as it has after the last.
+        at_root = (1 - chances[0]) * self._gain
+        rows = 1 + len(chances) + round(self._rows)
+        both = (1 + sum(chances) + max(at_root, end * self._gain)) / (
+            self._passes.estimate(rows) + self._seconds
+        )
+        if both <= _CLEARLY * alone:
+            return None
+        return "root" if at_root >= end * self._gain else "end"
