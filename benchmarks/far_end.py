@@ -96,6 +96,7 @@ class WorkerProcess(_Process):
         model: Path,
         *,
         sessions: int = 4,
+        hops: Sequence[str] = (),
         draft: Path | None = None,
         pace: Pace | None = None,
         hops: Sequence[str] = (),

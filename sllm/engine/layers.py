@@ -22,6 +22,7 @@ from sllm.engine.handle import Closing
 from sllm.engine.layer_file import LayeredFile
 from sllm.engine.model import Model
 from sllm.engine.params import ContextParams, LoadParams, parse_both
+from sllm.engine.recurrent import state_bytes
 from sllm.engine.weights import Weights, c_params
 from sllm.errors import ClosedError, ModelLoadError
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
         pass
 
 
-__all__ = ["Embedding", "LayerRange", "export_layers", "open_layers", "open_source"]
+__all__ = ["Embedding", "LayerRange", "can_branch", "export_layers", "open_layers", "open_source"]
 
 _MAX_BATCH = 32768  # what sllm_context_new() allows for n_outputs_max
 
@@ -105,6 +106,11 @@ def export_layers(
     """
     start, stop = checked_int(start, "start"), checked_int(stop, "stop")
     return open_source(path).export(Path(out), start, stop, progress)
+
+
+def can_branch(file: LayeredFile) -> bool:
+    """Whether the memory of a model's layers holds trees (:meth:`LayerRange.forward`, ``parents``)."""
+    return bool(lib.sllm_has_trees()) and not state_bytes(file.paths[0])
 
 
 class Embedding:

@@ -19,6 +19,7 @@ from sllm.extras import needs
 from sllm.remote.stream import ResumableStream, RetryError, StoppedError, StreamLostError
 from sllm.split.chain import obstacle
 from sllm.targets.base import RemoteStats
+from sllm.targets.tree import TokenTree
 from sllm.wire import auth, codec
 from sllm.wire.protocol import check_offered, padded, pb, to_sampling
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from sllm.engine.sampling import SamplingParams
     from sllm.split.chain import Part
 
-__all__ = ["HopLostError", "LayerAnswer", "LayerLink"]
+__all__ = ["HopLostError", "LayerAnswer", "LayerLink", "TreesLostError"]
 
 log = logging.getLogger("sllm.remote")
 
@@ -59,6 +60,10 @@ class HopLostError(Exception):
     def __init__(self, part: Part, reason: str) -> None:
         super().__init__(reason)
         self.part = part
+
+
+class TreesLostError(Exception):
+    """Raised by a :class:`LayerLink`: a tree cannot be sent (again), as a worker takes none now."""
 
 
 _NOBODY = -1
@@ -230,6 +235,7 @@ class LayerLink:
         tokens: list[int] | None = None,
         n_select: int = 0,
         silent: bool = False,
+        parents: Sequence[int] = (),
     ) -> None:
         """Send rows, without waiting. They replace whatever was at ``pos`` and after it.
 
@@ -239,21 +245,41 @@ class LayerLink:
             tokens: with an output, those of the rows.
             n_select: the last so many rows are the text's last token and what is drafted after it.
             silent: the hidden states that come out are not needed.
+            parents: of a tree: for each of the last rows, which of these it follows; -1: the row before them.
+                Its main path counts as what is at the positions after that. For links that take trees
+                (:attr:`can_branch`).
 
         Raises:
             ValueError: numbers that are not finite, or too large for the codec.
+            TreesLostError: a tree, and a worker takes none.
 
         """
         data = codec.encode(hidden, self._encoding)
+        n_known = len(hidden) - len(parents)
+        nodes = TokenTree(tuple(range(n_known, len(hidden))), tuple(parents)).main_path()
+        stays = [*range(n_known), *nodes]
         del self._kept[pos * self._row :]
-        self._kept += data
+        for i in stays:
+            self._kept += data[i * self._row : (i + 1) * self._row]
         if tokens is not None:
-            self._tokens[pos:] = tokens
-        asked = pb.Rows(pos=pos, n_rows=len(hidden), silent=silent, tokens=tokens or (), n_select=n_select)
+            self._tokens[pos:] = [tokens[i] for i in stays]
+        asked = pb.Rows(
+            pos=pos,
+            n_rows=len(hidden),
+            silent=silent,
+            tokens=tokens or (),
+            n_select=n_select,
+            parents=parents,
+        )
         sent = _SentRows(asked, data, time.perf_counter())
         self._unanswered.append(sent)
         if self._last.outbox is not None:
             self._put_rows(sent.asked, data)
+
+    @property
+    def can_branch(self) -> bool:
+        """Whether all workers take trees; others may be in their places after a lost link."""
+        return all("trees" in part.link.info.features for part in self.parts)
 
     def connect(self) -> None:
         """Open the streams, if they are not open.
@@ -273,6 +299,7 @@ class LayerLink:
             RemoteError: a link is lost for good, or a worker breaks the protocol.
             BusyError, ValueError, ContextFullError: what a worker refused with.
             HopLostError: rows do not get from one worker to the next.
+            TreesLostError: the link was lost, and a worker that is there now takes no trees.
 
         """
         return self._with_reconnect(self._next)
@@ -376,8 +403,10 @@ class LayerLink:
 
     def _put_rows(self, asked: pb.Rows, data: bytes) -> None:
         """Rows to the first worker, and to the others which rows these are."""
+        if asked.parents and not self.can_branch:
+            raise TreesLostError
         for stage in self._stages:
-            rows = pb.Rows(pos=asked.pos, n_rows=asked.n_rows)
+            rows = pb.Rows(pos=asked.pos, n_rows=asked.n_rows, parents=asked.parents)
             if stage is self._last:
                 rows.CopyFrom(asked)
             if stage is self._stages[0]:

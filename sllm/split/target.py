@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from sllm.draft.length import DraftLength
 from sllm.engine import gguf
 from sllm.engine._ffi import checked_int
 from sllm.engine.arrays import common_prefix, int32_array, positions
 from sllm.engine.handle import Closing
-from sllm.engine.layers import Embedding, LayerRange, open_layers
+from sllm.engine.layers import Embedding, LayerRange, can_branch, open_layers
 from sllm.engine.model import Model
 from sllm.engine.mtp import Heads
 from sllm.engine.params import ContextParams, LoadParams, context_length, parse_both
@@ -26,10 +25,11 @@ from sllm.hosts import host_port
 from sllm.remote.connection import Remote
 from sllm.remote.stream import checked_on_loss
 from sllm.split.chain import Part, Relays, hop_addresses
-from sllm.split.link import HopLostError, LayerLink
+from sllm.split.link import HopLostError, LayerLink, TreesLostError
 from sllm.split.ranges import worker_ranges
 from sllm.targets.base import RemoteStats, Scores
 from sllm.targets.lockstep import LockstepGeneration
+from sllm.targets.tree import TokenTree
 from sllm.wire import codec as codecs
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from sllm.messages import ChatOptions
     from sllm.remote.link import WorkerLink
     from sllm.split.link import LayerAnswer
-    from sllm.targets.tree import TokenTree
 
     class _SplitOptions(LoadOptions, ContextOptions):
         pass
@@ -63,9 +62,14 @@ _CHUNK = 128
 _IN_FLIGHT = 8
 """Chunks of a prompt on the way to a worker and back."""
 
-_ROWS = DraftLength.LIMIT + 1
-"""Rows of logits that the last layers keep for a text: a pass checks one drafted token less. With a large
-vocabulary each takes a megabyte.
+_ROWS = 33
+"""Rows of logits that the last layers keep for a text: a pass checks one drafted token less, on all branches
+together. With a large vocabulary each takes a megabyte.
+"""
+
+_AGAIN = 32
+"""So many rows of text that the layers do not have, those of an accepted branch, travel with the next pass;
+more go by themselves, in chunks of which several are on the way at once.
 """
 
 
@@ -129,10 +133,13 @@ class SplitTarget(Closing):
     """A model as a target whose first and last layers are here and whose others are with workers
     (``sllm worker MODEL --layers``).
 
-    One round trip a pass: a drafted chain goes through all layers as one batch of hidden states. Only these
-    cross the link, not tokens and not logits. **That is no secrecy**: whoever holds the model's weights can
-    usually reconstruct the text from them (``sllm audit``). With ``tail=None`` the last worker selects the
-    tokens, so that nothing comes back but token ids; it then knows the text.
+    One round trip a pass: what is drafted, a chain or a tree, goes through all layers as one batch of hidden
+    states. The rows of an accepted branch that is not a tree's main path cross once more, with the next pass;
+    of a model with a recurrent state, and where a worker takes no trees, the main path alone is checked
+    (``can_branch`` of a generation says which). Only hidden states cross the link, not tokens and not logits.
+    **That is no secrecy**: whoever holds the model's weights can usually reconstruct the text from them
+    (``sllm audit``). With ``tail=None`` the last worker selects the tokens, so that nothing comes back but
+    token ids; it then knows the text.
 
     Args:
         path: the model, or a file of :func:`~sllm.export_layers` with its first layers; only the embedding
@@ -232,6 +239,7 @@ class SplitTarget(Closing):
             n_outputs_max=_ROWS * n_seq_max,
         )
         self._load(file, last, loading, computing)
+        self._has_trees = can_branch(file)
         # Rejected rows have to be taken back without computing any again: layers do not keep what was sent.
         rows = {"free": _ROWS, "snapshots": 1 + n_rollback}
         self._max_rows = min(_ROWS, rows.get(self._vocabulary.can_rollback, 1))
@@ -401,13 +409,21 @@ class SplitTarget(Closing):
 
     # ---- for its generations
 
-    def _enter(self, pos: int, tokens: list[int], seq_id: int) -> _Chunk:
-        """Tokens through the embedding and the layers here."""
+    def _enter(self, pos: int, tokens: list[int], seq_id: int, parents: Sequence[int] = ()) -> _Chunk:
+        """Tokens, the last of them a tree's with these ``parents``, through the embedding and the layers
+        here.
+        """
         with self._computing:
             hidden = self._embedding.rows(tokens)
             if self._head is not None:
-                hidden = self._head.forward(hidden, seq_id=seq_id, pos=pos)
+                hidden = self._head.forward(hidden, seq_id=seq_id, pos=pos, parents=parents or None)
         return _Chunk(pos, tokens, hidden)
+
+    def _branches(self) -> bool:
+        """Whether all layers here hold trees: the model's heads, once they draft, leave their layers none."""
+        with self._computing:
+            here = [part.context for part in (self._head, self._tail) if part is not None]
+            return self._has_trees and all(context.can_branch for context in here)
 
     def _let_go(self, slot: _SplitSlot) -> None:
         with self._lock:
@@ -504,7 +520,8 @@ class SplitGeneration(LockstepGeneration):
         max_tokens: int | None,
     ) -> None:
         max_chain = min(target._max_rows, *(link.max_rows for link in slot.links)) - 1
-        super().__init__(target.vocab, prompt, max_tokens, target.n_ctx, max_chain)
+        can_branch = all(link.can_branch for link in slot.links) and target._branches()
+        super().__init__(target.vocab, prompt, max_tokens, target.n_ctx, max_chain, can_branch=can_branch)
         self.seq_id = slot.seq_id
         self._target = target
         self._slot = slot
@@ -570,11 +587,12 @@ class SplitGeneration(LockstepGeneration):
 
     def _catch_up(self) -> None:
         """Compute again what the layers here lost when a pass of theirs was interrupted, or what the workers
-        have lost along with the way between them.
+        have lost along with the way between them; what a pass can have along with it is left to that.
         """
         held = min(self._held(), len(self._slot.tokens))
-        if held < len(self._text) - 1:
-            del self._slot.tokens[held:]
+        del self._slot.tokens[held:]
+        n_along = min(_AGAIN, self.max_chain) if self.can_branch else 0
+        if len(self._text) - 1 - held > n_along:
             self.read_prompt()
 
     def _verify(self, tree: TokenTree) -> tuple[tuple[int, ...], int]:
@@ -584,70 +602,82 @@ class SplitGeneration(LockstepGeneration):
 
         def verified() -> tuple[tuple[int, ...], int]:
             self._catch_up()
-            return self._pass(list(tree.main_path()))
+            return self._pass(tree if self.can_branch else TokenTree.chain(tree.main_path()))
 
         try:
-            return self._over_hops(verified)
+            try:
+                return self._over_hops(verified)
+            except TreesLostError:  # the worker that is there now is another one
+                for link in self._slot.links:
+                    link.suspend()
+                self.can_branch = False
+                return self._over_hops(verified)
         except BaseException:
             # Answers to this pass may still arrive, and the next one would take them for its own.
             for link in self._slot.links:
                 link.suspend()
             raise
 
-    def _pass(self, chain: list[int]) -> tuple[tuple[int, ...], int]:
+    def _pass(self, tree: TokenTree) -> tuple[tuple[int, ...], int]:
         target, slot = self._target, self._slot
-        pos = len(self._text) - 1
-        tokens = [self._text[-1], *chain]
-        chunk = target._enter(pos, tokens, slot.seq_id)
+        pos = len(slot.tokens)
+        known = self._text[pos:]
+        # Likeliest nodes come first: what is cut off to make room for known tokens is the least of it.
+        tree = tree.head(min(self.max_chain + 1, self._n_ctx - pos) - len(known))
+        tokens = [*known, *tree.tokens]
+        parents = () if tree.is_chain else tree.parents
+        chunk = target._enter(pos, tokens, slot.seq_id, parents)
         answer: LayerAnswer | None
         if target._tail is None:
             hidden = chunk.hidden
             for link in slot.links[:-1]:
-                hidden = _through(link, pos, hidden)
+                hidden = _through(link, pos, hidden, parents)
             link = slot.links[-1]
-            link.send(pos, hidden, tokens=tokens, n_select=len(tokens))
+            link.send(pos, hidden, tokens=tokens, n_select=1 + len(tree), parents=parents)
             answer = link.receive()
         else:
             hidden, answer = chunk.hidden, None
             for link in slot.links:
-                hidden = _through(link, pos, hidden)
-        selected, n_accepted = self._selection(pos, tokens[:1], chain, hidden, answer)
-        slot.tokens += tokens[: n_accepted + 1]
-        return selected, n_accepted
+                hidden = _through(link, pos, hidden, parents)
+        selected, n_accepted = self._selection(pos, known, tree, hidden, answer)
+        # All layers hold the main path, as far as it was right.
+        slot.tokens += known + selected[: common_prefix(tree.main_path(), selected[:n_accepted])]
+        return tuple(selected), n_accepted
 
     def _selection(
         self,
         pos: int,
-        last: list[int],
-        chain: list[int],
+        known: list[int],
+        tree: TokenTree,
         hidden: npt.NDArray[np.float32],
         answer: LayerAnswer | None,
-    ) -> tuple[tuple[int, ...], int]:
-        """What follows the text's last token, at ``pos``, and how much of ``chain`` it is: as the last worker
-        has answered, or selected here from the hidden states of these tokens.
+    ) -> tuple[list[int], int]:
+        """What follows the text, of which ``known`` are the last tokens, from ``pos`` on, and how much of it
+        is in ``tree``: as the last worker has answered, or selected here from the hidden states of all these.
         """
         target = self._target
         if target._tail is None:
             selected = () if answer is None else answer.tokens
             n_accepted = len(selected) - 1
             n_vocab = self._vocab.n_tokens
-            if max(selected, default=n_vocab) >= n_vocab or list(selected[:-1]) != chain[:n_accepted]:
+            if max(selected, default=n_vocab) >= n_vocab or tree.after(selected[:-1]) is None:
                 raise RemoteError(
                     "the worker accepted tokens that it was not sent, or selected none that exist"
                 )
-            return selected, n_accepted
+            return list(selected), n_accepted
         with target._computing:
             verdict = target._tail.verify(
                 [self._slot.seq_id],
-                [last],
-                [chain],
+                [known],
+                [tree.tokens],
+                parents=None if tree.is_chain else [tree.parents],
                 hidden=hidden,
                 sampling=self._sampling,
                 pos=pos,
                 start=self._start,
             )
         n_accepted = int(verdict.n_accepted[0])
-        return tuple(verdict.tokens[0, : n_accepted + 1].tolist()), n_accepted
+        return verdict.tokens[0, : n_accepted + 1].tolist(), n_accepted
 
     def read_prompt(self, *, first: bool = False) -> None:
         """Compute the text but for its last token, in chunks of which several are on the way at once; with
@@ -665,9 +695,10 @@ class SplitGeneration(LockstepGeneration):
                         known, seq_id=slot.seq_id, pos=chunk.pos, hidden=chunk.hidden[: len(known)]
                     )
             if len(known) < len(chunk.tokens):
-                self._first = self._selection(
-                    n_known, chunk.tokens[-1:], [], chunk.hidden[len(known) :], chunk.answer
+                selected, n_accepted = self._selection(
+                    n_known, chunk.tokens[-1:], TokenTree(), chunk.hidden[len(known) :], chunk.answer
                 )
+                self._first = tuple(selected), n_accepted
             slot.tokens += chunk.tokens
 
     def score(self, tokens: list[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
@@ -733,8 +764,10 @@ class SplitGeneration(LockstepGeneration):
         self._target._let_go(self._slot)
 
 
-def _through(link: LayerLink, pos: int, hidden: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    link.send(pos, hidden)
+def _through(
+    link: LayerLink, pos: int, hidden: npt.NDArray[np.float32], parents: Sequence[int]
+) -> npt.NDArray[np.float32]:
+    link.send(pos, hidden, parents=parents)
     out = link.receive().hidden
     if out is None:
         raise RemoteError("the worker sent no hidden states")

@@ -39,7 +39,8 @@ class Feed:
     Args:
         submit: called with what was announced and what was brought, one pair at a time. It may block. False:
             the rows are not what was announced; nothing more is taken of that worker.
-        on_lost: called once when nothing more can come, unless the feed was closed.
+        on_lost: called once when rows cannot come that were announced, unless the feed was closed. Until any
+            are, nobody misses a worker that is gone, as it is when the client has ended all of its streams.
 
     Attributes:
         user: for the access log: whose sequence it is.
@@ -56,7 +57,7 @@ class Feed:
         self._changed = threading.Condition()
         self._announced: deque[pb.Rows] = deque()
         self._brought: deque[pb.Rows] = deque()
-        self._over = False
+        self._over = self._gone = False
         self._submitting = threading.Lock()  # pairs keep their order
 
     def announce(self, asked: pb.Rows) -> None:
@@ -77,16 +78,22 @@ class Feed:
             if self._over:
                 return
             waiting.append(rows)
+        self._match()
+
+    def _match(self) -> None:
+        """Hand on what has come of what was announced."""
         while True:
             with self._submitting:
                 with self._changed:
-                    if self._over or not self._announced or not self._brought:
+                    if self._over or not self._announced or not (self._brought or self._gone):
                         return
-                    pair = self._announced.popleft(), self._brought.popleft()
-                    self._changed.notify_all()
-                fits = self._submit(*pair)
-            if not fits:
-                self.lose()
+                    pair = None
+                    if self._brought:
+                        pair = self._announced.popleft(), self._brought.popleft()
+                        self._changed.notify_all()
+                fits = pair is not None and self._submit(*pair)
+            if not fits and self._end():
+                self._on_lost()
 
     def attach(self, hang_up: Callable[[], object]) -> None:
         """The other worker is there; ``hang_up`` ends its call."""
@@ -97,9 +104,10 @@ class Feed:
             hang_up()
 
     def lose(self) -> None:
-        """The other worker will bring no more, or is not to."""
-        if self._end():
-            self._on_lost()
+        """The other worker will bring no more."""
+        with self._changed:
+            self._gone = True
+        self._match()
 
     def close(self) -> None:
         """The sequence has ended. More calls do nothing."""

@@ -81,7 +81,8 @@ class Hops:
 
         Args:
             target: where it is, and the capability.
-            on_lost: called once when rows can go there no more, unless the stream was closed.
+            on_lost: called once when rows cannot go there that were to, or nobody was reached there, unless
+                the stream was closed.
 
         Raises:
             ValueError: not an address, a fingerprint and a capability.
@@ -198,6 +199,8 @@ class Hop:
         self._accepted = False
         self._over = False  # closed, or lost
         self._closed = False
+        self._missed = False  # there is something that could not be sent
+        self._told = False
         self._call: Any = None
         self._thread = threading.Thread(target=self._run, name="sllm-hop", daemon=True)
 
@@ -212,6 +215,8 @@ class Hop:
             if not self._over:
                 self._rows.append(pb.FeedUp(rows=rows))
                 self._changed.notify_all()
+            self._missed |= self._over
+        self._tell()
 
     def close(self) -> None:
         """Send no more. More calls do nothing."""
@@ -227,11 +232,20 @@ class Hop:
     def _end(self) -> None:
         with self._changed:
             self._over = True
+            self._missed |= bool(self._rows) or not self._accepted
             call = self._call
             self._rows.clear()
             self._changed.notify_all()
         if call is not None:
             call.cancel()
+
+    def _tell(self) -> None:
+        """Say that rows cannot be sent, if that is so and was not said."""
+        with self._changed:
+            news = self._over and self._missed and not (self._closed or self._told)
+            self._told |= news
+        if news:
+            self._on_lost()
 
     # ---- on its own thread
 
@@ -248,8 +262,8 @@ class Hop:
             self._end()
             self._hops.forget(self)
             if not self._closed:
-                log.info("rows cannot go to the next worker: %s", reason)
-                self._on_lost()
+                log.info("no rows can go to the next worker any more: %s", reason)
+            self._tell()
 
     def _feed(self, channel: grpc.Channel) -> None:
         """Send rows until the stream ends; tries again while the capability is not known there yet."""

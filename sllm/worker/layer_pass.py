@@ -10,10 +10,10 @@ from sllm.engine.sampling import SamplingParams
 from sllm.worker.layer_sequence import LayerAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sllm.engine.layers import LayerRange
-    from sllm.worker.layer_sequence import Batch, LayerSequence
+    from sllm.worker.layer_sequence import Batch, LayerRequest, LayerSequence
 
 __all__ = ["LayerPass"]
 
@@ -41,11 +41,12 @@ class LayerPass:
             [request.hidden for _, request in self._batch],
             seq_id=[sequence.slot.seq_id for sequence, _ in self._batch],
             pos=[request.pos for _, request in self._batch],
+            parents=[request.parents for _, request in self._batch],
         )
         answers, at = [], 0
         for sequence, request in self._batch:
             n = len(request.hidden)
-            self._hold(sequence, request.pos + n)
+            self._hold(sequence, request.end)
             hidden = None if request.silent else rows[at : at + n]
             answers.append(LayerAnswer(request.pos, n, hidden, (), 0, 0, 0.0))
             at += n
@@ -111,11 +112,17 @@ class LayerPass:
             hidden=np.concatenate(
                 [request.hidden[n:] for (_, request), n in zip(batch, starts, strict=True)]
             ),
+            parents=[_parents(request) for _, request in batch],
             sampling=[sequence.sampling or SamplingParams() for sequence, _ in batch],
             pos=[request.pos + n for (_, request), n in zip(batch, starts, strict=True)],
             start=[sequence.text_start for sequence, _ in batch],
         )
-        for i, ((sequence, request), n) in enumerate(zip(batch, starts, strict=True)):
+        for i, (sequence, _) in enumerate(batch):
             n_accepted = int(verdict.n_accepted[i])
-            self._hold(sequence, request.pos + n + 1 + n_accepted)
+            self._hold(sequence, self._layers.memory.length(sequence.slot.seq_id))
             committed[sequence] = tuple(verdict.tokens[i, : n_accepted + 1].tolist())
+
+
+def _parents(request: LayerRequest) -> Sequence[int]:
+    """For each drafted token of a request the one that it follows."""
+    return request.parents or range(-1, request.n_select - 2)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sllm.draft.length import PassTimes
-from sllm.engine.layers import LayerRange, open_layers
+from sllm.engine.layers import LayerRange, can_branch, open_layers
 from sllm.engine.model import Model
 from sllm.engine.params import context_length
 from sllm.errors import BusyError, ClosedError, ContextFullError, SllmError
@@ -80,6 +80,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
     ) -> None:
         super().__init__(limits, name="sllm-layers", pass_seconds=pass_seconds)
         self.file = open_layers(path)
+        self._branches = can_branch(self.file)
         self.fixed = layers
         self._asked_n_ctx = n_ctx
         self._settings = dict(settings or {})
@@ -105,6 +106,11 @@ class LayerScheduler(PassLoop[LayerSequence]):
     def has_output(self) -> bool:
         """Whether the range in use ends in the output."""
         return self._key is not None and self._key.output
+
+    @property
+    def can_branch(self) -> bool:
+        """Whether the layers' memory holds trees."""
+        return self._branches
 
     @property
     def n_ctx(self) -> int:
@@ -365,8 +371,7 @@ class LayerScheduler(PassLoop[LayerSequence]):
             waiting.sort(key=lambda one: one[:2])
             shares = divide([n for _, n, _ in waiting], n_most)
             for (_, _, sequence), share in zip(waiting, shares, strict=True):
-                n_select = sequence.pending[0].n_select  # its rows cannot be parted
-                if batch and max(share, n_select) > left:
+                if batch and max(share, sequence.pending[0].n_tied) > left:
                     continue
                 request = sequence.take(share)
                 if request is not None:

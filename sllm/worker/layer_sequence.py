@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from sllm.errors import ContextFullError
+from sllm.errors import ContextFullError, UnsupportedModelError
+from sllm.targets.tree import TokenTree
 from sllm.worker.passes import Slot
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class LayerRequest:
         silent: the hidden states that come out are not needed.
         tokens: with an output, those of the rows.
         n_select: with an output, the last so many rows are the text's last token and drafted ones.
+        parents: of a tree: for each of the last rows, which of these it follows; -1: the row before them.
         spent: seconds that the layers before, on other workers, took for it.
         before: of a request that is computed in parts, what the parts before this one came to.
 
@@ -55,12 +57,29 @@ class LayerRequest:
     silent: bool = False
     tokens: tuple[int, ...] = ()
     n_select: int = 0
+    parents: tuple[int, ...] = ()
     spent: float = 0.0
     before: tuple[LayerAnswer, ...] = ()
 
+    @property
+    def n_tied(self) -> int:
+        """The last so many rows cannot be parted."""
+        return max(self.n_select, len(self.parents) + 1 if self.parents else 0)
+
+    @property
+    def end(self) -> int:
+        """The position after the last row that stays; of a tree it is the main path that does."""
+        n = len(self.hidden)
+        if not self.parents:
+            return self.pos + n
+        nodes = TokenTree(tuple(range(len(self.parents))), self.parents)
+        return self.pos + n - len(nodes) + len(nodes.main_path())
+
     def split(self, n: int) -> tuple[LayerRequest, LayerRequest]:
-        """The first ``n`` rows, none of which is to be selected after, and the others."""
-        first = replace(self, hidden=self.hidden[:n], tokens=self.tokens[:n], n_select=0, spent=0.0)
+        """The first ``n`` rows, none of which is tied to the last, and the others."""
+        first = replace(
+            self, hidden=self.hidden[:n], tokens=self.tokens[:n], n_select=0, parents=(), spent=0.0
+        )
         rest = replace(self, pos=self.pos + n, hidden=self.hidden[n:], tokens=self.tokens[n:])
         return first, rest
 
@@ -110,6 +129,10 @@ class SequenceHost(Protocol):
     @property
     def has_output(self) -> bool:
         """Whether the layers end in the output."""
+
+    @property
+    def can_branch(self) -> bool:
+        """Whether the layers' memory holds trees."""
 
     def check_tokens(self, tokens: Sequence[int]) -> None:
         """Raise ValueError if one of these is outside the vocabulary."""
@@ -180,7 +203,9 @@ class LayerSequence:
         """Ask for rows; blocks while many requests or answers are waiting. Does nothing once it has ended.
 
         Raises:
-            ValueError: a position that leaves a gap, no rows, or a wrong number of tokens.
+            ValueError: a position that leaves a gap, no rows, a wrong number of tokens, or parents that make
+                no tree.
+            UnsupportedModelError: a tree that these layers' memory cannot hold.
             ContextFullError: no room for them.
             BusyError: the user has had its tokens of this minute.
 
@@ -189,7 +214,7 @@ class LayerSequence:
             return  # others may use other layers by now
         self._check(request)
         self.account.check_rate()
-        n, size = len(request.hidden), request.hidden.nbytes
+        size = request.hidden.nbytes
 
         def room() -> bool:
             few = len(self._sizes) < _BACKLOG and sum(self._sizes) + size <= _BACKLOG_BYTES
@@ -199,7 +224,7 @@ class LayerSequence:
             self._changed.wait_for(room)
             if self._is_over():
                 return
-            self.next_pos = request.pos + n
+            self.next_pos = request.end
             self.heard = time.monotonic()
             if not self._sizes:
                 self._waited += self.heard - self._answered
@@ -225,8 +250,23 @@ class LayerSequence:
                     f" many tokens as rows and at most {most} to select"
                 )
             scheduler.check_tokens(request.tokens)
+            if request.parents and request.n_select != len(request.parents) + 1:
+                raise ValueError(
+                    f"a tree of {len(request.parents)} tokens with {request.n_select} to select, expected"
+                    " one more than it has"
+                )
         elif request.tokens or request.n_select:
             raise ValueError("these layers end before the output: they take no tokens")
+        if request.parents:
+            self._check_tree(request)
+
+    def _check_tree(self, request: LayerRequest) -> None:
+        n, n_nodes = len(request.hidden), len(request.parents)
+        if not self._scheduler.can_branch:
+            raise UnsupportedModelError("the memory of these layers holds no trees")
+        if n_nodes >= n:
+            raise ValueError(f"{n} rows, {n_nodes} of them of a tree, expected at least one before it")
+        TokenTree(request.tokens[-n_nodes:] or tuple(range(n_nodes)), request.parents)  # raises ValueError
 
     def finish(self) -> None:
         """Nothing more will be asked for: the sequence ends after the last answer; its memory is kept."""
@@ -304,7 +344,7 @@ class LayerSequence:
             if not self.pending or self.ended is not None:
                 return None
             request = self.pending.popleft()
-            n_known = len(request.hidden) - request.n_select
+            n_known = len(request.hidden) - request.n_tied
             if n_rows >= len(request.hidden) or n_known == 0:
                 self._rest = None
                 return request

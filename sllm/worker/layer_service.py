@@ -12,6 +12,7 @@ from sllm.engine import gguf
 from sllm.engine.grammar import have_grammars
 from sllm.errors import AuthError, RemoteError, SllmError
 from sllm.extras import needs
+from sllm.targets.tree import is_chain
 from sllm.wire import codec
 from sllm.wire.protocol import PROTOCOL, SERVICE, abort, forget, from_sampling, not_offered, pb
 from sllm.worker.destinations import Destinations
@@ -43,7 +44,8 @@ __all__ = ["LayerService"]
 log = logging.getLogger("sllm.worker")
 
 FEATURES = ("layers", "early-rows", "hop-in", "status", "echo")
-"""What every worker of layers offers; ``"json-schema"`` and ``"hop-out"`` depend on its options."""
+"""What every worker of layers offers; ``"json-schema"``, ``"hop-out"`` and ``"trees"`` depend on its options
+and its model."""
 
 
 class LayerService:
@@ -64,6 +66,8 @@ class LayerService:
         self._hops = Hops(Destinations(scheduler.limits.hops), scheduler.limits.sessions)
         if self._hops.allowed:
             self._features.append("hop-out")
+        if scheduler.can_branch:
+            self._features.append("trees")
         self._model_id = gguf.model_id(scheduler.file.paths[0])
         self._started = time.monotonic()
 
@@ -248,16 +252,19 @@ class LayerService:
 
     def _check(self, asked: pb.Rows) -> None:
         """Reject what no request may be."""
-        if asked.parents:
-            raise not_offered(["tree"])
         if not 1 <= asked.n_rows <= self._scheduler.max_rows:
             raise ValueError(f"{asked.n_rows} rows at once, expected 1 to {self._scheduler.max_rows}")
+        if len(asked.parents) >= asked.n_rows:
+            raise ValueError(f"{len(asked.parents)} parents for {asked.n_rows} rows: one is before a tree")
 
     def _request(self, asked: pb.Rows, brought: pb.Rows, encoding: str, spent: float = 0.0) -> LayerRequest:
         """What is to be computed: as it was asked for, with the numbers that came."""
         self._check(asked)
         hidden = codec.decode(brought.data, asked.n_rows, self._scheduler.file.n_embd, encoding)
-        return LayerRequest(asked.pos, hidden, asked.silent, tuple(asked.tokens), asked.n_select, spent)
+        parents = () if is_chain(asked.parents) else tuple(asked.parents)
+        return LayerRequest(
+            asked.pos, hidden, asked.silent, tuple(asked.tokens), asked.n_select, parents, spent
+        )
 
     # ---- rows from the worker before
 

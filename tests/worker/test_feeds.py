@@ -198,6 +198,7 @@ def test_a_capability_is_good_for_one_call_alone(client: Client, model_id: str, 
     other = Stream(client, "Layers", auth.bearing(capability), opening(model_id, sequence_id=5))
     assert other.code() is Code.UNAUTHENTICATED
     feed.end()
+    stream.send(announced(0, 1))
     assert stream.next().done.reason == "feed"
     assert Stream(client, "Feed", auth.bearing(capability)).code() is Code.UNAUTHENTICATED
     well(client, model_id)

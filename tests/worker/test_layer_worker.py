@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from oracles import EXACT, GREEDY, PLAIN, examples, make_prompt, one_by_one
 from raw_client import PATIENCE, Client, Code
 from remote_worker import n_threads, wait_until
+from trees import main_path, n_right, random_tree
 
 import sllm
 from sllm import embedded
@@ -185,6 +186,91 @@ def test_selections_are_those_of_each_alone(
             assert answer.n_verified == k - 1
             assert sequence.length == n_prompt + n_same
         assert scheduler.stats.rows == sum(len(whole) for _, _, whole, *_ in jobs)
+
+
+def test_trees_and_chains_go_through_together(
+    make: Callable[..., LayerScheduler], alone: sllm.LayerRange
+) -> None:
+    rng = np.random.default_rng(0)
+    scheduler = make()
+    scheduler._rows_of_a_pass = lambda *_: scheduler.max_rows  # type: ignore[method-assign]
+    sequences = [scheduler.open(MIDDLE, i + 1) for i in range(4)]
+    prompts = [noise(2 + 3 * i, i) for i in range(4)]
+    trees = [random_tree(rng, n, [], 10**6)[1] for n in (0, 12, 30, 5)]
+    rows = [noise(1 + len(parents), 10 + i) for i, parents in enumerate(trees)]
+    more = noise(3, 20)
+    with Gate(scheduler):
+        for sequence, prompt, own, parents in zip(sequences, prompts, rows, trees, strict=True):
+            sequence.submit(LayerRequest(0, prompt))
+            sequence.submit(LayerRequest(len(prompt), own, parents=tuple(parents)))
+    found = [take(sequence, 2)[1] for sequence in sequences]
+    for sequence, prompt, own, parents, answer in zip(sequences, prompts, rows, trees, found, strict=True):
+        alone.forward(prompt, pos=0)
+        assert answer.hidden is not None
+        assert np.array_equal(answer.hidden, alone.forward(own, pos=len(prompt), parents=parents))
+        # The next rows may begin anywhere up to the end of the main path, and nowhere after.
+        n_main = len(main_path(range(len(parents)), parents))
+        end = len(prompt) + 1 + n_main
+        assert sequence.length == end == alone.memory.length()
+        with pytest.raises(ValueError, match="gap"):
+            sequence.submit(LayerRequest(end + 1, more))
+        at = end - n_main // 2
+        after = ask(sequence, at, more)
+        assert after.hidden is not None
+        assert np.array_equal(after.hidden, alone.forward(more, pos=at))
+    assert scheduler.stats.passes == 2 + 4
+
+
+def test_a_tree_is_not_parted(make: Callable[..., LayerScheduler], alone: sllm.LayerRange) -> None:
+    """Where a pass may have fewer rows than a request, what is before its tree goes by itself."""
+    scheduler = make()
+    scheduler._rows_of_a_pass = lambda *_: 8  # type: ignore[method-assign]
+    sequence = scheduler.open(MIDDLE, 1)
+    rows, parents = noise(40, 1), tuple(i // 2 - 1 for i in range(20))
+    answer = ask(sequence, 0, rows, parents=parents)
+    assert answer.n_rows == 40
+    assert answer.hidden is not None
+    assert np.array_equal(answer.hidden, alone.forward(rows, pos=0, parents=parents))
+    assert scheduler.stats.passes == 4  # 8, 8, 3 and 21
+
+
+@examples(12)
+@given(data=st.data())
+def test_selections_from_trees(
+    target_model: Model, enter: Callable[[Any], Floats], data: st.DataObject
+) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 9999)))
+    with (
+        closing(
+            LayerScheduler(embedded.TARGET, (2, 8), Limits(sessions=3), n_ctx=N_CTX, settings=SETTINGS)
+        ) as scheduler,
+        Embedding(open_layers(embedded.TARGET)) as embedding,
+        sllm.LayerRange(embedded.TARGET, 0, 2, n_ctx=N_CTX, **EXACT) as head,
+    ):
+        jobs = []
+        for i in range(data.draw(st.integers(1, 3))):
+            sampling = replace(PLAIN, seed=i)
+            prompt = make_prompt(target_model, int(rng.integers(1, 20)), i).tolist()
+            wanted = one_by_one(target_model, prompt, sampling, 6, N_CTX)
+            tokens, parents = random_tree(rng, int(rng.integers(1, 20)), wanted, 2560)
+            whole = [*prompt, *tokens]
+            hidden = head.forward(embedding.rows(whole), pos=0, parents=parents)
+            jobs.append(
+                (scheduler.open(END, i + 1, sampling, len(prompt)), hidden, prompt, tokens, parents, wanted)
+            )
+        with Gate(scheduler):
+            for sequence, hidden, prompt, tokens, parents, _ in jobs:
+                links = () if parents == list(range(-1, len(parents) - 1)) else tuple(parents)
+                request = LayerRequest(0, hidden, False, (*prompt, *tokens), 1 + len(tokens), links)
+                sequence.submit(request)
+        for sequence, _, prompt, tokens, parents, wanted in jobs:
+            (answer,) = take(sequence, 1)
+            n = answer.n_accepted
+            assert answer.pos == len(prompt)
+            assert list(answer.tokens) == wanted[: n + 1]
+            assert n == min(n_right(tokens, parents, wanted[:-1]), len(answer.tokens) - 1)
+            main = main_path(tokens, parents)
+            assert sequence.length == len(prompt) + n_right(main, range(-1, len(main) - 1), wanted[:n])
 
 
 def test_more_selections_than_logits_are_kept_of(
@@ -834,6 +920,15 @@ BAD_ROWS: list[tuple[Any, str]] = [
     (rows(0, ONE, data=(NAN * np.float32(np.inf)).tobytes()), "not finite"),
     (rows(0, ONE, tokens=[5]), "take no tokens"),
     (rows(0, ONE, n_select=1), "take no tokens"),
+    (rows(0, ONE, parents=[-1]), "one is before a tree"),
+    (rows(0, noise(3, 1), parents=[-1] * 3), "one is before a tree"),
+    (rows(0, ONE, parents=[0] * 10_000), "one is before a tree"),
+    (rows(0, noise(4, 1), parents=[-1, 1, 0]), "has the parent 1"),
+    (rows(0, noise(4, 1), parents=[-1, 2, 1]), "has the parent 2"),
+    (rows(0, noise(4, 1), parents=[-2, -1]), "has the parent -2"),
+    (rows(0, noise(4, 1), parents=[-1, 2**31 - 1]), f"has the parent {2**31 - 1}"),
+    (rows(0, noise(4, 1), parents=[-(2**31), 0]), f"has the parent {-(2**31)}"),
+    (rows(0, noise(80, 1), parents=[-1] * 65), "expected at most 64"),
 ]
 
 
@@ -863,10 +958,16 @@ def test_invalid_rows(
         {"tokens": [5], "n_select": 2},
         {"n_select": 1},
         {"tokens": [5], "n_select": 2**32 - 1},
+        {"tokens": [5, 6, 7, 8], "parents": [-1, -1]},
+        {"tokens": [5, 6, 7, 8], "parents": [-1, -1], "n_select": 4},
+        {"tokens": [5, 6, 7, 8], "parents": [-1, -1], "n_select": 1},
+        {"tokens": [5, 6, 7, 7], "parents": [-1, -1], "n_select": 3},
+        {"tokens": [5, 6, 7, 2560], "parents": [-1, -1], "n_select": 3},
     ],
 )
 def test_invalid_tokens(client: Client, model_id: str, well: Callable[..., None], more: Any) -> None:
-    stream = Stream(client, selecting(model_id), rows(0, ONE, **more))
+    hidden = noise(max(len(more.get("tokens", ())), 1) if "parents" in more else 1, 1)
+    stream = Stream(client, selecting(model_id), rows(0, hidden, **more))
     found, details = stream.end()
     assert found is Code.INVALID_ARGUMENT
     assert "token" in details
