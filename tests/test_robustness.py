@@ -1273,7 +1273,11 @@ def test_whatever_a_callable_proposes_the_text_is_the_same(local: sllm.LocalTarg
     assert text(lambda _tokens, _n: hint) == text(None)
 
 
-@pytest.mark.parametrize("hint", [5, "text", b"ab", [1.5], ["5"], [[5]], np.array([5.0]), object()], ids=repr)
+@pytest.mark.parametrize(
+    "hint",
+    [5, "text", b"ab", [1.5], ["5"], [[5]], np.array([5.0]), pytest.param(object(), id="object")],
+    ids=repr,
+)
 def test_proposals_of_another_type_are_an_error_of_the_drafter(local: sllm.LocalTarget, hint: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         sllm.generate(local, "Once", draft=lambda _tokens, _n: hint, max_tokens=20).text()
@@ -1427,7 +1431,9 @@ def test_damaged_states_with_a_right_checksum() -> None:
     assert "alive" in isolated("t.damaged_states()")
 
 
-@pytest.mark.parametrize("data", [None, 5, "text", b"", b"sllmseq1", bytes(100), object()], ids=repr)
+@pytest.mark.parametrize(
+    "data", [None, 5, "text", b"", b"sllmseq1", bytes(100), pytest.param(object(), id="object")], ids=repr
+)
 def test_states_that_are_none(draft_model: sllm.Model, make_context: MakeContext, data: Any) -> None:
     context = make_context(draft_model, n_ctx=256)
     context.decode([5, 6])

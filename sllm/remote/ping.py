@@ -45,11 +45,12 @@ def measure(link: WorkerLink, n: int, *, bandwidth: bool) -> Ping:
     round_trip = times[len(times) // 2]
     if not bandwidth:
         return Ping(round_trip, None, None)
-    # Each way twice, because the first opens TCP's window; what counts is the time beyond the round trip.
+    # Each way twice, because the first opens TCP's window; what counts is the time beyond the shortest round
+    # trip: what a busy machine adds to another one is no time of the link's.
     up = min(echo(_LARGE_UP, _SMALL), echo(_LARGE_UP, _SMALL))
     down = min(echo(_SMALL, _LARGE_DOWN), echo(_SMALL, _LARGE_DOWN))
     return Ping(
         round_trip,
-        _LARGE_UP * 8e-6 / max(up - round_trip, 1e-6),
-        _LARGE_DOWN * 8e-6 / max(down - round_trip, 1e-6),
+        _LARGE_UP * 8e-6 / max(up - times[0], 1e-6),
+        _LARGE_DOWN * 8e-6 / max(down - times[0], 1e-6),
     )

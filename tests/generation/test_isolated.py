@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from oracles import EXACT, GREEDY
-from remote_worker import WorkerProcess, n_threads, through, wait_until
+from remote_worker import PATIENCE, WorkerProcess, n_threads, through, wait_until
 from rpc_endpoints import Fake, gone, greeted, listening, refuses
 from tiny_models import gguf, llama
 
@@ -381,17 +381,24 @@ def test_one_client_at_a_time(
         sllm.connect(worker.uri) as one,
         sllm.connect(worker.uri) as other,
     ):
+
+        def served() -> bool:
+            """Whether it is the other one's turn, which the first one's end may not have given back yet."""
+            with suppress(sllm.BusyError):
+                return len(other.rpc_devices()) == 1
+            return False
+
         with sllm.LocalTarget(embedded.DRAFT, devices=one.rpc_devices(), **SETTINGS) as target:
             assert text_of(target, GREEDY)
             with pytest.raises(sllm.BusyError, match="serves another client"):
-                other.rpc_devices(timeout=2.0)
-        wait_until(lambda: len(other.rpc_devices()) == 1)
+                other.rpc_devices(timeout=PATIENCE)
+        wait_until(served)
         # A server that was crashed is replaced.
         assert worker._relay is not None
         pid = worker._relay._server.pid
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: gone(pid))
-        assert other.rpc_devices()
+        wait_until(served)
 
 
 def test_a_worker_without_rpc(tmp_path: Path, draft_model: sllm.Model) -> None:

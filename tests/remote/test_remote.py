@@ -270,7 +270,7 @@ def test_ping_and_status(worker: Worker, remote: Remote) -> None:
         assert ping.round_trip >= 0.04
         assert (ping.mbit_s_up, ping.mbit_s_down) == (None, None)
         link.mbit_s = 20
-        ping = far.ping(n=1, bandwidth=True)
+        ping = far.ping(bandwidth=True)
         assert ping.mbit_s_up is not None
         assert ping.mbit_s_down is not None
         assert 0 < ping.mbit_s_up < 40

@@ -132,7 +132,7 @@ def test_over_the_network(path: Path, model: sllm.Model, command: Callable[..., 
         stream = sllm.generate(remote.target(), prompt, sampling=sampling, max_tokens=40)
         assert [token for run in stream for token in run.tokens] == wanted
         assert stream.stats.tokens_by_source["worker draft"] == worker.stats.own_accepted > 0
-        assert worker.stats.tokens / worker.stats.passes > 1.2
+        assert worker.stats.passes == worker.stats.tokens - worker.stats.own_accepted  # each saves a pass
         shown = json.loads(command("status", "--json", worker.uri).stdout)
         assert shown["own_accepted"] == worker.stats.own_accepted
         lines = command("status", worker.uri).stdout
