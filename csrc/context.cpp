@@ -114,7 +114,7 @@ void append_nodes(const sllm_context & context, const sllm::Write & write, std::
     for (size_t i = write.first_node, n = 0; n < n_nodes(write); ++i, ++n) {
         const sllm::Node & node = (*write.tree)[i];
         const float * hidden = write.tree_hidden == nullptr ? nullptr : write.tree_hidden + n * sllm::n_embd(context);
-        rows.push_back({write.seq_id, write.end + static_cast<size_t>(node.depth), true, hidden, &node, uint64_t{1} << i});
+        rows.push_back({write.seq_id, write.end + static_cast<size_t>(node.depth), true, hidden, write.tree->data(), i});
     }
 }
 
@@ -246,16 +246,16 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
     context.batch_seq.resize(n);
     context.batch_seq_id.resize(n + 1);
     context.batch_logits.resize(n);
-    const bool has_nodes = std::any_of(rows.begin(), rows.end(), [](const Row & row) { return row.node != nullptr; });
+    const bool has_nodes = std::any_of(rows.begin(), rows.end(), [](const Row & row) { return row.tree != nullptr; });
     if (has_nodes) {
-        context.batch_nodes.resize(n);
-        context.batch_sees.resize(n);
+        context.batch_nodes.assign(n, 0);
+        context.batch_sees.assign(n * sllm::N_TREE_WORDS, 0);
     }
     for (size_t i = 0; i < n; ++i) {
-        const sllm::Node * const node = rows[i].node;
-        if (has_nodes) {
-            context.batch_nodes[i] = rows[i].bit;
-            context.batch_sees[i] = node == nullptr ? 0 : node->path;
+        const sllm::Node * const node = rows[i].tree == nullptr ? nullptr : rows[i].tree + rows[i].node;
+        if (node != nullptr) {
+            context.batch_nodes[i] = static_cast<uint16_t>(rows[i].node + 1);
+            sllm::add_path(rows[i].tree, static_cast<int32_t>(rows[i].node), context.batch_sees.data() + i * sllm::N_TREE_WORDS);
         }
         context.batch_token[i] = node != nullptr ? node->token : context.sequences[static_cast<size_t>(rows[i].seq_id)].tokens[rows[i].pos];
         context.batch_pos[i] = static_cast<llama_pos>(rows[i].pos);
@@ -310,10 +310,10 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
     if (rc == 0) {
         for (const Row & row : rows) {
             sllm::Sequence & s = context.sequences[static_cast<size_t>(row.seq_id)];
-            if (row.node == nullptr) {
+            if (row.tree == nullptr) {
                 s.n_cached = std::max(s.n_cached, row.pos + 1);
             } else {
-                s.tree.push_back(*row.node);
+                s.tree.push_back(row.tree[row.node]);
             }
         }
         const auto by_id = [](const Row & a, const Row & b) { return a.seq_id < b.seq_id; };

@@ -215,16 +215,18 @@ struct Checkpoint {
     std::shared_ptr<const std::vector<uint8_t>> state;
 };
 
-// A node of a tree of tokens, in an order in which parents come before their children. Bit i of a mask stands for node i.
+// A node of a tree of tokens, in an order in which parents come before their children.
 struct Node {
     llama_token token;
     int32_t parent; // -1: the last committed token
     int32_t depth;  // 0: a child of that token
-    uint64_t path;  // the nodes on the way from the root, itself included
 };
 
 // So many nodes of a sequence may be cached at once.
 constexpr size_t N_TREE_NODES = SLLM_TREE_NODES;
+constexpr size_t N_TREE_WORDS = N_TREE_NODES / 64; // of a set of them, a bit for each
+
+void add_path(const Node * tree, int32_t last, uint64_t * words); // the nodes on the way to one of them
 
 // The memory of one sequence: llama.cpp's cache holds the first `n_cached` of `tokens`, and the caller knows the first
 // `n_committed` of them.
@@ -258,8 +260,8 @@ struct Row {
     size_t pos;
     bool output;
     const float * hidden = nullptr;
-    const Node * node = nullptr; // whose token it is; null: the sequence's at `pos`
-    uint64_t bit = 0;            // of the node
+    const Node * tree = nullptr; // where its token is that of `node`; null: it is the sequence's at `pos`
+    size_t node = 0;
 };
 
 // What draft and verify are asked for one sequence, checked.
@@ -339,7 +341,7 @@ struct sllm_context {
     std::vector<llama_seq_id> batch_seq;
     std::vector<int8_t> batch_logits;
     std::vector<float> batch_embd;
-    std::vector<uint64_t> batch_nodes;
+    std::vector<uint16_t> batch_nodes;
     std::vector<uint64_t> batch_sees;
     sllm::Capture capture;
 
@@ -400,8 +402,9 @@ bool can_branch(const sllm_context & context);
 std::vector<Node> read_tree(const int32_t * tokens, const int32_t * parents, size_t n, std::vector<int32_t> & order);
 // How many of the first nodes are its main path.
 size_t main_path(const std::vector<Node> & tree);
-// Make the cached nodes on `path` ordinary tokens of the sequence's cache, which `s.tokens` has to hold already, and drop the others.
-void keep_path(sllm_context & context, llama_seq_id seq_id, uint64_t path);
+// Make the cached nodes on the way to node `last` (-1: none) ordinary tokens of the sequence's cache, which `s.tokens` has to hold
+// already, and drop the others.
+void keep_path(sllm_context & context, llama_seq_id seq_id, int32_t last);
 // Likewise the nodes that have the tokens to be written at `pos`, except for the last `n_recompute` tokens.
 void follow_tree(sllm_context & context, llama_seq_id seq_id, size_t pos, const int32_t * tokens, size_t n_tokens, size_t n_recompute);
 

@@ -289,7 +289,7 @@ int sllm_forward(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids
             out += (writes[i].end - writes[i].begin) * width;
             if (!trees[i].empty()) { // what the others were is known when the next rows come; only the main path can stay
                 s.tokens.resize(writes[i].end + sllm::main_path(trees[i]), -1);
-                sllm::keep_path(*context, writes[i].seq_id, trees[i][sllm::main_path(trees[i]) - 1].path);
+                sllm::keep_path(*context, writes[i].seq_id, static_cast<int32_t>(sllm::main_path(trees[i])) - 1);
                 sorted[i].assign(out, out + trees[i].size() * width);
                 for (size_t node = 0; node < orders[i].size(); ++node) {
                     std::copy_n(sorted[i].data() + node * width, width, out + static_cast<size_t>(orders[i][node]) * width);

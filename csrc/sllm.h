@@ -376,7 +376,7 @@ int sllm_state_set(sllm_context * context, int32_t seq_id, const uint8_t * data,
  * Without `has_output` there are neither tokens nor logits, and this is the way through the layers:
  * lengths[i] rows of sequence i go to `pos[i]` (-1 or `pos` NULL: append), and the hidden states behind the
  * last layer are stored in `out`, row for row. The last n_nodes[i] rows of a sequence (`n_nodes` NULL: none),
- * at most 64 and fewer than all, are nodes of a tree, whose `parents` stand one after the other for all
+ * at most SLLM_TREE_NODES and fewer than all, are nodes of a tree, whose `parents` stand one after the other for all
  * sequences as for sllm_verify(). Of these the memory keeps the main path (each node's first child); a write
  * at its end, or before it, goes on from there.
  * Returns what sllm_decode() returns; SLLM_ERR_UNSUPPORTED: a whole model, layers that end in logits, or a
@@ -430,7 +430,7 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * jobs, int
  *
  * `parents` (NULL: chains) has a number for each drafted token, job after job: the drafted token of its job
  * that it follows, always an earlier one, or -1: it comes right after the committed tokens. A chain has -1, 0,
- * 1, ...; anything else is a tree, of at most 64 nodes, whose longest path that agrees is accepted. Where
+ * 1, ...; anything else is a tree, of at most SLLM_TREE_NODES, whose longest path that agrees is accepted. Where
  * sllm_context_can_branch() says no, only the main path is verified, from each node to its first child.
  * Returns what sllm_decode() returns; SLLM_ERR_GRAMMAR and SLLM_ERR_COMPUTE as sllm_select() at a
  * sequence's first position; SLLM_ERR_INVALID: also where the drafts need more rows than n_outputs_max, and
@@ -441,7 +441,7 @@ int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * jobs, in
 /* ---- tree.cpp: several ways in which a text may go on ---------------------------------------------------- */
 
 /* A tree has so many nodes at most. */
-enum sllm_tree_limits { SLLM_TREE_NODES = 64 };
+enum sllm_tree_limits { SLLM_TREE_NODES = 256 };
 
 /* Whether this build's llama.cpp computes trees: 0 for one without our patch. */
 int32_t sllm_has_trees(void);

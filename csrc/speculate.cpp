@@ -278,9 +278,12 @@ void commit_tree(sllm_context & context, const sllm::Job & job, size_t row, cons
     sllm::Sequence & s = sllm::sequence_at(context, job.seq_id);
     s.tokens.resize(job.pos + job.n_tokens);
     s.tokens.insert(s.tokens.end(), selected, selected + accepted);
-    const size_t n_main = sllm::main_path(job.tree);
-    const uint64_t main = n_main == sllm::N_TREE_NODES ? ~uint64_t{0} : (uint64_t{1} << n_main) - 1;
-    sllm::keep_path(context, job.seq_id, row == 0 ? 0 : job.tree[row - 1].path & main);
+    const auto n_main = static_cast<int32_t>(sllm::main_path(job.tree));
+    int32_t last = static_cast<int32_t>(row) - 1;
+    while (last >= n_main) {
+        last = job.tree[static_cast<size_t>(last)].parent;
+    }
+    sllm::keep_path(context, job.seq_id, last);
 }
 
 bool is_chain(const int32_t * parents, size_t n) {
@@ -315,10 +318,8 @@ void plant(const sllm_context & context, sllm::Job & job, const int32_t * parent
             break;
         }
         place[i] = static_cast<int32_t>(tree.size());
-        const uint64_t bit = branches ? uint64_t{1} << tree.size() : 0;
         const int32_t parent = node.parent < 0 ? -1 : place[static_cast<size_t>(node.parent)];
-        const uint64_t above = parent < 0 ? 0 : tree[static_cast<size_t>(parent)].path;
-        tree.push_back({node.token, parent, node.depth, above | bit});
+        tree.push_back({node.token, parent, node.depth});
         rows.push_back(job.rows[i]);
     }
     job.rows = std::move(rows);

@@ -2,7 +2,7 @@
 //
 // A node attends to what came before the tree and to the nodes on its own way from the root (tree attention: Miao et al., SpecInfer,
 // 2305.09781). llama.cpp's memory knows sequences, and a row of several sequences where they share one cache; here the nodes of a
-// tree are cells of one sequence, told apart by a bit each (patch 0006), so that every sequence keeps a stream of its own, whatever
+// tree are cells of one sequence, told apart by their numbers (patch 0006), so that every sequence keeps a stream of its own, whatever
 // its neighbours do: the text stays what it is to the last bit.
 //
 // After the tree was judged, the first children of first children (the main path) are where a chain's tokens would be, one after the
@@ -17,6 +17,7 @@
 #include "internal.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
 
@@ -57,9 +58,7 @@ std::vector<Node> read_tree(const int32_t * tokens, const int32_t * parents, siz
         const int32_t parent = parents[given] < 0 ? -1 : place[static_cast<size_t>(parents[given])];
         const bool top = parent < 0;
         place[given] = static_cast<int32_t>(tree.size());
-        const uint64_t bit = tree.size() < N_TREE_NODES ? uint64_t{1} << tree.size() : 0;
-        const Node * const above = top ? nullptr : &tree[static_cast<size_t>(parent)];
-        tree.push_back({tokens[given], parent, top ? 0 : above->depth + 1, top ? bit : above->path | bit});
+        tree.push_back({tokens[given], parent, top ? 0 : tree[static_cast<size_t>(parent)].depth + 1});
         order.push_back(at);
         const std::vector<int32_t> & next = children[given + 1];
         left.insert(left.end(), next.rbegin(), next.rend());
@@ -75,17 +74,24 @@ size_t main_path(const std::vector<Node> & tree) {
     return n;
 }
 
-void keep_path(sllm_context & context, llama_seq_id seq_id, uint64_t path) {
+void add_path(const Node * tree, int32_t last, uint64_t * words) {
+    for (; last >= 0; last = tree[last].parent) {
+        words[last / 64] |= uint64_t{1} << (last % 64);
+    }
+}
+
+void keep_path(sllm_context & context, llama_seq_id seq_id, int32_t last) {
     Sequence & s = sequence_at(context, seq_id);
     if (s.tree.empty()) {
         return;
     }
+    std::array<uint64_t, N_TREE_WORDS> keep{};
+    add_path(s.tree.data(), last, keep.data());
 #ifndef SLLM_NO_TREES
-    llama_memory_seq_rm_tree(llama_get_memory(context.context.get()), seq_id, static_cast<llama_pos>(s.n_cached), path);
+    llama_memory_seq_rm_tree(llama_get_memory(context.context.get()), seq_id, static_cast<llama_pos>(s.n_cached), keep.data(),
+                             N_TREE_WORDS);
 #endif
-    for (; path != 0; path &= path - 1) {
-        ++s.n_cached;
-    }
+    s.n_cached += last < 0 ? 0 : static_cast<size_t>(s.tree[static_cast<size_t>(last)].depth) + 1;
     s.tree.clear();
 }
 
@@ -98,7 +104,6 @@ void follow_tree(sllm_context & context, llama_seq_id seq_id, size_t pos, const 
         uncache(context, seq_id, std::min(pos, s.n_cached));
         return;
     }
-    uint64_t path = 0;
     int32_t parent = -1;
     std::vector<llama_token> same;
     while (same.size() + n_recompute < n_tokens) {
@@ -107,13 +112,12 @@ void follow_tree(sllm_context & context, llama_seq_id seq_id, size_t pos, const 
         if (node == s.tree.end()) {
             break;
         }
-        path = node->path;
         parent = static_cast<int32_t>(node - s.tree.begin());
         same.push_back(node->token);
     }
     s.tokens.resize(pos);
     s.tokens.insert(s.tokens.end(), same.begin(), same.end());
-    keep_path(context, seq_id, path);
+    keep_path(context, seq_id, parent);
 }
 
 } // namespace sllm
@@ -315,8 +319,7 @@ class Drafting {
         tree = s.tree;
         for (const int32_t candidate : growth.frontier) {
             const int32_t parent = growth.node_above(candidate);
-            const uint64_t above = parent < 0 ? 0 : tree[static_cast<size_t>(parent)].path;
-            tree.push_back({growth.at(candidate).token, parent, growth.at(candidate).depth, above | uint64_t{1} << tree.size()});
+            tree.push_back({growth.at(candidate).token, parent, growth.at(candidate).depth});
         }
         return {jobs[i].seq_id, s.n_cached, s.n_cached, s.n_cached, nullptr, 0, &tree, s.tree.size()};
     }

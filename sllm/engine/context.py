@@ -273,7 +273,7 @@ class Context(Handle):
             start: the position of the first generated token, for grammars; None: remembered from the
                 sequence's first call since a decode.
             width: of a tree: tokens that one pass computes, 1 or more.
-            n_nodes: of a tree: how many tokens at most, one number or B, up to 64.
+            n_nodes: of a tree: how many tokens at most, one number or B, up to 256.
                 None: a chain.
 
         Returns:
@@ -436,7 +436,7 @@ class Context(Handle):
         Raises:
             ValueError: also when the drafts together need more than ``n_outputs_max`` rows, and where parents
                 make no tree: one that does not come before its child, two equal tokens after one, more
-                than 64.
+                than 256.
             TypeError, ContextFullError, CancelledError, BusyError, InferenceError, ClosedError.
 
         """

@@ -346,7 +346,7 @@ class LayerRange(Closing):
             pos: where the rows go, at most the sequence's length; None: at its end. Whatever was at or after
                 it is void. A recurrent state goes back over the last rows of the last call alone, at most
                 ``n_rollback`` and less than that call had; or to 0.
-            parents: of a tree, whose nodes are the last rows of the sequence, at most 64 and fewer than all:
+            parents: of a tree, whose nodes are the last rows of the sequence, at most 256 and fewer than all:
                 int (m,), for the last m rows the node that each one follows, an earlier one of them, or -1:
                 it follows the rows before the tree; for several sequences, one such array for each (empty:
                 none). The memory keeps the main path of it, each node's first child: a write at the end of

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_NODES", "TokenTree", "is_chain"]
 
-MAX_NODES = 64
+MAX_NODES = 256
 """A tree that is more than a chain has at most so many tokens (``SLLM_TREE_NODES``)."""
 
 

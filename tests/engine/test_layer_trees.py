@@ -219,7 +219,7 @@ def test_each_row_of_a_tree_is_that_of_its_path(llama: Path, seed: int, n_nodes:
 
 def test_trees_that_are_none_are_refused_and_lose_nothing(llama: Path) -> None:
     rng = np.random.default_rng(0)
-    rows = rng.standard_normal((90, 64), dtype=np.float32)
+    rows = rng.standard_normal((320, 64), dtype=np.float32)
     with (
         LayerRange(llama, 1, 3, n_batch=128, **OPTIONS) as one,
         LayerRange(llama, 1, 3, **OPTIONS) as other,
@@ -230,7 +230,7 @@ def test_trees_that_are_none_are_refused_and_lose_nothing(llama: Path) -> None:
             with pytest.raises(ValueError, match="parent"):
                 one.forward(rows[10:20], parents=parents)
             assert one.memory.length() == 10
-        for n, m in ((5, 5), (5, 6), (80, 65)):
+        for n, m in ((5, 5), (5, 6), (300, MAX_NODES + 1)):
             with pytest.raises(ValueError, match="tree"):
                 one.forward(rows[10 : 10 + n], parents=[-1] * m)
         with pytest.raises(ValueError, match="one for each"):

@@ -327,8 +327,8 @@ def test_a_context_that_is_nearly_full(draft_model: Model, make_context: MakeCon
         ([4, 5, 5], [-1, 0, 0], "same"),
         ([5, 6], [-1], "one for each"),
         ([5], [-1, 0], "one for each"),
-        (list(range(3, 103)), [-1] * 100, "64 nodes"),
-        (list(range(3, 1003)) * 2, [-1] * 1000 + list(range(1000)), "64 nodes"),
+        (list(range(3, 303)), [-1] * 300, f"{MAX_NODES} nodes"),
+        (list(range(3, 1003)) * 2, [-1] * 1000 + list(range(1000)), f"{MAX_NODES} nodes"),
     ],
 )
 def test_adversarial_trees(

@@ -102,7 +102,7 @@ def test_the_main_path_is_one_of_first_tokens(tree: TokenTree) -> None:
         ((1, 2), (-1, 2**40), "the parent"),
         ((1, 2, 2), (-1, 0, 0), "same parent"),
         ((1, 1), (-1, -1), "same parent"),
-        (tuple(range(MAX_NODES + 1)), (-1,) * (MAX_NODES + 1), "at most 64"),
+        (tuple(range(MAX_NODES + 1)), (-1,) * (MAX_NODES + 1), f"at most {MAX_NODES}"),
     ],
 )
 def test_what_is_no_tree_is_refused(tokens: tuple[int, ...], parents: tuple[int, ...], said: str) -> None:
