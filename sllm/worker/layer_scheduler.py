@@ -191,9 +191,11 @@ class LayerScheduler(PassLoop[LayerSequence]):
         if sampling is not None and found is not None and key.output:
             try:
                 sequence.compiled = found.context.model.compiled(sampling)  # or reject it
-            except BaseException:
-                sequence.detach()
-                raise
+            except BaseException as error:
+                # Taken over meanwhile, by one that has gone and others that use other layers: it has ended.
+                if not isinstance(error, ClosedError) or sequence.ended is None:
+                    sequence.detach()
+                    raise
         return sequence
 
     def _begin(

@@ -81,7 +81,9 @@ class Worker(Closing):
     program has imported ``grpc`` before.
 
     Who has not shown the token gets little: see ``strangers`` of :class:`Limits`. Each connection takes three
-    of the files that the process may have open.
+    of the files that the process may have open. Each call has a thread, and glibc keeps for each of some
+    threads what they have freed: a program of your own that serves for days should be started with
+    ``MALLOC_ARENA_MAX=2``. ``sllm worker`` sees to that itself.
 
     Args:
         model: a model or its path. A :class:`~sllm.Model` stays the caller's to close.

@@ -594,6 +594,32 @@ def test_other_layers_are_loaded_when_nobody_uses_these(make: Callable[..., Laye
         assert np.array_equal(found, layers.forward(noise(4, 1), pos=0))
 
 
+def test_one_that_is_taken_over_while_its_sampling_is_compiled(
+    make: Callable[..., LayerScheduler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its successor has gone, and others use other layers: no model is there to compile it for."""
+    scheduler = make()
+    scheduler.open(END, 1).release()
+    layers = scheduler._range
+    assert layers is not None
+    model = layers.context.model
+    compiled = model.compiled
+    others: list[LayerSequence] = []
+
+    def late(sampling: sllm.SamplingParams) -> Any:
+        monkeypatch.undo()
+        scheduler.open(END, 1).release()
+        others.append(scheduler.open(MIDDLE, 2))
+        return compiled(sampling)
+
+    monkeypatch.setattr(model, "compiled", late)
+    sequence = scheduler.open(END, 1, sllm.SamplingParams(seed=1))
+    assert sequence.ended == "superseded"
+    assert list(sequence.answers()) == []
+    sequence.detach()
+    assert ask(others[0], 0, noise(4, 1)).hidden is not None
+
+
 def test_two_ranges_asked_for_at_once(make: Callable[..., LayerScheduler]) -> None:
     scheduler = make()
     keys = [RangeKey(1, 2 + i % 3, output=False) for i in range(12)]
