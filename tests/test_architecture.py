@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 import re
 import sys
@@ -41,6 +42,14 @@ def test_the_page_shows_the_house_as_it_is(house: Any) -> None:
     assert shown == f"\n```text\n{house.drawing(found, house.arrows(found))}\n```\n", (
         "python docs/house.py --write"
     )
+
+
+def test_pytest_goes_into_every_folder_of_tests(pytestconfig: pytest.Config) -> None:
+    """Its own list of folders to pass over has ``build``, and what is never collected never fails."""
+    folders = {file.parent.name for file in (ROOT / "tests").rglob("test_*.py")}
+    assert "build" in folders
+    passed_over = pytestconfig.getini("norecursedirs")
+    assert [name for name in folders for pattern in passed_over if fnmatch.fnmatch(name, pattern)] == []
 
 
 def test_every_file_that_the_page_names_is_there(house: Any) -> None:
