@@ -256,6 +256,8 @@ class Hop:
                 self._feed(channel)
         except grpc.RpcError as error:
             reason = error.code().name.lower()
+            # The other worker ends a stream in this way that is over: what it misses, it tells the client.
+            self._missed |= error.code() is not grpc.StatusCode.CANCELLED
         except (SllmError, ValueError, RuntimeError) as error:
             reason = str(error)
         finally:
