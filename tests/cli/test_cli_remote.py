@@ -337,6 +337,17 @@ def test_worker_prints_one_line(start: Callable[..., Any], tmp_path: pathlib.Pat
     assert (first.token, first.fingerprint) == (second.token, second.fingerprint)
 
 
+def test_hops(start: Callable[..., Any], refused: Callable[..., str], tmp_path: pathlib.Path) -> None:
+    process, line = serve(start, tmp_path, "--layers", "2:7", "--hops", "127.0.0.1", "--hops", "10.0.0.0/8")
+    with sllm.connect(line.strip()) as remote:
+        assert "hop-out" in remote.info.features
+    process.kill()
+    told = refused("worker", "--listen", "127.0.0.1:0", "--hops", "127.0.0.1")
+    assert told == "--hops is for layers: give --layers, too, or leave it out"
+    told = refused("worker", "--listen", "127.0.0.1:0", "--layers", "--hops", "a/b")
+    assert told.startswith("limits.hops holds 'a/b', expected HOST, ")
+
+
 def test_worker_ends_by_ctrl_c(start: Callable[..., Any], tmp_path: pathlib.Path) -> None:
     process, _ = serve(start, tmp_path)
     _, stderr = interrupt(process)
