@@ -49,6 +49,12 @@ _GOODBYE_SECONDS = 1.0
 """For the worker to end a stream that is not needed any more."""
 
 
+_CAUSE_SECONDS = 2.0
+"""For a worker to say why its rows do not reach the next one, which has said that they do not."""
+
+_NO_ROWS = "the rows of the worker before come no more"
+
+
 class HopLostError(Exception):
     """Raised by a :class:`LayerLink`: rows do not get from one worker to the next, though both answer.
 
@@ -202,7 +208,7 @@ class LayerLink:
         self._tokens: list[int] = []  # with an output, theirs
         self._unanswered: deque[_SentRows] = deque()
         self._refills: deque[tuple[int, int]] = deque()  # positions and rows that were sent again
-        self._lock = threading.Lock()  # over what follows, which the readers write
+        self._lock = threading.Condition()  # over what follows, which the readers write
         self._trouble: _OtherStreamError | None = None  # the first one of this attempt
         self._hop_trouble: dict[int, str] = {}  # workers whose rows do not reach the next, and why
         self._lacking: int | None = None  # a worker has only so many positions
@@ -521,7 +527,8 @@ class LayerLink:
                     self._note_hop(i, "it cannot reach the next worker, or is not let in there")
                     return
                 if message.done.reason == "feed":
-                    self._note_hop(i - 1, "the rows of the worker before come no more")
+                    if self._known_cause() is None:
+                        self._note_hop(i - 1, _NO_ROWS)
                     return
                 self._end(stage, message.done.reason)
             if stage.opened:
@@ -536,6 +543,7 @@ class LayerLink:
             if self._trouble is not None or call is not self._stages[i].stream.call:
                 return
             self._trouble = _OtherStreamError(i, error)
+            self._lock.notify_all()
             last = self._last.stream.call
         if last is not None:  # else it is about to be opened, and the trouble looked at
             last.cancel()
@@ -651,12 +659,20 @@ class LayerLink:
         return message
 
     def _feed_lost(self) -> Exception:
-        """Why rows do not reach the last worker: the one before had reached it."""
+        """Why rows do not reach the last worker, which the one before had reached."""
+        known = self._known_cause()
+        if known is not None:
+            return known
         i = len(self._stages) - 2
         with self._lock:
-            self._hop_trouble.setdefault(i, "the rows of the worker before come no more")
-            known = self._trouble
-        return known or self._hop_error(i)
+            self._hop_trouble.setdefault(i, _NO_ROWS)
+        return self._hop_error(i)
+
+    def _known_cause(self) -> _OtherStreamError | None:
+        """What a worker before has to say, of which it is the consequence that its rows come no more."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._trouble is not None, _CAUSE_SECONDS)
+            return self._trouble
 
     def _parsed(self, stage: _Stage, data: bytes) -> pb.LayersDown:
         try:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sllm.errors import ClosedError, RemoteError, SllmError
+from sllm.errors import BusyError, ClosedError, RemoteError, SllmError
 from sllm.extras import needs
 from sllm.wire import auth
 from sllm.wire.channels import open_channel
@@ -44,6 +44,14 @@ _KEEPALIVE_SECONDS = 10.0
 _UNUSED_SECONDS = 300.0
 """A connection that no text uses is kept for so long: the next text need not wait for another."""
 
+_PER_SESSION = 4
+"""Streams to other workers, for each text that there may be at once: those of texts that have ended may still
+be on their way to a worker that does not answer.
+"""
+
+_N_CERTIFICATES = 64
+"""That are remembered."""
+
 _BACKLOG = 32
 """Messages with rows that wait to be sent; the sequence waits where there are more."""
 
@@ -63,13 +71,13 @@ class Hops:
 
     Args:
         allowed: where they may lead.
-        n_unused: so many are kept that no text uses.
+        sessions: texts at once; as many connections are kept that none uses.
 
     """
 
-    def __init__(self, allowed: Destinations, n_unused: int) -> None:
+    def __init__(self, allowed: Destinations, sessions: int) -> None:
         self.allowed = allowed
-        self._n_unused = n_unused
+        self._sessions = sessions
         self._lock = threading.Lock()  # over all that follows
         self._connections: dict[auth.Address, _Connection] = {}
         self._certificates: dict[str, bytes] = {}
@@ -86,6 +94,7 @@ class Hops:
 
         Raises:
             ValueError: not an address, a fingerprint and a capability.
+            BusyError: there are as many as there may be.
 
         """
         if len(target.fingerprint) != 32 or len(target.capability) != auth.CAPABILITY_BYTES:
@@ -99,6 +108,8 @@ class Hops:
         with self._lock:
             if self._closed:
                 raise ClosedError("the worker is ending; go on elsewhere")
+            if len(self._hops) >= _PER_SESSION * self._sessions:
+                raise BusyError("the worker is bringing rows to as many others as it may")
             self._hops.add(hop)
         hop.start()
         return hop
@@ -115,6 +126,8 @@ class Hops:
         ip = self.allowed.resolve(target.host, target.port)
         address = auth.Address(ip, target.port, fingerprint=target.fingerprint.hex())
         found = self._find(address)
+        if len(self._certificates) > _N_CERTIFICATES:
+            self._certificates.clear()
         if found is None:  # outside of the lock: others need not wait
             channel = open_channel(
                 address, _REACH_SECONDS, keepalive=_KEEPALIVE_SECONDS, certificates=self._certificates
@@ -155,7 +168,7 @@ class Hops:
                 (item for item in self._connections.items() if not item[1].n_users),
                 key=lambda item: item[1].used,
             )
-            n_over = len(unused) - self._n_unused
+            n_over = len(unused) - self._sessions
             gone = [
                 (address, one)
                 for i, (address, one) in enumerate(unused)
@@ -225,9 +238,9 @@ class Hop:
         self._end()
 
     def join(self) -> None:
-        """Wait for the stream's thread."""
+        """Wait for the stream's thread, which may be looking up a name."""
         if self._thread.ident is not None:
-            self._thread.join()
+            self._thread.join(_REACH_SECONDS)
 
     def _end(self) -> None:
         with self._changed:
@@ -256,6 +269,8 @@ class Hop:
                 self._feed(channel)
         except grpc.RpcError as error:
             reason = error.code().name.lower()
+            # The other worker ends a stream in this way that is over: what it misses, it tells the client.
+            self._missed |= error.code() is not grpc.StatusCode.CANCELLED
         except (SllmError, ValueError, RuntimeError) as error:
             reason = str(error)
         finally:

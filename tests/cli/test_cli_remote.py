@@ -27,9 +27,10 @@ from sllm.cli import main as cli
 from sllm.cli import worker as worker_command
 from sllm.cli.addresses import worker_addresses
 from sllm.cli.console import CommandError
-from sllm.cli.run_report import ShownText
+from sllm.cli.run_report import ShownText, summary
 from sllm.cli.slow_link import Link
-from sllm.generation.text_stream import Run
+from sllm.generation.text_stream import GenerationStats, Run
+from sllm.targets.base import RemoteStats
 from sllm.wire import auth
 
 if TYPE_CHECKING:
@@ -137,6 +138,14 @@ def test_stats(command: Callable[..., Any], line_file: str) -> None:
     )
     assert re.search(r"^lost to rejections: \d+\.\d\d s of the draft's time$", ended.stderr, re.MULTILINE)
     assert "link lost" not in ended.stderr
+
+
+def test_stats_of_a_chain() -> None:
+    stats = GenerationStats(remote=RemoteStats(n_hops=2, relayed=("a:1 to b:2: it is older",)))
+    lines = summary(stats)
+    assert "rows from worker to worker: 2 hops" in lines
+    assert "rows through here, from a:1 to b:2: it is older" in lines
+    assert not any("rows" in line for line in summary(GenerationStats(remote=RemoteStats())))
 
 
 def test_grammar_is_checked_before_anything_is_sent(
@@ -335,6 +344,17 @@ def test_worker_prints_one_line(start: Callable[..., Any], tmp_path: pathlib.Pat
     _, again = serve(start, tmp_path)
     first, second = auth.Address.parse(line), auth.Address.parse(again)
     assert (first.token, first.fingerprint) == (second.token, second.fingerprint)
+
+
+def test_hops(start: Callable[..., Any], refused: Callable[..., str], tmp_path: pathlib.Path) -> None:
+    process, line = serve(start, tmp_path, "--layers", "2:7", "--hops", "127.0.0.1", "--hops", "10.0.0.0/8")
+    with sllm.connect(line.strip()) as remote:
+        assert "hop-out" in remote.info.features
+    process.kill()
+    told = refused("worker", "--listen", "127.0.0.1:0", "--hops", "127.0.0.1")
+    assert told == "--hops is for layers: give --layers, too, or leave it out"
+    told = refused("worker", "--listen", "127.0.0.1:0", "--layers", "--hops", "a/b")
+    assert told.startswith("limits.hops holds 'a/b', expected HOST, ")
 
 
 def test_worker_ends_by_ctrl_c(start: Callable[..., Any], tmp_path: pathlib.Path) -> None:

@@ -23,7 +23,7 @@ from sllm.engine.layers import Embedding, LayerRange, open_layers
 from sllm.split.attacks import match_vocabulary
 from sllm.split.ends import checked_head
 from sllm.targets.base import Commit
-from sllm.worker.server import Worker
+from sllm.worker.server import Limits, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -323,3 +323,46 @@ def test_an_impossible_head_or_tail_says_what_would_do(path_of: Callable[[str], 
     ):
         with pytest.raises(ValueError, match=said):
             checked_head(file, head, tail)
+
+
+@pytest.mark.parametrize("name", ["qwen35", "lfm2", "mamba2"])
+def test_a_chain_of_workers_that_pass_rows_on(
+    path_of: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    """Also where the way between them is cut: what a recurrent state cannot take back is computed anew."""
+    path, (first, end) = path_of(name), CUTS[name]
+    limits = Limits(hops=("127.0.0.1",))
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(
+                Worker(path, layers=cut, state=tmp_path / "state", limits=limits, n_ctx=N_CTX, **EXACT)
+            )
+            for cut in ((0, first), (first, end))
+        ]
+        remotes = [stack.enter_context(sllm.connect(worker.uri)) for worker in workers]
+        link = stack.enter_context(Link(("127.0.0.1", workers[1].address.port)))
+        split = stack.enter_context(
+            sllm.SplitTarget(
+                path,
+                head=0,
+                tail=EVERY[name].n_layer - end,
+                middle=remotes,
+                hops=[f"127.0.0.1:{link.port}"],
+                codec="f32",
+                n_ctx=N_CTX,
+                **EXACT,
+            )
+        )
+        model = stack.enter_context(sllm.Model(path))
+        for i, cuts in enumerate(((), (3, 9))):
+            prompt = prompt_of(30, i)
+            expected = one_by_one(model, prompt, SAMPLED, 24, N_CTX)
+            stream = sllm.generate(split, prompt, draft="ngram", sampling=SAMPLED, max_tokens=24)
+            found: list[int] = []
+            for run in stream:
+                if any(len(found) < n <= len(found) + len(run.tokens) for n in cuts):
+                    link.cut()
+                found += run.tokens
+            assert found == expected
+            assert stream.stats.remote is not None
+            assert stream.stats.remote.n_hops == 1

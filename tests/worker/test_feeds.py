@@ -371,6 +371,31 @@ def test_hops_that_lead_nowhere(client: Client, model_id: str, host: str) -> Non
     well(client, model_id)
 
 
+def test_hops_that_lead_nowhere_are_few(
+    worker: Worker, client: Client, model_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams that end at once leave attempts behind, each of which takes its time."""
+    held, go = [], threading.Event()
+
+    def fetch(address: auth.Address, _timeout: float) -> bytes:
+        held.append(address)
+        go.wait(PATIENCE)
+        raise sllm.RemoteError("nobody is there")
+
+    monkeypatch.setattr(auth, "fetch_certificate", fetch)
+    for i in range(8):
+        stream = Stream(client, "Layers", client.metadata, opening(model_id, next=hop()))
+        assert stream.next().WhichOneof("kind") == "opened"
+        wait_until(lambda i=i: len(held) == i + 1)  # type: ignore[misc]
+        stream.end()
+        wait_until(lambda: not worker._scheduler.running())
+    stream = Stream(client, "Layers", client.metadata, opening(model_id, next=hop()))
+    assert stream.code() is Code.RESOURCE_EXHAUSTED
+    go.set()
+    wait_until(lambda: n_threads("sllm-hop") == 0)
+    well(client, model_id)
+
+
 def test_a_worker_that_may_connect_nowhere(tmp_path: Path, model_id: str) -> None:
     with Worker(embedded.TARGET, layers=(2, 7), token=TOKEN, state=tmp_path, n_ctx=N_CTX, **EXACT) as worker:
         client = Client(worker.address)
