@@ -30,7 +30,7 @@ class LinkedPassTimes(PassTimes):
     """What is left of the past with each pass."""
 
     _PRIOR_ROW = 0.05
-    """What a row adds to a pass that is bound by reading the weights, as a part of it: until it is measured."""
+    """What a row adds to a pass that is bound by reading the weights, as a part of it; until that is seen."""
 
     _PRIOR_WEIGHT = 300.0
     """Of that guess: in squares of rows, as the passes that are seen weigh by how far their sizes differ."""

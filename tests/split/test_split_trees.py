@@ -283,7 +283,7 @@ def test_a_worker_that_takes_none_in_the_place_of_one_that_did(
     monkeypatch: pytest.MonkeyPatch,
     tail: int | None,
 ) -> None:
-    remotes, links = chain
+    remotes, _ = chain
     link = remotes[0].link
     sampling = without_end(target_model, PLAIN)
     prompt = make_prompt(target_model, 20, 1)
