@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,7 +65,13 @@ def test_the_noise_is_that_of_the_selection(seed: int, pos: int) -> None:
 def test_the_first_candidate_is_what_the_draft_selects(sampling: sllm.SamplingParams) -> None:
     n = 40
     with sllm.Model(TARGET) as target_model, sllm.Model(DRAFT) as draft_model:
-        options = {"n_ctx": 256, "n_threads": 1, "flash_attn": True, "type_k": TYPE_KV, "type_v": TYPE_KV}
+        options: dict[str, Any] = {
+            "n_ctx": 256,
+            "n_threads": 1,
+            "flash_attn": True,
+            "type_k": TYPE_KV,
+            "type_v": TYPE_KV,
+        }
         with target_model.context(**options) as target, draft_model.context(**options) as draft:
             prompt = target_model.vocab.encode("Once upon a time there was a little fox")
             recorded = ranks.record(target, draft, prompt, sampling, n)
@@ -241,7 +248,7 @@ def test_chains_are_those_of_the_other_simulator(rtt: float) -> None:
 @pytest.mark.parametrize("rtt", [0.05, 0.1])
 def test_trees_behind_a_link(rtt: float) -> None:
     texts = [drawn(400)]
-    times = {"rtt": rtt, "draft_seconds": 0.003}
+    times: dict[str, Any] = {"rtt": rtt, "draft_seconds": 0.003}
     chains = remote(texts, Link(**times, width=1, n_ranks=1))
     trees = remote(texts, Link(**times))
     assert trees.tokens_per_s > 1.1 * chains.tokens_per_s
