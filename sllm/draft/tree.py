@@ -151,7 +151,7 @@ class DraftedTree:
         return DraftedTree(self.tokens, self.parents, tuple(shares), self.n_passes)
 
     def likeliest(self, n: int) -> list[int]:
-        """The places of the ``n`` likeliest tokens, likeliest first, and each after the one that it follows."""
+        """The places of the ``n`` likeliest tokens, likeliest first; none comes before the one it follows."""
         chances = self.chances()
         return sorted(range(len(chances)), key=lambda i: (-chances[i], i))[: max(n, 0)]
 
