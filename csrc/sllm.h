@@ -436,8 +436,7 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * jobs, int
  * sequence's first position; SLLM_ERR_INVALID: also where the drafts need more rows than n_outputs_max, and
  * where parents make no tree (a parent that comes later, two like children of one node). */
 int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * jobs, int32_t n_items, sllm_sampling * const * samplings,
-                int32_t stride, const int32_t * parents, const float * hidden, int32_t * selected, int32_t * n_accepted,
-                float * logprobs);
+                int32_t stride, const int32_t * parents, const float * hidden, int32_t * selected, int32_t * n_accepted, float * logprobs);
 
 /* ---- tree.cpp: several ways in which a text may go on ---------------------------------------------------- */
 
@@ -455,11 +454,11 @@ int sllm_context_can_branch(sllm_context * context, int32_t * can);
  * and 0. */
 struct sllm_tree {
     int32_t * tokens;
-    int32_t * parents; /* as for sllm_verify() */
-    int32_t * ranks;   /* among the ways to go on after the parent */
-    float * probs;     /* the draft's, as sllm_draft() has them */
-    float * chances;   /* that the target takes the path to this node, as far as the draft can tell */
-    int32_t * lengths; /* n_seqs: nodes of each tree */
+    int32_t * parents;  /* as for sllm_verify() */
+    int32_t * ranks;    /* among the ways to go on after the parent */
+    float * probs;      /* the draft's, as sllm_draft() has them */
+    float * chances;    /* that the target takes the path to this node, as far as the draft can tell */
+    int32_t * lengths;  /* n_seqs: nodes of each tree */
     int32_t * n_passes; /* one number: passes that were computed */
 };
 

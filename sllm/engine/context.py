@@ -266,7 +266,8 @@ class Context(Handle):
                 tokens that are not in memory yet.
             n_max: how many tokens at most, one number or B; of a tree: how many passes.
             p_min: a chain ends before a token less probable than this (see :attr:`Draft.probs`), and a tree
-                is not computed further behind one of a smaller chance (:attr:`Draft.chances`), one number or B.
+                is not computed further behind one of a smaller chance (:attr:`Draft.chances`); one number
+                or B.
             sampling: how to select, one or B; None: ``SamplingParams()``.
             pos: where ``tokens`` go, at most the committed length; None: there.
             start: the position of the first generated token, for grammars; None: remembered from the
@@ -434,7 +435,8 @@ class Context(Handle):
 
         Raises:
             ValueError: also when the drafts together need more than ``n_outputs_max`` rows, and where parents
-                make no tree: one that does not come before its child, two equal tokens after one, more than 64.
+                make no tree: one that does not come before its child, two equal tokens after one, more
+                than 64.
             TypeError, ContextFullError, CancelledError, BusyError, InferenceError, ClosedError.
 
         """
