@@ -23,7 +23,16 @@ from sllm.engine.mtp import Heads
 from sllm.errors import BusyError, CancelledError, ContextFullError, SllmError
 from sllm.worker.own_draft import HeadsDraft, Job, OwnDraft
 from sllm.worker.passes import PassLoop
-from sllm.worker.session import MAX_HINT_ROWS, Committed, Finished, Opened, Scored, Session, TextSlot
+from sllm.worker.session import (
+    MAX_HINT_ROWS,
+    MAX_TREE_ROWS,
+    Committed,
+    Finished,
+    Opened,
+    Scored,
+    Session,
+    TextSlot,
+)
 from sllm.worker.sharing import AWAY_SECONDS, Shares
 from sllm.worker.token_file import DEFAULT_NAME
 from sllm.worker.tree_draft import TreeDraft
@@ -71,13 +80,13 @@ class Scheduler(PassLoop[Session]):
         super().__init__(limits, name="sllm-scheduler", pass_seconds=pass_seconds)
         self.n_vocab = context.model.vocab.n_tokens
         self._context = context
-        self._max_draft = min(MAX_HINT_ROWS, context.max_draft)
+        self.can_branch = context.can_branch
+        self._max_draft = min(MAX_TREE_ROWS if self.can_branch else MAX_HINT_ROWS, context.max_draft)
         self._draft: OwnDraft | None = None
         if draft is not None:
             self._draft = _drafting(context, draft, self._pace)
         self._payoff = Payoff()  # of the worker's own drafts
         self._usual_hinted = 1.0  # tokens of a pass for a text with a hint
-        self.can_branch = context.can_branch
         self._shares = Shares()
         self._slots: list[TextSlot] = [TextSlot(i) for i in range(limits.sessions)]
         self._queue: deque[Session] = deque()

@@ -26,10 +26,24 @@ if TYPE_CHECKING:
     from sllm.engine.sampling import SamplingParams
     from sllm.worker.passes import PassLoop
 
-__all__ = ["MAX_HINT_ROWS", "Committed", "Finished", "Hint", "Opened", "Scored", "Session", "TextSlot"]
+__all__ = [
+    "MAX_HINT_ROWS",
+    "MAX_TREE_ROWS",
+    "Committed",
+    "Finished",
+    "Hint",
+    "Opened",
+    "Scored",
+    "Session",
+    "TextSlot",
+]
 
 MAX_HINT_ROWS = 16
-"""Hinted tokens of one session that one pass checks at most: longer hints are seldom right to their end."""
+"""Hinted tokens one after the other that one pass checks at most: longer hints are seldom right to their end.
+"""
+
+MAX_TREE_ROWS = 32
+"""Hinted tokens of one session that one pass checks at most, on all branches together."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +303,8 @@ class Session:
         rest = self._rest_of(hint)
         if rest is None:
             return TokenTree(), False, hint.id
-        usable = rest.usable(n_vocab, self.end - len(self.text) - 1, max_rows)
+        n_deep = min(self.end - len(self.text) - 1, MAX_HINT_ROWS)
+        usable = rest.usable(n_vocab, n_deep, max_rows)
         return usable, len(rest) > 0 or hint.id > self.answered, hint.id
 
     def _rest_of(self, hint: Hint) -> TokenTree | None:

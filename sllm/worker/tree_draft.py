@@ -1,4 +1,4 @@
-"""The worker's own drafts as trees, beside what clients hint: where the memories of model and draft branch."""
+"""The worker's own drafts as trees, also beside what clients hint, where both memories branch."""
 
 from __future__ import annotations
 
