@@ -89,7 +89,8 @@ def survivors(logits: Floats, sampling: sllm.SamplingParams) -> npt.NDArray[np.i
     if sampling.top_p < 1:
         n = int(np.searchsorted(np.cumsum(weights / weights.sum()), sampling.top_p)) + 1
         ids, weights = ids[:n], weights[:n]
-    return ids[weights >= sampling.min_p]
+    kept: npt.NDArray[np.int64] = ids[weights >= sampling.min_p]
+    return kept
 
 
 def candidates(

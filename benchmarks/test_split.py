@@ -26,8 +26,9 @@ from sllm.draft.drafters import ModelDrafter
 from sllm.embedded import DRAFT, TARGET
 from sllm.engine.layers import open_layers
 from sllm.remote.connection import Remote
+from sllm.worker.passes import Pace
 
-from . import models, peers
+from . import models, peers, ranks
 from .far_end import ClientProcess, LinkProcess, WorkerProcess
 from .measure import (
     GREEDY,
@@ -187,8 +188,9 @@ class Client:
         n_chunks = -(-(n_prompt + 1) // CHUNK)  # the last of them is the first pass
         n_rows = after.rows - self._before.rows
         assert after.passes - self._before.passes == sample.n_passes - 1 + n_chunks
-        assert n_rows == n_prompt + sample.n_passes + sample.n_drafted
         assert self._stats.remote is not None
+        # A side branch that was accepted crosses once more.
+        assert n_rows == n_prompt + sample.n_passes + sample.n_drafted + self._stats.remote.n_again
         assert self._stats.remote.n_reconnects == 0
         self._held = [*prompt, *text[:-1]]
         self.n_rows += n_rows
@@ -424,6 +426,139 @@ def test_over_a_link(
             ratio_vs_llama_rpc=1.0,
         )
     )
+    report_split(all_figures)
+
+
+# --- trees ---
+
+TREE_PACE = 0.02
+"""Seconds of the worker's pass, whatever its rows: a larger model's, where rows cost next to nothing."""
+
+TREE_TOKENS = 160
+TREE_SEEDS = 3
+GAIN_OF_TREES = 1.25  # on the stories pair, at temperature 1
+
+
+class ChainsOnly:
+    """A model that drafts chains, for the comparison: all of a :class:`ModelDrafter` but its trees."""
+
+    def __init__(self, drafter: ModelDrafter) -> None:
+        self._drafter = drafter
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "draft_tree":
+            raise AttributeError(name)
+        return getattr(self._drafter, name)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+@pytest.mark.parametrize("rtt_ms", [50, 100])
+@pytest.mark.parametrize("pair_name", ["stories", "embedded"])
+def test_trees(
+    benchmark: Benchmark, report_split: SplitReport, pair_name: str, rtt_ms: int, temperature: float
+) -> None:
+    """The same texts with trees and with chains, by turns, a paced worker in the middle."""
+    found = ranks.pairs().get(pair_name)
+    if found is None:
+        pytest.skip(ranks.MISSING)
+    rtt = rtt_ms / 1e3
+    settings = {**SETTINGS} if found.exact else {"flash_attn": True, "n_threads": 1}
+    n_layer = open_layers(found.target).n_layer
+    head = 2 if n_layer > 5 else 1
+    kept: dict[str, Any] = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        worker = enter(
+            WorkerProcess(
+                found.target, layers=(head, n_layer - 1), n_ctx=512, pace=Pace(TREE_PACE), **settings
+            )
+        )
+        link = enter(LinkProcess(worker.port, rtt=rtt))
+        remote = enter(sllm.connect(worker.uri_behind(link)))
+        split = enter(
+            sllm.SplitTarget(
+                found.target, head=head, tail=1, middle=remote, codec="f32", n_ctx=512, **settings
+            )
+        )
+        model = enter(sllm.Model(found.draft))
+        drafter = enter(ModelDrafter(model, n_ctx=512, **settings))
+        ways: dict[str, Any] = {"trees": drafter, "chains": ChainsOnly(drafter)}
+        prompts = found.prompts(model)
+        samples: dict[str, list[Sample]] = {name: [] for name in ways}
+        again: dict[str, int] = dict.fromkeys(ways, 0)
+
+        def text(name: str, max_tokens: int = TREE_TOKENS) -> None:
+            n = len(samples[name])
+            sampling = sllm.SamplingParams(temperature=temperature, seed=n, **kept)
+            tokens: list[int] = []
+            began = time.perf_counter()
+            with sllm.generate(
+                split, prompts[n % len(prompts)], draft=ways[name], sampling=sampling, max_tokens=max_tokens
+            ) as stream:
+                for run in stream:
+                    tokens += run.tokens
+            seconds = time.perf_counter() - began
+            stats = stream.stats
+            assert stats.remote is not None
+            again[name] += stats.remote.n_again
+            samples[name].append(
+                Sample(
+                    len(tokens),
+                    seconds,
+                    (tuple(tokens),),
+                    stats.n_passes,
+                    stats.n_drafted,
+                    stats.n_accepted,
+                    target_seconds=stats.target_seconds,
+                    bytes_up=stats.remote.bytes_up,
+                    bytes_down=stats.remote.bytes_down,
+                )
+            )
+
+        for name in ways:  # nobody is the first
+            text(name, 8)
+            samples[name].clear()
+            again[name] = 0
+        benchmark.pedantic(
+            lambda: text("trees"),
+            setup=lambda: text("chains"),
+            rounds=TREE_SEEDS,
+            iterations=1,
+            warmup_rounds=0,
+        )
+        if not samples["chains"]:  # --benchmark-disable runs ours once
+            text("chains")
+
+    if found.exact:
+        assert [s.texts for s in samples["trees"]] == [s.texts for s in samples["chains"]]
+    totals = {name: joined(taken) for name, taken in samples.items()}
+    all_figures = []
+    for name, total in totals.items():
+        figures = SplitFigures(
+            rtt_ms=rtt_ms,
+            mbit_s=None,
+            mode=f"{pair_name}, {name}, temperature {temperature:g}",
+            codec="f32",
+            tokens_per_s=total.tokens_per_s,
+            rounds_per_token=total.n_passes / total.n_tokens,
+            tokens_per_round=total.n_tokens / total.n_passes,
+            bytes_per_token=(total.bytes_up + total.bytes_down) / total.n_tokens,
+        )
+        figures.more |= {
+            "n_nodes": total.n_drafted / total.n_passes,
+            "rows_again_per_round": again[name] / total.n_passes,
+            "ratio_vs_chain": total.tokens_per_s / totals["chains"].tokens_per_s,
+            "same_texts": statistics.mean(
+                a.texts == b.texts for a, b in zip(samples["trees"], samples["chains"], strict=True)
+            ),
+            "draft_and_own_layers_ms_per_round": (total.seconds - total.target_seconds)
+            / total.n_passes
+            * 1e3,
+        }
+        all_figures.append(figures)
+    if pair_name == "stories" and temperature == 1:
+        ratio = all_figures[0].more["ratio_vs_chain"]
+        all_figures[0].aims_at(f">= {GAIN_OF_TREES:g} x chains", ratio >= GAIN_OF_TREES)
     report_split(all_figures)
 
 

@@ -126,6 +126,7 @@ class TreeGrowth(DraftPays):
 
     Args:
         limit: tokens that the target can check in one pass.
+        times: as for :class:`DraftPays`.
 
     """
 
@@ -158,8 +159,8 @@ class TreeGrowth(DraftPays):
     _DECIDE_EVERY = 4
     """So many rounds keep one shape: choosing takes as long as a pass of a tiny model."""
 
-    def __init__(self, limit: int = LIMIT) -> None:
-        super().__init__()
+    def __init__(self, limit: int = LIMIT, times: PassTimes | None = None) -> None:
+        super().__init__(times)
         self.limit = min(limit, self.LIMIT)
         self._widths = {width: _Width() for width in self.WIDTHS}
         self._draft = PassTimes()  # by width

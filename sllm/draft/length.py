@@ -108,6 +108,10 @@ class DraftPays:
     than plain passes do, drafting pauses, and what follows a pause is a short try; pauses grow as tries fail.
     So what it costs the target to take rejected tokens back (a pass may have to compute those before them
     again) is measured, not known.
+
+    Args:
+        times: will hold what the target's passes take; None: as for a target that is here.
+
     """
 
     _TRIES = 4
@@ -116,8 +120,8 @@ class DraftPays:
     _SHORTEST_PAUSE = 32
     _LONGEST_PAUSE = 512
 
-    def __init__(self) -> None:
-        self._pass = PassTimes()
+    def __init__(self, times: PassTimes | None = None) -> None:
+        self._pass = times or PassTimes()
         self._rounds: deque[tuple[int, float]] = deque(maxlen=12)  # with a draft: tokens committed, seconds
         self._n_rounds = 0  # with a draft
         self._pause = 0  # plain rounds that are left

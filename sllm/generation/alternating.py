@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sllm.draft.drafters import TreeDrafter
 from sllm.draft.length import DraftLength
+from sllm.draft.linked import LinkedPassTimes
 from sllm.generation.rounds import ChainRounds, Rounds, TreeRounds
 from sllm.generation.text_stream import committed_runs
 from sllm.targets.base import RemoteWork
@@ -98,5 +99,9 @@ def _rounds(
     """Trees, where both sides know them; else chains."""
     limit = generation.max_chain if isinstance(generation, LockstepGeneration) else DraftLength.LIMIT
     if generation.can_branch and isinstance(drafter, TreeDrafter):
-        return TreeRounds(drafter, limit, end)
+        times = None
+        if isinstance(generation, RemoteWork):
+            remote = generation.remote
+            times = LinkedPassTimes(lambda: remote.round_trip)
+        return TreeRounds(drafter, limit, end, times)
     return ChainRounds(drafter, executor, limit, end, stats)

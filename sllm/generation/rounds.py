@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
     from sllm.draft.drafters import Drafter, TreeDrafter
+    from sllm.draft.length import PassTimes
     from sllm.generation.text_stream import GenerationStats
     from sllm.targets.base import Commit, Generation
 
@@ -44,12 +45,15 @@ class TreeRounds:
         drafter: who proposes.
         limit: tokens that one pass of the target can check.
         end: the text ends before this position, if not sooner; None: where the target ends it.
+        times: will hold what the target's passes take; None: as for a target that is here.
 
     """
 
-    def __init__(self, drafter: TreeDrafter, limit: int, end: int | None) -> None:
+    def __init__(
+        self, drafter: TreeDrafter, limit: int, end: int | None, times: PassTimes | None = None
+    ) -> None:
         self._drafter = drafter
-        self._growth = TreeGrowth(limit)
+        self._growth = TreeGrowth(limit, times)
         self._end = end
         self._tree = DraftedTree()
         self._shown = DraftedTree()

@@ -626,6 +626,7 @@ class SplitGeneration(LockstepGeneration):
         tree = tree.head(min(self.max_chain + 1, self._n_ctx - pos) - len(known))
         tokens = [*known, *tree.tokens]
         parents = () if tree.is_chain else tree.parents
+        self.remote.n_again += len(known) - 1
         chunk = target._enter(pos, tokens, slot.seq_id, parents)
         answer: LayerAnswer | None
         if target._tail is None:

@@ -64,6 +64,7 @@ class RemoteStats:
         n_reconnects: how often the link was lost and found again.
         lost_seconds: without a link.
         n_own_draft: accepted tokens that the remote side had drafted itself.
+        n_again: rows of a split that crossed once more: of accepted tokens beside a tree's main path.
         n_reused: tokens of the prompt that the remote side had in memory.
         prompt_seconds: what the rest of the prompt took to compute.
         queued_seconds: how long the text waited for a place.
@@ -79,6 +80,7 @@ class RemoteStats:
     n_reconnects: int = 0
     lost_seconds: float = 0.0
     n_own_draft: int = 0
+    n_again: int = 0
     n_reused: int = 0
     prompt_seconds: float = 0.0
     queued_seconds: float = 0.0

@@ -216,6 +216,7 @@ def test_each_node_crosses_once_and_an_accepted_branch_twice(
         # 4. Nothing is left to be sent again.
         assert step([], []) == 0
         assert [round(size / row) for size in sizes] == [4, 5, 4, 1]
+        assert generation.remote.n_again == 3
         generation.close()
 
 
@@ -273,6 +274,41 @@ def test_a_worker_that_takes_none_gets_the_main_path(
         assert not generation.can_branch
         generation.close()
         write(split, prompt, sampling, wanted, seed=3)
+
+
+@pytest.mark.parametrize("tail", [1, None], ids=str)
+def test_a_worker_that_takes_none_in_the_place_of_one_that_did(
+    target_model: Model,
+    chain: tuple[list[Remote], list[Link]],
+    monkeypatch: pytest.MonkeyPatch,
+    tail: int | None,
+) -> None:
+    remotes, _ = chain
+    link = remotes[0].link
+    sampling = without_end(target_model, PLAIN)
+    prompt = make_prompt(target_model, 20, 1)
+    wanted = one_by_one(target_model, prompt, sampling, 30, N_CTX)
+    older = tuple(feature for feature in link.info.features if feature != "trees")
+    with make_split(remotes[0], tail=tail) as split:
+        generation = split.open(prompt, sampling, len(wanted))
+        text = [*next(generation).tokens]
+        right = wanted[1:4]
+        side = [t for t in (300, 301) if t != right[0]]
+        generation.hint(len(prompt) + 1, [side[0], *right], [-1, -1, 1, 2])
+        commit = next(generation)
+        assert commit.n_accepted == 3
+        text += commit.tokens
+        # The other worker's Info comes with the connection that takes the place of the lost one.
+        monkeypatch.setattr(link, "info", replace(link.info, features=older))
+        generation.hint(len(prompt) + len(text), [*wanted[5:7], 300], [-1, 0, -1])
+        commit = next(generation)
+        assert not generation.can_branch
+        assert commit.n_accepted == 2
+        text += commit.tokens
+        for commit in generation:
+            text += commit.tokens
+        assert text == wanted
+        generation.close()
 
 
 def test_a_model_with_a_state_gets_the_main_path(random_model: Callable[..., Path], tmp_path: Path) -> None:
