@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from sllm.engine.params import ContextParams
     from sllm.engine.weights import Weights
 
-__all__ = ["MAX_NODES", "Context"]
+__all__ = ["MAX_NODES", "MOST_DRAFTED", "Context"]
 
 _LOGITS = {"none": lib.SLLM_LOGITS_NONE, "last": lib.SLLM_LOGITS_LAST, "all": lib.SLLM_LOGITS_ALL}
 
@@ -59,7 +59,10 @@ _from_buffer = ffi.from_buffer
 _JOB_HEADER: int = lib.SLLM_JOB_HEADER
 
 MAX_NODES: int = lib.SLLM_TREE_NODES
-"""A tree has so many tokens at most."""
+"""A tree to be verified has so many tokens at most."""
+
+MOST_DRAFTED = 4 * MAX_NODES
+"""A drafted tree has so many at most; of those :data:`MAX_NODES` are computed and the others follow them."""
 
 
 # One class for one llama_context: its methods share the pointer and the checks, and half of these lines are
@@ -275,8 +278,8 @@ class Context(Handle):
             start: the position of the first generated token, for grammars; None: remembered from the
                 sequence's first call since a decode.
             width: of a tree: tokens that one pass computes, 1 or more.
-            n_nodes: of a tree: how many tokens at most, one number or B, up to 64.
-                None: a chain.
+            n_nodes: of a tree: how many tokens at most, one number or B, up to 256. (:meth:`verify` takes
+                64.) None: a chain.
             known: of trees: for each sequence the tokens and parents (:attr:`Draft.parents`) of a tree to go
                 on from, which the first pass computes besides: what is left of an earlier one. None: none.
 
@@ -327,7 +330,7 @@ class Context(Handle):
         sizes = row_limits(n_nodes, n_seqs, "n_nodes")
         n_passes = row_limits(n_max, n_seqs)
         stride = max(sizes, default=0)
-        checked_int(stride, "n_nodes", 0, MAX_NODES)
+        checked_int(stride, "n_nodes", 0, MOST_DRAFTED)
         jobs = lay_out(seqs, pos, start, rows, sizes, None)
         shape = (n_seqs, stride)
         drafted, parents, ranks = np.empty(shape, INT32), np.empty(shape, INT32), np.empty(shape, INT32)

@@ -354,7 +354,7 @@ class PipelinedRuns:
 
     def _hint(self, state: tuple[int, int], now: float) -> None:
         if self._branches() and self._trees is not None and self._trees.tree.tokens:
-            tree = self._trees.likeliest(self._generation.max_hint)
+            tree = self._trees.hint(self._generation.max_hint, self._ahead.n_passed(now - self._news_at))
             self._generation.hint(len(self._text), tree.tokens, tree.parents)
         else:
             self._generation.hint(len(self._text), self._chain)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sllm.draft.growth import Shape, Shares
 from sllm.draft.tree import DraftedTree
+from sllm.engine.context import MOST_DRAFTED
 from sllm.targets.tree import MAX_NODES
 
 if TYPE_CHECKING:
@@ -36,9 +37,6 @@ class TreeAhead:
     MOST_PASSES = 8
     """Of a step."""
 
-    _MOST = 2 * MAX_NODES
-    """Tokens that are kept."""
-
     def __init__(self) -> None:
         self.tree = DraftedTree()
         self.version = 0
@@ -59,7 +57,7 @@ class TreeAhead:
         if self._complete or room < 1:
             return None
         n = int(pass_seconds / (2 * draft_seconds)) if draft_seconds > 0 else 0
-        return Shape(min(max(n, 1), self.MOST_PASSES), self.WIDTH, MAX_NODES, self.P_MIN)
+        return Shape(min(max(n, 1), self.MOST_PASSES), self.WIDTH, MOST_DRAFTED, self.P_MIN)
 
     def known(self) -> DraftedTree:
         """What of the tree the draft has to compute to go on: all tokens that something follows, and the
@@ -88,7 +86,7 @@ class TreeAhead:
         if not rest.tokens:
             return False
         tree = rest.merged(self.tree)
-        self.tree = tree.take(tree.likeliest(self._MOST))
+        self.tree = tree.take(tree.likeliest(MOST_DRAFTED))
         self.version += 1
         return True
 
@@ -99,15 +97,24 @@ class TreeAhead:
         self._complete = False
         return len(path)
 
-    def likeliest(self, n: int) -> DraftedTree:
-        """The ``n`` tokens that are most likely to come, likeliest first."""
+    def hint(self, n: int, n_passed: int) -> DraftedTree:
+        """What to tell the target, at most ``n`` tokens, likeliest first.
+
+        Not those that it will have passed when it hears of them (``n_passed`` tokens), unless one that
+        may come later follows them.
+        """
         tree = self.tree
         shares = tuple(
             self._shares.corrected(share, first)
             for share, first in zip(tree.shares, tree.firsts(), strict=True)
         )
         tree = DraftedTree(tree.tokens, tree.parents, shares)
-        return tree.take(tree.likeliest(min(n, MAX_NODES)))
+        of_use = [depth >= n_passed for depth in tree.depths()]
+        for place in range(len(tree) - 1, -1, -1):
+            if of_use[place] and tree.parents[place] >= 0:
+                of_use[tree.parents[place]] = True
+        places = [place for place in tree.likeliest(len(tree)) if of_use[place]]
+        return tree.take(places[: min(n, MAX_NODES)])
 
     def main_path(self) -> tuple[list[int], list[float]]:
         """The tokens that the draft itself would go on with, and their shares."""
