@@ -13,6 +13,7 @@ from sllm.draft.ahead import DraftAhead
 from sllm.draft.drafters import ModelDrafter, draft_probs
 from sllm.draft.length import DraftLength
 from sllm.draft.payoff import Payoff
+from sllm.draft.streak import Streak
 from sllm.generation.text_stream import GenerationStats, Run, RunBuilder, TextBuilder, committed_runs
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class PipelinedRuns:
         self._draft: Future[tuple[list[int], list[float], float]] | None = None  # on its way
         self._draft_pos = 0  # and where its tokens go
         self._draft_void = False  # a commit has disagreed with what it goes on from
+        self._streak = Streak()
         self._ready = False  # the draft has read what there was to read before its first token
         self._exhausted = drafter is None  # the draft has nothing to say after this chain
         self._hinted: tuple[int, int] | None = None  # end of the text and of the chain as last sent
@@ -177,6 +179,7 @@ class PipelinedRuns:
         ):
             return
         text, chain, n = _Prefix(self._text, len(self._text)), list(self._chain), self._ahead.step
+        unknown = self._streak.prob
 
         def draft() -> tuple[list[int], list[float], float]:
             began = time.perf_counter()
@@ -185,7 +188,7 @@ class PipelinedRuns:
             tokens = drafter.draft(text, chain, n, 0.0)
             seconds = time.perf_counter() - began
             settled = drafter.n_caught_up <= DraftLength.LIMIT  # else it was mostly the reading of a prompt
-            return tokens, draft_probs(drafter, len(tokens)), seconds if settled else 0.0
+            return tokens, draft_probs(drafter, len(tokens), unknown), seconds if settled else 0.0
 
         self._draft = executor.submit(draft)
         self._draft_pos = len(text) + len(chain)
@@ -239,6 +242,8 @@ class PipelinedRuns:
         tokens = list(commit.tokens)
         n = len(tokens)
         n_right = ahead.observe_truth(self._chain, self._probs, tokens)
+        for token, true in zip(self._chain[: n_right + 1], tokens, strict=False):
+            self._streak.observe(token == true)
         hinted = commit.n_verified > 0 and not commit.own_draft
         ahead.observe_pass(commit.seconds, None if hinted else n)
         ahead.observe_round_trip(self._generation.remote.round_trip)

@@ -27,6 +27,9 @@ __all__ = ["HeadsDraft", "Job", "OwnDraft"]
 
 log = logging.getLogger("sllm.worker")
 
+_AGREE = 2
+"""A hint that was doubted is taken after all where so many of its tokens are what the own draft says."""
+
 _CLEARLY = 1.05
 """So much more than the hint alone a draft has to promise, since the hint is there already."""
 
@@ -40,7 +43,8 @@ class Job:
         hint: usable tokens of the newest hint, and ``hint_id``, its number.
         draft: the tokens that the pass verifies: first ``n_hinted`` of ``hint``, then those of ``proposed``
             that are worth it.
-        proposed: what the worker's own draft says after these, with its probabilities ``probs``.
+        proposed: what the worker's own draft says after ``own_from`` of the hint's tokens, with its
+            probabilities ``probs``.
 
     """
 
@@ -50,6 +54,7 @@ class Job:
     hint_id: int
     draft: list[int] = field(default_factory=list)
     n_hinted: int = 0
+    own_from: int = 0
     proposed: list[int] = field(default_factory=list)
     probs: list[float] = field(default_factory=list)
 
@@ -190,10 +195,13 @@ class OwnDraft:
             job.proposed = drafts.tokens[row, : drafts.lengths[row]].tolist()
             job.probs = drafts.probs[row, : drafts.lengths[row]].tolist()
             after, holds = _given(job)
-            job.draft = [
-                *job.draft,
-                *job.proposed[: job.session.draft_length.keep(job.probs, after=after, holds=holds)],
-            ]
+            job.own_from = after
+            n = job.session.draft_length.keep(job.probs, after=after, holds=holds)
+            kept = job.proposed[:n]
+            if after == 0 and _AGREE <= n < len(job.hint) and job.hint[:n] == kept:
+                job.draft, job.n_hinted = list(job.hint), len(job.hint)  # two say so, and one knows more
+            else:
+                job.draft = [*job.draft, *kept]
         return jobs
 
 

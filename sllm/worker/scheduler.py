@@ -517,8 +517,8 @@ class Scheduler(PassLoop[Session]):
         session.hint_trust.observe_truth(job.hint, tokens)
         if self._draft is not None:
             session.draft_length.observe_pass(len(job.draft), seconds - draft_seconds)
-        if own_draft and tokens[: job.n_hinted] == job.draft[: job.n_hinted]:
-            session.draft_length.observe_truth(job.proposed, job.probs, tokens[job.n_hinted :])
+        if own_draft and tokens[: job.own_from] == job.hint[: job.own_from]:
+            session.draft_length.observe_truth(job.proposed, job.probs, tokens[job.own_from :])
         if own_draft and job.n_hinted == 0:
             session.draft_length.observe_round(len(tokens), seconds)
 
