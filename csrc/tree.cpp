@@ -320,7 +320,7 @@ class Drafting {
                 continue;
             }
             place[k] = static_cast<int32_t>(tree.size());
-            tree.push_back({tokens[k], parent, depth, (above == nullptr ? 0 : above->path) | uint64_t{1} << tree.size()});
+            tree.push_back({tokens[k], parent, depth});
         }
     }
 

@@ -139,7 +139,7 @@ class DraftAhead:
     @property
     def step(self) -> int:
         """Tokens to draft at a time: two milliseconds' worth, so that a fast draft is not all overhead."""
-        return max(1, min(8, int(0.002 / self.draft_seconds))) if self._drafts else 1
+        return max(1, min(32, int(0.002 / self.draft_seconds))) if self._drafts else 1
 
     @property
     def interval(self) -> float:

@@ -14,6 +14,7 @@ from sllm.draft.confidence import UNKNOWN_PROB
 from sllm.draft.drafters import ModelDrafter, TreeDrafter, draft_probs
 from sllm.draft.length import DraftLength
 from sllm.draft.payoff import Payoff
+from sllm.draft.streak import Streak
 from sllm.draft.tree import DraftedTree
 from sllm.generation.text_stream import GenerationStats, Run, RunBuilder, TextBuilder, committed_runs
 from sllm.generation.tree_ahead import TreeAhead
@@ -103,6 +104,7 @@ class PipelinedRuns:
         self._draft_is_tree = False
         self._draft_pos = 0  # and where its tokens go
         self._draft_void = False  # a commit has disagreed with what it goes on from
+        self._streak = Streak()
         self._ready = False  # the draft has read what there was to read before its first token
         self._exhausted = drafter is None  # the draft has nothing to say after this chain
         # End of the text, and of the chain (or the tree's number) as last sent.
@@ -192,6 +194,7 @@ class PipelinedRuns:
         ):
             return
         text, chain, n = _Prefix(self._text, len(self._text)), list(self._chain), self._ahead.step
+        unknown = self._streak.prob
         shape, known = None, None
         if branches and self._trees is not None:
             shape = self._trees.shape(room, self._ahead.pass_seconds, self._ahead.draft_seconds)
@@ -208,7 +211,9 @@ class PipelinedRuns:
                 drafted = drafter.draft_tree(text, shape, known)
             else:
                 tokens = drafter.draft(text, chain, n, 0.0)
-                drafted = DraftedTree.chain(tokens, draft_probs(drafter, len(tokens)), max(len(tokens), 1))
+                drafted = DraftedTree.chain(
+                    tokens, draft_probs(drafter, len(tokens), unknown), max(len(tokens), 1)
+                )
             seconds = time.perf_counter() - began
             settled = drafter.n_caught_up <= DraftLength.LIMIT  # else it was mostly the reading of a prompt
             return drafted, seconds if settled else 0.0
@@ -276,6 +281,8 @@ class PipelinedRuns:
         trees = self._trees if self._trees is not None and self._trees.tree.tokens else None
         if trees is None:
             n_right = ahead.observe_truth(self._chain, self._probs, tokens)
+            for token, true in zip(self._chain[: n_right + 1], tokens, strict=False):
+                self._streak.observe(token == true)
         else:
             n_right = self._follow(trees, tokens)
         hinted = commit.n_verified > 0 and not commit.own_draft

@@ -31,6 +31,9 @@ log = logging.getLogger("sllm.worker")
 
 _Wanted = TypeVar("_Wanted", bound=tuple[Any, ...])
 
+_AGREE = 2
+"""A hint that was doubted is taken after all where so many of its tokens are what the own draft says."""
+
 _CLEARLY = 1.05
 """So much more than the hint alone a draft has to promise, since the hint is there already."""
 
@@ -46,6 +49,7 @@ class Job:
         draft: the tokens that the pass verifies, of the hint and of the worker's own draft.
         own: the places in it of those that the worker's draft alone has proposed.
         n_hinted: how many tokens of the hint, along its main path, stand before the worker's own draft.
+        own_from: after how many tokens of the hint the worker's own draft begins.
         proposed: what that says, where it is a chain, with its probabilities ``probs``.
         tree: the same, where it is a tree.
 
@@ -59,6 +63,7 @@ class Job:
     draft: TokenTree = field(default_factory=TokenTree)
     own: set[int] = field(default_factory=set)
     n_hinted: int = 0
+    own_from: int = 0
     proposed: list[int] = field(default_factory=list)
     probs: list[float] = field(default_factory=list)
     tree: DraftedTree = field(default_factory=DraftedTree)
@@ -139,13 +144,13 @@ class OwnDraft:
 
     def learn(self, job: Job, tokens: Sequence[int], seconds: float, draft_seconds: float) -> None:
         """A pass has committed ``tokens`` for a job and has taken so long, what drafting took included."""
-        length, n = job.session.draft_length, job.n_hinted
+        length, n = job.session.draft_length, job.own_from
         length.observe_pass(len(job.draft) + job.n_again, seconds - draft_seconds)
         if not job.proposed:
             return
-        if tuple(tokens[:n]) == job.hint.tokens[:n]:
+        if tuple(tokens[:n]) == job.hint.main_path()[:n]:
             length.observe_truth(job.proposed, job.probs, tokens[n:])
-        if n == 0:
+        if job.n_hinted == 0:
             length.observe_round(len(tokens), seconds)
 
     def _each_or_all(self, wanted: list[_Wanted], draft: Callable[[list[_Wanted]], list[Job]]) -> list[Job]:
@@ -219,9 +224,15 @@ class OwnDraft:
             job.proposed = drafts.tokens[row, : drafts.lengths[row]].tolist()
             job.probs = drafts.probs[row, : drafts.lengths[row]].tolist()
             after, holds = _given(job)
+            job.own_from = after
             n = job.session.draft_length.keep(job.probs, after=after, holds=holds)
-            job.draft = TokenTree.chain([*job.draft.tokens, *job.proposed[:n]])
-            job.own = set(range(after, after + n))
+            kept = tuple(job.proposed[:n])
+            hint = job.hint.main_path()
+            if after == 0 and _AGREE <= n < len(hint) and hint[:n] == kept:
+                job.draft, job.n_hinted = TokenTree.chain(hint), len(hint)  # two say so, and one knows more
+            else:
+                job.draft = TokenTree.chain([*job.draft.tokens, *kept])
+                job.own = set(range(after, after + n))
         return jobs
 
 
