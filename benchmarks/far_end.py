@@ -96,7 +96,6 @@ class WorkerProcess(_Process):
         model: Path,
         *,
         sessions: int = 4,
-        hops: Sequence[str] = (),
         draft: Path | None = None,
         pace: Pace | None = None,
         hops: Sequence[str] = (),
