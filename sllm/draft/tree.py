@@ -77,8 +77,8 @@ class DraftedTree:
 
     def firsts(self) -> list[bool]:
         """Which tokens are the drafter's own choice where they stand."""
-        seen: set[int] = set()
-        return [not (parent in seen or seen.add(parent)) for parent in self.parents]
+        firsts = {parent: i for i, parent in reversed(list(enumerate(self.parents)))}
+        return [firsts[parent] == i for i, parent in enumerate(self.parents)]
 
     def child(self, parent: int, token: int) -> int:
         """The place of ``token`` after the one in place ``parent``; -1: it is not there."""
