@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sllm.draft.tree import DraftedTree
 from sllm.errors import CancelledError, SllmError
-from sllm.targets.tree import TokenTree
+from sllm.targets.tree import MAX_NODES, TokenTree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,6 +43,7 @@ class Job:
         slot, session: whose it is.
         hint: usable tokens of the newest hint, and ``hint_id``, its number.
         n_again: tokens that the pass computes again, since they stood on a side branch of the last tree.
+        n_most: drafted tokens for which the pass has room in memory.
         draft: the tokens that the pass verifies, of the hint and of the worker's own draft.
         own: the places in it of those that the worker's draft alone has proposed.
         n_hinted: how many tokens of the hint, along its main path, stand before the worker's own draft.
@@ -56,6 +57,7 @@ class Job:
     hint: TokenTree
     hint_id: int
     n_again: int = 0
+    n_most: int = MAX_NODES
     draft: TokenTree = field(default_factory=TokenTree)
     own: set[int] = field(default_factory=set)
     n_hinted: int = 0
