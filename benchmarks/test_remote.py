@@ -19,6 +19,8 @@ import pytest
 
 import sllm
 from sllm.draft.drafters import Drafter, ModelDrafter
+from sllm.draft.growth import Shape
+from sllm.draft.tree import DraftedTree
 from sllm.embedded import TARGET
 
 from . import models, peers
@@ -83,12 +85,21 @@ class PacedDrafter(ModelDrafter):
     def draft(self, text: Sequence[int], chain: Sequence[int], n_max: int, p_min: float) -> list[int]:
         began = time.perf_counter()
         tokens = super().draft(text, chain, n_max, p_min)
-        left = began + self._seconds * max(len(tokens), 1) - time.perf_counter()
+        self._wait(began, max(len(tokens), 1))
+        return tokens
+
+    def draft_tree(self, text: Sequence[int], shape: Shape, known: DraftedTree | None = None) -> DraftedTree:
+        began = time.perf_counter()
+        tree = super().draft_tree(text, shape, known)
+        self._wait(began, max(tree.n_passes, 1))
+        return tree
+
+    def _wait(self, began: float, n_passes: int) -> None:
+        left = began + self._seconds * n_passes - time.perf_counter()
         if left > 0:
             time.sleep(left)
-        self.n_drafted += max(len(tokens), 1)
+        self.n_drafted += n_passes
         self.draft_seconds += time.perf_counter() - began
-        return tokens
 
 
 @contextmanager

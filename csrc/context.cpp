@@ -257,8 +257,7 @@ void decode_rows(sllm_context & context, const std::vector<Row> & rows) {
             context.batch_nodes[i] = rows[i].bit;
             context.batch_sees[i] = node == nullptr ? 0 : node->path;
         }
-        context.batch_token[i] =
-            node != nullptr ? node->token : context.sequences[static_cast<size_t>(rows[i].seq_id)].tokens[rows[i].pos];
+        context.batch_token[i] = node != nullptr ? node->token : context.sequences[static_cast<size_t>(rows[i].seq_id)].tokens[rows[i].pos];
         context.batch_pos[i] = static_cast<llama_pos>(rows[i].pos);
         context.batch_seq[i] = rows[i].seq_id;
         context.batch_seq_id[i] = &context.batch_seq[i];

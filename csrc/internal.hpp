@@ -245,8 +245,8 @@ struct Write {
     size_t begin;
     size_t end;
     size_t first_output;
-    const float * hidden = nullptr; // of layers: the input row for `begin`
-    size_t n_padding = 0;           // tokens at the end that nobody asked for
+    const float * hidden = nullptr;           // of layers: the input row for `begin`
+    size_t n_padding = 0;                     // tokens at the end that nobody asked for
     const std::vector<Node> * tree = nullptr; // after `end`: the nodes that follow, all with logits; those from `first_node` on
     size_t first_node = 0;
     const float * tree_hidden = nullptr; // of layers: the input row for node `first_node`
@@ -271,9 +271,9 @@ struct Job {
     size_t pos;
     int32_t start;
     const sllm_sampling * sampling;
-    std::vector<Node> tree = {};        // what to verify, where it is a tree; the tokens after the committed ones are its main path then
-    std::vector<int32_t> rows = {};     // which of the caller's drafted tokens each node is
-    std::vector<int32_t> chain = {};    // the tokens to verify, where they are not the caller's
+    std::vector<Node> tree = {};     // what to verify, where it is a tree; the tokens after the committed ones are its main path then
+    std::vector<int32_t> rows = {};  // which of the caller's drafted tokens each node is
+    std::vector<int32_t> chain = {}; // the tokens to verify, where they are not the caller's
 };
 
 // The chains that a call drafts, in its caller's buffers.

@@ -521,8 +521,9 @@ std::vector<Ranked> Selector::rank(const float * logits, int32_t pos, size_t n, 
             }
         }
         const size_t kept = std::min(n, found.size());
-        std::partial_sort(found.begin() + 1, found.begin() + static_cast<std::ptrdiff_t>(kept), found.end(),
-                          [](const Ranked & a, const Ranked & b) { return a.score > b.score || (a.score == b.score && a.token < b.token); });
+        std::partial_sort(
+            found.begin() + 1, found.begin() + static_cast<std::ptrdiff_t>(kept), found.end(),
+            [](const Ranked & a, const Ranked & b) { return a.score > b.score || (a.score == b.score && a.token < b.token); });
         found.resize(kept);
         return found;
     }

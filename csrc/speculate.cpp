@@ -417,8 +417,7 @@ int sllm_draft(sllm_context * context, int32_t n_seqs, const int32_t * items, in
 }
 
 int sllm_verify(sllm_context * context, int32_t n_seqs, const int32_t * items, int32_t n_items, sllm_sampling * const * samplings,
-                int32_t stride, const int32_t * parents, const float * hidden, int32_t * selected, int32_t * n_accepted,
-                float * logprobs) {
+                int32_t stride, const int32_t * parents, const float * hidden, int32_t * selected, int32_t * n_accepted, float * logprobs) {
     return sllm::guarded([&] {
         const sllm::Entry entry(*context);
         sllm::check_has_output(*context);

@@ -143,26 +143,9 @@ struct Growth {
     std::vector<int32_t> frontier; // the candidates in the pass that comes
 
     const Candidate & at(int32_t i) const { return candidates[static_cast<size_t>(i)]; }
+    // Which node a candidate's parent is; -1: the root.
+    int32_t node_above(int32_t i) const { return at(i).parent < 0 ? -1 : at(at(i).parent).node; }
 };
-
-// The tokens that may follow, each with the chance that the target takes this path: its parent's times its share among its siblings
-// and a little for all other tokens. The share is a softmax of the scores by which the draft would select. Under shared noise that is
-// calibrated on unlike pairs of models, for the first token and for its runners-up alike: benchmarks/RESULTS.md, "Trees".
-void add_children(Growth & growth, int32_t parent, const std::vector<sllm::Ranked> & ranked, bool greedy,
-                  size_t n_children) {
-    const float above = parent < 0 ? 1.0F : growth.at(parent).chance;
-    const int32_t depth = parent < 0 ? 0 : growth.at(parent).depth + 1;
-    const double tau = greedy ? 0.6 : 1.0;
-    const auto weight = [&](const sllm::Ranked & one) { return std::exp((one.score - ranked.front().score) / tau); };
-    double total = 0.01;
-    for (const sllm::Ranked & one : ranked) {
-        total += weight(one);
-    }
-    for (size_t i = 0; i < std::min(n_children, ranked.size()); ++i) {
-        const float chance = above * static_cast<float>(weight(ranked[i]) / total);
-        growth.candidates.push_back({ranked[i].token, parent, depth, static_cast<int32_t>(i), ranked[i].prob, chance});
-    }
-}
 
 // The best `n` candidates, likeliest first. A parent comes before its children: it is at least as likely, and was found before them.
 std::vector<int32_t> best(const Growth & growth, size_t n) {
@@ -186,20 +169,273 @@ bool accepts(sllm::Selector & selector, llama_token token) {
     }
 }
 
-// Which candidates the next pass computes: of those that may be in the tree in the end, the `n` likeliest, at any depth.
-void choose_frontier(const sllm_context & context, const sllm::Job & job, Growth & growth, size_t n, float p_min) {
-    growth.frontier.clear();
-    const size_t room = std::min(n, sllm::N_TREE_NODES - growth.n_computed);
-    for (const int32_t i : best(growth, job.n_more)) {
-        const Candidate & c = growth.at(i);
-        const size_t pos = job.pos + job.n_tokens + static_cast<size_t>(c.depth);
-        if (growth.frontier.size() < room && c.node < 0 && c.chance >= p_min && !context.model.ends(c.token) &&
-            pos + 1 < context.info.n_ctx_seq && (c.parent < 0 || growth.at(c.parent).node >= 0)) {
-            growth.frontier.push_back(i);
+// One call of sllm_draft_tree().
+class Drafting {
+  public:
+    Drafting(sllm_context & c, const std::vector<sllm::Job> & j, const int32_t * passes, const float * least, int32_t width)
+        : context(c), jobs(j), n_passes(passes), p_min(least), branches(sllm::can_branch(c)), growths(j.size()), trees(j.size()) {
+        if (width < 1) {
+            sllm::fail(SLLM_ERR_INVALID, "width is %d, expected at least 1", width);
+        }
+        for (size_t i = 0; i < jobs.size(); ++i) {
+            if (!(p_min[i] >= 0 && p_min[i] <= 1) || n_passes[i] < 1) {
+                sllm::fail(SLLM_ERR_INVALID, "p_min is %g, expected 0 to 1, and n_max %d, expected at least 1",
+                           static_cast<double>(p_min[i]), n_passes[i]);
+            }
+        }
+        n_children = branches ? N_CHILDREN : 1;
+        n_wide = branches ? std::min<size_t>(static_cast<size_t>(width), context.info.n_outputs_max / jobs.size()) : 1;
+    }
+
+    // Compute the committed tokens and the nodes that are known already, and find what may follow them.
+    void begin(const sllm_tree & known, size_t stride) {
+        std::vector<sllm::Write> writes;
+        for (size_t i = 0; i < jobs.size(); ++i) {
+            plant(i, known.tokens + i * stride, known.parents + i * stride, known.lengths[i], stride);
+        }
+        for (size_t i = 0; i < jobs.size(); ++i) {
+            const sllm::Job & job = jobs[i];
+            const size_t n_logits = job.n_more > 0 ? 1 : 0;
+            const size_t from = sllm::place_tokens(context, job.seq_id, job.pos, job.tokens, job.n_tokens, n_logits);
+            const size_t end = job.pos + job.n_tokens;
+            writes.push_back({job.seq_id, from, end, end - n_logits, nullptr, 0, trees[i].empty() ? nullptr : &trees[i]});
+            if (job.n_more > 0) {
+                active.push_back(i);
+            }
+        }
+        sllm::compute(context, writes, nullptr);
+        for (const size_t i : active) {
+            sllm::Sequence & s = sllm::sequence_at(context, jobs[i].seq_id);
+            if (sllm::needs_history(*jobs[i].sampling)) {
+                sllm::begin_selection(s.selector, s, jobs[i], sllm::resolve_start(s, jobs[i]));
+                growths[i].root = s.selector.clone(); // drafted text must not reach the selector of the committed text
+            } else {
+                growths[i].root.begin(*jobs[i].sampling, {}, -1);
+            }
+        }
+        for (const sllm::Job & job : jobs) {
+            sllm::sequence_at(context, job.seq_id).n_committed = job.pos + job.n_tokens;
+        }
+        const float * row = llama_get_logits(context.context.get());
+        for (const size_t i : active) {
+            add_children(i, -1, growths[i].root, row);
+            row += context.info.n_vocab;
+            for (const sllm::Node & node : trees[i]) {
+                follow(i, candidate_of(i, node), row);
+                row += context.info.n_vocab;
+            }
+            if (!branches) {
+                sllm::save_checkpoint(context, jobs[i].seq_id, sllm::N_DRAFT_CHECKPOINTS);
+            }
+        }
+        n_done = 1;
+    }
+
+    // One more pass over the likeliest nodes. False: there is nothing left to compute, or the call is to end.
+    bool grow() {
+        std::vector<sllm::Write> writes;
+        std::vector<size_t> still;
+        for (const size_t i : active) {
+            choose_frontier(i);
+            if (!growths[i].frontier.empty()) {
+                still.push_back(i);
+                writes.push_back(write_of(i));
+            }
+        }
+        active.swap(still);
+        if (active.empty()) {
+            return false;
+        }
+        try {
+            sllm::compute(context, writes, nullptr);
+        } catch (const sllm::Error & error) {
+            for (const size_t i : active) {
+                sllm::uncache(context, jobs[i].seq_id, sllm::sequence_at(context, jobs[i].seq_id).n_cached);
+            }
+            if (error.status == SLLM_ERR_CANCELLED || error.status == SLLM_ERR_FULL) {
+                return false; // a draft is only a hint: a smaller one will do
+            }
+            throw;
+        }
+        ++n_done;
+        const float * row = llama_get_logits(context.context.get());
+        for (const size_t i : active) {
+            for (const int32_t candidate : growths[i].frontier) {
+                follow(i, candidate, row);
+                row += context.info.n_vocab;
+            }
+        }
+        return true;
+    }
+
+    // The likeliest of all candidates are the tree.
+    void store(const sllm_tree & out, size_t stride) const {
+        for (size_t i = 0; i < jobs.size(); ++i) {
+            const Growth & growth = growths[i];
+            const size_t base = i * stride;
+            std::vector<int32_t> place(growth.candidates.size(), -1);
+            int32_t n = 0;
+            for (const int32_t c : best(growth, jobs[i].n_more)) {
+                const Candidate & from = growth.at(c);
+                const size_t at = base + static_cast<size_t>(n);
+                place[static_cast<size_t>(c)] = n++;
+                out.tokens[at] = from.token;
+                out.parents[at] = from.parent < 0 ? -1 : place[static_cast<size_t>(from.parent)];
+                out.ranks[at] = from.rank;
+                out.probs[at] = from.prob;
+                out.chances[at] = from.chance;
+            }
+            out.lengths[i] = n;
+        }
+        *out.n_passes = n_done;
+    }
+
+  private:
+    // The known nodes of a job, as many as one pass can compute; not those that nothing can follow.
+    void plant(size_t i, const int32_t * tokens, const int32_t * parents, int32_t length, size_t stride) {
+        if (length < 0 || static_cast<size_t>(length) > stride) {
+            sllm::fail(SLLM_ERR_INVALID, "a tree to go on from has %d nodes, not 0..%zu", length, stride);
+        }
+        const auto n = static_cast<size_t>(length);
+        std::vector<int32_t> order;
+        sllm::read_tree(tokens, parents, n, order); // throws where it is none
+        sllm::check_tokens(context, tokens, n);
+        if (!branches || jobs[i].n_more == 0) {
+            return;
+        }
+        const size_t most = std::min(sllm::N_TREE_NODES, context.info.n_outputs_max / jobs.size() - 1);
+        const size_t end = jobs[i].pos + jobs[i].n_tokens;
+        std::vector<sllm::Node> & tree = trees[i];
+        std::vector<int32_t> place(n, -1);
+        for (size_t k = 0; k < n && tree.size() < most; ++k) {
+            const int32_t parent = parents[k] < 0 ? -1 : place[static_cast<size_t>(parents[k])];
+            const sllm::Node * const above = parent < 0 ? nullptr : &tree[static_cast<size_t>(parent)];
+            const int32_t depth = above == nullptr ? 0 : above->depth + 1;
+            if ((parents[k] >= 0 && parent < 0) || context.model.ends(tokens[k]) ||
+                end + static_cast<size_t>(depth) + 1 >= context.info.n_ctx_seq) {
+                continue;
+            }
+            place[k] = static_cast<int32_t>(tree.size());
+            tree.push_back({tokens[k], parent, depth, (above == nullptr ? 0 : above->path) | uint64_t{1} << tree.size()});
         }
     }
-    std::sort(growth.frontier.begin(), growth.frontier.end());
-}
+
+    // Which candidate a known node is; those before it were followed.
+    int32_t candidate_of(size_t i, const sllm::Node & node) {
+        Growth & growth = growths[i];
+        int32_t parent = -1;
+        if (node.parent >= 0) {
+            const auto is_parent = [&](const Candidate & c) { return c.node == node.parent; };
+            const auto found = std::find_if(growth.candidates.begin(), growth.candidates.end(), is_parent);
+            parent = static_cast<int32_t>(found - growth.candidates.begin());
+        }
+        const auto is_node = [&](const Candidate & c) { return c.parent == parent && c.token == node.token; };
+        const auto found = std::find_if(growth.candidates.begin(), growth.candidates.end(), is_node);
+        if (found != growth.candidates.end()) {
+            return static_cast<int32_t>(found - growth.candidates.begin());
+        }
+        // The draft would not have thought of it.
+        const float above = parent < 0 ? 1.0F : growth.at(parent).chance;
+        growth.candidates.push_back({node.token, parent, node.depth, static_cast<int32_t>(N_CHILDREN), 0.0F, 0.01F * above});
+        return static_cast<int32_t>(growth.candidates.size()) - 1;
+    }
+
+    // Which candidates the next pass computes: of those that may be in the tree in the end, the likeliest, at any depth.
+    void choose_frontier(size_t i) {
+        const sllm::Job & job = jobs[i];
+        Growth & growth = growths[i];
+        growth.frontier.clear();
+        const size_t room = n_done < n_passes[i] ? std::min(n_wide, sllm::N_TREE_NODES - growth.n_computed) : 0;
+        for (const int32_t candidate : best(growth, job.n_more)) {
+            const Candidate & c = growth.at(candidate);
+            const size_t pos = job.pos + job.n_tokens + static_cast<size_t>(c.depth);
+            const bool has_parent = c.parent < 0 || growth.at(c.parent).node >= 0;
+            if (growth.frontier.size() < room && c.node < 0 && has_parent && c.chance >= p_min[i] && !context.model.ends(c.token) &&
+                pos + 1 < context.info.n_ctx_seq) {
+                growth.frontier.push_back(candidate);
+            }
+        }
+        std::sort(growth.frontier.begin(), growth.frontier.end());
+    }
+
+    // The rows of the frontier: nodes beside the cached ones, or the next token of a chain.
+    sllm::Write write_of(size_t i) {
+        const Growth & growth = growths[i];
+        sllm::Sequence & s = sllm::sequence_at(context, jobs[i].seq_id);
+        if (!branches) {
+            const size_t at = s.tokens.size();
+            s.tokens.push_back(growth.at(growth.frontier.front()).token);
+            return {jobs[i].seq_id, at, at + 1, at};
+        }
+        std::vector<sllm::Node> & tree = trees[i];
+        tree = s.tree;
+        for (const int32_t candidate : growth.frontier) {
+            const int32_t parent = growth.node_above(candidate);
+            const uint64_t above = parent < 0 ? 0 : tree[static_cast<size_t>(parent)].path;
+            tree.push_back({growth.at(candidate).token, parent, growth.at(candidate).depth, above | uint64_t{1} << tree.size()});
+        }
+        return {jobs[i].seq_id, s.n_cached, s.n_cached, s.n_cached, nullptr, 0, &tree, s.tree.size()};
+    }
+
+    // A candidate was computed: find what may follow it.
+    void follow(size_t i, int32_t candidate, const float * logits) {
+        Growth & growth = growths[i];
+        growth.candidates[static_cast<size_t>(candidate)].node = static_cast<int32_t>(growth.n_computed++);
+        if (!sllm::needs_history(*jobs[i].sampling)) {
+            add_children(i, candidate, growth.root, logits);
+            return;
+        }
+        const int32_t above = growth.node_above(candidate);
+        sllm::Selector after = (above < 0 ? growth.root : growth.selectors[static_cast<size_t>(above)]).clone();
+        if (accepts(after, growth.at(candidate).token)) {
+            add_children(i, candidate, after, logits);
+        }
+        growth.selectors.push_back(std::move(after));
+    }
+
+    // The tokens that may follow, each with the chance that the target takes this path: its parent's times its share among its
+    // siblings and a little for all other tokens. The share is a softmax of the scores by which the draft would select. Under shared
+    // noise that is calibrated on unlike pairs of models, for the first token and for its runners-up alike: benchmarks/RESULTS.md,
+    // "Trees".
+    void add_children(size_t i, int32_t parent, const sllm::Selector & selector, const float * logits) {
+        Growth & growth = growths[i];
+        const float above = parent < 0 ? 1.0F : growth.at(parent).chance;
+        const int32_t depth = parent < 0 ? 0 : growth.at(parent).depth + 1;
+        const size_t pos = jobs[i].pos + jobs[i].n_tokens + static_cast<size_t>(depth);
+        std::vector<sllm::Ranked> ranked;
+        try {
+            // Of a chain too: how far the first is ahead of the next ones says how likely it is.
+            ranked = selector.rank(logits, static_cast<int32_t>(pos), N_CHILDREN, context.selection);
+        } catch (const std::exception &) {
+            if (sllm::status_of_current_exception() == SLLM_ERR_INTERRUPTED) {
+                throw;
+            }
+            return; // a smaller tree will do; what is wrong is the target's to say
+        }
+        const double tau = jobs[i].sampling->temperature == 0 ? 0.6 : 1.0;
+        const auto weight = [&](const sllm::Ranked & one) { return std::exp((one.score - ranked.front().score) / tau); };
+        double total = 0.01;
+        for (const sllm::Ranked & one : ranked) {
+            total += weight(one);
+        }
+        for (size_t k = 0; k < std::min(n_children, ranked.size()); ++k) {
+            const float chance = above * static_cast<float>(weight(ranked[k]) / total);
+            growth.candidates.push_back({ranked[k].token, parent, depth, static_cast<int32_t>(k), ranked[k].prob, chance});
+        }
+    }
+
+    sllm_context & context;
+    const std::vector<sllm::Job> & jobs;
+    const int32_t * n_passes;
+    const float * p_min;
+    bool branches;
+    size_t n_children;
+    size_t n_wide;
+    int32_t n_done = 0;
+    std::vector<Growth> growths;
+    std::vector<std::vector<sllm::Node>> trees; // what a pass refers to
+    std::vector<size_t> active;                 // the jobs whose trees still grow
+};
 
 } // namespace
 
@@ -211,174 +447,17 @@ int sllm_draft_tree(sllm_context * context, int32_t n_seqs, const int32_t * item
         const sllm::Entry entry(*context);
         sllm::check_hidden(*context, nullptr, 0);
         const std::vector<sllm::Job> jobs = sllm::read_jobs(*context, n_seqs, items, n_items, samplings, stride, false);
-        if (width < 1) {
-            sllm::fail(SLLM_ERR_INVALID, "width is %d, expected at least 1", width);
-        }
-        int32_t most_passes = 0;
-        for (size_t i = 0; i < jobs.size(); ++i) {
-            if (!(p_min[i] >= 0 && p_min[i] <= 1) || n_passes[i] < 1) {
-                sllm::fail(SLLM_ERR_INVALID, "p_min is %g, expected 0 to 1, and n_max %d, expected at least 1",
-                           static_cast<double>(p_min[i]), n_passes[i]);
-            }
-            most_passes = std::max(most_passes, n_passes[i]);
-        }
         const size_t n_out = jobs.size() * static_cast<size_t>(stride);
+        Drafting drafting(*context, jobs, n_passes, p_min, width);
+        drafting.begin(*out, static_cast<size_t>(stride));
+        while (drafting.grow()) {
+        }
         std::fill_n(out->tokens, n_out, -1);
         std::fill_n(out->parents, n_out, -1);
         std::fill_n(out->ranks, n_out, -1);
         std::fill_n(out->probs, n_out, 0.0F);
         std::fill_n(out->chances, n_out, 0.0F);
-        std::fill_n(out->lengths, jobs.size(), 0);
-        *out->n_passes = 0;
-        const bool branches = sllm::can_branch(*context);
-        const size_t n_children = branches ? N_CHILDREN : 1;
-        const size_t n_wide = branches ? std::min<size_t>(static_cast<size_t>(width), context->info.n_outputs_max / jobs.size()) : 1;
-
-        // 1. The committed tokens, and the candidates after them.
-        std::vector<sllm::Write> writes;
-        std::vector<Growth> growths(jobs.size());
-        std::vector<size_t> active; // the jobs behind the rows of the pass
-        for (size_t i = 0; i < jobs.size(); ++i) {
-            const sllm::Job & job = jobs[i];
-            const size_t n_logits = job.n_more > 0 ? 1 : 0;
-            const size_t begin = sllm::place_tokens(*context, job.seq_id, job.pos, job.tokens, job.n_tokens, n_logits);
-            const size_t end = job.pos + job.n_tokens;
-            writes.push_back({job.seq_id, begin, end, end - n_logits});
-            if (job.n_more > 0) {
-                active.push_back(i);
-            }
-        }
-        sllm::compute(*context, writes, nullptr);
-        const auto n_vocab = static_cast<size_t>(context->info.n_vocab);
-        const float * row = llama_get_logits(context->context.get());
-        *out->n_passes = 1;
-        for (const size_t i : active) {
-            const sllm::Job & job = jobs[i];
-            Growth & growth = growths[i];
-            sllm::Sequence & s = sllm::sequence_at(*context, job.seq_id);
-            if (sllm::needs_history(*job.sampling)) {
-                sllm::begin_selection(s.selector, s, job, sllm::resolve_start(s, job));
-                growth.root = s.selector.clone();
-            } else {
-                growth.root.begin(*job.sampling, {}, -1);
-            }
-        }
-        for (const sllm::Job & job : jobs) {
-            sllm::sequence_at(*context, job.seq_id).n_committed = job.pos + job.n_tokens;
-        }
-        const auto rank = [&](const sllm::Job & job, const sllm::Selector & selector, const float * logits, int32_t depth) {
-            try {
-                const size_t pos = job.pos + job.n_tokens + static_cast<size_t>(depth);
-                // Of a chain too: how far the first is ahead of the next ones says how likely it is.
-                return selector.rank(logits, static_cast<int32_t>(pos), N_CHILDREN, context->selection);
-            } catch (const std::exception &) {
-                if (sllm::status_of_current_exception() == SLLM_ERR_INTERRUPTED) {
-                    throw;
-                }
-                return std::vector<sllm::Ranked>{}; // a smaller tree will do; what is wrong is the target's to say
-            }
-        };
-        const auto grow = [&](const sllm::Job & job, Growth & growth, int32_t parent, const sllm::Selector & selector) {
-            add_children(growth, parent, rank(job, selector, row, parent < 0 ? 0 : growth.at(parent).depth + 1),
-                         job.sampling->temperature == 0, n_children);
-            row += n_vocab;
-        };
-        for (const size_t i : active) {
-            grow(jobs[i], growths[i], -1, growths[i].root);
-            if (!branches) {
-                sllm::save_checkpoint(*context, jobs[i].seq_id, sllm::N_DRAFT_CHECKPOINTS);
-            }
-        }
-
-        // 2. Pass by pass, the candidates after the likeliest ones.
-        for (int32_t pass = 1; pass < most_passes && !active.empty(); ++pass) {
-            std::vector<std::vector<sllm::Node>> trees(jobs.size());
-            writes.clear();
-            std::vector<size_t> still;
-            for (const size_t i : active) {
-                const sllm::Job & job = jobs[i];
-                Growth & growth = growths[i];
-                choose_frontier(*context, job, growth, pass < n_passes[i] ? n_wide : 0, p_min[i]);
-                if (growth.frontier.empty()) {
-                    continue;
-                }
-                still.push_back(i);
-                sllm::Sequence & s = sllm::sequence_at(*context, job.seq_id);
-                if (!branches) {
-                    const size_t at = s.tokens.size();
-                    s.tokens.push_back(growth.at(growth.frontier.front()).token);
-                    writes.push_back({job.seq_id, at, at + 1, at});
-                    continue;
-                }
-                trees[i] = s.tree;
-                for (const int32_t c : growth.frontier) {
-                    const Candidate & from = growth.at(c);
-                    const int32_t parent = from.parent < 0 ? -1 : growth.at(from.parent).node;
-                    const uint64_t bit = uint64_t{1} << trees[i].size();
-                    const uint64_t above = parent < 0 ? 0 : trees[i][static_cast<size_t>(parent)].path;
-                    trees[i].push_back({from.token, parent, from.depth, above | bit});
-                }
-                const size_t end = s.n_cached;
-                writes.push_back({job.seq_id, end, end, end, nullptr, 0, &trees[i], s.tree.size()});
-            }
-            active.swap(still);
-            if (active.empty()) {
-                break;
-            }
-            try {
-                sllm::compute(*context, writes, nullptr);
-            } catch (const sllm::Error & error) {
-                for (const size_t i : active) {
-                    sllm::uncache(*context, jobs[i].seq_id, sllm::sequence_at(*context, jobs[i].seq_id).n_cached);
-                }
-                if (error.status == SLLM_ERR_CANCELLED || error.status == SLLM_ERR_FULL) {
-                    break; // a draft is only a hint: a smaller one will do
-                }
-                throw;
-            }
-            ++*out->n_passes;
-            row = llama_get_logits(context->context.get());
-            for (const size_t i : active) {
-                Growth & growth = growths[i];
-                for (const int32_t c : growth.frontier) {
-                    const bool remembers = sllm::needs_history(*jobs[i].sampling);
-                    growth.candidates[static_cast<size_t>(c)].node = static_cast<int32_t>(growth.n_computed++);
-                    if (!remembers) {
-                        grow(jobs[i], growth, c, growth.root);
-                        continue;
-                    }
-                    const int32_t above = growth.at(c).parent;
-                    const sllm::Selector & before =
-                        above < 0 ? growth.root : growth.selectors[static_cast<size_t>(growth.at(above).node)];
-                    sllm::Selector after = before.clone();
-                    if (accepts(after, growth.at(c).token)) {
-                        grow(jobs[i], growth, c, after);
-                    } else {
-                        row += n_vocab;
-                    }
-                    growth.selectors.push_back(std::move(after));
-                }
-            }
-        }
-
-        // 3. The likeliest of all candidates are the tree.
-        for (size_t i = 0; i < jobs.size(); ++i) {
-            const Growth & growth = growths[i];
-            const size_t base = i * static_cast<size_t>(stride);
-            std::vector<int32_t> place(growth.candidates.size(), -1);
-            size_t n = 0;
-            for (const int32_t c : best(growth, jobs[i].n_more)) {
-                const Candidate & from = growth.at(c);
-                place[static_cast<size_t>(c)] = static_cast<int32_t>(n);
-                out->tokens[base + n] = from.token;
-                out->parents[base + n] = from.parent < 0 ? -1 : place[static_cast<size_t>(from.parent)];
-                out->ranks[base + n] = from.rank;
-                out->probs[base + n] = from.prob;
-                out->chances[base + n] = from.chance;
-                ++n;
-            }
-            out->lengths[i] = static_cast<int32_t>(n);
-        }
+        drafting.store(*out, static_cast<size_t>(stride));
     });
 }
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from sllm.cli.slow_link import Link
+    from sllm.draft.growth import Shape
+    from sllm.draft.tree import DraftedTree
     from sllm.generation.text_stream import Run
     from sllm.remote.connection import Remote
 
@@ -50,8 +52,18 @@ class PacedDrafter(ModelDrafter):
         """See :meth:`~sllm.draft.drafters.Drafter.draft`."""
         began = time.perf_counter()
         tokens = super().draft(text, chain, n_max, p_min)
-        time.sleep(max(0.0, began + self.seconds_per_token * len(tokens) - time.perf_counter()))
+        self._wait(began, len(tokens))
         return tokens
+
+    def draft_tree(self, text: Sequence[int], shape: Shape, known: DraftedTree | None = None) -> DraftedTree:
+        """See :meth:`~sllm.draft.drafters.TreeDrafter.draft_tree`: a pass takes as long as a token."""
+        began = time.perf_counter()
+        tree = super().draft_tree(text, shape, known)
+        self._wait(began, tree.n_passes)
+        return tree
+
+    def _wait(self, began: float, n_passes: int) -> None:
+        time.sleep(max(0.0, began + self.seconds_per_token * n_passes - time.perf_counter()))
 
 
 @dataclass(frozen=True)

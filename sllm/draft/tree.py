@@ -98,6 +98,14 @@ class DraftedTree:
             path.append(at)
         return path
 
+    def way_to(self, place: int) -> list[int]:
+        """The places of the tokens on the way to the one in ``place``, itself the last."""
+        way: list[int] = []
+        while place >= 0:
+            way.append(place)
+            place = self.parents[place]
+        return way[::-1]
+
     def take(self, places: Sequence[int], root: int = -1) -> DraftedTree:
         """The tokens in these places, in this order; of each its parent, or ``root``, comes before it."""
         new = {root: -1}

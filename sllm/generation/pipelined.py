@@ -10,10 +10,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, overload
 
 from sllm.draft.ahead import DraftAhead
-from sllm.draft.drafters import ModelDrafter, draft_probs
+from sllm.draft.confidence import UNKNOWN_PROB
+from sllm.draft.drafters import ModelDrafter, TreeDrafter, draft_probs
 from sllm.draft.length import DraftLength
 from sllm.draft.payoff import Payoff
+from sllm.draft.tree import DraftedTree
 from sllm.generation.text_stream import GenerationStats, Run, RunBuilder, TextBuilder, committed_runs
+from sllm.generation.tree_ahead import TreeAhead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +63,9 @@ class PipelinedRuns:
 
     Commits come when they come. Meanwhile the draft goes on along its own chain, on a thread of its own, and
     the whole chain is sent whenever it has grown. A commit that disagrees makes the chain void, and drafting
-    starts again from the truth.
+    starts again from the truth. Where the target checks several branches at once, it is a tree that grows
+    (:class:`~sllm.generation.tree_ahead.TreeAhead`), and a commit leaves what of it agrees; the chain is its
+    main path.
     """
 
     def __init__(
@@ -89,12 +94,15 @@ class PipelinedRuns:
         self._ahead = DraftAhead(run_ahead=generation.run_ahead)
         self._chain: list[int] = []  # drafted after the text, unconfirmed
         self._probs: list[float] = []  # what the draft says of them
-        self._draft: Future[tuple[list[int], list[float], float]] | None = None  # on its way
+        self._trees: TreeAhead | None = TreeAhead() if isinstance(drafter, TreeDrafter) else None
+        self._draft: Future[tuple[DraftedTree, float]] | None = None  # on its way
+        self._draft_is_tree = False
         self._draft_pos = 0  # and where its tokens go
         self._draft_void = False  # a commit has disagreed with what it goes on from
         self._ready = False  # the draft has read what there was to read before its first token
         self._exhausted = drafter is None  # the draft has nothing to say after this chain
-        self._hinted: tuple[int, int] | None = None  # end of the text and of the chain as last sent
+        # End of the text, and of the chain (or the tree's number) as last sent.
+        self._hinted: tuple[int, int] | None = None
         self._hinted_at = self._news_at = time.perf_counter()
         self._local: list[Run] = []  # shown while the link is lost
         self._local_shown: TextBuilder | None = None
@@ -161,43 +169,70 @@ class PipelinedRuns:
 
     # -- the draft
 
+    def _branches(self) -> bool:
+        """Whether trees are drafted now: without a link it is the draft's own text that counts."""
+        return self._trees is not None and self._generation.can_branch and not self._goes_alone()
+
     def _draft_more(self) -> None:
         drafter, executor = self._drafter, self._executor
         if self._draft is not None or self._exhausted or drafter is None or executor is None:
             return
-        if self._stopped or len(self._text) + len(self._chain) >= self._generation.end:
+        room = self._generation.end - len(self._text)
+        branches = self._branches()
+        if self._stopped or room <= (0 if branches else len(self._chain)):
             return
+        probs = () if branches else self._probs
         if not self._goes_alone() and not (
-            self._may_draft() and self._ahead.worth_more(self._probs, time.perf_counter() - self._news_at)
+            self._may_draft() and self._ahead.worth_more(probs, time.perf_counter() - self._news_at)
         ):
             return
         text, chain, n = _Prefix(self._text, len(self._text)), list(self._chain), self._ahead.step
+        shape, known = None, None
+        if branches and self._trees is not None:
+            shape = self._trees.shape(room, self._ahead.pass_seconds, self._ahead.draft_seconds)
+            if shape is None:
+                self._exhausted = True
+                return
+            known = self._trees.known()
 
-        def draft() -> tuple[list[int], list[float], float]:
+        def draft() -> tuple[DraftedTree, float]:
             began = time.perf_counter()
             if self._stopped:
-                return [], [], 0.0
-            tokens = drafter.draft(text, chain, n, 0.0)
+                return DraftedTree(), 0.0
+            if shape is not None and isinstance(drafter, TreeDrafter):
+                drafted = drafter.draft_tree(text, shape, known)
+            else:
+                tokens = drafter.draft(text, chain, n, 0.0)
+                drafted = DraftedTree.chain(tokens, draft_probs(drafter, len(tokens)), max(len(tokens), 1))
             seconds = time.perf_counter() - began
             settled = drafter.n_caught_up <= DraftLength.LIMIT  # else it was mostly the reading of a prompt
-            return tokens, draft_probs(drafter, len(tokens)), seconds if settled else 0.0
+            return drafted, seconds if settled else 0.0
 
         self._draft = executor.submit(draft)
-        self._draft_pos = len(text) + len(chain)
+        self._draft_is_tree = shape is not None
+        self._draft_pos = len(text) + (0 if shape is not None else len(chain))
         self._draft_void = False
         self._draft.add_done_callback(lambda _: self._generation.wake())
 
     def _take_draft(self) -> None:
-        """Add what the draft has made to the chain, if it has ended."""
+        """Add what the draft has made to the chain or the tree, if it has ended."""
         if self._draft is None or not self._draft.done():
             return
-        tokens, probs, seconds = self._draft.result()
+        drafted, seconds = self._draft.result()
         self._draft = None
         self._ready = True
         self._stats.draft_seconds += seconds
-        if seconds:
-            self._ahead.observe_draft(max(len(tokens), 1), seconds)
-        n_drafted, tokens = len(tokens), self._usable(tokens)
+        if seconds and drafted.n_passes:
+            self._ahead.observe_draft(drafted.n_passes, seconds)
+        if self._draft_is_tree and self._trees is not None:
+            if self._trees.take(drafted, self._text[self._draft_pos :]):
+                self._chain, self._probs = self._trees.main_path()
+            else:
+                self._stats.wasted_seconds += seconds
+                self._exhausted = not drafted.tokens
+            return
+        probs = list(drafted.shares)
+        n_drafted, tokens = len(drafted), self._usable(list(drafted.tokens))
         passed = len(self._text) - self._draft_pos  # tokens that were committed meanwhile
         if (
             not self._draft_void
@@ -233,14 +268,21 @@ class PipelinedRuns:
         stats, ahead = self._stats, self._ahead
         tokens = list(commit.tokens)
         n = len(tokens)
-        n_right = ahead.observe_truth(self._chain, self._probs, tokens)
+        trees = self._trees if self._trees is not None and self._trees.tree.tokens else None
+        if trees is None:
+            n_right = ahead.observe_truth(self._chain, self._probs, tokens)
+        else:
+            n_right = self._follow(trees, tokens)
         hinted = commit.n_verified > 0 and not commit.own_draft
         ahead.observe_pass(commit.seconds, None if hinted else n)
         ahead.observe_round_trip(self._generation.remote.round_trip)
         stats.count(commit)
         self._weigh(n)
         self._text.extend(tokens)
-        if n_right < min(n, len(self._chain)):
+        if trees is not None:
+            self._exhausted, self._draft_void = False, True  # of a chain that went on from another one
+            self._hinted = (len(self._text), trees.version) if self._chain and self._hinted else None
+        elif n_right < min(n, len(self._chain)):
             stats.wasted_seconds += (len(self._chain) - n_right) * ahead.draft_seconds
             self._chain, self._probs = [], []
             self._draft_void = True
@@ -250,6 +292,15 @@ class PipelinedRuns:
             if n >= len(self._chain):
                 self._exhausted = self._drafter is None
             del self._chain[:n], self._probs[:n]
+
+    def _follow(self, trees: TreeAhead, tokens: list[int]) -> int:
+        """Keep of the tree what still holds; returns how many tokens were on one of its paths."""
+        n_right = trees.follow(tokens)
+        # A token that no branch has is as wrong as one of a chain.
+        path = [*tokens[:n_right], -1]
+        self._ahead.observe_truth(path, [UNKNOWN_PROB] * len(path), tokens)
+        self._chain, self._probs = trees.main_path()
+        return n_right
 
     # -- whether drafting pays
 
@@ -282,7 +333,9 @@ class PipelinedRuns:
                 self._generation.hint(len(self._text), [])  # the target is to do without from now on
                 self._hinted = None
             return None
-        state = (len(self._text), len(self._text) + min(len(self._chain), self._generation.max_hint))
+        trees = self._trees if self._branches() and self._trees is not None else None
+        size = len(self._text) + min(len(self._chain), self._generation.max_hint)
+        state = (len(self._text), size if trees is None else trees.version)
         if state == self._hinted or self._generation.lost:
             return None
         now = time.perf_counter()
@@ -300,7 +353,11 @@ class PipelinedRuns:
         return None
 
     def _hint(self, state: tuple[int, int], now: float) -> None:
-        self._generation.hint(len(self._text), self._chain)
+        if self._branches() and self._trees is not None and self._trees.tree.tokens:
+            tree = self._trees.hint(self._generation.max_hint, self._ahead.n_passed(now - self._news_at))
+            self._generation.hint(len(self._text), tree.tokens, tree.parents)
+        else:
+            self._generation.hint(len(self._text), self._chain)
         self._hinted, self._hinted_at = state, now
 
     # -- without a link

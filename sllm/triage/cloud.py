@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from sllm.draft.growth import Shape
+    from sllm.draft.tree import DraftedTree
     from sllm.engine.model import Model
     from sllm.engine.sampling import SamplingParams
     from sllm.engine.vocab import Vocab
@@ -272,14 +274,32 @@ class _GuardedDrafter(ModelDrafter):
     def draft(self, text: Sequence[int], chain: Sequence[int], n_max: int, p_min: float) -> list[int]:
         """See :meth:`ModelDrafter.draft`; nothing where a hint would give something away."""
         found = super().draft(text, chain, n_max, p_min)
-        tail = [*text[-_TAIL:], *chain, *found]
-        known = [token for token in tail if 0 <= token < self._vocab.n_tokens]
-        try:
-            egress_check(self._vocab.decode(known), self._vault, detectors=())
-        except LeakError:
+        if self._tells([*text[-_TAIL:], *chain, *found]):
             self.probs = []
             return []
         return found
+
+    def draft_tree(self, text: Sequence[int], shape: Shape, known: DraftedTree | None = None) -> DraftedTree:
+        """See :meth:`ModelDrafter.draft_tree`; without the branches that would give something away."""
+        tree = super().draft_tree(text, shape, known)
+        tail = list(text[-_TAIL:])
+        kept: set[int] = set()
+        for place in range(len(tree)):
+            if place in tree.parents:
+                continue
+            branch = tree.way_to(place)
+            if not self._tells([*tail, *(tree.tokens[i] for i in branch)]):
+                kept.update(branch)
+        return tree.take(sorted(kept))
+
+    def _tells(self, tokens: Sequence[int]) -> bool:
+        """Whether these tokens contain what the vault does."""
+        known = [token for token in tokens if 0 <= token < self._vocab.n_tokens]
+        try:
+            egress_check(self._vocab.decode(known), self._vault, detectors=())
+        except LeakError:
+            return True
+        return False
 
 
 def whole_characters(vocab: Vocab, tokens: npt.NDArray[np.int32], n: int) -> int:

@@ -244,9 +244,11 @@ def test_drafts_are_really_used(overlap: bool, target: sllm.LocalTarget, draft_m
             stream = sllm.generate(target, prompt, draft=draft, sampling=params, max_tokens=60)
             runs = list(stream)
             assert tokens_in(runs) == wanted
-            assert stream.stats.acceptance == 1
-            assert stream.stats.n_passes <= 5  # at most 16 and one at once
-            assert stream.stats.passes_per_token <= 5 / 60
+            # At most 16 and one at once; a tree has other ways to go on besides, in the place of deeper ones.
+            branches = draft is same and target.context.can_branch
+            assert stream.stats.n_passes <= (8 if branches else 5)
+            assert stream.stats.passes_per_token <= stream.stats.n_passes / 60
+            assert branches or stream.stats.acceptance == 1
             assert stream.stats.tokens_per_s > 0
             assert sum(run.source == "draft" for run in runs) == stream.stats.n_passes
 
