@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sllm.draft.tree import DraftedTree
 from sllm.targets.tree import TokenTree
-from sllm.worker.own_draft import OwnDraft
+from sllm.worker.own_draft import AGREE, OwnDraft
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,6 +98,8 @@ class TreeDraft(OwnDraft):
         plan = job.session.tree_plan
         plan.growth.observe_draft(job.tree, seconds)
         kept = plan.growth.keep(job.tree)
+        if not job.draft and len(kept.path(job.hint.main_path()[:AGREE])) == AGREE:
+            job.draft = job.hint  # it was doubted; but two say so, and one knows more
         hint = job.draft
         if not hint:
             job.draft, job.own = TokenTree(kept.tokens, kept.parents).head(job.n_most), set(range(len(kept)))

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from oracles import examples
 from trees import random_tree
 
+from sllm.draft.streak import HintTrust
 from sllm.draft.tree import DraftedTree
 from sllm.targets.tree import TokenTree
 from sllm.worker.branches import Branches
-from sllm.worker.hint_trust import HintTrust
 from sllm.worker.own_draft import Job
 from sllm.worker.passes import Pace
 from sllm.worker.tree_draft import TreeDraft
