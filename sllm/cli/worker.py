@@ -66,12 +66,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``sllm worker``."""
     add = parser.add_argument
     add("model", metavar="GGUF", nargs="?", help=f"{MODEL} (default: the package's own small model)")
-    add("--draft", metavar="GGUF", help=f"{MODEL}: the worker drafts, too, where a client has no hint")
+    add("--draft", metavar="GGUF", help=f"{MODEL}: the worker drafts, too, where a client has no better hint")
     add(
         "--mtp",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="draft with the model's own heads for multi-token prediction where a client has no hint"
+        help="draft with the model's own heads for multi-token prediction where a client has no better hint"
         " (default: without --draft, where the model has some)",
     )
     add(

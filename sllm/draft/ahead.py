@@ -31,6 +31,8 @@ class DraftAhead:
     Args:
         run_ahead: whether the target goes on without hints. Else it waits for them, and nothing has to be
             overtaken.
+        like: the rule of an earlier text with the same target. What that took for a pass is what is known
+            before the first one; how long a draft takes shows at once.
 
     """
 
@@ -45,12 +47,15 @@ class DraftAhead:
     _TRY_EVERY = 32
     """Passes without a draft after which one is tried all the same."""
 
-    def __init__(self, *, run_ahead: bool) -> None:
+    def __init__(self, *, run_ahead: bool, like: DraftAhead | None = None) -> None:
         self._run_ahead = run_ahead
         self._passes: deque[float] = deque(maxlen=15)
         self._drafts: deque[float] = deque(maxlen=15)
         self._alone = 1.0  # tokens that a pass without hints commits
-        self._round_trip = 0.0
+        self._round_trip: float = 0.0
+        if like is not None and like._passes:
+            self._passes.append(like.pass_seconds)
+            self._alone, self._round_trip = like._alone, like._round_trip
         self._confidence = Confidence(0.9)  # hopeful: too little drafted would never be found out
         self._passes_since_draft = 0
 
@@ -134,7 +139,7 @@ class DraftAhead:
     @property
     def step(self) -> int:
         """Tokens to draft at a time: two milliseconds' worth, so that a fast draft is not all overhead."""
-        return max(1, min(8, int(0.002 / self.draft_seconds))) if self._drafts else 1
+        return max(1, min(32, int(0.002 / self.draft_seconds))) if self._drafts else 1
 
     @property
     def interval(self) -> float:

@@ -77,10 +77,12 @@ class TreeDrafter(Drafter, Protocol):
         """
 
 
-def draft_probs(drafter: Drafter, n: int) -> list[float]:
-    """The probabilities of the ``n`` tokens that a drafter has just drafted, as far as it gives any."""
+def draft_probs(drafter: Drafter, n: int, unknown: float = UNKNOWN_PROB) -> list[float]:
+    """The probabilities of the ``n`` tokens that a drafter has just drafted; ``unknown`` where it gives
+    none.
+    """
     probs = list(getattr(drafter, "probs", ()))[:n]
-    return probs + [UNKNOWN_PROB] * (n - len(probs))
+    return probs + [unknown] * (n - len(probs))
 
 
 class ModelDrafter:

@@ -18,15 +18,16 @@ class _Stretch:
 
     def __init__(self, n_texts: int = 0) -> None:
         self.n_texts = n_texts
-        self.n_commits = 0
+        self.n_commits = 0  # settled ones, and their tokens
         self.n_tokens = 0.0
         self._times: list[float] = []  # of passes, each of which commits something to every text
         self._begun = (0, 0.0)  # of the next one: commits and seconds
 
-    def add(self, n_commits: int, n_tokens: float, seconds: float) -> None:
-        """What came after the commits so far."""
-        self.n_commits += n_commits
-        self.n_tokens += n_tokens
+    def add(self, n_commits: int, n_tokens: float, seconds: float, *, settled: bool) -> None:
+        """What came after the commits so far, and whether they show yet what drafting is worth."""
+        if settled:
+            self.n_commits += n_commits
+            self.n_tokens += n_tokens
         n, took = self._begun[0] + n_commits, self._begun[1] + seconds
         self._begun = n, took
         if n >= self.n_texts:
@@ -43,13 +44,13 @@ class _Stretch:
         return whole
 
     @property
-    def passes(self) -> int:
-        """How many have come."""
-        return len(self._times)
+    def passes(self) -> float:
+        """How many have come, without those that show nothing yet."""
+        return self.n_commits / max(self.n_texts, 1)
 
     @property
     def seconds(self) -> float:
-        """What they took, without stalls."""
+        """What all of them took, without stalls."""
         n, total = len(self._times), sum(self._times)
         if n < 4:
             return total
@@ -61,7 +62,7 @@ class _Stretch:
     @property
     def pass_seconds(self) -> float:
         """What one takes."""
-        return self.seconds / max(self.passes, 1)
+        return self.seconds / max(len(self._times), 1)
 
     @property
     def rate(self) -> float:
@@ -110,7 +111,7 @@ class Payoff:
 
     _SLOWER = 1.1
 
-    _IN_VAIN = 128
+    _IN_VAIN = 512
     """Passes in which texts have come and gone so often that nothing could be compared: the last word stands.
     """
 
@@ -124,6 +125,7 @@ class Payoff:
         self._phase: Literal["before", "trial", "after", "kept", "stopped"] = "before"
         self._n_texts = 0
         self._now = _Stretch()
+        self._stretches: dict[int, _Stretch] = {}  # of this phase, by their numbers of texts
         self._before = _Stretch()  # without drafts, before the trial
         self._trial = _Stretch()
         self._n_looks = 0
@@ -181,31 +183,29 @@ class Payoff:
             if self._unsettled:
                 if self._settled_at is None:
                     self._settled_at = now + lag
-                if now < self._settled_at:
-                    return
-                self._unsettled, self._newest = False, None
-            if self._newest is not None:
-                self._add(self._n_texts, 1, n_tokens, now - self._newest)
-            # After a change of phase a new stretch begins with the next commit.
-            self._newest = None if self._unsettled else now
+                self._unsettled = now < self._settled_at
+            before, self._newest = self._newest, now
+            if before is not None:
+                # The target is slowed down at once. (What is read late is made up for later: to leave out the
+                # beginning would be to count the catching up alone.)
+                self._add(self._n_texts, 1, n_tokens, now - before, settled=not self._unsettled)
 
     def observe_pass(self, n_texts: int, n_tokens: float, seconds: float) -> None:
         """A pass for ``n_texts`` has committed ``n_tokens`` in all and has taken ``seconds``, drafting
         included: for who makes the passes, and knows at once what they came to.
         """
         with self._lock:
-            self._add(n_texts, n_texts, n_tokens, seconds)
-            self._unsettled = False
+            self._add(n_texts, n_texts, n_tokens, seconds, settled=True)
 
     # ---- the comparison; under the lock
 
-    def _add(self, n_texts: int, n_commits: int, n_tokens: float, seconds: float) -> None:
+    def _add(self, n_texts: int, n_commits: int, n_tokens: float, seconds: float, *, settled: bool) -> None:
         if self._now.n_texts != n_texts:  # stretches are compared where as many texts were at work
-            self._now = _Stretch(n_texts)
+            self._now = self._stretches.setdefault(n_texts, _Stretch(n_texts))
             if self._phase in ("before", "trial", "after") and self._n_in_vain > self._IN_VAIN:
                 self._left = float(self._pause if self._stopped_last else self._CLEAR_KEEP)
                 self._go("stopped" if self._stopped_last else "kept")
-        self._now.add(n_commits, n_tokens, seconds)
+        self._now.add(n_commits, n_tokens, seconds, settled=settled)
         self._left -= n_commits / n_texts
         self._n_in_vain += n_commits / n_texts
         self._advance()
@@ -214,7 +214,7 @@ class Payoff:
         now = self._now
         comparable = now.n_texts == self._before.n_texts
         if self._phase in ("trial", "after") and not comparable:
-            if now.passes >= self._LOOKS[0][0]:  # it stays like that
+            if now.passes >= self._LOOKS[-1][0]:  # it stays like that
                 self._go("before" if self._phase == "trial" else "stopped")
                 self._left = float(self._FIRST_PAUSE)
         elif self._phase == "before" and self._is_base(now):
@@ -247,7 +247,7 @@ class Payoff:
             if self._left <= 0 or (full and self._is_suspect(now)):
                 self._go("before")
             elif full:
-                self._now = _Stretch(now.n_texts)
+                self._begin_stretch(now.n_texts)
         elif self._phase == "stopped" and self._left <= 0:
             self._go("before")
 
@@ -266,9 +266,13 @@ class Payoff:
         elif phase == "trial":
             self._n_looks = 0
         self._phase = phase
-        self._now = _Stretch(self._now.n_texts)
+        self._begin_stretch(self._now.n_texts)
         if self.drafting is not drafted:
             self._unsettled, self._settled_at = True, None
+
+    def _begin_stretch(self, n_texts: int) -> None:
+        self._now = _Stretch(n_texts)
+        self._stretches = {n_texts: self._now}
 
     def _is_base(self, stretch: _Stretch) -> bool:
         n = stretch.passes

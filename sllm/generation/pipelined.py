@@ -14,6 +14,7 @@ from sllm.draft.confidence import UNKNOWN_PROB
 from sllm.draft.drafters import ModelDrafter, TreeDrafter, draft_probs
 from sllm.draft.length import DraftLength
 from sllm.draft.payoff import Payoff
+from sllm.draft.streak import Streak
 from sllm.draft.tree import DraftedTree
 from sllm.generation.text_stream import GenerationStats, Run, RunBuilder, TextBuilder, committed_runs
 from sllm.generation.tree_ahead import TreeAhead
@@ -47,6 +48,9 @@ class _Prefix(Sequence[int]):
             start, stop, step = index.indices(self._length)
             return self._items[start:stop:step]
         return self._items[range(self._length)[index]]
+
+
+_AHEAD = "passes and round trip"
 
 
 def _payoff(generation: PipelinedGeneration, drafter: Drafter | None) -> Payoff:
@@ -91,7 +95,8 @@ class PipelinedRuns:
         # A target that waits for hints has to have them, and what costs nothing takes nothing.
         self._weighs = generation.run_ahead and drafter is not None and drafter.adaptive
         self._counted = False  # as a text of the payoff's
-        self._ahead = DraftAhead(run_ahead=generation.run_ahead)
+        like = generation.learnt.get(_AHEAD)
+        self._ahead = DraftAhead(run_ahead=generation.run_ahead, like=like)
         self._chain: list[int] = []  # drafted after the text, unconfirmed
         self._probs: list[float] = []  # what the draft says of them
         self._trees: TreeAhead | None = TreeAhead() if isinstance(drafter, TreeDrafter) else None
@@ -99,6 +104,7 @@ class PipelinedRuns:
         self._draft_is_tree = False
         self._draft_pos = 0  # and where its tokens go
         self._draft_void = False  # a commit has disagreed with what it goes on from
+        self._streak = Streak()
         self._ready = False  # the draft has read what there was to read before its first token
         self._exhausted = drafter is None  # the draft has nothing to say after this chain
         # End of the text, and of the chain (or the tree's number) as last sent.
@@ -113,6 +119,7 @@ class PipelinedRuns:
         try:
             yield from self._runs()
         finally:
+            self._generation.learnt[_AHEAD] = self._ahead
             if self._counted:
                 self._counted = False
                 self._payoff.end()
@@ -187,6 +194,7 @@ class PipelinedRuns:
         ):
             return
         text, chain, n = _Prefix(self._text, len(self._text)), list(self._chain), self._ahead.step
+        unknown = self._streak.prob
         shape, known = None, None
         if branches and self._trees is not None:
             shape = self._trees.shape(room, self._ahead.pass_seconds, self._ahead.draft_seconds)
@@ -203,7 +211,8 @@ class PipelinedRuns:
                 drafted = drafter.draft_tree(text, shape, known)
             else:
                 tokens = drafter.draft(text, chain, n, 0.0)
-                drafted = DraftedTree.chain(tokens, draft_probs(drafter, len(tokens)), max(len(tokens), 1))
+                probs = draft_probs(drafter, len(tokens), unknown)
+                drafted = DraftedTree.chain(tokens, probs, max(len(tokens), 1))
             seconds = time.perf_counter() - began
             settled = drafter.n_caught_up <= DraftLength.LIMIT  # else it was mostly the reading of a prompt
             return drafted, seconds if settled else 0.0
@@ -271,6 +280,8 @@ class PipelinedRuns:
         trees = self._trees if self._trees is not None and self._trees.tree.tokens else None
         if trees is None:
             n_right = ahead.observe_truth(self._chain, self._probs, tokens)
+            for token, true in zip(self._chain[: n_right + 1], tokens, strict=False):
+                self._streak.observe(token == true)
         else:
             n_right = self._follow(trees, tokens)
         hinted = commit.n_verified > 0 and not commit.own_draft

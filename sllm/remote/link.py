@@ -130,7 +130,7 @@ class WorkerLink:
         """What is known of the worker in use: shared by all links of this process to it, and forgotten when
         the last of them is closed.
         """
-        place = f"{self.endpoint} {self.info.model_id}"
+        place = f"{self.endpoint} {self.info.model_id} {self.pid}"  # a fork's locks may be held for ever
         if self._learnt is None or self._learnt.place != place:
             self._learnt = _LEARNT.setdefault(place, _Learnt(place))
         return self._learnt

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sllm.draft.streak import HintTrust
     from sllm.targets.tree import TokenTree
-    from sllm.worker.hint_trust import HintTrust
 
 __all__ = ["Branches"]
 

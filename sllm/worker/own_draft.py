@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sllm.draft.tree import DraftedTree
 from sllm.errors import CancelledError, SllmError
-from sllm.targets.tree import TokenTree
+from sllm.targets.tree import MAX_NODES, TokenTree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,11 +25,14 @@ if TYPE_CHECKING:
     from sllm.worker.passes import Pace
     from sllm.worker.session import Session, TextSlot
 
-__all__ = ["HeadsDraft", "Job", "OwnDraft"]
+__all__ = ["AGREE", "HeadsDraft", "Job", "OwnDraft"]
 
 log = logging.getLogger("sllm.worker")
 
 _Wanted = TypeVar("_Wanted", bound=tuple[Any, ...])
+
+AGREE = 2
+"""A hint that was doubted is taken after all where so many of its tokens are what the own draft says."""
 
 _CLEARLY = 1.05
 """So much more than the hint alone a draft has to promise, since the hint is there already."""
@@ -43,11 +46,13 @@ class Job:
         slot, session: whose it is.
         hint: usable tokens of the newest hint, and ``hint_id``, its number.
         n_again: tokens that the pass computes again, since they stood on a side branch of the last tree.
+        n_most: drafted tokens for which the pass has room in memory.
         draft: the tokens that the pass verifies, of the hint and of the worker's own draft.
         own: the places in it of those that the worker's draft alone has proposed.
         n_hinted: how many tokens of the hint, along its main path, stand before the worker's own draft.
-        proposed: what that says, where it is a chain, with its probabilities ``probs``.
-        tree: the same, where it is a tree.
+        proposed: what that says, where it is a chain, after ``own_from`` of the hint's tokens, with its
+            probabilities ``probs``.
+        tree: the same after ``n_hinted`` of them, where it is a tree.
 
     """
 
@@ -56,9 +61,11 @@ class Job:
     hint: TokenTree
     hint_id: int
     n_again: int = 0
+    n_most: int = MAX_NODES
     draft: TokenTree = field(default_factory=TokenTree)
     own: set[int] = field(default_factory=set)
     n_hinted: int = 0
+    own_from: int = 0
     proposed: list[int] = field(default_factory=list)
     probs: list[float] = field(default_factory=list)
     tree: DraftedTree = field(default_factory=DraftedTree)
@@ -139,13 +146,13 @@ class OwnDraft:
 
     def learn(self, job: Job, tokens: Sequence[int], seconds: float, draft_seconds: float) -> None:
         """A pass has committed ``tokens`` for a job and has taken so long, what drafting took included."""
-        length, n = job.session.draft_length, job.n_hinted
+        length, n = job.session.draft_length, job.own_from
         length.observe_pass(len(job.draft) + job.n_again, seconds - draft_seconds)
         if not job.proposed:
             return
         if tuple(tokens[:n]) == job.hint.tokens[:n]:
             length.observe_truth(job.proposed, job.probs, tokens[n:])
-        if n == 0:
+        if job.n_hinted == 0:
             length.observe_round(len(tokens), seconds)
 
     def _each_or_all(self, wanted: list[_Wanted], draft: Callable[[list[_Wanted]], list[Job]]) -> list[Job]:
@@ -175,8 +182,9 @@ class OwnDraft:
         """Whether to draft for a job, after as much of its hint as ``n_hinted`` says then."""
         length = job.session.draft_length
         job.n_hinted = len(job.draft)
-        if not job.draft:
-            return length.begin()
+        if not job.draft:  # a hint that is not worth checking leaves room for a likelier draft alone
+            doubted = job.session.hint_trust.chance < length.acceptance
+            return (doubted or not job.hint) and length.begin()
         if not length.tried:
             return False  # nothing is known of it yet
         given = [job.session.hint_trust.chance] * len(job.draft)
@@ -218,9 +226,14 @@ class OwnDraft:
             job.proposed = drafts.tokens[row, : drafts.lengths[row]].tolist()
             job.probs = drafts.probs[row, : drafts.lengths[row]].tolist()
             after, holds = _given(job)
+            job.own_from = after
             n = job.session.draft_length.keep(job.probs, after=after, holds=holds)
-            job.draft = TokenTree.chain([*job.draft.tokens, *job.proposed[:n]])
-            job.own = set(range(after, after + n))
+            kept, hint = tuple(job.proposed[:n]), job.hint
+            if after == 0 and AGREE <= n < len(hint) and hint.is_chain and hint.tokens[:n] == kept:
+                job.draft, job.n_hinted = hint, len(hint)  # two say so, and one knows more
+            else:
+                job.draft = TokenTree.chain([*job.draft.tokens, *kept])
+                job.own = set(range(after, after + n))
         return jobs
 
 

@@ -88,7 +88,8 @@ class Worker(Closing):
             that clients ask for. ``model`` is then a path, of the model or of a file of
             :func:`~sllm.export_layers`, and of its weights only these layers are loaded.
         n_gpu_layers: as for :class:`~sllm.Model`, where the worker loads the model.
-        draft: a smaller model or its path: the worker drafts by itself where a client has no usable hint.
+        draft: a smaller model or its path: the worker drafts by itself where a client has no usable hint,
+            or a worse one, and as long as that pays.
         mtp: do so with the model's own heads for multi-token prediction
             (:class:`sllm.engine.mtp.Heads`); None: where there is no ``draft``, and a head that can.
         host, port: where to listen; port 0: any that is free, see :attr:`address`.

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sllm.draft.length import DraftLength
+from sllm.draft.streak import HintTrust
 from sllm.targets.tree import TokenTree
 from sllm.worker.branches import Branches
-from sllm.worker.hint_trust import HintTrust
 from sllm.worker.passes import Slot
 from sllm.worker.token_file import DEFAULT_NAME
 from sllm.worker.tree_plan import TreePlan

@@ -137,3 +137,16 @@ def test_a_target_that_drafts_by_itself_is_harder_to_overtake() -> None:
         ahead.observe_pass(0.03, None)  # passes with hints say nothing of it
     ahead.observe_draft(1, 0.01)
     assert not ahead.worth_more([])
+
+
+def test_before_its_first_pass_a_text_counts_on_those_of_the_one_before() -> None:
+    fast = measured(target=0.001)
+    following = DraftAhead(run_ahead=True, like=fast)
+    assert following.pass_seconds == 0.001
+    assert following.draft_seconds == 0.0  # this shows at once
+    following.observe_draft(1, 0.01)
+    assert not following.worth_more([])
+    for _ in range(3):
+        following.observe_pass(0.03)
+    assert following.worth_more([])  # one number of old is soon outweighed
+    assert DraftAhead(run_ahead=True, like=DraftAhead(run_ahead=True)).worth_more([])

@@ -218,15 +218,15 @@ def test_texts_that_come_and_go_all_the_time_do_not_keep_drafts_off() -> None:
     payoff, now, n_drafting = Payoff(), 0.0, 0
     payoff.begin()
     for i in range(400):
-        if i % 2:
-            payoff.end()
-        else:
+        for _ in range(i % 7):
             payoff.begin()
-        for _ in range(2):
+        for _ in range(4):
             now += 0.03
             payoff.observe(1, now, 0.0)
             n_drafting += payoff.drafting
-    assert n_drafting > 400
+        for _ in range(i % 7):
+            payoff.end()
+    assert n_drafting > 800
 
 
 def test_passes_that_are_only_getting_ready_say_nothing() -> None:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import examples
 
+from sllm.draft.streak import HintTrust
 from sllm.targets.tree import TokenTree
 from sllm.worker.branches import Branches
-from sllm.worker.hint_trust import HintTrust
 
 FAN = TokenTree((1, 2, 3, 4, 5, 6), (-1, -1, -1, 0, 0, 3))
 """Three ways to begin; after the first one two more, and one token after the first of these."""

@@ -122,6 +122,7 @@ def test_drafts_are_told_by_who_made_them(tmp_path: Path, draft_model: Model) ->
         stream.send(hint(3, text[:12], 1))
         stream.until(1)
         stream.cancel()
+        wait_until(lambda: not worker._scheduler.running(), "the end of the text")
         found = figures(worker)
         stats = worker.stats
         by_worker = found["sllm_drafted_tokens_total{by=worker}"]

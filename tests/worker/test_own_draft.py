@@ -5,11 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sllm.draft.length import DraftLength
+from sllm.draft.streak import HintTrust
 from sllm.targets.tree import TokenTree
-from sllm.worker.hint_trust import HintTrust
 from sllm.worker.own_draft import Job, OwnDraft
 from sllm.worker.passes import Pace
 
@@ -91,3 +92,39 @@ def test_of_what_was_never_tried_nothing_is_expected(own: OwnDraft) -> None:
     job = job_of(1, right=True, length=learnt(acceptance=0.9, tried=False))
     assert not own._begin(job)
     assert job.draft == job.hint
+
+
+class Drafting:
+    """A context that drafts what it is told."""
+
+    n_ctx_seq = 1000
+    model = SimpleNamespace(vocab=SimpleNamespace(n_tokens=N_VOCAB))
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = tokens
+
+    def draft(self, seq_ids: list[int], tokens: Any, **_options: Any) -> Any:
+        n = len(self._tokens)
+        rows = np.array([self._tokens] * len(seq_ids), dtype=np.int32)
+        return SimpleNamespace(tokens=rows, lengths=np.array([n]), probs=np.full((1, n), 0.95))
+
+
+@pytest.mark.parametrize(
+    ("proposed", "n_hinted"),
+    [([1, 1, 1], 16), ([1, 1, 2], 0), ([2, 1, 1], 0)],
+    ids=["same", "other", "wrong"],
+)
+def test_a_doubted_hint_that_the_draft_agrees_with_is_taken_after_all(
+    proposed: list[int], n_hinted: int
+) -> None:
+    """It says more than the draft has had the time for."""
+    job = job_of(16, right=False, length=learnt(acceptance=0.9))
+    job.session.text, job.session.start, job.session.sampling = [5, 6], 0, None  # type: ignore[assignment]
+    job.session.end, job.session.can_draft = 500, True
+    job.slot.seq_id, job.slot.n_in_draft = 0, 1
+    own = OwnDraft(Drafting(proposed), Pace())  # type: ignore[arg-type]
+    drafted, _ = own.propose([job])
+    assert drafted == [job]
+    assert job.proposed == proposed
+    assert (job.n_hinted, job.own_from) == (n_hinted, 0)
+    assert job.draft == (job.hint if n_hinted else TokenTree.chain(proposed))

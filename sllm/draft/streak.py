@@ -1,4 +1,4 @@
-"""How likely a client's hints are to be right now, by what became of its last ones."""
+"""How likely tokens are to hold whose proposer says nothing of that: by what became of the last ones."""
 
 from __future__ import annotations
 
@@ -10,18 +10,32 @@ from sllm.draft.confidence import Confidence
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["HintTrust"]
+__all__ = ["HintTrust", "Streak"]
 
 _STREAKS = (-5, -2, 0, 1, 4, 12)
 _PROBS = (0.05, 0.2, 0.4, 0.6, 0.75, 0.9, 0.97)
-"""What stands for the draft's probability of a hinted token, of which hints say nothing, after that many
-tokens that held in a row (below 0: hints in a row that were wrong). Where a client quotes what only it knows,
-its hints are right for a whole passage and then wrong for a while.
-"""
+
+
+class Streak:
+    """Tokens that held in a row, or chains in a row that were wrong from the start: where somebody quotes
+    what the target does not know, chains are right for a whole passage and then wrong for a while.
+    """
+
+    def __init__(self) -> None:
+        self._n = 0
+
+    def observe(self, right: bool) -> None:
+        """A proposed token has held, or has not, which ends its chain."""
+        self._n = max(self._n, 0) + 1 if right else min(self._n, 0) - 1
+
+    @property
+    def prob(self) -> float:
+        """What stands for a draft's probability of the next token."""
+        return _PROBS[bisect(_STREAKS, self._n)]
 
 
 class HintTrust:
-    """The chance that a hinted token holds, learnt for each session.
+    """The chance that a hinted token holds, learnt for each text.
 
     Examples:
         >>> trust = HintTrust()
@@ -34,12 +48,12 @@ class HintTrust:
 
     def __init__(self) -> None:
         self._confidence = Confidence()
-        self._streak = 0
+        self._streak = Streak()
 
     @property
     def chance(self) -> float:
         """That the next hinted token holds, and each further one where those before it do."""
-        return self._confidence.chance(self._prob(self._streak))
+        return self._confidence.chance(self._streak.prob)
 
     def observe_truth(self, hint: Sequence[int], truth: Sequence[int]) -> int:
         """Compare a hint with what came in its place; returns how many of its tokens hold."""
@@ -53,9 +67,5 @@ class HintTrust:
 
     def observe(self, right: bool) -> None:
         """A hinted token has held, or has not."""
-        self._confidence.observe(self._prob(self._streak), right)
-        self._streak = max(self._streak, 0) + 1 if right else min(self._streak, 0) - 1
-
-    @staticmethod
-    def _prob(streak: int) -> float:
-        return _PROBS[bisect(_STREAKS, streak)]
+        self._confidence.observe(self._streak.prob, right)
+        self._streak.observe(right)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sllm.worker.hint_trust import HintTrust
+from sllm.draft.streak import HintTrust
 
 RIGHT, WRONG = ([1, 2, 3, 4], [1, 2, 3, 4, 5]), ([1, 2, 3, 4], [9])
 
