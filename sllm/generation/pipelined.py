@@ -211,9 +211,8 @@ class PipelinedRuns:
                 drafted = drafter.draft_tree(text, shape, known)
             else:
                 tokens = drafter.draft(text, chain, n, 0.0)
-                drafted = DraftedTree.chain(
-                    tokens, draft_probs(drafter, len(tokens), unknown), max(len(tokens), 1)
-                )
+                probs = draft_probs(drafter, len(tokens), unknown)
+                drafted = DraftedTree.chain(tokens, probs, max(len(tokens), 1))
             seconds = time.perf_counter() - began
             settled = drafter.n_caught_up <= DraftLength.LIMIT  # else it was mostly the reading of a prompt
             return drafted, seconds if settled else 0.0

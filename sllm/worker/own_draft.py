@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sllm.draft.tree import DraftedTree
 from sllm.errors import CancelledError, SllmError
-from sllm.targets.tree import TokenTree
+from sllm.targets.tree import MAX_NODES, TokenTree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from sllm.worker.passes import Pace
     from sllm.worker.session import Session, TextSlot
 
-__all__ = ["HeadsDraft", "Job", "OwnDraft"]
+__all__ = ["AGREE", "HeadsDraft", "Job", "OwnDraft"]
 
 log = logging.getLogger("sllm.worker")
 
 _Wanted = TypeVar("_Wanted", bound=tuple[Any, ...])
 
-_AGREE = 2
+AGREE = 2
 """A hint that was doubted is taken after all where so many of its tokens are what the own draft says."""
 
 _CLEARLY = 1.05
@@ -46,12 +46,13 @@ class Job:
         slot, session: whose it is.
         hint: usable tokens of the newest hint, and ``hint_id``, its number.
         n_again: tokens that the pass computes again, since they stood on a side branch of the last tree.
+        n_most: drafted tokens for which the pass has room in memory.
         draft: the tokens that the pass verifies, of the hint and of the worker's own draft.
         own: the places in it of those that the worker's draft alone has proposed.
         n_hinted: how many tokens of the hint, along its main path, stand before the worker's own draft.
-        own_from: after how many tokens of the hint the worker's own draft begins.
-        proposed: what that says, where it is a chain, with its probabilities ``probs``.
-        tree: the same, where it is a tree.
+        proposed: what that says, where it is a chain, after ``own_from`` of the hint's tokens, with its
+            probabilities ``probs``.
+        tree: the same after ``n_hinted`` of them, where it is a tree.
 
     """
 
@@ -60,6 +61,7 @@ class Job:
     hint: TokenTree
     hint_id: int
     n_again: int = 0
+    n_most: int = MAX_NODES
     draft: TokenTree = field(default_factory=TokenTree)
     own: set[int] = field(default_factory=set)
     n_hinted: int = 0
@@ -226,10 +228,9 @@ class OwnDraft:
             after, holds = _given(job)
             job.own_from = after
             n = job.session.draft_length.keep(job.probs, after=after, holds=holds)
-            kept = tuple(job.proposed[:n])
-            hint = job.hint.main_path()
-            if after == 0 and _AGREE <= n < len(hint) and hint[:n] == kept:
-                job.draft, job.n_hinted = TokenTree.chain(hint), len(hint)  # two say so, and one knows more
+            kept, hint = tuple(job.proposed[:n]), job.hint
+            if after == 0 and AGREE <= n < len(hint) and hint.is_chain and hint.tokens[:n] == kept:
+                job.draft, job.n_hinted = hint, len(hint)  # two say so, and one knows more
             else:
                 job.draft = TokenTree.chain([*job.draft.tokens, *kept])
                 job.own = set(range(after, after + n))

@@ -455,7 +455,7 @@ class Scheduler(PassLoop[Session]):
             n_rows = min(self._max_draft, self._context.n_ctx_seq - len(session.text))
             hint, asked, hint_id = session.usable_hint(self.n_vocab, n_rows)
             if session.run_ahead or asked:
-                jobs.append(Job(slot, session, hint, hint_id, session.n_again))
+                jobs.append(Job(slot, session, hint, hint_id, session.n_again, n_rows))
         return jobs
 
     def _pass(self, jobs: list[Job], n_prompts: int) -> None:
@@ -463,6 +463,7 @@ class Scheduler(PassLoop[Session]):
         counts = rows_to_check(
             self._shares.passes,
             [job.session.branches.worths(job.hint) for job in jobs],
+            sum(job.n_again for job in jobs),
         )
         for job, n in zip(jobs, counts, strict=True):
             job.draft = job.hint.head(n)
@@ -573,12 +574,13 @@ def _drafting(context: Context, draft: Context | Heads, pace: Pace) -> OwnDraft:
     return (TreeDraft if context.can_branch and draft.can_branch else OwnDraft)(draft, pace)
 
 
-def rows_to_check(times: PassTimes, worths: Sequence[Sequence[float]]) -> list[int]:
+def rows_to_check(times: PassTimes, worths: Sequence[Sequence[float]], n_again: int = 0) -> list[int]:
     """How many hinted tokens of each session the next pass should check.
 
     Args:
         times: what passes take by their number of rows.
         worths: for each session and each of its hinted tokens the chance of it to be accepted, which falls.
+        n_again: rows that the pass has besides, of committed tokens.
 
     Returns:
         For each session a number up to that of its tokens: the ones with the most committed tokens per
@@ -593,6 +595,7 @@ def rows_to_check(times: PassTimes, worths: Sequence[Sequence[float]]) -> list[i
     if not worth or not times.known(n_rows):
         return counts
     tokens = float(n_rows)
+    n_rows += n_again
     best, best_n = tokens / times.estimate(n_rows), 0
     for n, (value, _) in enumerate(worth, 1):
         tokens += value

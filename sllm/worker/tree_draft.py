@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sllm.draft.tree import DraftedTree
 from sllm.targets.tree import TokenTree
-from sllm.worker.own_draft import OwnDraft
+from sllm.worker.own_draft import AGREE, OwnDraft
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,10 +58,14 @@ class TreeDraft(OwnDraft):
         plan, shown = job.session.tree_plan, job.draft
         if not shown:
             return plan.growth.begin()
-        chances = job.session.branches.worths(shown)
         main = shown.main_path()
+        hinted = _hinted(job)
+        chances = hinted.chances()
+        covered = sum(
+            share for share, parent in zip(hinted.shares, hinted.parents, strict=True) if parent < 0
+        )
         ends = len(shown) == len(job.hint) and max(main) < self.context.model.vocab.n_tokens
-        where = plan.place(chances, chances[shown.path(main)[-1]] if ends else 0.0)
+        where = plan.place(chances, covered, chances[shown.path(main)[-1]] if ends else 0.0)
         if where is None or not plan.growth.begin():
             return False
         job.n_hinted = len(main) if where == "end" else 0
@@ -94,14 +98,14 @@ class TreeDraft(OwnDraft):
         plan = job.session.tree_plan
         plan.growth.observe_draft(job.tree, seconds)
         kept = plan.growth.keep(job.tree)
-        plan.observe_tree(kept, seconds)
+        if not job.draft and len(kept.path(job.hint.main_path()[:AGREE])) == AGREE:
+            job.draft = job.hint  # it was doubted; but two say so, and one knows more
         hint = job.draft
         if not hint:
-            job.draft, job.own = TokenTree(kept.tokens, kept.parents), set(range(len(kept)))
+            job.draft, job.own = TokenTree(kept.tokens, kept.parents).head(job.n_most), set(range(len(kept)))
             return
-        hinted = DraftedTree(hint.tokens, hint.parents, tuple(job.session.branches.shares(hint)))
-        both = hinted.merged(kept.below(hint.main_path()[: job.n_hinted])).balanced()
-        places = both.likeliest(plan.growth.limit)
+        both = _hinted(job).merged(kept.below(hint.main_path()[: job.n_hinted])).balanced()
+        places = both.likeliest(min(plan.growth.limit, job.n_most))
         # Tokens of the hint come first in `both`, in their places.
         job.own = {new for new, place in enumerate(places) if place >= len(hint)}
         found = both.take(places)
@@ -118,3 +122,10 @@ class TreeDraft(OwnDraft):
             plan.growth.observe_truth(job.tree, tokens[n:])
         if len(job.own) == len(job.draft):
             plan.growth.observe_round(len(tokens), seconds)
+            plan.observe_alone(len(tokens) - 1, len(job.draft), draft_seconds)
+
+
+def _hinted(job: Job) -> DraftedTree:
+    """What of a job's hint will be checked, with what its tokens are worth."""
+    hint = job.draft
+    return DraftedTree(hint.tokens, hint.parents, tuple(job.session.branches.shares(hint)))

@@ -10,8 +10,6 @@ from sllm.draft.length import PassTimes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sllm.draft.tree import DraftedTree
-
 __all__ = ["TreePlan"]
 
 _CLEARLY = 1.05
@@ -35,15 +33,17 @@ class TreePlan:
     def __init__(self, limit: int) -> None:
         self.growth = TreeGrowth(limit)
         self._passes = PassTimes()
-        self._gain = self._rows = self._seconds = 0.0  # running means of a tree that is alone
-        self._n_trees = 0
+        self._gain = self._rows = self._seconds = 0.0  # running means of a tree that was alone
+        self._n_alone = 0
 
-    def observe_tree(self, kept: DraftedTree, seconds: float) -> None:
-        """A tree was drafted in so many seconds, of which ``kept`` is worth checking."""
-        self._n_trees += 1
-        weight = max(_NEW, 1 / self._n_trees)
-        self._gain += weight * (sum(kept.chances()) - self._gain)
-        self._rows += weight * (len(kept) - self._rows)
+    def observe_alone(self, n_accepted: int, n_rows: int, seconds: float) -> None:
+        """A tree without a hint beside it was drafted in so many seconds; of its ``n_rows`` tokens in a pass
+        ``n_accepted`` were right.
+        """
+        self._n_alone += 1
+        weight = max(_NEW, 1 / self._n_alone)
+        self._gain += weight * (n_accepted - self._gain)
+        self._rows += weight * (n_rows - self._rows)
         self._seconds += weight * (seconds - self._seconds)
 
     def observe_pass(self, n_rows: int, seconds: float) -> None:
@@ -51,22 +51,23 @@ class TreePlan:
         self.growth.observe_pass(n_rows, seconds)
         self._passes.add(1 + n_rows, seconds)
 
-    def place(self, chances: Sequence[float], end: float) -> str | None:
+    def place(self, chances: Sequence[float], covered: float, end: float) -> str | None:
         """Where a tree is of more use than it costs beside a hint, tokens per second compared.
 
         Args:
-            chances: of the hint's tokens to be accepted, which will be checked; the first one first.
+            chances: of the hint's tokens to be accepted, all of which will be checked.
+            covered: that one of those at the end of the text is right.
             end: that of the last token of its main path; 0: nothing can follow that.
 
         Returns:
             ``"root"``: at the end of the text; ``"end"``: at that of the main path; None: nowhere.
 
         """
-        if self._n_trees == 0 or not self._passes.seen:
+        if self._n_alone == 0 or not self._passes.seen:
             return None  # nothing is known of it yet
         alone = (1 + sum(chances)) / self._passes.estimate(1 + len(chances))
-        # Where the first hinted token is wrong, the tree has the text for itself, as it has after the last.
-        at_root = (1 - chances[0]) * self._gain
+        # Where the hint is wrong from the start, the tree has the text for itself, as it has after its end.
+        at_root = (1 - covered) * self._gain
         rows = 1 + len(chances) + round(self._rows)
         both = (1 + sum(chances) + max(at_root, end * self._gain)) / (
             self._passes.estimate(rows) + self._seconds

@@ -127,4 +127,4 @@ def test_a_doubted_hint_that_the_draft_agrees_with_is_taken_after_all(
     assert drafted == [job]
     assert job.proposed == proposed
     assert (job.n_hinted, job.own_from) == (n_hinted, 0)
-    assert job.draft == (job.hint if n_hinted else proposed)
+    assert job.draft == (job.hint if n_hinted else TokenTree.chain(proposed))

@@ -203,7 +203,7 @@ def a_tree(
             at = places.setdefault((at, path[n]), len(places))
             n += 1
         else:
-            token = int(rng.choice([rng.integers(0, n_vocab), n_vocab, 2**32 - 1], p=[0.9, 0.05, 0.05]))
+            token = int(rng.choice([int(rng.integers(0, n_vocab)), n_vocab, 2**32 - 1], p=[0.9, 0.05, 0.05]))
             places.setdefault((int(rng.integers(-1, len(places))), token), len(places))
     return [token for _, token in places], [parent for parent, _ in places]
 
