@@ -88,9 +88,9 @@ class PacedDrafter(ModelDrafter):
         self._wait(began, max(len(tokens), 1))
         return tokens
 
-    def draft_tree(self, text: Sequence[int], shape: Shape) -> DraftedTree:
+    def draft_tree(self, text: Sequence[int], shape: Shape, known: DraftedTree | None = None) -> DraftedTree:
         began = time.perf_counter()
-        tree = super().draft_tree(text, shape)
+        tree = super().draft_tree(text, shape, known)
         self._wait(began, max(tree.n_passes, 1))
         return tree
 

@@ -451,7 +451,7 @@ int32_t sllm_has_trees(void);
 int sllm_context_can_branch(sllm_context * context, int32_t * can);
 
 /* The trees of n_seqs sequences, n_seqs x stride numbers each, likeliest nodes first; unused places hold -1
- * and 0. */
+ * and 0. What is in tokens, parents and lengths before the call are trees to go on from. */
 struct sllm_tree {
     int32_t * tokens;
     int32_t * parents;  /* as for sllm_verify() */
@@ -465,7 +465,8 @@ struct sllm_tree {
 /* Draft a tree of up to n_more <= stride nodes for each sequence. After each computed node the tokens follow that
  * come first by logit / T + G, the selection's own order: the runners-up under the same noise. n_passes[i] passes
  * compute up to `width` nodes of sequence i each (the first one the committed tokens), the likeliest of all that
- * are known, as far as their chance is p_min[i] or more; the likeliest n_more of all are the tree. Where
+ * are known, as far as their chance is p_min[i] or more; the likeliest n_more of all are the tree. The nodes of a
+ * tree to go on from are computed in the first pass, as many as that can have rows. Where
  * sllm_context_can_branch() says no it is a chain. Otherwise as sllm_draft(); the computed nodes stay cached until
  * the next call on their sequence.
  * Returns what sllm_draft() returns; SLLM_ERR_INVALID: also a width or n_passes below 1. */

@@ -187,15 +187,18 @@ class Drafting {
         n_wide = branches ? std::min<size_t>(static_cast<size_t>(width), context.info.n_outputs_max / jobs.size()) : 1;
     }
 
-    // Compute the committed tokens, and find what may follow them.
-    void begin() {
+    // Compute the committed tokens and the nodes that are known already, and find what may follow them.
+    void begin(const sllm_tree & known, size_t stride) {
         std::vector<sllm::Write> writes;
+        for (size_t i = 0; i < jobs.size(); ++i) {
+            plant(i, known.tokens + i * stride, known.parents + i * stride, known.lengths[i], stride);
+        }
         for (size_t i = 0; i < jobs.size(); ++i) {
             const sllm::Job & job = jobs[i];
             const size_t n_logits = job.n_more > 0 ? 1 : 0;
             const size_t from = sllm::place_tokens(context, job.seq_id, job.pos, job.tokens, job.n_tokens, n_logits);
             const size_t end = job.pos + job.n_tokens;
-            writes.push_back({job.seq_id, from, end, end - n_logits});
+            writes.push_back({job.seq_id, from, end, end - n_logits, nullptr, 0, trees[i].empty() ? nullptr : &trees[i]});
             if (job.n_more > 0) {
                 active.push_back(i);
             }
@@ -217,6 +220,10 @@ class Drafting {
         for (const size_t i : active) {
             add_children(i, -1, growths[i].root, row);
             row += context.info.n_vocab;
+            for (const sllm::Node & node : trees[i]) {
+                follow(i, candidate_of(i, node), row);
+                row += context.info.n_vocab;
+            }
             if (!branches) {
                 sllm::save_checkpoint(context, jobs[i].seq_id, sllm::N_DRAFT_CHECKPOINTS);
             }
@@ -284,6 +291,55 @@ class Drafting {
     }
 
   private:
+    // The known nodes of a job, as many as one pass can compute; not those that nothing can follow.
+    void plant(size_t i, const int32_t * tokens, const int32_t * parents, int32_t length, size_t stride) {
+        if (length < 0 || static_cast<size_t>(length) > stride) {
+            sllm::fail(SLLM_ERR_INVALID, "a tree to go on from has %d nodes, not 0..%zu", length, stride);
+        }
+        const auto n = static_cast<size_t>(length);
+        std::vector<int32_t> order;
+        sllm::read_tree(tokens, parents, n, order); // throws where it is none
+        sllm::check_tokens(context, tokens, n);
+        if (!branches || jobs[i].n_more == 0) {
+            return;
+        }
+        const size_t most = std::min(sllm::N_TREE_NODES, context.info.n_outputs_max / jobs.size() - 1);
+        const size_t end = jobs[i].pos + jobs[i].n_tokens;
+        std::vector<sllm::Node> & tree = trees[i];
+        std::vector<int32_t> place(n, -1);
+        for (size_t k = 0; k < n && tree.size() < most; ++k) {
+            const int32_t parent = parents[k] < 0 ? -1 : place[static_cast<size_t>(parents[k])];
+            const sllm::Node * const above = parent < 0 ? nullptr : &tree[static_cast<size_t>(parent)];
+            const int32_t depth = above == nullptr ? 0 : above->depth + 1;
+            if ((parents[k] >= 0 && parent < 0) || context.model.ends(tokens[k]) ||
+                end + static_cast<size_t>(depth) + 1 >= context.info.n_ctx_seq) {
+                continue;
+            }
+            place[k] = static_cast<int32_t>(tree.size());
+            tree.push_back({tokens[k], parent, depth, (above == nullptr ? 0 : above->path) | uint64_t{1} << tree.size()});
+        }
+    }
+
+    // Which candidate a known node is; those before it were followed.
+    int32_t candidate_of(size_t i, const sllm::Node & node) {
+        Growth & growth = growths[i];
+        int32_t parent = -1;
+        if (node.parent >= 0) {
+            const auto is_parent = [&](const Candidate & c) { return c.node == node.parent; };
+            const auto found = std::find_if(growth.candidates.begin(), growth.candidates.end(), is_parent);
+            parent = static_cast<int32_t>(found - growth.candidates.begin());
+        }
+        const auto is_node = [&](const Candidate & c) { return c.parent == parent && c.token == node.token; };
+        const auto found = std::find_if(growth.candidates.begin(), growth.candidates.end(), is_node);
+        if (found != growth.candidates.end()) {
+            return static_cast<int32_t>(found - growth.candidates.begin());
+        }
+        // The draft would not have thought of it.
+        const float above = parent < 0 ? 1.0F : growth.at(parent).chance;
+        growth.candidates.push_back({node.token, parent, node.depth, static_cast<int32_t>(N_CHILDREN), 0.0F, 0.01F * above});
+        return static_cast<int32_t>(growth.candidates.size()) - 1;
+    }
+
     // Which candidates the next pass computes: of those that may be in the tree in the end, the likeliest, at any depth.
     void choose_frontier(size_t i) {
         const sllm::Job & job = jobs[i];
@@ -392,15 +448,15 @@ int sllm_draft_tree(sllm_context * context, int32_t n_seqs, const int32_t * item
         sllm::check_hidden(*context, nullptr, 0);
         const std::vector<sllm::Job> jobs = sllm::read_jobs(*context, n_seqs, items, n_items, samplings, stride, false);
         const size_t n_out = jobs.size() * static_cast<size_t>(stride);
+        Drafting drafting(*context, jobs, n_passes, p_min, width);
+        drafting.begin(*out, static_cast<size_t>(stride));
+        while (drafting.grow()) {
+        }
         std::fill_n(out->tokens, n_out, -1);
         std::fill_n(out->parents, n_out, -1);
         std::fill_n(out->ranks, n_out, -1);
         std::fill_n(out->probs, n_out, 0.0F);
         std::fill_n(out->chances, n_out, 0.0F);
-        Drafting drafting(*context, jobs, n_passes, p_min, width);
-        drafting.begin();
-        while (drafting.grow()) {
-        }
         drafting.store(*out, static_cast<size_t>(stride));
     });
 }

@@ -55,10 +55,10 @@ class PacedDrafter(ModelDrafter):
         self._wait(began, len(tokens))
         return tokens
 
-    def draft_tree(self, text: Sequence[int], shape: Shape) -> DraftedTree:
+    def draft_tree(self, text: Sequence[int], shape: Shape, known: DraftedTree | None = None) -> DraftedTree:
         """See :meth:`~sllm.draft.drafters.TreeDrafter.draft_tree`: a pass takes as long as a token."""
         began = time.perf_counter()
-        tree = super().draft_tree(text, shape)
+        tree = super().draft_tree(text, shape, known)
         self._wait(began, tree.n_passes)
         return tree
 

@@ -101,6 +101,14 @@ class DraftAhead:
         lag = self._round_trip + min(waited, self._round_trip + self.pass_seconds)
         return lag / gain if gain > 0 else float("inf")
 
+    def n_passed(self, waited: float) -> int:
+        """So many tokens at least a target that runs ahead will have committed when it hears of a hint that
+        is sent now, ``waited`` seconds after the newest news of it.
+        """
+        if not self._run_ahead or not self._passes:
+            return 0
+        return int((self._round_trip + waited) / max(self.pass_seconds, 1e-9))
+
     def worth_more(self, probs: Sequence[float], waited: float = 0.0) -> bool:
         """Whether to draft on after a chain of which the draft has said ``probs``."""
         n = len(probs)

@@ -71,8 +71,10 @@ class Drafter(Protocol):
 class TreeDrafter(Drafter, Protocol):
     """A drafter that has more than one proposal, for targets that can check several at once."""
 
-    def draft_tree(self, text: Sequence[int], shape: Shape) -> DraftedTree:
-        """A tree of this ``shape`` to go on with after the committed ``text`` (prompt included)."""
+    def draft_tree(self, text: Sequence[int], shape: Shape, known: DraftedTree | None = None) -> DraftedTree:
+        """A tree of this ``shape`` to go on with after the committed ``text`` (prompt included); ``known`` is
+        what of an earlier one is to be gone on from.
+        """
 
 
 def draft_probs(drafter: Drafter, n: int) -> list[float]:
@@ -135,10 +137,16 @@ class ModelDrafter:
         self.probs = draft.probs[0, : len(tokens)].tolist()
         return tokens
 
-    def draft_tree(self, text: Sequence[int], shape: Shape) -> DraftedTree:
+    def draft_tree(self, text: Sequence[int], shape: Shape, known: DraftedTree | None = None) -> DraftedTree:
         """See :meth:`TreeDrafter.draft_tree`; nothing in the cases of :meth:`draft`."""
         draft = self._drafted(
-            text, (), n_max=shape.n_passes, width=shape.width, n_nodes=shape.n_nodes, p_min=shape.p_min
+            text,
+            (),
+            n_max=shape.n_passes,
+            width=shape.width,
+            n_nodes=shape.n_nodes,
+            p_min=shape.p_min,
+            known=None if known is None else [(known.tokens, known.parents)],
         )
         return DraftedTree() if draft is None else DraftedTree.of_draft(draft, 0)
 

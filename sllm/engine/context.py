@@ -25,6 +25,7 @@ from sllm.engine.jobs import (
     does_not_fit,
     last_tokens,
     lay_out,
+    put_trees,
     row_limits,
     row_thresholds,
     tree_parents,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from sllm.engine.params import ContextParams
     from sllm.engine.weights import Weights
 
-__all__ = ["MAX_NODES", "Context"]
+__all__ = ["MAX_NODES", "MOST_DRAFTED", "Context"]
 
 _LOGITS = {"none": lib.SLLM_LOGITS_NONE, "last": lib.SLLM_LOGITS_LAST, "all": lib.SLLM_LOGITS_ALL}
 
@@ -58,7 +59,10 @@ _from_buffer = ffi.from_buffer
 _JOB_HEADER: int = lib.SLLM_JOB_HEADER
 
 MAX_NODES: int = lib.SLLM_TREE_NODES
-"""A tree has so many tokens at most."""
+"""A tree to be verified has so many tokens at most."""
+
+MOST_DRAFTED = 4 * MAX_NODES
+"""A drafted tree has so many at most; of those :data:`MAX_NODES` are computed and the others follow them."""
 
 
 # One class for one llama_context: its methods share the pointer and the checks, and half of these lines are
@@ -248,6 +252,7 @@ class Context(Handle):
         start: int | Sequence[int] | None = None,
         width: int = 1,
         n_nodes: int | Sequence[int] | None = None,
+        known: Sequence[tuple[Sequence[int], Sequence[int]]] | None = None,
     ) -> Draft:
         """Draft up to ``n_max`` tokens for each of B sequences, one batched pass a token.
 
@@ -273,8 +278,10 @@ class Context(Handle):
             start: the position of the first generated token, for grammars; None: remembered from the
                 sequence's first call since a decode.
             width: of a tree: tokens that one pass computes, 1 or more.
-            n_nodes: of a tree: how many tokens at most, one number or B, up to 64.
-                None: a chain.
+            n_nodes: of a tree: how many tokens at most, one number or B, up to 256. (:meth:`verify` takes
+                64.) None: a chain.
+            known: of trees: for each sequence the tokens and parents (:attr:`Draft.parents`) of a tree to go
+                on from, which the first pass computes besides: what is left of an earlier one. None: none.
 
         Returns:
             The chains or trees. One ends early after an end-of-generation token, at the end of the context,
@@ -287,9 +294,18 @@ class Context(Handle):
         """
         if n_nodes is not None:
             return self._draft_trees(
-                seq_ids, tokens, n_max, p_min, sampling, pos, start, checked_int(width, "width", 1), n_nodes
+                seq_ids,
+                tokens,
+                n_max,
+                p_min,
+                sampling,
+                pos,
+                start,
+                checked_int(width, "width", 1),
+                n_nodes,
+                known,
             )
-        if width != 1:
+        if width != 1 or known is not None:
             raise ValueError(f"width is {width}, and without n_nodes the draft is a chain")
         return self._drafted(lib.sllm_draft, seq_ids, tokens, n_max, p_min, sampling, pos, start)
 
@@ -304,6 +320,7 @@ class Context(Handle):
         start: int | Sequence[int] | None,
         width: int,
         n_nodes: int | Sequence[int],
+        known: Sequence[tuple[Sequence[int], Sequence[int]]] | None,
     ) -> Draft:
         pointer = self._live
         seqs = int_list(seq_ids, "seq_ids")
@@ -313,12 +330,14 @@ class Context(Handle):
         sizes = row_limits(n_nodes, n_seqs, "n_nodes")
         n_passes = row_limits(n_max, n_seqs)
         stride = max(sizes, default=0)
-        checked_int(stride, "n_nodes", 0, MAX_NODES)
+        checked_int(stride, "n_nodes", 0, MOST_DRAFTED)
         jobs = lay_out(seqs, pos, start, rows, sizes, None)
         shape = (n_seqs, stride)
         drafted, parents, ranks = np.empty(shape, INT32), np.empty(shape, INT32), np.empty(shape, INT32)
         probs, chances = np.empty(shape, FLOAT32), np.empty(shape, FLOAT32)
-        lengths = np.empty(n_seqs, INT32)
+        lengths = np.zeros(n_seqs, INT32)
+        if known is not None:
+            put_trees(known, drafted, parents, lengths)
         computed = ffi.new("int32_t *")
         fields = [_from_buffer(_INTS, drafted), _from_buffer(_INTS, parents), _from_buffer(_INTS, ranks)]
         fields += [_from_buffer(_FLOATS, probs), _from_buffer(_FLOATS, chances), _from_buffer(_INTS, lengths)]

@@ -11,6 +11,7 @@ from sllm.engine._ffi import checked_int
 from sllm.engine.arrays import (
     INT32,
     float32_array,
+    int32_array,
     int_list,
     positions,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "does_not_fit",
     "last_tokens",
     "lay_out",
+    "put_trees",
     "row_limits",
     "row_thresholds",
     "tree_parents",
@@ -191,6 +193,25 @@ def tree_parents(
                     f"parents[{i}] has {len(row)} items, expected one for each of {len(hint)} drafted tokens"
                 )
     return [parent for row in rows for parent in row]
+
+
+def put_trees(
+    trees: Sequence[tuple[Sequence[int], Sequence[int]]],
+    tokens: npt.NDArray[np.int32],
+    parents: npt.NDArray[np.int32],
+    lengths: npt.NDArray[np.int32],
+) -> None:
+    """Write each sequence's tree, tokens and parents, into its row, and its length."""
+    if len(trees) != len(lengths):
+        raise ValueError(f"known has {len(trees)} items, expected one for each of {len(lengths)} sequences")
+    for i, (nodes, links) in enumerate(trees):
+        row, above = int32_array(nodes, f"known[{i}]"), int32_array(links, f"the parents of known[{i}]")
+        if len(row) != len(above) or len(row) > tokens.shape[1]:
+            raise ValueError(
+                f"known[{i}] has {len(row)} tokens and {len(above)} parents, expected as many of both, and"
+                f" n_nodes at most ({tokens.shape[1]})"
+            )
+        tokens[i, : len(row)], parents[i, : len(row)], lengths[i] = row, above, len(row)
 
 
 def row_limits(n_max: int | Sequence[int], n_seqs: int, name: str = "n_max") -> list[int]:

@@ -187,19 +187,20 @@ class PipelinedRuns:
         ):
             return
         text, chain, n = _Prefix(self._text, len(self._text)), list(self._chain), self._ahead.step
-        shape = None
+        shape, known = None, None
         if branches and self._trees is not None:
             shape = self._trees.shape(room, self._ahead.pass_seconds, self._ahead.draft_seconds)
             if shape is None:
                 self._exhausted = True
                 return
+            known = self._trees.known()
 
         def draft() -> tuple[DraftedTree, float]:
             began = time.perf_counter()
             if self._stopped:
                 return DraftedTree(), 0.0
             if shape is not None and isinstance(drafter, TreeDrafter):
-                drafted = drafter.draft_tree(text, shape)
+                drafted = drafter.draft_tree(text, shape, known)
             else:
                 tokens = drafter.draft(text, chain, n, 0.0)
                 drafted = DraftedTree.chain(tokens, draft_probs(drafter, len(tokens)), max(len(tokens), 1))
@@ -353,7 +354,7 @@ class PipelinedRuns:
 
     def _hint(self, state: tuple[int, int], now: float) -> None:
         if self._branches() and self._trees is not None and self._trees.tree.tokens:
-            tree = self._trees.likeliest(self._generation.max_hint)
+            tree = self._trees.hint(self._generation.max_hint, self._ahead.n_passed(now - self._news_at))
             self._generation.hint(len(self._text), tree.tokens, tree.parents)
         else:
             self._generation.hint(len(self._text), self._chain)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sllm.draft.growth import Shape, Shares
 from sllm.draft.tree import DraftedTree
+from sllm.engine.context import MOST_DRAFTED
 from sllm.targets.tree import MAX_NODES
 
 if TYPE_CHECKING:
@@ -14,13 +15,17 @@ if TYPE_CHECKING:
 __all__ = ["TreeAhead"]
 
 
+_MOST_KNOWN = 40
+"""Tokens of a tree that the draft goes on from; as many as may be new find room beside them."""
+
+
 class TreeAhead:
     """What may follow the text, as far as the draft has come: what of it agrees with a commit stays.
 
     Behind a link trees are larger than where the target is near (:class:`~sllm.draft.growth.TreeGrowth`): a
-    hint has to hold the target's path a round trip later. After a commit the draft begins a new tree at the
-    end of the text, with as many passes as the target needs time for one, and then twice as many as long as
-    nothing comes; meanwhile the rest of the old tree is what is hinted (benchmarks/RESULTS.md, "Trees").
+    hint has to hold the target's path a round trip later. The draft goes on from what is left of the tree
+    after a commit, in steps of as many passes as take half the time of the target's (benchmarks/RESULTS.md,
+    "Trees").
     """
 
     WIDTH = 8
@@ -29,18 +34,14 @@ class TreeAhead:
     P_MIN = 0.02
     """Nothing is computed behind a token that is less likely."""
 
-    DEEPEST = 16
-    """Passes for one tree at most."""
-
-    _LEAST = 3
-    """Passes at first, however slow the draft is: fewer have hardly a branch that overtakes the target."""
+    MOST_PASSES = 8
+    """Of a step."""
 
     def __init__(self) -> None:
         self.tree = DraftedTree()
         self.version = 0
         """Grows with each tree that was taken."""
-        self._n_passes = 0  # that the tree has got since the last commit
-        self._asked = 0
+        self._complete = False  # another step would bring nothing new
         self._shares = Shares()
 
     def shape(self, room: int, pass_seconds: float, draft_seconds: float) -> Shape | None:
@@ -53,28 +54,39 @@ class TreeAhead:
             draft_seconds: of a pass of the draft; 0: unknown.
 
         """
-        most = min(self.DEEPEST, room)
-        if self._n_passes >= most:
+        if self._complete or room < 1:
             return None
-        if self._n_passes:
-            n = 2 * self._n_passes
-        else:
-            n = max(int(pass_seconds / draft_seconds) if draft_seconds > 0 else 0, self._LEAST)
-        self._asked = min(n, most)
-        return Shape(self._asked, self.WIDTH, MAX_NODES, self.P_MIN)
+        n = int(pass_seconds / (2 * draft_seconds)) if draft_seconds > 0 else 0
+        return Shape(min(max(n, 1), self.MOST_PASSES), self.WIDTH, MOST_DRAFTED, self.P_MIN)
+
+    def known(self) -> DraftedTree:
+        """What of the tree the draft has to compute to go on: all tokens that something follows, and the
+        likeliest ones at the ends of branches.
+        """
+        tree = self.tree
+        inner = set(tree.parents)
+        n_ends = self.WIDTH
+        places: list[int] = []
+        for place in tree.likeliest(len(tree)):
+            if place not in inner:
+                n_ends -= 1
+                if n_ends < 0:
+                    continue
+            places.append(place)
+        return tree.take(places[:_MOST_KNOWN])
 
     def take(self, drafted: DraftedTree, since: Sequence[int]) -> bool:
-        """The draft has made the tree that was asked for last; ``since`` was committed meanwhile.
+        """The draft has gone on from the tree; ``since`` was committed meanwhile.
 
         Returns whether any of it may still come.
         """
         rest = drafted.after(since)
-        if not since:  # else it is from before the end of the text, and a new one begins
-            complete = drafted.n_passes < self._asked
-            self._n_passes = self.DEEPEST if complete else self._asked
+        if not since:  # else it is from before the end of the text, where another step begins
+            self._complete = len(rest) <= len(self.tree) and set(rest.tokens) <= set(self.tree.tokens)
         if not rest.tokens:
             return False
-        self.tree = self.tree.merged(rest)
+        tree = rest.merged(self.tree)
+        self.tree = tree.take(tree.likeliest(MOST_DRAFTED))
         self.version += 1
         return True
 
@@ -82,18 +94,27 @@ class TreeAhead:
         """The text goes on with these; returns how many of them were on a path."""
         path = self._shares.observe(self.tree, tokens)
         self.tree = self.tree.after(tokens)
-        self._n_passes = 0
+        self._complete = False
         return len(path)
 
-    def likeliest(self, n: int) -> DraftedTree:
-        """The ``n`` tokens that are most likely to come, likeliest first."""
+    def hint(self, n: int, n_passed: int) -> DraftedTree:
+        """What to tell the target, at most ``n`` tokens, likeliest first.
+
+        Not those that it will have passed when it hears of them (``n_passed`` tokens), unless one that
+        may come later follows them.
+        """
         tree = self.tree
         shares = tuple(
             self._shares.corrected(share, first)
             for share, first in zip(tree.shares, tree.firsts(), strict=True)
         )
         tree = DraftedTree(tree.tokens, tree.parents, shares)
-        return tree.take(tree.likeliest(min(n, MAX_NODES)))
+        of_use = [depth >= n_passed for depth in tree.depths()]
+        for place in range(len(tree) - 1, -1, -1):
+            if of_use[place] and tree.parents[place] >= 0:
+                of_use[tree.parents[place]] = True
+        places = [place for place in tree.likeliest(len(tree)) if of_use[place]]
+        return tree.take(places[: min(n, MAX_NODES)])
 
     def main_path(self) -> tuple[list[int], list[float]]:
         """The tokens that the draft itself would go on with, and their shares."""

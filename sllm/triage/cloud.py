@@ -279,9 +279,9 @@ class _GuardedDrafter(ModelDrafter):
             return []
         return found
 
-    def draft_tree(self, text: Sequence[int], shape: Shape) -> DraftedTree:
+    def draft_tree(self, text: Sequence[int], shape: Shape, known: DraftedTree | None = None) -> DraftedTree:
         """See :meth:`ModelDrafter.draft_tree`; without the branches that would give something away."""
-        tree = super().draft_tree(text, shape)
+        tree = super().draft_tree(text, shape, known)
         tail = list(text[-_TAIL:])
         kept: set[int] = set()
         for place in range(len(tree)):
