@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sllm.draft.growth import TreeGrowth
 from sllm.draft.length import PassTimes
 from sllm.draft.linked import LinkedPassTimes
+from sllm.draft.tree import DraftedTree
 
 
 def test_before_rows_were_seen_the_round_trip_is_no_part_of_what_they_take() -> None:
@@ -63,3 +65,21 @@ def test_rows_never_take_less_than_nothing() -> None:
         times.add(n, seconds)
         assert times.row_seconds() >= 0
         assert all(s > 0 for s in times.up_to(40))
+
+
+def test_a_narrow_link_keeps_trees_small() -> None:
+    """A far link and a slow one: bytes count on the second alone, and with them every node."""
+    rng = np.random.default_rng(2)
+    chain = DraftedTree.chain([5] * 8, [0.9] * 8, n_passes=8)
+    side = DraftedTree(tuple(range(6, 30)), (-1,) * 24, tuple(0.3 / (i + 1) for i in range(24)))
+    tree = chain.merged(side)
+    shown = {}
+    for row in (0.0, 0.0005, 0.005, 0.05):
+        growth = TreeGrowth(32, LinkedPassTimes(lambda: 0.1))
+        for _ in range(60):
+            n = int(rng.integers(0, 32))
+            growth.observe_pass(n, 0.11 + row * n + rng.exponential(0.002))
+        growth.shape(16)
+        shown[row] = len(growth.keep(tree))
+    assert shown[0.0] >= shown[0.0005] > shown[0.005] > shown[0.05]
+    assert shown[0.0] > 20

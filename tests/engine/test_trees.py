@@ -28,6 +28,7 @@ from oracles import (
 from trees import main_path, n_right, random_tree, shuffled
 
 import sllm
+from sllm.engine.context import MOST_DRAFTED
 from sllm.engine.sampling import SamplingParams
 from sllm.targets.tree import MAX_NODES
 
@@ -385,7 +386,7 @@ def test_arguments_of_trees(target_model: Model, make_context: MakeContext) -> N
     for wrong in (0, -1, 2**31):
         with pytest.raises((ValueError, OverflowError)):
             context.draft([0], one, n_max=2, n_nodes=4, width=wrong)
-    for wrong in (-1, MAX_NODES + 1, 2**31):
+    for wrong in (-1, MOST_DRAFTED + 1, 2**31):
         with pytest.raises((ValueError, OverflowError)):
             context.draft([0], one, n_max=2, n_nodes=wrong)
     with pytest.raises(ValueError, match="n_max"):

@@ -314,10 +314,10 @@ def test_the_limits_of_the_user_hold_for_what_others_bring(tmp_path: Path, model
         client.channel.close()
 
 
-def test_rows_as_a_tree_are_not_taken_for_a_chain(client: Client, model_id: str) -> None:
+def test_a_tree_needs_a_row_before_it(client: Client, model_id: str) -> None:
     rows = pb.Rows(pos=0, n_rows=1, data=codec.encode(noise(1, 1), "f32"), parents=[-1])
     stream = Stream(client, "Layers", client.metadata, opening(model_id), pb.LayersUp(rows=rows))
-    assert stream.code() is Code.UNIMPLEMENTED
+    assert stream.code() is Code.INVALID_ARGUMENT
 
 
 def test_rows_that_come_too_early_are_told(client: Client, model_id: str) -> None:
