@@ -386,6 +386,21 @@ void check_recurrent_layers(const gguf_context & file, const std::string & archi
     }
 }
 
+// ggml's wkv7 (ggml_compute_forward_rwkv_wkv7_f32) goes through each head in steps of as many numbers as the CPU's vectors make it, 64 at
+// most, and beyond the head's end where they are no divisor.
+void check_wkv_heads(const gguf_context & file, const std::string & architecture) {
+    if (architecture != "rwkv7" && architecture != "arwkv7") {
+        return;
+    }
+    const std::string key = architecture + ".wkv.head_size";
+    const int64_t at = gguf_find_key(&file, key.c_str());
+    const int64_t size = at < 0 ? 0 : smallest_integer(file, at);
+    if (size % 64 != 0) {
+        sllm::fail(SLLM_ERR_UNSUPPORTED, "%s is %lld, and ggml can compute multiples of 64 alone", key.c_str(),
+                   static_cast<long long>(size));
+    }
+}
+
 } // namespace
 
 namespace sllm {
@@ -407,6 +422,7 @@ void check_header(const gguf_context & file) {
             fail(SLLM_ERR_LOAD, "%s is %s; the file is damaged", key.c_str(), at < 0 ? "not there" : "0");
         }
     }
+    check_wkv_heads(file, architecture);
 }
 
 void check_graph(const sllm_model & model, bool heads) {

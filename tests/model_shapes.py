@@ -789,7 +789,7 @@ RECURRENT: dict[str, Shape] = {
         values={
             **_NO_ATTENTION,
             **_LAYER_NORM,
-            "wkv.head_size": 32,
+            "wkv.head_size": 64,
             "attention.decay_lora_rank": 32,
             "attention.iclr_lora_rank": 32,
             "attention.value_residual_mix_lora_rank": 32,

@@ -217,9 +217,13 @@ class RPCServer(Closing):
                 error.errno, f"cannot listen on {self.host}:{port}: {error.strerror or error}"
             ) from error
 
-    def connect(self) -> socket.socket:
+    def connect(self, on_done: Callable[[], object] | None = None) -> socket.socket:
         """A connection to the server that goes over no port: one end of a pair of sockets. It is served when
         those before it have ended.
+
+        Args:
+            on_done: called on another thread when the process is done with this connection, or has ended;
+                that is some time after this end is closed.
 
         Raises:
             RPCError: the server has ended.
@@ -228,9 +232,15 @@ class RPCServer(Closing):
         if not self.alive:
             raise RPCError("the RPC server has ended")
         ours, theirs = socket.socketpair()
-        threading.Thread(
-            target=self._handover.serve, args=(theirs,), name="sllm-rpc-connection", daemon=True
-        ).start()
+
+        def serve() -> None:
+            try:
+                self._handover.serve(theirs)
+            finally:
+                if on_done is not None:
+                    on_done()
+
+        threading.Thread(target=serve, name="sllm-rpc-connection", daemon=True).start()
         return ours
 
     @property

@@ -75,17 +75,14 @@ class Relay(Closing):
         """Carry one connection to the server over one call."""
         if not self._turn.acquire(timeout=_TURN_SECONDS):
             abort(context, BusyError("the RPC server serves another client, and takes one at a time"))
-        connection = None
         try:
-            server = self._running()
-            connection = server.connect()
+            # Before the process is done with this connection it is not known whether it serves another.
+            connection = self._running().connect(on_done=self._turn.release)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a status
             self._turn.release()
-            if connection is not None:
-                connection.close()
             trouble = error if isinstance(error, RPCError) else RPCError(f"no RPC server: {error}")
             abort(context, trouble)
-        over = _HangUp(connection, self._turn)
+        over = _HangUp(connection)
         if not context.add_callback(over):
             over()
             return
@@ -113,13 +110,10 @@ class Relay(Closing):
 
 
 class _HangUp:
-    """Closes the connection and releases the turn when it is called for the first time: at the end of the
-    call or of the connection, whichever comes first.
-    """
+    """Closes the connection when it is first called: at the end of the call or of the connection."""
 
-    def __init__(self, connection: socket.socket, turn: threading.Lock) -> None:
+    def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._turn = turn
         self._lock = threading.Lock()
         self._done = False
 
@@ -130,7 +124,6 @@ class _HangUp:
             self._done = True
         shut_down(self._connection)
         self._connection.close()
-        self._turn.release()
 
 
 def _send_up(requests: Iterator[Any], connection: socket.socket) -> None:

@@ -131,6 +131,16 @@ def test_a_division_by_zero(tmp_path: Path, shape: str, key: str, value: int | N
     assert f"{name} is {'not there' if value is None else 0}" in refusal(file, tmp_path)
 
 
+@pytest.mark.parametrize("size", [16, 32, 96])
+def test_heads_that_the_kernel_would_read_beyond(tmp_path: Path, size: int) -> None:
+    """On CPUs with AVX-512 it writes as far beyond them as it reads."""
+    file = random_models.make(EVERY["rwkv7"])
+    file.metadata[b"rwkv7.wkv.head_size"] = (4, size)
+    path = file.write(tmp_path / "heads.gguf")
+    with pytest.raises(sllm.UnsupportedModelError, match=f"wkv.head_size is {size}, and ggml can compute"):
+        sllm.Model(path)
+
+
 @pytest.mark.parametrize("sections", [[0, 0, 0, 0], [8, -8, 0, 0], [-8, 8, 8, 8]])
 def test_rotations_of_no_sections(tmp_path: Path, sections: list[int]) -> None:
     file = random_models.make(EVERY["qwen2vl"])

@@ -128,6 +128,18 @@ def test_one_client_takes_its_process_along() -> None:
     assert n_threads("sllm-rpc-handover") == before
 
 
+def test_done_is_told_when_it_is_known_whether_another_is_served() -> None:
+    """Right after a client's end, the process that ends with it seems to be there still."""
+    seen: list[bool] = []
+    with RPCServer(port=None, cache=False, n_threads=1, one_client=True) as server:
+        for n_bytes, served in ((0, True), (64, False)):
+            with Client(server.connect(on_done=lambda: seen.append(server.alive))) as client:
+                assert client.ask(COUNT)
+                assert n_bytes == 0 or client.allocate(n_bytes)
+            wait_until(lambda: seen)
+            assert seen.pop() is served
+
+
 def test_a_process_that_dies_closes_its_connections() -> None:
     with (
         RPCServer(cache=False, n_threads=1) as server,
