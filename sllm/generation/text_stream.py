@@ -76,7 +76,7 @@ class GenerationStats:
         n_passes: passes of the target after the prompt.
         n_drafted: drafted tokens that the target checked.
         n_accepted: of these, accepted ones.
-        prompt_seconds: until the prompt was computed.
+        prompt_seconds: until the prompt was computed; of a split also the first token, which comes with it.
         target_seconds: in passes of the target.
         draft_seconds: spent waiting for the draft; with a remote target, which nobody waits for: the draft's
             time at work.
