@@ -31,6 +31,9 @@ log = logging.getLogger("sllm.worker")
 
 _Wanted = TypeVar("_Wanted", bound=tuple[Any, ...])
 
+_SHORT = 4
+"""Hinted tokens."""
+
 AGREE = 2
 """A hint that was doubted is taken after all where so many of its tokens are what the own draft says."""
 
@@ -185,14 +188,13 @@ class OwnDraft:
         if not job.draft:  # a hint that is not worth checking leaves room for a likelier draft alone
             doubted = job.session.hint_trust.chance < length.acceptance
             return (doubted or not job.hint) and length.begin()
-        if not length.tried:
-            return False  # nothing is known of it yet
+        whole = job.draft.is_chain and len(job.draft) == len(job.hint)
+        goes_on = whole and max(job.draft.tokens) < self.context.model.vocab.n_tokens
+        if not length.tried:  # nothing is known of it yet: it may show what it takes after a short hint
+            return goes_on and len(job.draft) < _SHORT and length.begin()
         given = [job.session.hint_trust.chance] * len(job.draft)
         alone = length.expected(given, drafts=False)
-        after = 0.0
-        is_whole = job.draft.is_chain and len(job.draft) == len(job.hint)
-        if is_whole and max(job.draft.tokens) < self.context.model.vocab.n_tokens:
-            after = length.expected(given, drafts=True)
+        after = length.expected(given, drafts=True) if goes_on else 0.0
         instead = length.expected([], drafts=True)
         if max(after, instead) <= _CLEARLY * alone or not length.begin():
             return False
