@@ -21,8 +21,10 @@ import sllm
 from sllm.draft.drafters import ModelDrafter
 from sllm.embedded import DRAFT, TARGET
 
+from . import ranks
 from .far_end import LinkProcess, WorkerProcess
 from .measure import TYPE_KV, Benchmark, Tokens
+from .simulate_trees import local, texts_of
 from .test_remote import PacedDrafter
 
 pytestmark = pytest.mark.timeout(3600)
@@ -55,7 +57,7 @@ class Pair:
 def pair(request: pytest.FixtureRequest) -> Pair:
     if request.param == "embedded":
         return Pair("embedded", TARGET, DRAFT, {"type_k": TYPE_KV, "type_v": TYPE_KV})
-    folder = os.environ.get("SLLM_BENCH_STORIES")
+    folder = os.environ.get(ranks.STORIES_FOLDER)
     if not folder:
         pytest.skip("SLLM_BENCH_STORIES names no folder with stories260K and its draft")
     return Pair(
@@ -110,6 +112,17 @@ def per_pass(
     return text[n_prompt:], n_passes, n_verified
 
 
+def ranks_of(
+    draft: sllm.Model, text: list[int], sampling: sllm.SamplingParams, prompt: Tokens
+) -> ranks.Ranks:
+    """Where each token of a text stands among what the draft would have said."""
+    whole = [*prompt.tolist(), *text]
+    with draft.context(n_ctx=512, n_threads=1) as context:
+        rows = context.decode(np.array(whole[:-1], dtype=np.int32), logits="all")
+        assert rows is not None
+        return ranks.rank_text(rows[len(prompt) - 1 :], text, len(prompt), sampling)
+
+
 @TEMPERATURES
 def test_tokens_per_pass(
     benchmark: Benchmark, pair: Pair, models: tuple[sllm.Model, sllm.Model], temperature: float
@@ -117,19 +130,28 @@ def test_tokens_per_pass(
     """With as many passes of the draft, and at most 32 tokens to be verified."""
     vocab = models[0].vocab
 
+    recorded: list[ranks.Ranks] = []
+
     def run(tree: bool) -> tuple[float, float]:
         n_tokens = n_passes = n_verified = 0
+        recorded.clear()
         for seed, prompt in enumerate(PROMPTS):
             text, passes, verified = per_pass(
                 pair, models, sampling_of(temperature, seed), vocab.encode(prompt), tree=tree
             )
             n_tokens, n_passes, n_verified = n_tokens + len(text), n_passes + passes, n_verified + verified
+            recorded.append(ranks_of(models[1], text, sampling_of(temperature, seed), vocab.encode(prompt)))
         return n_tokens / n_passes, n_verified / n_passes
 
     chain, _ = run(False)
     tree, n_nodes = benchmark.pedantic(lambda: run(True), rounds=1)
+    simulated = local(texts_of(recorded, temperature), N_PASSES, width=WIDTH, n_nodes=N_NODES).tokens_per_pass
     benchmark.extra_info.update(
-        tokens_per_pass=tree, n_nodes=n_nodes, ratio_vs_chain=tree / chain, chain_tokens_per_pass=chain
+        tokens_per_pass=tree,
+        n_nodes=n_nodes,
+        ratio_vs_chain=tree / chain,
+        chain_tokens_per_pass=chain,
+        ratio_vs_simulated=tree / simulated,
     )
     if temperature == 1.0:
         aim = 1.4 if pair.name == "stories" else 1.1
