@@ -13,7 +13,7 @@ How far the client drafts is a rule of a fixed depth, or the runtime's own code 
 Beside them stand cloud streaming (the worker alone) and drafting a few tokens, then waiting for their
 verification, as it has to be where a model is split by layers; with the runtime's own code it is that which
 says how many, and drafting goes on while the answer is under way. `python -m benchmarks.simulate` prints the
-table of all four.
+table of all four, and `python -m benchmarks.simulate trees` those of ``simulate_trees.py``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from typing import Any, Literal, Protocol, get_args
 
 from sllm.draft.ahead import DraftAhead
@@ -32,6 +31,8 @@ from sllm.draft.confidence import UNKNOWN_PROB, Confidence
 from sllm.draft.length import DraftLength, PassTimes
 from sllm.worker.scheduler import rows_to_check
 from sllm.worker.session import MAX_HINT_ROWS
+
+from .events import Events
 
 Mode = Literal["stream", "wait", "hints", "run-ahead"]
 
@@ -273,7 +274,7 @@ def _lockstep(world: _World) -> Simulated:
 
 def _converse(world: _World, mode: Mode, depth: DepthRule | Literal["runtime"]) -> Simulated:
     """Client and worker, each at its own pace."""
-    events = _Events()
+    events = Events()
     run_ahead = mode != "hints"
     ahead: Ahead
     rows: _ByCost | None = None
@@ -342,26 +343,6 @@ class _ByCost:
         self._confidence.observe_truth(checked, [UNKNOWN_PROB] * len(checked), [True] * n_committed)
 
 
-class _Events:
-    """What happens when."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
-        self._n = 0
-
-    def at(self, seconds: float, call: Callable[[], None]) -> None:
-        """Let ``call`` happen so much later; in order, where at the same time."""
-        self._n += 1
-        heappush(self._queue, (self.now + seconds, self._n, call))
-
-    def next(self) -> None:
-        if not self._queue:
-            raise RuntimeError("both sides wait for the other: the depth rule allows not even one token")
-        self.now, _, call = heappop(self._queue)
-        call()
-
-
 # Of a token nothing matters but whether it is the text's own at its position: so a chain is a list of that.
 
 
@@ -370,7 +351,7 @@ class _Worker:
 
     client: _Client
 
-    def __init__(self, world: _World, events: _Events, *, run_ahead: bool, rows: _ByCost | None) -> None:
+    def __init__(self, world: _World, events: Events, *, run_ahead: bool, rows: _ByCost | None) -> None:
         self._world = world
         self._events = events
         self._run_ahead = run_ahead
@@ -439,7 +420,7 @@ class _Client:
 
     worker: _Worker
 
-    def __init__(self, world: _World, events: _Events, ahead: Ahead, *, asks: bool, recalls: bool) -> None:
+    def __init__(self, world: _World, events: Events, ahead: Ahead, *, asks: bool, recalls: bool) -> None:
         self._world = world
         self._events = events
         self._ahead = ahead
@@ -580,6 +561,11 @@ def table(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv[:1] == ["trees"]:
+        from . import simulate_trees  # which compares with what is here
+
+        return simulate_trees.main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulate", description="Prints the table.")
     parser.add_argument("--target-ms", type=float, default=30.0, help="a pass of the target")
     parser.add_argument("--row-ms", type=float, default=0.0, help="more for each drafted token in it")

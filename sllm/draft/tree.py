@@ -78,7 +78,11 @@ class DraftedTree:
     def firsts(self) -> list[bool]:
         """Which tokens are the drafter's own choice where they stand."""
         seen: set[int] = set()
-        return [not (parent in seen or seen.add(parent)) for parent in self.parents]
+        firsts: list[bool] = []
+        for parent in self.parents:
+            firsts.append(parent not in seen)
+            seen.add(parent)
+        return firsts
 
     def child(self, parent: int, token: int) -> int:
         """The place of ``token`` after the one in place ``parent``; -1: it is not there."""

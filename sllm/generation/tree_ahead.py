@@ -81,14 +81,15 @@ class TreeAhead:
         Returns whether any of it may still come.
         """
         rest = drafted.after(since)
-        if not since:  # else it is from before the end of the text, where another step begins
-            self._complete = len(rest) <= len(self.tree) and set(rest.tokens) <= set(self.tree.tokens)
-        if not rest.tokens:
-            return False
-        tree = rest.merged(self.tree)
-        self.tree = tree.take(tree.likeliest(MOST_DRAFTED))
-        self.version += 1
-        return True
+        if rest.tokens:
+            n_before = len(set(self.tree.parents))
+            tree = rest.merged(self.tree)
+            self.tree = tree.take(tree.likeliest(MOST_DRAFTED))
+            self.version += 1
+            n_inner = len(set(self.tree.parents))
+            # Each step that brings something computes what nothing followed before.
+            self._complete = not since and (n_inner <= n_before or n_inner >= _MOST_KNOWN)
+        return bool(rest.tokens)
 
     def follow(self, tokens: Sequence[int]) -> int:
         """The text goes on with these; returns how many of them were on a path."""
