@@ -561,7 +561,7 @@ def table(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
+    argv = sys.argv[1:] if argv is None else list(argv)
     if argv[:1] == ["trees"]:
         from . import simulate_trees  # which compares with what is here
 

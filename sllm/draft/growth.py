@@ -142,7 +142,7 @@ class TreeGrowth(DraftPays):
     P_MIN = 0.02
     """Nothing is computed behind a token that is less likely, whatever a pass costs."""
 
-    _FIRST = 8
+    _FIRST = 2
     """Passes of a tree as long as it is not known what they cost."""
 
     _STEP = 4
@@ -171,6 +171,14 @@ class TreeGrowth(DraftPays):
         self._n_shaped = 0
         self._most = 0  # tokens that a pass has verified
         self._asked = Shape(0, 1, 0, 0.0)
+
+    def _loses(self) -> bool:
+        """See :meth:`DraftPays._loses`. A draft whose passes take as long as the target's gains nothing,
+        however many of its tokens hold: the first try shows it.
+        """
+        if self._rounds and self._draft.seen and self._draft.estimate(1) >= self._pass.estimate(1):
+            return True
+        return super()._loses()
 
     def shape(self, room: int) -> Shape:
         """How to draft the next tree, which may get ``room`` tokens deep."""
@@ -236,7 +244,8 @@ class TreeGrowth(DraftPays):
             if gain > best_gain:
                 best, best_gain = n + 1, gain
         shown = order[: max(best, 1)]  # a try that shows nothing can only fail
-        self._widths[self._asked.width].add(sum(chances[i] for i in shown), len(shown), tree.n_passes)
+        if self._asked.n_passes > self._FIRST:  # the first one was only to learn what a pass costs
+            self._widths[self._asked.width].add(sum(chances[i] for i in shown), len(shown), tree.n_passes)
         return tree.take(shown)
 
     def _row_costs(self) -> list[float]:

@@ -77,8 +77,12 @@ class DraftedTree:
 
     def firsts(self) -> list[bool]:
         """Which tokens are the drafter's own choice where they stand."""
-        firsts = {parent: i for i, parent in reversed(list(enumerate(self.parents)))}
-        return [firsts[parent] == i for i, parent in enumerate(self.parents)]
+        seen: set[int] = set()
+        firsts: list[bool] = []
+        for parent in self.parents:
+            firsts.append(parent not in seen)
+            seen.add(parent)
+        return firsts
 
     def child(self, parent: int, token: int) -> int:
         """The place of ``token`` after the one in place ``parent``; -1: it is not there."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sllm.draft.tree import DraftedTree
 from sllm.errors import CancelledError, SllmError
 from sllm.targets.tree import MAX_NODES, TokenTree
+from sllm.worker.tree_plan import SHORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,9 +31,6 @@ __all__ = ["AGREE", "HeadsDraft", "Job", "OwnDraft"]
 log = logging.getLogger("sllm.worker")
 
 _Wanted = TypeVar("_Wanted", bound=tuple[Any, ...])
-
-_SHORT = 4
-"""Hinted tokens."""
 
 AGREE = 2
 """A hint that was doubted is taken after all where so many of its tokens are what the own draft says."""
@@ -191,7 +189,7 @@ class OwnDraft:
         whole = job.draft.is_chain and len(job.draft) == len(job.hint)
         goes_on = whole and max(job.draft.tokens) < self.context.model.vocab.n_tokens
         if not length.tried:  # nothing is known of it yet: it may show what it takes after a short hint
-            return goes_on and len(job.draft) < _SHORT and length.begin()
+            return goes_on and len(job.draft) < SHORT and length.begin()
         given = [job.session.hint_trust.chance] * len(job.draft)
         alone = length.expected(given, drafts=False)
         after = length.expected(given, drafts=True) if goes_on else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 from oracles import EXACT, PLAIN, make_prompt, one_by_one
 
 from sllm.draft.drafters import ModelDrafter
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 def test_a_tree_goes_on_over_commits(target_model: Model, draft_model: Model) -> None:
     """Step by step, from what a commit leaves: the same tree as one that is drafted there from its root."""
-    text = make_prompt(target_model, 6, seed=4)
-    truth = one_by_one(target_model, text, PLAIN, 12)
+    text = make_prompt(target_model, 6, seed=4).tolist()
+    truth = one_by_one(target_model, np.array(text, dtype=np.int32), PLAIN, 12)
     trees = TreeAhead()
     with ModelDrafter(draft_model, n_ctx=256, **EXACT) as drafter:
         drafter.open(text, PLAIN)
