@@ -59,7 +59,7 @@ def pair(request: pytest.FixtureRequest) -> Pair:
         return Pair("embedded", TARGET, DRAFT, {"type_k": TYPE_KV, "type_v": TYPE_KV})
     folder = os.environ.get(ranks.STORIES_FOLDER)
     if not folder:
-        pytest.skip("SLLM_BENCH_STORIES names no folder with stories260K and its draft")
+        pytest.skip(ranks.MISSING)
     return Pair(
         "stories",
         Path(folder) / "stories260K-f32.gguf",
@@ -80,10 +80,10 @@ def sampling_of(temperature: float, seed: int) -> sllm.SamplingParams:
 
 def per_pass(
     pair: Pair,
-    target: sllm.Model,
-    draft: sllm.Model,
+    models: tuple[sllm.Model, sllm.Model],
     sampling: sllm.SamplingParams,
     prompt: Tokens,
+    *,
     tree: bool,
 ) -> tuple[list[int], int, int]:
     """A text written with as many passes of the draft each time: its tokens, the passes of the target, and
@@ -132,19 +132,18 @@ def test_tokens_per_pass(
 
     recorded: list[ranks.Ranks] = []
 
-    def run(tree: bool) -> tuple[float, float]:
+    def run(*, tree: bool) -> tuple[float, float]:
         n_tokens = n_passes = n_verified = 0
         recorded.clear()
         for seed, prompt in enumerate(PROMPTS):
-            text, passes, verified = per_pass(
-                pair, models, sampling_of(temperature, seed), vocab.encode(prompt), tree=tree
-            )
+            sampling, tokens = sampling_of(temperature, seed), vocab.encode(prompt)
+            text, passes, verified = per_pass(pair, models, sampling, tokens, tree=tree)
             n_tokens, n_passes, n_verified = n_tokens + len(text), n_passes + passes, n_verified + verified
-            recorded.append(ranks_of(models[1], text, sampling_of(temperature, seed), vocab.encode(prompt)))
+            recorded.append(ranks_of(models[1], text, sampling, tokens))
         return n_tokens / n_passes, n_verified / n_passes
 
-    chain, _ = run(False)
-    tree, n_nodes = benchmark.pedantic(lambda: run(True), rounds=1)
+    chain, _ = run(tree=False)
+    tree, n_nodes = benchmark.pedantic(lambda: run(tree=True), rounds=1)
     simulated = local(texts_of(recorded, temperature), N_PASSES, width=WIDTH, n_nodes=N_NODES).tokens_per_pass
     benchmark.extra_info.update(
         tokens_per_pass=tree,
