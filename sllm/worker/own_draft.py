@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sllm.draft.tree import DraftedTree
 from sllm.errors import CancelledError, SllmError
 from sllm.targets.tree import MAX_NODES, TokenTree
+from sllm.worker.tree_plan import SHORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -185,14 +186,13 @@ class OwnDraft:
         if not job.draft:  # a hint that is not worth checking leaves room for a likelier draft alone
             doubted = job.session.hint_trust.chance < length.acceptance
             return (doubted or not job.hint) and length.begin()
-        if not length.tried:
-            return False  # nothing is known of it yet
+        whole = job.draft.is_chain and len(job.draft) == len(job.hint)
+        goes_on = whole and max(job.draft.tokens) < self.context.model.vocab.n_tokens
+        if not length.tried:  # nothing is known of it yet: it may show what it takes after a short hint
+            return goes_on and len(job.draft) < SHORT and length.begin()
         given = [job.session.hint_trust.chance] * len(job.draft)
         alone = length.expected(given, drafts=False)
-        after = 0.0
-        is_whole = job.draft.is_chain and len(job.draft) == len(job.hint)
-        if is_whole and max(job.draft.tokens) < self.context.model.vocab.n_tokens:
-            after = length.expected(given, drafts=True)
+        after = length.expected(given, drafts=True) if goes_on else 0.0
         instead = length.expected([], drafts=True)
         if max(after, instead) <= _CLEARLY * alone or not length.begin():
             return False

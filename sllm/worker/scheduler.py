@@ -446,6 +446,7 @@ class Scheduler(PassLoop[Session]):
         return jobs
 
     def _pass(self, jobs: list[Job], n_prompts: int) -> None:
+        started = time.perf_counter()
         # 1. How many hinted tokens of each session are worth checking?
         counts = rows_to_check(
             self._shares.passes,
@@ -487,7 +488,7 @@ class Scheduler(PassLoop[Session]):
             is_hinted = len(job.own) < len(job.draft)
             n_tokens += self._observe_hinted(len(tokens)) if is_hinted else len(tokens)
         if self._draft is not None:
-            self._payoff.observe_pass(len(jobs), n_tokens, seconds)
+            self._payoff.observe_pass(len(jobs), n_tokens, time.perf_counter() - started)
 
     def _verify(self, jobs: list[Job]) -> list[tuple[list[int], int] | Exception]:
         """What each session's pass committed, and how much of it was accepted; or why it could not be

@@ -118,8 +118,10 @@ class TreeDraft(OwnDraft):
         if not job.tree:
             return
         n = job.n_hinted
-        if n == 0 or tuple(tokens[:n]) == job.hint.main_path()[:n]:
+        if tuple(tokens[:n]) == job.hint.main_path()[:n]:
             plan.growth.observe_truth(job.tree, tokens[n:])
+            if n > 0 and len(tokens) > n:
+                plan.observe_alone(len(tokens) - 1 - n, len(job.own), draft_seconds)
         if len(job.own) == len(job.draft):
             plan.growth.observe_round(len(tokens), seconds)
             plan.observe_alone(len(tokens) - 1, len(job.draft), draft_seconds)

@@ -10,7 +10,10 @@ from sllm.draft.length import PassTimes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["TreePlan"]
+__all__ = ["SHORT", "TreePlan"]
+
+SHORT = 4
+"""After fewer hinted tokens a draft of which nothing is known may show what it takes."""
 
 _CLEARLY = 1.05
 """So much more than the hint alone a draft has to promise, since the hint is there already."""
@@ -64,7 +67,8 @@ class TreePlan:
 
         """
         if self._n_alone == 0 or not self._passes.seen:
-            return None  # nothing is known of it yet
+            # Nothing is known of it yet: it may show what it takes after a short hint.
+            return "end" if end > 0 and len(chances) < SHORT else None
         alone = (1 + sum(chances)) / self._passes.estimate(1 + len(chances))
         # Where the hint is wrong from the start, the tree has the text for itself, as it has after its end.
         at_root = (1 - covered) * self._gain

@@ -121,7 +121,7 @@ def test_a_decision_is_always_one(
     assert ahead.worth_more(probs, waited) in (True, False)
     if len(probs) >= DraftAhead.LIMIT:
         assert not ahead.worth_more(probs, waited)
-    assert 1 <= ahead.step <= 8
+    assert 1 <= ahead.step <= 32
     assert 0 < ahead.interval <= 0.02
 
 

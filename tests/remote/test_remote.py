@@ -38,6 +38,7 @@ import sllm
 from sllm import embedded
 from sllm.cli.slow_link import Link
 from sllm.draft.drafters import ModelDrafter
+from sllm.draft.tree import DraftedTree
 from sllm.engine import gguf
 from sllm.remote import vocabulary
 from sllm.targets.base import PipelinedGeneration, Target
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
     from oracles import Tokens
 
+    from sllm.draft.growth import Shape
     from sllm.engine.model import Model
     from sllm.generation.text_stream import Run, TextStream
     from sllm.remote.connection import Remote
@@ -730,6 +732,10 @@ class Slow(ModelDrafter):
                 self.context.decode(np.roll(prompt, i), pos=0)  # what is there already would not be computed
             raise AssertionError("nobody has cancelled this")
         return []
+
+    def draft_tree(self, text: Sequence[int], _shape: Shape, known: DraftedTree | None = None) -> DraftedTree:
+        self.draft(text, [], 0, 0.0)
+        return known or DraftedTree()
 
 
 def test_closing_while_a_long_draft_is_being_made(remote: Remote, draft_model: Model) -> None:

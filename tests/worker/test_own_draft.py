@@ -88,10 +88,12 @@ def test_a_draft_that_is_dear_does_not_replace_a_hint_that_is_there(own: OwnDraf
     assert job.draft == job.hint
 
 
-def test_of_what_was_never_tried_nothing_is_expected(own: OwnDraft) -> None:
-    job = job_of(1, right=True, length=learnt(acceptance=0.9, tried=False))
-    assert not own._begin(job)
-    assert job.draft == job.hint
+@pytest.mark.parametrize(("n_hint", "drafts"), [(1, True), (8, False)])
+def test_of_what_was_never_tried_nothing_is_expected(own: OwnDraft, n_hint: int, drafts: bool) -> None:
+    """But it may go on after a short hint."""
+    job = job_of(n_hint, right=True, length=learnt(acceptance=0.9, tried=False))
+    assert own._begin(job) == drafts
+    assert (job.draft, job.n_hinted) == (job.hint, n_hint)
 
 
 class Drafting:

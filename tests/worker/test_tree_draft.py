@@ -82,6 +82,12 @@ def test_a_short_hint_that_is_likely_is_gone_on_with(own: TreeDraft) -> None:
     assert job.n_hinted == 2
 
 
+def test_what_was_never_tried_may_show_what_it_takes_after_a_short_hint(own: TreeDraft) -> None:
+    job = job_of(chain(1), plan(tried=False), right=True)
+    assert own._begin_beside(job)
+    assert job.n_hinted == 1
+
+
 @pytest.mark.parametrize(
     ("hint", "what", "right"),
     [
