@@ -292,7 +292,9 @@ class PipelinedRuns:
         self._text.extend(tokens)
         if trees is not None:
             self._exhausted, self._draft_void = False, True  # of a chain that went on from another one
-            self._hinted = (len(self._text), trees.version) if self._chain and self._hinted else None
+            # What is left is known to the target, unless there was more than a hint could hold.
+            known = bool(self._chain) and self._hinted is not None and not trees.was_cut
+            self._hinted = (len(self._text), trees.version) if known else None
         elif n_right < min(n, len(self._chain)):
             stats.wasted_seconds += (len(self._chain) - n_right) * ahead.draft_seconds
             self._chain, self._probs = [], []

@@ -41,6 +41,8 @@ class TreeAhead:
         self.tree = DraftedTree()
         self.version = 0
         """Grows with each tree that was taken."""
+        self.was_cut = False
+        """Whether the last hint could not hold all that is of use."""
         self._complete = False  # another step would bring nothing new
         self._shares = Shares()
 
@@ -115,7 +117,9 @@ class TreeAhead:
             if of_use[place] and tree.parents[place] >= 0:
                 of_use[tree.parents[place]] = True
         places = [place for place in tree.likeliest(len(tree)) if of_use[place]]
-        return tree.take(places[: min(n, MAX_NODES)])
+        n = min(n, MAX_NODES)
+        self.was_cut = len(places) > n
+        return tree.take(places[:n])
 
     def main_path(self) -> tuple[list[int], list[float]]:
         """The tokens that the draft itself would go on with, and their shares."""
