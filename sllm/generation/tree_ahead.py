@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from sllm.draft.growth import Shape, Shares
 from sllm.draft.tree import DraftedTree
 from sllm.engine.context import MOST_DRAFTED
-from sllm.targets.tree import MAX_NODES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,8 +14,11 @@ if TYPE_CHECKING:
 __all__ = ["TreeAhead"]
 
 
-_MOST_KNOWN = 40
+_MOST_KNOWN = 128
 """Tokens of a tree that the draft goes on from; as many as may be new find room beside them."""
+
+_MOST_SHOWN = 128
+"""Tokens of a hint: more bring little that is still of use when it arrives, and cost bytes."""
 
 
 class TreeAhead:
@@ -31,7 +33,7 @@ class TreeAhead:
     WIDTH = 8
     """Tokens that one pass of the draft computes."""
 
-    P_MIN = 0.02
+    P_MIN = 0.01
     """Nothing is computed behind a token that is less likely."""
 
     MOST_PASSES = 8
@@ -117,7 +119,7 @@ class TreeAhead:
             if of_use[place] and tree.parents[place] >= 0:
                 of_use[tree.parents[place]] = True
         places = [place for place in tree.likeliest(len(tree)) if of_use[place]]
-        n = min(n, MAX_NODES)
+        n = min(n, _MOST_SHOWN)
         self.was_cut = len(places) > n
         return tree.take(places[:n])
 
