@@ -11,13 +11,13 @@ from sllm.engine.context import MOST_DRAFTED
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["TreeAhead"]
+__all__ = ["MOST_SHOWN", "TreeAhead"]
 
 
 _MOST_KNOWN = 128
 """Tokens of a tree that the draft goes on from; as many as may be new find room beside them."""
 
-_MOST_SHOWN = 128
+MOST_SHOWN = 128
 """Tokens of a hint: more bring little that is still of use when it arrives, and cost bytes."""
 
 
@@ -119,7 +119,7 @@ class TreeAhead:
             if of_use[place] and tree.parents[place] >= 0:
                 of_use[tree.parents[place]] = True
         places = [place for place in tree.likeliest(len(tree)) if of_use[place]]
-        n = min(n, _MOST_SHOWN)
+        n = min(n, MOST_SHOWN)
         self.was_cut = len(places) > n
         return tree.take(places[:n])
 

@@ -11,7 +11,7 @@ from sllm.draft.drafters import ModelDrafter
 from sllm.draft.growth import Shape
 from sllm.draft.tree import DraftedTree
 from sllm.engine.context import MOST_DRAFTED
-from sllm.generation.tree_ahead import TreeAhead
+from sllm.generation.tree_ahead import MOST_SHOWN, TreeAhead
 from sllm.targets.tree import MAX_NODES, TokenTree
 
 if TYPE_CHECKING:
@@ -61,14 +61,14 @@ def test_a_draft_from_before_a_commit_gives_what_comes_after_it() -> None:
 
 def test_a_hint_is_a_tree_without_what_is_late() -> None:
     trees = TreeAhead()
-    n = 100
-    chain = DraftedTree.chain(range(n), [0.9] * n).merged(
+    n = 200
+    chain = DraftedTree.chain(range(1000, 1000 + n), [0.9] * n).merged(
         DraftedTree((200, 201), (-1, 0), (0.5, 0.5)).merged(DraftedTree((300,), (-1,), (0.7,)))
     )
     assert trees.take(chain, [])
     hint = trees.hint(1000, 1)
     TokenTree(hint.tokens, hint.parents)  # raises where it is none
-    assert len(hint) == MAX_NODES
+    assert len(hint) == MOST_SHOWN
     assert 300 not in hint.tokens  # the target will be past it
     assert 201 in hint.tokens
     assert 300 in trees.hint(1000, 0).tokens
