@@ -111,9 +111,9 @@ class Wiretap:
         hint = generation.hint
         text = list(tokens)
 
-        def noted(pos: int, chain: Sequence[int]) -> None:
-            self._note([*text[-20:], *chain])
-            hint(pos, chain)
+        def noted(pos: int, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
+            self._note([*text[-20:], *tokens])
+            hint(pos, tokens, parents)
 
         generation.hint = noted
         return generation
