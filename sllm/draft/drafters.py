@@ -5,7 +5,7 @@ only a hint and never changes the text.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 
@@ -36,6 +36,7 @@ __all__ = [
     "NGramDrafter",
     "TreeDrafter",
     "draft_probs",
+    "drafts_trees",
 ]
 
 
@@ -75,6 +76,22 @@ class TreeDrafter(Drafter, Protocol):
         """A tree of this ``shape`` to go on with after the committed ``text`` (prompt included); ``known`` is
         what of an earlier one is to be gone on from.
         """
+
+
+def drafts_trees(drafter: object) -> TypeGuard[TreeDrafter]:
+    """Whether a drafter is to be asked for trees.
+
+    A subclass that replaces ``draft`` alone (one that checks what leaves the machine, for example) is not:
+    ``draft_tree`` would go past it.
+    """
+    if not isinstance(drafter, TreeDrafter):
+        return False
+    for kind in type(drafter).__mro__:
+        if "draft_tree" in vars(kind):
+            return True
+        if "draft" in vars(kind):
+            return False
+    return True  # neither is its class's: it passes both on
 
 
 def draft_probs(drafter: Drafter, n: int, unknown: float = UNKNOWN_PROB) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from sllm.draft.drafters import TreeDrafter
+from sllm.draft.drafters import drafts_trees
 from sllm.draft.length import DraftLength
 from sllm.draft.linked import LinkedPassTimes
 from sllm.generation.rounds import ChainRounds, Rounds, TreeRounds
@@ -98,7 +98,7 @@ def _rounds(
 ) -> Rounds:
     """Trees, where both sides know them; else chains."""
     limit = generation.max_chain if isinstance(generation, LockstepGeneration) else DraftLength.LIMIT
-    if generation.can_branch and isinstance(drafter, TreeDrafter):
+    if generation.can_branch and drafts_trees(drafter):
         times = None
         if isinstance(generation, RemoteWork):
             remote = generation.remote

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, overload
 
 from sllm.draft.ahead import DraftAhead
 from sllm.draft.confidence import UNKNOWN_PROB
-from sllm.draft.drafters import ModelDrafter, TreeDrafter, draft_probs
+from sllm.draft.drafters import ModelDrafter, draft_probs, drafts_trees
 from sllm.draft.length import DraftLength
 from sllm.draft.payoff import Payoff
 from sllm.draft.streak import Streak
@@ -99,7 +99,7 @@ class PipelinedRuns:
         self._ahead = DraftAhead(run_ahead=generation.run_ahead, like=like)
         self._chain: list[int] = []  # drafted after the text, unconfirmed
         self._probs: list[float] = []  # what the draft says of them
-        self._trees: TreeAhead | None = TreeAhead() if isinstance(drafter, TreeDrafter) else None
+        self._trees: TreeAhead | None = TreeAhead() if drafts_trees(drafter) else None
         self._draft: Future[tuple[DraftedTree, float]] | None = None  # on its way
         self._draft_is_tree = False
         self._draft_pos = 0  # and where its tokens go
@@ -207,7 +207,7 @@ class PipelinedRuns:
             began = time.perf_counter()
             if self._stopped:
                 return DraftedTree(), 0.0
-            if shape is not None and isinstance(drafter, TreeDrafter):
+            if shape is not None and drafts_trees(drafter):
                 drafted = drafter.draft_tree(text, shape, known)
             else:
                 tokens = drafter.draft(text, chain, n, 0.0)

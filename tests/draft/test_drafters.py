@@ -15,13 +15,15 @@ from oracles import EXACT, GGUF, GREEDY, PLAIN, examples, make_prompt, one_by_on
 
 import sllm
 from sllm import embedded
-from sllm.draft.drafters import CallableDrafter, Drafter, ModelDrafter, NGramDrafter
+from sllm.draft.drafters import CallableDrafter, Drafter, ModelDrafter, NGramDrafter, drafts_trees
 from sllm.engine.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from sllm.draft.growth import Shape
+    from sllm.draft.tree import DraftedTree
     from sllm.engine.model import Model
 
 PARAMS = SamplingParams(temperature=0.9, top_k=30, seed=7)
@@ -299,3 +301,28 @@ def test_logit_biases_for_tokens_that_the_draft_does_not_have(tmp_path: Path, ta
         wanted = [t for run in plain for t in run.tokens]
         runs = list(sllm.generate(target, [5, 6, 7], draft=drafter, sampling=params, max_tokens=8))
         assert [t for run in runs for t in run.tokens] == wanted
+
+
+class _Checked(ModelDrafter):
+    """Lets some tokens go no further, as a check of what leaves the machine does."""
+
+    def draft(self, text: Sequence[int], chain: Sequence[int], n_max: int, p_min: float) -> list[int]:
+        return [token for token in super().draft(text, chain, n_max, p_min) if token % 2 == 0]
+
+
+class _CheckedTrees(_Checked):
+    def draft_tree(self, text: Sequence[int], shape: Shape, known: DraftedTree | None = None) -> DraftedTree:
+        return super().draft_tree(text, shape, known)
+
+
+def test_what_replaces_draft_alone_is_not_gone_past_by_trees(draft_model: sllm.Model) -> None:
+    with (
+        ModelDrafter(draft_model) as plain,
+        _Checked(draft_model) as checked,
+        _CheckedTrees(draft_model) as both,
+    ):
+        assert drafts_trees(plain)
+        assert not drafts_trees(checked)
+        assert drafts_trees(both)
+    assert not drafts_trees(NGramDrafter())
+    assert not drafts_trees(None)
