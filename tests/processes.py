@@ -41,7 +41,7 @@ def interrupt(process: subprocess.Popen[bytes]) -> tuple[str, str]:
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert time.monotonic() - began < PATIENCE
-    assert process.returncode == 130
+    assert process.returncode == 130, (process.returncode, stdout, stderr)
     assert b"Traceback" not in stderr
     return stdout.decode(), stderr.decode()
 

@@ -9,6 +9,8 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from sllm.engine.handle import join
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -51,7 +53,7 @@ def ended_by_interrupt() -> Iterator[None]:
         signal.set_wakeup_fd(before)
         over.set()
         os.close(writer)
-        watcher.join()
+        join(watcher)
 
 
 @contextmanager

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 from sllm.errors import ClosedError
 
 if TYPE_CHECKING:
+    import threading
+
     from typing_extensions import Self
 
-__all__ = ["Closing"]
+__all__ = ["Closing", "join"]
 
 
 class Closing:
@@ -123,3 +125,13 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def join(thread: threading.Thread, timeout: float | None = None) -> None:
+    """Wait for the end of a thread, for at most ``timeout`` seconds.
+
+    Where Ctrl-C has come while it was being started there is nothing to wait for: ``Thread.join()`` would
+    raise a RuntimeError in place of the KeyboardInterrupt, and leave open what was to be closed next.
+    """
+    if thread.ident is not None:
+        thread.join(timeout)

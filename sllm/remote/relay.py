@@ -8,6 +8,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
+from sllm.engine.handle import join
 from sllm.errors import RemoteError
 from sllm.extras import needs
 from sllm.rpc.loopback import LOOPBACK, LoopbackPort, shut_down
@@ -121,5 +122,5 @@ class RelayEnd:
                 call.cancel()
         self._port.join()
         for thread in threads:
-            thread.join(5)
+            join(thread, 5)
         self._channel.close()

@@ -8,6 +8,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sllm.engine.handle import join
 from sllm.errors import AuthError, BusyError, ClosedError, RemoteError
 from sllm.extras import needs
 from sllm.remote.link import OtherModelError
@@ -275,7 +276,7 @@ class ResumableStream:
         """Wait for the stream's own thread, if it has one."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
+            join(thread, timeout)
 
 
 class _Outage:

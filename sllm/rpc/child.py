@@ -14,7 +14,7 @@ from collections import deque
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
-from sllm.engine.handle import Closing
+from sllm.engine.handle import Closing, join
 from sllm.errors import SllmError
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Child(Closing):
         """How the child ended, and the last line of its stderr, in one line."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout)
-        self._reader.join(timeout)
+        join(self._reader, timeout)
         code = self._process.returncode
         if code is None:
             how = "is still running"
@@ -174,7 +174,7 @@ class Child(Closing):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        self._reader.join()
+        join(self._reader)
         process.stdout.close()
         process.stderr.close()
 

@@ -10,6 +10,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from sllm.engine.handle import join
 from sllm.rpc.loopback import shut_down
 
 if TYPE_CHECKING:
@@ -139,5 +140,5 @@ class Handover:
     def close(self) -> None:
         """Hang up. The process should have been ended before."""
         shut_down(self._control)
-        self._thread.join()
+        join(self._thread)
         self._control.close()

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sllm.engine.handle import join
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -88,7 +90,7 @@ class LoopbackPort:
 
     def join(self) -> None:
         """Wait for the thread, at most 5 seconds."""
-        self._thread.join(5)
+        join(self._thread, 5)
 
 
 _listeners: weakref.WeakSet[socket.socket] = weakref.WeakSet()

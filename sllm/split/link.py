@@ -14,6 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sllm.engine.handle import join
 from sllm.errors import CancelledError, ClosedError, RemoteError
 from sllm.extras import needs
 from sllm.remote.stream import ResumableStream, RetryError, StoppedError, StreamLostError
@@ -150,7 +151,7 @@ class _Stage:
         self.stream.hang_up()
         reader, self.reader = self.reader, None
         if reader is not None:
-            reader.join()
+            join(reader)
 
     def check_opened(self, message: pb.LayersDown, n_positions: int) -> int:
         """How many positions a worker says it has, in its first message."""
@@ -387,7 +388,7 @@ class LayerLink:
             timer.start()
             try:  # the worker ends the call when it has seen it
                 if stage.reader is not None:
-                    stage.reader.join()
+                    join(stage.reader)
                 else:
                     for _ in call:
                         pass
@@ -395,7 +396,7 @@ class LayerLink:
                 log.debug("a sequence was not released: %s", type(error).__name__)
             finally:
                 timer.cancel()
-                timer.join()
+                join(timer)
         self.suspend()
         self._kept.clear()
         self._tokens.clear()

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from sllm.engine.handle import join
 from sllm.messages import Messages, NotTextError, checked_messages, conversation_text
 from sllm.triage.certify import CalibrationError, Row
 from sllm.triage.check_answer import confidence
@@ -517,7 +518,7 @@ class Triage:
             check()
         finally:
             timer.cancel()
-            timer.join()
+            join(timer)
 
 
 # ---- texts -------------------------------------------------------------------------------------------------

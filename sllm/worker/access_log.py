@@ -10,6 +10,8 @@ import queue
 import threading
 from typing import Any
 
+from sllm.engine.handle import join
+
 __all__ = ["STDERR", "AccessLog"]
 
 log = logging.getLogger("sllm.worker")
@@ -63,7 +65,7 @@ class AccessLog:
         """Write what waits, and end; two seconds at most. More calls do nothing."""
         with contextlib.suppress(queue.Full):  # the thread hangs in a write
             self._records.put(None, timeout=_LAST_SECONDS)
-        self._thread.join(_LAST_SECONDS)
+        join(self._thread, _LAST_SECONDS)
 
     # ---- on the thread
 

@@ -6,6 +6,8 @@ import threading
 from concurrent.futures import Executor, Future
 from typing import TYPE_CHECKING, TypeVar
 
+from sllm.engine.handle import join
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -80,4 +82,4 @@ class CallThreads(Executor):
             threads = list(self._threads)
         if wait:
             for thread in threads:
-                thread.join()
+                join(thread)

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sllm.engine.handle import join
 from sllm.errors import BusyError, ClosedError, RemoteError, SllmError
 from sllm.extras import needs
 from sllm.wire import auth
@@ -240,7 +241,7 @@ class Hop:
     def join(self) -> None:
         """Wait for the stream's thread, which may be looking up a name."""
         if self._thread.ident is not None:
-            self._thread.join(_REACH_SECONDS)
+            join(self._thread, _REACH_SECONDS)
 
     def _end(self) -> None:
         with self._changed:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sllm import hosts
 from sllm.engine._ffi import ffi, lib
+from sllm.engine.handle import join
 from sllm.worker.rate import Rate
 from sllm.worker.socket_folder import SocketFolder
 
@@ -315,7 +316,7 @@ class Listener:
             _hang_up(one)
             one.close()
         for thread in self._threads:
-            thread.join(_PATIENCE)
+            join(thread, _PATIENCE)
 
     def close(self) -> None:
         """Close every connection, after gRPC has closed its ends; more calls do nothing."""
@@ -325,7 +326,7 @@ class Listener:
             places = list(self._places.values())
         for place in places:
             if place.thread is not None:
-                place.thread.join(max(0.0, until - time.monotonic()))
+                join(place.thread, max(0.0, until - time.monotonic()))
         with self._lock:
             for place in self._places.values():
                 _hang_up(place.client)

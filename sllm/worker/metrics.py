@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 
 from sllm import hosts
+from sllm.engine.handle import join
 from sllm.extras import needs
 
 with needs("metrics"):
@@ -209,7 +210,7 @@ class MetricsServer:
     def close(self) -> None:
         """End the server and its connections. More calls do nothing."""
         self._server.shutdown()
-        self._thread.join()
+        join(self._thread)
         self._server.server_close()
 
 
@@ -273,7 +274,7 @@ class _Server(socketserver.ThreadingTCPServer):
     def server_close(self) -> None:
         super().server_close()
         for thread in self._hang_up(time.monotonic()):
-            thread.join()
+            join(thread)
 
     def _hang_up(self, latest: float) -> list[threading.Thread]:
         """Shut down the connections that began before; their threads."""

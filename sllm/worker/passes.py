@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from sllm.engine.handle import join
 from sllm.errors import CancelledError, ClosedError, ContextFullError
 from sllm.wire.traces import raised_at
 from sllm.worker.progress import Progress
@@ -277,7 +278,7 @@ class PassLoop(ABC, Generic[Owner]):
             self.wake()
         if self._thread.is_alive():
             self._cancel()
-            self._thread.join()
+            join(self._thread)
 
     def _check_open(self) -> None:
         if self._draining or self._closing or self.failed:

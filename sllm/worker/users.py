@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from sllm import folders
+from sllm.engine.handle import join
 from sllm.errors import AuthError, BusyError, ContextFullError
 from sllm.wire import auth
 from sllm.worker.token_file import DEFAULT_NAME, Allowance, TokenFile
@@ -392,7 +393,7 @@ class Users:
         """Look at the file no more. More calls do nothing."""
         self._closed.set()
         if self._thread is not None:
-            self._thread.join()
+            join(self._thread)
 
     def __repr__(self) -> str:
         return f"<{len(self._known)} tokens>"

@@ -9,6 +9,8 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from sllm.engine.handle import join
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -72,7 +74,7 @@ class HardStop:
             self._over = True
             self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join()
+            join(self._thread)
 
 
 class Watch:
@@ -115,7 +117,7 @@ class Watch:
     def close(self) -> None:
         """End the thread. More calls do nothing."""
         self._over.set()
-        self._thread.join()
+        join(self._thread)
 
     def _run(self) -> None:
         limit = self._progress.limit

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 import warnings
 
 import pytest
 
 from sllm import ClosedError
-from sllm.engine.handle import Closing
+from sllm.engine.handle import Closing, join
 
 
 class Thing(Closing):
@@ -97,3 +98,15 @@ def test_a_fork_can_neither_use_nor_close_it() -> None:
         thing.use()
     os.close(reader)
     os.close(writer)
+
+
+def test_a_thread_that_was_never_started_is_not_waited_for() -> None:
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    join(thread)  # Ctrl-C came in Thread.start()
+    thread.start()
+    join(thread, 0.01)
+    assert thread.is_alive()
+    done.set()
+    join(thread)
+    assert not thread.is_alive()

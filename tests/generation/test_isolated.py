@@ -34,6 +34,7 @@ PROMPT = "Once upon a time"
 SAMPLED = sllm.SamplingParams(temperature=0.9, seed=11)
 ENDLESS = sllm.SamplingParams(temperature=1.0, seed=5, grammar='root ::= "again " root\n')
 SETTINGS: dict[str, Any] = {"n_ctx": 512, **EXACT}
+LONG: dict[str, Any] = {**SETTINGS, "n_ctx": 8192}  # a text of which much is left when something is lost
 OURS = ("sllm-child", "sllm-remote", "sllm-relay", "sllm-rpc-front")
 
 
@@ -226,7 +227,7 @@ def test_a_server_that_stops_answering_is_an_error(nothing_left: None) -> None:
 
 
 def test_a_killed_process_is_an_error(nothing_left: None) -> None:
-    with sllm.LocalTarget(embedded.TARGET, isolated=True, **SETTINGS) as target:
+    with sllm.LocalTarget(embedded.TARGET, isolated=True, **LONG) as target:
         error, read, seconds = lose(target, lambda: os.kill(target.pid, signal.SIGKILL))
         assert seconds < 5
         assert "ended by signal 9" in str(error)

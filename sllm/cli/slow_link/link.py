@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
 from sllm.cli.slow_link.proxy import Proxy, resolve
 from sllm.cli.slow_link.settings import LinkStats, Settings
+from sllm.engine.handle import join
 from sllm.errors import ClosedError
 from sllm.hosts import host_port
 
@@ -229,7 +230,7 @@ class Link:
         """
         self._closed = True
         self._proxy.stop()
-        self._thread.join()
+        join(self._thread)
 
     def __enter__(self) -> Self:
         if self._closed:
