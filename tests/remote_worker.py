@@ -38,7 +38,7 @@ def wait_until(
     until = time.monotonic() + patience
     while not true():
         assert time.monotonic() < until, f"{what} did not happen"
-        time.sleep(0.002)
+        time.sleep(0.05)  # a worker lets one address connect 20 times a second
 
 
 def n_threads(name: str) -> int:
