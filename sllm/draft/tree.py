@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sllm.engine.tree import TokenPaths
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -14,14 +16,12 @@ __all__ = ["DraftedTree"]
 
 
 @dataclass(frozen=True)
-class DraftedTree:
+class DraftedTree(TokenPaths):
     """Drafted tokens, each with the one that it follows and how likely it is there.
 
+    Of several tokens that follow the same one, the first is the drafter's own choice.
+
     Attributes:
-        tokens: the token ids.
-        parents: for each the place in ``tokens`` of the one that it follows, always an earlier place; -1: it
-            comes right after the text. Of several that follow the same one, the first is the drafter's own
-            choice.
         shares: for each the chance, as far as the drafter can tell, that the text goes on with it where it
             has come to the one before it.
         n_passes: passes of the drafter's model that were needed.
@@ -35,8 +35,6 @@ class DraftedTree:
 
     """
 
-    tokens: tuple[int, ...] = ()
-    parents: tuple[int, ...] = ()
     shares: tuple[float, ...] = ()
     n_passes: int = 0
 
@@ -58,22 +56,12 @@ class DraftedTree:
         ]
         return cls(tuple(draft.tokens[row, :n].tolist()), tuple(parents), tuple(shares), draft.n_passes)
 
-    def __len__(self) -> int:
-        return len(self.tokens)
-
     def chances(self) -> list[float]:
         """For each token the chance that the text comes to it: the product of the shares on its way."""
         chances: list[float] = []
         for share, parent in zip(self.shares, self.parents, strict=True):
             chances.append(share if parent < 0 else share * chances[parent])
         return chances
-
-    def depths(self) -> list[int]:
-        """For each token how many come before it on its way."""
-        depths: list[int] = []
-        for parent in self.parents:
-            depths.append(0 if parent < 0 else depths[parent] + 1)
-        return depths
 
     def firsts(self) -> list[bool]:
         """Which tokens are the drafter's own choice where they stand."""
@@ -83,24 +71,6 @@ class DraftedTree:
             firsts.append(parent not in seen)
             seen.add(parent)
         return firsts
-
-    def child(self, parent: int, token: int) -> int:
-        """The place of ``token`` after the one in place ``parent``; -1: it is not there."""
-        for i in range(parent + 1, len(self.tokens)):
-            if self.tokens[i] == token and self.parents[i] == parent:
-                return i
-        return -1
-
-    def path(self, truth: Sequence[int]) -> list[int]:
-        """The places of the tokens with which the text went on, as far as they are here."""
-        path: list[int] = []
-        at = -1
-        for token in truth:
-            at = self.child(at, token)
-            if at < 0:
-                break
-            path.append(at)
-        return path
 
     def way_to(self, place: int) -> list[int]:
         """The places of the tokens on the way to the one in ``place``, itself the last."""
@@ -112,12 +82,9 @@ class DraftedTree:
 
     def take(self, places: Sequence[int], root: int = -1) -> DraftedTree:
         """The tokens in these places, in this order; of each its parent, or ``root``, comes before it."""
-        new = {root: -1}
-        for place in places:
-            new[place] = len(new) - 1
         return DraftedTree(
             tuple([self.tokens[i] for i in places]),
-            tuple([new[self.parents[i]] for i in places]),
+            self.parents_of(places, root),
             tuple([self.shares[i] for i in places]),
             self.n_passes,
         )
@@ -129,18 +96,13 @@ class DraftedTree:
             return DraftedTree()
         if not path:
             return self
-        at = path[-1]
-        below = {at}
-        for i in range(at + 1, len(self.tokens)):
-            if self.parents[i] in below:
-                below.add(i)
-        return self.take(sorted(below - {at}), at)
+        return self.take(self.below(path[-1]), path[-1])
 
-    def below(self, path: Sequence[int]) -> DraftedTree:
+    def following(self, path: Sequence[int]) -> DraftedTree:
         """The same tree after a ``path``, whose tokens are certain.
 
         Examples:
-            >>> DraftedTree.chain([7, 8], [0.5, 0.5]).below([5, 6]).chances()
+            >>> DraftedTree.chain([7, 8], [0.5, 0.5]).following([5, 6]).chances()
             [1.0, 1.0, 0.5, 0.25]
 
         """

@@ -32,6 +32,7 @@ from sllm.engine.jobs import (
 )
 from sllm.engine.memory import Memory
 from sllm.engine.sampling import SamplingParams
+from sllm.engine.tree import MAX_NODES
 from sllm.engine.weights import ROLLBACK
 from sllm.errors import ContextFullError
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from sllm.engine.params import ContextParams
     from sllm.engine.weights import Weights
 
-__all__ = ["MAX_NODES", "MOST_DRAFTED", "Context"]
+__all__ = ["MOST_DRAFTED", "Context"]
 
 _LOGITS = {"none": lib.SLLM_LOGITS_NONE, "last": lib.SLLM_LOGITS_LAST, "all": lib.SLLM_LOGITS_ALL}
 
@@ -57,9 +58,6 @@ _from_buffer = ffi.from_buffer
 
 
 _JOB_HEADER: int = lib.SLLM_JOB_HEADER
-
-MAX_NODES: int = lib.SLLM_TREE_NODES
-"""A tree to be verified has so many tokens at most."""
 
 MOST_DRAFTED = 4 * MAX_NODES
 """A drafted tree has so many at most; of those :data:`MAX_NODES` are computed and the others follow them."""

@@ -89,14 +89,7 @@ class TreeRounds:
         growth = self._growth
         growth.observe_pass(commit.n_verified + self._n_again, commit.seconds)
         growth.observe_truth(self._tree, commit.tokens)
-        path = self._shown.path(commit.tokens[: commit.n_accepted])
-        at = -1
-        self._n_again = len(path)
-        for place in path:  # what is on the main path stays in memory
-            if at in self._shown.parents[at + 1 : place]:
-                break
-            self._n_again -= 1
-            at = place
+        self._n_again = self._shown.n_beside(commit.tokens[: commit.n_accepted])  # the others stay in memory
         if self._settled and (commit.n_verified > 0 or self.spent > 0.05 * commit.seconds):
             growth.observe_round(len(commit.tokens), seconds)
 

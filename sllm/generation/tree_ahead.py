@@ -125,12 +125,5 @@ class TreeAhead:
 
     def main_path(self) -> tuple[list[int], list[float]]:
         """The tokens that the draft itself would go on with, and their shares."""
-        tree = self.tree
-        tokens: list[int] = []
-        shares: list[float] = []
-        at = -1
-        while at in tree.parents[at + 1 :]:
-            at = tree.parents.index(at, at + 1)
-            tokens.append(tree.tokens[at])
-            shares.append(tree.shares[at])
-        return tokens, shares
+        places = self.tree.main_places()
+        return [self.tree.tokens[i] for i in places], [self.tree.shares[i] for i in places]

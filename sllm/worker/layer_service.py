@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from sllm.engine import gguf
 from sllm.engine.grammar import have_grammars
+from sllm.engine.tree import is_chain
 from sllm.errors import AuthError, RemoteError, SllmError
 from sllm.extras import needs
-from sllm.targets.tree import is_chain
 from sllm.wire import codec
 from sllm.wire.protocol import PROTOCOL, SERVICE, abort, forget, from_sampling, not_offered, pb
 from sllm.worker.destinations import Destinations

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sllm.draft.tree import DraftedTree
+from sllm.engine.tree import MAX_NODES
 from sllm.errors import CancelledError, SllmError
-from sllm.targets.tree import MAX_NODES, TokenTree
+from sllm.targets.tree import TokenTree
 from sllm.worker.tree_plan import SHORT
 
 if TYPE_CHECKING:

@@ -104,7 +104,7 @@ class TreeDraft(OwnDraft):
         if not hint:
             job.draft, job.own = TokenTree(kept.tokens, kept.parents).head(job.n_most), set(range(len(kept)))
             return
-        both = _hinted(job).merged(kept.below(hint.main_path()[: job.n_hinted])).balanced()
+        both = _hinted(job).merged(kept.following(hint.main_path()[: job.n_hinted])).balanced()
         places = both.likeliest(min(plan.growth.limit, job.n_most))
         # Tokens of the hint come first in `both`, in their places.
         job.own = {new for new, place in enumerate(places) if place >= len(hint)}

@@ -70,5 +70,5 @@ def test_the_likeliest_are_a_tree_and_likelier_than_the_others(tree: DraftedTree
 def test_first_choices_are_those_that_stand_first() -> None:
     tree = DraftedTree((1, 2, 3, 4), (-1, -1, 1, 1), (0.5, 0.4, 0.6, 0.3))
     assert tree.firsts() == [True, False, True, False]
-    assert tree.depths() == [0, 0, 1, 1]
+    assert list(tree.depths()) == [0, 0, 1, 1]
     assert tree.chances() == pytest.approx([0.5, 0.4, 0.24, 0.12])

@@ -20,7 +20,7 @@ from trees import main_path, n_right, random_tree, shuffled
 import sllm
 from sllm.engine.architectures import ARCHITECTURES
 from sllm.engine.layers import Embedding, LayerRange, open_layers
-from sllm.targets.tree import MAX_NODES
+from sllm.engine.tree import MAX_NODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -30,7 +30,7 @@ from trees import main_path, n_right, random_tree, shuffled
 import sllm
 from sllm.engine.context import MOST_DRAFTED
 from sllm.engine.sampling import SamplingParams
-from sllm.targets.tree import MAX_NODES
+from sllm.engine.tree import MAX_NODES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,8 +11,9 @@ from sllm.draft.drafters import ModelDrafter
 from sllm.draft.growth import Shape
 from sllm.draft.tree import DraftedTree
 from sllm.engine.context import MOST_DRAFTED
+from sllm.engine.tree import MAX_NODES
 from sllm.generation.tree_ahead import MOST_SHOWN, TreeAhead
-from sllm.targets.tree import MAX_NODES, TokenTree
+from sllm.targets.tree import TokenTree
 
 if TYPE_CHECKING:
     from sllm.engine.model import Model

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import examples
 
-from sllm.targets.tree import MAX_NODES, TokenTree, is_chain
+from sllm.engine.tree import MAX_NODES, is_chain
+from sllm.targets.tree import TokenTree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
