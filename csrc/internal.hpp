@@ -273,7 +273,7 @@ struct Job {
     size_t pos;
     int32_t start;
     const sllm_sampling * sampling;
-    std::vector<Node> tree = {};     // what to verify, where it is a tree; the tokens after the committed ones are its main path then
+    std::vector<Node> tree = {};     // what to verify, where it is a tree
     std::vector<int32_t> rows = {};  // which of the caller's drafted tokens each node is
     std::vector<int32_t> chain = {}; // the tokens to verify, where they are not the caller's
 };

@@ -13,7 +13,7 @@ from sllm.draft.tree import DraftedTree
 from sllm.engine.tree import MAX_NODES
 from sllm.errors import CancelledError, SllmError
 from sllm.targets.tree import TokenTree
-from sllm.worker.tree_plan import SHORT
+from sllm.worker.tree_plan import CLEARLY, SHORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,9 +35,6 @@ _Wanted = TypeVar("_Wanted", bound=tuple[Any, ...])
 
 AGREE = 2
 """A hint that was doubted is taken after all where so many of its tokens are what the own draft says."""
-
-_CLEARLY = 1.05
-"""So much more than the hint alone a draft has to promise, since the hint is there already."""
 
 
 @dataclass(eq=False)
@@ -195,7 +192,7 @@ class OwnDraft:
         alone = length.expected(given, drafts=False)
         after = length.expected(given, drafts=True) if goes_on else 0.0
         instead = length.expected([], drafts=True)
-        if max(after, instead) <= _CLEARLY * alone or not length.begin():
+        if max(after, instead) <= CLEARLY * alone or not length.begin():
             return False
         if instead > after:
             job.draft, job.n_hinted = TokenTree(), 0

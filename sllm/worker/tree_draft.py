@@ -114,7 +114,7 @@ class TreeDraft(OwnDraft):
     def learn(self, job: Job, tokens: Sequence[int], seconds: float, draft_seconds: float) -> None:
         """See :meth:`OwnDraft.learn`."""
         plan = job.session.tree_plan
-        plan.observe_pass(len(job.draft) + job.n_again, seconds - draft_seconds)
+        plan.growth.observe_pass(len(job.draft) + job.n_again, seconds - draft_seconds)
         if not job.tree:
             return
         n = job.n_hinted

@@ -10,12 +10,12 @@ from sllm.draft.length import PassTimes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["SHORT", "TreePlan"]
+__all__ = ["CLEARLY", "SHORT", "TreePlan"]
 
 SHORT = 4
 """After fewer hinted tokens a draft of which nothing is known may show what it takes."""
 
-_CLEARLY = 1.05
+CLEARLY = 1.05
 """So much more than the hint alone a draft has to promise, since the hint is there already."""
 
 _NEW = 0.15
@@ -34,8 +34,8 @@ class TreePlan:
     """
 
     def __init__(self, limit: int) -> None:
-        self.growth = TreeGrowth(limit)
         self._passes = PassTimes()
+        self.growth = TreeGrowth(limit, self._passes)
         self._gain = self._rows = self._seconds = 0.0  # running means of a tree that was alone
         self._n_alone = 0
 
@@ -48,11 +48,6 @@ class TreePlan:
         self._gain += weight * (n_accepted - self._gain)
         self._rows += weight * (n_rows - self._rows)
         self._seconds += weight * (seconds - self._seconds)
-
-    def observe_pass(self, n_rows: int, seconds: float) -> None:
-        """A pass that checked ``n_rows`` drafted tokens, those computed again included, took so long."""
-        self.growth.observe_pass(n_rows, seconds)
-        self._passes.add(1 + n_rows, seconds)
 
     def place(self, chances: Sequence[float], covered: float, end: float) -> str | None:
         """Where a tree is of more use than it costs beside a hint, tokens per second compared.
@@ -76,6 +71,6 @@ class TreePlan:
         both = (1 + sum(chances) + max(at_root, end * self._gain)) / (
             self._passes.estimate(rows) + self._seconds
         )
-        if both <= _CLEARLY * alone:
+        if both <= CLEARLY * alone:
             return None
         return "root" if at_root >= end * self._gain else "end"

@@ -34,8 +34,8 @@ def plan(
     """What a session knows whose own trees bring so many tokens, at these costs."""
     found = TreePlan(32)
     for n in (0, 1, 4, 16, 32, 0):
-        found.observe_pass(n, PASS + n * row)
-        found.observe_pass(n, PASS + n * row)
+        found.growth.observe_pass(n, PASS + n * row)
+        found.growth.observe_pass(n, PASS + n * row)
     if tried:
         for _ in range(8):
             found.observe_alone(n_accepted, 8, draft)
