@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 import sllm
+from sllm.generation.text_stream import GenerationStats
 
 Tokens = npt.NDArray[np.int32]
 
@@ -152,6 +153,19 @@ class SplitFigures:
     def info(self) -> dict[str, Any]:
         own = {name: value for name, value in vars(self).items() if name != "more"}
         return {**own, **self.more}
+
+
+def sample_of(stats: GenerationStats, tokens: Sequence[int], seconds: float) -> Sample:
+    """One text of ``generate()``, and what it took."""
+    return Sample(
+        len(tokens),
+        seconds,
+        (tuple(tokens),),
+        stats.n_passes,
+        stats.n_drafted,
+        stats.n_accepted,
+        target_seconds=stats.target_seconds,
+    )
 
 
 def generated(

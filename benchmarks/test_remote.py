@@ -35,6 +35,7 @@ from .measure import (
     generated,
     joined,
     local_target,
+    sample_of,
 )
 from .simulate import Mode, best_wait, simulate
 
@@ -141,15 +142,7 @@ class Client:
                 tokens += run.tokens
                 ended = time.perf_counter()
         stats = stream.stats
-        return Sample(
-            len(tokens),
-            ended - began,
-            (tuple(tokens),),
-            stats.n_passes,
-            stats.n_drafted,
-            stats.n_accepted,
-            target_seconds=stats.target_seconds,
-        )
+        return sample_of(stats, tokens, ended - began)
 
     def _wait(self, prompt: Tokens, max_tokens: int, n_max: int) -> Sample:
         """Draft, send, and do nothing until the answer is there."""

@@ -40,6 +40,7 @@ from .measure import (
     generated,
     joined,
     local_target,
+    sample_of,
 )
 
 pytestmark = pytest.mark.timeout(1800)
@@ -157,15 +158,7 @@ class Client:
                 ended = time.perf_counter()
         self._stats = stats = stream.stats
         self._prompt = prompt
-        return Sample(
-            len(tokens),
-            ended - began,
-            (tuple(tokens),),
-            stats.n_passes,
-            stats.n_drafted,
-            stats.n_accepted,
-            target_seconds=stats.target_seconds,
-        )
+        return sample_of(stats, tokens, ended - began)
 
     def count(self) -> None:
         """From here on, for the next text."""
@@ -501,19 +494,9 @@ def test_trees(
             stats = stream.stats
             assert stats.remote is not None
             again[name] += stats.remote.n_again
-            samples[name].append(
-                Sample(
-                    len(tokens),
-                    seconds,
-                    (tuple(tokens),),
-                    stats.n_passes,
-                    stats.n_drafted,
-                    stats.n_accepted,
-                    target_seconds=stats.target_seconds,
-                    bytes_up=stats.remote.bytes_up,
-                    bytes_down=stats.remote.bytes_down,
-                )
-            )
+            sample = sample_of(stats, tokens, seconds)
+            sample.bytes_up, sample.bytes_down = stats.remote.bytes_up, stats.remote.bytes_down
+            samples[name].append(sample)
 
         for name in ways:  # nobody is the first
             text(name, 8)
@@ -628,17 +611,7 @@ def test_chain(benchmark: Benchmark, report_split: SplitReport, between_ms: int)
             stats = stream.stats
             assert stats.remote is not None
             assert stats.remote.n_hops == ("hops" in name)
-            samples[name].append(
-                Sample(
-                    len(tokens),
-                    seconds,
-                    (tuple(tokens),),
-                    stats.n_passes,
-                    stats.n_drafted,
-                    stats.n_accepted,
-                    target_seconds=stats.target_seconds,
-                )
-            )
+            samples[name].append(sample_of(stats, tokens, seconds))
 
         ours, *others = ways
         for name in ways:  # nobody is the first

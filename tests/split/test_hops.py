@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import EXACT, GREEDY, examples, make_prompt, one_by_one
-from remote_worker import WorkerProcess, n_threads, through, wait_until
+from remote_worker import WorkerProcess, n_threads, wait_until
+from worker_links import HERE, cutting, two_workers
 
 import sllm
 from sllm import embedded
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 N_CTX = 512
 SAMPLED = sllm.SamplingParams(temperature=0.9, top_k=40, seed=11, penalty_repeat=1.1, penalty_last_n=32)
-HERE = ("127.0.0.1",)
 CUTS = {2: [(2, 4), (4, 7)], 3: [(2, 3), (3, 5), (5, 7)]}
 
 
@@ -372,23 +372,8 @@ def test_memory_that_both_workers_have_lost_is_made_good(
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Any], list[Link]]]:
-    """Two workers: connections to them, and the links to the first, to the second, and between them."""
-    state = tmp_path_factory.mktemp("state")
-    with ExitStack() as stack:
-        limits = Limits(sessions=2, hops=HERE)
-        workers = [
-            stack.enter_context(
-                Worker(embedded.TARGET, layers=True, state=state, limits=limits, n_ctx=N_CTX, **EXACT)
-            )
-            for _ in range(2)
-        ]
-        ports = [worker.address.port for worker in (*workers, workers[1])]
-        links = [stack.enter_context(Link(("127.0.0.1", port))) for port in ports]
-        remotes = [
-            stack.enter_context(sllm.connect(through(link, worker.uri)))
-            for link, worker in zip(links, workers)  # noqa: B905 - the last link is theirs
-        ]
-        yield remotes, links
+    with two_workers(tmp_path_factory.mktemp("state"), sessions=2, n_ctx=N_CTX) as both:
+        yield both
 
 
 @pytest.mark.parametrize("tail", [1, None], ids=str)
@@ -418,26 +403,9 @@ def test_cuts_of_any_link_change_nothing(
     with sllm.SplitTarget(embedded.TARGET, head=1, tail=tail, middle=remotes, **options) as split:
         drafter = draft_model if draft == "model" else draft
         stream = sllm.generate(split, prompt, draft=drafter, sampling=sampling, max_tokens=25)
-        over = threading.Event()
-        cutter = threading.Thread(target=_cut, args=(links, cuts, over))
-        cutter.start()
-        try:
+        with cutting([(links[i], n_bytes) for i, n_bytes in cuts]):
             found = [token for run in stream for token in run.tokens]
-        finally:
-            over.set()
-            cutter.join()
         assert found == expected
-
-
-def _cut(links: list[Link], cuts: list[tuple[int, int]], over: threading.Event) -> None:
-    """Let connection after connection die, each after so many bytes."""
-    for i, n_bytes in cuts:
-        link = links[i]
-        seen = link.stats.cuts
-        link.cut_after_bytes = n_bytes
-        while link.stats.cuts == seen and not over.wait(0.002):
-            pass
-        link.cut_after_bytes = None
 
 
 def test_cancel_from_another_thread(

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import EXACT, GREEDY, PLAIN, examples, make_prompt, one_by_one
 from remote_worker import PATIENCE, WorkerProcess, n_threads, through, wait_until
+from worker_links import cutting
 
 import sllm
 from sllm import embedded
@@ -334,25 +335,9 @@ def test_cuts_of_the_link_change_nothing(
     ) as split:
         drafter = draft_model if draft == "model" else draft
         stream = sllm.generate(split, prompt, draft=drafter, sampling=sampling, max_tokens=25)
-        over = threading.Event()
-        cutter = threading.Thread(target=_cut, args=(link, cuts, over))
-        cutter.start()
-        try:
+        with cutting([(link, n_bytes) for n_bytes in cuts]):
             found = [token for run in stream for token in run.tokens]
-        finally:
-            over.set()
-            cutter.join()
         assert found == expected
-
-
-def _cut(link: Link, cuts: list[int], over: threading.Event) -> None:
-    """Let connection after connection die, each after so many bytes, and leave the last one alone."""
-    for n_bytes in cuts:
-        seen = link.stats.cuts
-        link.cut_after_bytes = n_bytes
-        while link.stats.cuts == seen and not over.wait(0.002):
-            pass
-    link.cut_after_bytes = None
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import EXACT, GREEDY, PLAIN, examples, make_prompt, one_by_one, without_end
 from random_models import HYBRID
-from remote_worker import through
 from trees import main_path, n_right, random_tree
+from worker_links import cutting, two_workers
 
 import sllm
 from sllm import embedded
 from sllm.cli.slow_link import Link
-from sllm.worker.server import Limits, Worker
+from sllm.worker.server import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,28 +27,12 @@ if TYPE_CHECKING:
     from sllm.remote.connection import Remote
 
 N_CTX = 512
-HERE = ("127.0.0.1/32",)
 
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Remote], list[Link]]]:
-    """Two workers: connections to them, and the links to the first, to the second, and between them."""
-    state = tmp_path_factory.mktemp("state")
-    with ExitStack() as stack:
-        limits = Limits(sessions=3, hops=HERE)
-        workers = [
-            stack.enter_context(
-                Worker(embedded.TARGET, layers=True, state=state, limits=limits, n_ctx=N_CTX, **EXACT)
-            )
-            for _ in range(2)
-        ]
-        ports = [worker.address.port for worker in (*workers, workers[1])]
-        links = [stack.enter_context(Link(("127.0.0.1", port))) for port in ports]
-        remotes = [
-            stack.enter_context(sllm.connect(through(link, worker.uri)))
-            for link, worker in zip(links, workers)  # noqa: B905 - the last link is between them
-        ]
-        yield remotes, links
+    with two_workers(tmp_path_factory.mktemp("state"), sessions=3, n_ctx=N_CTX) as both:
+        yield both
 
 
 def make_split(middle: Any, **options: Any) -> sllm.SplitTarget:
@@ -160,26 +142,11 @@ def test_cuts_of_any_link_change_nothing(
     prompt = make_prompt(target_model, 1 + seed % 60, seed % 1000)
     wanted = one_by_one(target_model, prompt, sampling, 25, N_CTX)
     where = [f"127.0.0.1:{links[2].port}"] if hops else False
-    with make_split(remotes, head=1, tail=tail, hops=where) as split:
-        over = threading.Event()
-        cutter = threading.Thread(target=_cut, args=(links, cuts, over))
-        cutter.start()
-        try:
-            write(split, prompt, sampling, wanted, seed)
-        finally:
-            over.set()
-            cutter.join()
-
-
-def _cut(links: list[Link], cuts: list[tuple[int, int]], over: threading.Event) -> None:
-    """Let connection after connection die, each after so many bytes, and leave the last ones alone."""
-    for which, n_bytes in cuts:
-        link = links[which]
-        seen = link.stats.cuts
-        link.cut_after_bytes = n_bytes
-        while link.stats.cuts == seen and not over.wait(0.002):
-            pass
-        link.cut_after_bytes = None
+    with (
+        make_split(remotes, head=1, tail=tail, hops=where) as split,
+        cutting([(links[which], n_bytes) for which, n_bytes in cuts]),
+    ):
+        write(split, prompt, sampling, wanted, seed)
 
 
 # ---- what crosses the link ---------------------------------------------------------------------------------
