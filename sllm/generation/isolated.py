@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import resource
 import tempfile
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from sllm.engine.devices import Device, server_of
+from sllm.engine.devices import Device
 from sllm.engine.model import Model
 from sllm.errors import AuthError, ModelLoadError, RemoteError, RPCError, SllmError, UnsupportedModelError
 from sllm.remote.connection import connect
 from sllm.remote.target import RemoteGeneration, RemoteTarget
-from sllm.rpc.child import Child, ChildEndedError, ParentLink
-from sllm.rpc.front import Front
+from sllm.rpc.child import Child, ChildEndedError, ParentLink, leave_no_core_file
+from sllm.rpc.front import through_fronts
 from sllm.worker.passes import Limits
 from sllm.worker.server import Worker
 
@@ -200,26 +199,17 @@ def _serve(
 ) -> None:
     """What the child process runs."""
     link = ParentLink(parent)
-    with suppress(ValueError, OSError):
-        # llama.cpp may call abort(), and a core file of gigabytes would take longer than all the rest.
-        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    leave_no_core_file()
 
     def lost(reason: str) -> None:
         os.write(2, reason.encode("utf-8", "replace") + b"\n")
         os._exit(_LOST_STATUS)
 
-    fronts: dict[str, Front] = {}
-    names = model_options.get("devices")
     try:
-        if names is not None:
-            for i, name in enumerate(names):
-                server = server_of(name)
-                if server is None:
-                    continue
-                index, endpoint = server
-                if endpoint not in fronts:
-                    fronts[endpoint] = Front(endpoint, deadline=deadline, on_loss=lost)
-                names[i] = f"RPC{index}[{fronts[endpoint].endpoint}]"
+        if model_options.get("devices") is not None:
+            model_options["devices"], _fronts = through_fronts(
+                model_options["devices"], deadline=deadline, on_loss=lost
+            )
         model = Model(path, **model_options)
         limits = Limits(sessions=1, queue=4, max_grammar=1 << 17, hints_per_s=1 << 20, idle_seconds=1e8)
         worker = Worker(model, mtp=False, state=state, limits=limits, **context_options)

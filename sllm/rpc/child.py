@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import select
 import subprocess
 import sys
@@ -18,9 +19,9 @@ from sllm.engine.handle import Closing, join
 from sllm.errors import SllmError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Child", "ChildEndedError", "ParentLink"]
+__all__ = ["Child", "ChildEndedError", "ParentLink", "leave_no_core_file"]
 
 log = logging.getLogger("sllm.rpc")
 
@@ -146,6 +147,14 @@ class Child(Closing):
         line, _, self._received = self._received.partition(b"\n")
         return json.loads(line)
 
+    def send(self, message: Any) -> None:
+        """Send something that JSON can express to the child, which has sent something before: until then what
+        starts it may read ahead. One that has ended gets nothing.
+        """
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+
     def exit_reason(self, timeout: float = 2.0) -> str:
         """How the child ended, and the last line of its stderr, in one line."""
         with suppress(subprocess.TimeoutExpired):
@@ -208,20 +217,41 @@ class ParentLink:
     The parent is not watched by PR_SET_PDEATHSIG: that fires when the thread ends that started the child, and
     exists only on Linux. The parent's id is checked as well as stdin, whose other end a fork of the parent
     may hold open.
+
+    Args:
+        parent: the parent's process id.
+        on_message: called with what :meth:`Child.send` sends, on a thread of the link.
+
     """
 
-    def __init__(self, parent: int) -> None:
+    def __init__(self, parent: int, on_message: Callable[[Any], object] = lambda _message: None) -> None:
         self._parent = parent
+        self._on_message = on_message
         self._stdout = os.dup(1)
         os.dup2(2, 1)
         threading.Thread(target=self._watch, name="sllm-parent-watch", daemon=True).start()
 
     def _watch(self) -> None:
+        rest = b""
         while os.getppid() == self._parent:
-            if select.select([0], [], [], 1.0)[0] and not os.read(0, 4096):
+            if not select.select([0], [], [], 1.0)[0]:
+                continue
+            data = os.read(0, 4096)
+            if not data:
                 break
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                self._on_message(json.loads(line))
         os._exit(0)  # the main thread may never return from C
 
     def send(self, message: Any) -> None:
         """Send something that JSON can express to the parent."""
         os.write(self._stdout, json.dumps(message).encode() + b"\n")
+
+
+def leave_no_core_file() -> None:
+    """Let this process end without one: llama.cpp may call abort(), and gigabytes take longer than all the
+    rest.
+    """
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

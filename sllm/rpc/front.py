@@ -7,19 +7,21 @@ not send weights that the server has in its cache.
 from __future__ import annotations
 
 import hashlib
+import selectors
 import socket
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sllm.engine._ffi import ffi, lib
+from sllm.engine.devices import server_of
 from sllm.engine.ggml_rpc import ANSWERS, DIGESTS, HEADER, SIZE, Command, resolved, split
 from sllm.rpc.loopback import LOOPBACK, LoopbackPort, keep_alive, shut_down
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-__all__ = ["Front", "FrontStats"]
+__all__ = ["Front", "FrontStats", "through_fronts"]
 
 _TENSOR = 296
 """Bytes of a tensor's description."""
@@ -160,8 +162,15 @@ class _Proxy:
             _LostError: the server has closed it, does not answer, or violates the protocol.
 
         """
+        with selectors.DefaultSelector() as both:
+            both.register(self._client, selectors.EVENT_READ)
+            both.register(self._server, selectors.EVENT_READ)
+            self._forward_all(both)
+
+    def _forward_all(self, both: selectors.BaseSelector) -> None:
         while True:
             try:
+                self._await_request(both)
                 head = self._read_client(HEADER.size)
             except ConnectionError:
                 return
@@ -184,6 +193,19 @@ class _Proxy:
                 self._forward(command, bytes(head), size)
             except ConnectionError:
                 return
+
+    def _await_request(self, both: selectors.BaseSelector) -> None:
+        """Wait for the client. A server that is heard of meanwhile, and owes nothing, has gone."""
+        if self._queried:
+            return
+        readable = [key.fileobj for key, _ in both.select()]
+        if self._client in readable:
+            return
+        try:
+            said = self._server.recv(1, socket.MSG_PEEK)
+        except OSError as error:
+            raise _LostError(f"went away: {error.strerror or error}") from None
+        raise _LostError("said what it was not asked for" if said else "went away: it closed the connection")
 
     # ---- weights
 
@@ -300,3 +322,25 @@ class _Proxy:
         except OSError as error:
             raise _LostError(f"went away: {error.strerror or error}") from None
         self._stats.bytes_up += len(data)
+
+
+def through_fronts(
+    devices: Sequence[str], *, deadline: float, on_loss: Callable[[str], object]
+) -> tuple[list[str], list[Front]]:
+    """The names of devices with a front in the place of each RPC server, and the fronts.
+
+    Raises:
+        RPCError: a server's name cannot be resolved.
+
+    """
+    fronts: dict[str, Front] = {}
+    names = []
+    for name in devices:
+        server = server_of(name)
+        if server is not None:
+            index, endpoint = server
+            if endpoint not in fronts:
+                fronts[endpoint] = Front(endpoint, deadline=deadline, on_loss=on_loss)
+            name = f"RPC{index}[{fronts[endpoint].endpoint}]"
+        names.append(name)
+    return names, list(fronts.values())

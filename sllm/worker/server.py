@@ -7,49 +7,37 @@ import threading
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from sllm import folders, hosts
 from sllm.engine._ffi import ffi, lib
 from sllm.engine.handle import Closing
 from sllm.engine.model import Model
 from sllm.engine.mtp import Heads
 from sllm.engine.params import ContextParams, changes, context_length, parse
 from sllm.errors import UnsupportedModelError
-from sllm.extras import needs
 from sllm.rpc.cache import DEFAULT_BYTES
 from sllm.wire import auth
-from sllm.wire.protocol import CHANNEL_OPTIONS, RELAY_OPTIONS, size_limit
-from sllm.worker.admission import Admission
-from sllm.worker.call_threads import CallThreads
+from sllm.wire.protocol import RELAY_OPTIONS, size_limit
 from sllm.worker.certificate import Certificate
 from sllm.worker.layer_scheduler import LayerScheduler
 from sllm.worker.layer_service import LayerService
-from sllm.worker.listener import Listener
 from sllm.worker.monitoring import Monitor, Monitoring
+from sllm.worker.open_port import NO_ACCESS_CONTROL, Offer, access_of, check_reachable, listen
 from sllm.worker.passes import Limits
 from sllm.worker.relay import Relay
 from sllm.worker.scheduler import Scheduler
-from sllm.worker.service import Authentication, Health, Service
-from sllm.worker.token_file import FILE_NAME
+from sllm.worker.service import Health, Service
 from sllm.worker.users import Users
-
-with needs("remote"):
-    import grpc
-    from grpc_health.v1 import health_pb2_grpc
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
-    from concurrent.futures import ThreadPoolExecutor
 
     from typing_extensions import Unpack
 
     from sllm.engine.context import Context
     from sllm.engine.params import ContextOptions
     from sllm.rpc.confine import Confinement
-    from sllm.worker.calls import Calls
     from sllm.worker.feeds import Feeds
     from sllm.worker.passes import Pace, SchedulerStats
 
@@ -62,11 +50,6 @@ _LAYER_ROWS = 512
 
 _LAYER_BYTES = 1 << 22
 """Largest message with hidden states; clients send a quarter of it at most."""
-
-_METADATA_BYTES = 4096
-"""Of a call's headers, as HTTP/2 counts them; those of our clients take 400, and a long token its length.
-What goes beyond it is refused, and beyond twice as much for certain: between the two gRPC draws lots.
-"""
 
 _SOFTWARE = f"sllm {ffi.string(lib.sllm_version()).decode()}"
 
@@ -165,11 +148,11 @@ class Worker(Closing):
         **options: Unpack[ContextOptions],
     ) -> None:
         computing = parse(options, ContextParams(), without=("n_seq_max", "n_outputs_max", "kv_unified"))
-        _check_reachable(host, port, token, tokens, certificate, insecure=insecure)
+        check_reachable(host, port, token, tokens, certificate, insecure=insecure)
         limits = limits or Limits()
         self._closed = threading.Event()
         self._lock = threading.RLock()  # a signal handler may call close() in the middle of it
-        access = _NO_ACCESS_CONTROL if insecure else _access(token, tokens, certificate, state)
+        access = NO_ACCESS_CONTROL if insecure else access_of(token, tokens, certificate, state)
         with ExitStack() as stack:
             users = Users(access.token, access.tokens, open_to_all=insecure)
             stack.callback(users.close)
@@ -199,13 +182,13 @@ class Worker(Closing):
                 served.scheduler,
                 self._health,
                 size_bytes=served.size_bytes,
-                user_of=partial(_name_of, users, served.feeds),
+                user_of=partial(_name_of, users, served.offer.feeds),
                 build={"version": _SOFTWARE.removeprefix("sllm "), "model": served.name},
                 chores=(lambda: None) if shown is None else shown.reload,
             )
             stack.callback(self._monitor.close)
             calls = self._monitor.calls
-            bound = _listen(served, self._health, calls, users, access, shown, host, port, stack)
+            bound = listen(served.offer, self._health, calls, users, access, shown, host, port, stack)
             self._stack = stack.pop_all()
         name = public_host or ("127.0.0.1" if host in ("0.0.0.0", "::", "") else host)
         self._address = auth.Address(name, bound, access.token, access.fingerprint, insecure)
@@ -285,68 +268,6 @@ class Worker(Closing):
         return f"<sllm.Worker at {self.address.endpoint}{', closed' if self.closed else ''}>"
 
 
-# ---- who may call
-
-
-@dataclass(frozen=True)
-class _Access:
-    """What clients must know and what they check, and how the server proves it.
-
-    Attributes:
-        token: what clients must know; None: anybody may call.
-        tokens: the file of further tokens; None: there are none.
-        certificate: a certificate chain and its key (PEM); None: no TLS.
-        fingerprint: of the certificate.
-
-    """
-
-    token: str | None = None
-    tokens: Path | None = None
-    certificate: tuple[bytes, bytes] | None = None
-    fingerprint: str | None = None
-
-
-_NO_ACCESS_CONTROL = _Access()
-
-
-def _check_reachable(
-    host: str, port: int, token: str | None, tokens: object, certificate: object, *, insecure: bool
-) -> None:
-    if insecure and not hosts.is_loopback(host):
-        raise ValueError(
-            f"insecure is for loopback alone, and the worker is to listen on {host};"
-            " leave it out, or use 127.0.0.1"
-        )
-    if insecure and any(given is not None for given in (token, tokens, certificate)):
-        raise ValueError("insecure means neither a token nor a certificate; leave it out to use yours")
-    if not 0 <= port <= 65535:
-        raise ValueError(f"port is {port}, expected 0 to 65535")
-
-
-def _access(
-    token: str | None,
-    tokens: str | os.PathLike[str] | None,
-    certificate: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None,
-    state: str | os.PathLike[str] | None,
-) -> _Access:
-    """What was given; what was not is made once and kept in ``state``."""
-    folder = Path(state) if state is not None else folders.state_folder()
-    if tokens is None and token is None:
-        tokens = folder / FILE_NAME
-    token = auth.load_or_make_token(folder / "token") if token is None else auth.checked_token(token)
-    if certificate is None:
-        chain, key = auth.load_or_make_certificate(folder)
-    else:
-        chain, key = Path(certificate[0]).read_bytes(), folders.read_private(Path(certificate[1]))
-        if not auth.belong_together(chain, key):
-            raise ValueError(
-                f"{certificate[0]} and {certificate[1]} are no certificate (PEM) and its key"
-                " (without a password)"
-            )
-    named = None if tokens is None else Path(tokens)
-    return _Access(token, named, (chain, key), auth.fingerprint(chain))
-
-
 # ---- what is served
 
 
@@ -356,22 +277,16 @@ class _Served:
 
     Attributes:
         scheduler: computes.
-        service: the methods of ``sllm.proto``.
+        offer: what clients call.
         name: of the file, for logs.
         size_bytes: of the weights.
-        max_bytes: the largest message that clients send.
-        options: gRPC's, besides those of every worker.
-        feeds: what other workers may bring; None: nothing.
 
     """
 
     scheduler: Scheduler | LayerScheduler
-    service: Service | LayerService
+    offer: Offer
     name: str
     size_bytes: int
-    max_bytes: int
-    options: Sequence[tuple[str, int]] = ()
-    feeds: Feeds | None = None
 
 
 def _layers(
@@ -398,7 +313,8 @@ def _layers(
     stack.callback(service.close)
     size_bytes = sum(path.stat().st_size for path in scheduler.file.paths)
     name = scheduler.file.paths[0].name
-    return _Served(scheduler, service, name, size_bytes, _LAYER_BYTES, feeds=service.feeds)
+    offer = Offer(service.handlers(), scheduler.limits, _LAYER_BYTES, feeds=service.feeds)
+    return _Served(scheduler, offer, name, size_bytes)
 
 
 def _checked_range(layers: object) -> tuple[int, int] | None:
@@ -479,91 +395,10 @@ def _texts(
         model, scheduler, users, n_ctx, own_draft=drafting is not None, software=_SOFTWARE, relay=relay
     )
     options = () if relay is None else RELAY_OPTIONS
-    return _Served(scheduler, service, model.path.name, model.size_bytes, size_limit(n_ctx), options)
-
-
-# ---- the network
+    offer = Offer(service.handlers(), scheduler.limits, size_limit(n_ctx), options)
+    return _Served(scheduler, offer, model.path.name, model.size_bytes)
 
 
 def _name_of(users: Users, feeds: Feeds | None, metadata: Sequence[tuple[str, str | bytes]]) -> str | None:
     """Whose call it is: of a user, or of a worker that brings a user's rows; None: of a stranger."""
     return users.name_of(metadata) or (None if feeds is None else feeds.name_of(metadata))
-
-
-def _listen(
-    served: _Served,
-    health: Health,
-    calls: Calls,
-    users: Users,
-    access: _Access,
-    certificate: Certificate | None,
-    host: str,
-    port: int,
-    stack: ExitStack,
-) -> int:
-    """Serve until ``stack`` is closed; the port."""
-    limits = served.scheduler.limits
-    n_calls = limits.sessions + limits.queue + 8 + (0 if served.feeds is None else limits.sessions)
-    n_streams = max(32, n_calls)  # of one connection
-    executor = stack.enter_context(CallThreads("sllm-worker"))
-    # Without a token nothing tells a client from a stranger, and only programs of this machine come.
-    listener = None if access.token is None else Listener(host, port, limits)
-    if listener is not None:
-        stack.callback(listener.close)
-        calls.peer_of = listener.address_of
-    server = grpc.server(
-        cast("ThreadPoolExecutor", executor),  # of which gRPC uses submit() alone
-        handlers=[served.service.handlers()],
-        interceptors=[
-            calls,
-            Authentication(users, health, Admission(n_calls, listener), served.feeds),
-        ],
-        # Calls with the token are counted by Admission; what strangers have under way takes nothing of that.
-        maximum_concurrent_rpcs=n_calls + limits.strangers * n_streams,
-        options=[
-            *CHANNEL_OPTIONS,
-            *served.options,
-            ("grpc.so_reuseport", 0),  # a second worker on the same port is an error
-            ("grpc.max_receive_message_length", served.max_bytes),
-            ("grpc.max_metadata_size", _METADATA_BYTES),
-            ("grpc.absolute_max_metadata_size", 2 * _METADATA_BYTES),
-            ("grpc.max_concurrent_streams", n_streams),
-            ("grpc.server_handshake_timeout_ms", 10_000),
-            # Clients may ping every second to see whether the connection stands; the worker pings, too.
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
-            ("grpc.http2.max_ping_strikes", 0),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.keepalive_time_ms", 10_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.http2.ping_timeout_ms", 10_000),  # grpc/grpc#39239: it alone ends a connection
-        ],
-    )
-    health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
-    endpoint = hosts.host_port(host, port) if listener is None else listener.endpoint
-    try:
-        if certificate is None:
-            bound = server.add_insecure_port(endpoint)
-        else:
-            bound = server.add_secure_port(endpoint, certificate.credentials())
-    except RuntimeError as error:
-        raise OSError(
-            f"cannot listen on {endpoint}: is the port in use, and the host this machine?"
-        ) from error
-    if bound == 0:
-        raise OSError(f"cannot listen on {endpoint}")
-    server.start()
-    stack.callback(_stop, server)
-    if listener is None:
-        return bound
-    stack.callback(listener.hang_up)
-    listener.start()
-    return listener.port
-
-
-def _stop(server: grpc.Server) -> None:
-    """Stop the server, and wait until it has."""
-    try:
-        stopped = server.stop(grace=0.5)
-    except RuntimeError:  # its thread for the grace cannot start: the interpreter is ending
-        stopped = server.stop(grace=None)
-    stopped.wait()
