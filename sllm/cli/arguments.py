@@ -28,6 +28,7 @@ __all__ = [
     "add_json",
     "add_threads",
     "add_worker",
+    "device_names",
     "endpoint",
     "layer_counts",
     "layer_range",
@@ -142,6 +143,16 @@ def endpoint(text: str) -> tuple[str, int]:
     if not (colon and host and port.isascii() and port.isdigit() and int(port) < 1 << 16):
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
     return host, int(port)
+
+
+def device_names(text: str) -> list[str]:
+    """``NAME,NAME,...``: devices of this machine, and ``rpc://HOST[:PORT]`` for those of an RPC server."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or "rpc://" in names:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of devices, such as CPU,rpc://10.0.0.2:50052"
+        )
+    return names
 
 
 # ---- options of several commands

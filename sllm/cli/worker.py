@@ -21,6 +21,7 @@ from sllm.cli.arguments import (
     REMOTE_VARIABLE,
     add_gpu_layers,
     add_threads,
+    device_names,
     endpoint,
     layer_range,
     number,
@@ -32,9 +33,12 @@ from sllm.cli.signals import INTERRUPTED, ending_signals
 from sllm.cli.systemd import Notifier
 from sllm.cli.worker_token import tokens_path
 from sllm.engine import exact, hub
+from sllm.engine.devices import devices, server_of
 from sllm.folders import read_private
+from sllm.rpc import server as rpc
 from sllm.rpc.cache import DEFAULT_BYTES
 from sllm.wire import auth
+from sllm.worker.isolated import IsolatedWorker
 from sllm.worker.server import Limits, Monitoring, Worker
 from sllm.worker.token_file import FILE_NAME
 from sllm.worker.watch import HUNG, HardStop
@@ -104,6 +108,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     machine = parser.add_argument_group("machine")
     add_threads(machine, models=2)
     add_gpu_layers(machine, of=" of the model", draft=True)
+    machine.add_argument(
+        "--devices",
+        metavar="NAME[,NAME]",
+        type=device_names,
+        help="where the model's layers go: devices of this machine (sllm devices), and rpc://HOST:PORT for"
+        " all of an RPC server (sllm rpc-server), in a network of your own: its protocol has neither"
+        " encryption nor a password. Where such a server is lost, clients wait until it is back",
+    )
     machine.add_argument(
         "--n-rollback",
         metavar="N",
@@ -275,6 +287,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if args.mtp and (args.draft is not None or args.layers is not False):
         other = "--layers serves no texts" if args.draft is None else "--draft is another draft"
         raise CommandError(f"--mtp drafts for texts, and {other}; leave one of them out")
+    if args.devices is not None and (args.layers is not False or args.rpc):
+        other = "--layers" if args.layers is not False else "--rpc"
+        raise CommandError(f"--devices is for a whole model that this worker computes; leave {other} out")
     name = embedded.TARGET if args.model is None else args.model
     with HardStop() as hard_stop, ExitStack() as stack:
         network = {"host": host, "port": port, "certificate": certificate, "token": token}
@@ -293,7 +308,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _serve(
-    serving: Worker,
+    serving: Worker | IsolatedWorker,
     args: argparse.Namespace,
     received: Callable[[float], int | None],
     manager: Notifier,
@@ -307,7 +322,7 @@ def _serve(
     while (signal_number := received(period)) is None:
         if serving.failed:
             hard_stop.arm(_CLOSING_SECONDS)
-            raise CommandError("three passes in a row have failed; the worker ends")
+            raise CommandError(f"{_why_failed(serving)}; the worker ends")
         if not serving.hung:
             manager.tell("WATCHDOG=1")
         if serving.address != address:
@@ -317,22 +332,38 @@ def _serve(
     return signal_number
 
 
+def _why_failed(serving: Worker | IsolatedWorker) -> str:
+    if isinstance(serving, IsolatedWorker):
+        return f"the process with the model has ended again and again: {serving.away}"
+    return "three passes in a row have failed"
+
+
+def _devices(wanted: list[str]) -> list[str]:
+    """The names by which models take devices; those of RPC servers are asked for."""
+    ours = {device.name.casefold(): device.name for device in devices()}
+    found = []
+    for name in wanted:
+        scheme, _, server = name.rpartition("rpc://")
+        if name.startswith("rpc://"):
+            found += [device.name for device in rpc.add_server(server)]
+        elif not scheme and name.casefold() in ours:
+            found.append(ours[name.casefold()])
+        else:
+            raise CommandError(
+                f"there is no device {name!r}; there are {', '.join(ours.values())}, and rpc://HOST:PORT"
+            )
+    return found
+
+
 def _open(
     args: argparse.Namespace,
     name: str | os.PathLike[str],
     network: Mapping[str, Any],
     out: Output,
     stack: ExitStack,
-) -> Worker:
+) -> Worker | IsolatedWorker:
     """Load the models and start the worker."""
-    model: sllm.Model | str | os.PathLike[str] = name
-    if args.layers is False:
-        load_mtp = args.mtp is not False and args.draft is None
-        model = stack.enter_context(sllm.Model(name, n_gpu_layers=args.n_gpu_layers, load_mtp=load_mtp))
-    draft = None
-    if args.draft is not None:
-        on_cpu = 0 if args.n_gpu_layers == 0 else None
-        draft = stack.enter_context(sllm.Model(args.draft, n_gpu_layers=on_cpu))
+    wanted = None if args.devices is None else _devices(args.devices)
     limits = Limits(
         sessions=args.sessions,
         queue=args.queue,
@@ -343,38 +374,64 @@ def _open(
         hops=tuple(args.hops),
         max_grammar=0 if args.no_grammars else Limits.max_grammar,
     )
-    serving = Worker(
-        model,
-        layers=args.layers,
-        n_gpu_layers=args.n_gpu_layers,
-        draft=draft,
-        mtp=args.mtp,
-        state=args.state,
-        insecure=args.insecure,
-        limits=limits,
-        n_ctx=args.n_ctx,
-        n_rollback=args.n_rollback,
-        n_threads=args.threads,
-        n_threads_batch=args.threads,
-        draft_threads=args.threads,
-        rpc=args.rpc,
-        rpc_cache_size=max(1, int(args.rpc_cache_size * (1 << 30))),
-        monitoring=Monitoring(
-            pass_limit=args.pass_limit,
-            pass_grace=args.pass_grace,
-            metrics=args.metrics,
-            access_log=args.access_log,
-        ),
-        pass_seconds=args.pass_seconds,
+    monitoring = Monitoring(
+        pass_limit=args.pass_limit,
+        pass_grace=args.pass_grace,
+        metrics=args.metrics,
+        access_log=args.access_log,
+    )
+    options = {
+        "mtp": args.mtp,
+        "state": args.state,
+        "insecure": args.insecure,
+        "limits": limits,
+        "n_ctx": args.n_ctx,
+        "n_rollback": args.n_rollback,
+        "n_threads": args.threads,
+        "n_threads_batch": args.threads,
+        "draft_threads": args.threads,
+        "monitoring": monitoring,
+        "pass_seconds": args.pass_seconds,
         **network,
         **(exact.SETTINGS if args.exact or args.model is None else {}),
-    )
+    }
+    serving: Worker | IsolatedWorker
+    if wanted is not None and any(map(server_of, wanted)):
+        serving = IsolatedWorker(name, wanted, n_gpu_layers=args.n_gpu_layers, draft=args.draft, **options)
+        offloaded = True
+    else:
+        model, draft = _loaded(args, name, wanted, stack)
+        serving = Worker(
+            model,
+            layers=args.layers,
+            n_gpu_layers=args.n_gpu_layers,
+            draft=draft,
+            rpc=args.rpc,
+            rpc_cache_size=max(1, int(args.rpc_cache_size * (1 << 30))),
+            **options,
+        )
+        offloaded = isinstance(model, sllm.Model) and model.offloaded
     stack.enter_context(serving)
     if args.exact:
-        offloaded = isinstance(model, sllm.Model) and model.offloaded
         for obstacle in exact.obstacles(hub.resolve(name), offloaded=offloaded):
             out.note(f"--exact: texts may depend on drafts and neighbours: {obstacle}")
     return serving
+
+
+def _loaded(
+    args: argparse.Namespace, name: str | os.PathLike[str], wanted: list[str] | None, stack: ExitStack
+) -> tuple[sllm.Model | str | os.PathLike[str], sllm.Model | None]:
+    """The model and its draft in this process; of a model by layers the path."""
+    model: sllm.Model | str | os.PathLike[str] = name
+    if args.layers is False:
+        load_mtp = args.mtp is not False and args.draft is None
+        loading = {"n_gpu_layers": args.n_gpu_layers, "devices": wanted, "load_mtp": load_mtp}
+        model = stack.enter_context(sllm.Model(name, **loading))
+    draft = None
+    if args.draft is not None:
+        on_cpu = 0 if args.n_gpu_layers == 0 else None
+        draft = stack.enter_context(sllm.Model(args.draft, n_gpu_layers=on_cpu))
+    return model, draft
 
 
 def _check_address(host: str, port: int, args: argparse.Namespace) -> None:
@@ -428,7 +485,7 @@ def _public(address: auth.Address, host: str, public: str | None) -> auth.Addres
     return replace(address, host=socket.gethostname()) if host in _ALL_INTERFACES else address
 
 
-def _introduce(serving: Worker, name: str, args: argparse.Namespace, out: Output) -> None:
+def _introduce(serving: Worker | IsolatedWorker, name: str, args: argparse.Namespace, out: Output) -> None:
     """Say what is served, and what the line on stdout is for."""
     layers: bool | tuple[int, int] = args.layers
     texts = count(args.sessions, "text" if layers is False else "sequence") + " at once"
@@ -465,7 +522,7 @@ def _introduce(serving: Worker, name: str, args: argparse.Namespace, out: Output
 
 
 def _end(
-    serving: Worker,
+    serving: Worker | IsolatedWorker,
     seconds: float,
     received: Callable[[float], int | None],
     out: Output,

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from sllm.worker.service import Health
     from sllm.worker.watch import Watch
 
-__all__ = ["Figures", "MetricsServer"]
+__all__ = ["Figures", "FiguresAway", "MetricsServer"]
 
 _CONNECTIONS = 16
 """Requests at once; further connections are closed."""
@@ -116,6 +116,27 @@ class Figures(Collector):
         yield _counter("sllm_access_log_lost", "Records that the access log could not take.", lost)
 
 
+class FiguresAway(Collector):
+    """What is left to tell while the process with the model is away, and comes back: ``/live`` is well,
+    ``/health`` is not.
+
+    Args:
+        build: as for :class:`Figures`.
+
+    """
+
+    serving = False
+    alive = True
+
+    def __init__(self, build: Mapping[str, str]) -> None:
+        self._build = dict(build)
+
+    def collect(self) -> Iterable[Metric]:
+        """See :class:`prometheus_client.registry.Collector`."""
+        yield InfoMetricFamily("sllm_build", "The software and the model.", self._build)
+        yield _gauge("sllm_serving", "1 where texts are taken, as the health says.", self.serving)
+
+
 def _computed(stats: SchedulerStats) -> Iterator[Metric]:
     yield _counter("sllm_sessions_opened", "Texts or sequences opened.", stats.sessions_total)
     yield _counter("sllm_tokens", "Tokens committed.", stats.tokens)
@@ -174,7 +195,7 @@ class MetricsServer:
 
     """
 
-    def __init__(self, host: str, port: int, figures: Figures) -> None:
+    def __init__(self, host: str, port: int, figures: Figures | FiguresAway) -> None:
         registry = CollectorRegistry()
         registry.register(figures)
         ProcessCollector(registry=registry)

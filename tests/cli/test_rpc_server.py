@@ -26,6 +26,16 @@ def first_line(process: Any) -> str:
     return str(process.stdout.readline().decode().rstrip("\n"))
 
 
+def heard(process: Any, words: bytes) -> bytes:
+    """What a process says on stderr until it says these words."""
+    said = b""
+    while words not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    return said
+
+
 def test_a_server_and_its_client(
     start: Callable[..., Any], command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -44,6 +54,58 @@ def test_a_server_and_its_client(
     assert b"serving 1 device to one client at a time" in err
     assert b"the process that serves is " in err
     assert refuses(endpoint)
+
+
+def test_a_worker_on_servers_that_one_loses(
+    start: Callable[..., Any], command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    here = command(*TEXT)
+    there = [start("rpc-server", "--port", "0", "--no-cache", *ONE) for _ in range(2)]
+    endpoints = [first_line(server) for server in there]
+    devices = ",".join(["cpu", *(f"rpc://{endpoint}" for endpoint in endpoints)])
+    where = ("--listen", "127.0.0.1:0", "--state", str(tmp_path / "state"))
+    worker = start("worker", *where, "--devices", devices, "--drain", "0", "--no-mtp", *ONE)
+    line = tmp_path / "line"
+    line.write_text(first_line(worker))
+    found = command(*TEXT, "--remote", f"@{line}")
+    assert (found.returncode, found.stdout) == (0, here.stdout)
+    there[1].kill()
+    there[1].wait(PATIENCE)
+    lost = re.escape(endpoints[1])
+    said = heard(worker, b"clients wait until the model is back")
+    assert re.search(rf"the RPC server {lost} went away".encode(), said)
+    found = command(*TEXT, "--remote", f"@{line}")
+    assert found.returncode == 2
+    assert re.match(rf"sllm: .*the worker waits for its model to come back: .*{lost}", found.stderr)
+    again = start("rpc-server", "--port", endpoints[1].rpartition(":")[2], "--no-cache", *ONE)
+    assert first_line(again) == endpoints[1]
+    heard(worker, b"serving again")
+    found = command(*TEXT, "--remote", f"@{line}")
+    assert (found.returncode, found.stdout) == (0, here.stdout)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize(
+    ("devices", "words"),
+    [
+        ("gpu9", "there is no device 'gpu9'; there are CPU"),
+        ("CPU,,x", "'CPU,,x' is not a list of devices"),
+        ("rpc://", "'rpc://' is not a list of devices"),
+        ("rpc://127.0.0.1:1", "127.0.0.1:1: nothing listens there"),
+        ("rpc://127.0.0.1:port", "port"),
+    ],
+)
+def test_devices_of_a_worker_that_are_not_there(
+    refused: Callable[..., str], tmp_path: Path, devices: str, words: str
+) -> None:
+    where = ("--listen", "127.0.0.1:0", "--state", str(tmp_path))
+    assert words in refused("worker", *where, "--devices", devices)
+
+
+def test_devices_go_with_a_whole_model(refused: Callable[..., str]) -> None:
+    for other in ("--layers", "--rpc"):
+        assert f"leave {other} out" in refused("worker", "--devices", "CPU", other)
 
 
 def test_a_server_that_loses_its_process_says_so(start: Callable[..., Any]) -> None:
