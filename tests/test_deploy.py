@@ -21,6 +21,91 @@ if TYPE_CHECKING:
 
 DEPLOY = Path(__file__).parents[1] / "examples" / "deploy"
 FILES = ["Containerfile", "README.md", "kubernetes.yaml", "sllm-worker.service"]
+
+# Of Kubernetes' objects the fields that the manifest uses, as the official Python client 37.0 has them, each
+# with those inside it: "*" for those of the user, None for a value.
+META = {"name": None, "labels": "*", "annotations": "*"}
+SELECTOR = {"matchLabels": "*"}
+PORT = {"name": None, "port": None, "targetPort": None}
+PROBE = {
+    "httpGet": {"path": None, "port": None},
+    "periodSeconds": None,
+    "timeoutSeconds": None,
+    "failureThreshold": None,
+}
+CONTAINER = {
+    "name": None,
+    "image": None,
+    "command": None,
+    "args": None,
+    "ports": {"name": None, "containerPort": None},
+    "startupProbe": PROBE,
+    "livenessProbe": PROBE,
+    "readinessProbe": PROBE,
+    "lifecycle": {"preStop": {"exec": {"command": None}}},
+    "resources": {"requests": "*", "limits": "*"},
+    "securityContext": {
+        "allowPrivilegeEscalation": None,
+        "readOnlyRootFilesystem": None,
+        "capabilities": {"drop": None},
+    },
+    "volumeMounts": {"name": None, "mountPath": None, "readOnly": None},
+}
+POD = {
+    "automountServiceAccountToken": None,
+    "terminationGracePeriodSeconds": None,
+    "topologySpreadConstraints": {
+        "maxSkew": None,
+        "topologyKey": None,
+        "whenUnsatisfiable": None,
+        "labelSelector": SELECTOR,
+    },
+    "securityContext": {
+        "runAsNonRoot": None,
+        "runAsUser": None,
+        "runAsGroup": None,
+        "fsGroup": None,
+        "seccompProfile": {"type": None},
+    },
+    "containers": CONTAINER,
+    "volumes": {
+        "name": None,
+        "persistentVolumeClaim": {"claimName": None, "readOnly": None},
+        "secret": {"secretName": None, "defaultMode": None},
+        "emptyDir": {"sizeLimit": None},
+    },
+}
+KINDS: dict[tuple[str, str], Any] = {
+    ("apps/v1", "Deployment"): {
+        "minReadySeconds": None,
+        "strategy": {"type": None, "rollingUpdate": {"maxSurge": None, "maxUnavailable": None}},
+        "selector": SELECTOR,
+        "template": {"metadata": META, "spec": POD},
+    },
+    ("v1", "Service"): {
+        "clusterIP": None,
+        "type": None,
+        "externalTrafficPolicy": None,
+        "selector": "*",
+        "ports": PORT,
+    },
+    ("policy/v1", "PodDisruptionBudget"): {"maxUnavailable": None, "selector": SELECTOR},
+    ("autoscaling/v2", "HorizontalPodAutoscaler"): {
+        "scaleTargetRef": {"apiVersion": None, "kind": None, "name": None},
+        "minReplicas": None,
+        "maxReplicas": None,
+        "metrics": {
+            "type": None,
+            "pods": {"metric": {"name": None}, "target": {"type": None, "averageValue": None}},
+        },
+        "behavior": {"scaleDown": {"stabilizationWindowSeconds": None}},
+    },
+    ("networking.k8s.io/v1", "NetworkPolicy"): {
+        "podSelector": SELECTOR,
+        "policyTypes": None,
+        "ingress": {"ports": {"port": None}, "from": {"namespaceSelector": SELECTOR}},
+    },
+}
 pytestmark = pytest.mark.skipif(not DEPLOY.is_dir(), reason="there is no source tree here")
 
 
@@ -72,18 +157,79 @@ def test_systemd_takes_the_service(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout + ended.stderr) == (0, "")
 
 
-def test_kubernetes() -> None:
+def manifest() -> list[dict[str, Any]]:
     yaml = pytest.importorskip("yaml")
-    kinds = {one["kind"]: one for one in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())}
-    assert set(kinds) == {"Deployment", "Service", "HorizontalPodAutoscaler", "NetworkPolicy"}
-    pod = kinds["Deployment"]["spec"]["template"]["spec"]
+    return list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8")))
+
+
+def unknown(value: Any, fields: Any, path: str = "") -> list[str]:
+    """The fields of an object that are not among the known ones."""
+    if isinstance(value, list) and isinstance(fields, dict):
+        return [name for item in value for name in unknown(item, fields, path)]
+    if fields is None:
+        return [path] if isinstance(value, dict) else []
+    if not isinstance(value, dict):
+        return [path]
+    if fields == "*":
+        return []
+    found = [f"{path}.{name}" for name in value if name not in fields]
+    return found + [
+        name
+        for key, inner in value.items()
+        if key in fields
+        for name in unknown(inner, fields[key], f"{path}.{key}")
+    ]
+
+
+def test_kubernetes_knows_every_field() -> None:
+    names = {"apiVersion": None, "kind": None, "metadata": META}
+    objects = manifest()
+    assert {(one["apiVersion"], one["kind"]) for one in objects} == set(KINDS)
+    for one in objects:
+        assert unknown(one, {**names, "spec": KINDS[one["apiVersion"], one["kind"]]}, one["kind"]) == []
+    wrong = {"spec": {"template": {"spec": {"containers": [{"preStop": {}}]}}}}
+    assert unknown(wrong, {"spec": KINDS["apps/v1", "Deployment"]}) == [
+        ".spec.template.spec.containers.preStop"
+    ]
+
+
+def test_kubernetes_takes_workers_away_in_good_order() -> None:
+    kinds = {one["kind"]: one for one in manifest()}
+    deployment = kinds["Deployment"]["spec"]
+    assert deployment["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    pod = deployment["template"]["spec"]
     (container,) = pod["containers"]
     drain = int(next(arg for arg in container["args"] if arg.startswith("--drain=")).partition("=")[2])
-    assert pod["terminationGracePeriodSeconds"] > drain + worker._CLOSING_SECONDS
+    program, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    readiness = container["readinessProbe"]
+    assert program == "sleep"
+    assert pod["terminationGracePeriodSeconds"] > int(seconds) + drain + worker._CLOSING_SECONDS
     assert container["livenessProbe"]["httpGet"]["path"] == "/live"
-    assert container["readinessProbe"]["httpGet"]["path"] == "/health"
+    assert readiness["httpGet"]["path"] == "/health"
     mounts = {mount["name"] for mount in container["volumeMounts"]}
     assert mounts == {volume["name"] for volume in pod["volumes"]}
+
+
+def test_kubernetes_shows_clients_every_worker() -> None:
+    objects = manifest()
+    (deployment,) = [one for one in objects if one["kind"] == "Deployment"]
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    services = {one["metadata"]["name"]: one["spec"] for one in objects if one["kind"] == "Service"}
+    assert services["sllm-worker"]["clusterIP"] == "None"  # DNS: the pods' own addresses
+    for service in services.values():
+        assert service["selector"].items() <= labels.items()
+        (port,) = service["ports"]
+        # Without an address of its own, a service's port is the pod's.
+        assert port["port"] == ports[port["targetPort"]] == 50051
+    for kind in ("PodDisruptionBudget", "Deployment"):
+        (spec,) = [one["spec"] for one in objects if one["kind"] == kind]
+        assert spec["selector"]["matchLabels"].items() <= labels.items()
+    (scaler,) = [one["spec"] for one in objects if one["kind"] == "HorizontalPodAutoscaler"]
+    assert scaler["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
+    assert 2 <= scaler["minReplicas"] < scaler["maxReplicas"]
+    assert "replicas" not in deployment["spec"]  # each apply would undo what the autoscaler has done
 
 
 def test_the_dashboard_shows_what_there_is(tmp_path: Path, draft_model: Model) -> None:

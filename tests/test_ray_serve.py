@@ -26,7 +26,7 @@ import sllm
 from sllm.wire import auth
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Self
 
@@ -164,7 +164,9 @@ def running(line: str) -> int:
 
 
 @needs_ray
-def test_a_replica_killed_in_the_middle_of_texts(tmp_path: Path, target_model: sllm.Model) -> None:
+def test_a_replica_killed_in_the_middle_of_texts(
+    tmp_path: Path, target_model: sllm.Model, record_property: Callable[[str, object], None]
+) -> None:
     wanted = samplings(target_model)
     with sllm.LocalTarget(target_model, n_ctx=512, **EXACT) as local:
         expected = [
@@ -193,7 +195,10 @@ def test_a_replica_killed_in_the_middle_of_texts(tmp_path: Path, target_model: s
             client.join(2 * PATIENCE)
         assert [client.error for client in clients] == [None] * N_CLIENTS
         assert [client.tokens for client in clients] == expected
-        assert sum(client.n_reconnects for client in clients) >= n_running
+        n_reconnects = sum(client.n_reconnects for client in clients)
+        assert n_reconnects >= n_running
+        record_property("running on the killed one", n_running)
+        record_property("reconnects", n_reconnects)
         # Serve puts another one in its place, and the ingress hands out where that is.
         wait_until(lambda: len(set(cluster.replicas()) - {victim}) == 2, "the replacement")
         after = cluster.lines()
