@@ -187,7 +187,7 @@ def test_kubernetes_knows_every_field() -> None:
     assert {(one["apiVersion"], one["kind"]) for one in objects} == set(KINDS)
     for one in objects:
         assert unknown(one, {**names, "spec": KINDS[one["apiVersion"], one["kind"]]}, one["kind"]) == []
-    wrong = {"spec": {"template": {"spec": {"containers": [{"preStop": {}}]}}}}
+    wrong: dict[str, Any] = {"spec": {"template": {"spec": {"containers": [{"preStop": {}}]}}}}
     assert unknown(wrong, {"spec": KINDS["apps/v1", "Deployment"]}) == [
         ".spec.template.spec.containers.preStop"
     ]

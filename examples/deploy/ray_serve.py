@@ -6,10 +6,10 @@
 
 Ray places the replicas, replaces those that die, and counts them by what waits. Texts do not pass through
 Ray: at its gRPC ingress TLS and token would end, and each message would pass two more processes. Each replica
-listens on a port of its own, with our protocol, TLS and tokens, and the ingress hands out where they are: ``GET /`` answers
-``{"addresses": ["10.0.0.2:41231", ...]}``. A client adds what it knows already, the token and the
-certificate's fingerprint, which do not pass through Ray either; so whoever forges that answer learns nothing.
-README.md, beside this file, has the client's lines.
+listens on a port of its own, with our protocol, TLS and tokens, and the ingress hands out where they are:
+``GET /`` answers ``{"addresses": ["10.0.0.2:41231", ...]}``. A client adds what it knows already, the token
+and the certificate's fingerprint, which do not pass through Ray either; so whoever forges that answer learns
+nothing. README.md, beside this file, has the client's lines.
 """
 
 from __future__ import annotations

@@ -152,8 +152,9 @@ class Child(Closing):
         starts it may read ahead. One that has ended gets nothing.
         """
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+        line = json.dumps(message).encode() + b"\n"
+        with suppress(BrokenPipeError, ValueError):  # ValueError: closed meanwhile, by another thread
+            self._process.stdin.write(line)
 
     def exit_reason(self, timeout: float = 2.0) -> str:
         """How the child ended, and the last line of its stderr, in one line."""

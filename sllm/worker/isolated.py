@@ -155,6 +155,7 @@ class IsolatedWorker(Closing):
         self._options: dict[str, Any] = {
             "path": str(path),
             "draft": None if draft is None else str(hub.resolve(draft).absolute()),
+            "draft_layers": 0 if n_gpu_layers == 0 else None,
             "devices": list(devices),
             "deadline": deadline,
             "loading": {
@@ -239,9 +240,9 @@ class IsolatedWorker(Closing):
 
     def drain(self, seconds: float) -> bool:
         """See :meth:`Worker.drain`; without a child there is nothing to wait for."""
-        child = self._child
         if not self._draining.is_set():
-            self._draining.set()
+            self._draining.set()  # first: _serve() looks at it after it has set the child
+            child = self._child
             if child is not None:
                 child.send("drain")
         until = time.monotonic() + seconds
@@ -496,6 +497,7 @@ def _serve(
     *,
     path: str,
     draft: str | None,
+    draft_layers: int | None,
     devices: list[str],
     deadline: float,
     loading: dict[str, Any],
@@ -518,7 +520,9 @@ def _serve(
     with ExitStack() as stack:
         try:
             # Before llama.cpp knows the servers: the draft is for this machine.
-            small = None if draft is None else stack.enter_context(Model(draft))
+            small = None
+            if draft is not None:
+                small = stack.enter_context(Model(draft, n_gpu_layers=draft_layers))
             names, _fronts = through_fronts(devices, deadline=deadline, on_loss=lost)
             model = stack.enter_context(Model(path, devices=names, **loading))
             link.send({"loaded": True})

@@ -11,7 +11,8 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,9 +29,10 @@ from sllm.worker.server import Limits, Monitoring
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from typing_extensions import Self
+
+    from sllm.remote.connection import Remote
 
 PROMPT = "Once upon a time"
 SAMPLED = sllm.SamplingParams(temperature=0.9, seed=11)
@@ -84,6 +86,16 @@ def nothing_left() -> Iterator[None]:
     wait_until(lambda: {name: n_threads(name) for name in names} == before, "the threads' end")
 
 
+def children_of(parent: int) -> list[int]:
+    """The processes that a process has started and that have not ended."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            if stat.read_text().rpartition(")")[2].split()[1] == str(parent):
+                found.append(int(stat.parent.name))
+    return found
+
+
 def names_of(*found: RPCProcess) -> list[str]:
     return [device.name for one in found for device in rpc.add_server(one.endpoint)]
 
@@ -106,7 +118,7 @@ def expected(target_model: sllm.Model) -> dict[sllm.SamplingParams, str]:
 class Client(threading.Thread):
     """Writes a text, and holds what came of it."""
 
-    def __init__(self, remote: sllm.remote.Remote, sampling: sllm.SamplingParams) -> None:
+    def __init__(self, remote: Remote, sampling: sllm.SamplingParams) -> None:
         super().__init__()
         self.begun = threading.Event()
         self.text = ""
@@ -126,6 +138,15 @@ class Client(threading.Thread):
         except Exception as error:  # noqa: BLE001 - the test looks at it
             self.error = error
         self.begun.set()
+
+
+def refusal(uri: str) -> str:
+    """What a new client is told."""
+    try:
+        sllm.connect(uri, timeout=5).close()
+    except sllm.RemoteError as error:
+        return str(error)
+    return ""
 
 
 # ---- the same text
@@ -174,10 +195,11 @@ def test_a_server_killed_in_the_middle_of_texts(
         assert all(client.is_alive() for client in clients)
         lost.kill()
         wait_until(lambda: worker.away, "the loss")
-        assert lost.endpoint in str(worker.away) and worker.pid is None and not worker.failed
-        # The port is held: a new client is told what is the matter, and so is one that does not wait.
-        with pytest.raises(sllm.RemoteError, match=rf"waits for its model.*{re.escape(lost.endpoint)}"):
-            sllm.connect(worker.uri, timeout=5)
+        assert lost.endpoint in str(worker.away) and first is not None and not worker.failed
+        # The port is held: a new client is told what is the matter.
+        told = rf"waits for its model.*{re.escape(lost.endpoint)}"
+        wait_until(lambda: re.search(told, refusal(worker.uri)), "the refusal")
+        assert gone(first)
         with pytest.raises(sllm.AuthError):
             sllm.connect(worker.uri.replace("sllm://", "sllm://x", 1), timeout=5)
         assert all(client.is_alive() for client in clients)
@@ -186,9 +208,33 @@ def test_a_server_killed_in_the_middle_of_texts(
             client.join(PATIENCE)
         assert [client.error for client in clients] == [None, None]
         assert [client.text for client in clients] == [expected[GREEDY], expected[SAMPLED]]
-        assert worker.pid not in (None, first) and worker.n_starts == 2 and worker.away is None
-        assert first is not None and gone(first)
+        assert worker.pid != first
+        assert (worker.n_starts, worker.away) == (2, None)
         assert text_of(remote.target(), SAMPLED) == expected[SAMPLED]
+
+
+def test_a_server_that_hangs(
+    servers: tuple[RPCProcess, RPCProcess],
+    tmp_path: Path,
+    expected: dict[sllm.SamplingParams, str],
+    nothing_left: None,
+) -> None:
+    stopped = [servers[1].process.pid, *children_of(servers[1].process.pid)]
+    assert len(stopped) == 2
+    with (
+        spanning(tmp_path, names_of(*servers), deadline=3.0) as worker,
+        sllm.connect(worker.uri, deadline=PATIENCE) as remote,
+    ):
+        client = Client(remote, SAMPLED)
+        assert client.begun.wait(PATIENCE)
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        wait_until(lambda: worker.away, "the loss")
+        assert "owed an answer for 3 s" in str(worker.away)
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        client.join(PATIENCE)
+        assert (client.error, client.text) == (None, expected[SAMPLED])
 
 
 def test_who_does_not_wait_gets_a_typed_error(
@@ -239,8 +285,7 @@ def test_a_loss_between_texts_is_noticed(
         servers[0].kill()  # and nobody asks for anything
         wait_until(lambda: status("/health") == 503, "the loss")
         assert (status("/live"), status("/metrics")) == (200, 200)
-        with pytest.raises(sllm.RemoteError, match="waits for its model"):
-            sllm.connect(worker.uri, timeout=5)
+        wait_until(lambda: "waits for its model" in refusal(worker.uri), "the refusal")
         servers[0].again(stack)
         wait_until(lambda: worker.n_starts == 2, "the return")
         wait_until(lambda: status("/health") == 200, "the figures")
