@@ -26,6 +26,12 @@ def echo(parent: int, **options: Any) -> None:
     time.sleep(600)
 
 
+def answer(parent: int) -> None:
+    link = ParentLink(parent, lambda message: link.send({"heard": message}))
+    link.send("ready")
+    time.sleep(600)
+
+
 def fail(parent: int, words: str) -> None:
     ParentLink(parent)
     raise ValueError(words)
@@ -60,6 +66,20 @@ def test_a_child_gets_its_options_and_tells_things() -> None:
     assert gone(child.pid) and not child.alive
     assert n_threads("sllm-child") == 0
     child.close()
+
+
+def test_a_child_is_told_things() -> None:
+    with Child("test_child:answer", {}) as child:
+        assert child.receive(60) == "ready"
+        messages = [{"text": "你好 \n"}, 1, "x" * 3000, [None], "y" * 10_000]
+        for message in messages:
+            child.send(message)
+        assert [child.receive(60)["heard"] for _ in messages] == messages
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.has_ended(60)
+        child.send("nobody hears this")
+    child.send("nor this")
+    assert gone(child.pid)
 
 
 def test_the_exit_reason_of_a_child() -> None:
