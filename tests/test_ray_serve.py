@@ -234,6 +234,17 @@ def test_more_replicas_where_texts_wait(tmp_path: Path, target_model: sllm.Model
 
 
 @needs_ray
+def test_a_text_ends_before_its_replica_is_taken_away(tmp_path: Path, target_model: sllm.Model) -> None:
+    (sampling, *_) = samplings(target_model)
+    with Cluster(tmp_path, max_replicas=1, n_ctx=512, drain=60) as cluster:
+        client = Client(cluster.lines(), sampling)
+        assert client.begun.wait(PATIENCE) and client.is_alive()
+    client.join(PATIENCE)
+    assert (client.error, client.n_reconnects) == (None, 0)
+    assert len(client.tokens) == N_TOKENS
+
+
+@needs_ray
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
