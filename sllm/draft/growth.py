@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from sllm.draft.length import DraftPays, PassTimes
+from sllm.draft.length import DraftPays, PassTimes, Price
 from sllm.draft.tree import DraftedTree
 
 if TYPE_CHECKING:
@@ -221,8 +222,10 @@ class TreeGrowth(DraftPays):
         """The largest tree, whatever it costs."""
         return Shape(min(self.DEEPEST, room), self.WIDTHS[-1], self.limit, self.P_MIN)
 
-    def keep(self, tree: DraftedTree) -> DraftedTree:
-        """The tokens that the target should check, likeliest first."""
+    def keep(self, tree: DraftedTree, price: Price | None = None) -> DraftedTree:
+        """The tokens that the target should check, likeliest first. With a ``price`` the pass is shared with
+        other texts.
+        """
         if not tree.tokens:
             return tree
         firsts = tree.firsts()
@@ -233,16 +236,22 @@ class TreeGrowth(DraftPays):
             chances.append(chance if parent < 0 else chance * chances[parent])
             main.append(first and (parent < 0 or main[parent]))
         order = sorted(range(len(chances)), key=lambda i: (-chances[i], i))
-        order = order[: min(self.limit, max(self._STEP, 2 * self._most))]
-        costs = self._row_costs()
-        rate = self._rate or 1 / costs[0]
+        if price is None:
+            order = order[: min(self.limit, max(self._STEP, 2 * self._most))]
+            costs = self._row_costs()
+            rate = self._rate or 1 / costs[0]
+            rows = [rate * (after - before) for before, after in pairwise(costs)]
+        else:
+            order = order[: self.limit]
+            rows = [price.of_row] * len(order)
         gain, best_gain, best = 0.0, 0.0, 0
-        for n, i in enumerate(order):
-            row = rate * (costs[n + 1] - costs[n])
+        for n, (i, row) in enumerate(zip(order, rows)):  # noqa: B905 - there are more rows than tokens
             # A token beside the main path is computed again with the next pass, if it holds.
             gain += chances[i] - row if main[i] else chances[i] * (1 - row) - row
             if gain > best_gain:
                 best, best_gain = n + 1, gain
+        if price is not None:
+            return tree.take(order[:best])
         shown = order[: max(best, 1)]  # a try that shows nothing can only fail
         if self._asked.n_passes > self._FIRST:  # the first one was only to learn what a pass costs
             self._widths[self._asked.width].add(sum(chances[i] for i in shown), len(shown), tree.n_passes)

@@ -9,10 +9,12 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sllm.draft.length import PassTimes
 from sllm.draft.tree import DraftedTree
 from sllm.engine.tree import MAX_NODES
 from sllm.errors import CancelledError, SllmError
 from sllm.targets.tree import TokenTree
+from sllm.worker.draft_budget import Chance, DraftBudget, Text
 from sllm.worker.tree_plan import CLEARLY, SHORT
 
 if TYPE_CHECKING:
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from sllm.draft.length import Price
     from sllm.engine.context import Context
     from sllm.engine.jobs import Draft
     from sllm.engine.mtp import Heads
+    from sllm.worker.draft_budget import Part
     from sllm.worker.passes import Pace
     from sllm.worker.session import Session, TextSlot
 
@@ -52,6 +56,8 @@ class Job:
         proposed: what that says, where it is a chain, after ``own_from`` of the hint's tokens, with its
             probabilities ``probs``.
         tree: the same after ``n_hinted`` of them, where it is a tree.
+        shared: the pass is other texts' as well, and ``price``, what it costs them then.
+        width, depth: how the draft was asked for: rows of its passes, and how many of these; 0: it was not.
 
     """
 
@@ -68,6 +74,10 @@ class Job:
     proposed: list[int] = field(default_factory=list)
     probs: list[float] = field(default_factory=list)
     tree: DraftedTree = field(default_factory=DraftedTree)
+    shared: bool = False
+    price: Price | None = None
+    width: int = 1
+    depth: int = 0
 
 
 class OwnDraft:
@@ -79,12 +89,17 @@ class OwnDraft:
     Args:
         context: of the smaller model, with a sequence for each of the scheduler's slots.
         pace: what a token takes at least.
+        passes: what the scheduler's passes take by their rows; it goes on measuring.
 
     """
 
-    def __init__(self, context: Context, pace: Pace) -> None:
+    WIDTHS: tuple[int, ...] = (1,)
+    """Rows of a text in a pass of the draft."""
+
+    def __init__(self, context: Context, pace: Pace, passes: PassTimes | None = None) -> None:
         self.context = context
         self._pace = pace
+        self._budget = DraftBudget(passes or PassTimes(), self.WIDTHS)
 
     def follow(self, slot: TextSlot, session: Session, chunk: npt.NDArray[np.int32]) -> None:
         """Compute a part of a prompt, int32 (n,), which the big model has just computed."""
@@ -118,41 +133,112 @@ class OwnDraft:
             The jobs for which something was drafted, and the seconds that it took.
 
         """
+        return self._propose_alone(jobs[0]) if len(jobs) == 1 else self._propose_together(jobs)
+
+    def _propose_alone(self, job: Job) -> tuple[list[Job], float]:
+        """:meth:`propose` for a text that has the pass for itself."""
         # 1. Where, how many tokens, and down to which probability?
-        wanted: list[tuple[Job, int, float]] = []
+        length, room = job.session.draft_length, self._room(job)
+        if room <= 0 or not self._begin(job):
+            return [], 0.0
+        after, holds = _given(job)
+        n_max, p_min = length.more(after=after, holds=holds)
+        job.depth = min(n_max, room - after)
+        if job.depth <= 0:
+            return [], 0.0
+        # 2. Draft.
+        began = time.perf_counter()
+        drafted = self._each_or_all([(job, job.depth, p_min)], self._draft)
+        # 3. What did it cost?
+        seconds = self._draft_time(began, self._n_passes(job), len(drafted))
+        if drafted:
+            length.observe_draft(self._n_passes(job), seconds)
+        return drafted, seconds
+
+    def _room(self, job: Job) -> int:
+        """How many more tokens a draft may have, hinted ones with it."""
+        session = job.session
+        if not session.can_draft:
+            return 0
+        return min(session.end, self.context.n_ctx_seq) - len(session.text) - 1
+
+    def _propose_together(self, jobs: Sequence[Job]) -> tuple[list[Job], float]:
+        """:meth:`propose` for several texts, all of which wait for what is drafted for any of them."""
+        # 1. Which of them may draft, from where, and how far is it worth the time of all?
+        texts: list[Text] = []
         for job in jobs:
-            session, length = job.session, job.session.draft_length
-            room = min(session.end, self.context.n_ctx_seq) - len(session.text) - 1
-            if not session.can_draft or room <= 0 or not self._begin(job):
-                continue
-            after, holds = _given(job)
-            n_max, p_min = length.more(after=after, holds=holds)
-            n_max = min(n_max, room - after)
-            if n_max > 0:
-                wanted.append((job, n_max, p_min))
+            room = self._room(job)
+            weight = self._place(job) if room > 0 else 0.0
+            n_tokens = 1 + sum(job.session.branches.worths(job.draft))
+            texts.append(Text(n_tokens, weight, self._chances(job), room - job.n_hinted))
+        plan = self._budget.plan(texts, sum(1 + len(job.draft) + job.n_again for job in jobs))
+        wanted: list[tuple[Job, Part]] = []
+        for job, part in zip(jobs, plan.parts, strict=True):
+            job.width, job.depth, job.price = plan.width, part.depth, part.price
+            if part.depth > 0:
+                wanted.append((job, part))
+            else:
+                self._chances(job)[plan.width].forget()
         if not wanted:
             return [], 0.0
         # 2. All together.
         began = time.perf_counter()
-        drafted = self._each_or_all(wanted, self._draft)
+        drafted = self._each_or_all(wanted, self._draft_planned)
         # 3. What did it cost?
-        n_most = max((len(job.proposed) for job in drafted), default=0)
-        self._wait(began, max(n_most, 1), len(drafted))
-        seconds = time.perf_counter() - began
-        for job in drafted:
-            job.session.draft_length.observe_draft(max(len(job.proposed), 1), seconds)
+        n_passes = max((self._n_passes(job) for job in drafted), default=1)
+        seconds = self._draft_time(began, n_passes, len(drafted) * plan.width)
+        if drafted:
+            n_shown = sum(len(job.own) for job in drafted)
+            self._budget.observe(plan.width, len(drafted), n_passes, n_shown, seconds)
         return drafted, seconds
+
+    def _place(self, job: Job) -> float:
+        """Choose where a job's own draft begins, after ``n_hinted`` tokens of its hint; returns the chance
+        that the text comes there.
+        """
+        job.n_hinted = len(job.draft)
+        if not job.draft:
+            doubted = job.session.hint_trust.chance < self._chances(job)[1].value
+            return 1.0 if doubted or not job.hint else 0.0
+        return _given(job)[1] if self._goes_on(job) else 0.0
+
+    def _draft_planned(self, wanted: list[tuple[Job, Part]]) -> list[Job]:
+        return self._draft(
+            [(job, part.depth, job.session.draft_length.least(part.least)) for job, part in wanted]
+        )
+
+    def _n_passes(self, job: Job) -> int:
+        """Passes of the draft that a job has needed."""
+        return max(len(job.proposed), 1)
 
     def learn(self, job: Job, tokens: Sequence[int], seconds: float, draft_seconds: float) -> None:
         """A pass has committed ``tokens`` for a job and has taken so long, what drafting took included."""
         length, n = job.session.draft_length, job.own_from
-        length.observe_pass(len(job.draft) + job.n_again, seconds - draft_seconds)
+        if not job.shared:
+            length.observe_pass(len(job.draft) + job.n_again, seconds - draft_seconds)
         if not job.proposed:
             return
         if tuple(tokens[:n]) == job.hint.main_path()[:n]:
-            length.observe_truth(job.proposed, job.probs, tokens[n:])
-        if job.n_hinted == 0:
+            self._observe_chance(
+                job, length.observe_truth(job.proposed, job.probs, tokens[n:]), len(tokens) - n
+            )
+        if job.n_hinted == 0 and not job.shared:
             length.observe_round(len(tokens), seconds)
+
+    def _chances(self, job: Job) -> dict[int, Chance]:
+        """That what is drafted for a job goes on rightly; at first as for other texts."""
+        found = job.session.own_chances
+        if not found:
+            found.update({width: Chance(usual.value) for width, usual in self._budget.usual.items()})
+        return found
+
+    def _observe_chance(self, job: Job, n_right: int, n_true: int) -> None:
+        """Of what a job's draft says, ``n_right`` tokens in a row hold, where the pass has committed
+        ``n_true``, the last one by itself.
+        """
+        n_brought = min(n_right, n_true - 1)
+        for chance in (self._chances(job)[job.width], self._budget.usual[job.width]):
+            chance.observe(n_brought, ended=n_brought < job.depth)
 
     def _each_or_all(self, wanted: list[_Wanted], draft: Callable[[list[_Wanted]], list[Job]]) -> list[Job]:
         """``draft`` all together; where that fails, one by one: one text's trouble is not the others'."""
@@ -172,10 +258,13 @@ class OwnDraft:
                     _give_up(job.session, error)
             return drafted
 
-    def _wait(self, began: float, n_passes: int, n_rows: int) -> None:
-        """Until passes of the draft, of so many rows each, have taken as long as they should."""
+    def _draft_time(self, began: float, n_passes: int, n_rows: int) -> float:
+        """Seconds since passes of the draft, of so many rows each, have begun; waits until they have taken as
+        long as they should.
+        """
         pass_seconds = self._pace.draft_seconds + n_rows * self._pace.draft_row_seconds
         time.sleep(max(0.0, began + n_passes * pass_seconds - time.perf_counter()))
+        return time.perf_counter() - began
 
     def _begin(self, job: Job) -> bool:
         """Whether to draft for a job, after as much of its hint as ``n_hinted`` says then."""
@@ -184,8 +273,7 @@ class OwnDraft:
         if not job.draft:  # a hint that is not worth checking leaves room for a likelier draft alone
             doubted = job.session.hint_trust.chance < length.acceptance
             return (doubted or not job.hint) and length.begin()
-        whole = job.draft.is_chain and len(job.draft) == len(job.hint)
-        goes_on = whole and max(job.draft.tokens) < self.context.model.vocab.n_tokens
+        goes_on = self._goes_on(job)
         if not length.tried:  # nothing is known of it yet: it may show what it takes after a short hint
             return goes_on and len(job.draft) < SHORT and length.begin()
         given = [job.session.hint_trust.chance] * len(job.draft)
@@ -197,6 +285,11 @@ class OwnDraft:
         if instead > after:
             job.draft, job.n_hinted = TokenTree(), 0
         return True
+
+    def _goes_on(self, job: Job) -> bool:
+        """Whether a draft can follow a job's hint, all of which will be checked."""
+        whole = job.draft.is_chain and len(job.draft) == len(job.hint)
+        return whole and max(job.draft.tokens) < self.context.model.vocab.n_tokens
 
     def _begins(self, job: Job) -> int:
         """From which position on a text has to be given to what drafts."""
@@ -225,7 +318,7 @@ class OwnDraft:
             job.probs = drafts.probs[row, : drafts.lengths[row]].tolist()
             after, holds = _given(job)
             job.own_from = after
-            n = job.session.draft_length.keep(job.probs, after=after, holds=holds)
+            n = job.session.draft_length.keep(job.probs, after=after, holds=holds, price=job.price)
             kept, hint = tuple(job.proposed[:n]), job.hint
             if after == 0 and AGREE <= n < len(hint) and hint.is_chain and hint.tokens[:n] == kept:
                 job.draft, job.n_hinted = hint, len(hint)  # two say so, and one knows more
@@ -240,12 +333,12 @@ class HeadsDraft(OwnDraft):
 
     Args:
         heads: of the scheduler's context.
-        pace: as for :class:`OwnDraft`.
+        pace, passes: as for :class:`OwnDraft`.
 
     """
 
-    def __init__(self, heads: Heads, pace: Pace) -> None:
-        super().__init__(heads.context, pace)
+    def __init__(self, heads: Heads, pace: Pace, passes: PassTimes | None = None) -> None:
+        super().__init__(heads.context, pace, passes)
         self._heads = heads
 
     def follow(self, slot: TextSlot, session: Session, chunk: npt.NDArray[np.int32]) -> None:

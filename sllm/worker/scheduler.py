@@ -89,12 +89,12 @@ class Scheduler(PassLoop[Session]):
         self._context = context
         self.can_branch = context.can_branch
         self._max_draft = min(MAX_TREE_ROWS if self.can_branch else MAX_HINT_ROWS, context.max_draft)
+        self._shares = Shares()
         self._draft: OwnDraft | None = None
         if draft is not None:
-            self._draft = _drafting(context, draft, self._pace)
+            self._draft = _drafting(context, draft, self._pace, self._shares.passes)
         self._payoff = Payoff()  # of the worker's own drafts
         self._usual_hinted = 1.0  # tokens of a pass for a text with a hint
-        self._shares = Shares()
         self._slots: list[TextSlot] = [TextSlot(i) for i in range(limits.sessions)]
         self._queue: deque[Session] = deque()
         self._turn = 0  # which prompt the next chunk begins with
@@ -456,6 +456,8 @@ class Scheduler(PassLoop[Session]):
             hint, asked, hint_id = session.usable_hint(self.n_vocab, n_rows)
             if session.run_ahead or asked:
                 jobs.append(Job(slot, session, hint, hint_id, session.n_again, n_rows))
+        for job in jobs:
+            job.shared = len(jobs) > 1
         return jobs
 
     def _pass(self, jobs: list[Job], n_prompts: int) -> None:
@@ -568,11 +570,11 @@ class Scheduler(PassLoop[Session]):
             self._finish(session, Finished(session.end_reason))
 
 
-def _drafting(context: Context, draft: Context | Heads, pace: Pace) -> OwnDraft:
-    """What drafts for a scheduler of ``context``."""
+def _drafting(context: Context, draft: Context | Heads, pace: Pace, passes: PassTimes) -> OwnDraft:
+    """What drafts for a scheduler of ``context``, whose passes take so long."""
     if isinstance(draft, Heads):
-        return HeadsDraft(draft, pace)
-    return (TreeDraft if context.can_branch and draft.can_branch else OwnDraft)(draft, pace)
+        return HeadsDraft(draft, pace, passes)
+    return (TreeDraft if context.can_branch and draft.can_branch else OwnDraft)(draft, pace, passes)
 
 
 def rows_to_check(times: PassTimes, worths: Sequence[Sequence[float]], n_again: int = 0) -> list[int]:

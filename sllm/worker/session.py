@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from sllm.engine.sampling import SamplingParams
+    from sllm.worker.draft_budget import Chance
     from sllm.worker.passes import PassLoop
 
 __all__ = [
@@ -181,6 +182,7 @@ class Session:
         self.branches = Branches(self.hint_trust)
         self.draft_length = DraftLength(max_draft)  # of the worker's own drafts
         self.tree_plan = TreePlan(max_draft)  # of the same, where they are trees
+        self.own_chances: dict[int, Chance] = {}  # that it goes on rightly, by the rows of its passes
         self.n_again = 0  # tokens that the next pass computes again: see TokenTree.n_beside
         self.can_draft = True  # False: the worker's own draft cannot follow the text
         self.scores: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]] = []

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from sllm.draft.growth import Shape, TreeGrowth
 from sllm.draft.tree import DraftedTree
 from sllm.targets.tree import TokenTree
 from sllm.worker.own_draft import AGREE, OwnDraft
@@ -13,7 +13,7 @@ from sllm.worker.own_draft import AGREE, OwnDraft
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sllm.draft.growth import Shape
+    from sllm.worker.draft_budget import Part
     from sllm.worker.own_draft import Job
 
 __all__ = ["TreeDraft"]
@@ -26,49 +26,70 @@ class TreeDraft(OwnDraft):
     doubtful, or goes on after its main path, where that is likely to hold.
     """
 
-    def propose(self, jobs: Sequence[Job]) -> tuple[list[Job], float]:
-        """See :meth:`OwnDraft.propose`; the jobs have ``tree`` now."""
-        # 1. Where, and of what shape?
-        wanted: dict[int, list[tuple[Job, Shape]]] = defaultdict(list)  # by width
-        for job in jobs:
-            session = job.session
-            room = min(session.end, self.context.n_ctx_seq) - len(session.text) - 1
-            if session.can_draft and room > 0 and self._begin_beside(job) and room > job.n_hinted:
-                shape = session.tree_plan.growth.shape(room - job.n_hinted)
-                wanted[shape.width].append((job, shape))
-        if not wanted:
-            return [], 0.0
-        # 2. All of one width together.
-        began = time.perf_counter()
-        drafted: list[Job] = []
-        for width, group in wanted.items():
-            asked = time.perf_counter()
-            made = self._each_or_all(group, self._draft_trees)
-            passes = max((job.tree.n_passes for job in made), default=1)
-            self._wait(asked, passes, len(made) * width)
-            seconds = time.perf_counter() - asked
-            for job in made:
-                self._add(job, seconds)
-            drafted += made
-        return drafted, time.perf_counter() - began
+    WIDTHS = TreeGrowth.WIDTHS
 
-    def _begin_beside(self, job: Job) -> bool:
-        """Whether to draft for a job, after ``n_hinted`` tokens of its hint's main path."""
+    def _propose_alone(self, job: Job) -> tuple[list[Job], float]:
+        """See :meth:`OwnDraft.propose`; the job has ``tree`` now."""
+        room = self._room(job)
+        if room <= 0 or not self._begin_beside(job) or room <= job.n_hinted:
+            return [], 0.0
+        shape = job.session.tree_plan.growth.shape(room - job.n_hinted)
+        job.width, job.depth = shape.width, shape.n_passes
+        began = time.perf_counter()
+        drafted = self._each_or_all([(job, shape)], self._draft_trees)
+        n_passes = max((job.tree.n_passes for job in drafted), default=1)
+        seconds = self._draft_time(began, n_passes, len(drafted) * shape.width)
+        for job in drafted:
+            job.session.tree_plan.growth.observe_draft(job.tree, seconds)
+            self._add(job)
+        return drafted, seconds
+
+    def _place(self, job: Job) -> float:
+        """See :meth:`OwnDraft._place`."""
         job.n_hinted = 0
-        plan, shown = job.session.tree_plan, job.draft
-        if not shown:
-            return plan.growth.begin()
-        main = shown.main_path()
+        if not job.draft:
+            return 1.0
+        at_root, at_end = self._chances_beside(job)
+        if at_end >= at_root:
+            job.n_hinted = len(job.draft.main_path())
+        return max(at_root, at_end)
+
+    def _draft_planned(self, wanted: list[tuple[Job, Part]]) -> list[Job]:
+        shaped = []
+        for job, part in wanted:
+            p_min = min(max(part.least, TreeGrowth.P_MIN), 0.8)
+            shaped.append((job, Shape(part.depth, job.width, TreeGrowth.LIMIT, p_min)))
+        drafted = self._draft_trees(shaped)
+        for job in drafted:
+            self._add(job)
+        return drafted
+
+    def _n_passes(self, job: Job) -> int:
+        return job.tree.n_passes
+
+    def _chances_beside(self, job: Job) -> tuple[float, float]:
+        """Beside a hint: the chances that the text goes on as none of its first tokens says, and that it
+        comes to the end of its main path and a draft can follow there (0: none can).
+        """
         hinted = _hinted(job)
-        chances = hinted.chances()
+        shown = job.draft
+        main = shown.main_path()
         covered = sum(
             share for share, parent in zip(hinted.shares, hinted.parents, strict=True) if parent < 0
         )
         ends = len(shown) == len(job.hint) and max(main) < self.context.model.vocab.n_tokens
-        where = plan.place(chances, covered, chances[shown.path(main)[-1]] if ends else 0.0)
+        return 1 - covered, hinted.chances()[shown.path(main)[-1]] if ends else 0.0
+
+    def _begin_beside(self, job: Job) -> bool:
+        """Whether to draft for a job, after ``n_hinted`` tokens of its hint's main path."""
+        job.n_hinted = 0
+        plan = job.session.tree_plan
+        if not job.draft:
+            return plan.growth.begin()
+        where = plan.place(_hinted(job).chances(), *self._chances_beside(job))
         if where is None or not plan.growth.begin():
             return False
-        job.n_hinted = len(main) if where == "end" else 0
+        job.n_hinted = len(job.draft.main_path()) if where == "end" else 0
         return True
 
     def _draft_trees(self, wanted: list[tuple[Job, Shape]]) -> list[Job]:
@@ -93,11 +114,10 @@ class TreeDraft(OwnDraft):
             job.tree = DraftedTree.of_draft(drafts, row)
         return jobs
 
-    def _add(self, job: Job, seconds: float) -> None:
+    def _add(self, job: Job) -> None:
         """Put what of a job's tree is worth checking among the tokens to be verified."""
         plan = job.session.tree_plan
-        plan.growth.observe_draft(job.tree, seconds)
-        kept = plan.growth.keep(job.tree)
+        kept = plan.growth.keep(job.tree, job.price)
         if not job.draft and len(kept.path(job.hint.main_path()[:AGREE])) == AGREE:
             job.draft = job.hint  # it was doubted; but two say so, and one knows more
         hint = job.draft
@@ -114,15 +134,16 @@ class TreeDraft(OwnDraft):
     def learn(self, job: Job, tokens: Sequence[int], seconds: float, draft_seconds: float) -> None:
         """See :meth:`OwnDraft.learn`."""
         plan = job.session.tree_plan
-        plan.growth.observe_pass(len(job.draft) + job.n_again, seconds - draft_seconds)
+        if not job.shared:
+            plan.growth.observe_pass(len(job.draft) + job.n_again, seconds - draft_seconds)
         if not job.tree:
             return
         n = job.n_hinted
         if tuple(tokens[:n]) == job.hint.main_path()[:n]:
-            plan.growth.observe_truth(job.tree, tokens[n:])
-            if n > 0 and len(tokens) > n:
+            self._observe_chance(job, len(plan.growth.observe_truth(job.tree, tokens[n:])), len(tokens) - n)
+            if n > 0 and len(tokens) > n and not job.shared:
                 plan.observe_alone(len(tokens) - 1 - n, len(job.own), draft_seconds)
-        if len(job.own) == len(job.draft):
+        if len(job.own) == len(job.draft) and not job.shared:
             plan.growth.observe_round(len(tokens), seconds)
             plan.observe_alone(len(tokens) - 1, len(job.draft), draft_seconds)
 

@@ -49,12 +49,12 @@ class TreePlan:
         self._rows += weight * (n_rows - self._rows)
         self._seconds += weight * (seconds - self._seconds)
 
-    def place(self, chances: Sequence[float], covered: float, end: float) -> str | None:
+    def place(self, chances: Sequence[float], beside: float, end: float) -> str | None:
         """Where a tree is of more use than it costs beside a hint, tokens per second compared.
 
         Args:
             chances: of the hint's tokens to be accepted, all of which will be checked.
-            covered: that one of those at the end of the text is right.
+            beside: that none of those at the end of the text is right.
             end: that of the last token of its main path; 0: nothing can follow that.
 
         Returns:
@@ -66,7 +66,7 @@ class TreePlan:
             return "end" if end > 0 and len(chances) < SHORT else None
         alone = (1 + sum(chances)) / self._passes.estimate(1 + len(chances))
         # Where the hint is wrong from the start, the tree has the text for itself, as it has after its end.
-        at_root = (1 - covered) * self._gain
+        at_root = beside * self._gain
         rows = 1 + len(chances) + round(self._rows)
         both = (1 + sum(chances) + max(at_root, end * self._gain)) / (
             self._passes.estimate(rows) + self._seconds

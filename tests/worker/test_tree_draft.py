@@ -130,7 +130,7 @@ def test_hint_and_draft_are_branches_of_one_tree(seed: int, n_most: int, goes_on
     job.tree = DraftedTree(tuple(tokens), tuple(parents), tuple(rng.random(len(tokens)).tolist()), 3)
     kept = paths(job.session.tree_plan.growth.keep(job.tree))
     draft = TreeDraft(SimpleNamespace(), Pace())  # type: ignore[arg-type]
-    draft._add(job, 0.01)
+    draft._add(job)
     before = hint.main_path()[: job.n_hinted]
     both = paths(hint) | {(*before, *path) for path in kept}
     found = paths(job.draft)
