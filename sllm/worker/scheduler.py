@@ -28,12 +28,12 @@ from sllm.errors import (
     InferenceError,
     SllmError,
 )
+from sllm.targets.base import Commit
 from sllm.worker.own_draft import HeadsDraft, Job, OwnDraft
 from sllm.worker.passes import PassLoop
 from sllm.worker.session import (
     MAX_HINT_ROWS,
     MAX_TREE_ROWS,
-    Committed,
     Finished,
     Opened,
     Scored,
@@ -551,8 +551,6 @@ class Scheduler(PassLoop[Session]):
         session, pos, n_verified = job.session, len(job.session.text), len(job.draft)
         accepted = tokens[:n_accepted]
         n_own_accepted = len(job.own.intersection(job.draft.path(accepted)))
-        # Whose it was: of what was accepted, or else of what was checked, most.
-        own_draft = 2 * n_own_accepted > n_accepted or (n_accepted == 0 and 2 * len(job.own) > n_verified)
         session.n_again = job.draft.n_beside(accepted)
         session.text.extend(tokens)
         session.answered = job.hint_id
@@ -563,7 +561,8 @@ class Scheduler(PassLoop[Session]):
         session.account.spend(len(tokens))
         session.account.note_text(session.text_id, session.start, len(session.text))
         self.stats.count_commit(len(tokens), n_verified, n_accepted, len(job.own), n_own_accepted)
-        session.tell(Committed(pos, tuple(tokens), n_accepted, n_verified, own_draft, seconds))
+        own = n_own_accepted, len(job.own)
+        session.tell(Commit(pos, tuple(tokens), n_accepted, n_verified, seconds, *own))
         if self._context.model.vocab.is_eog(tokens[-1]):
             self._finish(session, Finished("eog"))
         elif session.is_full:

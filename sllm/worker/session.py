@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from sllm.engine.sampling import SamplingParams
+    from sllm.targets.base import Commit
     from sllm.worker.draft_budget import Chance
     from sllm.worker.passes import PassLoop
 
 __all__ = [
     "MAX_HINT_ROWS",
     "MAX_TREE_ROWS",
-    "Committed",
     "Finished",
     "Hint",
     "Opened",
@@ -53,18 +53,6 @@ class Opened:
     n_reused: int
     prompt_seconds: float
     queued_seconds: float
-
-
-@dataclass(frozen=True)
-class Committed:
-    """Tokens that one pass committed; see :class:`sllm.targets.base.Commit`."""
-
-    pos: int
-    tokens: tuple[int, ...]
-    n_accepted: int
-    n_verified: int
-    own_draft: bool
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -192,7 +180,7 @@ class Session:
         """
         self.ending: Finished | None = None  # how it is to end at the next opportunity
         self.finished = False
-        self._events: queue.SimpleQueue[Opened | Committed | Scored | Finished] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Opened | Commit | Scored | Finished] = queue.SimpleQueue()
 
     # ---- the client's side
 
@@ -223,7 +211,7 @@ class Session:
         self.end_with(Finished("failed", error))
         self._loop.wake()
 
-    def events(self) -> Iterator[Opened | Committed | Scored | Finished]:
+    def events(self) -> Iterator[Opened | Commit | Scored | Finished]:
         """What happens to the session, until :class:`Finished`; blocks."""
         while True:
             event = self._events.get()
@@ -241,7 +229,7 @@ class Session:
         if self.ending is None:
             self.ending = event
 
-    def tell(self, event: Opened | Committed | Scored | Finished) -> None:
+    def tell(self, event: Opened | Commit | Scored | Finished) -> None:
         """Hand an event to the client's side."""
         self._events.put(event)
 

@@ -14,11 +14,11 @@ from oracles import EXACT, examples
 
 import sllm
 from sllm.draft.length import PassTimes
+from sllm.targets.base import Commit
 from sllm.worker.draft_budget import Chance, DraftBudget, Text
 from sllm.worker.own_draft import OwnDraft
 from sllm.worker.passes import Limits
 from sllm.worker.scheduler import Scheduler
-from sllm.worker.session import Committed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,7 +172,7 @@ def crowd(
             def read(i: int) -> None:
                 nonlocal passes
                 for event in sessions[i].events():
-                    if isinstance(event, Committed):
+                    if isinstance(event, Commit):
                         passes += 1
                         found[i] += event.tokens
 
