@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from sllm.draft.length import PassTimes
 from sllm.draft.tree import DraftedTree
 from sllm.engine.tree import MAX_NODES
@@ -19,9 +21,6 @@ from sllm.worker.tree_plan import CLEARLY, SHORT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import numpy as np
-    import numpy.typing as npt
 
     from sllm.draft.length import Price
     from sllm.engine.context import Context
@@ -39,6 +38,13 @@ _Wanted = TypeVar("_Wanted", bound=tuple[Any, ...])
 
 AGREE = 2
 """A hint that was doubted is taken after all where so many of its tokens are what the own draft says."""
+
+
+_ALONG = 33
+"""Tokens of a text that the draft has not read and that its next pass reads along: what a pass commits."""
+
+_READ = 256
+"""Others that it reads before a pass at most, of all texts together."""
 
 
 @dataclass(eq=False)
@@ -99,19 +105,8 @@ class OwnDraft:
     def __init__(self, context: Context, pace: Pace, passes: PassTimes | None = None) -> None:
         self.context = context
         self._pace = pace
+        self._n_reading = _READ
         self._budget = DraftBudget(passes or PassTimes(), self.WIDTHS)
-
-    def follow(self, slot: TextSlot, session: Session, chunk: npt.NDArray[np.int32]) -> None:
-        """Compute a part of a prompt, int32 (n,), which the big model has just computed."""
-        if not session.can_draft or slot.n_in_draft != session.n_computed:
-            return
-        try:
-            self.context.decode([chunk], seq_id=[slot.seq_id], pos=[slot.n_in_draft])
-            slot.n_in_draft += len(chunk)
-        except CancelledError:
-            raise
-        except (SllmError, ValueError) as error:
-            _give_up(session, error)
 
     def copy(self, source: TextSlot, target: TextSlot) -> None:
         """Give ``target`` the memory of ``source``."""
@@ -133,13 +128,17 @@ class OwnDraft:
             The jobs for which something was drafted, and the seconds that it took.
 
         """
+        self._n_reading = _READ
         return self._propose_alone(jobs[0]) if len(jobs) == 1 else self._propose_together(jobs)
 
     def _propose_alone(self, job: Job) -> tuple[list[Job], float]:
         """:meth:`propose` for a text that has the pass for itself."""
         # 1. Where, how many tokens, and down to which probability?
-        length, room = job.session.draft_length, self._room(job)
+        length, room, hinted = job.session.draft_length, self._room(job), job.draft
         if room <= 0 or not self._begin(job):
+            return [], 0.0
+        if not self._has_read(job):
+            job.draft = hinted
             return [], 0.0
         after, holds = _given(job)
         n_max, p_min = length.more(after=after, holds=holds)
@@ -162,6 +161,31 @@ class OwnDraft:
             return 0
         return min(session.end, self.context.n_ctx_seq) - len(session.text) - 1
 
+    def _has_read(self, job: Job) -> bool:
+        """Whether the draft has read all of a text but for what it reads along; if not, it reads some of it.
+
+        So nothing is read of a text for which nothing is drafted, and what a pass of the draft takes is not
+        what a prompt does.
+        """
+        slot, session = job.slot, job.session
+        begins = self._begins(job)
+        n_behind = len(session.text) - begins - _ALONG
+        if n_behind <= 0:
+            return True
+        n = min(n_behind, self._n_reading)
+        if n > 0:
+            chunk = np.array(session.text[begins : begins + n], dtype=np.int32)
+            try:
+                self.context.decode([chunk], seq_id=[slot.seq_id], pos=[begins])
+            except CancelledError:
+                raise
+            except (SllmError, ValueError) as error:
+                _give_up(session, error)
+                return False
+            slot.n_in_draft += n
+            self._n_reading -= n
+        return n == n_behind
+
     def _propose_together(self, jobs: Sequence[Job]) -> tuple[list[Job], float]:
         """:meth:`propose` for several texts, all of which wait for what is drafted for any of them."""
         # 1. Which of them may draft, from where, and how far is it worth the time of all?
@@ -176,7 +200,8 @@ class OwnDraft:
         for job, part in zip(jobs, plan.parts, strict=True):
             job.width, job.depth, job.price = plan.width, part.depth, part.price
             if part.depth > 0:
-                wanted.append((job, part))
+                if self._has_read(job):
+                    wanted.append((job, part))
             else:
                 self._chances(job)[plan.width].forget()
         if not wanted:
@@ -340,9 +365,6 @@ class HeadsDraft(OwnDraft):
     def __init__(self, heads: Heads, pace: Pace, passes: PassTimes | None = None) -> None:
         super().__init__(heads.context, pace, passes)
         self._heads = heads
-
-    def follow(self, slot: TextSlot, session: Session, chunk: npt.NDArray[np.int32]) -> None:
-        """The heads have followed."""
 
     def copy(self, source: TextSlot, target: TextSlot) -> None:
         """The heads have copied what they hold with the context's memory."""

@@ -413,9 +413,6 @@ class Scheduler(PassLoop[Session]):
             at = session.n_computed
             following = np.array([*chunk, session.text[at + len(chunk)]], dtype=np.int32)
             session.scores.append(self._context.token_logprobs(following, seq_id=slot.seq_id, pos=at))
-        if self._draft is not None:
-            for slot, session, chunk in plain:
-                self._draft.follow(slot, session, chunk)
         # 3. Account, and tell the sessions whose prompt is whole.
         seconds = time.perf_counter() - began
         n_computed = sum(len(chunk) for _, _, chunk in chunks)

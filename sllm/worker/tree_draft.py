@@ -31,7 +31,7 @@ class TreeDraft(OwnDraft):
     def _propose_alone(self, job: Job) -> tuple[list[Job], float]:
         """See :meth:`OwnDraft.propose`; the job has ``tree`` now."""
         room = self._room(job)
-        if room <= 0 or not self._begin_beside(job) or room <= job.n_hinted:
+        if room <= 0 or not self._begin_beside(job) or room <= job.n_hinted or not self._has_read(job):
             return [], 0.0
         shape = job.session.tree_plan.growth.shape(room - job.n_hinted)
         job.width, job.depth = shape.width, shape.n_passes

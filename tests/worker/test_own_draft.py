@@ -130,3 +130,23 @@ def test_a_doubted_hint_that_the_draft_agrees_with_is_taken_after_all(
     assert job.proposed == proposed
     assert (job.n_hinted, job.own_from) == (n_hinted, 0)
     assert job.draft == (job.hint if n_hinted else TokenTree.chain(proposed))
+
+
+def test_a_draft_reads_a_long_text_before_it_drafts() -> None:
+    """In parts, so that nobody waits long, and not what it will read along anyway."""
+    read: list[tuple[int, int]] = []
+
+    class Reading(Drafting):
+        def decode(self, tokens: list[Any], *, seq_id: list[int], pos: list[int]) -> None:
+            read.append((pos[0], len(tokens[0])))
+
+    job = job_of(0, right=True, length=learnt(acceptance=0.9))
+    job.session.text, job.session.start, job.session.sampling = [5] * 700, 0, None  # type: ignore[assignment]
+    job.session.end, job.session.can_draft = 900, True
+    job.slot.seq_id, job.slot.n_in_draft = 0, 100
+    own = OwnDraft(Reading([1, 1]), Pace())  # type: ignore[arg-type]
+    for _ in range(2):
+        assert own.propose([job]) == ([], 0.0)
+    drafted, _ = own.propose([job])
+    assert drafted == [job]
+    assert read == [(100, 256), (356, 256), (612, 55)]
