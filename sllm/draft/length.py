@@ -5,34 +5,16 @@ from __future__ import annotations
 from bisect import bisect, insort
 from collections import deque
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sllm.draft.confidence import Confidence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["DraftLength", "DraftPays", "PassTimes", "Price"]
+__all__ = ["DraftLength", "DraftPays", "PassTimes"]
 
 _SHORTEST = 1e-9  # seconds: clocks may say that something took no time
-
-
-class Price(NamedTuple):
-    """What a row of a pass costs that several texts wait for.
-
-    Attributes:
-        rate: tokens per second that all of them make of their time.
-        row_seconds: what the row takes.
-
-    """
-
-    rate: float
-    row_seconds: float
-
-    @property
-    def of_row(self) -> float:
-        """Tokens that would come in this time otherwise."""
-        return self.rate * self.row_seconds
 
 
 class PassTimes:
@@ -331,19 +313,12 @@ class DraftLength(DraftPays):
         """Whether this round drafts tokens whatever their probability, to learn what that says."""
         return self._learns or len(self._rounds) < self._TRIES or self._n_rounds % self._EXPLORE_EVERY == 0
 
-    def keep(
-        self, probs: Sequence[float], *, after: int = 0, holds: float = 1.0, price: Price | None = None
-    ) -> int:
+    def keep(self, probs: Sequence[float], *, after: int = 0, holds: float = 1.0) -> int:
         """How many tokens of a chain to whose tokens the draft gave ``probs`` the target should check;
-        ``after`` and ``holds`` as for :meth:`more`. With a ``price`` the pass is shared with other texts.
+        ``after`` and ``holds`` as for :meth:`more`.
         """
         shown = probs[: self.limit - after]
         chances = [self._confidence.chance(prob) for prob in shown]
-        if price is not None:
-            said = _worth_their_rows(chances, holds, price)
-            # At first what it says may be of no account.
-            same = [self.acceptance] * len(shown) if self._learns else []
-            return max(said, _worth_their_rows(same, holds, price))
         best = self._best(chances, after, holds)
         if self._learns:  # what it says may be of no account
             same = [self.acceptance] * len(shown)
@@ -364,10 +339,6 @@ class DraftLength(DraftPays):
                 best, best_gain = i + 1, gain
         return best
 
-    def least(self, chance: float) -> float:
-        """The draft's probability from which on a token holds with this chance; 0: it is not known yet."""
-        return 0.0 if self._learns else min(self._confidence.least(chance), 0.8)
-
     # ---- what is measured
 
     def observe_draft(self, n_passes: int, seconds: float) -> None:
@@ -377,24 +348,15 @@ class DraftLength(DraftPays):
             self._draft_seconds = median(self._draft_passes)
             self._rate = 0.0
 
-    def observe_truth(self, chain: Sequence[int], probs: Sequence[float], truth: Sequence[int]) -> int:
+    def observe_truth(self, chain: Sequence[int], probs: Sequence[float], truth: Sequence[int]) -> None:
         """In the place of ``chain``, to whose tokens the draft gave ``probs``, came the tokens ``truth``.
 
-        Tokens that the target was not shown count as well. Returns how many hold.
+        Tokens that the target was not shown count as well.
         """
+        self._confidence.observe_truth(chain, probs, truth)
         self._rate = 0.0
-        return self._confidence.observe_truth(chain, probs, truth)
 
     def observe_pass(self, n_verified: int, seconds: float) -> None:
         """See :meth:`DraftPays.observe_pass`."""
         super().observe_pass(n_verified, seconds)
         self._costs = []
-
-
-def _worth_their_rows(chances: Sequence[float], holds: float, price: Price) -> int:
-    """How many tokens of a chain, after something that ``holds`` so likely, bring more than they cost."""
-    for n, chance in enumerate(chances):
-        holds *= chance
-        if holds <= price.of_row:
-            return n
-    return len(chances)

@@ -1,4 +1,4 @@
-"""How far a worker drafts for several texts at once, whose drafts and rows all of them wait for."""
+"""How far a worker drafts for the texts of a pass, whose drafts and rows all of them wait for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import log, log1p
 from typing import TYPE_CHECKING
 
-from sllm.draft.length import PassTimes, Price
+from sllm.draft.length import PassTimes
 from sllm.worker.sharing import coarse
 
 if TYPE_CHECKING:
@@ -29,6 +29,12 @@ _WORTH = 3.0
 
 _CLEARLY = 0.02
 """The logarithm of how much quicker a pass with drafts has to promise to be, for each of its texts."""
+
+_TRIES = 3
+"""Drafts before what they take is believed: the first may have had to wait for something."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 32, 512
+"""Passes without drafts after which one is tried; the pause grows as tries fail."""
 
 _LONG = 2.0
 """So many times as long as without drafts a pass is taken to be at first."""
@@ -85,22 +91,19 @@ class Text:
     room: int
 
 
-_FREE = Price(0.0, 0.0)
-
-
 @dataclass(frozen=True)
 class Part:
     """What a plan says for one text.
 
     Attributes:
         depth: in how many passes of the draft it takes part.
-        price: what a row of the target's pass has to bring it.
+        row: what a row of the target's pass costs it, in tokens that its time would bring otherwise.
         least: the chance from which on a token is worth its part of another pass of the draft.
 
     """
 
     depth: int = 0
-    price: Price = _FREE
+    row: float = 0.0
     least: float = 0.0
 
 
@@ -152,7 +155,8 @@ class DraftBudget:
         self.usual = {width: Chance(OWN_CHANCES[width]) for width in widths}
         self._draft = PassTimes()  # by its rows
         self._shown: dict[int, float] = {}  # by width: rows of the target for each row's pass of the draft
-        self._n_drafted = 0
+        self._n_drafted = self._n_tries = self._n_idle = 0
+        self._pause = _FIRST_PAUSE  # passes without drafts until the next try
 
     def plan(self, texts: Sequence[Text], n_rows: int) -> Plan:
         """What to draft for ``texts``, all those of a pass, which has ``n_rows`` without their drafts."""
@@ -160,12 +164,28 @@ class DraftBudget:
         able = [text.weight > 0 and text.room > 0 for text in texts]
         if not any(able) or not self.passes.seen:
             return none  # what not drafting costs has to be seen first
-        if not self._draft.seen or self.passes.most <= n_rows:
+        if self._n_tries < _TRIES or self.passes.most <= n_rows:
             # What a draft and its rows take is not known yet: one token for each shows it.
             return Plan(self.widths[0], tuple(Part(int(one)) for one in able))
+        plan = self._worth_it(texts, n_rows)
+        if plan is not None:
+            self._n_idle, self._pause = 0, _FIRST_PAUSE
+            return plan
+        self._n_idle += 1
+        if self._n_idle < self._pause:
+            return none
+        # Things may have changed, or have been measured in a bad moment: one text tries.
+        self._n_idle, self._pause = 0, min(2 * self._pause, _LONGEST_PAUSE)
+        tries = max(
+            (i for i, one in enumerate(able) if one), key=lambda i: texts[i].chance[self.widths[0]].value
+        )
+        return Plan(self.widths[0], tuple(Part(int(i == tries)) for i in range(len(texts))))
+
+    def _worth_it(self, texts: Sequence[Text], n_rows: int) -> Plan | None:
+        """The best plan that is clearly better than no drafts, or now and then another one."""
         plans = sorted((self._best(texts, n_rows, width) for width in self.widths), key=lambda p: -p.worth)
         if plans[0].worth <= len(texts) * _CLEARLY:
-            return none
+            return None
         self._n_drafted += 1
         return plans[-1 if self._n_drafted % _EXPLORE_EVERY == 0 and plans[-1].worth > 0 else 0]
 
@@ -231,8 +251,7 @@ class DraftBudget:
         # Of the rows of a wide pass half are just worth it.
         least = rate * (2 * share / (1 + width) + row)
         parts = tuple(
-            Part(depth, Price(rate * n, row), least * n)
-            for depth, n in zip(best_depths, best_tokens, strict=True)
+            Part(depth, rate * row * n, least * n) for depth, n in zip(best_depths, best_tokens, strict=True)
         )
         return Plan(width, parts, best_gain - len(texts) * log(best_seconds / plain), best_seconds)
 
@@ -241,6 +260,7 @@ class DraftBudget:
         their tokens the target checks.
         """
         if n_passes > 0:
+            self._n_tries += 1
             self._draft.add(coarse(width * n_texts), seconds / n_passes)
             shown = n_shown / (n_texts * n_passes)
             self._shown[width] = shown + 0.9 * (self._shown.get(width, shown) - shown)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,17 +16,14 @@ from sllm.draft.tree import DraftedTree
 from sllm.engine.tree import MAX_NODES
 from sllm.errors import CancelledError, SllmError
 from sllm.targets.tree import TokenTree
-from sllm.worker.draft_budget import Chance, DraftBudget, Text
-from sllm.worker.tree_plan import CLEARLY, SHORT
+from sllm.worker.draft_budget import Chance, DraftBudget, Part, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from sllm.draft.length import Price
     from sllm.engine.context import Context
     from sllm.engine.jobs import Draft
     from sllm.engine.mtp import Heads
-    from sllm.worker.draft_budget import Part
     from sllm.worker.passes import Pace
     from sllm.worker.session import Session, TextSlot
 
@@ -34,11 +31,12 @@ __all__ = ["AGREE", "HeadsDraft", "Job", "OwnDraft"]
 
 log = logging.getLogger("sllm.worker")
 
-_Wanted = TypeVar("_Wanted", bound=tuple[Any, ...])
-
 AGREE = 2
 """A hint that was doubted is taken after all where so many of its tokens are what the own draft says."""
 
+
+_LEARN = 16
+"""Tokens of which is known whether they held, before what a text's draft says is believed alone."""
 
 _ALONG = 33
 """Tokens of a text that the draft has not read and that its next pass reads along: what a pass commits."""
@@ -59,11 +57,9 @@ class Job:
         draft: the tokens that the pass verifies, of the hint and of the worker's own draft.
         own: the places in it of those that the worker's draft alone has proposed.
         n_hinted: how many tokens of the hint, along its main path, stand before the worker's own draft.
-        proposed: what that says, where it is a chain, after ``own_from`` of the hint's tokens, with its
-            probabilities ``probs``.
-        tree: the same after ``n_hinted`` of them, where it is a tree.
-        shared: the pass is other texts' as well, and ``price``, what it costs them then.
-        width, depth: how the draft was asked for: rows of its passes, and how many of these; 0: it was not.
+        width, part: how that was asked for.
+        proposed: what it says, where it is a chain, with its probabilities ``probs``.
+        tree: the same, where it is a tree.
 
     """
 
@@ -76,14 +72,11 @@ class Job:
     draft: TokenTree = field(default_factory=TokenTree)
     own: set[int] = field(default_factory=set)
     n_hinted: int = 0
-    own_from: int = 0
+    width: int = 1
+    part: Part = field(default_factory=Part)
     proposed: list[int] = field(default_factory=list)
     probs: list[float] = field(default_factory=list)
     tree: DraftedTree = field(default_factory=DraftedTree)
-    shared: bool = False
-    price: Price | None = None
-    width: int = 1
-    depth: int = 0
 
 
 class OwnDraft:
@@ -128,31 +121,43 @@ class OwnDraft:
             The jobs for which something was drafted, and the seconds that it took.
 
         """
+        # 1. Which of them may draft, from where, and how far is it worth the time of all?
+        texts: list[Text] = []
+        for job in jobs:
+            room = self._room(job)
+            weight = self._place(job) if room > 0 else 0.0
+            n_tokens = 1 + sum(job.session.branches.worths(job.draft))
+            texts.append(Text(n_tokens, weight, self._chances(job), room - job.n_hinted))
+        plan = self._budget.plan(texts, sum(1 + len(job.draft) + job.n_again for job in jobs))
         self._n_reading = _READ
-        return self._propose_alone(jobs[0]) if len(jobs) == 1 else self._propose_together(jobs)
-
-    def _propose_alone(self, job: Job) -> tuple[list[Job], float]:
-        """:meth:`propose` for a text that has the pass for itself."""
-        # 1. Where, how many tokens, and down to which probability?
-        length, room, hinted = job.session.draft_length, self._room(job), job.draft
-        if room <= 0 or not self._begin(job):
+        wanted: list[Job] = []
+        for job, part in zip(jobs, plan.parts, strict=True):
+            job.width, job.part = plan.width, part
+            if part.depth == 0:
+                self._chances(job)[plan.width].forget()
+            elif self._has_read(job):
+                wanted.append(job)
+        if not wanted:
             return [], 0.0
-        if not self._has_read(job):
-            job.draft = hinted
-            return [], 0.0
-        after, holds = _given(job)
-        n_max, p_min = length.more(after=after, holds=holds)
-        job.depth = min(n_max, room - after)
-        if job.depth <= 0:
-            return [], 0.0
-        # 2. Draft.
+        # 2. All together.
         began = time.perf_counter()
-        drafted = self._each_or_all([(job, job.depth, p_min)], self._draft)
+        drafted = self._each_or_all(wanted)
         # 3. What did it cost?
-        seconds = self._draft_time(began, self._n_passes(job), len(drafted))
+        n_passes = max((self._n_passes(job) for job in drafted), default=1)
+        seconds = self._draft_time(began, n_passes, len(drafted) * plan.width)
         if drafted:
-            length.observe_draft(self._n_passes(job), seconds)
+            n_shown = sum(len(job.own) for job in drafted)
+            self._budget.observe(plan.width, len(drafted), n_passes, n_shown, seconds)
         return drafted, seconds
+
+    def learn(self, job: Job, tokens: Sequence[int]) -> None:
+        """A pass has committed ``tokens`` for a job."""
+        n = job.n_hinted
+        if self._n_passes(job) == 0 or tuple(tokens[:n]) != job.hint.main_path()[:n]:
+            return
+        n_brought = min(self._observe_truth(job, tokens[n:]), len(tokens) - n - 1)
+        for chance in (self._chances(job)[job.width], self._budget.usual[job.width]):
+            chance.observe(max(n_brought, 0), ended=n_brought < job.part.depth)
 
     def _room(self, job: Job) -> int:
         """How many more tokens a draft may have, hinted ones with it."""
@@ -186,37 +191,6 @@ class OwnDraft:
             self._n_reading -= n
         return n == n_behind
 
-    def _propose_together(self, jobs: Sequence[Job]) -> tuple[list[Job], float]:
-        """:meth:`propose` for several texts, all of which wait for what is drafted for any of them."""
-        # 1. Which of them may draft, from where, and how far is it worth the time of all?
-        texts: list[Text] = []
-        for job in jobs:
-            room = self._room(job)
-            weight = self._place(job) if room > 0 else 0.0
-            n_tokens = 1 + sum(job.session.branches.worths(job.draft))
-            texts.append(Text(n_tokens, weight, self._chances(job), room - job.n_hinted))
-        plan = self._budget.plan(texts, sum(1 + len(job.draft) + job.n_again for job in jobs))
-        wanted: list[tuple[Job, Part]] = []
-        for job, part in zip(jobs, plan.parts, strict=True):
-            job.width, job.depth, job.price = plan.width, part.depth, part.price
-            if part.depth > 0:
-                if self._has_read(job):
-                    wanted.append((job, part))
-            else:
-                self._chances(job)[plan.width].forget()
-        if not wanted:
-            return [], 0.0
-        # 2. All together.
-        began = time.perf_counter()
-        drafted = self._each_or_all(wanted, self._draft_planned)
-        # 3. What did it cost?
-        n_passes = max((self._n_passes(job) for job in drafted), default=1)
-        seconds = self._draft_time(began, n_passes, len(drafted) * plan.width)
-        if drafted:
-            n_shown = sum(len(job.own) for job in drafted)
-            self._budget.observe(plan.width, len(drafted), n_passes, n_shown, seconds)
-        return drafted, seconds
-
     def _place(self, job: Job) -> float:
         """Choose where a job's own draft begins, after ``n_hinted`` tokens of its hint; returns the chance
         that the text comes there.
@@ -225,30 +199,18 @@ class OwnDraft:
         if not job.draft:
             doubted = job.session.hint_trust.chance < self._chances(job)[1].value
             return 1.0 if doubted or not job.hint else 0.0
-        return _given(job)[1] if self._goes_on(job) else 0.0
-
-    def _draft_planned(self, wanted: list[tuple[Job, Part]]) -> list[Job]:
-        return self._draft(
-            [(job, part.depth, job.session.draft_length.least(part.least)) for job, part in wanted]
-        )
+        # It goes on after a hint that is checked as a whole.
+        whole = job.draft.is_chain and len(job.draft) == len(job.hint)
+        follows = whole and max(job.draft.tokens) < self.context.model.vocab.n_tokens
+        return _hint_holds(job) if follows else 0.0
 
     def _n_passes(self, job: Job) -> int:
-        """Passes of the draft that a job has needed."""
-        return max(len(job.proposed), 1)
+        """Passes of the draft that a job has needed; 0: nothing was drafted."""
+        return len(job.proposed)
 
-    def learn(self, job: Job, tokens: Sequence[int], seconds: float, draft_seconds: float) -> None:
-        """A pass has committed ``tokens`` for a job and has taken so long, what drafting took included."""
-        length, n = job.session.draft_length, job.own_from
-        if not job.shared:
-            length.observe_pass(len(job.draft) + job.n_again, seconds - draft_seconds)
-        if not job.proposed:
-            return
-        if tuple(tokens[:n]) == job.hint.main_path()[:n]:
-            self._observe_chance(
-                job, length.observe_truth(job.proposed, job.probs, tokens[n:]), len(tokens) - n
-            )
-        if job.n_hinted == 0 and not job.shared:
-            length.observe_round(len(tokens), seconds)
+    def _observe_truth(self, job: Job, truth: Sequence[int]) -> int:
+        """In the place of what was drafted came ``truth``; returns how many tokens of a draft hold."""
+        return job.session.own_trust.observe_truth(job.proposed, job.probs, truth)
 
     def _chances(self, job: Job) -> dict[int, Chance]:
         """That what is drafted for a job goes on rightly; at first as for other texts."""
@@ -257,29 +219,20 @@ class OwnDraft:
             found.update({width: Chance(usual.value) for width, usual in self._budget.usual.items()})
         return found
 
-    def _observe_chance(self, job: Job, n_right: int, n_true: int) -> None:
-        """Of what a job's draft says, ``n_right`` tokens in a row hold, where the pass has committed
-        ``n_true``, the last one by itself.
-        """
-        n_brought = min(n_right, n_true - 1)
-        for chance in (self._chances(job)[job.width], self._budget.usual[job.width]):
-            chance.observe(n_brought, ended=n_brought < job.depth)
-
-    def _each_or_all(self, wanted: list[_Wanted], draft: Callable[[list[_Wanted]], list[Job]]) -> list[Job]:
-        """``draft`` all together; where that fails, one by one: one text's trouble is not the others'."""
+    def _each_or_all(self, wanted: list[Job]) -> list[Job]:
+        """Draft all together; where that fails, one by one: one text's trouble is not the others'."""
         try:
-            return draft(wanted)
+            return self._draft(wanted)
         except CancelledError:
             raise
         except (SllmError, ValueError):
             drafted: list[Job] = []
-            for one in wanted:
+            for job in wanted:
                 try:
-                    drafted += draft([one])
+                    drafted += self._draft([job])
                 except CancelledError:  # noqa: PERF203
                     raise
                 except (SllmError, ValueError) as error:
-                    job: Job = one[0]
                     _give_up(job.session, error)
             return drafted
 
@@ -291,31 +244,6 @@ class OwnDraft:
         time.sleep(max(0.0, began + n_passes * pass_seconds - time.perf_counter()))
         return time.perf_counter() - began
 
-    def _begin(self, job: Job) -> bool:
-        """Whether to draft for a job, after as much of its hint as ``n_hinted`` says then."""
-        length = job.session.draft_length
-        job.n_hinted = len(job.draft)
-        if not job.draft:  # a hint that is not worth checking leaves room for a likelier draft alone
-            doubted = job.session.hint_trust.chance < length.acceptance
-            return (doubted or not job.hint) and length.begin()
-        goes_on = self._goes_on(job)
-        if not length.tried:  # nothing is known of it yet: it may show what it takes after a short hint
-            return goes_on and len(job.draft) < SHORT and length.begin()
-        given = [job.session.hint_trust.chance] * len(job.draft)
-        alone = length.expected(given, drafts=False)
-        after = length.expected(given, drafts=True) if goes_on else 0.0
-        instead = length.expected([], drafts=True)
-        if max(after, instead) <= CLEARLY * alone or not length.begin():
-            return False
-        if instead > after:
-            job.draft, job.n_hinted = TokenTree(), 0
-        return True
-
-    def _goes_on(self, job: Job) -> bool:
-        """Whether a draft can follow a job's hint, all of which will be checked."""
-        whole = job.draft.is_chain and len(job.draft) == len(job.hint)
-        return whole and max(job.draft.tokens) < self.context.model.vocab.n_tokens
-
     def _begins(self, job: Job) -> int:
         """From which position on a text has to be given to what drafts."""
         return job.slot.n_in_draft
@@ -326,14 +254,13 @@ class OwnDraft:
             job.slot.n_in_draft = len(job.session.text)
         return drafts
 
-    def _draft(self, wanted: list[tuple[Job, int, float]]) -> list[Job]:
-        jobs = [job for job, _, _ in wanted]
+    def _draft(self, jobs: list[Job]) -> list[Job]:
         drafts = self._drafts(
             jobs,
             seq_ids=[job.slot.seq_id for job in jobs],
             tokens=[[*job.session.text[self._begins(job) :], *job.draft.tokens] for job in jobs],
-            n_max=[n_max for _, n_max, _ in wanted],
-            p_min=[p_min for _, _, p_min in wanted],
+            n_max=[job.part.depth for job in jobs],
+            p_min=[_least_prob(job) for job in jobs],
             sampling=[job.session.sampling for job in jobs],
             pos=[self._begins(job) for job in jobs],
             start=[job.session.start for job in jobs],
@@ -341,15 +268,13 @@ class OwnDraft:
         for row, job in enumerate(jobs):
             job.proposed = drafts.tokens[row, : drafts.lengths[row]].tolist()
             job.probs = drafts.probs[row, : drafts.lengths[row]].tolist()
-            after, holds = _given(job)
-            job.own_from = after
-            n = job.session.draft_length.keep(job.probs, after=after, holds=holds, price=job.price)
+            n = _n_worth_checking(job)
             kept, hint = tuple(job.proposed[:n]), job.hint
-            if after == 0 and AGREE <= n < len(hint) and hint.is_chain and hint.tokens[:n] == kept:
-                job.draft, job.n_hinted = hint, len(hint)  # two say so, and one knows more
+            if not job.draft and AGREE <= n < len(hint) and hint.is_chain and hint.tokens[:n] == kept:
+                job.draft = hint  # two say so, and one knows more
             else:
                 job.draft = TokenTree.chain([*job.draft.tokens, *kept])
-                job.own = set(range(after, after + n))
+                job.own = set(range(job.n_hinted, job.n_hinted + n))
         return jobs
 
 
@@ -379,9 +304,27 @@ class HeadsDraft(OwnDraft):
         return self._heads.draft(**arguments)
 
 
-def _given(job: Job) -> tuple[int, float]:
-    """How many hinted tokens a job's draft begins with, and the chance that all of them hold."""
-    return job.n_hinted, float(job.session.hint_trust.chance**job.n_hinted)
+def _hint_holds(job: Job) -> float:
+    """The chance that all hinted tokens hold with which a job's draft begins."""
+    return float(job.session.hint_trust.chance**job.n_hinted)
+
+
+def _least_prob(job: Job) -> float:
+    """The draft's probability below which a job's chain ends."""
+    trust = job.session.own_trust
+    return min(trust.least(job.part.least), 0.8) if trust.n_seen >= _LEARN else 0.0
+
+
+def _n_worth_checking(job: Job) -> int:
+    """How many tokens of a job's drafted chain bring more than their rows cost."""
+    trust, holds = job.session.own_trust, _hint_holds(job)
+    # Little is known of a new text's draft, and what it says may be of no account.
+    usual = trust.acceptance if trust.n_seen < _LEARN else 0.0
+    for n, prob in enumerate(job.probs):
+        holds *= max(trust.chance(prob), usual)
+        if holds <= job.part.row:
+            return n
+    return len(job.probs)
 
 
 def _give_up(session: Session, error: Exception) -> None:

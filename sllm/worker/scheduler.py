@@ -148,7 +148,6 @@ class Scheduler(PassLoop[Session]):
             run_ahead=run_ahead,
             text_id=text_id,
             score_from=score_from,
-            max_draft=self._max_draft,
             can_branch=self.can_branch,
             account=account,
         )
@@ -453,8 +452,6 @@ class Scheduler(PassLoop[Session]):
             hint, asked, hint_id = session.usable_hint(self.n_vocab, n_rows)
             if session.run_ahead or asked:
                 jobs.append(Job(slot, session, hint, hint_id, session.n_again, n_rows))
-        for job in jobs:
-            job.shared = len(jobs) > 1
         return jobs
 
     def _pass(self, jobs: list[Job], n_prompts: int) -> None:
@@ -495,7 +492,7 @@ class Scheduler(PassLoop[Session]):
             job.own = {place for place in job.own if place < len(job.draft)}
             job.session.branches.observe_truth(job.hint, tokens)
             if self._draft is not None:
-                self._draft.learn(job, tokens, seconds, draft_seconds)
+                self._draft.learn(job, tokens)
             self._commit(job, tokens, n_accepted, seconds)
             is_hinted = len(job.own) < len(job.draft)
             n_tokens += self._observe_hinted(len(tokens)) if is_hinted else len(tokens)

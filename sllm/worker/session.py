@@ -7,13 +7,13 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sllm.draft.length import DraftLength
+from sllm.draft.confidence import Confidence
+from sllm.draft.growth import Shares
 from sllm.draft.streak import HintTrust
 from sllm.targets.tree import TokenTree
 from sllm.worker.branches import Branches
 from sllm.worker.passes import Slot
 from sllm.worker.token_file import DEFAULT_NAME
-from sllm.worker.tree_plan import TreePlan
 from sllm.worker.users import Account
 
 if TYPE_CHECKING:
@@ -116,7 +116,6 @@ class Session:
         run_ahead: whether passes go on without hints.
         text_id: the client's name for the text; 0: none.
         score_from: the first token to be scored; None: the text is to be continued.
-        max_draft: drafted tokens that one pass can check.
         can_branch: whether one can check those of several branches.
         account: of the user whose text it is; None: of anybody.
 
@@ -137,7 +136,6 @@ class Session:
         run_ahead: bool,
         text_id: int = 0,
         score_from: int | None = None,
-        max_draft: int = DraftLength.LIMIT,
         can_branch: bool = False,
         account: Account | None = None,
     ) -> None:
@@ -168,8 +166,8 @@ class Session:
         self.answered = 0  # id of the last hint that a pass has answered
         self.hint_trust = HintTrust()
         self.branches = Branches(self.hint_trust)
-        self.draft_length = DraftLength(max_draft)  # of the worker's own drafts
-        self.tree_plan = TreePlan(max_draft)  # of the same, where they are trees
+        self.own_trust = Confidence()  # what the worker's own draft's word is worth
+        self.own_shares = Shares()  # the same, where it is a tree
         self.own_chances: dict[int, Chance] = {}  # that it goes on rightly, by the rows of its passes
         self.n_again = 0  # tokens that the next pass computes again: see TokenTree.n_beside
         self.can_draft = True  # False: the worker's own draft cannot follow the text

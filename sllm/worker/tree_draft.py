@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
+from itertools import repeat
 from typing import TYPE_CHECKING
 
-from sllm.draft.growth import Shape, TreeGrowth
+from sllm.draft.growth import TreeGrowth, likeliest_first, n_worth_showing
 from sllm.draft.tree import DraftedTree
 from sllm.targets.tree import TokenTree
 from sllm.worker.own_draft import AGREE, OwnDraft
@@ -13,7 +13,6 @@ from sllm.worker.own_draft import AGREE, OwnDraft
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sllm.worker.draft_budget import Part
     from sllm.worker.own_draft import Job
 
 __all__ = ["TreeDraft"]
@@ -28,22 +27,6 @@ class TreeDraft(OwnDraft):
 
     WIDTHS = TreeGrowth.WIDTHS
 
-    def _propose_alone(self, job: Job) -> tuple[list[Job], float]:
-        """See :meth:`OwnDraft.propose`; the job has ``tree`` now."""
-        room = self._room(job)
-        if room <= 0 or not self._begin_beside(job) or room <= job.n_hinted or not self._has_read(job):
-            return [], 0.0
-        shape = job.session.tree_plan.growth.shape(room - job.n_hinted)
-        job.width, job.depth = shape.width, shape.n_passes
-        began = time.perf_counter()
-        drafted = self._each_or_all([(job, shape)], self._draft_trees)
-        n_passes = max((job.tree.n_passes for job in drafted), default=1)
-        seconds = self._draft_time(began, n_passes, len(drafted) * shape.width)
-        for job in drafted:
-            job.session.tree_plan.growth.observe_draft(job.tree, seconds)
-            self._add(job)
-        return drafted, seconds
-
     def _place(self, job: Job) -> float:
         """See :meth:`OwnDraft._place`."""
         job.n_hinted = 0
@@ -54,18 +37,11 @@ class TreeDraft(OwnDraft):
             job.n_hinted = len(job.draft.main_path())
         return max(at_root, at_end)
 
-    def _draft_planned(self, wanted: list[tuple[Job, Part]]) -> list[Job]:
-        shaped = []
-        for job, part in wanted:
-            p_min = min(max(part.least, TreeGrowth.P_MIN), 0.8)
-            shaped.append((job, Shape(part.depth, job.width, TreeGrowth.LIMIT, p_min)))
-        drafted = self._draft_trees(shaped)
-        for job in drafted:
-            self._add(job)
-        return drafted
-
     def _n_passes(self, job: Job) -> int:
         return job.tree.n_passes
+
+    def _observe_truth(self, job: Job, truth: Sequence[int]) -> int:
+        return len(job.session.own_shares.observe(job.tree, truth))
 
     def _chances_beside(self, job: Job) -> tuple[float, float]:
         """Beside a hint: the chances that the text goes on as none of its first tokens says, and that it
@@ -80,20 +56,7 @@ class TreeDraft(OwnDraft):
         ends = len(shown) == len(job.hint) and max(main) < self.context.model.vocab.n_tokens
         return 1 - covered, hinted.chances()[shown.path(main)[-1]] if ends else 0.0
 
-    def _begin_beside(self, job: Job) -> bool:
-        """Whether to draft for a job, after ``n_hinted`` tokens of its hint's main path."""
-        job.n_hinted = 0
-        plan = job.session.tree_plan
-        if not job.draft:
-            return plan.growth.begin()
-        where = plan.place(_hinted(job).chances(), *self._chances_beside(job))
-        if where is None or not plan.growth.begin():
-            return False
-        job.n_hinted = len(job.draft.main_path()) if where == "end" else 0
-        return True
-
-    def _draft_trees(self, wanted: list[tuple[Job, Shape]]) -> list[Job]:
-        jobs = [job for job, _ in wanted]
+    def _draft(self, jobs: list[Job]) -> list[Job]:
         before = [job.draft.main_path()[: job.n_hinted] for job in jobs]
         drafts = self._drafts(
             jobs,
@@ -102,22 +65,25 @@ class TreeDraft(OwnDraft):
                 [*job.session.text[self._begins(job) :], *main]
                 for job, main in zip(jobs, before, strict=True)
             ],
-            n_max=[shape.n_passes for _, shape in wanted],
-            width=wanted[0][1].width,
-            n_nodes=[shape.n_nodes for _, shape in wanted],
-            p_min=[shape.p_min for _, shape in wanted],
+            n_max=[job.part.depth for job in jobs],
+            width=jobs[0].width,
+            n_nodes=[TreeGrowth.LIMIT] * len(jobs),
+            p_min=[min(max(job.part.least, TreeGrowth.P_MIN), 0.8) for job in jobs],
             sampling=[job.session.sampling for job in jobs],
             pos=[self._begins(job) for job in jobs],
             start=[job.session.start for job in jobs],
         )
         for row, job in enumerate(jobs):
             job.tree = DraftedTree.of_draft(drafts, row)
+            self._add(job)
         return jobs
 
     def _add(self, job: Job) -> None:
         """Put what of a job's tree is worth checking among the tokens to be verified."""
-        plan = job.session.tree_plan
-        kept = plan.growth.keep(job.tree, job.price)
+        chances, main = job.session.own_shares.chances(job.tree)
+        order = likeliest_first(chances)[: TreeGrowth.LIMIT]
+        n = n_worth_showing([(chances[i], main[i]) for i in order], repeat(job.part.row))
+        kept = job.tree.take(order[:n])
         if not job.draft and len(kept.path(job.hint.main_path()[:AGREE])) == AGREE:
             job.draft = job.hint  # it was doubted; but two say so, and one knows more
         hint = job.draft
@@ -125,27 +91,11 @@ class TreeDraft(OwnDraft):
             job.draft, job.own = TokenTree(kept.tokens, kept.parents).head(job.n_most), set(range(len(kept)))
             return
         both = _hinted(job).merged(kept.following(hint.main_path()[: job.n_hinted])).balanced()
-        places = both.likeliest(min(plan.growth.limit, job.n_most))
+        places = both.likeliest(min(TreeGrowth.LIMIT, job.n_most))
         # Tokens of the hint come first in `both`, in their places.
         job.own = {new for new, place in enumerate(places) if place >= len(hint)}
         found = both.take(places)
         job.draft = TokenTree(found.tokens, found.parents)
-
-    def learn(self, job: Job, tokens: Sequence[int], seconds: float, draft_seconds: float) -> None:
-        """See :meth:`OwnDraft.learn`."""
-        plan = job.session.tree_plan
-        if not job.shared:
-            plan.growth.observe_pass(len(job.draft) + job.n_again, seconds - draft_seconds)
-        if not job.tree:
-            return
-        n = job.n_hinted
-        if tuple(tokens[:n]) == job.hint.main_path()[:n]:
-            self._observe_chance(job, len(plan.growth.observe_truth(job.tree, tokens[n:])), len(tokens) - n)
-            if n > 0 and len(tokens) > n and not job.shared:
-                plan.observe_alone(len(tokens) - 1 - n, len(job.own), draft_seconds)
-        if len(job.own) == len(job.draft) and not job.shared:
-            plan.growth.observe_round(len(tokens), seconds)
-            plan.observe_alone(len(tokens) - 1, len(job.draft), draft_seconds)
 
 
 def _hinted(job: Job) -> DraftedTree:

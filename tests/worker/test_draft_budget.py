@@ -103,7 +103,7 @@ def test_a_text_that_a_draft_is_seldom_right_about_takes_no_part() -> None:
 def test_a_text_that_gets_more_pays_more_for_a_row() -> None:
     well, badly = budget().plan([text(0.95), text(0.6)], 2).parts
     assert well.depth > badly.depth > 0
-    assert well.price.of_row > badly.price.of_row > 0
+    assert well.row > badly.row > 0
     assert well.least > badly.least > 0
 
 
@@ -114,10 +114,25 @@ def test_what_is_not_known_is_tried_with_one_token() -> None:
     assert not any(part.depth for part in new.plan(texts, 4).parts)  # what no draft costs is not known
     times.add(4, PASS)
     assert [part.depth for part in new.plan(texts, 4).parts] == [1] * 4
-    new.observe(1, 4, 1, 4, DRAFT)
-    assert [part.depth for part in new.plan(texts, 4).parts] == [1] * 4  # nor what its rows do
+    for seconds in (10 * PASS, DRAFT, DRAFT):  # the first one had to wait for something
+        new.observe(1, 4, 1, 4, seconds)
+        assert [part.depth for part in new.plan(texts, 4).parts] == [1] * 4  # nor what its rows take is
     times.add(8, PASS)
     assert min(part.depth for part in new.plan(texts, 4).parts) > 1
+
+
+def test_what_was_given_up_is_tried_again_ever_less_often() -> None:
+    dear = budget(draft=10 * PASS)
+    texts = [text(0.9), text(0.95)]
+    depths = [[part.depth for part in dear.plan(texts, 2).parts] for _ in range(2000)]
+    tries = [i for i, found in enumerate(depths) if any(found)]
+    assert all(depths[i] == [0, 1] for i in tries)  # by the one that is likelier to be right
+    gaps = [b - a for a, b in itertools.pairwise([-1, *tries])]
+    assert gaps == [32, 64, 128, 256, 512, 512]
+    for _ in range(9):
+        dear.observe(1, 1, 1, 1, DRAFT)
+        dear.observe(1, 2, 1, 2, DRAFT)
+    assert min(part.depth for part in dear.plan(texts, 2).parts) > 1
 
 
 def test_a_chance_fades_and_comes_back() -> None:
