@@ -27,7 +27,7 @@ _FORGET = 1 / 64
 _WORTH = 3.0
 """Tokens that the beginning is worth."""
 
-_CLEARLY = 0.02
+_CLEARLY = 0.05
 """The logarithm of how much quicker a pass with drafts has to promise to be, for each of its texts."""
 
 _TRIES = 3
