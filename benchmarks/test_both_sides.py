@@ -31,6 +31,7 @@ from .test_remote import (
     SAMPLING,
     SETTINGS,
     Client,
+    PacedChains,
     RemoteReport,
     Way,
     drafting,
@@ -50,7 +51,9 @@ WAYS: dict[str, tuple[bool, Way]] = {
     "hints alone": (False, "run-ahead"),
     "both": (True, "run-ahead"),
 }
-"""Whether the worker has a draft of its own, and what the client does."""
+"""Whether the worker has a draft of its own, and what the client does. Drafts of models are trees."""
+
+CHAINS = "both, the client's a chain"
 
 GAIN_ON_OWN_DOCUMENTS = 1.1
 GAIN_UP_TO_MS = 50
@@ -139,18 +142,23 @@ def figures_of(taken: Turns, **where: Any) -> list[RemoteFigures]:
 
 @dataclass
 class Sides:
-    """A client of each worker, over links of the same length."""
+    """A client of each worker, over links of the same length; and ``chains``, one of the drafting worker's
+    whose own drafts are no trees.
+    """
 
     clients: dict[bool, Client]
+    chains: Client | None = None
 
     def ways(self, prompts: Sequence[Tokens], max_tokens: int) -> dict[str, Callable[[], Sample]]:
         """Each tells all the texts, one after the other."""
 
-        def of(own_draft: bool, way: Way) -> Callable[[], Sample]:
-            client = self.clients[own_draft]
+        def of(client: Client, way: Way) -> Callable[[], Sample]:
             return lambda: joined([client.text(way, prompt, max_tokens) for prompt in prompts])
 
-        return {name: of(own_draft, way) for name, (own_draft, way) in WAYS.items()}
+        found = {name: of(self.clients[own_draft], way) for name, (own_draft, way) in WAYS.items()}
+        if self.chains is not None:
+            found[CHAINS] = of(self.chains, "run-ahead")
+        return found
 
 
 def sides(
@@ -160,6 +168,7 @@ def sides(
     rtt: float,
     sampling: sllm.SamplingParams = SAMPLING,
     links: dict[bool, LinkProcess] | None = None,
+    chains: Drafter | None = None,
 ) -> Sides:
     """Connections that ``stack`` closes."""
     clients = {}
@@ -167,7 +176,7 @@ def sides(
         link = links[own_draft] if links else stack.enter_context(LinkProcess(worker.port, rtt=rtt))
         remote = stack.enter_context(sllm.connect(worker.uri_behind(link)))
         clients[own_draft] = Client(remote, link, drafter, sampling, rtt)
-    return Sides(clients)
+    return Sides(clients, None if chains is None else Client(remote, link, chains, sampling, rtt))
 
 
 # --- one text at a time ---
@@ -205,7 +214,8 @@ def test_a_model_on_either_side(
     truth = expected(embedded_target, prompts, MAX_TOKENS)
     with ExitStack() as stack:
         drafter = stack.enter_context(drafting(embedded_draft, paced=paced))
-        ways = sides(stack, workers, drafter, rtt_ms / 1e3).ways(prompts, MAX_TOKENS)
+        chains = stack.enter_context(drafting(embedded_draft, paced=paced, kind=PacedChains))
+        ways = sides(stack, workers, drafter, rtt_ms / 1e3, chains=chains).ways(prompts, MAX_TOKENS)
         taken = in_turns(benchmark, ways, n_rounds(2 if paced else 11))
     assert {sample.texts for samples in taken.values() for sample in samples} == {truth}
     report_remote(figures_of(taken, rtt_ms=rtt_ms, paced=paced))

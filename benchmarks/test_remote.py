@@ -103,9 +103,17 @@ class PacedDrafter(ModelDrafter):
         self.draft_seconds += time.perf_counter() - began
 
 
+class PacedChains(PacedDrafter):
+    """The same, as a drafter of chains alone."""
+
+    draft_tree = None  # type: ignore[assignment]
+
+
 @contextmanager
-def drafting(model: sllm.Model, *, paced: bool) -> Iterator[PacedDrafter]:
-    with PacedDrafter(model, DRAFT_SECONDS if paced else 0.0, n_ctx=1024, **SETTINGS) as drafter:
+def drafting(
+    model: sllm.Model, *, paced: bool, kind: type[PacedDrafter] = PacedDrafter
+) -> Iterator[PacedDrafter]:
+    with kind(model, DRAFT_SECONDS if paced else 0.0, n_ctx=1024, **SETTINGS) as drafter:
         yield drafter
 
 

@@ -422,6 +422,67 @@ def test_over_a_link(
     report_split(all_figures)
 
 
+@pytest.mark.parametrize("codec", ["f16", "f32"])
+def test_at_no_distance(
+    benchmark: Benchmark,
+    report_values: Callable[[dict[str, Any], dict[str, bool]], None],
+    pair: Pair,
+    opened: tuple[sllm.Model, sllm.Model],
+    workers: dict[bool, WorkerProcess],
+    rpc_port: int,
+    codec: str,
+) -> None:
+    """The split and ``llama-bench --rpc`` in turns, over links without a delay, and without links: the median
+    of the ratios. All that is left is what a round costs, and on few cores they share these.
+    """
+    whole, draft = opened
+    prompts = [whole.vocab.encode(prompt) for prompt in pair.prompts]
+    n_layers = open_layers(pair.target).n_layer + 1 - pair.head - pair.tail  # the output is counted
+    rounds = 7
+    with ExitStack() as stack:
+        drafter = stack.enter_context(ModelDrafter(draft, n_ctx=1024, **SETTINGS))
+        links = {port: stack.enter_context(LinkProcess(port)) for port in (workers[True].port, rpc_port)}
+        link = links[workers[True].port]
+        ways: dict[str, Callable[[], float]] = {}
+        for name, uri in (("link", workers[True].uri_behind(link)), ("direct", workers[True].uri)):
+            for drafts in (True, False):
+                remote = stack.enter_context(sllm.connect(uri))
+                client = Client(pair, Mode(codec, drafts=drafts), remote, link, drafter, 0.0)
+                stack.enter_context(client.split)
+                ways[f"{name}, {'draft' if drafts else 'no draft'}"] = lambda client=client: (
+                    joined([client.text(prompt, pair.max_tokens) for prompt in prompts]).tokens_per_s
+                )
+        for name, port in (("link", links[rpc_port].port), ("direct", rpc_port)):
+            ways[f"{name}, llama-bench"] = lambda port=port: peers.llama_bench(
+                pair.target,
+                n_gen=pair.max_tokens,
+                n_threads=1,
+                type_kv=TYPE_KV,
+                rpc=f"127.0.0.1:{port}",
+                rpc_layers=n_layers,
+            )[0]
+        taken: dict[str, list[float]] = {name: [] for name in ways}
+        for run in ways.values():  # nobody is the first
+            run()
+
+        def course() -> None:
+            for name, run in ways.items():
+                taken[name].append(run())
+
+        benchmark.pedantic(course, setup=lambda: None, rounds=rounds, iterations=1, warmup_rounds=0)
+    values: dict[str, Any] = {name: round(statistics.median(found), 1) for name, found in taken.items()}
+    ratios = {
+        name: statistics.median(
+            ours / theirs
+            for ours, theirs in zip(found, taken[f"{name.partition(',')[0]}, llama-bench"], strict=True)
+        )
+        for name, found in taken.items()
+        if not name.endswith("llama-bench")
+    }
+    values["ratio_vs_llama_rpc"] = {name: round(ratio, 2) for name, ratio in ratios.items()}
+    report_values(values, {">= 1 x llama-bench --rpc at 0 ms": ratios["link, draft"] >= 1})
+
+
 # --- trees ---
 
 TREE_PACE = 0.02

@@ -25,7 +25,7 @@ from . import ranks
 from .far_end import LinkProcess, WorkerProcess
 from .measure import TYPE_KV, Benchmark, Tokens
 from .simulate_trees import local, texts_of
-from .test_remote import PacedDrafter
+from .test_remote import PacedChains, PacedDrafter
 
 pytestmark = pytest.mark.timeout(3600)
 
@@ -160,10 +160,6 @@ def test_tokens_per_pass(
 class Chains(ModelDrafter):
     """The same model, as a drafter of chains alone."""
 
-    draft_tree = None  # type: ignore[assignment]
-
-
-class PacedChains(PacedDrafter):
     draft_tree = None  # type: ignore[assignment]
 
 

@@ -212,7 +212,7 @@ void EmbeddingRows::read(llama_token token, float * out) const {
 namespace {
 
 // The tree of hidden states with these parents.
-void plant(const sllm_context & context, const int32_t * parents, size_t n, std::vector<sllm::Node> & tree, std::vector<int32_t> & order) {
+std::vector<sllm::Node> tree_of_rows(const sllm_context & context, const int32_t * parents, size_t n, std::vector<int32_t> & order) {
     if (!sllm::can_branch(context)) {
         sllm::fail(SLLM_ERR_UNSUPPORTED, "the memory of these layers holds no trees");
     }
@@ -222,7 +222,7 @@ void plant(const sllm_context & context, const int32_t * parents, size_t n, std:
     }
     std::vector<int32_t> names(n); // which tokens these are is not known here
     std::iota(names.begin(), names.end(), 0);
-    tree = sllm::read_tree(names.data(), parents, n, order);
+    return sllm::read_tree(names.data(), parents, n, order);
 }
 
 } // namespace
@@ -251,7 +251,7 @@ int sllm_forward(sllm_context * context, int32_t n_seqs, const int32_t * seq_ids
                 sllm::fail(SLLM_ERR_INVALID, "sequence %d is given %d rows, of which %d are a tree's", seq_ids[i], lengths[i], n_tree);
             }
             if (n_tree > 0) {
-                plant(*context, parents, static_cast<size_t>(n_tree), trees[seq], orders[seq]);
+                trees[seq] = tree_of_rows(*context, parents, static_cast<size_t>(n_tree), orders[seq]);
                 parents += n_tree;
             }
             size_t n = static_cast<size_t>(lengths[i] - n_tree);

@@ -5,6 +5,7 @@
 // equality is lossless and needs none).
 
 #include "internal.hpp"
+#include "tree.hpp"
 
 #include <algorithm>
 #include <numeric>
@@ -300,27 +301,21 @@ bool is_chain(const int32_t * parents, size_t n) {
 void plant(const sllm_context & context, sllm::Job & job, const int32_t * parents, size_t room) {
     const int32_t * const tokens = job.tokens + job.n_tokens;
     const std::vector<sllm::Node> all = sllm::read_tree(tokens, parents, job.n_more, job.rows);
-    std::vector<int32_t> place(all.size(), -1);
-    std::vector<int32_t> rows;
-    std::vector<sllm::Node> tree;
     const bool branches = sllm::can_branch(context);
-    for (size_t i = 0; i < all.size(); ++i) {
-        const sllm::Node & node = all[i];
-        const bool has_parent = node.parent < 0 || place[static_cast<size_t>(node.parent)] >= 0;
-        const bool is_main = node.parent == static_cast<int32_t>(i) - 1 && tree.size() == i;
-        if (!has_parent || node.token < 0 || node.token >= context.info.n_vocab || !(branches || is_main)) {
-            continue;
+    std::vector<int32_t> kept;
+    std::vector<sllm::Node> tree = sllm::prune(all, room, kept, [&](size_t i, const sllm::Node & node) {
+        const bool is_main = node.parent == static_cast<int32_t>(i) - 1 && kept.size() == i;
+        if (node.token < 0 || node.token >= context.info.n_vocab || !(branches || is_main)) {
+            return false;
         }
-        if (branches && tree.size() == sllm::N_TREE_NODES) {
+        if (branches && kept.size() == sllm::N_TREE_NODES) {
             sllm::fail(SLLM_ERR_INVALID, "the tree of sequence %d has more than %zu nodes", job.seq_id, sllm::N_TREE_NODES);
         }
-        if (tree.size() == room) {
-            break;
-        }
-        place[i] = static_cast<int32_t>(tree.size());
-        const int32_t parent = node.parent < 0 ? -1 : place[static_cast<size_t>(node.parent)];
-        tree.push_back({node.token, parent, node.depth});
-        rows.push_back(job.rows[i]);
+        return true;
+    });
+    std::vector<int32_t> rows;
+    for (const int32_t place : kept) {
+        rows.push_back(job.rows[static_cast<size_t>(place)]);
     }
     job.rows = std::move(rows);
     job.n_more = tree.size();

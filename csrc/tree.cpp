@@ -309,19 +309,13 @@ class Drafting {
         }
         const size_t most = std::min(sllm::N_TREE_NODES, context.info.n_outputs_max / jobs.size() - 1);
         const size_t end = jobs[i].pos + jobs[i].n_tokens;
-        std::vector<sllm::Node> & tree = trees[i];
-        std::vector<int32_t> place(n, -1);
-        for (size_t k = 0; k < n && tree.size() < most; ++k) {
-            const int32_t parent = parents[k] < 0 ? -1 : place[static_cast<size_t>(parents[k])];
-            const sllm::Node * const above = parent < 0 ? nullptr : &tree[static_cast<size_t>(parent)];
-            const int32_t depth = above == nullptr ? 0 : above->depth + 1;
-            if ((parents[k] >= 0 && parent < 0) || context.model.ends(tokens[k]) ||
-                end + static_cast<size_t>(depth) + 1 >= context.info.n_ctx_seq) {
-                continue;
-            }
-            place[k] = static_cast<int32_t>(tree.size());
-            tree.push_back({tokens[k], parent, depth});
+        std::vector<sllm::Node> all;
+        for (size_t k = 0; k < n; ++k) {
+            all.push_back({tokens[k], parents[k], parents[k] < 0 ? 0 : all[static_cast<size_t>(parents[k])].depth + 1});
         }
+        trees[i] = sllm::prune(all, most, order, [&](size_t, const sllm::Node & node) {
+            return !context.model.ends(node.token) && end + static_cast<size_t>(node.depth) + 1 < context.info.n_ctx_seq;
+        });
     }
 
     // Which candidate a known node is; those before it were followed.

@@ -7,6 +7,7 @@
 #include "llama.h"
 
 #include <cstdint>
+#include <vector>
 
 #ifndef SLLM_NO_TREES
 // Declared in llama.cpp's src/llama-ext.h, which it does not install.
@@ -37,5 +38,28 @@ class TreeBatch {
     TreeBatch(const TreeBatch &) = delete;
     TreeBatch & operator=(const TreeBatch &) = delete;
 };
+
+// The nodes of a tree, in their order, without those to which `keeps(i, node)` says no and without all that follow these; no more than
+// `most`. `kept` receives which of the given ones each is, and has those before node i when that is asked about.
+template <typename Keeps>
+std::vector<Node> prune(const std::vector<Node> & all, size_t most, std::vector<int32_t> & kept, const Keeps & keeps) {
+    kept.clear();
+    std::vector<int32_t> place(all.size(), -1);
+    std::vector<Node> tree;
+    for (size_t i = 0; i < all.size(); ++i) {
+        const Node & node = all[i];
+        const int32_t parent = node.parent < 0 ? -1 : place[static_cast<size_t>(node.parent)];
+        if ((node.parent >= 0 && parent < 0) || !keeps(i, node)) {
+            continue;
+        }
+        if (tree.size() == most) {
+            break;
+        }
+        place[i] = static_cast<int32_t>(tree.size());
+        tree.push_back({node.token, parent, node.depth});
+        kept.push_back(static_cast<int32_t>(i));
+    }
+    return tree;
+}
 
 } // namespace sllm

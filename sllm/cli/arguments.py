@@ -12,6 +12,7 @@ import math
 from typing import TYPE_CHECKING, NoReturn
 
 from sllm.cli.console import one_line
+from sllm.hosts import host_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,7 @@ __all__ = [
     "DEFAULT",
     "FAILED",
     "MODEL",
+    "NO_HOPS",
     "REMOTE_VARIABLE",
     "SECRET",
     "URI",
@@ -30,6 +32,7 @@ __all__ = [
     "add_worker",
     "device_names",
     "endpoint",
+    "hop",
     "layer_counts",
     "layer_range",
     "layers_or_none",
@@ -45,6 +48,9 @@ REMOTE_VARIABLE = "SLLM_REMOTE"
 """The environment variable that may hold a worker's address; other users of the machine cannot see it."""
 
 DEFAULT = "(default: %(default)s)"
+NO_HOPS = "none"
+"""As ``--hops``: hidden states do not go from worker to worker."""
+
 MODEL = "a GGUF file, owner/repo:QUANT or hf://owner/repo/file.gguf"
 URI = (
     f"the sllm:// line that the worker printed; @FILE: a file with it; left out: what ${REMOTE_VARIABLE}"
@@ -153,6 +159,16 @@ def device_names(text: str) -> list[str]:
             f"{text!r} is not a list of devices, such as CPU,rpc://10.0.0.2:50052"
         )
     return names
+
+
+def hop(text: str) -> str | None:
+    """Where a worker reaches the next one: ``HOST:PORT``, :data:`NO_HOPS`, or None for ``same``."""
+    if text in ("same", NO_HOPS):
+        return None if text == "same" else text
+    try:
+        return host_port(*endpoint(text))
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, and neither same nor none") from None
 
 
 # ---- options of several commands

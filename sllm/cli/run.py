@@ -11,16 +11,18 @@ from sllm.cli.addresses import worker_addresses
 from sllm.cli.arguments import (
     DEFAULT,
     MODEL,
+    NO_HOPS,
     SECRET,
     URI,
     add_gpu_layers,
     add_threads,
+    hop,
     layers_or_none,
     number,
     whole,
 )
 from sllm.cli.chat_arguments import add_chat, chat_prompt, check_chat
-from sllm.cli.console import CommandError, expected_utf8, read_prompt
+from sllm.cli.console import CommandError, count, expected_utf8, read_prompt
 from sllm.cli.run_models import open_local, open_remote, open_split
 from sllm.cli.run_report import ShownText, summary
 from sllm.draft.drafters import ModelDrafter
@@ -42,7 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # Any number of words, so that what is meant by `sllm run model.gguf 'Hello'` can be said.
     add("prompt", metavar="PROMPT", nargs="*", help="the prompt; '-', or none and a pipe: stdin")
     add("--target", metavar="GGUF", help=f"{MODEL} (default: the package's own small model)")
-    add("--remote", metavar="URI", nargs="?", const="", help=f"a worker: {URI}")
+    add(
+        "--remote",
+        metavar="URI",
+        nargs="?",
+        const="",
+        action="append",
+        help=f"a worker: {URI}. With --head it may be repeated: workers that have the layers between, in"
+        " their order",
+    )
     add(
         "--draft",
         metavar="GGUF|mtp|ngram|none",
@@ -115,7 +125,7 @@ def _add_link(parser: argparse.ArgumentParser) -> None:
 
 def _add_split(parser: argparse.ArgumentParser) -> None:
     split = parser.add_argument_group(
-        "split by layers (with --target, and --remote for a worker that was started with --layers)"
+        "split by layers (with --target, and --remote for each worker that was started with --layers)"
     )
     split.add_argument("--head", metavar="N", type=whole(0), help="the first N layers run here")
     split.add_argument(
@@ -131,6 +141,16 @@ def _add_split(parser: argparse.ArgumentParser) -> None:
         choices=CODECS,
         default="f16",
         help="how hidden states cross the link; see sllm codec-report (default: f16)",
+    )
+    split.add_argument(
+        "--hops",
+        metavar="HOST:PORT|same|none",
+        type=hop,
+        action="append",
+        help="of several workers, each passes hidden states on to the next where it may (sllm worker --hops)."
+        " Where it reaches that one, once for each worker but the first: at an address of its own, or at the"
+        " same as this side does; none: all hidden states go through here (default: same for all). --stats"
+        " says which way they went",
     )
 
 
@@ -150,23 +170,20 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if "" in args.stop:
         raise CommandError("--stop is empty")
     check_chat(args)
-    uris = None if args.remote is None else worker_addresses(args.remote)
-    if uris is not None and args.target is not None and args.head is None:
-        raise CommandError("--target and --remote exclude each other, except for a split: name --head")
-    if args.head is not None and uris is None:
-        raise CommandError("--head splits a model with a worker: name that by --remote")
+    workers = [worker_addresses(given) for given in args.remote or ()]
+    _check_workers(args)
     option = "--target" if args.target is None and args.remote is None else None
     text = read_prompt(args.prompt, "run", model_option=option)
     with ExitStack() as stack:
-        if uris is None:
+        if not workers:
             model, target, draft = open_local(args, sampling, stack)
         elif args.head is None:
-            model, target, draft = open_remote(uris, args, sampling, stack)
+            model, target, draft = open_remote(workers[0], args, sampling, stack)
         else:
-            model, target, draft = open_split(uris, args, sampling, stack)
+            model, target, draft = open_split(workers, args, sampling, stack)
         prompt = chat_prompt(args, model, text) if args.chat else text
         drafter: sllm.Model | ModelDrafter | str | None = draft
-        if isinstance(draft, sllm.Model) and (args.threads is not None or uris is not None):
+        if isinstance(draft, sllm.Model) and (args.threads is not None or workers):
             n_ctx = min(n for n in (args.n_ctx, draft.n_ctx_train, 4096) if n)
             drafter = stack.enter_context(ModelDrafter(draft, n_ctx=n_ctx, n_threads=args.threads))
         stream = stack.enter_context(
@@ -184,6 +201,30 @@ def run(args: argparse.Namespace, out: Output) -> int:
             for line in summary(stream.stats):
                 out.note(line)
     return 0
+
+
+def _check_workers(args: argparse.Namespace) -> None:
+    """Whether what is said of workers goes together."""
+    n_workers = len(args.remote or ())
+    if n_workers and args.target is not None and args.head is None:
+        raise CommandError("--target and --remote exclude each other, except for a split: name --head")
+    if n_workers > 1 and args.head is None:
+        raise CommandError(
+            f"--remote names {n_workers} workers, which is for a split by layers: name --head, or one worker"
+        )
+    if args.head is not None and not n_workers:
+        raise CommandError("--head splits a model with workers: name each by --remote")
+    hops = args.hops or []
+    if hops and n_workers < 2:
+        raise CommandError("--hops is for several workers: name each by --remote")
+    if NO_HOPS in hops:
+        if len(hops) > 1:
+            raise CommandError("--hops none says all there is to say: leave the others out")
+    elif hops and len(hops) != n_workers - 1:
+        raise CommandError(
+            f"--hops is given {count(len(hops), 'time')}, expected {n_workers - 1}: once for each of the"
+            f" {n_workers} workers but the first, or none"
+        )
 
 
 def _read_text(path: Path) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sllm
 from sllm import embedded
 from sllm.cli.addresses import worker_addresses
+from sllm.cli.arguments import NO_HOPS
 from sllm.cli.console import CommandError
 from sllm.engine import exact
 from sllm.rpc import server as rpc
@@ -96,13 +97,17 @@ def open_remote(
 
 
 def open_split(
-    uris: list[str], args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack
+    workers: list[list[str]], args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack
 ) -> _Opened:
-    """Load the first and the last layers here, and connect to a worker that has those between."""
+    """Load the first and the last layers here, and connect to the workers that have those between, each of
+    which may have several addresses.
+    """
     if args.no_run_ahead or args.on_loss == "local":
         raise CommandError("--no-run-ahead and --on-loss local are not for a split by layers")
     on_loss, deadline = args.on_loss or "wait", args.deadline or 60.0
-    remote = stack.enter_context(sllm.connect(uris, on_loss=on_loss, deadline=deadline))
+    remotes = [
+        stack.enter_context(sllm.connect(uris, on_loss=on_loss, deadline=deadline)) for uris in workers
+    ]
     ours = args.target is None
     name = embedded.TARGET if ours else args.target
     target = stack.enter_context(
@@ -110,8 +115,9 @@ def open_split(
             name,
             head=args.head,
             tail=args.tail,
-            middle=remote,
+            middle=remotes,
             codec=args.codec,
+            hops=True if not args.hops else False if NO_HOPS in args.hops else args.hops,
             n_ctx=args.n_ctx,
             n_threads=args.threads,
             n_gpu_layers=args.n_gpu_layers,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from sllm.draft.length import DraftPays, PassTimes
 from sllm.draft.tree import DraftedTree
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-__all__ = ["Shape", "Shares", "TreeGrowth"]
+__all__ = ["Shape", "Shares", "TreeGrowth", "likeliest_first", "n_worth_showing"]
 
 
 class Shape(NamedTuple):
@@ -63,6 +64,18 @@ class Shares:
         prior = _WORTH * self._weight
         return min(share * (prior + self._right[first][i]) / (prior + self._said[first][i]), 0.999)
 
+    def chances(self, tree: DraftedTree) -> tuple[list[float], list[bool]]:
+        """For each token of a tree the chance that the text comes to it, and whether it is on the main path
+        (see :class:`~sllm.targets.tree.TokenTree`).
+        """
+        chances: list[float] = []
+        main: list[bool] = []
+        for share, parent, first in zip(tree.shares, tree.parents, tree.firsts(), strict=True):
+            chance = self.corrected(share, first)
+            chances.append(chance if parent < 0 else chance * chances[parent])
+            main.append(first and (parent < 0 or main[parent]))
+        return chances, main
+
     def observe(self, tree: DraftedTree, truth: Sequence[int]) -> list[int]:
         """Compare a tree with what came in its place; returns the places of the tokens that hold."""
         firsts = tree.firsts()
@@ -88,6 +101,28 @@ class Shares:
                 counts[:] = [count / self._weight for count in counts]
             self._weight = 1.0
         return path
+
+
+def likeliest_first(chances: Sequence[float]) -> list[int]:
+    """The places of a tree's tokens by their chances: parents come before their children."""
+    return sorted(range(len(chances)), key=lambda i: (-chances[i], i))
+
+
+def n_worth_showing(tokens: Sequence[tuple[float, bool]], rows: Iterable[float]) -> int:
+    """How many of a tree's tokens, likeliest first, bring more than their rows cost.
+
+    Args:
+        tokens: of each its chance, and whether it is on the main path.
+        rows: what each row costs, in tokens that its time would bring otherwise.
+
+    """
+    gain, best_gain, best = 0.0, 0.0, 0
+    for n, ((chance, main), row) in enumerate(zip(tokens, rows), 1):  # noqa: B905 - there may be more rows
+        # A token beside the main path is computed again with the next pass, if it holds.
+        gain += chance - row if main else chance * (1 - row) - row
+        if gain > best_gain:
+            best, best_gain = n, gain
+    return best
 
 
 class _Width:
@@ -225,24 +260,12 @@ class TreeGrowth(DraftPays):
         """The tokens that the target should check, likeliest first."""
         if not tree.tokens:
             return tree
-        firsts = tree.firsts()
-        chances: list[float] = []
-        main: list[bool] = []  # whether a token is on the main path: see TokenTree
-        for share, parent, first in zip(tree.shares, tree.parents, firsts, strict=True):
-            chance = self._shares.corrected(share, first)
-            chances.append(chance if parent < 0 else chance * chances[parent])
-            main.append(first and (parent < 0 or main[parent]))
-        order = sorted(range(len(chances)), key=lambda i: (-chances[i], i))
-        order = order[: min(self.limit, max(self._STEP, 2 * self._most))]
+        chances, main = self._shares.chances(tree)
+        order = likeliest_first(chances)[: min(self.limit, max(self._STEP, 2 * self._most))]
         costs = self._row_costs()
         rate = self._rate or 1 / costs[0]
-        gain, best_gain, best = 0.0, 0.0, 0
-        for n, i in enumerate(order):
-            row = rate * (costs[n + 1] - costs[n])
-            # A token beside the main path is computed again with the next pass, if it holds.
-            gain += chances[i] - row if main[i] else chances[i] * (1 - row) - row
-            if gain > best_gain:
-                best, best_gain = n + 1, gain
+        rows = [rate * (after - before) for before, after in pairwise(costs)]
+        best = n_worth_showing([(chances[i], main[i]) for i in order], rows)
         shown = order[: max(best, 1)]  # a try that shows nothing can only fail
         if self._asked.n_passes > self._FIRST:  # the first one was only to learn what a pass costs
             self._widths[self._asked.width].add(sum(chances[i] for i in shown), len(shown), tree.n_passes)

@@ -53,6 +53,11 @@ class PassTimes:
         """Whether any pass was seen."""
         return bool(self._counts)
 
+    @property
+    def most(self) -> int:
+        """The largest number of rows that was seen; 0: none was."""
+        return self._counts[-1] if self._counts else 0
+
     def known(self, count: int) -> bool:
         """Whether a pass of ``count`` rows was seen."""
         return count in self._medians

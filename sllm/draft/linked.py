@@ -33,7 +33,17 @@ class LinkedPassTimes(PassTimes):
     """What a row adds to a pass that is bound by reading the weights, as a part of it; until that is seen."""
 
     _PRIOR_WEIGHT = 300.0
-    """Of that guess: in squares of rows, as the passes that are seen weigh by how far their sizes differ."""
+    """Of that guess at most: in squares of rows, as the passes that are seen weigh by how far their sizes
+    differ.
+    """
+
+    _PRIOR_SPREAD = 0.5
+    """So far off is the guess thought to be, as a part of it: the less the times of passes vary besides, the
+    less it weighs (the posterior of a slope with a normal prior).
+    """
+
+    _FEW = 4
+    """So many passes do not show how much their times vary."""
 
     _SLOWEST = 2.0
     """A pass that took so many times what was expected counts as if it had taken just that."""
@@ -41,16 +51,17 @@ class LinkedPassTimes(PassTimes):
     def __init__(self, round_trip: Callable[[], float]) -> None:
         super().__init__()
         self._round_trip = round_trip
-        self._n = self._x = self._y = self._xx = self._xy = 0.0  # sums over passes: rows and seconds
+        # Sums over passes: rows and seconds.
+        self._n = self._x = self._y = self._xx = self._xy = self._yy = 0.0
 
     def add(self, count: int, seconds: float) -> None:
         """See :meth:`PassTimes.add`."""
         if self._n >= 1:
             seconds = min(seconds, self._SLOWEST * self.estimate(count))
         super().add(count, seconds)
-        sums = (self._n, self._x, self._y, self._xx, self._xy)
-        new = (1.0, count, seconds, count * count, count * seconds)
-        self._n, self._x, self._y, self._xx, self._xy = (
+        sums = (self._n, self._x, self._y, self._xx, self._xy, self._yy)
+        new = (1.0, count, seconds, count * count, count * seconds, seconds * seconds)
+        self._n, self._x, self._y, self._xx, self._xy, self._yy = (
             self._KEEP * old + one for old, one in zip(sums, new, strict=True)
         )
 
@@ -61,8 +72,14 @@ class LinkedPassTimes(PassTimes):
         # Sums about the means; rounding may leave a little less than nothing of them.
         spread = max(self._xx - self._x * self._x / self._n, 0.0)
         together = self._xy - self._x * mean
-        slope = (together + self._PRIOR_WEIGHT * prior) / (spread + self._PRIOR_WEIGHT)
-        return max(slope, 0.0)
+        weight = self._PRIOR_WEIGHT
+        if self._n >= self._FEW and prior > 0:
+            fitted = together * together / spread if spread > 0 else 0.0
+            varies = max(self._yy - self._y * mean - fitted, 0.0) / (self._n - 2)
+            weight = min(weight, varies / (self._PRIOR_SPREAD * prior) ** 2)
+        if spread + weight <= 0:
+            return prior
+        return max((together + weight * prior) / (spread + weight), 0.0)
 
     def estimate(self, count: int) -> float:
         """See :meth:`PassTimes.estimate`."""

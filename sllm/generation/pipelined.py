@@ -284,7 +284,7 @@ class PipelinedRuns:
                 self._streak.observe(token == true)
         else:
             n_right = self._follow(trees, tokens)
-        hinted = commit.n_verified > 0 and not commit.own_draft
+        hinted = commit.n_verified > commit.n_own_verified
         ahead.observe_pass(commit.seconds, None if hinted else n)
         ahead.observe_round_trip(self._generation.remote.round_trip)
         stats.count(commit)

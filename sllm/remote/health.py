@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from sllm.errors import RemoteError
 from sllm.extras import needs
 from sllm.wire import auth
-from sllm.wire.protocol import CHANNEL_OPTIONS
+from sllm.wire.channels import open_channel
 
 with needs("remote"):
     import grpc
@@ -35,13 +36,13 @@ def is_serving(address: auth.Address, timeout: float) -> bool:
 
     """
     until = time.monotonic() + timeout
-    options: list[tuple[str, str | int]] = [*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1)]
-    if address.insecure:
-        channel = grpc.insecure_channel(address.endpoint, options)
-    else:
-        credentials, name = auth.client_credentials(auth.fetch_certificate(address, timeout))
-        options.append(("grpc.ssl_target_name_override", name))
-        channel = grpc.secure_channel(address.endpoint, credentials, options)
+    certificates: dict[str, bytes] = {}
+    if not address.insecure and address.fingerprint is None:
+        certificate = auth.fetch_certificate(address, timeout)
+        fingerprint = auth.fingerprint(certificate)
+        certificates[fingerprint] = certificate
+        address = replace(address, fingerprint=fingerprint)
+    channel = open_channel(address, timeout, keepalive=timeout, certificates=certificates)
     with channel:
         ask = channel.unary_unary(
             "/grpc.health.v1.Health/Check",

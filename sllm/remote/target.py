@@ -427,16 +427,20 @@ class RemoteGeneration:
         if sent is not None:
             self.remote.observe_round_trip(time.perf_counter() - sent - message.hint_age_us * 1e-6)
             self._link.round_trip = self.remote.round_trip
-        if message.own_draft:
-            self.remote.n_own_draft += message.n_accepted
+        n_accepted = min(message.n_accepted, len(tokens) - 1)  # the last one is always the target's own
+        older = (
+            message.own_draft and not message.n_own_verified
+        )  # a worker that says no more than whose it was
         commit = Commit(
             message.pos,
             tokens,
-            min(message.n_accepted, len(tokens) - 1),  # the last one is always the target's own
+            n_accepted,
             message.n_verified,
             message.pass_us * 1e-6,
-            message.own_draft,
+            n_accepted if older else min(message.n_own_accepted, n_accepted),
+            message.n_verified if older else min(message.n_own_verified, message.n_verified),
         )
+        self.remote.n_own_draft += commit.n_own_accepted
         with self._changed:
             self._heard_hint_id = message.hint_id
             self._stream.progress()

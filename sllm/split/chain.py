@@ -23,6 +23,9 @@ _RETRY_SECONDS = 60.0
 """A hop that has failed is tried again with a text that begins so much later and shares nothing."""
 
 
+_NOT_WANTED = "SplitTarget(hops=False), --hops none"
+
+
 @dataclass(frozen=True)
 class Part:
     """What one worker has of a split.
@@ -79,7 +82,7 @@ def obstacle(part: Part, following: Part) -> str | None:
     if there.fingerprint is None:
         return f"{there.endpoint} is known by no fingerprint of a certificate"
     if following.hop_address is None and is_loopback(there.host) and not is_loopback(part.link.address.host):
-        return f"{there.endpoint} is another machine for {part.link.endpoint}: name it by hops="
+        return f"{there.endpoint} is another machine for {part.link.endpoint}: name it by hops= (--hops)"
     return None
 
 
@@ -101,7 +104,7 @@ class Relays:
         """Why the client carries rows from worker i to worker i + 1, for each i where it has to."""
         found: dict[int, str] = {}
         for i, (part, following) in enumerate(zip(self.parts, self.parts[1:])):  # noqa: B905
-            reason = "SplitTarget(hops=False)" if not self._allowed else obstacle(part, following)
+            reason = obstacle(part, following) if self._allowed else _NOT_WANTED
             if reason is None and i in self._failed:
                 reason = self._failed[i][0]
             if reason is not None:

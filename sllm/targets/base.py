@@ -40,7 +40,7 @@ class Commit:
         n_accepted: how many of them, from the first on, had been hinted.
         n_verified: how many hinted tokens the pass checked, accepted or not.
         seconds: how long the pass took.
-        own_draft: whether what it checked had been drafted by the target itself, most of it at least.
+        n_own_accepted, n_own_verified: of these, how many the target alone had drafted itself.
 
     """
 
@@ -49,7 +49,15 @@ class Commit:
     n_accepted: int
     n_verified: int
     seconds: float
-    own_draft: bool = False
+    n_own_accepted: int = 0
+    n_own_verified: int = 0
+
+    @property
+    def own_draft(self) -> bool:
+        """Whether the target itself had drafted most of what was accepted, or else of what was checked."""
+        if self.n_accepted:
+            return 2 * self.n_own_accepted > self.n_accepted
+        return 2 * self.n_own_verified > self.n_verified
 
 
 @dataclass

@@ -180,7 +180,7 @@ class Opened(_message.Message):
     def __init__(self, n_reused: _Optional[int] = ..., prompt_us: _Optional[int] = ..., queued_us: _Optional[int] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("pos", "tokens", "n_accepted", "n_verified", "own_draft", "pass_us", "hint_id", "hint_age_us")
+    __slots__ = ("pos", "tokens", "n_accepted", "n_verified", "own_draft", "pass_us", "hint_id", "hint_age_us", "n_own_verified", "n_own_accepted")
     POS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     N_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
@@ -189,6 +189,8 @@ class Commit(_message.Message):
     PASS_US_FIELD_NUMBER: _ClassVar[int]
     HINT_ID_FIELD_NUMBER: _ClassVar[int]
     HINT_AGE_US_FIELD_NUMBER: _ClassVar[int]
+    N_OWN_VERIFIED_FIELD_NUMBER: _ClassVar[int]
+    N_OWN_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     pos: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     n_accepted: int
@@ -197,7 +199,9 @@ class Commit(_message.Message):
     pass_us: int
     hint_id: int
     hint_age_us: int
-    def __init__(self, pos: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., n_accepted: _Optional[int] = ..., n_verified: _Optional[int] = ..., own_draft: bool = ..., pass_us: _Optional[int] = ..., hint_id: _Optional[int] = ..., hint_age_us: _Optional[int] = ...) -> None: ...
+    n_own_verified: int
+    n_own_accepted: int
+    def __init__(self, pos: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., n_accepted: _Optional[int] = ..., n_verified: _Optional[int] = ..., own_draft: bool = ..., pass_us: _Optional[int] = ..., hint_id: _Optional[int] = ..., hint_age_us: _Optional[int] = ..., n_own_verified: _Optional[int] = ..., n_own_accepted: _Optional[int] = ...) -> None: ...
 
 class Done(_message.Message):
     __slots__ = ("reason",)

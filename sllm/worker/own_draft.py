@@ -7,19 +7,19 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from sllm.draft.length import PassTimes
 from sllm.draft.tree import DraftedTree
 from sllm.engine.tree import MAX_NODES
 from sllm.errors import CancelledError, SllmError
 from sllm.targets.tree import TokenTree
-from sllm.worker.tree_plan import CLEARLY, SHORT
+from sllm.worker.draft_budget import Chance, DraftBudget, Part, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import numpy as np
-    import numpy.typing as npt
+    from collections.abc import Sequence
 
     from sllm.engine.context import Context
     from sllm.engine.jobs import Draft
@@ -31,10 +31,18 @@ __all__ = ["AGREE", "HeadsDraft", "Job", "OwnDraft"]
 
 log = logging.getLogger("sllm.worker")
 
-_Wanted = TypeVar("_Wanted", bound=tuple[Any, ...])
-
 AGREE = 2
 """A hint that was doubted is taken after all where so many of its tokens are what the own draft says."""
+
+
+_LEARN = 16
+"""Tokens of which is known whether they held, before what a text's draft says is believed alone."""
+
+_ALONG = 33
+"""Tokens of a text that the draft has not read and that its next pass reads along: what a pass commits."""
+
+_READ = 256
+"""Others that it reads before a pass at most, of all texts together."""
 
 
 @dataclass(eq=False)
@@ -49,9 +57,9 @@ class Job:
         draft: the tokens that the pass verifies, of the hint and of the worker's own draft.
         own: the places in it of those that the worker's draft alone has proposed.
         n_hinted: how many tokens of the hint, along its main path, stand before the worker's own draft.
-        proposed: what that says, where it is a chain, after ``own_from`` of the hint's tokens, with its
-            probabilities ``probs``.
-        tree: the same after ``n_hinted`` of them, where it is a tree.
+        width, part: how that was asked for.
+        proposed: what it says, where it is a chain, with its probabilities ``probs``.
+        tree: the same, where it is a tree.
 
     """
 
@@ -64,7 +72,8 @@ class Job:
     draft: TokenTree = field(default_factory=TokenTree)
     own: set[int] = field(default_factory=set)
     n_hinted: int = 0
-    own_from: int = 0
+    width: int = 1
+    part: Part = field(default_factory=Part)
     proposed: list[int] = field(default_factory=list)
     probs: list[float] = field(default_factory=list)
     tree: DraftedTree = field(default_factory=DraftedTree)
@@ -79,24 +88,18 @@ class OwnDraft:
     Args:
         context: of the smaller model, with a sequence for each of the scheduler's slots.
         pace: what a token takes at least.
+        passes: what the scheduler's passes take by their rows; it goes on measuring.
 
     """
 
-    def __init__(self, context: Context, pace: Pace) -> None:
+    WIDTHS: tuple[int, ...] = (1,)
+    """Rows of a text in a pass of the draft."""
+
+    def __init__(self, context: Context, pace: Pace, passes: PassTimes | None = None) -> None:
         self.context = context
         self._pace = pace
-
-    def follow(self, slot: TextSlot, session: Session, chunk: npt.NDArray[np.int32]) -> None:
-        """Compute a part of a prompt, int32 (n,), which the big model has just computed."""
-        if not session.can_draft or slot.n_in_draft != session.n_computed:
-            return
-        try:
-            self.context.decode([chunk], seq_id=[slot.seq_id], pos=[slot.n_in_draft])
-            slot.n_in_draft += len(chunk)
-        except CancelledError:
-            raise
-        except (SllmError, ValueError) as error:
-            _give_up(session, error)
+        self._n_reading = _READ
+        self._budget = DraftBudget(passes or PassTimes(), self.WIDTHS)
 
     def copy(self, source: TextSlot, target: TextSlot) -> None:
         """Give ``target`` the memory of ``source``."""
@@ -118,85 +121,128 @@ class OwnDraft:
             The jobs for which something was drafted, and the seconds that it took.
 
         """
-        # 1. Where, how many tokens, and down to which probability?
-        wanted: list[tuple[Job, int, float]] = []
+        # 1. Which of them may draft, from where, and how far is it worth the time of all?
+        texts: list[Text] = []
         for job in jobs:
-            session, length = job.session, job.session.draft_length
-            room = min(session.end, self.context.n_ctx_seq) - len(session.text) - 1
-            if not session.can_draft or room <= 0 or not self._begin(job):
-                continue
-            after, holds = _given(job)
-            n_max, p_min = length.more(after=after, holds=holds)
-            n_max = min(n_max, room - after)
-            if n_max > 0:
-                wanted.append((job, n_max, p_min))
+            room = self._room(job)
+            weight = self._place(job) if room > 0 else 0.0
+            n_tokens = 1 + sum(job.session.branches.worths(job.draft))
+            texts.append(Text(n_tokens, weight, self._chances(job), room - job.n_hinted))
+        plan = self._budget.plan(texts, sum(1 + len(job.draft) + job.n_again for job in jobs))
+        self._n_reading = _READ
+        wanted: list[Job] = []
+        for job, part in zip(jobs, plan.parts, strict=True):
+            job.width, job.part = plan.width, part
+            if part.depth == 0:
+                self._chances(job)[plan.width].forget()
+            elif self._has_read(job):
+                wanted.append(job)
         if not wanted:
             return [], 0.0
         # 2. All together.
         began = time.perf_counter()
-        drafted = self._each_or_all(wanted, self._draft)
+        drafted = self._each_or_all(wanted)
         # 3. What did it cost?
-        n_most = max((len(job.proposed) for job in drafted), default=0)
-        self._wait(began, max(n_most, 1), len(drafted))
-        seconds = time.perf_counter() - began
-        for job in drafted:
-            job.session.draft_length.observe_draft(max(len(job.proposed), 1), seconds)
+        n_passes = max((self._n_passes(job) for job in drafted), default=1)
+        seconds = self._draft_time(began, n_passes, len(drafted) * plan.width)
+        if drafted:
+            n_shown = sum(len(job.own) for job in drafted)
+            self._budget.observe(plan.width, len(drafted), n_passes, n_shown, seconds)
         return drafted, seconds
 
-    def learn(self, job: Job, tokens: Sequence[int], seconds: float, draft_seconds: float) -> None:
-        """A pass has committed ``tokens`` for a job and has taken so long, what drafting took included."""
-        length, n = job.session.draft_length, job.own_from
-        length.observe_pass(len(job.draft) + job.n_again, seconds - draft_seconds)
-        if not job.proposed:
+    def learn(self, job: Job, tokens: Sequence[int]) -> None:
+        """A pass has committed ``tokens`` for a job."""
+        n = job.n_hinted
+        if self._n_passes(job) == 0 or tuple(tokens[:n]) != job.hint.main_path()[:n]:
             return
-        if tuple(tokens[:n]) == job.hint.main_path()[:n]:
-            length.observe_truth(job.proposed, job.probs, tokens[n:])
-        if job.n_hinted == 0:
-            length.observe_round(len(tokens), seconds)
+        n_brought = min(self._observe_truth(job, tokens[n:]), len(tokens) - n - 1)
+        for chance in (self._chances(job)[job.width], self._budget.usual[job.width]):
+            chance.observe(max(n_brought, 0), ended=n_brought < job.part.depth)
 
-    def _each_or_all(self, wanted: list[_Wanted], draft: Callable[[list[_Wanted]], list[Job]]) -> list[Job]:
-        """``draft`` all together; where that fails, one by one: one text's trouble is not the others'."""
+    def _room(self, job: Job) -> int:
+        """How many more tokens a draft may have, hinted ones with it."""
+        session = job.session
+        if not session.can_draft:
+            return 0
+        return min(session.end, self.context.n_ctx_seq) - len(session.text) - 1
+
+    def _has_read(self, job: Job) -> bool:
+        """Whether the draft has read all of a text but for what it reads along; if not, it reads some of it.
+
+        So nothing is read of a text for which nothing is drafted, and what a pass of the draft takes is not
+        what a prompt does.
+        """
+        slot, session = job.slot, job.session
+        begins = self._begins(job)
+        n_behind = len(session.text) - begins - _ALONG
+        if n_behind <= 0:
+            return True
+        n = min(n_behind, self._n_reading)
+        if n > 0:
+            chunk = np.array(session.text[begins : begins + n], dtype=np.int32)
+            try:
+                self.context.decode([chunk], seq_id=[slot.seq_id], pos=[begins])
+            except CancelledError:
+                raise
+            except (SllmError, ValueError) as error:
+                _give_up(session, error)
+                return False
+            slot.n_in_draft += n
+            self._n_reading -= n
+        return n == n_behind
+
+    def _place(self, job: Job) -> float:
+        """Choose where a job's own draft begins, after ``n_hinted`` tokens of its hint; returns the chance
+        that the text comes there.
+        """
+        job.n_hinted = len(job.draft)
+        if not job.draft:
+            doubted = job.session.hint_trust.chance < self._chances(job)[1].value
+            return 1.0 if doubted or not job.hint else 0.0
+        # It goes on after a hint that is checked as a whole.
+        whole = job.draft.is_chain and len(job.draft) == len(job.hint)
+        follows = whole and max(job.draft.tokens) < self.context.model.vocab.n_tokens
+        return _hint_holds(job) if follows else 0.0
+
+    def _n_passes(self, job: Job) -> int:
+        """Passes of the draft that a job has needed; 0: nothing was drafted."""
+        return len(job.proposed)
+
+    def _observe_truth(self, job: Job, truth: Sequence[int]) -> int:
+        """In the place of what was drafted came ``truth``; returns how many tokens of a draft hold."""
+        return job.session.own_trust.observe_truth(job.proposed, job.probs, truth)
+
+    def _chances(self, job: Job) -> dict[int, Chance]:
+        """That what is drafted for a job goes on rightly; at first as for other texts."""
+        found = job.session.own_chances
+        if not found:
+            found.update({width: Chance(usual.value) for width, usual in self._budget.usual.items()})
+        return found
+
+    def _each_or_all(self, wanted: list[Job]) -> list[Job]:
+        """Draft all together; where that fails, one by one: one text's trouble is not the others'."""
         try:
-            return draft(wanted)
+            return self._draft(wanted)
         except CancelledError:
             raise
         except (SllmError, ValueError):
             drafted: list[Job] = []
-            for one in wanted:
+            for job in wanted:
                 try:
-                    drafted += draft([one])
+                    drafted += self._draft([job])
                 except CancelledError:  # noqa: PERF203
                     raise
                 except (SllmError, ValueError) as error:
-                    job: Job = one[0]
                     _give_up(job.session, error)
             return drafted
 
-    def _wait(self, began: float, n_passes: int, n_rows: int) -> None:
-        """Until passes of the draft, of so many rows each, have taken as long as they should."""
+    def _draft_time(self, began: float, n_passes: int, n_rows: int) -> float:
+        """Seconds since passes of the draft, of so many rows each, have begun; waits until they have taken as
+        long as they should.
+        """
         pass_seconds = self._pace.draft_seconds + n_rows * self._pace.draft_row_seconds
         time.sleep(max(0.0, began + n_passes * pass_seconds - time.perf_counter()))
-
-    def _begin(self, job: Job) -> bool:
-        """Whether to draft for a job, after as much of its hint as ``n_hinted`` says then."""
-        length = job.session.draft_length
-        job.n_hinted = len(job.draft)
-        if not job.draft:  # a hint that is not worth checking leaves room for a likelier draft alone
-            doubted = job.session.hint_trust.chance < length.acceptance
-            return (doubted or not job.hint) and length.begin()
-        whole = job.draft.is_chain and len(job.draft) == len(job.hint)
-        goes_on = whole and max(job.draft.tokens) < self.context.model.vocab.n_tokens
-        if not length.tried:  # nothing is known of it yet: it may show what it takes after a short hint
-            return goes_on and len(job.draft) < SHORT and length.begin()
-        given = [job.session.hint_trust.chance] * len(job.draft)
-        alone = length.expected(given, drafts=False)
-        after = length.expected(given, drafts=True) if goes_on else 0.0
-        instead = length.expected([], drafts=True)
-        if max(after, instead) <= CLEARLY * alone or not length.begin():
-            return False
-        if instead > after:
-            job.draft, job.n_hinted = TokenTree(), 0
-        return True
+        return time.perf_counter() - began
 
     def _begins(self, job: Job) -> int:
         """From which position on a text has to be given to what drafts."""
@@ -208,14 +254,13 @@ class OwnDraft:
             job.slot.n_in_draft = len(job.session.text)
         return drafts
 
-    def _draft(self, wanted: list[tuple[Job, int, float]]) -> list[Job]:
-        jobs = [job for job, _, _ in wanted]
+    def _draft(self, jobs: list[Job]) -> list[Job]:
         drafts = self._drafts(
             jobs,
             seq_ids=[job.slot.seq_id for job in jobs],
             tokens=[[*job.session.text[self._begins(job) :], *job.draft.tokens] for job in jobs],
-            n_max=[n_max for _, n_max, _ in wanted],
-            p_min=[p_min for _, _, p_min in wanted],
+            n_max=[job.part.depth for job in jobs],
+            p_min=[_least_prob(job) for job in jobs],
             sampling=[job.session.sampling for job in jobs],
             pos=[self._begins(job) for job in jobs],
             start=[job.session.start for job in jobs],
@@ -223,15 +268,13 @@ class OwnDraft:
         for row, job in enumerate(jobs):
             job.proposed = drafts.tokens[row, : drafts.lengths[row]].tolist()
             job.probs = drafts.probs[row, : drafts.lengths[row]].tolist()
-            after, holds = _given(job)
-            job.own_from = after
-            n = job.session.draft_length.keep(job.probs, after=after, holds=holds)
+            n = _n_worth_checking(job)
             kept, hint = tuple(job.proposed[:n]), job.hint
-            if after == 0 and AGREE <= n < len(hint) and hint.is_chain and hint.tokens[:n] == kept:
-                job.draft, job.n_hinted = hint, len(hint)  # two say so, and one knows more
+            if not job.draft and AGREE <= n < len(hint) and hint.is_chain and hint.tokens[:n] == kept:
+                job.draft = hint  # two say so, and one knows more
             else:
                 job.draft = TokenTree.chain([*job.draft.tokens, *kept])
-                job.own = set(range(after, after + n))
+                job.own = set(range(job.n_hinted, job.n_hinted + n))
         return jobs
 
 
@@ -240,16 +283,13 @@ class HeadsDraft(OwnDraft):
 
     Args:
         heads: of the scheduler's context.
-        pace: as for :class:`OwnDraft`.
+        pace, passes: as for :class:`OwnDraft`.
 
     """
 
-    def __init__(self, heads: Heads, pace: Pace) -> None:
-        super().__init__(heads.context, pace)
+    def __init__(self, heads: Heads, pace: Pace, passes: PassTimes | None = None) -> None:
+        super().__init__(heads.context, pace, passes)
         self._heads = heads
-
-    def follow(self, slot: TextSlot, session: Session, chunk: npt.NDArray[np.int32]) -> None:
-        """The heads have followed."""
 
     def copy(self, source: TextSlot, target: TextSlot) -> None:
         """The heads have copied what they hold with the context's memory."""
@@ -264,9 +304,27 @@ class HeadsDraft(OwnDraft):
         return self._heads.draft(**arguments)
 
 
-def _given(job: Job) -> tuple[int, float]:
-    """How many hinted tokens a job's draft begins with, and the chance that all of them hold."""
-    return job.n_hinted, float(job.session.hint_trust.chance**job.n_hinted)
+def _hint_holds(job: Job) -> float:
+    """The chance that all hinted tokens hold with which a job's draft begins."""
+    return float(job.session.hint_trust.chance**job.n_hinted)
+
+
+def _least_prob(job: Job) -> float:
+    """The draft's probability below which a job's chain ends."""
+    trust = job.session.own_trust
+    return min(trust.least(job.part.least), 0.8) if trust.n_seen >= _LEARN else 0.0
+
+
+def _n_worth_checking(job: Job) -> int:
+    """How many tokens of a job's drafted chain bring more than their rows cost."""
+    trust, holds = job.session.own_trust, _hint_holds(job)
+    # Little is known of a new text's draft, and what it says may be of no account.
+    usual = trust.acceptance if trust.n_seen < _LEARN else 0.0
+    for n, prob in enumerate(job.probs):
+        holds *= max(trust.chance(prob), usual)
+        if holds <= job.part.row:
+            return n
+    return len(job.probs)
 
 
 def _give_up(session: Session, error: Exception) -> None:

@@ -28,12 +28,12 @@ from sllm.errors import (
     InferenceError,
     SllmError,
 )
+from sllm.targets.base import Commit
 from sllm.worker.own_draft import HeadsDraft, Job, OwnDraft
 from sllm.worker.passes import PassLoop
 from sllm.worker.session import (
     MAX_HINT_ROWS,
     MAX_TREE_ROWS,
-    Committed,
     Finished,
     Opened,
     Scored,
@@ -89,12 +89,12 @@ class Scheduler(PassLoop[Session]):
         self._context = context
         self.can_branch = context.can_branch
         self._max_draft = min(MAX_TREE_ROWS if self.can_branch else MAX_HINT_ROWS, context.max_draft)
+        self._shares = Shares()
         self._draft: OwnDraft | None = None
         if draft is not None:
-            self._draft = _drafting(context, draft, self._pace)
+            self._draft = _drafting(context, draft, self._pace, self._shares.passes)
         self._payoff = Payoff()  # of the worker's own drafts
         self._usual_hinted = 1.0  # tokens of a pass for a text with a hint
-        self._shares = Shares()
         self._slots: list[TextSlot] = [TextSlot(i) for i in range(limits.sessions)]
         self._queue: deque[Session] = deque()
         self._turn = 0  # which prompt the next chunk begins with
@@ -148,7 +148,6 @@ class Scheduler(PassLoop[Session]):
             run_ahead=run_ahead,
             text_id=text_id,
             score_from=score_from,
-            max_draft=self._max_draft,
             can_branch=self.can_branch,
             account=account,
         )
@@ -413,9 +412,6 @@ class Scheduler(PassLoop[Session]):
             at = session.n_computed
             following = np.array([*chunk, session.text[at + len(chunk)]], dtype=np.int32)
             session.scores.append(self._context.token_logprobs(following, seq_id=slot.seq_id, pos=at))
-        if self._draft is not None:
-            for slot, session, chunk in plain:
-                self._draft.follow(slot, session, chunk)
         # 3. Account, and tell the sessions whose prompt is whole.
         seconds = time.perf_counter() - began
         n_computed = sum(len(chunk) for _, _, chunk in chunks)
@@ -496,7 +492,7 @@ class Scheduler(PassLoop[Session]):
             job.own = {place for place in job.own if place < len(job.draft)}
             job.session.branches.observe_truth(job.hint, tokens)
             if self._draft is not None:
-                self._draft.learn(job, tokens, seconds, draft_seconds)
+                self._draft.learn(job, tokens)
             self._commit(job, tokens, n_accepted, seconds)
             is_hinted = len(job.own) < len(job.draft)
             n_tokens += self._observe_hinted(len(tokens)) if is_hinted else len(tokens)
@@ -549,8 +545,6 @@ class Scheduler(PassLoop[Session]):
         session, pos, n_verified = job.session, len(job.session.text), len(job.draft)
         accepted = tokens[:n_accepted]
         n_own_accepted = len(job.own.intersection(job.draft.path(accepted)))
-        # Whose it was: of what was accepted, or else of what was checked, most.
-        own_draft = 2 * n_own_accepted > n_accepted or (n_accepted == 0 and 2 * len(job.own) > n_verified)
         session.n_again = job.draft.n_beside(accepted)
         session.text.extend(tokens)
         session.answered = job.hint_id
@@ -561,18 +555,19 @@ class Scheduler(PassLoop[Session]):
         session.account.spend(len(tokens))
         session.account.note_text(session.text_id, session.start, len(session.text))
         self.stats.count_commit(len(tokens), n_verified, n_accepted, len(job.own), n_own_accepted)
-        session.tell(Committed(pos, tuple(tokens), n_accepted, n_verified, own_draft, seconds))
+        own = n_own_accepted, len(job.own)
+        session.tell(Commit(pos, tuple(tokens), n_accepted, n_verified, seconds, *own))
         if self._context.model.vocab.is_eog(tokens[-1]):
             self._finish(session, Finished("eog"))
         elif session.is_full:
             self._finish(session, Finished(session.end_reason))
 
 
-def _drafting(context: Context, draft: Context | Heads, pace: Pace) -> OwnDraft:
-    """What drafts for a scheduler of ``context``."""
+def _drafting(context: Context, draft: Context | Heads, pace: Pace, passes: PassTimes) -> OwnDraft:
+    """What drafts for a scheduler of ``context``, whose passes take so long."""
     if isinstance(draft, Heads):
-        return HeadsDraft(draft, pace)
-    return (TreeDraft if context.can_branch and draft.can_branch else OwnDraft)(draft, pace)
+        return HeadsDraft(draft, pace, passes)
+    return (TreeDraft if context.can_branch and draft.can_branch else OwnDraft)(draft, pace, passes)
 
 
 def rows_to_check(times: PassTimes, worths: Sequence[Sequence[float]], n_again: int = 0) -> list[int]:

@@ -18,6 +18,7 @@ from sllm.engine.grammar import have_grammars
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import AuthError, ClosedError, RemoteError
 from sllm.extras import needs
+from sllm.targets.base import Commit
 from sllm.wire.protocol import (
     FEATURES,
     PIECE_BYTES,
@@ -34,7 +35,7 @@ from sllm.wire.protocol import (
 )
 from sllm.worker.rate import Rate
 from sllm.worker.scheduler import Scheduler
-from sllm.worker.session import Committed, Finished, Opened, Scored, Session
+from sllm.worker.session import Finished, Opened, Scored, Session
 from sllm.worker.token_file import DEFAULT_NAME
 
 with needs("remote"):
@@ -371,7 +372,7 @@ class Service:
                         queued_us=microseconds(event.queued_seconds),
                     )
                 )
-            elif isinstance(event, Committed):
+            elif isinstance(event, Commit):
                 hint = session.newest
                 yield pb.Down(
                     commit=pb.Commit(
@@ -380,6 +381,8 @@ class Service:
                         n_accepted=event.n_accepted,
                         n_verified=event.n_verified,
                         own_draft=event.own_draft,
+                        n_own_verified=event.n_own_verified,
+                        n_own_accepted=event.n_own_accepted,
                         pass_us=microseconds(event.seconds),
                         hint_id=hint.id,
                         hint_age_us=microseconds(time.monotonic() - hint.received) if hint.id else 0,

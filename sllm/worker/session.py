@@ -7,13 +7,13 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sllm.draft.length import DraftLength
+from sllm.draft.confidence import Confidence
+from sllm.draft.growth import Shares
 from sllm.draft.streak import HintTrust
 from sllm.targets.tree import TokenTree
 from sllm.worker.branches import Branches
 from sllm.worker.passes import Slot
 from sllm.worker.token_file import DEFAULT_NAME
-from sllm.worker.tree_plan import TreePlan
 from sllm.worker.users import Account
 
 if TYPE_CHECKING:
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from sllm.engine.sampling import SamplingParams
+    from sllm.targets.base import Commit
+    from sllm.worker.draft_budget import Chance
     from sllm.worker.passes import PassLoop
 
 __all__ = [
     "MAX_HINT_ROWS",
     "MAX_TREE_ROWS",
-    "Committed",
     "Finished",
     "Hint",
     "Opened",
@@ -52,18 +53,6 @@ class Opened:
     n_reused: int
     prompt_seconds: float
     queued_seconds: float
-
-
-@dataclass(frozen=True)
-class Committed:
-    """Tokens that one pass committed; see :class:`sllm.targets.base.Commit`."""
-
-    pos: int
-    tokens: tuple[int, ...]
-    n_accepted: int
-    n_verified: int
-    own_draft: bool
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -127,7 +116,6 @@ class Session:
         run_ahead: whether passes go on without hints.
         text_id: the client's name for the text; 0: none.
         score_from: the first token to be scored; None: the text is to be continued.
-        max_draft: drafted tokens that one pass can check.
         can_branch: whether one can check those of several branches.
         account: of the user whose text it is; None: of anybody.
 
@@ -148,7 +136,6 @@ class Session:
         run_ahead: bool,
         text_id: int = 0,
         score_from: int | None = None,
-        max_draft: int = DraftLength.LIMIT,
         can_branch: bool = False,
         account: Account | None = None,
     ) -> None:
@@ -179,8 +166,9 @@ class Session:
         self.answered = 0  # id of the last hint that a pass has answered
         self.hint_trust = HintTrust()
         self.branches = Branches(self.hint_trust)
-        self.draft_length = DraftLength(max_draft)  # of the worker's own drafts
-        self.tree_plan = TreePlan(max_draft)  # of the same, where they are trees
+        self.own_trust = Confidence()  # what the worker's own draft's word is worth
+        self.own_shares = Shares()  # the same, where it is a tree
+        self.own_chances: dict[int, Chance] = {}  # that it goes on rightly, by the rows of its passes
         self.n_again = 0  # tokens that the next pass computes again: see TokenTree.n_beside
         self.can_draft = True  # False: the worker's own draft cannot follow the text
         self.scores: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]] = []
@@ -190,7 +178,7 @@ class Session:
         """
         self.ending: Finished | None = None  # how it is to end at the next opportunity
         self.finished = False
-        self._events: queue.SimpleQueue[Opened | Committed | Scored | Finished] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Opened | Commit | Scored | Finished] = queue.SimpleQueue()
 
     # ---- the client's side
 
@@ -221,7 +209,7 @@ class Session:
         self.end_with(Finished("failed", error))
         self._loop.wake()
 
-    def events(self) -> Iterator[Opened | Committed | Scored | Finished]:
+    def events(self) -> Iterator[Opened | Commit | Scored | Finished]:
         """What happens to the session, until :class:`Finished`; blocks."""
         while True:
             event = self._events.get()
@@ -239,7 +227,7 @@ class Session:
         if self.ending is None:
             self.ending = event
 
-    def tell(self, event: Opened | Committed | Scored | Finished) -> None:
+    def tell(self, event: Opened | Commit | Scored | Finished) -> None:
         """Hand an event to the client's side."""
         self._events.put(event)
 

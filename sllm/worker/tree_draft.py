@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
+from itertools import repeat
 from typing import TYPE_CHECKING
 
+from sllm.draft.growth import TreeGrowth, likeliest_first, n_worth_showing
 from sllm.draft.tree import DraftedTree
 from sllm.targets.tree import TokenTree
 from sllm.worker.own_draft import AGREE, OwnDraft
@@ -13,7 +13,6 @@ from sllm.worker.own_draft import AGREE, OwnDraft
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sllm.draft.growth import Shape
     from sllm.worker.own_draft import Job
 
 __all__ = ["TreeDraft"]
@@ -26,53 +25,38 @@ class TreeDraft(OwnDraft):
     doubtful, or goes on after its main path, where that is likely to hold.
     """
 
-    def propose(self, jobs: Sequence[Job]) -> tuple[list[Job], float]:
-        """See :meth:`OwnDraft.propose`; the jobs have ``tree`` now."""
-        # 1. Where, and of what shape?
-        wanted: dict[int, list[tuple[Job, Shape]]] = defaultdict(list)  # by width
-        for job in jobs:
-            session = job.session
-            room = min(session.end, self.context.n_ctx_seq) - len(session.text) - 1
-            if session.can_draft and room > 0 and self._begin_beside(job) and room > job.n_hinted:
-                shape = session.tree_plan.growth.shape(room - job.n_hinted)
-                wanted[shape.width].append((job, shape))
-        if not wanted:
-            return [], 0.0
-        # 2. All of one width together.
-        began = time.perf_counter()
-        drafted: list[Job] = []
-        for width, group in wanted.items():
-            asked = time.perf_counter()
-            made = self._each_or_all(group, self._draft_trees)
-            passes = max((job.tree.n_passes for job in made), default=1)
-            self._wait(asked, passes, len(made) * width)
-            seconds = time.perf_counter() - asked
-            for job in made:
-                self._add(job, seconds)
-            drafted += made
-        return drafted, time.perf_counter() - began
+    WIDTHS = TreeGrowth.WIDTHS
 
-    def _begin_beside(self, job: Job) -> bool:
-        """Whether to draft for a job, after ``n_hinted`` tokens of its hint's main path."""
+    def _place(self, job: Job) -> float:
+        """See :meth:`OwnDraft._place`."""
         job.n_hinted = 0
-        plan, shown = job.session.tree_plan, job.draft
-        if not shown:
-            return plan.growth.begin()
-        main = shown.main_path()
+        if not job.draft:
+            return 1.0
+        at_root, at_end = self._chances_beside(job)
+        if at_end >= at_root:
+            job.n_hinted = len(job.draft.main_path())
+        return max(at_root, at_end)
+
+    def _n_passes(self, job: Job) -> int:
+        return job.tree.n_passes
+
+    def _observe_truth(self, job: Job, truth: Sequence[int]) -> int:
+        return len(job.session.own_shares.observe(job.tree, truth))
+
+    def _chances_beside(self, job: Job) -> tuple[float, float]:
+        """Beside a hint: the chances that the text goes on as none of its first tokens says, and that it
+        comes to the end of its main path and a draft can follow there (0: none can).
+        """
         hinted = _hinted(job)
-        chances = hinted.chances()
+        shown = job.draft
+        main = shown.main_path()
         covered = sum(
             share for share, parent in zip(hinted.shares, hinted.parents, strict=True) if parent < 0
         )
         ends = len(shown) == len(job.hint) and max(main) < self.context.model.vocab.n_tokens
-        where = plan.place(chances, covered, chances[shown.path(main)[-1]] if ends else 0.0)
-        if where is None or not plan.growth.begin():
-            return False
-        job.n_hinted = len(main) if where == "end" else 0
-        return True
+        return 1 - covered, hinted.chances()[shown.path(main)[-1]] if ends else 0.0
 
-    def _draft_trees(self, wanted: list[tuple[Job, Shape]]) -> list[Job]:
-        jobs = [job for job, _ in wanted]
+    def _draft(self, jobs: list[Job]) -> list[Job]:
         before = [job.draft.main_path()[: job.n_hinted] for job in jobs]
         drafts = self._drafts(
             jobs,
@@ -81,23 +65,25 @@ class TreeDraft(OwnDraft):
                 [*job.session.text[self._begins(job) :], *main]
                 for job, main in zip(jobs, before, strict=True)
             ],
-            n_max=[shape.n_passes for _, shape in wanted],
-            width=wanted[0][1].width,
-            n_nodes=[shape.n_nodes for _, shape in wanted],
-            p_min=[shape.p_min for _, shape in wanted],
+            n_max=[job.part.depth for job in jobs],
+            width=jobs[0].width,
+            n_nodes=[TreeGrowth.LIMIT] * len(jobs),
+            p_min=[min(max(job.part.least, TreeGrowth.P_MIN), 0.8) for job in jobs],
             sampling=[job.session.sampling for job in jobs],
             pos=[self._begins(job) for job in jobs],
             start=[job.session.start for job in jobs],
         )
         for row, job in enumerate(jobs):
             job.tree = DraftedTree.of_draft(drafts, row)
+            self._add(job)
         return jobs
 
-    def _add(self, job: Job, seconds: float) -> None:
+    def _add(self, job: Job) -> None:
         """Put what of a job's tree is worth checking among the tokens to be verified."""
-        plan = job.session.tree_plan
-        plan.growth.observe_draft(job.tree, seconds)
-        kept = plan.growth.keep(job.tree)
+        chances, main = job.session.own_shares.chances(job.tree)
+        order = likeliest_first(chances)[: TreeGrowth.LIMIT]
+        n = n_worth_showing([(chances[i], main[i]) for i in order], repeat(job.part.row))
+        kept = job.tree.take(order[:n])
         if not job.draft and len(kept.path(job.hint.main_path()[:AGREE])) == AGREE:
             job.draft = job.hint  # it was doubted; but two say so, and one knows more
         hint = job.draft
@@ -105,26 +91,11 @@ class TreeDraft(OwnDraft):
             job.draft, job.own = TokenTree(kept.tokens, kept.parents).head(job.n_most), set(range(len(kept)))
             return
         both = _hinted(job).merged(kept.following(hint.main_path()[: job.n_hinted])).balanced()
-        places = both.likeliest(min(plan.growth.limit, job.n_most))
+        places = both.likeliest(min(TreeGrowth.LIMIT, job.n_most))
         # Tokens of the hint come first in `both`, in their places.
         job.own = {new for new, place in enumerate(places) if place >= len(hint)}
         found = both.take(places)
         job.draft = TokenTree(found.tokens, found.parents)
-
-    def learn(self, job: Job, tokens: Sequence[int], seconds: float, draft_seconds: float) -> None:
-        """See :meth:`OwnDraft.learn`."""
-        plan = job.session.tree_plan
-        plan.growth.observe_pass(len(job.draft) + job.n_again, seconds - draft_seconds)
-        if not job.tree:
-            return
-        n = job.n_hinted
-        if tuple(tokens[:n]) == job.hint.main_path()[:n]:
-            plan.growth.observe_truth(job.tree, tokens[n:])
-            if n > 0 and len(tokens) > n:
-                plan.observe_alone(len(tokens) - 1 - n, len(job.own), draft_seconds)
-        if len(job.own) == len(job.draft):
-            plan.growth.observe_round(len(tokens), seconds)
-            plan.observe_alone(len(tokens) - 1, len(job.draft), draft_seconds)
 
 
 def _hinted(job: Job) -> DraftedTree:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 LINE = re.compile(r"sllm://[\w-]{32}@127\.0\.0\.1:\d+#sha256=[0-9a-f]{64}\n")
 QUESTION = "Tell me a short story about a lost kite."
 GREETING = ("run", "--chat", *ONE, "-n", "40", "--temperature", "1.2", "--seed", "7", QUESTION)
+TWO = ("--head", "1", "--remote", "sllm://h", "--remote", "sllm://i")
 SLOW = ("--pass-seconds", "0.1")  # so that a text is not over before something can happen to it
 
 
@@ -146,6 +147,44 @@ def test_stats_of_a_chain() -> None:
     assert "rows from worker to worker: 2 hops" in lines
     assert "rows through here, from a:1 to b:2: it is older" in lines
     assert not any("rows" in line for line in summary(GenerationStats(remote=RemoteStats())))
+
+
+def test_a_split_between_several_workers(
+    start: Callable[..., Any], command: Callable[..., Any], tmp_path: pathlib.Path, local_text: str
+) -> None:
+    """The workers, each a process of its own, pass hidden states on where they may; the rest goes through
+    here, and the report says which way it was.
+    """
+    here = ("--hops", "127.0.0.1")
+    lines = [
+        serve(start, tmp_path, "--layers", layers, "--n-ctx", "512", *hops)[1].strip()
+        for layers, hops in (("2:3", here), ("3:5", ()), ("5:7", here))
+    ]
+    ends = [auth.Address.parse(line).endpoint for line in lines]
+    workers = [word for line in lines for word in ("--remote", line)]
+    split = (*GREETING, "--head", "2", "--codec", "f32", "--stats", *workers)
+
+    def ways(*args: str) -> list[str]:
+        ended = command(*split, *args)
+        assert (ended.stdout, ended.returncode) == (local_text, 0)
+        return [line for line in ended.stderr.splitlines() if line.startswith("rows ")]
+
+    no_hops = f"rows through here, from {ends[1]} to {ends[2]}: {ends[1]} connects to no other worker"
+    assert ways() == ["rows from worker to worker: 1 hop", f"{no_hops} (sllm worker --hops)"]
+    assert ways("--hops", "none", "--draft", "none") == [
+        f"rows through here, from {ends[i]} to {ends[i + 1]}: SplitTarget(hops=False), --hops none"
+        for i in range(2)
+    ]
+    # As the one before it sees a worker: by another address, which may as well be one with nobody there.
+    other = f"127.0.0.1:{ends[1].rpartition(':')[2]}"
+    assert ways("--hops", other, "--hops", "same")[0] == "rows from worker to worker: 1 hop"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        nobody = f"127.0.0.1:{taken.getsockname()[1]}"
+    lost, older = ways("--hops", nobody, "--hops", "same")
+    assert lost.startswith(f"rows through here, from {ends[0]} to {nobody}: ")
+    assert older.startswith(no_hops)
+    wrong = command(*split[:-2])
+    assert "the workers have layers [2, 3), [3, 5), and [2, 7) lie between" in one_line(wrong.stderr)
 
 
 def test_grammar_is_checked_before_anything_is_sent(
@@ -544,6 +583,13 @@ def test_own_draft_and_limits(
         (["status", "--timeout", "0"], "--timeout: 0 is out of range, expected more than 0"),
         (["run", "--remote", "a prompt"], "and write --remote after the prompt"),
         (["run", "x", "--remote", "sllm://h", "--target", "y"], "--target and --remote exclude each other"),
+        (["run", "x", *TWO[2:]], "names 2 workers, which is for a"),
+        (["run", "x", *TWO[:4], "--hops", "none"], "--hops is for several workers"),
+        (["run", "x", *TWO, "--hops", "a:1", "--hops", "b:2"], "--hops is given 2 times, expected 1: once"),
+        (["run", "x", *TWO, "--hops", "a:1", "--hops", "none"], "--hops none says all there is to say"),
+        (["run", "x", *TWO, "--hops", "nowhere"], "'nowhere' is not HOST:PORT, and neither same nor none"),
+        (["run", "x", *TWO, "--remote", "h"], "the address of a worker begins with sllm://"),
+        (["run", "x", "--head", "1"], "--head splits a model with workers: name each by --remote"),
         (["run", "x", "--on-loss", "local"], "--on-loss is for --remote alone"),
         (["run", "x", "--on-loss", "cry", "--remote", "y"], "invalid choice: 'cry'"),
         (["run", "x", "--no-run-ahead"], "--no-run-ahead is for --remote alone"),

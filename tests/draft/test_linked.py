@@ -83,3 +83,18 @@ def test_a_narrow_link_keeps_trees_small() -> None:
         shown[row] = len(growth.keep(tree))
     assert shown[0.0] >= shown[0.0005] > shown[0.005] > shown[0.05]
     assert shown[0.0] > 20
+
+
+def test_where_times_vary_little_a_few_passes_show_what_rows_cost() -> None:
+    """Nothing but passes with drafts after the first one: what a plain one takes is known all the same."""
+    times = LinkedPassTimes(lambda: 0.0)
+    times.add(1, 0.003)
+    for i in range(8):
+        times.add(6 + i % 3, 0.003 + 0.0008 * (5 + i % 3))
+    assert times.estimate(1) == pytest.approx(0.003, rel=0.1)
+    assert times.row_seconds() == pytest.approx(0.0008, rel=0.1)
+    # Where they vary as much as that, the guess counts.
+    noisy = LinkedPassTimes(lambda: 0.0)
+    for i in range(9):
+        noisy.add(6 + i % 2, 0.05 + 0.02 * (i % 3 - 1))
+    assert 0 <= noisy.row_seconds() < 0.004

@@ -632,6 +632,24 @@ def test_a_late_reader_does_not_count_as_the_prompt(remote: Remote) -> None:
     assert stream.stats.seconds >= 0
 
 
+def test_drafts_of_both_sides_are_told_apart(
+    make_worker: Callable[..., Worker], draft_model: Model, target_model: Model
+) -> None:
+    """What the client counts is what the worker does, also where one pass has checked drafts of both."""
+    worker = make_worker(draft=draft_model, draft_threads=1, pass_seconds=0.02)
+    with sllm.connect(worker.uri) as remote:
+        for draft in (None, draft_model, "ngram"):
+            before = worker.stats.own_accepted
+            stream = sllm.generate(
+                remote.target(), "Once upon", draft=draft, sampling=endless(target_model), max_tokens=60
+            )
+            stream.text()
+            assert stream.stats.remote is not None
+            assert stream.stats.remote.n_own_draft == worker.stats.own_accepted - before
+            by = stream.stats.tokens_by_source
+            assert by["draft"] + by["worker draft"] == stream.stats.n_accepted
+
+
 def test_drafts_of_the_worker(
     make_worker: Callable[..., Worker], draft_model: Model, target_model: Model
 ) -> None:
@@ -1011,6 +1029,29 @@ def test_a_worker_that_boasts(target_model: Model, cache: Path) -> None:
         stream = sllm.generate(remote.target(), [5, 6, 7], max_tokens=3)
         assert stream.text() == b"".join(map(target_model.vocab.piece, (70, 71, 72))).decode()
         assert stream.stats.finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("fields", "n_own"),
+    [
+        ({"n_own_verified": 2, "n_own_accepted": 1, "own_draft": False}, 1),
+        ({"n_own_verified": 3, "own_draft": True}, 0),
+        ({"own_draft": True}, 2),  # an older worker, which says no more
+        ({}, 0),
+        ({"n_own_verified": 9, "n_own_accepted": 9, "own_draft": True}, 2),  # one that boasts
+    ],
+)
+def test_whose_drafts_were_accepted(
+    target_model: Model, cache: Path, fields: dict[str, Any], n_own: int
+) -> None:
+    story = [commit(3, [70, 71, 72], n_accepted=2, n_verified=5, **fields), done("length")]
+    fake = FakeWorker(target_model, generate=tell(*story), vocabulary=whole_vocabulary)
+    with fake, sllm.connect(fake.uri) as remote:
+        stream = sllm.generate(remote.target(), [5, 6, 7], max_tokens=3)
+        stream.text()
+        assert stream.stats.remote is not None
+        assert stream.stats.remote.n_own_draft == n_own
+        assert stream.stats.tokens_by_source == {"draft": 2 - n_own, "worker draft": n_own, "target": 1}
 
 
 def test_a_worker_whose_context_is_shorter_than_it_said(target_model: Model, cache: Path) -> None:

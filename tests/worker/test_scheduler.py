@@ -22,9 +22,10 @@ from sllm import embedded
 from sllm.draft.confidence import UNKNOWN_PROB, Confidence
 from sllm.draft.length import PassTimes
 from sllm.engine.sampling import SamplingParams
+from sllm.targets.base import Commit
 from sllm.worker.passes import Limits
 from sllm.worker.scheduler import Scheduler, rows_to_check
-from sllm.worker.session import Committed, Finished, Opened, Scored, Session
+from sllm.worker.session import Finished, Opened, Scored, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -88,7 +89,7 @@ class Reader:
 
     def __init__(self, session: Session, seen: Callable[[Session, list[int]], None] | None = None) -> None:
         self.session = session
-        self.events: list[Opened | Committed | Scored | Finished] = []
+        self.events: list[Opened | Commit | Scored | Finished] = []
         self.text: list[int] = []
         self.trouble: list[BaseException] = []
         self._seen = seen
@@ -99,7 +100,7 @@ class Reader:
         try:
             for event in self.session.events():
                 self.events.append(event)
-                if isinstance(event, Committed):
+                if isinstance(event, Commit):
                     assert event.pos == self.session.n_prompt + len(self.text)
                     assert event.tokens
                     assert 0 <= event.n_accepted <= min(event.n_verified, len(event.tokens))
@@ -393,7 +394,7 @@ def test_equal_sessions_advance_together(target_model: Model) -> None:
 
     def noting(i: int, tell: Callable[[Any], None]) -> Callable[[Any], None]:
         def note(event: Any) -> None:
-            if isinstance(event, Committed):
+            if isinstance(event, Commit):
                 order.append(i)
             tell(event)
 

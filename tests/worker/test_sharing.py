@@ -16,12 +16,13 @@ from raw_client import wait_until
 import sllm
 from sllm import embedded
 from sllm.draft.length import PassTimes
+from sllm.targets.base import Commit
 from sllm.worker import layer_pass, passes, scheduler
 from sllm.worker.layer_scheduler import LayerScheduler, RangeKey
 from sllm.worker.layer_sequence import LayerRequest
 from sllm.worker.passes import Limits
 from sllm.worker.scheduler import Scheduler
-from sllm.worker.session import Committed, Finished
+from sllm.worker.session import Finished
 from sllm.worker.sharing import Shares, divide, most_rows
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def test_a_huge_prompt_giant_hints_and_a_small_text(
             giant.hint(6, wanted, 1)  # all that comes, at once
 
             def read(session: Any, counts: list[int]) -> None:
-                counts.extend(len(e.tokens) for e in session.events() if isinstance(e, Committed))
+                counts.extend(len(e.tokens) for e in session.events() if isinstance(e, Commit))
 
             readers = [
                 threading.Thread(target=read, args=one) for one in ((small, n_small), (giant, n_hinted))

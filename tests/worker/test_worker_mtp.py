@@ -15,9 +15,10 @@ from random_models import HEADS, N_VOCAB
 
 import sllm
 from sllm.engine.mtp import Heads, has_mtp
+from sllm.targets.base import Commit
 from sllm.worker.passes import Limits
 from sllm.worker.scheduler import Scheduler
-from sllm.worker.session import Committed, Finished
+from sllm.worker.session import Finished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -55,7 +56,7 @@ def read(session: Session, found: list[int], hints: list[int] | None = None) -> 
     for event in session.events():
         if isinstance(event, Finished):
             return event
-        if isinstance(event, Committed):
+        if isinstance(event, Commit):
             found += event.tokens
         if hints is not None:
             sent += 1
