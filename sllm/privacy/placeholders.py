@@ -111,6 +111,7 @@ class Placeholders(InMemory):
         self._issued: dict[tuple[int, str], Form] = {}  # index, nonce -> form
         self._nonces: tuple[str, ...] = ()  # the newest is last
         self._nonces_of: dict[int, list[str]] = {}
+        self._indices: dict[str, list[int]] = {}  # kind (lower case) -> indices
         self._values: dict[str, None] = {}
         self._has_scalars = False
         # For restoring piece by piece: what begins an issued placeholder.
@@ -137,7 +138,10 @@ class Placeholders(InMemory):
         """
         if form not in self._forms:
             thing = _thing(form.text) if same_as is None else same_as
-            kind, index = self._things.setdefault(thing, (kind, len(self._things) + 1))
+            if thing not in self._things:
+                self._things[thing] = kind, len(self._things) + 1
+                self._indices.setdefault(kind.lower(), []).append(len(self._things))
+            kind, index = self._things[thing]
             taken = self._nonces_of.setdefault(index, [])
             nonce = next((one for one in reversed(self._nonces) if one not in taken), None)
             # An older nonce may be a word of the texts, where it is masked itself; either way it is ours.
@@ -198,14 +202,22 @@ class Placeholders(InMemory):
         """The nonces with which an index was issued."""
         return self._nonces_of.get(index, ())
 
-    def form(self, index: int, nonce: str) -> Form:
-        """What a placeholder stands for.
+    def form(self, kind: str, index: int, nonce: str) -> Form | None:
+        """What a placeholder stands for, by index and nonce; None: nothing, or nothing that is certain.
 
-        Raises:
-            KeyError: it was not issued.
+        A kind that was issued, but not for this index, contradicts it: small models mix up numbers sooner
+        than words. Then it is the one thing of that kind, if there is one with this nonce.
+
+        Args:
+            kind: in lower case; one that was never issued says nothing.
+            index, nonce: as they were read.
 
         """
-        return self._issued[index, nonce]
+        indices = self._indices.get(kind)
+        if indices is None or index in indices:
+            return self._issued.get((index, nonce))
+        forms = [self._issued[one, nonce] for one in indices if (one, nonce) in self._issued]
+        return forms[0] if len(forms) == 1 else None
 
     def find_nonces(self, view: View) -> list[Finding]:
         """Where a folded text holds a nonce that is in use, as findings of the kind ``LITERAL``."""

@@ -341,11 +341,11 @@ class Restorer:
                 opening = reader.at(j)
                 j += 1
         if opening:
-            j = self._kind(reader, reader.skip(j))
+            kind, j = self._kind(reader, reader.skip(j))
         elif escaped or (before and fold_char(before) in _WORD):
             return None
         else:
-            j = self._bare_kind(reader, j)
+            kind, j = self._bare_kind(reader, j)
         if j < 0:
             return None
         j = reader.joint(j)
@@ -372,20 +372,23 @@ class Restorer:
         if reader.folded(j)[:1] in _WORD:
             return None
         end = self._end(reader, j, opening, escaped=escaped)
-        return None if end is None else _Match(end, issued.form(int(number), nonce), opening)
+        form = issued.form(kind, int(number), nonce)
+        return None if end is None or form is None else _Match(end, form, opening)
 
-    def _kind(self, reader: _Reader, j: int) -> int:
-        """The offset behind a kind in brackets, which may be any words or none; -1: it is none."""
+    def _kind(self, reader: _Reader, j: int) -> tuple[str, int]:
+        """A kind in brackets, in lower case, which may be any words or none, and the offset behind it; -1: it
+        is none.
+        """
         start = j
         words: list[str] = []
         spaced = False
         while True:
             word = ""
             while (char := reader.folded(j)).isalpha():
-                word += reader.at(j) if char in _LETTERS else char
+                word += char.upper() if reader.at(j).isupper() else char
                 j += 1
                 if j - start > _MAX_KIND:
-                    return -1
+                    return "", -1
             words.append(word)
             behind = reader.joint(j)
             if behind == j or not reader.folded(behind).isalpha():
@@ -394,23 +397,23 @@ class Restorer:
             j = behind
         # "[see NAME_1_k7q4]": the last word alone is the kind.
         if spaced and self._is_kind(words[-1]) and not all(map(self._is_kind, words)):
-            return -1
-        return j
+            return "", -1
+        return "_".join(words).lower(), j
 
     def _is_kind(self, word: str) -> bool:
         return word.isupper() or word.lower() in self._placeholders.kind_prefixes
 
-    def _bare_kind(self, reader: _Reader, j: int) -> int:
-        """The offset behind a kind without brackets, issued or of capital letters; -1: it is none."""
+    def _bare_kind(self, reader: _Reader, j: int) -> tuple[str, int]:
+        """A kind without brackets, issued or of capital letters, and the offset behind it; -1: it is none."""
         kind = ""
         capital = True
         while (char := reader.folded(j)) in _LETTERS:
             kind += char
             capital = capital and reader.at(j).isupper()
             if len(kind) > _MAX_KIND or not (capital or kind in self._placeholders.kind_prefixes):
-                return -1
+                return "", -1
             j += 1
-        return j if kind else -1
+        return kind, j if kind else -1
 
     def _in_link(self, text: str, end: int, value: str) -> bool:
         """Whether the value of a placeholder that ends at ``end`` would be part of a link."""

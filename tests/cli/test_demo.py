@@ -148,9 +148,13 @@ def test_a_placeholder_comes_back(monkeypatch: pytest.MonkeyPatch, capfd: pytest
     assert (kept == checked) == ("came back" not in line)
     # What stands may end within a placeholder, and what comes back begin there.
     came = line.get("came back", line["sent"]).partition(",")[2].removesuffix("<|im_end|>")
-    assert any(placeholder in came for placeholder in values)
+    # So small a model mixes up the indices: the kind says which is meant.
+    n_placeholders = 0
     for placeholder, value in values.items():
-        came = came.replace(placeholder, value)
+        kind, _, nonce = placeholder[1:-1].split("_")
+        came, n = re.subn(rf"\[{kind}_\d+_{nonce}\]", value, came)
+        n_placeholders += n
+    assert n_placeholders
     assert came.endswith(line["shown here"].partition(",")[2])
     assert re.search(r"^[1-9]\d* placeholders? put back\.", shown.out, re.MULTILINE)
 

@@ -147,7 +147,7 @@ def test_nothing_is_guessed(form: str, n_restored: int) -> None:
         "[NAMES_2_{n}]",
         "[XNAME_2_{n}]",
         "PERSON_2_{n}",
-        "[PHONE_2_{n}]",
+        "[CONTACT_2_{n}]",
         "[nom_2_{n}]",
         "[Имя_2_{n}]",
         "[姓名_2_{n}]",
@@ -177,6 +177,19 @@ def test_index_and_nonce_say_what_it_is(form: str) -> None:
             got, n_restored, n_unknown = restored(VAULT, chunks)
             # Capital letters behind Chinese ones are a word of their own; behind others they would not be.
             assert (got, n_restored, n_unknown) == (f"{before}«n2x»{after}", 1, 0)
+
+
+def test_a_kind_that_contradicts_the_index() -> None:
+    """The one phone is meant, not the name with that index; of many names it could be any."""
+    for form, expected, unknown in (
+        ("[PHONE_1_{n}]", "«p1»", 0),
+        ("phone 2 {n}", "«p1»", 0),
+        ("[NAME_131_{n}]", "[NAME_131_{n}]", 1),
+        ("[TELEPHONE_131_{n}]", "«p1»", 0),
+    ):
+        text, expected = form.format(n=NONCE), expected.format(n=NONCE)
+        for chunks in ([text], list(text)):
+            assert restored(VAULT, chunks)[::2] == (expected, unknown)
 
 
 def test_an_index_that_begins_another() -> None:
