@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -70,6 +71,7 @@ class LayerService:
             self._features.append("trees")
         self._model_id = gguf.model_id(scheduler.file.paths[0])
         self._started = time.monotonic()
+        self._instance = secrets.randbits(64) or 1
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         """For :meth:`grpc.Server.add_generic_rpc_handlers`."""
@@ -106,6 +108,7 @@ class LayerService:
             model_id=self._model_id,
             n_ctx=scheduler.n_ctx,
             sessions=scheduler.limits.sessions,
+            instance=self._instance,
             layers=pb.LayersInfo(
                 n_layer=file.n_layer,
                 n_embd=file.n_embd,
@@ -118,8 +121,12 @@ class LayerService:
         )
 
     def _status(self, _request: pb.StatusRequest, _context: grpc.ServicerContext) -> pb.StatusReply:
-        running = [pb.SessionStatus(n_tokens=sequence.length) for sequence in self._scheduler.running()]
-        return status_reply(self._scheduler.stats, self._started, running)
+        scheduler = self._scheduler
+        running = [pb.SessionStatus(n_tokens=sequence.length) for sequence in scheduler.running()]
+        reply = status_reply(scheduler.stats, self._started, running)
+        reply.draining = scheduler.draining
+        reply.free = 0 if scheduler.draining else max(0, scheduler.limits.sessions - len(running))
+        return reply
 
     # ---- one sequence
 

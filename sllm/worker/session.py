@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from sllm.draft.length import DraftLength
 from sllm.draft.streak import HintTrust
@@ -29,6 +29,8 @@ __all__ = [
     "MAX_HINT_ROWS",
     "MAX_TREE_ROWS",
     "Committed",
+    "Draining",
+    "Event",
     "Finished",
     "Hint",
     "Opened",
@@ -77,11 +79,22 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Draining:
+    """The worker is being shut down: what is not at its end in so many seconds is handed back."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Finished:
     """The end of a text. ``error`` is what went wrong, if something did."""
 
     reason: str
     error: Exception | None = None
+
+
+Event: TypeAlias = "Opened | Committed | Scored | Draining | Finished"
+"""What happens to a session."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +203,9 @@ class Session:
         """
         self.ending: Finished | None = None  # how it is to end at the next opportunity
         self.finished = False
-        self._events: queue.SimpleQueue[Opened | Committed | Scored | Finished] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Opened | Committed | Scored | Draining | Finished] = (
+            queue.SimpleQueue()
+        )
 
     # ---- the client's side
 
@@ -221,7 +236,7 @@ class Session:
         self.end_with(Finished("failed", error))
         self._loop.wake()
 
-    def events(self) -> Iterator[Opened | Committed | Scored | Finished]:
+    def events(self) -> Iterator[Event]:
         """What happens to the session, until :class:`Finished`; blocks."""
         while True:
             event = self._events.get()
@@ -239,7 +254,7 @@ class Session:
         if self.ending is None:
             self.ending = event
 
-    def tell(self, event: Opened | Committed | Scored | Finished) -> None:
+    def tell(self, event: Event) -> None:
         """Hand an event to the client's side."""
         self._events.put(event)
 

@@ -47,7 +47,9 @@ class FakeChannel:
 
 
 class FakeLink:
-    """What a stream needs of a WorkerLink."""
+    """What a stream needs of a Route, of its Fleet and of the WorkerLink: there is one worker, unless
+    ``others`` has channels to more.
+    """
 
     def __init__(self, deadline: float = PATIENCE) -> None:
         self.channel: Any = FakeChannel()
@@ -59,6 +61,37 @@ class FakeLink:
         self.renewals: list[bool] = []  # elsewhere, of each
         self.errors: list[Exception] = []  # of the next renewals
         self.retired: list[Any] = []
+        self.link = self.fleet = self
+        self.others: list[FakeChannel] = []
+        self.lost: list[tuple[Any, str]] = []  # channels, and why
+        self.refusals: list[sllm.BusyError] = []
+        self.n_answered = self.n_draining = 0
+
+    def elsewhere(self, channel: Any, refusal: sllm.BusyError | None = None) -> Any:
+        assert channel is self.channel
+        if refusal is not None:
+            self.refusals.append(refusal)
+        if not self.others:
+            return None
+        self.channel = self.others.pop(0)
+        return self.channel
+
+    def note_lost(self, link: Any, channel: Any, reason: str) -> None:
+        assert link is self
+        self.lost.append((channel, reason))
+
+    def note_draining(self, link: Any) -> None:
+        assert link is self
+        self.n_draining += 1
+
+    def answered(self, _stats: RemoteStats) -> None:
+        self.n_answered += 1
+
+    def progress(self) -> None:
+        pass
+
+    def again(self, channel: Any) -> Any:
+        return channel
 
     def live(self) -> Any:
         if self.closed:
