@@ -39,7 +39,7 @@ _TOKEN_SECONDS = 1e-3
 _TEXT_SECONDS = 5.0
 """How long a text keeps its place, before any was measured."""
 
-_ALIKE_SHARE, _ALIKE_SECONDS = 0.2, 0.005
+_ALIKE_SHARE, _ALIKE_SECONDS = 0.2, 0.01
 """Two expectations are alike where they differ by no more than this share of the shorter one, and so many
 seconds: measurements are not that exact.
 """
@@ -127,7 +127,7 @@ class Standing:
     def observe_look(
         self, seconds: float, n_free: int | None, n_queued: int, n_ours: int, now: float
     ) -> None:
-        """It was looked at when ``n_ours`` texts of ours were there, which took a round trip of ``seconds``."""
+        """It was looked at when ``n_ours`` texts of ours were there: a round trip of ``seconds``."""
         self.round_trip = seconds if self.round_trip == 0.0 else 0.75 * self.round_trip + 0.25 * seconds
         self.n_free, self.n_queued, self.n_ours_then, self.looked = n_free, n_queued, n_ours, now
         if n_free:

@@ -39,9 +39,9 @@ from sllm.engine.handle import join
 from sllm.errors import AuthError, BusyError, ClosedError, RemoteError, SllmError
 from sllm.remote import choice
 from sllm.remote.choice import Kept, Lateness, Standing
-from sllm.remote.link import OtherModelError, WorkerLink
+from sllm.remote.link import WorkerLink
 from sllm.remote.places import Place, places, places_of_name
-from sllm.wire.protocol import padded, pb
+from sllm.wire.protocol import OtherModelError, padded, pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -263,6 +263,9 @@ class Fleet:
             self._start_seeking(member)
         self._model = first.link.info
         self._recent = first
+        for member in self._members:
+            if member.state == "lost" and member.error is not None:
+                log.warning("%s is left out: %s", member.link.endpoint, member.error)
 
     def _check(self, link: WorkerLink, info: WorkerInfo) -> None:
         """Raise OtherModelError where a worker that answers is not one of this fleet."""
@@ -490,6 +493,16 @@ class Fleet:
             member.state, member.error = "draining", RemoteError("it is being shut down")
         self._start_seeking(member)
 
+    def note_other(self, link: WorkerLink, error: OtherModelError) -> None:
+        """A worker has another model by now; it was started anew, and gRPC has connected again by itself."""
+        with self._changed:
+            member = self._of(link)
+            if self.is_one or member is None or member.state != "up":
+                return
+            log.warning("%s is left out: %s", link.endpoint, error)
+            self._leave_out(member, error)
+        self._start_seeking(member)
+
     def note_full(self, link: WorkerLink, refusal: BusyError) -> None:
         """A worker has refused a text for lack of a place."""
         with self._changed:
@@ -624,8 +637,6 @@ def _difference(first: WorkerInfo, other: WorkerInfo) -> str:
     """How what a worker offers is another thing than what the first does; nothing where it is not."""
     if other.model_id != first.model_id:
         return "another model"
-    if other.vocab_fingerprint != first.vocab_fingerprint:
-        return "another vocabulary"
     if (other.layers is None) != (first.layers is None):
         return "texts in place of layers" if other.layers is None else "layers in place of texts"
     if other.layers is not None and first.layers is not None:
@@ -633,7 +644,7 @@ def _difference(first: WorkerInfo, other: WorkerInfo) -> str:
         ranges = [(one.start, one.stop, one.fixed, one.output) for one in (theirs, ours)]
         if ranges[0] != ranges[1]:
             return f"other layers ([{theirs.start}, {theirs.stop}))"
-    return ""
+    return "" if other.vocab_fingerprint == first.vocab_fingerprint else "another vocabulary"
 
 
 def _none_answers(members: Sequence[_Member]) -> Exception:

@@ -28,11 +28,7 @@ with needs("remote"):
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["LiveStream", "OtherModelError", "WorkerLink"]
-
-
-class OtherModelError(RemoteError):
-    """A worker has other weights, or other layers, than expected: no text can be continued there."""
+__all__ = ["LiveStream", "WorkerLink"]
 
 
 class LiveStream(Protocol):

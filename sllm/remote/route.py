@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sllm.errors import AuthError, BusyError, RemoteError
-from sllm.remote.link import OtherModelError
+from sllm.wire.protocol import OtherModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence

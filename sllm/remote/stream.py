@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sllm.engine.handle import join
 from sllm.errors import AuthError, BusyError, ClosedError, RemoteError
 from sllm.extras import needs
-from sllm.remote.link import OtherModelError
-from sllm.wire.protocol import failure, is_ending, method
+from sllm.wire.protocol import OtherModelError, failure, is_ending, method
 
 with needs("remote"):
     import grpc
@@ -169,6 +168,13 @@ class ResumableStream:
                     if other is not None:
                         channel = other
                         continue
+                except OtherModelError as error:
+                    route.fleet.note_other(route.link, error)
+                    other = route.elsewhere(channel)
+                    if other is None:
+                        raise
+                    channel = other
+                    continue
                 except StreamLostError as error:
                     reason = str(error)
                 except BusyError as error:

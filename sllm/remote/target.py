@@ -218,7 +218,9 @@ class RemoteGeneration:
     @property
     def end(self) -> int:
         """See :class:`~sllm.targets.base.PipelinedGeneration`."""
-        n_ctx = max(self._link.info.n_ctx, len(self._text))  # of the worker that has the text now
+        # Of the worker that has the text now, or before that of the one that has most.
+        offers = [self._link.info] if self._heard else [self._link.info, *self._route.fleet.offers]
+        n_ctx = max(len(self._text), *(info.n_ctx for info in offers))
         return n_ctx if self._requested_end is None else min(self._requested_end, n_ctx)
 
     @property

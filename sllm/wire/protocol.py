@@ -40,6 +40,7 @@ __all__ = [
     "PROTOCOL",
     "RELAY_OPTIONS",
     "SERVICE",
+    "OtherModelError",
     "abort",
     "check_offered",
     "failure",
@@ -101,8 +102,15 @@ _ENDING = "sllm-ending"
 worker is being shut down.
 """
 
+_OTHER_MODEL = "sllm-other-model"
+"""Trailing metadata of FAILED_PRECONDITION where that is an :class:`OtherModelError`."""
+
 _M = TypeVar("_M", bound="Message")
 _E = TypeVar("_E", bound=Exception)
+
+
+class OtherModelError(RemoteError):
+    """A worker has other weights, or other layers, than expected: no text can be continued there."""
 
 
 def method(name: str) -> str:
@@ -163,6 +171,8 @@ def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
                 context.set_trailing_metadata(((_RETRY_AFTER, f"{error.retry_after * 1000:.0f}"),))
             if isinstance(error, ClosedError):
                 context.set_trailing_metadata(((_ENDING, "1"),))
+            if isinstance(error, OtherModelError):
+                context.set_trailing_metadata(((_OTHER_MODEL, "1"),))
             forget(error)
             context.abort(grpc.StatusCode[code], text)
     log.error("a call failed: %s", raised_at(error))
@@ -210,6 +220,8 @@ def failure(error: grpc.RpcError, endpoint: str) -> Exception | None:
     for kind, name in _REFUSALS:
         if name == code:
             found = kind(details if kind is ContextFullError else f"{endpoint}: {details}")
+            if kind is RemoteError and _OTHER_MODEL in _trailing(error):
+                return OtherModelError(str(found))
             if isinstance(found, BusyError):
                 found.retry_after = _retry_after(error)
             return found

@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sllm.engine import gguf
 from sllm.engine.grammar import have_grammars
 from sllm.engine.tree import is_chain
-from sllm.errors import AuthError, RemoteError, SllmError
+from sllm.errors import AuthError, SllmError
 from sllm.extras import needs
 from sllm.wire import codec
-from sllm.wire.protocol import PROTOCOL, SERVICE, abort, forget, from_sampling, not_offered, pb
+from sllm.wire.protocol import (
+    PROTOCOL,
+    SERVICE,
+    OtherModelError,
+    abort,
+    forget,
+    from_sampling,
+    not_offered,
+    pb,
+)
 from sllm.worker.destinations import Destinations
 from sllm.worker.feeds import Feed, Feeds
 from sllm.worker.hops import Hop, Hops
@@ -163,7 +172,7 @@ class LayerService:
     def _open(self, message: pb.LayersOpen, account: Account) -> _Stream:
         file = self._scheduler.file
         if message.model_id != self._model_id:
-            raise RemoteError(f"the worker has layers of another model, {file.paths[0].name}")
+            raise OtherModelError(f"the worker has layers of another model, {file.paths[0].name}")
         if message.codec not in codec.CODECS:
             raise not_offered([f"codec {message.codec}"])
         codec.row_bytes(message.codec, file.n_embd)

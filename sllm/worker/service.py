@@ -24,6 +24,7 @@ from sllm.wire.protocol import (
     PIECE_BYTES,
     PROTOCOL,
     SERVICE,
+    OtherModelError,
     abort,
     forget,
     from_sampling,
@@ -345,7 +346,7 @@ class Service:
 
     def _check_model(self, model_id: str) -> None:
         if model_id and model_id != self._identity.model_id:
-            raise RemoteError(f"the worker now has another model, {self._identity.model_name}")
+            raise OtherModelError(f"the worker now has another model, {self._identity.model_name}")
 
     def _tokens(self, ids: Sequence[int]) -> npt.NDArray[np.int32]:
         tokens = np.array(ids, dtype=np.int64)

@@ -118,7 +118,7 @@ def test_a_text_that_has_grown_takes_one_place() -> None:
 def test_what_the_worker_says_counts() -> None:
     kept = Kept(3)
     kept.put(TEXT[:50].tolist(), 0.0)
-    kept.put(TEXT[:20].tolist()[:10] + [5, 5], 0.0)
+    kept.put([*TEXT[:10].tolist(), 5, 5], 0.0)
     kept.correct(TEXT, 10)
     assert kept.n_held(TEXT, 0.0) == 10, "the other one may still be there"
     kept.correct(TEXT, 0)
@@ -172,7 +172,7 @@ def test_what_is_chosen_is_as_good_as_any(standings: list[Standing], n: int, see
     typical = measured[len(measured) // 2] if measured else 0.0
     seconds = [expected(one, text, 0.0, typical) for one in standings]
     assert all(s >= 0 for s in seconds)
-    assert seconds[at] <= 1.2 * min(seconds) + 0.005 + 1e-9
+    assert seconds[at] <= 1.2 * min(seconds) + 0.01 + 1e-9
 
 
 def test_first_answers_that_are_late() -> None:

@@ -11,9 +11,9 @@ import pytest
 
 import sllm
 from sllm.remote import stream as module
-from sllm.remote.link import OtherModelError
 from sllm.remote.stream import ResumableStream, RetryError, StoppedError, StreamLostError
 from sllm.targets.base import RemoteStats
+from sllm.wire.protocol import OtherModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +65,7 @@ class FakeLink:
         self.others: list[FakeChannel] = []
         self.lost: list[tuple[Any, str]] = []  # channels, and why
         self.refusals: list[sllm.BusyError] = []
-        self.n_answered = self.n_draining = 0
+        self.n_answered = self.n_draining = self.n_other = 0
 
     def elsewhere(self, channel: Any, refusal: sllm.BusyError | None = None) -> Any:
         assert channel is self.channel
@@ -79,6 +79,10 @@ class FakeLink:
     def note_lost(self, link: Any, channel: Any, reason: str) -> None:
         assert link is self
         self.lost.append((channel, reason))
+
+    def note_other(self, link: Any, error: OtherModelError) -> None:
+        assert link is self
+        self.n_other += 1
 
     def note_draining(self, link: Any) -> None:
         assert link is self
