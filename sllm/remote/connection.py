@@ -10,9 +10,10 @@ from sllm.engine._ffi import checked_seconds
 from sllm.engine.handle import Closing
 from sllm.errors import RPCError, UnsupportedModelError
 from sllm.remote import ping, scoring
-from sllm.remote.fleet import Fleet, WorkerState
+from sllm.remote.fleet import Fleet
 from sllm.remote.hedge import checked_hedge
 from sllm.remote.info import LayersInfo, WorkerInfo
+from sllm.remote.members import WorkerState
 from sllm.remote.ping import Ping
 from sllm.remote.relay import RelayEnd
 from sllm.remote.stream import checked_on_loss

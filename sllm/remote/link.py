@@ -183,13 +183,14 @@ class WorkerLink:
             ClosedError: the link is closed, or belongs to the parent of this process.
 
         """
-        self._check_open()
+        self.check_open()
         channel = self.channel
         if channel is None:
             raise ClosedError("the connection is closed")
         return channel
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise ClosedError where the link is closed, or belongs to the parent of this process."""
         if self.pid != os.getpid():
             raise ClosedError(f"the connection belongs to process {self.pid}; connect again in its fork")
         if self.closed:
@@ -225,7 +226,7 @@ class WorkerLink:
         """
         asked = time.monotonic()
         with self._renewing:
-            self._check_open()
+            self.check_open()
             if self.channel is not None and self.channel is not failed:
                 return self.channel
             if self._last_failure is not None and self._last_failure[0] > asked:  # another stream just tried

@@ -33,7 +33,7 @@ from remote_worker import (
 import sllm
 from sllm import embedded
 from sllm.cli.slow_link import Link
-from sllm.remote import fleet as module
+from sllm.remote import members as module
 from sllm.wire import auth
 from sllm.wire.protocol import OtherModelError, pb, to_sampling
 from sllm.worker.server import Limits, Worker
@@ -128,7 +128,7 @@ def level(remote: Remote) -> None:
     """Let the workers be equally far and their prompts cost the same: on a busy machine, measurements say
     otherwise.
     """
-    for member in remote.fleet._members:
+    for member in remote.fleet._members.all:
         member.standing.round_trip, member.standing.token_seconds = 0.001, 0.001
         member.standing.looked = float("inf")
 
@@ -418,7 +418,7 @@ def test_a_long_text_is_worth_a_second_try(
         remote = connected([through(link, w.uri) for link, w in zip(links, workers, strict=True)])
         stream = sllm.generate(remote.target(), prompt, sampling=endless, max_tokens=40)
         runs = [next(stream)]
-        for member in remote.fleet._members:
+        for member in remote.fleet._members.all:
             member.standing.token_seconds = 1.0  # as a slow machine would have told
         for link in links:
             link.cut()
