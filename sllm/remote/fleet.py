@@ -145,6 +145,32 @@ class Fleet:
         member = self._members.of(link)
         return Standing() if member is None else member.standing
 
+    def count_text(self, link: WorkerLink, n: int) -> None:
+        """A worker has ``n`` texts of ours more."""
+        with self._members.changed:
+            self.standing(link).n_ours += n
+
+    def note_prompt(self, link: WorkerLink, text: Sequence[int], n_reused: int, seconds: float) -> None:
+        """A worker had ``n_reused`` tokens of ``text``, and computing the rest took ``seconds``."""
+        with self._members.changed:
+            standing = self.standing(link)
+            standing.observe_prompt(len(text) - n_reused, seconds)
+            standing.kept.correct(np.array(text, dtype=np.int32), n_reused)
+
+    def note_text(self, link: WorkerLink, text: Sequence[int], seconds: float) -> None:
+        """A worker has had a text, which it keeps for a while, for ``seconds``; layers have none of it."""
+        with self._members.changed:
+            standing = self.standing(link)
+            standing.observe_text(seconds)
+            if text:
+                standing.kept.put(text, time.monotonic())
+
+    def n_to_compute(self, link: WorkerLink, text: Sequence[int]) -> int:
+        """Tokens of a text that a worker probably has to compute before it answers."""
+        with self._members.changed:
+            tokens = np.array(text, dtype=np.int32)
+            return len(text) - self.standing(link).kept.n_held(tokens, time.monotonic())
+
     def note_lost(self, link: WorkerLink, channel: grpc.Channel | None, reason: str) -> None:
         """A call over this channel has broken. The worker is looked for, and gets no new texts before."""
         members = self._members

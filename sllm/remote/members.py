@@ -48,6 +48,9 @@ _STALE_SECONDS = 10.0
 _LOOK_TIMEOUT = 5.0
 """Seconds for a worker to say what its figures are."""
 
+_ATTEMPT_SECONDS = 5.0
+"""Seconds for one of several workers to be reached, as for one whose link is renewed."""
+
 _FIRST_PAUSE, _LONGEST_PAUSE, _FINAL_PAUSE = 0.05, 5.0, 30.0
 """Seconds between attempts to find a worker again: the first, the longest, and where it has another model or
 refuses the token, which somebody has to mend.
@@ -294,7 +297,7 @@ class Members:
     def _seek(self, member: Member, first_until: float | None) -> None:
         pause = _FIRST_PAUSE if first_until is None else 0.0
         while not self._over.wait(pause * random.uniform(0.5, 1.0)):
-            left = _LOOK_TIMEOUT if first_until is None else first_until - time.monotonic()
+            left = _ATTEMPT_SECONDS if first_until is None else first_until - time.monotonic()
             first_until = None
             if self._found(member, left):
                 return
@@ -311,8 +314,9 @@ class Members:
                 return True
         before = member.link.channel
         try:
-            # Half the time for connecting: close() may have to wait for it.
-            channel = member.link.renew(member.failed, max(0.1, min(seconds, self._timeout / 2)))
+            # Not for long: close() may have to wait for it.
+            seconds = max(0.1, min(seconds, self._timeout, _ATTEMPT_SECONDS))
+            channel = member.link.renew(member.failed, seconds)
             draining = self._look(member, is_new=channel is not before)
             with self.changed:
                 if draining:

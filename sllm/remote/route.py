@@ -6,8 +6,6 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sllm.errors import AuthError, BusyError, RemoteError
 from sllm.wire.protocol import OtherModelError
 
@@ -89,12 +87,12 @@ class Route:
         """Let the text count as one of the worker that has it."""
         if self._at_work is not self.link:
             self._uncount()
-            self.fleet.standing(self.link).n_ours += 1
+            self.fleet.count_text(self.link, 1)
             self._at_work, self._began = self.link, time.monotonic()
 
     def _uncount(self) -> None:
         if self._at_work is not None:
-            self.fleet.standing(self._at_work).n_ours -= 1
+            self.fleet.count_text(self._at_work, -1)
             self._at_work = None
 
     def answered(self, stats: RemoteStats) -> None:
@@ -112,22 +110,14 @@ class Route:
 
     def opened(self, n_prompt: int, n_reused: int, prompt_seconds: float) -> None:
         """The worker has computed the text so far, of which it had ``n_reused`` tokens."""
-        if self.fleet.is_one:
-            return
-        standing = self.fleet.standing(self.link)
-        standing.observe_prompt(n_prompt - n_reused, prompt_seconds)
-        standing.kept.correct(np.array(self._text()[:n_prompt], dtype=np.int32), n_reused)
+        if not self.fleet.is_one:
+            self.fleet.note_prompt(self.link, self._text()[:n_prompt], n_reused, prompt_seconds)
 
     def end(self) -> None:
         """The text is over. What there is of it stays in the worker's memory for a while."""
         served = self._at_work
-        if served is not None and not self.fleet.is_one:
-            standing = self.fleet.standing(served)
-            if self._served_by is served:
-                now = time.monotonic()
-                standing.observe_text(now - self._began)
-                if self._text():
-                    standing.kept.put(self._text(), now)
+        if served is not None and served is self._served_by and not self.fleet.is_one:
+            self.fleet.note_text(served, self._text(), time.monotonic() - self._began)
         self._uncount()
 
     # ---- what streams ask
@@ -174,11 +164,11 @@ class Route:
         return found
 
     def leave(self) -> bool:
-        """Go elsewhere from a worker that is being shut down; whether there is another one."""
+        """Go elsewhere from a worker that is being shut down; whether there is another one with a place."""
         if self.fleet.is_one:
             return False
         other = self._chosen(without={self.link, *self._tried})
-        if other is None:
+        if other is None or self.fleet.standing(other).n_left <= 0:
             return False
         self._go(other)
         return True
@@ -198,12 +188,6 @@ class Route:
     def patience(self) -> float:
         """Seconds after which the first answer is late."""
         return self.fleet.lateness.late_after(self._expected)
-
-    def n_to_compute(self, link: WorkerLink) -> int:
-        """Tokens of the text that a worker probably has to compute before it answers."""
-        standing = self.fleet.standing(link)
-        text = np.array(self._text(), dtype=np.int32)
-        return len(text) - standing.kept.n_held(text, time.monotonic())
 
     def rival(self) -> WorkerLink | None:
         """Another worker for the same text; None: there is none."""

@@ -505,7 +505,7 @@ class RemoteGeneration:
         """End the call that has lost; what goes up to the other one."""
         first = self._link
         won = answer.call is rival.call
-        self.remote.hedge_tokens += self._route.n_to_compute(first if won else rival.link)
+        self.remote.hedge_tokens += self._route.fleet.n_to_compute(first if won else rival.link, self._text)
         if not won:
             rival.outbox.close()
             return outbox

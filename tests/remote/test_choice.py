@@ -47,7 +47,7 @@ def test_the_nearest() -> None:
 
 def test_those_that_are_alike_share_the_texts() -> None:
     counts = Counter(best([standing() for _ in range(4)], TEXT, 0.0, random.Random(i)) for i in range(400))
-    assert sorted(counts) == [0, 1, 2, 3]
+    assert counts.keys() == {0, 1, 2, 3}
     assert min(counts.values()) > 50
 
 

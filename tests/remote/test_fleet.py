@@ -9,11 +9,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import numpy as np
 import pytest
 from certificates import authority
 from cryptography import x509
@@ -34,6 +36,7 @@ import sllm
 from sllm import embedded
 from sllm.cli.slow_link import Link
 from sllm.remote import members as module
+from sllm.remote.places import places, places_of_name
 from sllm.wire import auth
 from sllm.wire.protocol import OtherModelError, pb, to_sampling
 from sllm.worker.server import Limits, Worker
@@ -63,11 +66,15 @@ def cache(target_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield
 
 
+def none_left(name: str) -> bool:
+    return n_threads(name) == 0
+
+
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     yield
     for name in ("sllm-fleet", "sllm-remote", "sllm-hedge"):
-        wait_until(lambda name=name: n_threads(name) == 0, f"the end of {name}", 5.0)
+        wait_until(partial(none_left, name), f"the end of {name}", 5.0)
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +291,7 @@ def test_workers_in_processes_of_their_own(
         stream = sllm.generate(remote.target(), PROMPT, sampling=endless, max_tokens=400)
         runs = [next(stream)]
         for n_moved in (1, 2):
-            wait_until(lambda n=n_moved: len(stats_of(stream).workers) == n)
+            assert len(stats_of(stream).workers) == n_moved
             at = stats_of(stream).workers[-1]
             process = next(one for one in processes if "{}:{}".format(*one.address) == at)
             if how == "killed":
@@ -459,15 +466,16 @@ class Lanes:
         yield commit(len(opening.tokens), [70])
         yield commit(len(opening.tokens) + 1, [71, 72])
 
-    def failing(self, _opening: pb.Open) -> Iterator[pb.Down]:
+    def _broken(self) -> Iterator[pb.Down]:
         raise RuntimeError("a bug")
-        yield
+
+    def failing(self, _opening: pb.Open) -> Iterator[pb.Down]:
+        yield from self._broken()
 
     def failing_late(self, _opening: pb.Open) -> Iterator[pb.Down]:
         while self._ways:
             time.sleep(0.005)
-        raise RuntimeError("a bug")
-        yield
+        yield from self._broken()
 
 
 @pytest.fixture
@@ -529,7 +537,7 @@ def test_a_race_that_nobody_wants_any_more(
 ) -> None:
     found = lanes(Lanes.silent, Lanes.silent)
     remote = connected(found.fakes)
-    generation = remote.target(hedge=0.01).open(PROMPT, GREEDY, 3)
+    generation = remote.target(hedge=0.01).open(np.array(PROMPT, dtype=np.int32), GREEDY, 3)
     wait_until(lambda: sum(fake.n_calls for fake in found.fakes) == 2)
     if how == "cancel":
         generation.cancel()
@@ -554,7 +562,9 @@ def test_a_hint_reaches_the_one_that_won(
     workers = [make_worker() for _ in range(2)]
     remote = connected(workers)
     for _ in range(4):
-        generation = remote.target(run_ahead=False, hedge=0.001).open(PROMPT, endless, 12)
+        generation = remote.target(run_ahead=False, hedge=0.001).open(
+            np.array(PROMPT, dtype=np.int32), endless, 12
+        )
         generation.hint(len(PROMPT), wanted[:6])
         tokens: list[int] = []
         while len(tokens) < 12:
@@ -632,10 +642,12 @@ def test_one_that_is_not_there_yet(
             assert states(remote) == ["up", "lost"]
             wait_until(lambda: caplog.records)
         assert f"127.0.0.1:{link.port} is left out" in caplog.text
-        assert remote.workers[1].info is None and remote.workers[1].round_trip is None
+        unknown = remote.workers[1]
+        assert unknown.info is None and unknown.round_trip is None
         link.up()
         wait_until(lambda: states(remote) == ["up", "up"])
-        assert remote.workers[1].info is not None and remote.workers[1].reason == ""
+        known = remote.workers[1]
+        assert known.info is not None and known.reason == ""
         assert len([one for one in caplog.records if "left out" in one.message]) == 1, "said once"
 
 
@@ -701,7 +713,7 @@ def test_a_worker_that_comes_back_with_another_model(
         assert third.stats.tokens == 0
         second.close()
         with pytest.raises(sllm.RemoteError):
-            remote.target(on_loss="raise").open(PROMPT, endless, 5).__next__()
+            remote.target(on_loss="raise").open(np.array(PROMPT, dtype=np.int32), endless, 5).__next__()
         third.close()
 
 
@@ -801,10 +813,10 @@ def test_a_name_of_several_workers(
 def test_what_a_name_stands_for(names: Names, hosts: list[str], found: list[str]) -> None:
     names.hosts = hosts
     address = auth.Address("workers.test", 7, "token", "0" * 64)
-    places = module.places(address)
-    assert [place.address for place in places] == [replace(address, host=host) for host in found]
-    assert {place.name for place in places} == ({None} if len(found) == 1 else {"workers.test"})
-    assert module.places_of_name(replace(address, host="127.0.0.1")) == []
+    stands_for = places(address)
+    assert [place.address for place in stands_for] == [replace(address, host=host) for host in found]
+    assert {place.name for place in stands_for} == ({None} if len(found) == 1 else {"workers.test"})
+    assert places_of_name(replace(address, host="127.0.0.1")) == []
 
 
 def test_a_certificate_of_a_name(
