@@ -100,8 +100,10 @@ class Route:
         if self._served_by is not self.link:
             if self._served_by is None and not self.fleet.is_one:
                 self.fleet.lateness.observe(time.monotonic() - self._began, self._expected)
-            stats.n_moves += self._served_by is not None
-            stats.workers = (*stats.workers, self.link.endpoint)
+            moved = self._served_by is not None
+            stats.n_moves += moved
+            if moved or self.link.endpoint not in stats.workers:  # a split begins anew where hops fail
+                stats.workers = (*stats.workers, self.link.endpoint)
             self._served_by = self.link
 
     def progress(self) -> None:

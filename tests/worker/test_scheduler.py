@@ -24,7 +24,7 @@ from sllm.draft.length import PassTimes
 from sllm.engine.sampling import SamplingParams
 from sllm.worker.passes import Limits
 from sllm.worker.scheduler import Scheduler, rows_to_check
-from sllm.worker.session import Committed, Event, Finished, Opened, Session
+from sllm.worker.session import Committed, Draining, Event, Finished, Opened, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
