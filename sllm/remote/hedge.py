@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sllm.engine.handle import join
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Answer", "FirstAnswers", "checked_hedge"]
 
@@ -33,32 +33,40 @@ def checked_hedge(value: bool | float) -> bool | float:
 
 @dataclass(frozen=True)
 class Answer:
-    """The first thing that came of a call: a message, or what it has failed with."""
+    """What has come of a call up to its answer: messages, and what it has failed with, if it has."""
 
     call: Any
-    message: Any
+    messages: list[Any]
     error: BaseException | None
 
 
 class FirstAnswers:
-    """Reads the first message of each call on a thread of its own: gRPC's iterators wait without a limit.
+    """Reads each call up to its answer, on a thread of its own: gRPC's iterators wait without a limit.
 
     Whoever goes on reading a call does so after its answer has been given out.
+
+    Args:
+        is_answer: whether a message is one, or only says that one will come.
+
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_answer: Callable[[Any], bool]) -> None:
+        self._is_answer = is_answer
         self._answers: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
 
     def watch(self, call: Iterator[Any]) -> None:
-        """Read the first message of a call."""
+        """Read a call up to its answer."""
 
         def read() -> None:
+            messages: list[Any] = []
+            error: BaseException | None = None
             try:
-                answer = Answer(call, next(call), None)
-            except BaseException as error:  # noqa: BLE001 - whoever waits is to have it
-                answer = Answer(call, None, error)
-            self._answers.put(answer)
+                while not messages or not self._is_answer(messages[-1]):
+                    messages.append(next(call))
+            except BaseException as found:  # noqa: BLE001 - whoever waits is to have it
+                error = found
+            self._answers.put(Answer(call, messages, error))
 
         thread = threading.Thread(target=read, name="sllm-hedge", daemon=True)
         self._threads.append(thread)

@@ -63,7 +63,7 @@ class Route:
         self._tried: set[WorkerLink] = set()  # since something new has come
         self._at_work: WorkerLink | None = None  # counted as one of its texts
         self._began = 0.0
-        self._expected = 0.0  # seconds until the first answer
+        self._expected: float | None = None  # seconds until the first answer, before it
         self._served_by: WorkerLink | None = None
 
     # ---- the way of a text
@@ -98,13 +98,17 @@ class Route:
     def answered(self, stats: RemoteStats) -> None:
         """The worker has answered."""
         if self._served_by is not self.link:
-            if self._served_by is None and not self.fleet.is_one:
-                self.fleet.lateness.observe(time.monotonic() - self._began, self._expected)
             moved = self._served_by is not None
             stats.n_moves += moved
             if moved or self.link.endpoint not in stats.workers:  # a split begins anew where hops fail
                 stats.workers = (*stats.workers, self.link.endpoint)
             self._served_by = self.link
+
+    def first_answer(self) -> None:
+        """What a text waits for has come; calls after the first do nothing."""
+        expected, self._expected = self._expected, None
+        if expected is not None:
+            self.fleet.lateness.observe(time.monotonic() - self._began, expected)
 
     def progress(self) -> None:
         """Something new has come."""
@@ -189,7 +193,7 @@ class Route:
     @property
     def patience(self) -> float:
         """Seconds after which the first answer is late."""
-        return self.fleet.lateness.late_after(self._expected)
+        return self.fleet.lateness.late_after(self._expected or 0.0)
 
     def rival(self) -> WorkerLink | None:
         """Another worker for the same text; None: there is none."""

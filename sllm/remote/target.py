@@ -429,6 +429,8 @@ class RemoteGeneration:
                 outbox, messages = self._race(outbox, call)
             for message in messages:
                 self._heard = True
+                if self._is_first_answer(message):
+                    self._route.first_answer()
                 self.remote.bytes_down += message.ByteSize()
                 kind = message.WhichOneof("kind")
                 if kind == "commit":
@@ -461,7 +463,7 @@ class RemoteGeneration:
         """Ask a second worker, too, if the first one does not answer in time; what goes up to and comes down
         from the one that answers first. The other call is ended.
         """
-        answers = FirstAnswers()
+        answers = FirstAnswers(self._is_first_answer)
         answers.watch(call)
         rival: _Rival | None = None
         try:
@@ -487,6 +489,12 @@ class RemoteGeneration:
             answers.close()
         assert answer is not None
         return outbox, _answered(answer)
+
+    def _is_first_answer(self, message: pb.Down) -> bool:
+        """Whether a message is what a text waits for: its first tokens, or without run-ahead, where these
+        need a hint, that the prompt is computed.
+        """
+        return message.WhichOneof("kind") != "opened" or not self.run_ahead
 
     def _open_rival(self) -> _Rival | None:
         """The call of a second worker; None: there is none that may have the text."""
@@ -573,7 +581,7 @@ def _answered(answer: Answer) -> Iterator[pb.Down]:
         if isinstance(answer.error, StopIteration):
             return iter(())
         raise answer.error
-    return itertools.chain([answer.message], answer.call)
+    return itertools.chain(answer.messages, answer.call)
 
 
 class _Outbox:

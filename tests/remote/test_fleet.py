@@ -452,6 +452,7 @@ class Lanes:
         yield from way(self, opening)
 
     def silent(self, _opening: pb.Open) -> Iterator[pb.Down]:
+        yield opened()  # which is no token yet
         self.over.wait(PATIENCE)
         yield done("cancelled")
 
