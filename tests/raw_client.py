@@ -80,6 +80,7 @@ class Stream:
         self.text: list[int] = []
         self.opened: Any = None
         self.reason: str | None = None
+        self.notices: list[int] = []  # milliseconds until the worker ends
 
     def send(self, message: Any) -> None:
         self._outbox.put(message if isinstance(message, bytes) else padded(message).SerializeToString())
@@ -91,6 +92,8 @@ class Stream:
             self.opened = message.opened
         elif kind == "commit":
             self.text += message.commit.tokens
+        elif kind == "draining":
+            self.notices.append(message.draining.milliseconds)
         else:
             self.reason = message.done.reason
         return message

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sllm.cli.arguments import REMOTE_VARIABLE
 from sllm.cli.console import CommandError
 
-__all__ = ["worker_addresses"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["all_addresses", "worker_addresses"]
+
+
+def all_addresses(given: Sequence[str] | None) -> list[str]:
+    """The addresses that several ``URI`` and ``@FILE``, or nothing, on the command line stand for.
+
+    Raises:
+        CommandError: as :func:`worker_addresses`.
+
+    """
+    return [uri for one in given or [""] for uri in worker_addresses(one)]
 
 
 def worker_addresses(given: str | None) -> list[str]:
@@ -32,9 +46,10 @@ def worker_addresses(given: str | None) -> list[str]:
         raise CommandError(
             f"there is no address of a worker: name its sllm:// line, @FILE with it, or set {REMOTE_VARIABLE}"
         )
-    if not text.startswith("sllm://"):
+    lines = text.split()
+    if not lines or not all(line.startswith("sllm://") for line in lines):
         raise CommandError(
             "the address of a worker begins with sllm:// (the line that it printed) or @ (a file with it);"
             f" to use what {REMOTE_VARIABLE} holds, leave it out, and write --remote after the prompt"
         )
-    return [text]
+    return lines

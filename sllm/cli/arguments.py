@@ -203,8 +203,9 @@ def add_gpu_layers(group: argparse._ActionsContainer, *, of: str = "", draft: bo
     )
 
 
-def add_worker(parser: argparse.ArgumentParser) -> None:
-    """Declare ``URI`` and ``--timeout``, of commands that ask a worker."""
-    parser.add_argument("uri", metavar="URI", nargs="?", help=URI)
+def add_worker(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Declare ``URI`` and ``--timeout``, of commands that ask a worker, or ``several``."""
+    more = ". It may be several workers" if several else ""
+    parser.add_argument("uri", metavar="URI", nargs="*" if several else "?", help=f"{URI}{more}")
     seconds = number(above_zero=True)
     parser.add_argument("--timeout", metavar="SECONDS", type=seconds, default=10.0, help=DEFAULT)

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import sllm
 from sllm import embedded
-from sllm.cli.addresses import worker_addresses
+from sllm.cli.addresses import all_addresses
 from sllm.cli.arguments import DEFAULT, MODEL, URI, add_threads, whole
 from sllm.cli.console import CommandError, count, one_line, read_prompt
 from sllm.cli.run_report import style_of
@@ -91,7 +91,14 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 def _add_cloud(parser: argparse.ArgumentParser) -> None:
     cloud = parser.add_argument_group("cloud")
-    cloud.add_argument("--remote", metavar="URI", nargs="?", const="", help=f"a worker: {URI}")
+    cloud.add_argument(
+        "--remote",
+        metavar="URI",
+        nargs="?",
+        const="",
+        action="append",
+        help=f"a worker: {URI}. It may be repeated: workers with the same model, as one",
+    )
     cloud.add_argument(
         "--cloud-url", metavar="URL", help="an OpenAI-compatible endpoint, such as https://host/v1"
     )
@@ -122,7 +129,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Run ``sllm ask``."""
     sampling = sllm.SamplingParams(temperature=args.temperature, seed=args.seed)
     _check_cloud(args)
-    uris = None if args.remote is None else worker_addresses(args.remote)
+    uris = None if args.remote is None else all_addresses(args.remote)
     messages = [] if args.system is None else [{"role": "system", "content": _encodable(args.system)}]
     option = "--small" if args.small is None and args.local is None else None
     messages.append({"role": "user", "content": _prompt(args.prompt, option)})

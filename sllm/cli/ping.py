@@ -1,19 +1,24 @@
-"""``sllm ping``: the link to a worker, measured, and what the worker offers."""
+"""``sllm ping``: the links to workers, measured, and what the workers offer."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sllm.cli.addresses import worker_addresses
+from sllm.cli.addresses import all_addresses
 from sllm.cli.arguments import SECRET, add_worker
 from sllm.cli.console import one_line, parameters, size, table
+from sllm.errors import BusyError, RemoteError
+from sllm.remote import ping
 from sllm.remote.connection import connect
+from sllm.wire import auth
+from sllm.wire.protocol import padded, pb
 
 if TYPE_CHECKING:
     import argparse
 
     from sllm.cli.console import Output
-    from sllm.remote.connection import Ping, WorkerInfo
+    from sllm.remote.connection import Ping, Remote, WorkerInfo
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
@@ -22,16 +27,21 @@ EPILOG = SECRET
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``sllm ping``."""
-    add_worker(parser)
+    add_worker(parser, several=True)
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    """Measure the link to a worker and show what it offers."""
-    with connect(worker_addresses(args.uri), timeout=args.timeout) as remote:
+    """Measure the links to workers and show what they offer."""
+    uris = all_addresses(args.uri)
+    if len(uris) > 1:
+        return _compare(uris, args.timeout, out)
+    with connect(uris, timeout=args.timeout) as remote:
+        if not remote.fleet.is_one:  # a name that stands for several
+            return _show(_measured(remote), [], out)
         measured, info, endpoint = remote.ping(bandwidth=True), remote.info, remote.address.endpoint
     rows = [
         ("worker", endpoint),
-        ("round trip", f"{measured.round_trip * 1e3:.1f} ms"),
+        ("round trip", _milliseconds(measured)),
         ("bandwidth", _bandwidth(measured)),
         *_offer(info),
         ("features", ", ".join(info.features)),
@@ -40,6 +50,85 @@ def run(args: argparse.Namespace, out: Output) -> int:
     for line in table([(name, one_line(value)) for name, value in rows]):
         out.line(line)
     return 0
+
+
+# ---- several
+
+
+def _compare(uris: list[str], timeout: float, out: Output) -> int:
+    """Measure the links to several workers, each as if it were alone; 1 where they cannot be used as one."""
+    addresses = [auth.Address.parse(uri) for uri in uris]  # all of them, before the first is asked
+    found: list[_Found] = []
+    failures: list[str] = []
+    for address in addresses:
+        try:
+            with connect(address.uri, timeout=timeout) as remote:
+                found += _measured(remote)
+        except (RemoteError, BusyError) as error:  # noqa: PERF203 - the others are to be asked
+            text = one_line(str(error))
+            failures.append(text if address.endpoint in text else f"{address.endpoint}: {text}")
+    return _show(found, failures, out)
+
+
+def _measured(remote: Remote) -> list[_Found]:
+    """The workers of a connection."""
+    found = []
+    for link in remote.fleet.links:
+        measured = ping.measure(link, 5, bandwidth=True)
+        status = link.call("Status", padded(pb.StatusRequest()), pb.StatusReply, link.timeout)
+        found.append(_Found(link.endpoint, measured, status, link.info))
+    return found
+
+
+def _show(found: list[_Found], failures: list[str], out: Output) -> int:
+    """Show several workers, and say what keeps them from being used as one; the exit status."""
+    if found:
+        shown: list[tuple[str, ...]] = [("worker", "round trip", "bandwidth", "places", "model")]
+        shown += [
+            (one.endpoint, _milliseconds(one.measured), _bandwidth(one.measured), one.places, one.model)
+            for one in found
+        ]
+        for line in table([tuple(one_line(cell) for cell in row) for row in shown]):
+            out.line(line)
+    for failure in failures:
+        out.note(f"sllm: {failure}")
+    models = {(one.info.model_id, one.info.layers) for one in found}
+    if len(models) > 1:
+        out.note("sllm: these workers have different models, or layers: they cannot be used as one")
+    instances = [one.info.instance for one in found if one.info.instance]
+    if len(set(instances)) < len(instances):
+        out.note("sllm: some of these addresses lead to the same worker, which counts once in a list")
+    return 1 if failures or len(models) > 1 else 0
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A worker that has answered."""
+
+    endpoint: str
+    measured: Ping
+    status: pb.StatusReply
+    info: WorkerInfo
+
+    @property
+    def places(self) -> str:
+        """How many are free."""
+        if self.status.draining:
+            return "shutting down"
+        return f"{self.status.free if self.status.HasField('free') else '?'} of {self.info.sessions} free"
+
+    @property
+    def model(self) -> str:
+        """Its name, and what of it is there."""
+        has = self.info.layers
+        return self.info.model_name + ("" if has is None else f", layers {has.start} to {has.stop - 1}")
+
+
+# ---- figures
+
+
+def _milliseconds(measured: Ping) -> str:
+    return f"{measured.round_trip * 1e3:.1f} ms"
 
 
 def _offer(info: WorkerInfo) -> list[tuple[str, str]]:

@@ -50,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         action="append",
-        help=f"a worker: {URI}. With --head it may be repeated: workers that have the layers between, in"
-        " their order",
+        help=f"a worker: {URI}. It may be repeated: workers with the same model, as one; with --head, workers"
+        " that have the layers between, in their order",
     )
     add(
         "--draft",
@@ -116,6 +116,15 @@ def _add_link(parser: argparse.ArgumentParser) -> None:
         " writes alone, on a terminal, until the worker takes over again (default: wait)",
     )
     link.add_argument(
+        "--hedge",
+        metavar="SECONDS",
+        nargs="?",
+        const=True,
+        type=number(above_zero=True),
+        help="of several workers, ask a second one, too, where the first one has not answered after SECONDS;"
+        " without: where it is later than usual",
+    )
+    link.add_argument(
         "--deadline",
         metavar="SECONDS",
         type=number(above_zero=True),
@@ -178,7 +187,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
         if not workers:
             model, target, draft = open_local(args, sampling, stack)
         elif args.head is None:
-            model, target, draft = open_remote(workers[0], args, sampling, stack)
+            uris = [uri for several in workers for uri in several]
+            model, target, draft = open_remote(uris, args, sampling, stack)
         else:
             model, target, draft = open_split(workers, args, sampling, stack)
         prompt = chat_prompt(args, model, text) if args.chat else text
@@ -208,15 +218,11 @@ def _check_workers(args: argparse.Namespace) -> None:
     n_workers = len(args.remote or ())
     if n_workers and args.target is not None and args.head is None:
         raise CommandError("--target and --remote exclude each other, except for a split: name --head")
-    if n_workers > 1 and args.head is None:
-        raise CommandError(
-            f"--remote names {n_workers} workers, which is for a split by layers: name --head, or one worker"
-        )
     if args.head is not None and not n_workers:
         raise CommandError("--head splits a model with workers: name each by --remote")
     hops = args.hops or []
-    if hops and n_workers < 2:
-        raise CommandError("--hops is for several workers: name each by --remote")
+    if hops and (n_workers < 2 or args.head is None):
+        raise CommandError("--hops is for a split with several workers: name --head, and each by --remote")
     if NO_HOPS in hops:
         if len(hops) > 1:
             raise CommandError("--hops none says all there is to say: leave the others out")

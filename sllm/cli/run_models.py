@@ -31,7 +31,7 @@ __all__ = ["open_local", "open_remote", "open_split"]
 
 def open_local(args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack) -> _Opened:
     """Load a model on this machine, perhaps with layers on the devices of other ones (``--rpc``)."""
-    for option in ("no_run_ahead", "on_loss", "deadline"):
+    for option in ("no_run_ahead", "on_loss", "deadline", "hedge"):
         if getattr(args, option):
             raise CommandError(f"--{option.replace('_', '-')} is for --remote alone")
     ours = args.target is None
@@ -76,11 +76,12 @@ def _open_rpc(
 def open_remote(
     uris: list[str], args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack
 ) -> _Opened:
-    """Connect to a worker that has the whole model."""
+    """Connect to a worker that has the whole model, or to several."""
     if args.rpc is not None:
         raise CommandError("--rpc is for models that run here, and --remote names one that does not")
     on_loss, deadline = args.on_loss or "wait", args.deadline or 60.0
-    remote = stack.enter_context(sllm.connect(uris, on_loss=on_loss, deadline=deadline))
+    hedge = args.hedge or False
+    remote = stack.enter_context(sllm.connect(uris, on_loss=on_loss, deadline=deadline, hedge=hedge))
     model = remote.vocabulary_model()
     _check_grammar(model, sampling, args.grammar_file or args.json_schema)
     default = None
@@ -102,8 +103,8 @@ def open_split(
     """Load the first and the last layers here, and connect to the workers that have those between, each of
     which may have several addresses.
     """
-    if args.no_run_ahead or args.on_loss == "local":
-        raise CommandError("--no-run-ahead and --on-loss local are not for a split by layers")
+    if args.no_run_ahead or args.on_loss == "local" or args.hedge:
+        raise CommandError("--no-run-ahead, --hedge and --on-loss local are not for a split by layers")
     on_loss, deadline = args.on_loss or "wait", args.deadline or 60.0
     remotes = [
         stack.enter_context(sllm.connect(uris, on_loss=on_loss, deadline=deadline)) for uris in workers

@@ -101,6 +101,14 @@ def _link_summary(stats: GenerationStats, remote: RemoteStats) -> list[str]:
         lost = f"{count(remote.n_reconnects, 'time')}, {remote.lost_seconds:.2f} s"
         local = f"; {count(stats.n_local, 'token')} by the draft alone, withdrawn" if stats.n_local else ""
         lines.append(f"link lost: {lost}{local}")
+    if remote.n_moves:
+        lines.append(f"workers: {', then '.join(remote.workers)}")
+    if remote.n_hedged:
+        first = count(remote.n_hedges_won, "time")
+        lines.append(
+            f"a second worker was asked {count(remote.n_hedged, 'time')}, and answered first {first}; of the"
+            f" other one {count(remote.hedge_tokens, 'token')} of the prompt at most were in vain"
+        )
     if remote.n_hops:
         lines.append(f"rows from worker to worker: {count(remote.n_hops, 'hop')}")
     lines += [f"rows through here, from {way}" for way in remote.relayed]

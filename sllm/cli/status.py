@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         ("worker", endpoint),
         ("model", info.model_name),
         ("up for", _duration(found.uptime_s)),
-        ("texts", f"{found.sessions} of {info.sessions} places, {found.queued} waiting"),
+        ("texts", f"{found.sessions} of {info.sessions} places, {found.queued} waiting{_places(found)}"),
         ("so far", f"{count(found.sessions_total, 'text')}, {found.refused} refused"),
         ("prompts", f"{count(found.prompt_tokens, 'token')}, {found.reused_tokens} of them still in memory"),
         ("tokens", f"{found.tokens} in {count(found.passes, 'pass', 'passes')}{_ratio(found)}"),
@@ -95,6 +95,13 @@ def _health(addresses: list[str], timeout: float, out: Output) -> int:
         if serving:
             return 0
     return 1
+
+
+def _places(found: pb.StatusReply) -> str:
+    """How many texts could begin at once, which others' texts, not shown, leave."""
+    if found.draining:
+        return "; it is being shut down"
+    return f"; {found.free} could begin at once" if found.HasField("free") else ""
 
 
 def _own_drafts(found: pb.StatusReply, info: WorkerInfo) -> str:

@@ -531,9 +531,9 @@ def _end(
     """Give the running texts some seconds to end; the others go on elsewhere, or later."""
     until = time.monotonic() + seconds
     hard_stop.arm(seconds + _CLOSING_SECONDS)
-    if seconds > 0 and not serving.drain(0):
+    if seconds > 0 and not serving.drain(0, notice=seconds):
         out.note(f"sllm: ending; texts have {seconds:g} s to end (a second signal: none)")
-        while not serving.drain(0) and (left := until - time.monotonic()) > 0:
+        while (left := until - time.monotonic()) > 0 and not serving.drain(0, notice=left):
             if received(min(0.05, left)) is not None:
                 break
     ended = serving.drain(0)

@@ -10,8 +10,10 @@ from sllm.engine._ffi import checked_seconds
 from sllm.engine.handle import Closing
 from sllm.errors import RPCError, UnsupportedModelError
 from sllm.remote import ping, scoring
+from sllm.remote.fleet import Fleet
+from sllm.remote.hedge import checked_hedge
 from sllm.remote.info import LayersInfo, WorkerInfo
-from sllm.remote.link import WorkerLink
+from sllm.remote.members import WorkerState
 from sllm.remote.ping import Ping
 from sllm.remote.relay import RelayEnd
 from sllm.remote.stream import checked_on_loss
@@ -32,9 +34,10 @@ if TYPE_CHECKING:
     from sllm.engine.model import Model
     from sllm.engine.vocab import Vocab
     from sllm.messages import ChatOptions
+    from sllm.remote.link import WorkerLink
     from sllm.targets.base import Scores
 
-__all__ = ["LayersInfo", "Ping", "Remote", "WorkerInfo", "connect"]
+__all__ = ["LayersInfo", "Ping", "Remote", "WorkerInfo", "WorkerState", "connect"]
 
 
 def connect(
@@ -44,13 +47,16 @@ def connect(
     on_loss: str = "wait",
     deadline: float = 60.0,
     keepalive: float = 10.0,
+    hedge: bool | float = False,
 ) -> Remote:
-    """Connect to a worker.
+    """Connect to a worker, or to several with the same model, which then serve as one.
 
     Args:
-        uri: the line that the worker printed, ``sllm://TOKEN@HOST:PORT#sha256=FINGERPRINT``; several: the
-            addresses of workers with the same weights, tried in turn. Without a fingerprint the certificate
-            must be valid for the host.
+        uri: the line that the worker printed, ``sllm://TOKEN@HOST:PORT#sha256=FINGERPRINT``. Without a
+            fingerprint the certificate must be valid for the host. Several, or one whose host is a name with
+            several addresses in DNS: workers with the same model. A text goes to the one that is expected to
+            answer first, and goes on with another one where that is lost or is being shut down; workers that
+            do not answer now are left out until they do (:attr:`Remote.workers`).
         timeout: seconds for connecting.
         on_loss: what a text does when the link is lost: ``"wait"`` (reconnect and continue, for ``deadline``
             seconds), ``"raise"``, or ``"local"`` (meanwhile the draft alone writes; these runs are withdrawn
@@ -58,13 +64,17 @@ def connect(
         deadline: seconds without a link after which a text is given up.
         keepalive: seconds of silence after which the other side is asked whether it is still there; as many
             later the link counts as lost.
+        hedge: of several workers, whether a second one is asked, too, where the first one does not answer a
+            text in time: its answer is later than 95 of 100 were, measured by what was expected. Or the
+            seconds after which it is. The slower call is ended; ``stats.remote`` says what it has cost.
 
     Raises:
         ValueError: not such an address, or an argument out of range.
         AuthError: the worker refuses the token, has another certificate, or one that is not valid by the
             clock of this machine.
         BusyError: it takes no more calls at the moment.
-        RemoteError: nobody answers there, or not an sllm worker, or one of another version.
+        RemoteError: nobody answers there, or not an sllm worker, or one of another version; or of several
+            workers one has another model than the others.
 
     Examples:
         >>> with sllm.Worker(sllm.embedded.TARGET) as worker, sllm.connect(worker.uri) as remote:
@@ -78,32 +88,56 @@ def connect(
     checked_on_loss(on_loss)
     for name, value in (("timeout", timeout), ("deadline", deadline), ("keepalive", keepalive)):
         checked_seconds(value, name)
-    addresses = [auth.Address.parse(one) for one in uris]
-    return Remote(WorkerLink(addresses, timeout=timeout, deadline=deadline, keepalive=keepalive), on_loss)
+    checked_hedge(hedge)
+    addresses = [_address(one, i, len(uris)) for i, one in enumerate(uris, 1)]
+    fleet = Fleet(addresses, timeout=timeout, deadline=deadline, keepalive=keepalive)
+    return Remote(fleet, on_loss, hedge)
+
+
+def _address(uri: str, number: int, n_uris: int) -> auth.Address:
+    """One address of a list; the error for a bad one says which, as it must not repeat it."""
+    try:
+        return auth.Address.parse(uri)
+    except (ValueError, TypeError) as error:
+        if n_uris == 1:
+            raise
+        raise type(error)(f"number {number} of {n_uris}: {error}") from None
 
 
 class Remote(Closing):
-    """A connection to a worker, made by :func:`connect`. Any number of threads and texts may use it.
+    """A connection to a worker, or to several with the same model, made by :func:`connect`. Any number of
+    threads and texts may use it.
 
     Attributes:
-        link: the channel under it, for targets.
-        vocabulary: the worker's model without its weights, for targets.
-        on_loss: as given to :func:`connect`.
+        fleet: the workers, for targets.
+        vocabulary: their model without its weights, for targets.
+        on_loss, hedge: as given to :func:`connect`.
 
     """
 
-    def __init__(self, link: WorkerLink, on_loss: str) -> None:
-        self.link = link
-        self.vocabulary = RemoteVocabulary(link)
+    def __init__(self, fleet: Fleet, on_loss: str, hedge: bool | float = False) -> None:
+        self.fleet = fleet
+        self.vocabulary = RemoteVocabulary(fleet)
         self.on_loss = on_loss
+        self.hedge = hedge
         self._relay: RelayEnd | None = None
         self._opening_relay = threading.Lock()
         super().__init__()
 
     @property
+    def link(self) -> WorkerLink:
+        """The link to the worker in use: the one that took a text last."""
+        return self.fleet.link
+
+    @property
     def address(self) -> auth.Address:
         """Where the worker is that is in use (the token is not shown)."""
         return self.link.address
+
+    @property
+    def workers(self) -> list[WorkerState]:
+        """What is known of each worker: whether it is up, its round trip, its free places."""
+        return self.fleet.states()
 
     @property
     def info(self) -> WorkerInfo:
@@ -153,22 +187,24 @@ class Remote(Closing):
             RemoteError: the link is lost.
 
         """
-        return scoring.score(self.link, tokens, start, timeout)
+        return scoring.score(self.fleet, tokens, start, timeout)
 
-    def target(self, *, run_ahead: bool = True, on_loss: str | None = None) -> RemoteTarget:
+    def target(
+        self, *, run_ahead: bool = True, on_loss: str | None = None, hedge: bool | float | None = None
+    ) -> RemoteTarget:
         """The worker as a :class:`~sllm.Target`.
 
         Args:
             run_ahead: the worker generates without waiting for hints, and streams; False: it computes only
                 what is hinted, or asked for one by one: fewer passes, cheaper, and slower.
-            on_loss: as for :func:`connect`; None: as given there.
+            on_loss, hedge: as for :func:`connect`; None: as given there.
 
         Raises:
             UnsupportedModelError: the worker serves layers of a model, and no texts.
 
         """
         self.link.live_for_texts()
-        return RemoteTarget(self, run_ahead=run_ahead, on_loss=on_loss)
+        return RemoteTarget(self, run_ahead=run_ahead, on_loss=on_loss, hedge=hedge)
 
     # ---- the worker's RPC server
 
@@ -233,7 +269,7 @@ class Remote(Closing):
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
-        return self.link.closed
+        return self.fleet.closed
 
     def close(self) -> None:
         """Cancel the texts that are running and hang up. Further calls, and calls in a forked child, do
@@ -241,7 +277,7 @@ class Remote(Closing):
         """
         if self._in_fork:
             return
-        self.link.close()
+        self.fleet.close()
         with self._opening_relay:
             relay, self._relay = self._relay, None
         if relay is not None:

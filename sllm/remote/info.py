@@ -53,6 +53,7 @@ class WorkerInfo:
         n_ctx: positions of one text.
         max_prompt, max_hint: tokens that the worker takes.
         sessions: texts at once, or sequences.
+        instance: which worker it is, a random number; 0: it does not say.
         layers: the layers that it serves to :class:`~sllm.SplitTarget`, or None: it serves texts.
 
     """
@@ -71,6 +72,7 @@ class WorkerInfo:
     size_bytes: int
     chat_template: str | None
     layers: LayersInfo | None = None
+    instance: int = 0
 
     @classmethod
     def from_reply(cls, reply: pb.InfoReply, endpoint: str) -> WorkerInfo:
@@ -115,4 +117,5 @@ class WorkerInfo:
             size_bytes=reply.size_bytes,
             chat_template=reply.chat_template or None,
             layers=layers,
+            instance=reply.instance,
         )

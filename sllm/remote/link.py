@@ -1,4 +1,4 @@
-"""The link to a worker: certificate, token, handshake, and one channel for all streams and calls."""
+"""The link to one worker: certificate, token, handshake, and one channel for all streams and calls."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
 from sllm.errors import (
-    AuthError,
     BusyError,
     ClosedError,
     RemoteError,
@@ -27,13 +26,9 @@ with needs("remote"):
     import grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["LiveStream", "OtherModelError", "WorkerLink"]
-
-
-class OtherModelError(RemoteError):
-    """The worker has come back with other weights: the text cannot be continued."""
+__all__ = ["LiveStream", "WorkerLink"]
 
 
 class LiveStream(Protocol):
@@ -61,64 +56,62 @@ _LEARNT: WeakValueDictionary[str, _Learnt] = WeakValueDictionary()
 
 
 class WorkerLink:
-    """One channel to a worker, replaced when it fails. Any number of threads may use it.
+    """One channel to a worker, replaced when it fails. Any number of threads may use it. :meth:`renew` makes
+    the first one, too.
 
     Args:
-        addresses: where the worker is, or several with the same weights, tried in turn.
+        address: where the worker is.
         timeout: seconds for connecting.
         deadline: seconds without a link after which a stream is given up.
         keepalive: seconds of silence after which the other side is asked whether it is still there; as many
             later the link counts as lost.
-
-    Raises:
-        AuthError, BusyError, RemoteError: as :func:`sllm.connect`.
+        streams: those that are running, on this link and on others of its fleet.
+        server_name: what the certificate has to be valid for, where the address has no fingerprint; None: its
+            host.
+        check: raises OtherModelError where the worker that answers is not one that is expected here.
 
     Attributes:
-        address: of the worker in use.
-        info: what it offers.
-        channel: the current one; None: closed.
-        streams: those that are running; :meth:`close` ends them.
+        address: as given.
+        info: what the worker offers; there is none before the first channel.
+        channel: the current one; None: none yet, or closed.
+        streams: as given.
         round_trip: seconds, as the last stream has measured; 0: none has.
 
     """
 
-    address: auth.Address
     info: WorkerInfo
 
     def __init__(
-        self, addresses: Sequence[auth.Address], *, timeout: float, deadline: float, keepalive: float
+        self,
+        address: auth.Address,
+        *,
+        timeout: float,
+        deadline: float,
+        keepalive: float,
+        streams: set[LiveStream],
+        server_name: str | None = None,
+        check: Callable[[WorkerLink, WorkerInfo], None] = lambda _link, _info: None,
     ) -> None:
+        self.address = address
         self.timeout, self.deadline = timeout, deadline
         self.channel: grpc.Channel | None = None
-        self.streams: set[LiveStream] = set()
+        self.streams = streams
         self.round_trip = 0.0
         self._learnt: _Learnt | None = None
         self.closed = False
         self.pid = os.getpid()
-        self._addresses = list(addresses)
+        self._server_name = server_name
+        self._check = check
         self._keepalive = keepalive
         self._lock = threading.Lock()  # over the channel and `closed`
         self._renewing = threading.Lock()
         self._last_failure: tuple[float, Exception] | None = None  # when and why renewing failed
         self._certificates: dict[str, bytes] = {}  # fingerprint -> PEM
         self._calls: set[grpc.Future[Any]] = set()
-        until = time.monotonic() + timeout
-        n = len(self._addresses)
-        for i, address in enumerate(self._addresses):
-            share = max(until - time.monotonic(), 0.1) / (n - i)  # leaves time for the other addresses
-            try:
-                self.channel, self.info = self._reach(address, share)
-            except BaseException as error:
-                if i == n - 1 or not isinstance(error, (RemoteError, BusyError)):
-                    self.closed = True
-                    raise
-            else:
-                self.address = address
-                return
 
     @property
     def endpoint(self) -> str:
-        """``HOST:PORT`` of the worker in use, for messages."""
+        """``HOST:PORT`` of the worker, for messages."""
         return self.address.endpoint
 
     @property
@@ -128,7 +121,7 @@ class WorkerLink:
 
     @property
     def learnt(self) -> dict[str, Any]:
-        """What is known of the worker in use: shared by all links of this process to it, and forgotten when
+        """What is known of the worker: shared by all links of this process to it, and forgotten when
         the last of them is closed.
         """
         place = f"{self.endpoint} {self.info.model_id} {self.pid}"  # a fork's locks may be held for ever
@@ -138,9 +131,7 @@ class WorkerLink:
 
     # ---- channels
 
-    def open_channel(
-        self, address: auth.Address, timeout: float, options: Sequence[tuple[str, int]] = ()
-    ) -> grpc.Channel:
+    def open_channel(self, timeout: float, options: Sequence[tuple[str, int]] = ()) -> grpc.Channel:
         """A new channel. Nothing but the certificate, where one is pinned, has crossed the link yet.
 
         Raises:
@@ -149,38 +140,41 @@ class WorkerLink:
 
         """
         return open_channel(
-            address,
+            self.address,
             timeout,
             keepalive=self._keepalive,
             certificates=self._certificates,
+            server_name=self._server_name,
             options=options,
         )
 
-    def _reach(self, address: auth.Address, timeout: float) -> tuple[grpc.Channel, WorkerInfo]:
-        """A channel to a worker that answers.
+    def _reach(self, timeout: float) -> tuple[grpc.Channel, WorkerInfo]:
+        """A channel to a worker that answers, and is one that is expected here.
 
         Raises:
             AuthError, BusyError, RemoteError.
 
         """
         until = time.monotonic() + timeout
-        channel = self.open_channel(address, timeout)
+        channel = self.open_channel(timeout)
         try:
-            return channel, self._handshake(channel, address, max(until - time.monotonic(), 0.1))
+            info = self._handshake(channel, max(until - time.monotonic(), 0.1))
+            self._check(self, info)
         except BaseException:
             channel.close()
             raise
+        return channel, info
 
-    def _handshake(self, channel: grpc.Channel, address: auth.Address, timeout: float) -> WorkerInfo:
+    def _handshake(self, channel: grpc.Channel, timeout: float) -> WorkerInfo:
         try:
             reply: pb.InfoReply = self._call(
-                channel, address, "Info", padded(pb.InfoRequest(protocol=PROTOCOL)), pb.InfoReply, timeout
+                channel, "Info", padded(pb.InfoRequest(protocol=PROTOCOL)), pb.InfoReply, timeout
             )
         except (RemoteError, BusyError, ClosedError):
             raise
         except (SllmError, ValueError) as error:  # it speaks gRPC, but not this protocol
-            raise RemoteError(f"{address.endpoint} is not an sllm worker: {error}") from error
-        return WorkerInfo.from_reply(reply, address.endpoint)
+            raise RemoteError(f"{self.endpoint} is not an sllm worker: {error}") from error
+        return WorkerInfo.from_reply(reply, self.endpoint)
 
     def live(self) -> grpc.Channel:
         """The current channel.
@@ -189,12 +183,18 @@ class WorkerLink:
             ClosedError: the link is closed, or belongs to the parent of this process.
 
         """
-        if self.pid != os.getpid():
-            raise ClosedError(f"the connection belongs to process {self.pid}; connect again in its fork")
+        self.check_open()
         channel = self.channel
-        if self.closed or channel is None:
+        if channel is None:
             raise ClosedError("the connection is closed")
         return channel
+
+    def check_open(self) -> None:
+        """Raise ClosedError where the link is closed, or belongs to the parent of this process."""
+        if self.pid != os.getpid():
+            raise ClosedError(f"the connection belongs to process {self.pid}; connect again in its fork")
+        if self.closed:
+            raise ClosedError("the connection is closed")
 
     def live_for_texts(self) -> grpc.Channel:
         """The current channel, of a worker that serves texts.
@@ -211,13 +211,12 @@ class WorkerLink:
             )
         return channel
 
-    def renew(self, failed: grpc.Channel, timeout: float, *, elsewhere: bool = False) -> grpc.Channel:
+    def renew(self, failed: grpc.Channel | None, timeout: float) -> grpc.Channel:
         """A channel in place of one that failed. The first of several streams to ask makes it for all.
 
         Args:
-            failed: the channel that is of no use any more.
-            timeout: seconds for each address.
-            elsewhere: where there are several addresses, the one in use is tried last.
+            failed: the channel that is of no use any more; None: there has been none.
+            timeout: seconds.
 
         Raises:
             BusyError, RemoteError: the worker cannot be reached now; a later attempt may succeed.
@@ -227,40 +226,26 @@ class WorkerLink:
         """
         asked = time.monotonic()
         with self._renewing:
-            channel = self.live()
-            if channel is not failed:
-                return channel
+            self.check_open()
+            if self.channel is not None and self.channel is not failed:
+                return self.channel
             if self._last_failure is not None and self._last_failure[0] > asked:  # another stream just tried
                 raise self._last_failure[1]
-            failures: list[Exception] = []
-            n = len(self._addresses)
-            at = self._addresses.index(self.address) + elsewhere
-            for address in (self._addresses[(at + i) % n] for i in range(n)):
-                try:
-                    new, info = self._reach(address, timeout)
-                except (RemoteError, BusyError) as error:
-                    if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                        self._certificates.clear()  # so that the next attempt fetches the new one
-                    failures.append(error)
-                    continue
-                if info.model_id != self.info.model_id:
+            try:
+                new, info = self._reach(timeout)
+            except (RemoteError, BusyError) as error:
+                if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                    self._certificates.clear()  # so that the next attempt fetches the new one
+                self._last_failure = time.monotonic(), error
+                raise
+            with self._lock:
+                if self.closed:
                     new.close()
-                    failures.append(
-                        OtherModelError(f"{address.endpoint} now has another model, {info.model_name}")
-                    )
-                    continue
-                with self._lock:
-                    if self.closed:
-                        new.close()
-                        raise ClosedError("the connection is closed")
-                    self.channel, self.address, self.info = new, address, info
+                    raise ClosedError("the connection is closed")
+                self.channel, self.info = new, info
+            if failed is not None:
                 self.retire(failed)
-                return new
-            # An address that may yet answer is a reason to try again.
-            final = (AuthError, OtherModelError)
-            reason = next((f for f in failures if not isinstance(f, final)), failures[-1])
-            self._last_failure = time.monotonic(), reason
-            raise reason
+            return new
 
     def retire(self, channel: grpc.Channel) -> None:
         """Close a channel that was replaced, once no stream is on it: a worker that drains lets them end."""
@@ -283,22 +268,47 @@ class WorkerLink:
             ClosedError: :meth:`close` was called.
 
         """
-        return self._call(self.live(), self.address, name, request, reply, timeout)
+        return self._call(self.live(), name, request, reply, timeout)
 
-    def _call(
-        self,
-        channel: grpc.Channel,
-        address: auth.Address,
-        name: str,
-        request: Any,
-        reply: Any,
-        timeout: float | None,
-    ) -> Any:
-        stub = channel.unary_unary(method(name), type(request).SerializeToString, reply.FromString)
-        with self.errors_of(address.endpoint):
-            call = stub.future(request, timeout=timeout, metadata=auth.bearer(address.token))
+    def _call(self, channel: grpc.Channel, name: str, request: Any, reply: Any, timeout: float | None) -> Any:
+        with self.errors_of(self.endpoint):
+            call = self._future(channel, name, request, reply, timeout)
             with self.cancellable(call):
                 return call.result()
+
+    def _future(
+        self, channel: grpc.Channel, name: str, request: Any, reply: Any, timeout: float | None
+    ) -> Any:
+        stub = channel.unary_unary(method(name), type(request).SerializeToString, reply.FromString)
+        return stub.future(request, timeout=timeout, metadata=self.metadata)
+
+    def ask(
+        self, name: str, request: Any, reply: Any, timeout: float, on_answer: Callable[[Any], object]
+    ) -> None:
+        """A unary call that nobody waits for.
+
+        Args:
+            name, request, reply, timeout: as for :meth:`call`.
+            on_answer: gets what the worker answers, or None where it does not, on a thread of gRPC's.
+
+        Raises:
+            ClosedError: :meth:`close` was called.
+
+        """
+        try:
+            call = self._future(self.live(), name, request, reply, timeout)
+        except ValueError as error:  # gRPC: the channel was closed meanwhile
+            raise ClosedError("the connection is closed") from error
+        self._calls.add(call)
+
+        def finish(done: Any) -> None:
+            self._calls.discard(done)
+            failed = done.cancelled() or done.exception() is not None
+            on_answer(None if failed else done.result())
+
+        call.add_done_callback(finish)
+        if self.closed:  # close() may have missed this one
+            call.cancel()
 
     @contextmanager
     def errors_of(self, endpoint: str) -> Iterator[None]:
@@ -333,19 +343,18 @@ class WorkerLink:
         finally:
             self._calls.discard(call)
 
-    def close(self) -> None:
-        """Cancel the calls, end the streams and hang up. More calls do nothing."""
-        if self.pid != os.getpid():
-            return
+    def stop(self) -> None:
+        """Let nothing new begin, and cancel the calls; :meth:`close` is to follow."""
         with self._lock:
             self.closed = True
-        streams = list(self.streams)
-        for stream in streams:
-            stream.stop()
         for call in list(self._calls):
             call.cancel()
-        for stream in streams:
-            stream.join()
+
+    def close(self) -> None:
+        """Cancel the calls and hang up; the streams are to be over. More calls do nothing."""
+        if self.pid != os.getpid():
+            return
+        self.stop()
         with self._lock:
             if self.channel is not None:
                 self.channel.close()

@@ -49,7 +49,7 @@ class RelayEnd:
     def __init__(self, link: WorkerLink) -> None:
         self._worker = link.endpoint
         self._metadata = link.metadata
-        self._channel = link.open_channel(link.address, link.timeout, RELAY_OPTIONS)
+        self._channel = link.open_channel(link.timeout, RELAY_OPTIONS)
         self._stub = self._channel.stream_stream(
             method("Relay"), pb.Piece.SerializeToString, pb.Piece.FromString
         )

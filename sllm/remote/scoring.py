@@ -15,16 +15,16 @@ from sllm.wire.protocol import padded, pb
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from sllm.remote.link import WorkerLink
+    from sllm.remote.fleet import Fleet
 
 __all__ = ["score"]
 
 
-def score(link: WorkerLink, tokens: npt.NDArray[np.int32], start: int, timeout: float | None) -> Scores:
+def score(fleet: Fleet, tokens: npt.NDArray[np.int32], start: int, timeout: float | None) -> Scores:
     """Log-probabilities and ranks of ``tokens[start:]``; see :meth:`sllm.remote.connection.Remote.score`."""
-    info = link.info
+    info, endpoint = fleet.link.info, fleet.link.endpoint
     if "score" not in info.features:
-        raise UnsupportedModelError(f"{link.endpoint} does not score texts; update sllm there")
+        raise UnsupportedModelError(f"{endpoint} does not score texts; update sllm there")
     text = int32_array(tokens, "tokens")
     checked_int(start, "start", 1, max(len(text) - 1, 1))
     if len(text) > info.max_prompt:
@@ -32,7 +32,7 @@ def score(link: WorkerLink, tokens: npt.NDArray[np.int32], start: int, timeout: 
     if len(text) < 2 or int(text.min()) < 0 or int(text.max()) >= info.n_vocab:
         raise ValueError(f"the text needs two tokens or more, all of the vocabulary of {info.n_vocab}")
     request = padded(pb.ScoreRequest(tokens=text.tolist(), start=start, model_id=info.model_id))
-    reply: pb.ScoreReply = link.call("Score", request, pb.ScoreReply, timeout)
+    reply: pb.ScoreReply = fleet.call("Score", request, pb.ScoreReply, timeout, text.tolist())
     n = len(text) - start
     logprobs = np.array(reply.logprobs, dtype=np.float32)
     ranks = np.array(reply.ranks, dtype=np.int64)
@@ -44,7 +44,7 @@ def score(link: WorkerLink, tokens: npt.NDArray[np.int32], start: int, timeout: 
         or ranks.max() >= info.n_vocab
     ):
         raise RemoteError(
-            f"{link.endpoint} sent {len(logprobs)} log-probabilities and {len(ranks)} ranks,"
+            f"{endpoint} sent {len(logprobs)} log-probabilities and {len(ranks)} ranks,"
             f" expected {n} of each, finite and <= 0, and below {info.n_vocab}"
         )
     return Scores(logprobs, ranks.astype(np.int32), reply.n_reused, reply.compute_us * 1e-6)

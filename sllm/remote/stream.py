@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sllm.engine.handle import join
 from sllm.errors import AuthError, BusyError, ClosedError, RemoteError
 from sllm.extras import needs
-from sllm.remote.link import OtherModelError
-from sllm.wire.protocol import failure, method
+from sllm.wire.protocol import OtherModelError, failure, is_ending, method
 
 with needs("remote"):
     import grpc
@@ -21,9 +20,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sllm.remote.link import WorkerLink
+    from sllm.remote.route import Route
     from sllm.targets.base import RemoteStats
 
-__all__ = ["ON_LOSS", "ResumableStream", "RetryError", "StoppedError", "StreamLostError", "checked_on_loss"]
+__all__ = [
+    "ON_LOSS",
+    "ResumableStream",
+    "RetryError",
+    "StoppedError",
+    "StreamLostError",
+    "WorkerEndingError",
+    "checked_on_loss",
+]
 
 log = logging.getLogger("sllm.remote")
 
@@ -59,6 +67,13 @@ class StreamLostError(Exception):
     """Raised by an attempt: the call has broken for the reason given; connect again."""
 
 
+class WorkerEndingError(StreamLostError):
+    """Raised by an attempt: the worker is being shut down, and says so."""
+
+    def __init__(self) -> None:
+        super().__init__("the worker is ending")
+
+
 class RetryError(Exception):
     """Raised by an attempt: the call has ended, and nothing is wrong with the link; make another one."""
 
@@ -75,7 +90,7 @@ class ResumableStream:
     is called once more, on a channel that works.
 
     Args:
-        link: to the worker.
+        route: on which worker it is, and where it may go.
         stats: where reconnects and the time without a link are counted.
         on_loss: ``"raise"``, or another of :data:`ON_LOSS`, which both mean: wait.
         on_change: called when the link is lost, when it is found, and when the stream is stopped, by the
@@ -90,7 +105,7 @@ class ResumableStream:
 
     def __init__(
         self,
-        link: WorkerLink,
+        route: Route,
         stats: RemoteStats,
         on_loss: str,
         on_change: Callable[[], object] = _nothing,
@@ -98,13 +113,16 @@ class ResumableStream:
         self.channel: grpc.Channel | None = None
         self.call: Any = None
         self.stopped = threading.Event()
-        self._link = link
+        self._route = route
+        self._stats = stats
         self._on_loss = on_loss
         self._on_change = on_change
-        self._outage = _Outage(link, self.stopped, stats)
+        self._outage = _Outage(route, self.stopped, stats)
         self._answered = False  # the worker has sent something in this call
         self._progressed = False  # something new has come, in any call
         self._end_outgoing: Callable[[], object] = _nothing
+        self._rivals: set[Any] = set()  # calls besides that one; see hedge
+        self._link: WorkerLink | None = None  # that the call is on
         self._thread: threading.Thread | None = None
 
     @property
@@ -129,9 +147,10 @@ class ResumableStream:
             Exception: what the worker refused with, and whatever else ``attempt`` raises.
 
         """
-        link = self._link
-        channel = link.live()
-        link.streams.add(self)
+        route = self._route
+        streams = route.fleet.streams
+        channel = route.link.live()
+        streams.add(self)
         try:
             while True:
                 if self.stopped.is_set():
@@ -140,21 +159,45 @@ class ResumableStream:
                 try:
                     return self._checked(attempt, channel)
                 except RetryError:
-                    channel = link.live()
+                    channel = route.link.live()
+                    continue
+                except WorkerEndingError as error:  # no loss, where there is another one
+                    reason = str(error)
+                    route.fleet.note_draining(route.link)
+                    other = route.elsewhere(channel)
+                    if other is not None:
+                        channel = other
+                        continue
+                except OtherModelError as error:
+                    route.fleet.note_other(route.link, error)
+                    other = route.elsewhere(channel)
+                    if other is None:
+                        raise
+                    channel = other
                     continue
                 except StreamLostError as error:
                     reason = str(error)
                 except BusyError as error:
+                    other = route.elsewhere(channel, error)
+                    if other is not None:
+                        channel = other
+                        continue
                     if self._on_loss == "raise" or not (self.lost or self._progressed):
                         raise
                     refusal, reason = error, str(error)
+                if refusal is None:
+                    route.fleet.note_lost(route.link, channel, reason)
                 self._mark_lost(reason)
+                found = route.elsewhere(channel) if refusal is None else None
+                if found is not None:
+                    channel = found
+                    continue
                 # Whatever the reason, an address where not even the call was answered is tried last.
                 elsewhere = not self._answered
                 channel = self._outage.wait_and_retry(channel, reason, refusal, elsewhere=elsewhere)
         finally:
             if self.call is None and self._thread is None:
-                link.streams.discard(self)
+                streams.discard(self)
 
     def _checked(self, attempt: Callable[[grpc.Channel], _T], channel: grpc.Channel) -> _T:
         """One attempt, with gRPC's errors turned into ours."""
@@ -162,7 +205,9 @@ class ResumableStream:
             try:
                 return attempt(channel)
             except grpc.RpcError as error:
-                raise failure(error, self._link.endpoint) or StreamLostError(
+                if is_ending(error):
+                    raise WorkerEndingError from None
+                raise failure(error, self._route.link.endpoint) or StreamLostError(
                     error.details() or error.code().name.lower()
                 ) from None
         except BaseException:
@@ -198,31 +243,76 @@ class ResumableStream:
         """
         self._answered = False
         self._end_outgoing = end_outgoing
+        link = self._route.link
         stub = channel.stream_stream(method(name), serialize, parse)
         try:
-            call = stub(outgoing, metadata=self._link.metadata, wait_for_ready=False)
+            call = stub(outgoing, metadata=link.metadata, wait_for_ready=False)
         except ValueError:  # another stream has renewed the channel, or the link was closed
-            if channel is self._link.channel:
+            if channel is link.channel:
                 raise StreamLostError("the channel was closed") from None
             raise RetryError from None
-        self.call, self.channel = call, channel
+        self.call, self.channel, self._link = call, channel, link
         if self.stopped.is_set():
             call.cancel()  # type: ignore[no-untyped-call]
         return call
 
+    def open_rival(
+        self,
+        channel: grpc.Channel,
+        link: WorkerLink,
+        name: str,
+        outgoing: Iterator[Any],
+        serialize: Callable[[Any], bytes],
+        parse: Callable[[bytes], Any] | None,
+    ) -> Any:
+        """Open another call for the same messages, on ``link``; arguments as for :meth:`open_call`. It ends
+        by :meth:`end_rival`, and by :meth:`stop`.
+
+        Raises:
+            StreamLostError: the channel is closed.
+
+        """
+        try:
+            stub = channel.stream_stream(method(name), serialize, parse)
+            call = stub(outgoing, metadata=link.metadata, wait_for_ready=False)
+        except ValueError:
+            raise StreamLostError("the channel was closed") from None
+        self._rivals.add(call)
+        if self.stopped.is_set():
+            call.cancel()  # type: ignore[no-untyped-call]
+        return call
+
+    def end_rival(self, call: Any, *, won: bool) -> None:
+        """End that call, unless it has taken the place of the other one."""
+        if not won:
+            call.cancel()
+        self._rivals.discard(call)
+
+    def adopt(
+        self, call: Any, link: WorkerLink, channel: grpc.Channel, end_outgoing: Callable[[], object]
+    ) -> None:
+        """Let the other call, which is on ``link``, take the place of this one, which ends."""
+        self.hang_up()
+        self._route.move(link)
+        self._answered = False
+        self._end_outgoing = end_outgoing
+        self.call, self.channel, self._link = call, channel, link
+
     def mark_found(self) -> None:
         """The worker has answered."""
         self._answered = True
+        self._route.answered(self._stats)
         if self._outage.mark_found():
             self._on_change()
 
     def progress(self) -> None:
         """Something new has come over the link: the deadline begins anew."""
         self._progressed = True
+        self._route.progress()
         self._outage.progress()
 
     def _mark_lost(self, reason: str) -> None:
-        endpoint = self._link.endpoint
+        endpoint = self._route.link.endpoint
         news = self._outage.mark_lost()
         if news:
             self._on_change()
@@ -233,19 +323,19 @@ class ResumableStream:
 
     def hang_up(self) -> None:
         """End the call, if there is one."""
-        call, channel = self.call, self.channel
-        self.call = self.channel = None
+        call, channel, link = self.call, self.channel, self._link
+        self.call = self.channel = self._link = None
         self._end_outgoing()
         self._end_outgoing = _nothing
         if call is not None:
             call.cancel()
-        if channel is not None:
-            self._link.retire(channel)
+        if channel is not None and link is not None:
+            link.retire(channel)
 
     def suspend(self) -> None:
         """End the call while :meth:`run` is not running."""
         self.hang_up()
-        self._link.streams.discard(self)
+        self._route.fleet.streams.discard(self)
 
     # ---- with its own thread
 
@@ -259,7 +349,7 @@ class ResumableStream:
                 self.suspend()
 
         self._thread = threading.Thread(target=target, name=name, daemon=True)
-        self._link.streams.add(self)
+        self._route.fleet.streams.add(self)
         self._thread.start()
 
     # ---- from any thread
@@ -267,9 +357,9 @@ class ResumableStream:
     def stop(self) -> None:
         """End the call and whatever :meth:`run` is waiting for."""
         self.stopped.set()
-        call = self.call
-        if call is not None:
-            call.cancel()
+        for call in (self.call, *list(self._rivals)):
+            if call is not None:
+                call.cancel()
         self._on_change()
 
     def join(self, timeout: float | None = None) -> None:
@@ -282,8 +372,8 @@ class ResumableStream:
 class _Outage:
     """The time without a link."""
 
-    def __init__(self, link: WorkerLink, stopped: threading.Event, stats: RemoteStats) -> None:
-        self._link = link
+    def __init__(self, route: Route, stopped: threading.Event, stats: RemoteStats) -> None:
+        self._route = route
         self._stopped = stopped
         self._stats = stats
         self._lost_since: float | None = None
@@ -336,23 +426,26 @@ class _Outage:
             ClosedError, AuthError, OtherModelError: further attempts are of no use.
 
         """
-        link = self._link
+        route = self._route
+        deadline = route.fleet.deadline
         assert self._lost_since is not None
         while True:
-            left = link.deadline - self._seconds - (time.monotonic() - self._lost_since)
+            left = deadline - self._seconds - (time.monotonic() - self._lost_since)
             later = 0.0 if refusal is None else refusal.retry_after or 0.0
             if refusal is not None and left <= later:
                 raise refusal
             if left <= 0:
-                raise RemoteError(f"{link.endpoint} was out of reach for {link.deadline:g} seconds: {reason}")
+                endpoint = route.link.endpoint
+                raise RemoteError(f"{endpoint} was out of reach for {deadline:g} seconds: {reason}")
             # Jittered, so that the clients of a worker that returns do not all come at once.
             if self._stopped.wait(min(later + self._pause * random.uniform(0.5, 1.0), left)):
                 raise StoppedError
             self._pause = min(2 * self._pause, _LONGEST_PAUSE)
             if refusal is not None:
-                return channel  # others may be using it
+                return route.again(channel)  # others may be using it
             try:
-                return link.renew(channel, max(0.2, min(left, link.timeout, 5.0)), elsewhere=elsewhere)
+                timeout = max(0.2, min(left, route.fleet.timeout, 5.0))
+                return route.renew(channel, timeout, elsewhere=elsewhere)
             except (ClosedError, AuthError, OtherModelError):
                 raise
             except (RemoteError, BusyError) as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,12 +16,15 @@ import numpy as np
 from sllm.engine.arrays import int32_array
 from sllm.engine.sampling import SamplingParams, check_grammar
 from sllm.errors import CancelledError, ClosedError, ContextFullError, RemoteError
+from sllm.remote.hedge import FirstAnswers, checked_hedge
+from sllm.remote.route import Route
 from sllm.remote.stream import (
     FIRST_PAUSE,
     ResumableStream,
     RetryError,
     StoppedError,
     StreamLostError,
+    WorkerEndingError,
     checked_on_loss,
 )
 from sllm.targets.base import Commit, RemoteStats
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
 
     from sllm.engine.vocab import Vocab
     from sllm.messages import ChatOptions
+    from sllm.remote.fleet import Fleet
+    from sllm.remote.hedge import Answer
     from sllm.remote.link import WorkerLink
     from sllm.targets.base import Scores
 
@@ -44,8 +51,9 @@ __all__ = ["RemoteGeneration", "RemoteTarget", "TextConnection"]
 class TextConnection(Protocol):
     """What a text needs of a connection to a worker: :class:`~sllm.remote.connection.Remote` has it."""
 
-    link: WorkerLink
+    fleet: Fleet
     on_loss: str
+    hedge: bool | float
 
     @property
     def vocab(self) -> Vocab:
@@ -61,8 +69,8 @@ class TextConnection(Protocol):
 
 
 class RemoteTarget:
-    """A worker as a target, made by :meth:`Remote.target`. It serves as many texts at once as the worker has
-    sessions.
+    """A worker as a target, or several with the same model, made by :meth:`Remote.target`. It serves as many
+    texts at once as they have sessions.
 
     Examples:
         >>> with sllm.Worker(sllm.embedded.TARGET) as worker, sllm.connect(worker.uri) as remote:
@@ -72,9 +80,17 @@ class RemoteTarget:
 
     """
 
-    def __init__(self, remote: TextConnection, *, run_ahead: bool = True, on_loss: str | None = None) -> None:
+    def __init__(
+        self,
+        remote: TextConnection,
+        *,
+        run_ahead: bool = True,
+        on_loss: str | None = None,
+        hedge: bool | float | None = None,
+    ) -> None:
         self.remote = remote
         self.run_ahead = run_ahead
+        self.hedge = remote.hedge if hedge is None else checked_hedge(hedge)
         self.on_loss = remote.on_loss if on_loss is None else checked_on_loss(on_loss)
 
     @property
@@ -97,27 +113,27 @@ class RemoteTarget:
 
         """
         check_grammar(sampling)
-        check_offered(sampling, self.remote.link.info.features)
+        offers = self.remote.fleet.offers
+        check_offered(sampling, {name for info in offers for name in info.features})
         return RemoteGeneration(self, self.checked_prompt(tokens), sampling, max_tokens)
 
     def checked_prompt(self, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """``tokens`` as int32 (n,), if the worker takes them as a prompt; raises as :meth:`open` does."""
         prompt = int32_array(tokens, "tokens")
-        info = self.remote.link.info
+        offers = self.remote.fleet.offers
+        n_most, n_vocab = max(info.max_prompt for info in offers), offers[0].n_vocab
         if len(prompt) == 0:
             raise ValueError("the prompt has no tokens")
-        if len(prompt) > info.max_prompt:
-            raise ContextFullError(
-                f"the prompt has {len(prompt)} tokens, and the worker takes {info.max_prompt}"
-            )
-        if int(prompt.min()) < 0 or int(prompt.max()) >= info.n_vocab:
-            raise ValueError(f"the prompt holds ids that are not in the vocabulary of {info.n_vocab} tokens")
+        if len(prompt) > n_most:
+            raise ContextFullError(f"the prompt has {len(prompt)} tokens, and the worker takes {n_most}")
+        if int(prompt.min()) < 0 or int(prompt.max()) >= n_vocab:
+            raise ValueError(f"the prompt holds ids that are not in the vocabulary of {n_vocab} tokens")
         return prompt
 
     @property
     def chat_template(self) -> str | None:
         """The worker's chat template, a Jinja2 text, or None."""
-        return self.remote.link.info.chat_template
+        return self.remote.fleet.link.info.chat_template
 
     def chat(
         self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]
@@ -139,15 +155,16 @@ class RemoteTarget:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<sllm.RemoteTarget {self.remote.link.endpoint}>"
+        return f"<sllm.RemoteTarget {self.remote.fleet.link.endpoint}>"
 
 
 class RemoteGeneration:
     """A text of a :class:`RemoteTarget`; see :class:`~sllm.targets.base.PipelinedGeneration`.
 
     Its own thread keeps the stream to the worker: it takes commits as they come, whether or not they are
-    being read (a text is bounded). When the link is lost it connects again and continues after the last token
-    that arrived: a position and a seed decide every token, so none is lost or sent twice.
+    being read (a text is bounded). When the link is lost it connects again, to this worker or to another one,
+    and continues after the last token that arrived: a position and a seed decide every token, so none is lost
+    or sent twice.
     """
 
     def __init__(
@@ -158,7 +175,6 @@ class RemoteGeneration:
         max_tokens: int | None,
     ) -> None:
         self._remote = target.remote  # keeps the connection open
-        self._link = link = target.remote.link
         self._vocab = target.vocab
         self._sampling = to_sampling(sampling)
         self._required = required(sampling)
@@ -168,8 +184,12 @@ class RemoteGeneration:
         self.run_ahead = target.run_ahead
         self.on_loss = target.on_loss
         self._requested_end = None if max_tokens is None else self._start + max_tokens
+        self._hedge = target.hedge
+        self._route = Route(
+            target.remote.fleet, text=lambda: self._text, needs=self._required, end=lambda: self.end
+        )
         self.closed = False
-        self.remote = RemoteStats(round_trip=link.round_trip)
+        self.remote = RemoteStats(round_trip=self._link.round_trip)
         self.opened_at: float | None = None
         self.finish_reason: str | None = None
         self._commits: deque[Commit] = deque()
@@ -179,20 +199,28 @@ class RemoteGeneration:
         self._hint: tuple[int, TokenTree] | None = None
         self._outbox: _Outbox | None = None  # while a call is open
         self._woken = self._done = self._cancelled = False
+        self._heard = False  # a worker has answered
         self._changed = threading.Condition()
-        self._stream = ResumableStream(link, self.remote, self.on_loss, self.wake)
+        self._stream = ResumableStream(self._route, self.remote, self.on_loss, self.wake)
         if self._start >= self.end:
             self._finish()
             self._stream.stop()
         else:
             self._stream.start(self._run, "sllm-remote")
 
+    @property
+    def _link(self) -> WorkerLink:
+        """To the worker that has the text now."""
+        return self._route.link
+
     # ---- for the caller
 
     @property
     def end(self) -> int:
         """See :class:`~sllm.targets.base.PipelinedGeneration`."""
-        n_ctx = max(self._link.info.n_ctx, len(self._text))  # of the worker that has the text now
+        # Of the worker that has the text now, or before that of the one that has most.
+        offers = [self._link.info] if self._heard else [self._link.info, *self._route.fleet.offers]
+        n_ctx = max(len(self._text), *(info.n_ctx for info in offers))
         return n_ctx if self._requested_end is None else min(self._requested_end, n_ctx)
 
     @property
@@ -311,6 +339,7 @@ class RemoteGeneration:
 
     def _run(self) -> None:
         try:
+            self._route.begin()
             self._stream.run(self._attempt)
         except StoppedError:
             return
@@ -320,6 +349,8 @@ class RemoteGeneration:
             with self._changed:
                 self._done = True
                 self._changed.notify_all()
+        finally:
+            self._route.end()
 
     def _fail(self, error: Exception) -> None:
         with self._changed:
@@ -340,8 +371,10 @@ class RemoteGeneration:
         if reason == "idle":
             self._wait_for_hint()
             raise RetryError
+        if reason == "moved":
+            raise RetryError
         if reason == "closing":
-            raise StreamLostError("the worker is ending")
+            raise WorkerEndingError
         raise RemoteError(f"{self._link.endpoint} ended the text: {reason}")
 
     def _complete(self) -> bool:
@@ -373,7 +406,9 @@ class RemoteGeneration:
         return padded(pb.Up(open=opening))
 
     def _read_commits(self, channel: grpc.Channel) -> str:
-        """Open the text on a channel and take what comes; the worker's reason for ending the stream."""
+        """Open the text on a channel and take what comes; the worker's reason for ending the stream, or
+        "moved": it has been left for another one.
+        """
         stream = self._stream
         outbox = _Outbox(self._opening(), self.remote)
         call = stream.open_call(
@@ -389,7 +424,13 @@ class RemoteGeneration:
             if self._hint is not None:
                 outbox.put(self._hint_message())
         try:
-            for message in call:
+            messages: Iterator[pb.Down] = call
+            if self._hedge and not self._heard and not self._route.fleet.is_one:
+                outbox, messages = self._race(outbox, call)
+            for message in messages:
+                self._heard = True
+                if self._is_first_answer(message):
+                    self._route.first_answer()
                 self.remote.bytes_down += message.ByteSize()
                 kind = message.WhichOneof("kind")
                 if kind == "commit":
@@ -398,6 +439,10 @@ class RemoteGeneration:
                 elif kind == "opened":
                     stream.mark_found()
                     self._take_opened(message.opened)
+                elif kind == "draining":
+                    self._route.fleet.note_draining(self._link)
+                    if not self._ends_within(message.draining.milliseconds * 1e-3) and self._route.leave():
+                        return "moved"
                 elif kind == "done":
                     return str(message.done.reason)
             raise StreamLostError("the worker ended the stream")
@@ -406,7 +451,82 @@ class RemoteGeneration:
                 self._outbox = None
             stream.hang_up()
 
+    def _ends_within(self, seconds: float) -> bool:
+        """Whether the text will probably be at its end in ``seconds``: as fast as it was so far."""
+        n_tokens = len(self._text) - self._start
+        if self.opened_at is None or n_tokens == 0:
+            return False
+        elapsed = time.perf_counter() - self.opened_at
+        return (self.end - len(self._text)) * elapsed / n_tokens <= seconds
+
+    def _race(self, outbox: _Outbox, call: Any) -> tuple[_Outbox, Iterator[pb.Down]]:
+        """Ask a second worker, too, if the first one does not answer in time; what goes up to and comes down
+        from the one that answers first. The other call is ended.
+        """
+        answers = FirstAnswers(self._is_first_answer)
+        answers.watch(call)
+        rival: _Rival | None = None
+        try:
+            answer = answers.wait(self._route.patience if self._hedge is True else float(self._hedge))
+            if answer is None:
+                rival = self._open_rival()
+                if rival is not None:
+                    answers.watch(rival.call)
+                answer = answers.wait(None)
+            if rival is not None:
+                assert answer is not None
+                if answer.error is not None:  # the other one may yet
+                    other = answers.wait(None)
+                    assert other is not None
+                    answer = other if other.error is None or other.call is call else answer
+                outbox = self._decide(answer, outbox, rival)
+        except BaseException:
+            call.cancel()
+            raise
+        finally:
+            if rival is not None:
+                self._stream.end_rival(rival.call, won=self._stream.call is rival.call)
+            answers.close()
+        assert answer is not None
+        return outbox, _answered(answer)
+
+    def _is_first_answer(self, message: pb.Down) -> bool:
+        """Whether a message is what a text waits for: its first tokens, or without run-ahead, where these
+        need a hint, that the prompt is computed.
+        """
+        return message.WhichOneof("kind") != "opened" or not self.run_ahead
+
+    def _open_rival(self) -> _Rival | None:
+        """The call of a second worker; None: there is none that may have the text."""
+        link = None if self._stream.stopped.is_set() else self._route.rival()
+        if link is None:
+            return None
+        channel = link.live()
+        outbox = _Outbox(self._opening(), self.remote)
+        call = self._stream.open_rival(
+            channel, link, "Generate", outbox, pb.Up.SerializeToString, pb.Down.FromString
+        )
+        self.remote.n_hedged += 1
+        return _Rival(call, channel, link, outbox)
+
+    def _decide(self, answer: Answer, outbox: _Outbox, rival: _Rival) -> _Outbox:
+        """End the call that has lost; what goes up to the other one."""
+        first = self._link
+        won = answer.call is rival.call
+        self.remote.hedge_tokens += self._route.fleet.n_to_compute(first if won else rival.link, self._text)
+        if not won:
+            rival.outbox.close()
+            return outbox
+        self.remote.n_hedges_won += 1
+        self._stream.adopt(rival.call, rival.link, rival.channel, rival.outbox.close)
+        with self._changed:
+            self._outbox = rival.outbox
+            if self._hint is not None:
+                rival.outbox.put(self._hint_message())
+        return rival.outbox
+
     def _take_opened(self, message: pb.Opened) -> None:
+        self._route.opened(len(self._text), message.n_reused, message.prompt_us * 1e-6)
         if self.opened_at is not None:
             return
         self.opened_at = time.perf_counter()
@@ -447,6 +567,25 @@ class RemoteGeneration:
             self._text.extend(tokens)
             self._commits.append(commit)
             self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class _Rival:
+    """A call to a second worker for the same text."""
+
+    call: Any
+    channel: grpc.Channel
+    link: WorkerLink
+    outbox: _Outbox
+
+
+def _answered(answer: Answer) -> Iterator[pb.Down]:
+    """What comes of a call of which the first answer has been read."""
+    if answer.error is not None:
+        if isinstance(answer.error, StopIteration):
+            return iter(())
+        raise answer.error
+    return itertools.chain(answer.messages, answer.call)
 
 
 class _Outbox:

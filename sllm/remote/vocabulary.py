@@ -17,7 +17,7 @@ from sllm.errors import RemoteError, SllmError
 from sllm.wire.protocol import method, padded, pb
 
 if TYPE_CHECKING:
-    from sllm.remote.link import WorkerLink
+    from sllm.remote.fleet import Fleet
 
 __all__ = ["RemoteVocabulary"]
 
@@ -35,8 +35,8 @@ class RemoteVocabulary:
     may use it.
     """
 
-    def __init__(self, link: WorkerLink) -> None:
-        self._link = link
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
         self._lock = threading.Lock()
         self._model: Model | None = None
 
@@ -46,11 +46,11 @@ class RemoteVocabulary:
         Raises:
             RemoteError: it could not be fetched, or does not have the fingerprint that the worker gave.
             UnsupportedModelError: the worker serves layers of a model, and no texts.
-            ClosedError: the link is closed.
+            ClosedError: the connection is closed.
 
         """
         with self._lock:
-            self._link.live_for_texts()
+            self._fleet.link.live_for_texts()
             if self._model is None:
                 self._model = self._load()
             return self._model
@@ -68,7 +68,7 @@ class RemoteVocabulary:
                 self._model = None
 
     def _load(self) -> Model:
-        link = self._link
+        link = self._fleet.link
         # Models with the same tokens may have other chat templates.
         template = hashlib.sha256((link.info.chat_template or "").encode()).hexdigest()
         path = folders.cache_folder("vocabularies") / f"{link.info.vocab_fingerprint}-{template[:16]}.gguf"
@@ -103,7 +103,7 @@ class RemoteVocabulary:
         return model
 
     def _checked(self, path: Path) -> Model:
-        info = self._link.info
+        info = self._fleet.link.info
         model = Model(path, vocab_only=True)
         try:
             found, n_vocab = model.vocab.fingerprint, model.vocab.n_tokens
@@ -121,7 +121,7 @@ class RemoteVocabulary:
 
     def _fetch(self) -> bytes:
         """The vocabulary as a GGUF file."""
-        link = self._link
+        link = self._fleet.link
         stub = link.live().unary_stream(
             method("Vocabulary"), pb.VocabularyRequest.SerializeToString, pb.Piece.FromString
         )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Container, Sequence
 
     from sllm.remote.link import WorkerLink
+    from sllm.remote.route import Route
 
 __all__ = ["Part", "Relays", "hop_addresses", "obstacle"]
 
@@ -31,7 +32,7 @@ class Part:
     """What one worker has of a split.
 
     Attributes:
-        link: to it.
+        route: which worker that is, of several that have the same layers.
         start, stop: its layers.
         output: the model's output is there, too.
         on_loss: ``"wait"`` or ``"raise"``.
@@ -40,13 +41,18 @@ class Part:
 
     """
 
-    link: WorkerLink
+    route: Route
     start: int
     stop: int
     output: bool
     on_loss: str
     hop_address: tuple[str, int] | None = None
     sequence_id: int = field(default_factory=lambda: secrets.randbits(64) or 1)
+
+    @property
+    def link(self) -> WorkerLink:
+        """To the worker that has the sequence now."""
+        return self.route.link
 
     @property
     def seen_at(self) -> tuple[str, int]:

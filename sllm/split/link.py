@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sllm.engine.handle import join
 from sllm.errors import CancelledError, ClosedError, RemoteError
 from sllm.extras import needs
-from sllm.remote.stream import ResumableStream, RetryError, StoppedError, StreamLostError
+from sllm.remote.stream import ResumableStream, RetryError, StoppedError, StreamLostError, WorkerEndingError
 from sllm.split.chain import obstacle
 from sllm.targets.base import RemoteStats
 from sllm.targets.tree import TokenTree
@@ -189,8 +189,8 @@ class LayerLink:
 
     def __init__(self, parts: Sequence[Part], *, encoding: str) -> None:
         most = []
-        for part in parts:
-            info = part.link.info.layers
+        offers = [(part, offer.layers) for part in parts for offer in part.route.fleet.offers]
+        for part, info in offers:
             assert info is not None
             if info.n_embd < 1 or info.max_rows < 1:
                 raise RemoteError(
@@ -215,6 +215,7 @@ class LayerLink:
         self._lacking: int | None = None  # a worker has only so many positions
         self._held = 0  # positions that the workers were taken to have when the calls were opened
         self.begin(0, RemoteStats())
+        self.suspend()
 
     def begin(
         self, keep: int, stats: RemoteStats, sampling: SamplingParams | None = None, text_start: int = 0
@@ -228,7 +229,8 @@ class LayerLink:
         self._cancelled = False
         for stage in self._stages:
             stage.idled = False
-            stage.stream = ResumableStream(stage.part.link, stats, stage.part.on_loss)
+            stage.part.route.begin(stay=keep > 0)
+            stage.stream = ResumableStream(stage.part.route, stats, stage.part.on_loss)
         if sampling is not None:
             check_offered(sampling, self._last.part.link.info.features)
         self._sampling = None if sampling is None else to_sampling(sampling)
@@ -374,6 +376,7 @@ class LayerLink:
         for stage in self._stages:
             stage.hang_up()
             stage.stream.suspend()
+            stage.part.route.end()
 
     def release(self) -> None:
         """End the calls; the workers need not keep anything."""
@@ -684,7 +687,7 @@ class LayerLink:
     def _end(self, stage: _Stage, reason: str) -> None:
         """A worker has ended the call."""
         if reason == "closing":
-            raise StreamLostError("the worker is ending")
+            raise WorkerEndingError
         if reason != "idle":
             raise RemoteError(f"{stage.endpoint} ended the sequence for a reason unknown here: {reason!r}")
         if not stage.lacks:  # else it has said what it has, which is what it gets next

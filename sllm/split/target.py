@@ -23,6 +23,7 @@ from sllm.engine.sampling import SamplingParams
 from sllm.errors import BusyError, CancelledError, ContextFullError, RemoteError, UnsupportedModelError
 from sllm.hosts import host_port
 from sllm.remote.connection import Remote
+from sllm.remote.route import Route
 from sllm.remote.stream import checked_on_loss
 from sllm.split.chain import Part, Relays, hop_addresses
 from sllm.split.link import HopLostError, LayerLink, TreesLostError
@@ -217,7 +218,7 @@ class SplitTarget(Closing):
         links = [remote.link for remote in remotes]
         self.ranges = worker_ranges(links, file, head, self.n_layer - (tail or 0), output=tail is None)
         _check_same_model(file, last, links)
-        n_worker = min(link.info.n_ctx for link in links)
+        n_worker = min(info.n_ctx for remote in remotes for info in remote.fleet.offers)
         n_ctx = min(
             context_length(file.n_ctx_train) if computing.n_ctx is None else computing.n_ctx, n_worker
         )
@@ -227,7 +228,7 @@ class SplitTarget(Closing):
         self._lock = threading.Lock()  # over the slots
         self._computing = threading.Lock()  # over the layers here: texts take turns
         n_seq_max = computing.n_seq_max
-        self._slots = [self._make_slot(i, links, losses, hop_to) for i in range(n_seq_max)]
+        self._slots = [self._make_slot(i, losses, hop_to) for i in range(n_seq_max)]
         n_rollback = _ROLLBACK if computing.n_rollback is None else computing.n_rollback
         computing = replace(
             computing,
@@ -251,14 +252,21 @@ class SplitTarget(Closing):
     def _make_slot(
         self,
         i: int,
-        links: list[WorkerLink],
         losses: list[str],
         hop_to: list[tuple[str, int] | None] | None,
     ) -> _SplitSlot:
-        addresses = hop_to or [None] * len(links)
+        addresses = hop_to or [None] * len(self._remotes)
         parts = [
-            Part(link, *layers, self.tail is None and layers[1] == self.n_layer, loss, address)
-            for link, layers, loss, address in zip(links, self.ranges, losses, addresses, strict=True)
+            Part(
+                Route(remote.fleet),
+                *layers,
+                self.tail is None and layers[1] == self.n_layer,
+                loss,
+                address,
+            )
+            for remote, layers, loss, address in zip(
+                self._remotes, self.ranges, losses, addresses, strict=True
+            )
         ]
         return _SplitSlot(i, Relays(parts, allowed=hop_to is not None), self.codec)
 

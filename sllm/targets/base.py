@@ -69,6 +69,12 @@ class RemoteStats:
         round_trip: a running estimate; 0 before the first hint has come back.
         bytes_up, bytes_down: sent and received.
         n_hints: hints sent.
+        workers: which workers have served the text, ``HOST:PORT`` each, in their order; one that it came
+            back to is there once more.
+        n_moves: how often it went on with another worker.
+        n_hedged: how often a second worker was asked because the first one had not answered in time.
+        n_hedges_won: how often that one answered first.
+        hedge_tokens: of the text, that the workers whose answer came too late may have computed in vain.
         n_reconnects: how often the link was lost and found again.
         lost_seconds: without a link.
         n_own_draft: accepted tokens that the remote side had drafted itself.
@@ -94,6 +100,11 @@ class RemoteStats:
     queued_seconds: float = 0.0
     n_hops: int = 0
     relayed: tuple[str, ...] = ()
+    workers: tuple[str, ...] = ()
+    n_moves: int = 0
+    n_hedged: int = 0
+    n_hedges_won: int = 0
+    hedge_tokens: int = 0
 
     def observe_round_trip(self, seconds: float) -> None:
         """A message went there and back in ``seconds``: TCP's smoothing (RFC 6298)."""

@@ -23,6 +23,7 @@ def open_channel(
     *,
     keepalive: float,
     certificates: MutableMapping[str, bytes],
+    server_name: str | None = None,
     options: Sequence[tuple[str, int]] = (),
 ) -> grpc.Channel:
     """A new channel. Nothing but the certificate, where one is pinned, has crossed the link yet.
@@ -33,6 +34,7 @@ def open_channel(
         keepalive: seconds of silence after which the other side is asked whether it is still there; as many
             later the link counts as lost.
         certificates: those that are known (PEM), by fingerprint; one that had to be fetched is added.
+        server_name: what the certificate has to be valid for, where none is pinned; None: the address's host.
         options: gRPC's, besides those of every channel.
 
     Raises:
@@ -55,6 +57,8 @@ def open_channel(
     if address.insecure:
         return grpc.insecure_channel(address.endpoint, settings)
     if address.fingerprint is None:
+        if server_name is not None:
+            settings.append(("grpc.ssl_target_name_override", server_name))
         return grpc.secure_channel(address.endpoint, grpc.ssl_channel_credentials(), settings)
     pem = certificates.get(address.fingerprint)
     if pem is None:

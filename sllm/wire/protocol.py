@@ -40,12 +40,14 @@ __all__ = [
     "PROTOCOL",
     "RELAY_OPTIONS",
     "SERVICE",
+    "OtherModelError",
     "abort",
     "check_offered",
     "failure",
     "forget",
     "from_sampling",
     "hint_parents",
+    "is_ending",
     "method",
     "not_offered",
     "padded",
@@ -95,8 +97,20 @@ _NOT_OFFERED = "the worker does not offer"
 _RETRY_AFTER = "sllm-retry-after-ms"
 """Trailing metadata of a refusal: :attr:`~sllm.BusyError.retry_after` in milliseconds."""
 
+_ENDING = "sllm-ending"
+"""Trailing metadata of UNAVAILABLE where it is the worker that says so: the link is as good as ever, and the
+worker is being shut down.
+"""
+
+_OTHER_MODEL = "sllm-other-model"
+"""Trailing metadata of FAILED_PRECONDITION where that is an :class:`OtherModelError`."""
+
 _M = TypeVar("_M", bound="Message")
 _E = TypeVar("_E", bound=Exception)
+
+
+class OtherModelError(RemoteError):
+    """A worker has other weights, or other layers, than expected: no text can be continued there."""
 
 
 def method(name: str) -> str:
@@ -155,6 +169,10 @@ def abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
                 text = f"{text[:_MAX_DETAILS]} ..."
             if isinstance(error, BusyError) and error.retry_after is not None:
                 context.set_trailing_metadata(((_RETRY_AFTER, f"{error.retry_after * 1000:.0f}"),))
+            if isinstance(error, ClosedError):
+                context.set_trailing_metadata(((_ENDING, "1"),))
+            if isinstance(error, OtherModelError):
+                context.set_trailing_metadata(((_OTHER_MODEL, "1"),))
             forget(error)
             context.abort(grpc.StatusCode[code], text)
     log.error("a call failed: %s", raised_at(error))
@@ -202,6 +220,8 @@ def failure(error: grpc.RpcError, endpoint: str) -> Exception | None:
     for kind, name in _REFUSALS:
         if name == code:
             found = kind(details if kind is ContextFullError else f"{endpoint}: {details}")
+            if kind is RemoteError and _OTHER_MODEL in _trailing(error):
+                return OtherModelError(str(found))
             if isinstance(found, BusyError):
                 found.retry_after = _retry_after(error)
             return found
@@ -210,9 +230,18 @@ def failure(error: grpc.RpcError, endpoint: str) -> Exception | None:
 
 def _retry_after(error: grpc.RpcError) -> float | None:
     """What a refusal says of when to try again, in seconds; None: nothing that can be read."""
-    pairs: Any = error.trailing_metadata() or ()
-    found = dict(pairs).get(_RETRY_AFTER)
+    found = _trailing(error).get(_RETRY_AFTER)
     return int(found) / 1000 if isinstance(found, str) and found.isdecimal() and len(found) < 10 else None
+
+
+def _trailing(error: grpc.RpcError) -> dict[str, Any]:
+    pairs: Any = error.trailing_metadata() or ()
+    return dict(pairs)
+
+
+def is_ending(error: grpc.RpcError) -> bool:
+    """Whether a call has failed because the worker is being shut down, which it says itself."""
+    return error.code().name == "UNAVAILABLE" and _ENDING in _trailing(error)
 
 
 def not_offered(features: Iterable[str]) -> UnsupportedModelError:

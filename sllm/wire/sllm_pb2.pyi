@@ -14,7 +14,7 @@ class InfoRequest(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., padding: _Optional[bytes] = ...) -> None: ...
 
 class InfoReply(_message.Message):
-    __slots__ = ("protocol", "features", "software", "model_name", "model_id", "vocab_fingerprint", "n_vocab", "n_ctx", "sessions", "n_params", "size_bytes", "max_prompt", "max_hint", "chat_template", "padding", "layers")
+    __slots__ = ("protocol", "features", "software", "model_name", "model_id", "vocab_fingerprint", "n_vocab", "n_ctx", "sessions", "n_params", "size_bytes", "max_prompt", "max_hint", "chat_template", "padding", "instance", "layers")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class InfoReply(_message.Message):
     MAX_HINT_FIELD_NUMBER: _ClassVar[int]
     CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     PADDING_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     features: _containers.RepeatedScalarFieldContainer[str]
@@ -46,8 +47,9 @@ class InfoReply(_message.Message):
     max_hint: int
     chat_template: str
     padding: bytes
+    instance: int
     layers: LayersInfo
-    def __init__(self, protocol: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., software: _Optional[str] = ..., model_name: _Optional[str] = ..., model_id: _Optional[str] = ..., vocab_fingerprint: _Optional[str] = ..., n_vocab: _Optional[int] = ..., n_ctx: _Optional[int] = ..., sessions: _Optional[int] = ..., n_params: _Optional[int] = ..., size_bytes: _Optional[int] = ..., max_prompt: _Optional[int] = ..., max_hint: _Optional[int] = ..., chat_template: _Optional[str] = ..., padding: _Optional[bytes] = ..., layers: _Optional[_Union[LayersInfo, _Mapping]] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., features: _Optional[_Iterable[str]] = ..., software: _Optional[str] = ..., model_name: _Optional[str] = ..., model_id: _Optional[str] = ..., vocab_fingerprint: _Optional[str] = ..., n_vocab: _Optional[int] = ..., n_ctx: _Optional[int] = ..., sessions: _Optional[int] = ..., n_params: _Optional[int] = ..., size_bytes: _Optional[int] = ..., max_prompt: _Optional[int] = ..., max_hint: _Optional[int] = ..., chat_template: _Optional[str] = ..., padding: _Optional[bytes] = ..., instance: _Optional[int] = ..., layers: _Optional[_Union[LayersInfo, _Mapping]] = ...) -> None: ...
 
 class LayersInfo(_message.Message):
     __slots__ = ("n_layer", "n_embd", "start", "stop", "fixed", "output", "max_rows")
@@ -158,16 +160,24 @@ class Cancel(_message.Message):
     def __init__(self) -> None: ...
 
 class Down(_message.Message):
-    __slots__ = ("opened", "commit", "done", "padding")
+    __slots__ = ("opened", "commit", "done", "draining", "padding")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     DONE_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
     PADDING_FIELD_NUMBER: _ClassVar[int]
     opened: Opened
     commit: Commit
     done: Done
+    draining: Draining
     padding: bytes
-    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., padding: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., done: _Optional[_Union[Done, _Mapping]] = ..., draining: _Optional[_Union[Draining, _Mapping]] = ..., padding: _Optional[bytes] = ...) -> None: ...
+
+class Draining(_message.Message):
+    __slots__ = ("milliseconds",)
+    MILLISECONDS_FIELD_NUMBER: _ClassVar[int]
+    milliseconds: int
+    def __init__(self, milliseconds: _Optional[int] = ...) -> None: ...
 
 class Opened(_message.Message):
     __slots__ = ("n_reused", "prompt_us", "queued_us")
@@ -348,7 +358,7 @@ class StatusRequest(_message.Message):
     def __init__(self, padding: _Optional[bytes] = ...) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("uptime_s", "sessions", "queued", "sessions_total", "refused", "passes", "tokens", "drafted", "accepted", "prompt_tokens", "reused_tokens", "rows", "batch_sizes", "busy_s", "padding", "running", "own_drafted", "own_accepted")
+    __slots__ = ("uptime_s", "sessions", "queued", "sessions_total", "refused", "passes", "tokens", "drafted", "accepted", "prompt_tokens", "reused_tokens", "rows", "batch_sizes", "busy_s", "padding", "running", "own_drafted", "own_accepted", "free", "draining")
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_FIELD_NUMBER: _ClassVar[int]
@@ -367,6 +377,8 @@ class StatusReply(_message.Message):
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     OWN_DRAFTED_FIELD_NUMBER: _ClassVar[int]
     OWN_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    FREE_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
     uptime_s: float
     sessions: int
     queued: int
@@ -385,7 +397,9 @@ class StatusReply(_message.Message):
     running: _containers.RepeatedCompositeFieldContainer[SessionStatus]
     own_drafted: int
     own_accepted: int
-    def __init__(self, uptime_s: _Optional[float] = ..., sessions: _Optional[int] = ..., queued: _Optional[int] = ..., sessions_total: _Optional[int] = ..., refused: _Optional[int] = ..., passes: _Optional[int] = ..., tokens: _Optional[int] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., reused_tokens: _Optional[int] = ..., rows: _Optional[int] = ..., batch_sizes: _Optional[_Iterable[int]] = ..., busy_s: _Optional[float] = ..., padding: _Optional[bytes] = ..., running: _Optional[_Iterable[_Union[SessionStatus, _Mapping]]] = ..., own_drafted: _Optional[int] = ..., own_accepted: _Optional[int] = ...) -> None: ...
+    free: int
+    draining: bool
+    def __init__(self, uptime_s: _Optional[float] = ..., sessions: _Optional[int] = ..., queued: _Optional[int] = ..., sessions_total: _Optional[int] = ..., refused: _Optional[int] = ..., passes: _Optional[int] = ..., tokens: _Optional[int] = ..., drafted: _Optional[int] = ..., accepted: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., reused_tokens: _Optional[int] = ..., rows: _Optional[int] = ..., batch_sizes: _Optional[_Iterable[int]] = ..., busy_s: _Optional[float] = ..., padding: _Optional[bytes] = ..., running: _Optional[_Iterable[_Union[SessionStatus, _Mapping]]] = ..., own_drafted: _Optional[int] = ..., own_accepted: _Optional[int] = ..., free: _Optional[int] = ..., draining: bool = ...) -> None: ...
 
 class SessionStatus(_message.Message):
     __slots__ = ("n_prompt", "n_tokens", "n_passes", "n_drafted", "n_accepted", "seconds")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -11,10 +12,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sllm.engine import gguf
 from sllm.engine.grammar import have_grammars
 from sllm.engine.tree import is_chain
-from sllm.errors import AuthError, RemoteError, SllmError
+from sllm.errors import AuthError, SllmError
 from sllm.extras import needs
 from sllm.wire import codec
-from sllm.wire.protocol import PROTOCOL, SERVICE, abort, forget, from_sampling, not_offered, pb
+from sllm.wire.protocol import (
+    PROTOCOL,
+    SERVICE,
+    OtherModelError,
+    abort,
+    forget,
+    from_sampling,
+    not_offered,
+    pb,
+)
 from sllm.worker.destinations import Destinations
 from sllm.worker.feeds import Feed, Feeds
 from sllm.worker.hops import Hop, Hops
@@ -70,6 +80,7 @@ class LayerService:
             self._features.append("trees")
         self._model_id = gguf.model_id(scheduler.file.paths[0])
         self._started = time.monotonic()
+        self._instance = secrets.randbits(64) or 1
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         """For :meth:`grpc.Server.add_generic_rpc_handlers`."""
@@ -106,6 +117,7 @@ class LayerService:
             model_id=self._model_id,
             n_ctx=scheduler.n_ctx,
             sessions=scheduler.limits.sessions,
+            instance=self._instance,
             layers=pb.LayersInfo(
                 n_layer=file.n_layer,
                 n_embd=file.n_embd,
@@ -118,8 +130,12 @@ class LayerService:
         )
 
     def _status(self, _request: pb.StatusRequest, _context: grpc.ServicerContext) -> pb.StatusReply:
-        running = [pb.SessionStatus(n_tokens=sequence.length) for sequence in self._scheduler.running()]
-        return status_reply(self._scheduler.stats, self._started, running)
+        scheduler = self._scheduler
+        running = [pb.SessionStatus(n_tokens=sequence.length) for sequence in scheduler.running()]
+        reply = status_reply(scheduler.stats, self._started, running)
+        reply.draining = scheduler.draining
+        reply.free = 0 if scheduler.draining else max(0, scheduler.limits.sessions - len(running))
+        return reply
 
     # ---- one sequence
 
@@ -156,7 +172,7 @@ class LayerService:
     def _open(self, message: pb.LayersOpen, account: Account) -> _Stream:
         file = self._scheduler.file
         if message.model_id != self._model_id:
-            raise RemoteError(f"the worker has layers of another model, {file.paths[0].name}")
+            raise OtherModelError(f"the worker has layers of another model, {file.paths[0].name}")
         if message.codec not in codec.CODECS:
             raise not_offered([f"codec {message.codec}"])
         codec.row_bytes(message.codec, file.n_embd)

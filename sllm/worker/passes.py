@@ -202,6 +202,10 @@ class Slot(Generic[Owner]):
     freed: float = 0.0
 
 
+_NEWS_SECONDS = 0.5
+"""Of the time that texts are given to end: what is less by no more than this is no news."""
+
+
 class PassLoop(ABC, Generic[Owner]):
     """A thread that runs passes for the owners of slots, until :meth:`close` or until passes keep failing. A
     subclass starts the thread at the end of its constructor.
@@ -231,6 +235,7 @@ class PassLoop(ABC, Generic[Owner]):
         self._pace = pass_seconds if isinstance(pass_seconds, Pace) else Pace(pass_seconds)
         self._n_failures = 0  # in a row
         self._draining = False
+        self._drained_at: float | None = None  # by time.monotonic(): what runs on then is handed back
         self._closing = False
         self._closed = threading.Event()  # set with _closing, for those who wait for time to pass
         self._changed = threading.Condition()  # held to change owners, states and queues; notified after it
@@ -263,12 +268,24 @@ class PassLoop(ABC, Generic[Owner]):
             self._news = True
             self._changed.notify_all()
 
-    def drain(self, seconds: float) -> bool:
-        """Take nothing new and let what runs end for ``seconds`` at most; whether all of it did."""
+    def drain(self, seconds: float, notice: float | None = None) -> bool:
+        """Take nothing new and let what runs end for ``seconds`` at most; whether all of it did.
+
+        Clients are told that what runs has ``notice`` seconds, or ``seconds`` (None).
+        """
         with self._changed:
             self._draining = True
+            at = time.monotonic() + (seconds if notice is None else notice)
+            if self._drained_at is None or at < self._drained_at - _NEWS_SECONDS:
+                self._drained_at = at
+                self._tell_draining(max(0.0, at - time.monotonic()))
             self.wake()
             return self._changed.wait_for(lambda: not self._at_work(), seconds)
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is taken any more."""
+        return self._draining or self._closing or self.failed
 
     def close(self) -> None:
         """End what runs, and the thread. More calls do nothing."""
@@ -281,10 +298,13 @@ class PassLoop(ABC, Generic[Owner]):
             join(self._thread)
 
     def _check_open(self) -> None:
-        if self._draining or self._closing or self.failed:
+        if self.draining:
             raise ClosedError("the worker is ending; go on elsewhere")
 
     # ---- what subclasses define
+
+    def _tell_draining(self, seconds: float) -> None:
+        """Let clients know that what runs has ``seconds`` to end."""
 
     def _at_work(self) -> bool:
         """Whether somebody has a slot or waits for one."""

@@ -34,6 +34,7 @@ from sllm.worker.passes import PassLoop
 from sllm.worker.session import (
     MAX_HINT_ROWS,
     MAX_TREE_ROWS,
+    Draining,
     Finished,
     Opened,
     Scored,
@@ -195,6 +196,16 @@ class Scheduler(PassLoop[Session]):
         """How many sessions wait for a slot."""
         return len(self._queue)
 
+    def n_free(self, account: Account) -> int:
+        """How many texts of a user could begin at once."""
+        with self._changed:
+            if self.draining:
+                return 0
+            n_own = sum(s.user == account.name for s in [*self.running(), *self._queue])
+            n_free = sum(slot.owner is None for slot in self._slots) - len(self._queue)
+        most = account.allowance.sessions
+        return max(0, n_free if most is None else min(n_free, most - n_own))
+
     @property
     def most_rows(self) -> int:
         """Rows that one step may compute: a chunk of the prompts, and a pass."""
@@ -214,6 +225,10 @@ class Scheduler(PassLoop[Session]):
             self._context.cancel()
             if self._draft is not None:
                 self._draft.context.cancel()
+
+    def _tell_draining(self, seconds: float) -> None:
+        for session in self.running():
+            session.tell(Draining(seconds))
 
     # ---- the algorithm, on the scheduler's thread
 

@@ -244,14 +244,20 @@ class Worker(Closing):
         """Wait until the worker is closed, ``timeout`` seconds at most; whether it is."""
         return self._closed.wait(timeout)
 
-    def drain(self, seconds: float) -> bool:
+    def drain(self, seconds: float, notice: float | None = None) -> bool:
         """Take no more texts and let the running ones end for ``seconds``; whether they all did.
 
-        Those that go on after it are handed back when the worker closes: their clients go on elsewhere, or
-        wait for it to return.
+        Clients are told how long their texts have: those that would not be at their end by then, and that
+        have another worker with the same model, go on there at once. What goes on after it is handed back
+        when the worker closes: its clients go on elsewhere, or wait for it to return.
+
+        Args:
+            seconds: to wait.
+            notice: seconds that clients are told; None: ``seconds``.
+
         """
         self._health.set(serving=False)
-        return bool(self._scheduler.drain(seconds))
+        return bool(self._scheduler.drain(seconds, notice))
 
     def close(self) -> None:
         """End every text and free what the worker holds. More calls do nothing."""

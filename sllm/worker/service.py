@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import secrets
 import threading
 import time
 import zlib
@@ -24,6 +25,7 @@ from sllm.wire.protocol import (
     PIECE_BYTES,
     PROTOCOL,
     SERVICE,
+    OtherModelError,
     abort,
     forget,
     from_sampling,
@@ -35,7 +37,7 @@ from sllm.wire.protocol import (
 )
 from sllm.worker.rate import Rate
 from sllm.worker.scheduler import Scheduler
-from sllm.worker.session import Finished, Opened, Scored, Session
+from sllm.worker.session import Draining, Finished, Opened, Scored, Session
 from sllm.worker.token_file import DEFAULT_NAME
 
 with needs("remote"):
@@ -222,6 +224,7 @@ class Service:
         if relay is not None:
             self._features.append("rpc")
         self._started = time.monotonic()
+        self._instance = secrets.randbits(64) or 1
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         """For :meth:`grpc.Server.add_generic_rpc_handlers`."""
@@ -258,6 +261,7 @@ class Service:
             max_prompt=min(filter(None, (self._n_ctx, limits.max_prompt, allowance.max_prompt))),
             max_hint=limits.max_hint,
             chat_template=self._model.chat_template or "",
+            instance=self._instance,
         )
 
     def _caller(self, context: grpc.ServicerContext) -> Account:
@@ -289,7 +293,8 @@ class Service:
 
     def _status(self, _request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusReply:
         now = time.monotonic()
-        user = self._caller(context).name
+        caller = self._caller(context)
+        user = caller.name
         running = [
             pb.SessionStatus(
                 n_prompt=s.n_prompt,
@@ -302,7 +307,10 @@ class Service:
             for s in self._scheduler.running()
             if user in (s.user, DEFAULT_NAME)  # the worker's own token shows everybody's, others their user's
         ]
-        return status_reply(self._scheduler.stats, self._started, running, self._scheduler.n_queued)
+        scheduler = self._scheduler
+        reply = status_reply(scheduler.stats, self._started, running, scheduler.n_queued)
+        reply.free, reply.draining = scheduler.n_free(caller), scheduler.draining
+        return reply
 
     def _score(self, request: pb.ScoreRequest, context: grpc.ServicerContext) -> pb.ScoreReply:
         try:
@@ -339,7 +347,7 @@ class Service:
 
     def _check_model(self, model_id: str) -> None:
         if model_id and model_id != self._identity.model_id:
-            raise RemoteError(f"the worker now has another model, {self._identity.model_name}")
+            raise OtherModelError(f"the worker now has another model, {self._identity.model_name}")
 
     def _tokens(self, ids: Sequence[int]) -> npt.NDArray[np.int32]:
         tokens = np.array(ids, dtype=np.int64)
@@ -388,6 +396,8 @@ class Service:
                         hint_age_us=microseconds(time.monotonic() - hint.received) if hint.id else 0,
                     )
                 )
+            elif isinstance(event, Draining):
+                yield pb.Down(draining=pb.Draining(milliseconds=min(int(event.seconds * 1e3), 2**32 - 1)))
             elif isinstance(event, Finished):
                 failed = trouble.pop(0) if trouble else event.error
                 if failed is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from sllm.draft.confidence import Confidence
 from sllm.draft.growth import Shares
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_HINT_ROWS",
     "MAX_TREE_ROWS",
+    "Draining",
+    "Event",
     "Finished",
     "Hint",
     "Opened",
@@ -66,11 +68,22 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Draining:
+    """The worker is being shut down: what is not at its end in so many seconds is handed back."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Finished:
     """The end of a text. ``error`` is what went wrong, if something did."""
 
     reason: str
     error: Exception | None = None
+
+
+Event: TypeAlias = "Opened | Commit | Scored | Draining | Finished"
+"""What happens to a session."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +191,7 @@ class Session:
         """
         self.ending: Finished | None = None  # how it is to end at the next opportunity
         self.finished = False
-        self._events: queue.SimpleQueue[Opened | Commit | Scored | Finished] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Opened | Commit | Scored | Draining | Finished] = queue.SimpleQueue()
 
     # ---- the client's side
 
@@ -209,7 +222,7 @@ class Session:
         self.end_with(Finished("failed", error))
         self._loop.wake()
 
-    def events(self) -> Iterator[Opened | Commit | Scored | Finished]:
+    def events(self) -> Iterator[Event]:
         """What happens to the session, until :class:`Finished`; blocks."""
         while True:
             event = self._events.get()
@@ -227,7 +240,7 @@ class Session:
         if self.ending is None:
             self.ending = event
 
-    def tell(self, event: Opened | Commit | Scored | Finished) -> None:
+    def tell(self, event: Event) -> None:
         """Hand an event to the client's side."""
         self._events.put(event)
 

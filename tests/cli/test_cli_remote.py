@@ -317,6 +317,54 @@ def test_ping(command: Callable[..., Any], worker: str, line_file: str) -> None:
     assert command("ping", SLLM_REMOTE=worker).returncode == 0
 
 
+def test_several_workers(
+    start: Callable[..., Any], command: Callable[..., Any], tmp_path: pathlib.Path, local_text: str
+) -> None:
+    """``run`` takes them as one, and ``ping`` shows each."""
+    started = [serve(start, tmp_path, "--pass-seconds", "0.05") for _ in range(2)]
+    lines = [line.strip() for _, line in started]
+    ends = [auth.Address.parse(line).endpoint for line in lines]
+    path = tmp_path / "both"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    ended = command("ping", *lines)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    shown = [re.split(r"  +", line) for line in ended.stdout.splitlines()]
+    assert shown[0] == ["worker", "round trip", "bandwidth", "places", "model"]
+    assert [(row[0], row[3], row[4]) for row in shown[1:]] == [
+        (end, "4 of 4 free", "target.gguf") for end in ends
+    ]
+    for given in (("--remote", lines[0], "--remote", lines[1]), ("--remote", f"@{path}")):
+        ended = command(*GREETING, *given, "--hedge", "0.001", "--stats")
+        assert (ended.stdout, ended.returncode) == (local_text, 0)
+        assert "a second worker was asked 1 time" in ended.stderr
+    # One of them goes in the middle of a text.
+    client = start(*GREETING, "--remote", f"@{path}", "--stats", stdin=subprocess.DEVNULL)
+    first = first_byte(client)
+    places = [json.loads(command("status", "--json", line).stdout)["sessions"] for line in lines]
+    gone = places.index(1) if 1 in places else 0  # it may be at its end already
+    started[gone][0].terminate()
+    text, _ = client.communicate(timeout=PATIENCE)
+    assert (first + text).decode() == local_text
+    assert client.returncode == 0
+    started[gone][0].wait(PATIENCE)
+    ended = command("ping", *lines)
+    assert ended.returncode == 1
+    assert ends[1 - gone] in ended.stdout
+    assert ends[gone] not in ended.stdout
+    assert ends[gone] in one_line(ended.stderr)
+    ended = command(*GREETING, "--remote", f"@{path}")
+    assert (ended.stdout, ended.returncode) == (local_text, 0)
+
+
+def test_ping_of_one_worker_by_two_addresses(command: Callable[..., Any], worker: str) -> None:
+    address = auth.Address.parse(worker)
+    with Link((address.host, address.port)) as link:
+        there = auth.Address(link.host, link.port, address.token, address.fingerprint)
+        ended = command("ping", worker, there.uri)
+    assert ended.returncode == 0
+    assert "lead to the same worker, which counts once in a list" in one_line(ended.stderr)
+
+
 def test_ping_measures_the_link(command: Callable[..., Any], worker: str) -> None:
     address = auth.Address.parse(worker)
     with Link((address.host, address.port), delay=0.05, mbit_s=20) as link:
@@ -344,7 +392,7 @@ def test_status(
     ended = command("status", uri)
     assert (ended.returncode, ended.stderr) == (0, "")
     found = rows(ended.stdout.partition("\n\n")[0])
-    assert found["texts"] == "1 of 2 places, 0 waiting"
+    assert found["texts"] == "1 of 2 places, 0 waiting; 1 could begin at once"
     assert re.fullmatch(r"\d+ in \d+ pass(es)?, 1\.00 per token", found["tokens"])
     assert ended.stdout.partition("\n\n")[2].splitlines()[0].split() == [
         *("text", "prompt", "tokens", "passes", "accepted", "seconds"),
@@ -583,8 +631,14 @@ def test_own_draft_and_limits(
         (["status", "--timeout", "0"], "--timeout: 0 is out of range, expected more than 0"),
         (["run", "--remote", "a prompt"], "and write --remote after the prompt"),
         (["run", "x", "--remote", "sllm://h", "--target", "y"], "--target and --remote exclude each other"),
-        (["run", "x", *TWO[2:]], "names 2 workers, which is for a"),
-        (["run", "x", *TWO[:4], "--hops", "none"], "--hops is for several workers"),
+        (["ping", "sllm://h", "https://h"], "the address of a worker begins with sllm://"),
+        (["ping", "sllm://h#insecure", "sllm://i"], "for loopback alone, and the address names h"),
+        (["run", "x", *TWO[2:], "--hops", "none"], "--hops is for a split with several workers"),
+        (["run", "x", *TWO[:4], "--hops", "none"], "--hops is for a split with several workers"),
+        (["run", "x", "--remote", "sllm://h#insecure", *TWO[4:]], "number 1 of 2: #insecure is"),
+        (["run", "x", "--hedge"], "--hedge is for --remote alone"),
+        (["run", "x", "--hedge", "0", "--remote", "sllm://h"], "--hedge: 0 is out of range"),
+        (["run", "x", *TWO, "--hedge"], "--no-run-ahead, --hedge and --on-loss local are not for a split"),
         (["run", "x", *TWO, "--hops", "a:1", "--hops", "b:2"], "--hops is given 2 times, expected 1: once"),
         (["run", "x", *TWO, "--hops", "a:1", "--hops", "none"], "--hops none says all there is to say"),
         (["run", "x", *TWO, "--hops", "nowhere"], "'nowhere' is not HOST:PORT, and neither same nor none"),

@@ -203,11 +203,11 @@ def test_texts_of_a_worker_that_drains_are_left_to_it(
     make_worker: Callable[..., Worker], endless: sllm.SamplingParams, wanted: list[int]
 ) -> None:
     """A new one on the same connection goes elsewhere and takes nobody along."""
-    first, second = make_worker(pass_seconds=0.02), make_worker()
-    with sllm.connect([first.uri, second.uri]) as remote, ThreadPoolExecutor(1) as executor:
-        assert remote.address == first.address
+    workers = [make_worker(pass_seconds=0.02) for _ in range(2)]
+    with sllm.connect([worker.uri for worker in workers]) as remote, ThreadPoolExecutor(1) as executor:
         old = sllm.generate(remote.target(), PROMPT, sampling=endless, max_tokens=60)
         runs = [next(old)]
+        first, second = sorted(workers, key=lambda worker: worker.address != remote.address)
         draining = executor.submit(first.drain, PATIENCE)
         wait_until(lambda: first._scheduler._draining)
         new = sllm.generate(remote.target(), PROMPT, sampling=endless, max_tokens=20)
@@ -215,6 +215,7 @@ def test_texts_of_a_worker_that_drains_are_left_to_it(
         assert remote.address == second.address
         assert tokens_in([*runs, *old]) == wanted
         assert old.stats.remote is not None
+        assert old.stats.remote.workers == (first.address.endpoint,)
         assert old.stats.remote.n_reconnects == 0
         assert draining.result(PATIENCE)
         assert second.stats.sessions_total == 1
@@ -231,6 +232,8 @@ def test_a_second_address(
         runs += stream
         assert tokens_in(settled(runs, 3)) == wanted
         assert remote.address == second.address
+        assert stream.stats.remote is not None
+        assert stream.stats.remote.workers[-1] == second.address.endpoint
     with Link(address_of(first)) as link:
         link.down()
         with sllm.connect([through(link, first.uri), second.uri]) as remote:

@@ -11,9 +11,9 @@ import pytest
 
 import sllm
 from sllm.remote import stream as module
-from sllm.remote.link import OtherModelError
-from sllm.remote.stream import ResumableStream, RetryError, StoppedError, StreamLostError
+from sllm.remote.stream import ResumableStream, RetryError, StoppedError, StreamLostError, WorkerEndingError
 from sllm.targets.base import RemoteStats
+from sllm.wire.protocol import OtherModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +47,9 @@ class FakeChannel:
 
 
 class FakeLink:
-    """What a stream needs of a WorkerLink."""
+    """What a stream needs of a Route, of its Fleet and of the WorkerLink: there is one worker, unless
+    ``others`` has channels to more.
+    """
 
     def __init__(self, deadline: float = PATIENCE) -> None:
         self.channel: Any = FakeChannel()
@@ -59,6 +61,45 @@ class FakeLink:
         self.renewals: list[bool] = []  # elsewhere, of each
         self.errors: list[Exception] = []  # of the next renewals
         self.retired: list[Any] = []
+        self.link = self.fleet = self
+        self.others: list[FakeChannel] = []
+        self.lost: list[tuple[Any, str]] = []  # channels, and why
+        self.refusals: list[sllm.BusyError] = []
+        self.moves: list[Any] = []
+        self.n_answered = self.n_draining = self.n_other = 0
+
+    def elsewhere(self, channel: Any, refusal: sllm.BusyError | None = None) -> Any:
+        assert channel is self.channel
+        if refusal is not None:
+            self.refusals.append(refusal)
+        if not self.others:
+            return None
+        self.channel = self.others.pop(0)
+        return self.channel
+
+    def note_lost(self, link: Any, channel: Any, reason: str) -> None:
+        assert link is self
+        self.lost.append((channel, reason))
+
+    def note_other(self, link: Any, error: OtherModelError) -> None:
+        assert link is self
+        self.n_other += 1
+
+    def note_draining(self, link: Any) -> None:
+        assert link is self
+        self.n_draining += 1
+
+    def answered(self, _stats: RemoteStats) -> None:
+        self.n_answered += 1
+
+    def progress(self) -> None:
+        pass
+
+    def move(self, link: Any) -> None:
+        self.moves.append(link)
+
+    def again(self, channel: Any) -> Any:
+        return channel
 
     def live(self) -> Any:
         if self.closed:
@@ -80,13 +121,20 @@ class FakeLink:
 class Refused(grpc.RpcError):
     """A call that has failed."""
 
-    def __init__(self, code: grpc.StatusCode, details: str = "", retry_after_ms: int | None = None) -> None:
+    def __init__(
+        self,
+        code: grpc.StatusCode,
+        details: str = "",
+        retry_after_ms: int | None = None,
+        more: tuple[str, str] | None = None,
+    ) -> None:
         self._code, self._details = code, details
         self._retry_after_ms = retry_after_ms
+        self._more = () if more is None else (more,)
 
     def trailing_metadata(self) -> Any:
         later = self._retry_after_ms
-        return () if later is None else (("sllm-retry-after-ms", str(later)),)
+        return self._more if later is None else (*self._more, ("sllm-retry-after-ms", str(later)))
 
     def code(self) -> grpc.StatusCode:
         return self._code
@@ -272,6 +320,117 @@ def test_on_loss_raise_does_not_wait_for_a_busy_worker() -> None:
     stream.progress()
     with pytest.raises(sllm.BusyError, match="no place"):
         stream.run(Script(stream, Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "no place")))
+
+
+# ---- several workers
+
+
+def test_a_text_goes_on_elsewhere_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a pause, and without trying the lost one again."""
+    monkeypatch.setattr(module, "FIRST_PAUSE", 1000.0)
+    link = FakeLink()
+    other = FakeChannel()
+    link.others = [other]
+    stream, stats = make(link)
+    first = link.channel
+    script = Script(stream, StreamLostError("cut"), "text")
+    assert stream.run(script) == "text"
+    assert script.channels == [first, other]
+    assert link.lost == [(first, "cut")] and not link.renewals
+    assert stats.n_reconnects == 1 and link.n_answered == 2
+
+
+def test_a_place_is_looked_for_elsewhere() -> None:
+    """Before anything was lost, and where all are full that is what is said."""
+    link = FakeLink()
+    link.others = [FakeChannel(), FakeChannel()]
+    stream, stats = make(link, "raise")
+    busy = Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "no place", 2000)
+    script = Script(stream, busy, busy, "text")
+    assert stream.run(script) == "text"
+    assert [error.retry_after for error in link.refusals] == [2.0, 2.0]
+    assert not link.lost and stats.n_reconnects == 0
+    with pytest.raises(sllm.BusyError, match="no place"):
+        stream.run(Script(stream, busy))
+
+
+@pytest.mark.parametrize("on_loss", ["wait", "raise"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        WorkerEndingError(),
+        Refused(grpc.StatusCode.UNAVAILABLE, "the worker is ending", more=("sllm-ending", "1")),
+    ],
+    ids=["ended", "refused"],
+)
+def test_a_worker_that_is_shut_down_is_no_loss(on_loss: str, how: Exception) -> None:
+    changes: list[bool] = []
+    link = FakeLink()
+    link.others = [FakeChannel()]
+    stream, stats = make(link, on_loss, lambda: changes.append(stream.lost))
+    script = Script(stream, how, "text")
+    assert stream.run(script) == "text"
+    assert link.n_draining == 1 and not link.lost
+    assert stats.n_reconnects == 0 and not changes
+    # It is one where there is nobody else.
+    stream, stats = make(link, on_loss)
+    if on_loss == "raise":
+        with pytest.raises(sllm.RemoteError, match="the worker is ending"):
+            stream.run(Script(stream, how))
+    else:
+        assert stream.run(Script(stream, how, "text")) == "text"
+        assert stats.n_reconnects == 1
+
+
+def test_another_model_is_left_for_another_worker() -> None:
+    link = FakeLink()
+    link.others = [FakeChannel()]
+    stream, _ = make(link, "raise")
+    other = Refused(grpc.StatusCode.FAILED_PRECONDITION, "other.gguf", more=("sllm-other-model", "1"))
+    assert stream.run(Script(stream, other, "text")) == "text"
+    assert link.n_other == 1
+    with pytest.raises(OtherModelError, match=r"worker:1: other\.gguf"):
+        stream.run(Script(stream, other))
+
+
+def test_stopping_ends_both_calls_of_a_race() -> None:
+    link = FakeLink()
+    stream, _ = make(link)
+
+    def attempt(channel: Any) -> Any:
+        call = stream.open_call(channel, "Generate", iter(()), bytes, bytes, end_outgoing=lambda: None)
+        rival = stream.open_rival(FakeChannel(), link, "Generate", iter(()), bytes, bytes)  # type: ignore[arg-type]
+        threading.Timer(0.05, stream.stop).start()
+        assert call.cancelled.wait(PATIENCE) and rival.cancelled.wait(PATIENCE)
+        late = stream.open_rival(FakeChannel(), link, "Generate", iter(()), bytes, bytes)  # type: ignore[arg-type]
+        assert late.cancelled.is_set()
+        raise Refused(grpc.StatusCode.CANCELLED)
+
+    with pytest.raises(StoppedError):
+        stream.run(attempt)
+
+
+def test_the_call_that_wins_takes_the_place_of_the_other() -> None:
+    link, second = FakeLink(), FakeLink()
+    stream, _ = make(link)
+    ended: list[str] = []
+
+    def attempt(channel: Any) -> Any:
+        call = stream.open_call(
+            channel, "Generate", iter(()), bytes, bytes, end_outgoing=lambda: ended.append("first")
+        )
+        rival = stream.open_rival(second.channel, second, "Generate", iter(()), bytes, bytes)  # type: ignore[arg-type]
+        stream.adopt(rival, second, second.channel, lambda: ended.append("second"))  # type: ignore[arg-type]
+        stream.end_rival(rival, won=True)
+        assert call.cancelled.is_set() and not rival.cancelled.is_set()
+        assert stream.call is rival and stream.channel is second.channel and ended == ["first"]
+        return "text"
+
+    assert stream.run(attempt) == "text"
+    assert link.moves == [second] and link.retired == [link.channel]
+    call = stream.call
+    stream.suspend()
+    assert call.cancelled.is_set() and ended == ["first", "second"] and second.retired == [second.channel]
 
 
 def test_on_loss_raise() -> None:

@@ -312,6 +312,7 @@ def test_any_worker_is_killed_and_another_has_its_layers(
     with ExitStack() as stack:
         processes = [stack.enter_context(WorkerProcess(tmp_path, **options)) for _ in range(4)]
         spare = processes.pop()
+        two = {auth.Address.parse(one.uri): one for one in (processes[lost], spare)}
         remotes = [
             connected([one.uri, spare.uri] if i == lost else one.uri) for i, one in enumerate(processes)
         ]
@@ -320,13 +321,15 @@ def test_any_worker_is_killed_and_another_has_its_layers(
         found: list[int] = []
         for run in stream:
             if not found:
-                processes[lost].kill()
+                killed = remotes[lost].address
+                two[killed].kill()
             found += run.tokens
         assert found == expected
         stats = stream.stats.remote
         assert stats is not None
         assert stats.n_reconnects >= 1
-        assert remotes[lost].address == auth.Address.parse(spare.uri)
+        assert stats.n_moves == 1
+        assert {killed, remotes[lost].address} == two.keys()
 
 
 def test_a_loss_that_is_to_be_raised(

@@ -24,10 +24,12 @@ from sllm.engine.sampling import SamplingParams
 from sllm.targets.tree import TokenTree
 from sllm.wire import protocol
 from sllm.wire.protocol import (
+    OtherModelError,
     abort,
     failure,
     from_sampling,
     hint_parents,
+    is_ending,
     not_offered,
     padded,
     pb,
@@ -310,6 +312,7 @@ def crossed(error: Exception) -> tuple[grpc.StatusCode, str, Exception | None]:
         (sllm.ContextFullError("long"), "OUT_OF_RANGE", sllm.ContextFullError),
         (not_offered(["tree"]), "UNIMPLEMENTED", sllm.UnsupportedModelError),
         (sllm.RemoteError("other"), "FAILED_PRECONDITION", sllm.RemoteError),
+        (OtherModelError("other"), "FAILED_PRECONDITION", OtherModelError),
         (sllm.InferenceError("nan"), "ABORTED", sllm.InferenceError),
         (ValueError("no"), "INVALID_ARGUMENT", ValueError),
         (TypeError("no"), "INVALID_ARGUMENT", ValueError),
@@ -347,6 +350,18 @@ def test_a_worker_that_ends_is_a_lost_link() -> None:
     status, _, found = crossed(sllm.ClosedError("the worker is ending"))
     assert status is grpc.StatusCode.UNAVAILABLE
     assert found is None
+
+
+@pytest.mark.parametrize("error", [sllm.ClosedError("ending"), sllm.BusyError("full")])
+def test_a_worker_says_itself_that_it_ends(error: Exception) -> None:
+    call = Call()
+    with pytest.raises(AbortedError) as caught:
+        abort(call, error)  # type: ignore[arg-type]
+    code, details = caught.value.args
+    failed = Failed(code, details, call.trailing)
+    assert is_ending(failed) == isinstance(error, sllm.ClosedError)
+    # A proxy that has lost the worker says the same, but for that.
+    assert not is_ending(Failed(grpc.StatusCode.UNAVAILABLE, "the worker is ending", ()))
 
 
 def test_what_is_not_meant_for_clients_is_not_sent(caplog: pytest.LogCaptureFixture) -> None:

@@ -107,7 +107,7 @@ def test_a_worker_that_does_not_know_schemas_is_not_asked(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with sllm.connect(worker.uri) as remote:
-        link = remote.target().remote.link
+        link = remote.target().remote.fleet.link
         older = tuple(name for name in link.info.features if name != "json-schema")
         monkeypatch.setattr(link, "info", replace(link.info, features=older))
         sampling = sllm.SamplingParams(json_schema=SCHEMA)

@@ -25,7 +25,7 @@ from sllm.engine.sampling import SamplingParams
 from sllm.targets.base import Commit
 from sllm.worker.passes import Limits
 from sllm.worker.scheduler import Scheduler, rows_to_check
-from sllm.worker.session import Finished, Opened, Scored, Session
+from sllm.worker.session import Draining, Event, Finished, Opened, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -89,7 +89,7 @@ class Reader:
 
     def __init__(self, session: Session, seen: Callable[[Session, list[int]], None] | None = None) -> None:
         self.session = session
-        self.events: list[Opened | Commit | Scored | Finished] = []
+        self.events: list[Event] = []
         self.text: list[int] = []
         self.trouble: list[BaseException] = []
         self._seen = seen
@@ -758,6 +758,8 @@ def test_draining_lets_the_running_ones_end(target_model: Model) -> None:
             submit(scheduler, [7])
         assert scheduler.drain(PATIENCE)
         assert first.join() == Finished("length")
+        (told,) = [event for event in first.events if isinstance(event, Draining)]
+        assert 0 < told.seconds <= 0.02, "the later drain() gave more time, which is no news"
         assert scheduler.drain(0)
 
 

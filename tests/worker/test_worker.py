@@ -1090,4 +1090,5 @@ def test_draining_ends_running_texts_in_peace(draft_model: Model, state: Path) -
         assert worker.drain(PATIENCE)
         done.join(PATIENCE)
         assert stream.reason == "length"
+        assert len(stream.notices) == 1 and stream.notices[0] <= 10
         assert stream.text == one_by_one(draft_model, [5], sampling, 60)
