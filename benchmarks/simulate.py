@@ -13,7 +13,8 @@ How far the client drafts is a rule of a fixed depth, or the runtime's own code 
 Beside them stand cloud streaming (the worker alone) and drafting a few tokens, then waiting for their
 verification, as it has to be where a model is split by layers; with the runtime's own code it is that which
 says how many, and drafting goes on while the answer is under way. `python -m benchmarks.simulate` prints the
-table of all four, and `python -m benchmarks.simulate trees` those of ``simulate_trees.py``.
+table of all four, `python -m benchmarks.simulate trees` those of ``simulate_trees.py``, and
+`python -m benchmarks.simulate windows` those of ``simulate_windows.py``.
 """
 
 from __future__ import annotations
@@ -566,6 +567,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from . import simulate_trees  # which compares with what is here
 
         return simulate_trees.main(argv[1:])
+    if argv[:1] == ["windows"]:
+        from . import simulate_windows  # with the trees of that
+
+        return simulate_windows.main(argv[1:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks.simulate", description="Prints the table.")
     parser.add_argument("--target-ms", type=float, default=30.0, help="a pass of the target")
     parser.add_argument("--row-ms", type=float, default=0.0, help="more for each drafted token in it")

@@ -94,16 +94,21 @@ class Tree:
         """Without the root."""
         return self._nodes
 
+    def best(self) -> Node | None:
+        """The likeliest token that the draft could go on from; None: there is none."""
+        last = len(self._text) - 1
+        while self._candidates and not (self._candidates[0].alive and self._candidates[0].pos < last):
+            heappop(self._candidates)
+        return self._candidates[0] if self._candidates else None
+
     def take(self, width: int, worth: float) -> list[Node]:
         """What the next pass of the draft decodes; each of at least the chance ``worth``."""
         taken: list[Node] = []
-        while self._candidates and len(taken) < width:
-            node = self._candidates[0]
-            if node.chance < worth * self.root.chance:
+        while len(taken) < width:
+            node = self.best()
+            if node is None or node.chance < worth * self.root.chance:
                 break
-            heappop(self._candidates)
-            if node.alive and node.pos + 1 < len(self._text):
-                taken.append(node)
+            taken.append(heappop(self._candidates))
         return taken
 
     def decoded(self, rows: Iterable[Node]) -> None:
@@ -148,7 +153,8 @@ class Tree:
         heapify(self._candidates)
 
 
-def _elsewhere(texts: Sequence[Text], seed: int) -> Iterator[Sequence[float]]:
+def elsewhere(texts: Sequence[Text], seed: int) -> Iterator[Sequence[float]]:
+    """What stands in behind wrong tokens: the shares of other positions, drawn at random."""
     rows = [row for text in texts for row in text.shares]
     rng = random.Random(seed)
     while True:
@@ -198,10 +204,10 @@ def local(
         seed: of what stands in behind wrong tokens.
 
     """
-    elsewhere = _elsewhere(texts, seed)
+    others = elsewhere(texts, seed)
     n_passes = n_rows = 0
     for text in texts:
-        tree, known = Tree(text, elsewhere, n_ranks), 0
+        tree, known = Tree(text, others, n_ranks), 0
         while known < len(text):
             tree.start(known)
             for _ in range(depth):
@@ -277,12 +283,12 @@ class Link:
 
 def remote(texts: Sequence[Text], link: Link, *, seed: int = 0) -> Streamed:
     """Hints and run-ahead, one text after another."""
-    elsewhere = _elsewhere(texts, seed)
+    others = elsewhere(texts, seed)
     seconds, counts = 0.0, [0] * 5
     for text in texts:
         events = Events()
         worker = _Worker(text, link, events)
-        client = _Client(text, link, events, Tree(text, elsewhere, link.n_ranks))
+        client = _Client(text, link, events, Tree(text, others, link.n_ranks))
         worker.client, client.worker = client, worker
         events.at(link.rtt / 2, worker.begin)
         client.consider()

@@ -271,6 +271,13 @@ class TreeGrowth(DraftPays):
             self._widths[self._asked.width].add(sum(chances[i] for i in shown), len(shown), tree.n_passes)
         return tree.take(shown)
 
+    def chance_of_main_path(self, tree: DraftedTree) -> float:
+        """How likely all of a tree's main path is to hold."""
+        chance = 1.0
+        for place in tree.main_places():
+            chance *= self._shares.corrected(tree.shares[place], first=True)
+        return chance
+
     def _row_costs(self) -> list[float]:
         if not self._costs:
             self._costs = self._pass.up_to(self.limit + 2)

@@ -17,7 +17,7 @@ from sllm.engine.mtp import Heads
 from sllm.engine.params import ContextParams, LoadParams, changes, parse_both
 from sllm.errors import BusyError, ContextFullError, UnsupportedModelError
 from sllm.targets.base import Scores
-from sllm.targets.lockstep import LockstepGeneration
+from sllm.targets.lockstep import LockstepGeneration, Verified
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -294,7 +294,7 @@ class LocalGeneration(LockstepGeneration):
         self._context = context
         self._sampling = sampling
 
-    def _verify(self, tree: TokenTree) -> tuple[tuple[int, ...], int]:
+    def _verify(self, tree: TokenTree) -> Verified:
         verdict = self._context.verify(
             [0],
             self._text[-1:],
@@ -305,7 +305,8 @@ class LocalGeneration(LockstepGeneration):
             start=self._start,
         )
         n_accepted = int(verdict.n_accepted[0])
-        return tuple(verdict.tokens[0, : n_accepted + 1].tolist()), n_accepted
+        tokens = tuple(verdict.tokens[0, : n_accepted + 1].tolist())
+        return Verified(tokens, n_accepted, len(tree))
 
     def cancel(self) -> None:
         """See :meth:`~sllm.targets.base.Generation.cancel`."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from sllm.draft.drafters import draft_probs
-from sllm.draft.growth import TreeGrowth
+from sllm.draft.growth import Shape, TreeGrowth
 from sllm.draft.length import DraftLength
 from sllm.draft.tree import DraftedTree
+from sllm.engine.tree import MAX_NODES
+from sllm.targets.lockstep import LockstepGeneration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +44,10 @@ class Rounds(Protocol):
 class TreeRounds:
     """Trees for a target that checks all their branches.
 
+    Where the target's answer takes long to come, the tree grows meanwhile, and what goes on from what was
+    sent is sent behind it (:meth:`LockstepGeneration.push`). What is left of the tree after a commit is gone
+    on with.
+
     Args:
         drafter: who proposes.
         limit: tokens that one pass of the target can check.
@@ -59,27 +66,101 @@ class TreeRounds:
         self._shown = DraftedTree()
         self._n_again = 0  # accepted tokens that the next pass computes once more
         self._settled = True  # a round in which the draft had to read a prompt says nothing about the next
+        self._far = False  # whether there was time to draft while the target was waited for
+        self._step_seconds = 0.0  # of growing further
         self.spent = 0.0
 
     def propose(self, generation: Generation, text: Sequence[int]) -> None:
         """See :meth:`Rounds.propose`."""
         drafter, growth = self._drafter, self._growth
         self.spent, self._settled = 0.0, True
-        self._tree = self._shown = DraftedTree()
+        self._shown = DraftedTree()
         # The last token is the target's own.
-        room = growth.DEEPEST if self._end is None else min(self._end - len(text) - 1, growth.DEEPEST)
+        room = self._LARGEST if self._end is None else self._end - len(text) - 1
         if (drafter.adaptive and not growth.begin()) or room < 1:
+            self._tree = DraftedTree()
             return
-        shape = growth.shape(room) if drafter.adaptive else growth.everything(room)
+        at_first = min(room, growth.DEEPEST)
+        shape = growth.shape(at_first) if drafter.adaptive else growth.everything(at_first)
+        self._tree = replace(
+            self._tree, n_passes=0
+        )  # what was drafted while the target was waited for is free
+        under_way = isinstance(generation, LockstepGeneration) and generation.under_way
+        if not under_way and len(self._tree) < growth.limit:
+            anew = not self._tree.tokens
+            drafted, seconds = self._draft(text, shape)
+            if drafter.n_caught_up > DraftLength.LIMIT:
+                self._settled = False
+            elif anew:
+                growth.observe_draft(drafted, seconds)
+        self._shown = (
+            growth.keep(self._tree)
+            if drafter.adaptive
+            else self._tree.take(self._tree.likeliest(growth.limit))
+        )
+        self._go_on(generation, text, shape, room)
+
+    def _go_on(self, generation: Generation, text: Sequence[int], shape: Shape, room: int) -> None:
+        """Hint the tree, and let it grow until the target may answer."""
+        grows = True
+        while True:
+            shown = self._shown
+            if not isinstance(generation, LockstepGeneration) or generation.max_hint == generation.max_chain:
+                generation.hint(len(text), shown.tokens, shown.parents)
+            else:
+                hinted = shown.merged(self._tree.take(self._worth_sending()))
+                n = min(generation.max_hint, len(hinted))
+                generation.hint(len(text), hinted.tokens[:n], hinted.parents[:n], n_first=len(shown))
+            left = generation.push() if isinstance(generation, LockstepGeneration) else 0.0
+            self._far = left > 0
+            if not grows or left <= 2 * self._step_seconds or not self._may_go_on():
+                return
+            n_inner = len(set(self._tree.parents))
+            n_passes = min(self._STEP, room)
+            _, seconds = self._draft(text, Shape(n_passes, shape.width, self._LARGEST, self._growth.P_MIN))
+            self._step_seconds = max(seconds, 0.8 * self._step_seconds)
+            grows = len(set(self._tree.parents)) > n_inner
+
+    def _may_go_on(self) -> bool:
+        """Whether what may follow the tree's main path is likely enough to be of use. Else it seldom is, and
+        a draft that keeps the cores busy delays the answer.
+        """
+        if len(self._tree) >= self._LARGEST:
+            return False
+        return self._growth.chance_of_main_path(self._tree) >= self._REACHED
+
+    _REACHED = 0.05
+    """The chance of the main path's end, of a tree that grows."""
+
+    _STEP = 8
+    """Passes of the draft between two looks at what can be sent."""
+
+    _WORTH = 0.05
+    """A less likely token is not sent ahead."""
+
+    _LARGEST = 128
+    """Tokens of a tree: what else may follow comes too late, or is too unlikely."""
+
+    _MOST_KNOWN = 64
+    """Tokens of a tree that the draft goes on from; as many as may be new find room beside them."""
+
+    def _worth_sending(self) -> list[int]:
+        chances = self._tree.chances()
+        return [i for i in self._tree.likeliest(len(self._tree)) if chances[i] >= self._WORTH]
+
+    def _draft(self, text: Sequence[int], shape: Shape) -> tuple[DraftedTree, float]:
+        """Draft on from the tree; returns what was drafted, and the seconds that it took."""
         asked = time.perf_counter()
-        self._tree = drafter.draft_tree(text, shape)
-        self.spent = time.perf_counter() - asked
-        if drafter.n_caught_up > DraftLength.LIMIT:
-            self._settled = False
-        else:
-            growth.observe_draft(self._tree, self.spent)
-        self._shown = growth.keep(self._tree) if drafter.adaptive else self._tree
-        generation.hint(len(text), self._shown.tokens, self._shown.parents)
+        known = None
+        if self._tree.tokens:
+            known = self._tree.take(self._tree.likeliest(self._MOST_KNOWN))
+            shape = shape._replace(n_nodes=min(len(known) + shape.n_nodes, MAX_NODES))
+        drafted = self._drafter.draft_tree(text, shape, known)
+        tree = drafted.merged(self._tree) if known is not None else drafted
+        self._tree = tree.take(tree.likeliest(self._LARGEST))
+        seconds = time.perf_counter() - asked
+        self.spent += seconds
+        return drafted, seconds
 
     def settle(self) -> None:
         """See :meth:`Rounds.settle`: there is nothing to end."""
@@ -92,6 +173,7 @@ class TreeRounds:
         self._n_again = self._shown.n_beside(commit.tokens[: commit.n_accepted])  # the others stay in memory
         if self._settled and (commit.n_verified > 0 or self.spent > 0.05 * commit.seconds):
             growth.observe_round(len(commit.tokens), seconds)
+        self._tree = self._tree.after(commit.tokens) if self._far else DraftedTree()
 
 
 class ChainRounds:

@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sllm.engine.handle import join
@@ -52,6 +52,9 @@ _GOODBYE_SECONDS = 1.0
 
 _CAUSE_SECONDS = 2.0
 """For a worker to say why its rows do not reach the next one, which has said that they do not."""
+
+_WAITED_SECONDS = 0.0002
+"""Whoever has waited so long for an answer was there when it came."""
 
 _NO_ROWS = "the rows of the worker before come no more"
 
@@ -96,6 +99,7 @@ class LayerAnswer:
         hidden: float32 (n, n_embd), or None where the rows were silent or tokens were selected.
         tokens: what the last worker selected, if it was to.
         n_accepted: how many of these had been drafted.
+        seconds: for which the last worker has computed.
 
     """
 
@@ -103,6 +107,7 @@ class LayerAnswer:
     hidden: npt.NDArray[np.float32] | None
     tokens: tuple[int, ...]
     n_accepted: int
+    seconds: float = 0.0
 
 
 @dataclass
@@ -113,12 +118,14 @@ class _SentRows:
         asked: what the last worker is asked, without the numbers.
         data: the numbers, which the first worker gets.
         at: when they were sent.
+        alone: no others were on their way.
 
     """
 
     asked: pb.Rows
     data: bytes
     at: float
+    alone: bool
 
 
 class _Stage:
@@ -208,6 +215,7 @@ class LayerLink:
         self._kept = bytearray()  # the rows at all positions so far
         self._tokens: list[int] = []  # with an output, theirs
         self._unanswered: deque[_SentRows] = deque()
+        self._n_void = 0  # the first so many of them, whose answers nobody needs
         self._refills: deque[tuple[int, int]] = deque()  # positions and rows that were sent again
         self._lock = threading.Condition()  # over what follows, which the readers write
         self._trouble: _OtherStreamError | None = None  # the first one of this attempt
@@ -223,6 +231,7 @@ class LayerLink:
         """Start a text that has its first ``keep`` positions in common with the one before."""
         del self._kept[keep * self._row :], self._tokens[keep:]
         self._unanswered.clear()
+        self._n_void = 0
         self._hopped = False  # rows got through, and no hop has failed since
         self._lacking = None
         self._stats = stats
@@ -280,7 +289,7 @@ class LayerLink:
             n_select=n_select,
             parents=parents,
         )
-        sent = _SentRows(asked, data, time.perf_counter())
+        sent = _SentRows(asked, data, time.perf_counter(), not self._unanswered)
         self._unanswered.append(sent)
         if self._last.outbox is not None:
             self._put_rows(sent.asked, data)
@@ -289,6 +298,10 @@ class LayerLink:
     def can_branch(self) -> bool:
         """Whether all workers take trees; others may be in their places after a lost link."""
         return all("trees" in part.link.info.features for part in self.parts)
+
+    def void(self) -> None:
+        """Nobody needs what comes of the rows that were not answered yet."""
+        self._n_void = len(self._unanswered)
 
     def connect(self) -> None:
         """Open the streams, if they are not open.
@@ -373,6 +386,7 @@ class LayerLink:
     def suspend(self) -> None:
         """End the calls; the workers keep what they have for a while."""
         self._unanswered.clear()
+        self._n_void = 0
         for stage in self._stages:
             stage.hang_up()
             stage.stream.suspend()
@@ -432,6 +446,9 @@ class LayerLink:
             self._trouble = None
             self._hop_trouble = {}
             lacking = self._lacking
+        for _ in range(self._n_void):  # which the workers need not compute again
+            self._unanswered.popleft()
+        self._n_void = 0
         end = len(self._kept) // self._row
         first = min((sent.asked.pos for sent in self._unanswered), default=end)
         held = first if lacking is None else min(first, lacking)
@@ -457,7 +474,7 @@ class LayerLink:
             self._put_rows(pb.Rows(pos=pos, n_rows=n, silent=True, tokens=self._tokens[pos : pos + n]), data)
             self._refills.append((pos, n))
         for sent in self._unanswered:
-            sent.at = time.perf_counter()
+            sent.at, sent.alone = time.perf_counter(), False
             self._put_rows(sent.asked, sent.data)
 
     def _opening(self, stage: _Stage, held: int, capability: bytes) -> pb.LayersUp:
@@ -588,6 +605,14 @@ class LayerLink:
             if (refilled.pos, refilled.n_rows) != self._refills[0]:
                 raise _wrong_rows(endpoint, refilled, *self._refills[0])
             self._refills.popleft()
+        while self._n_void:
+            self._take_answer()
+            self._n_void -= 1
+        return self._take_answer()
+
+    def _take_answer(self) -> LayerAnswer:
+        """The answer to the first rows that were not answered yet."""
+        asked_at = time.perf_counter()
         message = self._answer()
         arrived = time.perf_counter()
         sent = self._unanswered[0]
@@ -602,13 +627,16 @@ class LayerLink:
         self._hopped = len(self._stages) > 1
         with self._lock:
             self._lacking = None
-        self._stats.observe_round_trip(arrived - sent.at - seconds)
+        # What had come before it was asked for says nothing of the link, nor what has queued there.
+        waited = sent.alone and arrived - asked_at > _WAITED_SECONDS
+        if waited or self._stats.round_trip == 0.0:
+            self._stats.observe_round_trip(arrived - sent.at - seconds)
         for stage in self._stages:
             stage.idled = False
             stage.stream.mark_found()
             stage.stream.progress()
         self._last.part.link.round_trip = self._stats.round_trip
-        return answer
+        return replace(answer, seconds=seconds)
 
     def _selection(self, commit: pb.Commit, asked: pb.Rows) -> LayerAnswer:
         """The tokens that the worker selected."""

@@ -20,6 +20,7 @@ from sllm.engine.model import Model
 from sllm.engine.mtp import Heads
 from sllm.engine.params import ContextParams, LoadParams, context_length, parse_both
 from sllm.engine.sampling import SamplingParams
+from sllm.engine.tree import MAX_NODES
 from sllm.errors import BusyError, CancelledError, ContextFullError, RemoteError, UnsupportedModelError
 from sllm.hosts import host_port
 from sllm.remote.connection import Remote
@@ -29,7 +30,7 @@ from sllm.split.chain import Part, Relays, hop_addresses
 from sllm.split.link import HopLostError, LayerLink, TreesLostError
 from sllm.split.ranges import worker_ranges
 from sllm.targets.base import RemoteStats, Scores
-from sllm.targets.lockstep import LockstepGeneration
+from sllm.targets.lockstep import LockstepGeneration, Verified
 from sllm.targets.tree import TokenTree
 from sllm.wire import codec as codecs
 
@@ -72,6 +73,37 @@ _AGAIN = 32
 """So many rows of text that the layers do not have, those of an accepted branch, travel with the next pass;
 more go by themselves, in chunks of which several are on the way at once.
 """
+
+
+_MOST_WINDOWS = 8
+"""Windows on their way at once."""
+
+_MESSAGE_SECONDS = 0.005
+"""A window takes its senders and receivers about so long on a busy machine, however short a pass is."""
+
+_NEW = 0.2
+"""How much of what is known of a pass's time is the newest one's."""
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Rows on their way through the workers: some of the text, or of what is expected to be text when they
+    come back, and a tree behind it.
+
+    Attributes:
+        pos: of the first row.
+        known: tokens, the last of which the tree follows.
+        tree: what is drafted.
+        hidden: float32 (n, n_embd), as the rows entered.
+        at: when they were sent.
+
+    """
+
+    pos: int
+    known: list[int]
+    tree: TokenTree
+    hidden: npt.NDArray[np.float32]
+    at: float
 
 
 @dataclass
@@ -535,6 +567,11 @@ class SplitGeneration(LockstepGeneration):
         self._slot = slot
         self._sampling = sampling
         self._first: tuple[tuple[int, ...], int] | None = None  # selected along with the prompt
+        self._flight: deque[_Window] = deque()
+        self._pass_seconds = 0.0  # of the last worker
+        self._free_at = 0.0  # when the first worker can begin with one more window
+        if can_branch and self._may_send_ahead():
+            self.max_hint = min(_MOST_WINDOWS * max_chain, MAX_NODES)
         self.remote = RemoteStats(round_trip=0.0)
         n_shared = min(common_prefix(slot.tokens, prompt), len(prompt) - 1)
         if n_shared < len(slot.tokens) and not target._keeps_positions:
@@ -572,6 +609,7 @@ class SplitGeneration(LockstepGeneration):
                 return work()
             except HopLostError as error:  # noqa: PERF203
                 self._slot.relays.fail(error.part, str(error))
+                self._flight.clear()
                 for link in self._slot.links:
                     link.suspend()
                 self._slot.regroup()
@@ -603,55 +641,174 @@ class SplitGeneration(LockstepGeneration):
         if len(self._text) - 1 - held > n_along:
             self.read_prompt()
 
-    def _verify(self, tree: TokenTree) -> tuple[tuple[int, ...], int]:
+    def _verify(self, tree: TokenTree) -> Verified:
         if self._first is not None:
-            first, self._first = self._first, None
-            return first
+            (tokens, n_accepted), self._first = self._first, None
+            return Verified(tokens, n_accepted, 0)
 
-        def verified() -> tuple[tuple[int, ...], int]:
-            self._catch_up()
-            return self._pass(tree if self.can_branch else TokenTree.chain(tree.main_path()))
+        def verified() -> Verified:
+            self._send(tree)
+            return self._received()
+
+        return self._mended(verified)
+
+    @property
+    def under_way(self) -> bool:
+        """See :attr:`LockstepGeneration.under_way`."""
+        return bool(self._flight)
+
+    def push(self) -> float:
+        """See :meth:`LockstepGeneration.push`. A window is sent if there is none on its way; and behind it,
+        where a link is much slower than a pass, such as go on from the end of its main path.
+        """
+        if self._first is not None or self.closed or self._cancelled or self.finish_reason is not None:
+            return 0.0
+        if len(self._slot.links) > 1:  # the rows of each have to be carried to the next
+            return 0.0
+        tree = self._valid_hint()
+        self._mended(lambda: self._send(tree))
+        if not self._flight:
+            return 0.0
+        expected = self.remote.round_trip + self._pass_seconds
+        return max(self._flight[0].at + expected - time.perf_counter(), 0.0)
+
+    def _mended(self, work: Callable[[], _T]) -> _T:
+        """What ``work`` returns, once more where what was under way is lost in a way that can be mended."""
+
+        def over_hops() -> _T:
+            return self._over_hops(work)
 
         try:
             try:
-                return self._over_hops(verified)
+                return over_hops()
             except TreesLostError:  # the worker that is there now is another one
-                for link in self._slot.links:
-                    link.suspend()
+                self._let_fall()
                 self.can_branch = False
-                return self._over_hops(verified)
+                self.max_hint = self.max_chain
+                return over_hops()
         except BaseException:
             # Answers to this pass may still arrive, and the next one would take them for its own.
-            for link in self._slot.links:
-                link.suspend()
+            self._let_fall()
             raise
 
-    def _pass(self, tree: TokenTree) -> tuple[tuple[int, ...], int]:
+    def _let_fall(self) -> None:
+        """Let the links forget what is on its way."""
+        self._flight.clear()
+        for link in self._slot.links:
+            link.suspend()
+
+    # ---- windows
+
+    def _may_send_ahead(self) -> bool:
+        """Whether rows can be sent before those before them have come back: what follows these is selected
+        here, and all layers can go back to any position.
+        """
+        target = self._target
+        return target._tail is not None and target._keeps_positions and len(self._slot.links) == 1
+
+    def _n_windows(self) -> int:
+        """How many may be on their way at once: as many as the first of them takes, if they are void, no time
+        from those that come after them.
+        """
+        if not self.can_branch or not self._may_send_ahead() or not self._pass_seconds:
+            return 1
+        return windows_worth(self.remote.round_trip, self._pass_seconds)
+
+    def _send(self, tree: TokenTree) -> None:
+        """Send a window behind the text, if there is none on its way, and what of ``tree``, which follows the
+        text, goes on from the end of those that are.
+        """
+        if not self.can_branch:
+            tree = TokenTree.chain(tree.main_path())
+        if not self._flight:
+            self._catch_up()
+            pos = len(self._slot.tokens)
+            known = self._text[pos:]
+            n = self.max_chain + 1 - len(known)
+            # Likeliest nodes come first: what is cut off to make room for known tokens is the least of it.
+            first = tree.head(n if self._n_first is None else min(n, self._n_first))
+            self.remote.n_again += len(known) - 1
+            self._send_window(pos, known, first)
+        while len(self._flight) < self._n_windows():
+            text = self._text[self._flight[0].pos :]
+            sent = [*self._flight[0].known]
+            for window in self._flight:
+                sent += window.tree.main_path()
+            rest = tree.after(sent[len(text) :]) if sent[: len(text)] == text else None
+            full = rest is not None and len(rest) >= self.max_chain
+            if not rest or not (full or time.perf_counter() >= self._free_at):
+                break
+            # The last row goes once more: every tree follows a row of its message.
+            self.remote.n_again += 1
+            self.remote.n_ahead += 1
+            self._send_window(self._flight[0].pos + len(sent) - 1, sent[-1:], rest.head(self.max_chain))
+
+    def _send_window(self, pos: int, known: list[int], tree: TokenTree) -> None:
+        """Send rows through the layers here and into the first worker."""
         target, slot = self._target, self._slot
-        pos = len(slot.tokens)
-        known = self._text[pos:]
-        # Likeliest nodes come first: what is cut off to make room for known tokens is the least of it.
-        tree = tree.head(min(self.max_chain + 1, self._n_ctx - pos) - len(known))
+        tree = tree.head(self._n_ctx - pos - len(known))
         tokens = [*known, *tree.tokens]
         parents = () if tree.is_chain else tree.parents
-        self.remote.n_again += len(known) - 1
-        chunk = target._enter(pos, tokens, slot.seq_id, parents)
-        answer: LayerAnswer | None
-        if target._tail is None:
-            hidden = chunk.hidden
-            for link in slot.links[:-1]:
-                hidden = _through(link, pos, hidden, parents)
-            link = slot.links[-1]
-            link.send(pos, hidden, tokens=tokens, n_select=1 + len(tree), parents=parents)
-            answer = link.receive()
+        hidden = target._enter(pos, tokens, slot.seq_id, parents).hidden
+        now = time.perf_counter()
+        window = _Window(pos, known, tree, hidden, now)
+        if len(slot.links) == 1:
+            self._into_last(window, hidden)
+        self._flight.append(window)
+        self._free_at = max(now, self._free_at) + self._pass_seconds
+
+    def _goes_on(self, committed: list[int]) -> bool:
+        """Whether the next window on its way is of use when these tokens are text: its first row is, and what
+        was selected after it is in its tree.
+        """
+        window = self._flight[0]
+        at = window.pos - len(self._text)  # among what is committed
+        row = committed[at : at + 1] if at >= 0 else self._text[at:][:1]
+        if len(self._slot.tokens) <= window.pos or row != window.known or len(committed) != at + 2:
+            return False
+        return window.tree.child(-1, committed[-1]) >= 0
+
+    def _into_last(self, window: _Window, hidden: npt.NDArray[np.float32]) -> None:
+        """Send a window's rows into the last link; without a tail here, what follows is selected there."""
+        link, tree = self._slot.links[-1], window.tree
+        parents = () if tree.is_chain else tree.parents
+        if self._target._tail is None:
+            tokens = [*window.known, *tree.tokens]
+            link.send(window.pos, hidden, tokens=tokens, n_select=1 + len(tree), parents=parents)
         else:
-            hidden, answer = chunk.hidden, None
-            for link in slot.links:
-                hidden = _through(link, pos, hidden, parents)
+            link.send(window.pos, hidden, parents=parents)
+
+    def _received(self) -> Verified:
+        """What comes of the first window on its way."""
+        target, slot = self._target, self._slot
+        window = self._flight[0]
+        pos, known, tree, hidden = window.pos, window.known, window.tree, window.hidden
+        *before, link = slot.links
+        for carried in before:
+            hidden = _through(carried, pos, hidden, () if tree.is_chain else tree.parents)
+        if before:
+            self._into_last(window, hidden)
+        answer = link.receive()
+        if target._tail is not None:
+            if answer.hidden is None:
+                raise RemoteError("the worker sent no hidden states")
+            hidden = answer.hidden
+        seconds = max(answer.seconds, 1e-4)
+        self._pass_seconds += (_NEW if self._pass_seconds else 1.0) * (seconds - self._pass_seconds)
+        self._flight.popleft()
         selected, n_accepted = self._selection(pos, known, tree, hidden, answer)
         # All layers hold the main path, as far as it was right.
-        slot.tokens += known + selected[: common_prefix(tree.main_path(), selected[:n_accepted])]
-        return tuple(selected), n_accepted
+        held = known + selected[: common_prefix(tree.main_path(), selected[:n_accepted])]
+        slot.tokens[pos:] = held
+        # Of a window that was sent ahead, what follows its first row was selected with the one before.
+        n_known = len(self._text) - pos - len(known)
+        committed = selected[n_known:]
+        if self._flight and not self._goes_on(committed):
+            link.void()
+            self.remote.n_void += len(self._flight)
+            self._flight.clear()
+            self._free_at = 0.0
+        return Verified(tuple(committed), n_accepted - n_known, len(tree) - n_known, window.at)
 
     def _selection(
         self,
@@ -768,9 +925,17 @@ class SplitGeneration(LockstepGeneration):
         self.closed = True
         if self._target._in_fork:
             return
-        for link in self._slot.links:
-            link.suspend()
+        self.remote.n_void += len(self._flight)
+        self._let_fall()
         self._target._let_go(self._slot)
+
+
+def windows_worth(round_trip: float, pass_seconds: float) -> int:
+    """How many windows may be on their way to a worker at once. Where the first of them is wrong, the one
+    that replaces them arrives a round trip later: if the worker is through with them by then, they have cost
+    nothing.
+    """
+    return max(1, min(_MOST_WINDOWS, int(round_trip / max(pass_seconds, _MESSAGE_SECONDS))))
 
 
 def _through(

@@ -39,7 +39,8 @@ class Commit:
         tokens: at least one token id.
         n_accepted: how many of them, from the first on, had been hinted.
         n_verified: how many hinted tokens the pass checked, accepted or not.
-        seconds: how long the pass took.
+        seconds: how long the pass took; in a split, from when it was sent to its answer, also where others
+            were on their way.
         n_own_accepted, n_own_verified: of these, how many the target alone had drafted itself.
 
     """
@@ -78,7 +79,10 @@ class RemoteStats:
         n_reconnects: how often the link was lost and found again.
         lost_seconds: without a link.
         n_own_draft: accepted tokens that the remote side had drafted itself.
-        n_again: rows of a split that crossed once more: of accepted tokens beside a tree's main path.
+        n_again: rows of a split that crossed once more: of accepted tokens beside a tree's main path, and one
+            of each window that was sent ahead.
+        n_ahead: windows of a split that were sent before the one before them had come back.
+        n_void: windows of a split whose answers nobody needed, as a token before them was wrong.
         n_reused: tokens of the prompt that the remote side had in memory.
         prompt_seconds: what the rest of the prompt took to compute.
         queued_seconds: how long the text waited for a place.
@@ -95,6 +99,8 @@ class RemoteStats:
     lost_seconds: float = 0.0
     n_own_draft: int = 0
     n_again: int = 0
+    n_ahead: int = 0
+    n_void: int = 0
     n_reused: int = 0
     prompt_seconds: float = 0.0
     queued_seconds: float = 0.0

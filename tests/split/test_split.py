@@ -21,6 +21,7 @@ import sllm
 from sllm import embedded
 from sllm.cli.slow_link import Link
 from sllm.draft.drafters import ModelDrafter
+from sllm.split import target as module
 from sllm.targets.base import RemoteWork
 from sllm.wire import codec
 from sllm.wire.protocol import pb
@@ -111,7 +112,10 @@ def test_one_round_trip_a_pass(
     draft_model: Model,
     make_worker: Callable[..., Worker],
     make_split: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Where nothing is sent ahead of the answers (tests/split/test_windows.py)."""
+    monkeypatch.setattr(module, "windows_worth", lambda _round_trip, _pass_seconds: 1)
     worker = make_worker((2, 7))
     prompt = target_model.vocab.encode("Once upon a time")
     with sllm.connect(worker.uri) as connection, ModelDrafter(draft_model, n_ctx=N_CTX) as drafter:
@@ -124,7 +128,7 @@ def test_one_round_trip_a_pass(
         assert stream.stats.n_accepted > 0
         spent = stream.stats.remote
         assert spent is not None
-        rows = (len(prompt) - 1) + stream.stats.n_passes + stream.stats.n_drafted
+        rows = (len(prompt) - 1) + stream.stats.n_passes + stream.stats.n_drafted + spent.n_again
         size = codec.row_bytes("f32", 256)
         assert rows * size <= spent.bytes_up <= rows * size + 64 * (worker.stats.passes + 1) + 128
         assert rows * size <= spent.bytes_down <= rows * size + 64 * (worker.stats.passes + 1) + 128
