@@ -1,4 +1,4 @@
-"""Selection from the likeliest tokens of a row alone: what it says is what the whole row says, or it says that it cannot know."""
+"""Selection from the likeliest tokens of a row: what it says is what the whole row says, or nothing."""
 
 from __future__ import annotations
 
@@ -133,8 +133,14 @@ GRAMMAR = 'root ::= "Once" [a-z ]*'
 
 
 @examples(60)
-@given(seed=st.integers(0, 2**32 - 1), k=st.sampled_from([1, 10, 200, 100_000]), temperature=st.sampled_from([0.0, 1.0]))
-def test_a_grammar_is_asked_about_the_others(draft_model: sllm.Model, seed: int, k: int, temperature: float) -> None:
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    k=st.sampled_from([1, 10, 200, 100_000]),
+    temperature=st.sampled_from([0.0, 1.0]),
+)
+def test_a_grammar_is_asked_about_the_others(
+    draft_model: sllm.Model, seed: int, k: int, temperature: float
+) -> None:
     rng = np.random.default_rng(seed)
     row = row_of(rng, draft_model.vocab.n_tokens, 3.0, ties=False)
     params = replace(PLAIN, temperature=temperature, grammar=GRAMMAR, seed=seed)
@@ -157,7 +163,9 @@ def test_a_grammar_is_asked_about_the_others(draft_model: sllm.Model, seed: int,
         ([], [], "0 likeliest tokens"),
     ],
 )
-def test_what_is_no_row_is_refused(draft_model: sllm.Model, tokens: list[int], logprobs: list[float], what: str) -> None:
+def test_what_is_no_row_is_refused(
+    draft_model: sllm.Model, tokens: list[int], logprobs: list[float], what: str
+) -> None:
     with pytest.raises(ValueError, match=what):
         select_known(draft_model, PLAIN, tokens, logprobs)
 
