@@ -20,6 +20,7 @@ import json
 import os
 import sys
 import types
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,8 @@ def vllm_token(modules: tuple[Any, Any, Any], draw: dict[str, Any], kind: str) -
     gumbel.apply_temperature(logits, only, temperature)
     if draw["min_p"] > 0:
         min_p.apply_min_p(logits, only, torch.tensor([draw["min_p"]], dtype=torch.float32))
-    k = torch.tensor([draw["top_k"]], dtype=torch.int32) if draw["top_k"] else None
+    filters = 0 < draw["top_k"] < draw["n_vocab"]  # SamplingStates takes a larger one for none
+    k = torch.tensor([draw["top_k"]], dtype=torch.int32) if filters else None
     p = torch.tensor([draw["top_p"]], dtype=torch.float32) if draw["top_p"] < 1 else None
     if k is not None:
         logits = topk_topp.apply_top_k_top_p_triton(logits, k, p)
@@ -233,9 +235,15 @@ def load_sglang(folder: Path) -> Any:
 
 
 def sglang_token(sampler: Any, draw: dict[str, Any], kind: str) -> int:
-    """What ``Sampler.forward`` does for one request in deterministic mode, with a filter."""
+    """What ``Sampler.forward`` does for one request in deterministic mode, with a filter.
+
+    Equal probabilities stay in the order of their ids, as CUDA's radix sort leaves them; the sort of a CPU
+    has an order of its own.
+    """
     logits = torch.from_numpy(row_of(draw["row"], draw["n_vocab"], kind))[None].contiguous()
     logits.div_(torch.tensor([[draw["temperature"]]], dtype=torch.float32))
+    sort = torch.Tensor.sort
+    torch.Tensor.sort = partialmethod(sort, stable=True)  # type: ignore[method-assign, assignment]
     token = sampler.top_k_top_p_min_p_sampling_from_probs_torch(
         torch.softmax(logits, dim=-1),
         torch.tensor([draw["top_k"] or draw["n_vocab"]], dtype=torch.int32),
@@ -245,6 +253,7 @@ def sglang_token(sampler: Any, draw: dict[str, Any], kind: str) -> int:
         torch.tensor([draw["seed"]], dtype=torch.int64),
         torch.tensor([draw["pos"] - 1], dtype=torch.int64),
     )
+    torch.Tensor.sort = sort  # type: ignore[method-assign]
     return int(token)
 
 

@@ -17,6 +17,7 @@ from sllm.http_engine.transport import HttpStatusError, NotJsonError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sllm.engine.sampling import SamplingParams
     from sllm.http_engine.transport import Call, EngineLink, Reply
 
 __all__ = ["VLLM", "find"]
@@ -95,6 +96,28 @@ class VLLM:
             if choice is None or field_of(choice, "logprobs") is None:
                 return [], True  # the figures at the end
             return self._of_choice(choice, k), True
+
+        return read
+
+    def sample_request(self, text: Sequence[int], n: int, sampling: SamplingParams, /) -> Asked:
+        """See :class:`~sllm.http_engine.dialect.SamplingDialect`."""
+        selects = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "seed": sampling.seed,
+        }
+        body = {**self._body(list(text), n, 0, on=True), **selects, "stream": True}
+        return Asked("/v1/completions", body)
+
+    def sample_reader(self) -> Callable[[Any], list[int]]:
+        """See :class:`~sllm.http_engine.dialect.SamplingDialect`."""
+        read_rows = self.stream_reader(0)
+
+        def read(event: Any) -> list[int]:
+            rows, _ = read_rows(event)
+            return [row.sampled for row in rows if row.sampled is not None]
 
         return read
 
