@@ -488,7 +488,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         self.engine = self.server.engine
-        self.timeout = self.engine.keep_alive
+        self.timeout = self.engine.keep_alive  # type: ignore[misc]
         self.engine.n_connections += 1
         self.engine.connections.add(self.request)
         super().setup()
@@ -525,7 +525,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(
                 refusal.status,
                 json.dumps({"error": {"message": refusal.message, "code": refusal.status}}).encode(),
-                **refusal.headers,
+                refusal.headers,
             )
             return
         if hasattr(value, "__next__"):
@@ -562,11 +562,13 @@ class _Handler(BaseHTTPRequestHandler):
             return True
         return False
 
-    def _send(self, status: int, data: bytes, *, length: int | None = None, **headers: str) -> None:
+    def _send(
+        self, status: int, data: bytes, headers: dict[str, str] | None = None, length: int | None = None
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data) if length is None else length))
-        for name, value in headers.items():
+        for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
@@ -585,7 +587,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if fault == "cut" and n == 3:
                     self.close_connection = True
                     return
-                if fault == "garbage event" and n == 3:
+                if fault == "event garbage" and n == 3:
                     send(b"data: {no JSON\n\n")
                 send(b"data: " + json.dumps(event).encode() + b"\n\n")
             if self.engine.api != "llama-server":

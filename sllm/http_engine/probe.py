@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from sllm.engine.vocab import EOG
 from sllm.errors import RemoteError, VocabMismatchError
 from sllm.http_engine import llama_server, sglang, vllm
 from sllm.http_engine.rows import RowReader, field_of
@@ -133,10 +134,11 @@ def find_engine(link: EngineLink, call: Call, api: str) -> tuple[str, Found]:
 
 def make_dialect(api: str, found: Found, reader: RowReader, vocab: Vocab) -> Dialect:
     """What asks an engine of this kind."""
+    ends = sorted({*vocab.tokens_with(EOG).tolist(), *vocab.turn_ends()})
     if api == "vllm":
-        return vllm.VLLM(found, reader)
+        return vllm.VLLM(found, reader, ends)
     if api == "sglang":
-        return sglang.SGLang(reader)
+        return sglang.SGLang(reader, ends)
     return llama_server.LlamaServer(reader, llama_server.letter_token(vocab))
 
 

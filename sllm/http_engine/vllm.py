@@ -31,9 +31,10 @@ class VLLM:
     max_logprobs_option = "vllm serve --max-logprobs N"
     stream_tokens = 1 << 20
 
-    def __init__(self, found: Found, reader: RowReader) -> None:
+    def __init__(self, found: Found, reader: RowReader, ends: Sequence[int]) -> None:
         self._model = found.model
         self._reader = reader
+        self._ends = list(ends)  # it knows the ends of its configuration alone
 
     def _body(self, prompt: Any, n: int, k: int, *, on: bool) -> dict[str, Any]:
         return {
@@ -51,7 +52,7 @@ class VLLM:
             "logprobs": k,
             "return_tokens_as_token_ids": True,
             "skip_special_tokens": False,
-            **({} if on else {"ignore_eos": True}),
+            **({"stop_token_ids": self._ends} if on else {"ignore_eos": True}),
         }
 
     def rows_request(self, text: Sequence[int], chain: Sequence[int], k: int) -> Asked:
@@ -113,7 +114,7 @@ class VLLM:
 
     def _token(self, value: Any) -> int:
         digits = value[len(_ID) :] if isinstance(value, str) and value.startswith(_ID) else ""
-        if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
             raise self._reader.wrong(
                 f"named a token {str(value)[:40]!r}, expected token_id:N: it does not know"
                 " return_tokens_as_token_ids, and texts of tokens are ambiguous"
