@@ -257,10 +257,8 @@ class FakeEngine:
         if body.get("stream"):
 
             def events() -> Iterator[Any]:
-                grown = list(prompts[0])
                 for token in self.greedy(prompts[0], self._room(prompts[0], body["max_tokens"]), ends):
-                    yield {"choices": [{"index": 0, "text": "", "logprobs": logprobs(grown, [token])}]}
-                    grown.append(token)
+                    yield {"choices": [{"index": 0, "text": "", "logprobs": None, "token_ids": [token]}]}
                 yield {"choices": [], "usage": {}}
 
             return events()
@@ -338,7 +336,7 @@ class FakeEngine:
 
     def _llama(self, body: dict[str, Any]) -> Any:
         assert body["temperature"] == 0
-        k = body["n_probs"]
+        k = body.get("n_probs", 0)
         biased = [token for token, _ in body.get("logit_bias", [])]
         given = body["prompt"]
         prompts = [self.check(p) for p in (given if isinstance(given[0], list) else [given])]
@@ -374,7 +372,6 @@ class FakeEngine:
             def events() -> Iterator[Any]:
                 made: list[int] = []
                 for token in made_of(prompts[0]):
-                    text = [*prompts[0], *made]
                     made.append(token)
                     if whole(made):
                         yield {
@@ -382,7 +379,6 @@ class FakeEngine:
                             "tokens": [token],
                             "stop": False,
                             "tokens_predicted": len(made),
-                            "completion_probabilities": [entry(text, token)],
                         }
                 yield {"index": 0, "tokens": [], "stop": True, "tokens_predicted": len(made)}
 

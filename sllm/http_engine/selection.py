@@ -39,8 +39,8 @@ class RowSelector:
     Attributes:
         n_decided: positions at which all that could be selected was known.
         n_certified: positions at which it was not, and no other token could have been selected.
-        n_tied: positions at which the last token that counts was as likely as the last one that is known, so
-            that the engine has said which of equal ones count.
+        n_tied: positions at which the last token that counts was as likely as the last of more that are
+            known, so that the engine has said which of equal ones count.
 
     """
 
@@ -82,7 +82,7 @@ class RowSelector:
         if self._how[0] == lib.SLLM_DECIDED:
             self.n_decided += 1
             n = len(row.tokens)
-            if 0 < self._last <= n < self._n_vocab and row.logprobs[self._last - 1] == row.logprobs[-1]:
+            if 0 < self._last < n < self._n_vocab and row.logprobs[self._last - 1] == row.logprobs[-1]:
                 self.n_tied += 1
         else:
             self.n_certified += 1

@@ -89,7 +89,7 @@ class SGLang:
         """See :class:`~sllm.http_engine.dialect.Dialect`."""
         return self._body(list(text), n, k, on=True, stream=True)
 
-    def stream_reader(self, k: int) -> Callable[[Any], tuple[list[Row], bool]]:
+    def stream_reader(self, k: int, /) -> Callable[[Any], tuple[list[Row], bool]]:
         """See :class:`~sllm.http_engine.dialect.Dialect`."""
         n_seen = 0
 

@@ -84,18 +84,23 @@ class VLLM:
 
     def stream_request(self, text: Sequence[int], n: int, k: int) -> Asked:
         """See :class:`~sllm.http_engine.dialect.Dialect`."""
-        return Asked("/v1/completions", {**self._body(list(text), n, k, on=True), "stream": True})
+        body = self._body(list(text), n, k, on=True)
+        body.update(logprobs=None, return_token_ids=True, stream=True)
+        return Asked("/v1/completions", body)
 
-    def stream_reader(self, k: int) -> Callable[[Any], tuple[list[Row], bool]]:
+    def stream_reader(self, _k: int, /) -> Callable[[Any], tuple[list[Row], bool]]:
         """See :class:`~sllm.http_engine.dialect.Dialect`."""
 
         def read(event: Any) -> tuple[list[Row], bool]:
             if field_of(event, "error") is not None:
                 raise self._reader.wrong("broke a stream off with an error")
             choice = field_of(event, "choices", 0)
-            if choice is None or field_of(choice, "logprobs") is None:
+            if choice is None:
                 return [], True  # the figures at the end
-            return self._of_choice(choice, k), True
+            tokens = field_of(choice, "token_ids")
+            if not isinstance(tokens, list):
+                raise self._reader.wrong("sent no token_ids: it does not know return_token_ids (vLLM 0.10.2)")
+            return [self._reader.likeliest(token) for token in tokens], True
 
         return read
 

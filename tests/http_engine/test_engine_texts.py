@@ -47,7 +47,9 @@ def engine(
 
 @pytest.fixture
 def target(engine: FakeEngine, engines: dict[str, tuple[FakeEngine, sllm.EngineTarget]]) -> sllm.EngineTarget:
-    return engines[engine.api][1]
+    target = engines[engine.api][1]
+    target._run = 8
+    return target
 
 
 def tokens_of(stream: sllm.generation.text_stream.TextStream) -> list[int]:
