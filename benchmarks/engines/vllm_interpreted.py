@@ -64,6 +64,7 @@ def serve(folder: str, port: str) -> None:
     """Serve a model as vLLM's own program does."""
     sys.argv = ["api_server", "--model", folder, "--served-model-name", "m", "--port", port]
     sys.argv += ["--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", "256", "--enforce-eager"]
+    sys.argv += ["--block-size", "32"]
     sys.argv += ["--max-num-seqs", "32", "--generation-config", "vllm", "--max-logprobs", "64"]
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__")
 
@@ -118,7 +119,7 @@ def main() -> None:
         sys.exit(1)
 
 
-if __name__ in ("__main__", "__mp_main__") and "serve" in sys.argv:
+if __name__ == "__mp_main__" or sys.argv[1:2] == ["serve"]:  # the first: a process of vLLM's
     interpret()
 if __name__ == "__main__":
     main()
