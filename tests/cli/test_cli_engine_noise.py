@@ -49,6 +49,7 @@ def test_what_does_not_go_together(capfd: pytest.CaptureFixture[str]) -> None:
         (["--noise", "sglang"], "min_p=0"),
         (["--noise", "llama"], "invalid choice"),
     ):
+        status: object
         try:
             status = cli.main(["run", "--target", str(embedded.TARGET), *arguments, "x"])
         except SystemExit as error:

@@ -295,6 +295,7 @@ def test_runners_up_are_those_of_the_same_noise(
         scores, clear = scores_of(sampling, np.asarray(row).reshape(-1), len(prompt))
         tree = context.draft([0], [prompt[-1:]], pos=len(prompt) - 1, sampling=sampling, n_max=1, n_nodes=6)
         n = int(tree.lengths[0])
+        assert tree.parents is not None
         roots = [int(t) for t, p in zip(tree.tokens[0, :n], tree.parents[0, :n], strict=True) if p == -1]
         if clear:
             n_clear += 1
