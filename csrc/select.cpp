@@ -31,35 +31,8 @@ double gumbel_of(uint64_t bits) {
     return -std::log(-std::log(u));
 }
 
-[[noreturn]] void fail_no_candidate() {
-    sllm::fail(SLLM_ERR_COMPUTE, "no token can be selected: the logits are NaN or -inf, or the grammar and the logit biases leave none");
-}
-
-// The first of the largest logits.
-int32_t index_of_largest(const float * logits, int32_t n) {
-    const sllm::RowCode & rows = sllm::row_code();
-    constexpr int32_t span = 4096; // small enough to be read again from the nearest cache
-    float top = minus_infinity;
-    int32_t where = 0;
-    for (int32_t begin = 0; begin < n; begin += span) {
-        const float span_top = rows.largest(logits + begin, std::min(span, n - begin));
-        if (span_top > top) {
-            top = span_top;
-            where = begin;
-        }
-    }
-    if (top == minus_infinity) {
-        fail_no_candidate();
-    }
-    int32_t index = rows.search(logits, where, n, top);
-    while (!(logits[index] >= top)) {
-        ++index;
-    }
-    return index;
-}
-
 sllm::Choice greedy(const float * logits, int32_t n, bool want_prob) {
-    const int32_t token = index_of_largest(logits, n);
+    const int32_t token = sllm::index_of_largest(logits, n);
     return {token, want_prob ? static_cast<float>(1.0 / sllm::row_code().sum_exp(logits, n, logits[token])) : 0.0F};
 }
 
@@ -75,10 +48,10 @@ void find_maxima(const float * logits, int32_t n, std::vector<float> & maxima) {
 // above it.
 sllm::Choice gumbel_argmax(const float * logits, int32_t n, double temperature, uint64_t key, bool want_prob) {
     const sllm::RowCode & rows = sllm::row_code();
-    int32_t token = index_of_largest(logits, n);
+    int32_t token = sllm::index_of_largest(logits, n);
     const float top = logits[token];
     if (!std::isfinite(top)) {
-        fail_no_candidate();
+        sllm::fail_no_candidate();
     }
     double best = static_cast<double>(top) / temperature + gumbel_of(sllm::hash_of(key, token));
     for (int32_t begin = 0; begin < n; begin += sllm::stripe) {
@@ -178,19 +151,6 @@ void collect(const float * logits, int32_t n, const std::vector<float> & maxima,
     collect_range(n_maxima / sllm::group_lanes * sllm::stripe, n);
 }
 
-// The `k` largest logits, largest first, equal ones in the order of their ids; fewer if there are no more.
-void top_candidates(const float * logits, int32_t n, size_t k, sllm::Scratch & scratch) {
-    find_maxima(logits, n, scratch.maxima);
-    const float threshold = threshold_of_best(scratch.maxima, k, scratch.groups);
-    collect(logits, n, scratch.maxima, threshold, k, scratch.candidates);
-    keep_best(scratch.candidates, k);
-}
-
-bool is_allowed(const std::vector<uint32_t> & allowed, llama_token token) {
-    const auto v = static_cast<uint32_t>(token);
-    return ((allowed[v / 32] >> (v % 32)) & 1U) != 0;
-}
-
 void require(bool condition, const char * text) {
     if (!condition) {
         sllm::fail(SLLM_ERR_INVALID, "%s", text);
@@ -244,12 +204,60 @@ std::unique_ptr<sllm_sampling> compile(const sllm_model & model, const sllm_samp
         s->grammar = p.grammar;
         s->grammar_user_data = p.grammar_user_data;
     }
+    sllm::adopt_noise(*s, p.noise);
     return s;
 }
 
 } // namespace
 
 namespace sllm {
+
+void fail_no_candidate() {
+    fail(SLLM_ERR_COMPUTE, "no token can be selected: the logits are NaN or -inf, or the grammar and the logit biases leave none");
+}
+
+int32_t index_of_largest(const float * logits, int32_t n) {
+    const RowCode & rows = row_code();
+    constexpr int32_t span = 4096; // small enough to be read again from the nearest cache
+    float top = minus_infinity;
+    int32_t where = 0;
+    for (int32_t begin = 0; begin < n; begin += span) {
+        const float span_top = rows.largest(logits + begin, std::min(span, n - begin));
+        if (span_top > top) {
+            top = span_top;
+            where = begin;
+        }
+    }
+    if (top == minus_infinity) {
+        fail_no_candidate();
+    }
+    int32_t index = rows.search(logits, where, n, top);
+    while (!(logits[index] >= top)) {
+        ++index;
+    }
+    return index;
+}
+
+void top_candidates(const float * logits, int32_t n, size_t k, Scratch & scratch) {
+    find_maxima(logits, n, scratch.maxima);
+    const float threshold = threshold_of_best(scratch.maxima, k, scratch.groups);
+    collect(logits, n, scratch.maxima, threshold, k, scratch.candidates);
+    keep_best(scratch.candidates, k);
+}
+
+bool is_allowed(const std::vector<uint32_t> & allowed, llama_token token) {
+    const auto v = static_cast<uint32_t>(token);
+    return ((allowed[v / 32] >> (v % 32)) & 1U) != 0;
+}
+
+std::vector<llama_token> checked_history(const sllm_sampling & sampling, const int32_t * history, int32_t pos) {
+    require(pos >= 0, "pos must be >= 0");
+    const std::vector<llama_token> tokens(history, history + pos);
+    for (const llama_token t : tokens) {
+        require(t >= 0 && t < sampling.model.n_vocab, "the history holds a token that is not in the vocabulary");
+    }
+    return tokens;
+}
 
 double log_prob(const float * row, int32_t n_vocab, llama_token token) {
     const RowCode & rows = row_code();
@@ -367,6 +375,22 @@ void Selector::ask_grammar(bool about_candidates, Scratch & scratch) const {
 // (filter_all). Neither their order nor their softmax changes.
 constexpr float shift_limit = 1e6F;
 
+void tame(std::vector<llama_token_data> & candidates) {
+    float top = minus_infinity;
+    for (const llama_token_data & c : candidates) {
+        top = std::max(top, c.logit);
+    }
+    if (top > shift_limit) {
+        for (llama_token_data & c : candidates) {
+            c.logit = c.logit == top ? 0.0F : std::max(c.logit - top, -shift_limit); // infinity less infinity is no number
+        }
+    } else {
+        for (llama_token_data & c : candidates) {
+            c.logit = std::max(c.logit, top - 2 * shift_limit);
+        }
+    }
+}
+
 // Where only the likeliest tokens matter, take them straight from the row instead of making candidates of the whole vocabulary. False:
 // this selection needs the long way.
 bool Selector::filter_shortlist(const float * row, bool changed, bool want_prob, Scratch & scratch) const {
@@ -436,19 +460,7 @@ void Selector::filter_all(const float * row, Scratch & scratch) const {
     const auto gone = [](const llama_token_data & c) { return !(c.logit > minus_infinity); };
     candidates.erase(std::remove_if(candidates.begin(), candidates.end(), gone), candidates.end());
 
-    float top = minus_infinity;
-    for (const llama_token_data & c : candidates) {
-        top = std::max(top, c.logit);
-    }
-    if (top > shift_limit) {
-        for (llama_token_data & c : candidates) {
-            c.logit = c.logit == top ? 0.0F : std::max(c.logit - top, -shift_limit); // infinity less infinity is no number
-        }
-    } else {
-        for (llama_token_data & c : candidates) {
-            c.logit = std::max(c.logit, top - 2 * shift_limit);
-        }
-    }
+    tame(candidates);
     const bool cut = s.temperature > 0 && s.top_k > 0;
     if (cut) {
         keep_best(candidates, static_cast<size_t>(s.top_k)); // llama.cpp's top-k keeps any of equal ones at the border
@@ -497,9 +509,33 @@ double Selector::score(float logit, int32_t pos, llama_token token) const {
                              : static_cast<double>(logit);
 }
 
+// The first token from `from` on that has a score of `least` or more if its logit is `logit`; the size of the vocabulary if none has. Now
+// and then it is one that has a little less.
+llama_token Selector::next_reaching(double least, float logit, int32_t pos, llama_token from) const {
+    const sllm_sampling & s = *sampling;
+    const int32_t n = s.model.n_vocab;
+    const double noise = s.temperature > 0 ? least - static_cast<double>(logit) / s.temperature : static_cast<double>(minus_infinity);
+    // The margin covers rounding in the exponentials, as in gumbel_argmax().
+    const double u = std::exp(-std::exp(-noise)) - 1e-15;
+    const uint64_t bound = u > 0 ? static_cast<uint64_t>(u * 0x1p52) : 0;
+    const uint64_t key = key_of(s.seed, pos);
+    int32_t v = from;
+    while ((v = row_code().search_hash(key, v, n, bound)) < n) {
+        for (const int32_t stop = std::min(n, v + search_step); v < stop; ++v) {
+            if (hash_of(key, v) >= bound) {
+                return v;
+            }
+        }
+    }
+    return n;
+}
+
 std::vector<Ranked> Selector::rank(const float * logits, int32_t pos, size_t n, Scratch & scratch) const {
     const sllm_sampling & s = *sampling;
     const int32_t n_vocab = s.model.n_vocab;
+    if (s.noise != SLLM_NOISE_SLLM && s.temperature > 0) {
+        return rank_as_engine(s, s.bias.empty() ? logits : adjust(logits, scratch), pos, n, scratch);
+    }
     scratch.filtered = {};
     const Choice first = select(logits, pos, true, scratch);
     const bool changed = !s.bias.empty() || penalties != nullptr;
@@ -550,6 +586,10 @@ Choice Selector::select(const float * logits, int32_t pos, bool want_prob, Scrat
     if (s.grammar == nullptr && s.temperature == 0) {
         return greedy(row, n_vocab, want_prob); // top-k, top-p and min-p always keep the likeliest token
     }
+    if (s.noise != SLLM_NOISE_SLLM) {
+        const Ranked best = rank_as_engine(s, row, pos, 1, scratch).front();
+        return {best.token, best.prob};
+    }
     if (s.grammar == nullptr && filters == nullptr) {
         // What filter_all() would clamp is far from being selected at such temperatures: the noise is between -4 and 37.
         constexpr double hottest = 1e4;
@@ -588,13 +628,8 @@ int sllm_select(const sllm_sampling * sampling, const float * logits, int32_t n_
         if (n_vocab != sampling->model.n_vocab) {
             sllm::fail(SLLM_ERR_INVALID, "the row has %d logits, and the vocabulary %d tokens", n_vocab, sampling->model.n_vocab);
         }
-        require(pos >= 0, "pos must be >= 0");
-        const std::vector<llama_token> tokens(history, history + pos);
-        for (const llama_token t : tokens) {
-            require(t >= 0 && t < n_vocab, "the history holds a token that is not in the vocabulary");
-        }
         sllm::Selector selector;
-        selector.begin(*sampling, tokens, start);
+        selector.begin(*sampling, sllm::checked_history(*sampling, history, pos), start);
         sllm::Scratch scratch;
         const sllm::Choice choice = selector.select(logits, pos, prob != nullptr, scratch);
         *token = choice.token;

@@ -1,4 +1,4 @@
-"""Addresses of workers as they are given on the command line."""
+"""Addresses and keys of workers and engines as they are given to the command line."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sllm.cli.arguments import REMOTE_VARIABLE
+from sllm.cli.arguments import ENGINE_KEY_VARIABLE, REMOTE_VARIABLE
 from sllm.cli.console import CommandError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["all_addresses", "worker_addresses"]
+__all__ = ["all_addresses", "engine_key", "worker_addresses"]
 
 
 def all_addresses(given: Sequence[str] | None) -> list[str]:
@@ -23,6 +23,11 @@ def all_addresses(given: Sequence[str] | None) -> list[str]:
 
     """
     return [uri for one in given or [""] for uri in worker_addresses(one)]
+
+
+def engine_key() -> str | None:
+    """The key of a serving engine, which the command line has no place for."""
+    return os.environ.get(ENGINE_KEY_VARIABLE) or None
 
 
 def worker_addresses(given: str | None) -> list[str]:

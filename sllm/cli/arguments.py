@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT",
+    "ENGINE",
+    "ENGINE_KEY_VARIABLE",
+    "ENGINE_SECRET",
     "FAILED",
     "MODEL",
     "NO_HOPS",
@@ -26,6 +29,7 @@ __all__ = [
     "SECRET",
     "URI",
     "Parser",
+    "add_engine_model",
     "add_gpu_layers",
     "add_json",
     "add_threads",
@@ -47,6 +51,9 @@ FAILED = 2
 REMOTE_VARIABLE = "SLLM_REMOTE"
 """The environment variable that may hold a worker's address; other users of the machine cannot see it."""
 
+ENGINE_KEY_VARIABLE = "SLLM_ENGINE_KEY"
+"""The environment variable that may hold the key of a serving engine."""
+
 DEFAULT = "(default: %(default)s)"
 NO_HOPS = "none"
 """As ``--hops``: hidden states do not go from worker to worker."""
@@ -56,6 +63,11 @@ URI = (
     f"the sllm:// line that the worker printed; @FILE: a file with it; left out: what ${REMOTE_VARIABLE}"
     " holds"
 )
+ENGINE = (
+    "a serving engine that runs somewhere: vLLM, SGLang or llama-server, by an address such as"
+    " http://host:8000/v1"
+)
+ENGINE_SECRET = f"The key of a serving engine, where it asks for one, is taken from {ENGINE_KEY_VARIABLE}."
 SECRET = (
     "A worker's sllm:// line is a secret, and the machine's other users can see command lines:"
     f" @FILE and the environment variable {REMOTE_VARIABLE} keep it to yourself."
@@ -203,9 +215,23 @@ def add_gpu_layers(group: argparse._ActionsContainer, *, of: str = "", draft: bo
     )
 
 
-def add_worker(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """Declare ``URI`` and ``--timeout``, of commands that ask a worker, or ``several``."""
+def add_engine_model(group: argparse._ActionsContainer) -> None:
+    """Declare ``--engine-model``."""
+    group.add_argument(
+        "--engine-model", metavar="NAME", help="the model's name there (default: the first that it serves)"
+    )
+
+
+def add_worker(parser: argparse.ArgumentParser, *, several: bool = False, also: str = "") -> None:
+    """Declare ``URI`` and ``--timeout``, of commands that ask a worker.
+
+    Args:
+        parser: of the command.
+        several: whether it may be several workers.
+        also: what else may be asked.
+
+    """
     more = ". It may be several workers" if several else ""
-    parser.add_argument("uri", metavar="URI", nargs="*" if several else "?", help=f"{URI}{more}")
+    parser.add_argument("uri", metavar="URI", nargs="*" if several else "?", help=f"{URI}{more}{also}")
     seconds = number(above_zero=True)
     parser.add_argument("--timeout", metavar="SECONDS", type=seconds, default=10.0, help=DEFAULT)

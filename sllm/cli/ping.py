@@ -1,16 +1,19 @@
-"""``sllm ping``: the links to workers, measured, and what the workers offer."""
+"""``sllm ping``: the links to workers or an engine, measured, and what these offer."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sllm.cli.addresses import all_addresses
-from sllm.cli.arguments import SECRET, add_worker
-from sllm.cli.console import one_line, parameters, size, table
+import sllm
+from sllm.cli.addresses import all_addresses, engine_key
+from sllm.cli.arguments import ENGINE_SECRET, MODEL, SECRET, add_engine_model, add_worker
+from sllm.cli.console import CommandError, one_line, parameters, size, table
 from sllm.errors import BusyError, RemoteError
 from sllm.remote import ping
 from sllm.remote.connection import connect
+from sllm.targets.base import RemoteStats
 from sllm.wire import auth
 from sllm.wire.protocol import padded, pb
 
@@ -22,16 +25,31 @@ if TYPE_CHECKING:
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
-EPILOG = SECRET
+EPILOG = f"{SECRET} {ENGINE_SECRET}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``sllm ping``."""
-    add_worker(parser, several=True)
+    also = ", or the http:// address of a serving engine, such as http://host:8000/v1"
+    add_worker(parser, several=True, also=also)
+    engine = parser.add_argument_group("serving engine")
+    engine.add_argument(
+        "--vocab",
+        metavar="GGUF",
+        help=f"compare its tokens with those of a model's: {MODEL} (default: do not)",
+    )
+    add_engine_model(engine)
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    """Measure the links to workers and show what they offer."""
+    """Measure the links to workers, or to an engine, and show what they offer."""
+    engines = [uri for uri in args.uri if uri.startswith(("http://", "https://"))]
+    if engines:
+        if len(args.uri) > 1:
+            raise CommandError("an engine is asked alone: give one http:// address, or addresses of workers")
+        return _ping_engine(engines[0], args, out)
+    if args.vocab is not None or args.engine_model is not None:
+        raise CommandError("--vocab and --engine-model are for the http:// address of an engine")
     uris = all_addresses(args.uri)
     if len(uris) > 1:
         return _compare(uris, args.timeout, out)
@@ -122,6 +140,44 @@ class _Found:
         """Its name, and what of it is there."""
         has = self.info.layers
         return self.info.model_name + ("" if has is None else f", layers {has.start} to {has.stop - 1}")
+
+
+# ---- an engine
+
+
+def _ping_engine(url: str, args: argparse.Namespace, out: Output) -> int:
+    """What stands at the address of an engine, and what would make it better for sllm."""
+    from sllm.http_engine.probe import look
+    from sllm.http_engine.transport import Call, EngineLink
+
+    with ExitStack() as stack:
+        vocab = None
+        if args.vocab is not None:
+            vocab = stack.enter_context(sllm.Model(args.vocab, vocab_only=True)).vocab
+        link = stack.enter_context(EngineLink(url, api_key=engine_key(), deadline=args.timeout))
+        _, info = look(link, Call(RemoteStats()), vocab, "auto", args.engine_model)
+        most = "any number" if info.max_logprobs is None else f"{info.max_logprobs} at most"
+        rows = [
+            ("engine", f"{info.api} {info.version}".rstrip()),
+            ("address", link.endpoint),
+            ("round trip", f"{info.round_trip * 1e3:.1f} ms"),
+            ("model", info.model),
+            ("context", "unknown" if info.n_ctx is None else f"{info.n_ctx} tokens"),
+            ("log-probabilities", f"{most} of a position"),
+            ("prompts at once", "many" if info.n_slots is None else str(info.n_slots)),
+            ("vocabulary", info.tokenizer),
+            ("prefix cache", _known(info.prefix_cache)),
+            ("batch-invariant", _known(info.batch_invariant)),
+        ]
+    for line in table([(name, one_line(value)) for name, value in rows]):
+        out.line(line)
+    for advice in info.advice():
+        out.line(advice)
+    return 0
+
+
+def _known(value: bool | None) -> str:
+    return {True: "yes", False: "no", None: "it does not say"}[value]
 
 
 # ---- figures

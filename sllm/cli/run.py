@@ -1,4 +1,4 @@
-"""``sllm run``: the text that follows a prompt, by a model here, a worker's, or one split between both."""
+"""``sllm run``: the text that follows a prompt, by a model here, a worker's, an engine's, or one split."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import sllm
 from sllm.cli.addresses import worker_addresses
 from sllm.cli.arguments import (
     DEFAULT,
+    ENGINE,
+    ENGINE_SECRET,
     MODEL,
     NO_HOPS,
     SECRET,
     URI,
+    add_engine_model,
     add_gpu_layers,
     add_threads,
     hop,
@@ -23,7 +26,7 @@ from sllm.cli.arguments import (
 )
 from sllm.cli.chat_arguments import add_chat, chat_prompt, check_chat
 from sllm.cli.console import CommandError, count, expected_utf8, read_prompt
-from sllm.cli.run_models import open_local, open_remote, open_split
+from sllm.cli.run_models import open_engine, open_local, open_remote, open_split
 from sllm.cli.run_report import ShownText, summary
 from sllm.draft.drafters import ModelDrafter
 from sllm.wire.codec import CODECS
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
-EPILOG = SECRET
+EPILOG = f"{SECRET} {ENGINE_SECRET}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,6 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help=f"a worker: {URI}. It may be repeated: workers with the same model, as one; with --head, workers"
         " that have the layers between, in their order",
+    )
+    add(
+        "--engine",
+        metavar="URL",
+        help=f"{ENGINE}; --target is then a model with its vocabulary, of which nothing else is loaded",
+    )
+    add_engine_model(parser)
+    add(
+        "--experimental",
+        action="store_true",
+        help="with --engine and its own --noise: what it streams is the text, ahead of which the draft jumps",
     )
     add(
         "--draft",
@@ -96,6 +110,13 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         ("--seed", "N", int, default.seed),
     ]:
         sampling.add_argument(option, metavar=metavar, type=kind, default=value, help=DEFAULT)
+    sampling.add_argument(
+        "--noise",
+        choices=("sllm", "vllm", "sglang"),
+        default=default.noise,
+        help="whose: with that of another engine, tokens are selected as it does for a request with this seed"
+        f" {DEFAULT}",
+    )
     sampling.add_argument("--grammar-file", metavar="FILE", help="a GBNF grammar that the text must match")
     sampling.add_argument(
         "--json-schema", metavar="FILE", help="a JSON Schema that the text must be an instance of"
@@ -173,6 +194,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         top_p=args.top_p,
         min_p=args.min_p,
         seed=args.seed,
+        noise=args.noise,
         grammar=None if args.grammar_file is None else _read_text(Path(args.grammar_file)),
         json_schema=None if args.json_schema is None else _read_schema(Path(args.json_schema)),
     )
@@ -180,11 +202,14 @@ def run(args: argparse.Namespace, out: Output) -> int:
         raise CommandError("--stop is empty")
     check_chat(args)
     workers = [worker_addresses(given) for given in args.remote or ()]
+    _check_engine(args)
     _check_workers(args)
     option = "--target" if args.target is None and args.remote is None else None
     text = read_prompt(args.prompt, "run", model_option=option)
     with ExitStack() as stack:
-        if not workers:
+        if args.engine is not None:
+            model, target, draft = open_engine(args, sampling, stack)
+        elif not workers:
             model, target, draft = open_local(args, sampling, stack)
         elif args.head is None:
             uris = [uri for several in workers for uri in several]
@@ -193,7 +218,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
             model, target, draft = open_split(workers, args, sampling, stack)
         prompt = chat_prompt(args, model, text) if args.chat else text
         drafter: sllm.Model | ModelDrafter | str | None = draft
-        if isinstance(draft, sllm.Model) and (args.threads is not None or workers):
+        elsewhere = bool(workers) or args.engine is not None
+        if isinstance(draft, sllm.Model) and (args.threads is not None or elsewhere):
             n_ctx = min(n for n in (args.n_ctx, draft.n_ctx_train, 4096) if n)
             drafter = stack.enter_context(ModelDrafter(draft, n_ctx=n_ctx, n_threads=args.threads))
         stream = stack.enter_context(
@@ -211,6 +237,21 @@ def run(args: argparse.Namespace, out: Output) -> int:
             for line in summary(stream.stats):
                 out.note(line)
     return 0
+
+
+def _check_engine(args: argparse.Namespace) -> None:
+    """Raises unless the options for a serving engine go together.
+
+    Raises:
+        CommandError: they do not.
+
+    """
+    if args.engine is None and args.engine_model is not None:
+        raise CommandError("--engine-model needs --engine, the address of the engine")
+    if args.engine is None and args.experimental:
+        raise CommandError("--experimental needs --engine, the address of the engine")
+    if args.engine is not None and (args.remote or args.rpc is not None or args.head is not None):
+        raise CommandError("--engine excludes --remote, --rpc and --head")
 
 
 def _check_workers(args: argparse.Namespace) -> None:

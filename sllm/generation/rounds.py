@@ -168,7 +168,7 @@ class TreeRounds:
     def learn(self, commit: Commit, seconds: float) -> None:
         """See :meth:`Rounds.learn`."""
         growth = self._growth
-        growth.observe_pass(commit.n_verified + self._n_again, commit.seconds)
+        growth.observe_pass(commit.n_verified + self._n_again, _seconds_of_pass(commit))
         growth.observe_truth(self._tree, commit.tokens)
         self._n_again = self._shown.n_beside(commit.tokens[: commit.n_accepted])  # the others stay in memory
         if self._settled and (commit.n_verified > 0 or self.spent > 0.05 * commit.seconds):
@@ -185,6 +185,7 @@ class ChainRounds:
         limit: tokens that one pass of the target can check.
         end: the text ends before this position, if not sooner; None: where the target ends it.
         stats: running figures.
+        own_pace: as of the generation (:class:`~sllm.targets.lockstep.LockstepGeneration`).
 
     """
 
@@ -195,10 +196,12 @@ class ChainRounds:
         limit: int,
         end: int | None,
         stats: GenerationStats,
+        *,
+        own_pace: bool = False,
     ) -> None:
         self._drafter = drafter
         self._executor = executor
-        self._length = DraftLength(limit)
+        self._length = DraftLength(limit, own_pace=own_pace)
         self._end = end
         self._stats = stats
         self._chain: list[int] = []  # drafted after the text
@@ -263,7 +266,7 @@ class ChainRounds:
         """See :meth:`Rounds.learn`."""
         # 1. What drafts cost and how often they hold.
         length = self._length
-        length.observe_pass(commit.n_verified, commit.seconds)
+        length.observe_pass(commit.n_verified, _seconds_of_pass(commit))
         length.observe_truth(self._chain, self._probs, commit.tokens)
         if self._settled and (commit.n_verified > 0 or self.spent > 0.05 * commit.seconds):
             length.observe_round(len(commit.tokens), seconds)
@@ -272,3 +275,10 @@ class ChainRounds:
         holds = tuple(self._chain[:n_new]) == commit.tokens
         self._chain = self._chain[n_new:] if holds else []
         self._probs = self._probs[n_new:] if holds else []
+
+
+def _seconds_of_pass(commit: Commit) -> float:
+    """What a pass took; of one without a draft, what each token of it took: an engine that goes on by itself
+    gives several at once.
+    """
+    return commit.seconds if commit.n_verified else commit.seconds / len(commit.tokens)

@@ -16,6 +16,7 @@ from sllm.errors import AuthError, SllmError
 from sllm.extras import needs
 from sllm.wire import codec
 from sllm.wire.protocol import (
+    NOISES,
     PROTOCOL,
     SERVICE,
     OtherModelError,
@@ -53,7 +54,7 @@ __all__ = ["LayerService"]
 
 log = logging.getLogger("sllm.worker")
 
-FEATURES = ("layers", "early-rows", "hop-in", "status", "echo")
+FEATURES = ("layers", "early-rows", "hop-in", "status", "echo", *NOISES)
 """What every worker of layers offers; ``"json-schema"``, ``"hop-out"`` and ``"trees"`` depend on its options
 and its model."""
 
