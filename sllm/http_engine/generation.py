@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from sllm.http_engine.run_length import RunLength
 from sllm.http_engine.selection import RowSelector, first_k, is_plain_greedy, undecided
 from sllm.http_engine.transport import Call, HttpStatusError, LinkLostError, limit_of
 from sllm.targets.base import RemoteStats
-from sllm.targets.lockstep import LockstepGeneration
+from sllm.targets.lockstep import LockstepGeneration, Verified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -95,6 +96,8 @@ class EngineGeneration(LockstepGeneration):
     """
 
     own_pace = True
+    _GAIN = 1.2
+    """A hint has to promise so many times the tokens of a stream, which is lost with what is on its way."""
 
     def __init__(
         self,
@@ -112,6 +115,9 @@ class EngineGeneration(LockstepGeneration):
         self._k = first_k(sampling, engine.max_logprobs) if logprobs is None else logprobs
         self._streams = is_plain_greedy(sampling)
         self._run = RunLength(run)
+        self._hints_held, self._hints_tried = 4.0, 5.0  # of hinted tokens that were reached
+        self._pace: float | None = None  # seconds between the tokens of a stream
+        self._read_at: float | None = None  # when the last of its tokens were read
         self._computed = False  # the prompt: until then a hint would have it computed once for each token
         self._stream: EventStream | None = None
         self._failed: SllmError | None = None  # what a stream ended with, to be raised in the next round
@@ -124,20 +130,43 @@ class EngineGeneration(LockstepGeneration):
         """See :attr:`~sllm.targets.lockstep.LockstepGeneration.ready`."""
         return self._stream is not None and self._stream.ready
 
-    def hint(self, pos: int, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
-        """See :meth:`~sllm.targets.base.Generation.hint`."""
-        if self._computed:
+    def hint(
+        self,
+        pos: int,
+        tokens: Sequence[int],
+        parents: Sequence[int] | None = None,
+        *,
+        n_first: int | None = None,
+    ) -> None:
+        """See :meth:`~sllm.targets.base.Generation.hint`; nothing is sent before an answer has come."""
+        del n_first
+        if self._computed and self._is_worth(len(tokens)):
             super().hint(pos, tokens, parents)
 
-    def _verify(self, tree: TokenTree) -> tuple[tuple[int, ...], int]:
+    def _is_worth(self, n: int) -> bool:
+        """Whether a request for ``n`` hinted tokens is likely to bring more tokens per second than the stream
+        that it would end, whose tokens are the text.
+        """
+        if not self._streams:
+            return True
+        if self._pace is None:
+            return False
+        share = min(self._hints_held / self._hints_tried, 0.99)
+        tokens = (1 - share ** (n + 1)) / (1 - share)
+        return tokens * self._pace > self._GAIN * (self._engine.round_trip + self._pace)
+
+    def _verify(self, tree: TokenTree) -> Verified:
         if tree:
             self._drop_stream()
             self.remote.n_hints += 1
             chain = list(tree.tokens)
-            return self._select(self._rows(self._text, chain, self._k), chain)
+            tokens, n_held = self._select(self._rows(self._text, chain, self._k), chain)
+            self._hints_held += n_held
+            self._hints_tried += min(n_held + 1, len(chain))
+            return Verified(tokens, n_held, len(chain))
         tokens = self._by_itself()
         self._computed = True
-        return tokens, 0
+        return Verified(tokens, 0, 0)
 
     # ---- what is asked for
 
@@ -165,6 +194,7 @@ class EngineGeneration(LockstepGeneration):
             if not rows:
                 raise
             self._failed, goes_on = error, False  # what came before it comes first
+        self._observe_pace(len(rows))
         if not goes_on:
             self._drop_stream()
         if not rows:  # it ended here, or withholds the next row
@@ -175,9 +205,18 @@ class EngineGeneration(LockstepGeneration):
         self._run.observe(n_held, min(n_held + 1, len(rows)))
         return tokens
 
+    def _observe_pace(self, n: int) -> None:
+        """``n`` tokens of a stream were read; the first ones waited for it to begin."""
+        now, before = time.perf_counter(), self._read_at
+        self._read_at = now if n else None
+        if before is not None and n:
+            each = (now - before) / n
+            self._pace = each if self._pace is None else 0.8 * self._pace + 0.2 * each
+
     def _open_stream(self, room: int) -> EventStream:
         dialect = self._engine.dialect
         self.remote.n_requests += 1
+        self._read_at = None
         if self._streams:
             asked = dialect.stream_request(self._text, min(room, dialect.stream_tokens), self._k)
             self._read = dialect.stream_reader(self._k)

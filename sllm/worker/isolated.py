@@ -178,6 +178,7 @@ class IsolatedWorker(Closing):
         self._failed = False
         self._over = threading.Event()
         self._draining = threading.Event()
+        self._notice = 0.0  # seconds that clients are told their texts have, when it drains
         self._idle = threading.Event()  # the child has no text any more
         self._ended = threading.Event()
         self._child: Child | None = None
@@ -238,13 +239,14 @@ class IsolatedWorker(Closing):
         """Wait until the worker is closed, ``timeout`` seconds at most; whether it is."""
         return self._ended.wait(timeout)
 
-    def drain(self, seconds: float) -> bool:
+    def drain(self, seconds: float, notice: float | None = None) -> bool:
         """See :meth:`Worker.drain`; without a child there is nothing to wait for."""
         if not self._draining.is_set():
+            self._notice = seconds if notice is None else notice
             self._draining.set()  # first: _serve() looks at it after it has set the child
             child = self._child
             if child is not None:
-                child.send("drain")
+                child.send({"drain": self._notice})
         until = time.monotonic() + seconds
         while self._child is not None and not self._idle.is_set():
             left = until - time.monotonic()
@@ -306,7 +308,7 @@ class IsolatedWorker(Closing):
         self.away = None
         self._child = child
         if self._draining.is_set():
-            child.send("drain")
+            child.send({"drain": self._notice})
 
     def _expect(self, child: Child, key: str) -> dict[str, Any]:
         """The child's message that has ``key``, with what it logs meanwhile logged here.
@@ -545,17 +547,18 @@ def _serve(
 
 def _until_told(worker: Worker, link: ParentLink, told: queue.SimpleQueue[Any]) -> None:
     """Serve until the parent says that it is over."""
-    uri, draining, idle = worker.uri, False, False
+    uri, idle = worker.uri, False
+    until: float | None = None  # clients are told that their texts have so long; None: it does not drain
     while True:
         with suppress(queue.Empty):
-            command = told.get(timeout=0.05 if draining and not idle else 1.0)
+            command = told.get(timeout=1.0 if until is None or idle else 0.05)
             if command == "close":
                 return
-            draining = draining or command == "drain"
+            until = time.monotonic() + command["drain"]
         if worker.failed:
             link.send({"error": "SllmError", "message": "three passes in a row have failed"})
             os._exit(1)
-        if draining and not idle and worker.drain(0):
+        if until is not None and not idle and worker.drain(0, max(0.0, until - time.monotonic())):
             idle = True
             link.send({"idle": True})
         if worker.uri != uri:

@@ -367,3 +367,30 @@ def test_drafts_after_given_tokens_count_on_these() -> None:
     assert length.keep(probs, after=10, holds=1.0) <= 6
     assert length.keep(probs, after=4, holds=1.0) > length.keep(probs, after=4, holds=0.02)
     assert length.more(after=0, holds=1.0) == length.more()
+
+
+def test_the_price_of_a_draft_is_a_pass_where_plain_tokens_come_otherwise() -> None:
+    """An engine that streams a token each 30 ms; a request takes 110 ms, which a draft has to earn."""
+    length = DraftLength(8, own_pace=True)
+    assert not length.begin()
+    length.observe_pass(0, 0.030)
+    assert length.begin()
+    for n in (2, 6):
+        length.observe_draft(n, 0.001 * n)
+        length.observe_pass(n, 0.110)
+    for _ in range(40):
+        length.observe_truth([1], [0.9], [1])
+    for _ in range(6):  # rounds that gained, so that none is a try
+        assert length.begin()
+        length.observe_round(8, 0.110)
+    assert length.keep([0.9]) == 0
+    assert length.keep([0.9] * 8) == 8
+
+
+def test_without_a_pace_of_its_own_one_row_is_a_pass_like_others() -> None:
+    length = DraftLength(8)
+    length.observe_pass(0, 0.100)
+    length.observe_pass(6, 0.110)
+    for _ in range(40):
+        length.observe_truth([1], [0.9], [1])
+    assert length.keep([0.9]) == 1

@@ -258,3 +258,16 @@ def test_texts_at_the_end_of_the_context(target_model: sllm.Model, api: str) -> 
             assert stream.stats.finish_reason == "context"
         with pytest.raises(sllm.ContextFullError, match="takes 31"):
             sllm.generate(target, [5] * 32)
+
+
+def test_ties_that_the_engine_has_cut_are_counted(target_model: sllm.Model) -> None:
+    """Where more are exactly as likely as the last of top_k, the engine says which come first."""
+    with FakeEngine(target_model, "vllm", n_ctx=64) as engine, ExitStack() as stack:
+        flat = np.full(target_model.vocab.n_tokens, -np.log(target_model.vocab.n_tokens), dtype=np.float32)
+        target = stack.enter_context(sllm.EngineTarget(engine.url, target_model))
+        engine.logprobs = lambda text: flat  # type: ignore[method-assign]
+        stream = sllm.generate(target, PROMPT, sampling=replace(PLAIN, top_k=5), max_tokens=6)
+        assert set(tokens_of(stream)) <= set(range(5))
+        stats = stream.stats.remote
+        assert isinstance(stats, EngineStats)
+        assert stats.n_tied == stats.n_decided >= 1

@@ -44,7 +44,7 @@ def test_a_remote_text_is_the_local_one(
         stream = sllm.generate(remote.target(), prompt, draft=draft_model, sampling=sampling, max_tokens=40)
         assert [token for run in stream for token in run.tokens] == wanted
         # A worker of an earlier version would select with its own noise.
-        link = remote.target().remote.link
+        link = remote.fleet.links[0]
         feature = f"noise-{sampling.noise}"
         older = tuple(name for name in link.info.features if name != feature)
         assert len(older) < len(link.info.features)
