@@ -54,11 +54,7 @@ constexpr uint64_t golden = 0x9e3779b97f4a7c15ULL; // 2^64 / golden ratio, odd: 
 constexpr uint64_t to_hash(uint64_t key, int32_t token) { return key + golden * (static_cast<uint32_t>(token) + 1ULL); }
 constexpr uint64_t hash_of(uint64_t key, int32_t token) { return mix(to_hash(key, token)) >> 12; }
 
-// The best variant that this machine can run, or what use_row_code() has set.
+// Of the variant in use (variants.hpp).
 const RowCode & row_code();
-
-// The variants that this machine can run, the best one last.
-int32_t n_row_codes();
-void use_row_code(int32_t index);
 
 } // namespace sllm
