@@ -10,6 +10,7 @@ from sllm.privacy.detect import (
     ModelDetector,
     NameDetector,
     PatternDetector,
+    TaggerDetector,
     default_detectors,
 )
 from sllm.privacy.egress import egress_check
@@ -27,6 +28,7 @@ __all__ = [
     "NameDetector",
     "PatternDetector",
     "Restorer",
+    "TaggerDetector",
     "Vault",
     "default_detectors",
     "egress_check",

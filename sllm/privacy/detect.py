@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, SupportsIndex
 from sllm.errors import LeakError
 from sllm.extras import needs
 from sllm.privacy.findings import KINDS, LITERAL, Detector, Finding, LabelScorer
+from sllm.privacy.names import tagger
 from sllm.privacy.names.detectors import ModelDetector, NameDetector
+from sllm.privacy.names.tagger import TaggerDetector
 from sllm.privacy.patterns import addresses, chinese, codes, labels, numbers, passwords
 from sllm.privacy.regex import lazy
 from sllm.privacy.text import decoded, plain
@@ -28,6 +30,7 @@ __all__ = [
     "ModelDetector",
     "NameDetector",
     "PatternDetector",
+    "TaggerDetector",
     "blank",
     "default_detectors",
     "detect_all",
@@ -91,8 +94,11 @@ class PatternDetector:
 
 
 def default_detectors() -> tuple[Detector, ...]:
-    """What is used where no detectors are named: patterns, and names by context."""
-    return PatternDetector(), NameDetector()
+    """What is used where no detectors are named: patterns, names by context, and where the extra ``names`` is
+    installed a tagger for Chinese names. Without it, the log of ``sllm`` says once what is missed.
+    """
+    detectors = PatternDetector(), NameDetector()
+    return (*detectors, TaggerDetector()) if tagger.available() else detectors
 
 
 def union(findings: Iterable[Finding]) -> list[Finding]:
