@@ -16,7 +16,7 @@ _WHAT = {
     "privacy": "finding what is private",
     "metrics": "a worker's figures for Prometheus",
     "hub": "models on the Hugging Face hub",
-    "names": "finding Chinese names in prose",
+    "names": "finding names in prose",
     "presidio": "Presidio's detectors",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sllm.privacy.detect import (
     KINDS,
+    CensusDetector,
     Detector,
     Finding,
     LabelScorer,
@@ -19,6 +20,7 @@ from sllm.privacy.vault import Masked, MaskedMessages, Vault
 
 __all__ = [
     "KINDS",
+    "CensusDetector",
     "Detector",
     "Finding",
     "LabelScorer",

@@ -16,6 +16,7 @@ from taggers import Weights, contents, path_score, random_weights, scores, write
 from sllm.engine.tagger import Tagger
 from sllm.errors import ModelLoadError
 from sllm.privacy import (
+    CensusDetector,
     Detector,
     Finding,
     NameDetector,
@@ -25,10 +26,13 @@ from sllm.privacy import (
     data,
     default_detectors,
 )
-from sllm.privacy.names import lac
-from sllm.privacy.names import tagger as tagger_module
+from sllm.privacy import detect as detect_module
+from sllm.privacy.names import census, lac
 
 with_weights = pytest.mark.skipif(lac.installed() is None, reason="the extra names is not installed")
+
+
+with_lists = pytest.mark.skipif(census.installed() is None, reason="the extra names is not installed")
 
 
 def found(text: str, *kinds: str) -> list[tuple[str, str]]:
@@ -134,6 +138,54 @@ def test_the_vault_masks_and_restores_them() -> None:
     assert "柯慧珊" not in masked.text and "邹明远" not in masked.text
     assert vault.counts == {"NAME": 2}
     assert vault.restore(masked.text) == text
+
+
+# ---- English -----------------------------------------------------------------------------------------------
+
+
+@with_lists
+def test_recall_of_english_names_in_prose() -> None:
+    detectors = (NameDetector(), CensusDetector())
+    n_hit = n_all = 0
+    for one in sentences("en", clean=False):
+        ranges = [(each.start, each.end) for detector in detectors for each in detector.detect(one.text)]
+        inside = {at for start, end in ranges for at in range(start, end)}
+        for start, end in one.names:
+            n_all += 1
+            n_hit += all(at in inside or not one.text[at].isalnum() for at in range(start, end))
+    assert n_all >= 130
+    assert n_hit >= 0.75 * n_all
+    clean = sentences("en", clean=True)
+    wrong = [one.text for one in clean if any(detector.detect(one.text) for detector in detectors)]
+    assert len(clean) >= 100
+    assert len(wrong) <= 0.08 * len(clean), wrong
+
+
+@with_lists
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I think Dwight Pomeroy broke it.", ["Dwight Pomeroy"]),
+        ("We saw Keisha at the market.", ["Keisha"]),
+        ("昨天 Dwight Pomeroy 来了。", ["Dwight Pomeroy"]),
+        ("It was in April, in Georgia, near Victoria Street.", []),
+        ("United Airlines cancelled flights.", []),
+        ("def dwight(): return 1", []),
+        ("", []),
+    ],
+)
+def test_found_by_lists(text: str, expected: list[str]) -> None:
+    assert [text[one.start : one.end] for one in CensusDetector().detect(text)] == expected
+
+
+@with_lists
+def test_other_lists_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in census._FILES:
+        (tmp_path / name).write_text("WILL 1 1 1\n")
+    monkeypatch.setattr(census, "installed", lambda: tmp_path)
+    census._lists.cache_clear()
+    with pytest.raises(ImportError, match=r"not those of names 0\.3\.0"):
+        CensusDetector()
 
 
 # ---- the weights -------------------------------------------------------------------------------------------
@@ -248,25 +300,35 @@ def test_a_package_with_other_weights_is_refused(tmp_path: Path, monkeypatch: py
 # ---- without them ------------------------------------------------------------------------------------------
 
 
-def test_without_the_package_the_log_says_what_is_missed(
+def test_without_the_packages_the_log_says_what_is_missed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SLLM_CACHE", str(tmp_path))
     monkeypatch.setattr(lac, "installed", lambda: None)
-    tagger_module._tell_missing.cache_clear()
+    monkeypatch.setattr(census, "installed", lambda: None)
+    detect_module._tell_missing.cache_clear()
+    census._lists.cache_clear()
     with caplog.at_level(logging.INFO, logger="sllm"):
         for _ in range(2):
             assert [type(one) for one in default_detectors()] == [PatternDetector, NameDetector]
     assert [record.message for record in caplog.records if "sllm[names]" in record.message] == [
-        "Chinese names in prose are found by patterns, which miss most of them: pip install 'sllm[names]'"
+        "most Chinese and many English names in prose are not found without pip install 'sllm[names]'"
     ]
     with pytest.raises(ImportError, match=r"jieba is missing, .* pip install 'sllm\[names\]'"):
         lac.weights()
+    with pytest.raises(ImportError, match=r"names is missing, .* pip install 'sllm\[names\]'"):
+        CensusDetector()
 
 
 @with_weights
-def test_with_the_package_it_is_used() -> None:
-    assert [type(one) for one in default_detectors()] == [PatternDetector, NameDetector, TaggerDetector]
+@with_lists
+def test_with_the_packages_both_are_used() -> None:
+    assert [type(one) for one in default_detectors()] == [
+        PatternDetector,
+        NameDetector,
+        TaggerDetector,
+        CensusDetector,
+    ]
 
 
 def test_weights_of_ones_own(tmp_path: Path) -> None:

@@ -194,19 +194,16 @@ def packages() -> Check:
 
 
 def names() -> Check:
-    """Whether Chinese names in prose are found: patterns miss most of them, a tagger of an extra few."""
-    from sllm.privacy.names import lac
+    """Whether names in prose are found that nothing announces: by what the extra ``names`` brings."""
+    from sllm.privacy.names import census, lac
 
-    folder = lac.installed()
-    if folder is None:
-        return Check(
-            "names",
-            NOTE,
-            "of Chinese names in prose about one in six is found, by patterns; a tagger finds most",
-            {"tagger": None},
-            "pip install 'sllm[names]', where Chinese texts are masked",
-        )
-    return Check("names", OK, "Chinese names in prose are found by a tagger", {"tagger": str(lac.weights())})
+    weights, lists = lac.installed(), census.installed()
+    details = {"weights": str(weights) if weights else None, "lists": str(lists) if lists else None}
+    missed = [what for what, found in (("most Chinese", weights), ("many English", lists)) if found is None]
+    if missed:
+        summary = f"{' and '.join(missed)} names in prose are not found when texts are masked"
+        return Check("names", NOTE, summary, details, "pip install 'sllm[names]'")
+    return Check("names", OK, "a tagger for Chinese names and lists of English ones", details)
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["TaggerDetector", "available"]
+__all__ = ["TaggerDetector"]
 
 _HAN = lazy("[\u3400-\u9fff]")
 # Sentences, and where one is long, parts that end after a comma or a space if there is any.
@@ -129,19 +128,3 @@ def _trimmed(sentence: str, start: int, end: int, kind: str) -> Iterator[tuple[i
 def _shared() -> Tagger:
     """One in a process: the weights are 13 MB."""
     return Tagger(lac.weights())
-
-
-@functools.cache
-def _tell_missing() -> None:
-    """Once in a process."""
-    logging.getLogger("sllm").info(
-        "Chinese names in prose are found by patterns, which miss most of them: pip install 'sllm[names]'"
-    )
-
-
-def available() -> bool:
-    """Whether the package with the weights is installed; says so in the log, once, where it is not."""
-    if lac.installed() is None:
-        _tell_missing()
-        return False
-    return True
