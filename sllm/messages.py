@@ -7,6 +7,7 @@ mappings, each with a ``"role"`` and a ``"content"``, which is a text, a list of
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,11 @@ _FORMAT_VALUES = frozenset(["role", "type", "id", "tool_call_id", "index", "obje
 
 _FORMAT_FIELDS = _FORMAT_VALUES | {"arguments", "content", "function", "name", "text", "tool_calls"}
 """Fields that the format itself has; other keys are texts of the conversation (a tool's arguments)."""
+
+_DATA_FIELDS = frozenset(["arguments", "content", "input"])
+"""Fields whose value, where it is a mapping, is all data: an ``"id"`` in it is somebody's and not a
+message's.
+"""
 
 
 class MessageError(TypeError, ValueError):
@@ -149,7 +155,7 @@ def map_texts(
     change: Callable[[str], str],
     *,
     format_names: bool = True,
-    numbers: bool = False,
+    change_number: Callable[[str], str] | None = None,
     check_mapping: Callable[[Mapping[str, Any]], object] | None = None,
     where: str | None = None,
 ) -> Any:
@@ -163,8 +169,10 @@ def map_texts(
         value: messages, one message, or any part of one.
         change: called with each text; returns what stands in its place.
         format_names: whether ``change`` also gets what belongs to the format and is not said by anybody:
-            roles, types and ids, and the keys that the format has. False: these stay as they are.
-        numbers: whether ``change`` gets numbers, as texts; one whose text changes becomes that text.
+            roles, types and ids, and the keys that the format has. False: these stay as they are, but not in
+            the arguments of tools and in contents that are mappings, where nothing is of the format.
+        change_number: called with each number, as text; one whose text changes becomes that text. None:
+            numbers stay as they are.
         check_mapping: called with each mapping before anything in it; raises to refuse a part.
         where: how to name ``value`` in an error, which then names the place by its keys; None: an error
             quotes no key, for keys may be private, too.
@@ -174,7 +182,7 @@ def map_texts(
             and ``check_mapping`` raise.
 
     """
-    return _Walk(change, format_names, numbers, check_mapping).copy(value, "", where, 0)
+    return _Walk(change, format_names, change_number, check_mapping).copy(value, "", where, 0)
 
 
 def texts_of(
@@ -196,7 +204,13 @@ def texts_of(
         texts.append(text)
         return text
 
-    map_texts(value, note, format_names=format_names, numbers=numbers, check_mapping=check_mapping)
+    map_texts(
+        value,
+        note,
+        format_names=format_names,
+        change_number=note if numbers else None,
+        check_mapping=check_mapping,
+    )
     return texts
 
 
@@ -206,7 +220,7 @@ class _Walk:
 
     change: Callable[[str], str]
     format_names: bool
-    numbers: bool
+    change_number: Callable[[str], str] | None
     check_mapping: Callable[[Mapping[str, Any]], object] | None
 
     def copy(self, value: object, field: str, where: str | None, depth: int) -> Any:
@@ -218,13 +232,15 @@ class _Walk:
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, (int, float)):
-            return self._number(value) if self.numbers else value
+            return self._number(value)
         if depth == _MAX_DEPTH:
             what = "a message" if where is None else f"{where[:60]}..."
             raise MessageError(f"{what} is nested more than {_MAX_DEPTH} levels deep")
         if isinstance(value, Mapping):
             if self.check_mapping is not None:
                 self.check_mapping(value)
+            if not self.format_names and field in _DATA_FIELDS:
+                return dataclasses.replace(self, format_names=True).copy(value, field, where, depth)
             return {
                 self._key(key, where): self.copy(item, key, where and f"{where}[{key!r}]", depth + 1)
                 for key, item in value.items()
@@ -237,8 +253,10 @@ class _Walk:
         raise _bad(value, where, "is")
 
     def _number(self, value: float) -> float | str:
+        if self.change_number is None:
+            return value
         text = str(value)
-        changed = self.change(text)
+        changed = self.change_number(text)
         return value if changed == text else changed
 
     def _key(self, key: object, where: str | None) -> str:

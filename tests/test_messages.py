@@ -55,7 +55,7 @@ JSON = st.recursive(
 @given(JSON)
 def test_what_changes_nothing_makes_a_copy(value: Any) -> None:
     options: dict[str, Any]
-    for options in ({}, {"numbers": True}, {"format_names": False}, {"where": "messages"}):
+    for options in ({}, {"change_number": str}, {"format_names": False}, {"where": "messages"}):
         made = map_texts(value, lambda text: text, **options)
         assert made == value
         assert repr(made) == repr(value)  # no number has become a text, no text a number
@@ -74,7 +74,7 @@ def test_texts_come_in_the_order_in_which_they_are_replaced(value: Any) -> None:
             assert text == next(each)
             return text
 
-        map_texts(value, check, numbers=vault, format_names=not vault)
+        map_texts(value, check, change_number=check if vault else None, format_names=not vault)
         assert next(each, None) is None
 
 
@@ -98,9 +98,27 @@ def test_every_text_of_a_conversation() -> None:
 
 def test_numbers_become_texts_only_where_they_change() -> None:
     value = [1, 2.5, True, None, 13800138000]
-    made = map_texts(value, lambda text: "[PHONE]" if len(text) == 11 else text, numbers=True)
+    made = map_texts(value, str, change_number=lambda text: "[PHONE]" if len(text) == 11 else text)
     assert made == [1, 2.5, True, None, "[PHONE]"]
     assert [type(item) for item in made] == [int, float, bool, type(None), str]
+
+
+def test_in_what_is_data_nothing_is_of_the_format() -> None:
+    """An id in a tool's arguments or in its answer is somebody's, and not the message's."""
+    call = {"id": "call_1", "type": "function"}
+    data = {"id": "a", "type": "b", "role": ["c"], "index": 7, "name": {"content": "d"}, "text": {"id": "e"}}
+    upper = {
+        "ID": "A", "TYPE": "B", "ROLE": ["C"], "INDEX": "7!", "NAME": {"CONTENT": "D"}, "TEXT": {"ID": "E"}
+    }  # fmt: skip
+    for before, after in (
+        ({**call, "function": {"arguments": data}}, {**call, "function": {"arguments": upper}}),
+        ({**call, "content": data}, {**call, "content": upper}),
+        ({**call, "input": data}, {**call, "INPUT": upper}),
+        # Parts of a content are of the format.
+        ({"content": [{"type": "text", "id": "a"}]}, {"content": [{"type": "text", "id": "a"}]}),
+    ):
+        made = map_texts([before], str.upper, format_names=False, change_number=lambda text: f"{text}!"[-2:])
+        assert made == [after]
 
 
 def test_what_mappings_sequences_and_strings_there_are() -> None:

@@ -1,15 +1,22 @@
 """Placeholders: what stands for the private values of one conversation, issued and looked up.
 
-A placeholder is ``[KIND_INDEX_NONCE]``, such as ``[EMAIL_1_k7q4]``: a model can see what it stands for and
-that two mentions are the same. The nonce is drawn at random and occurs nowhere in the text that is masked;
-where a later text does contain one, that piece of text is itself masked under a new nonce, so a nonce in
-masked text is always one of ours and restoring is exact whatever the user wrote.
+A placeholder is ``[KIND_INDEX_NONCE]``, such as ``[EMAIL_1_k7q4]``: a model can see what it stands for, and
+that two mentions are the same. Indices are counted over all kinds, so that index and nonce say what it
+stands for, whatever a model makes of the kind (``[MAIL_1_k7q4]``). The nonce is drawn at random and occurs
+in none of the text that is masked; where a later text does contain one, that piece of text is itself masked
+under a new nonce, so a nonce in masked text is always one of ours and restoring is exact whatever the user
+wrote.
+
+One thing may be written in several ways: a number with and without spaces, plainly and as JSON has it. These
+have one index, so that a model sees that they are the same, and a nonce each, so that each comes back as it
+was.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,11 +29,13 @@ if TYPE_CHECKING:
 
     from sllm.privacy.text import View
 
-__all__ = ["InMemory", "Masked", "MaskedMessages", "Placeholders"]
+__all__ = ["Form", "InMemory", "Masked", "MaskedMessages", "Placeholders"]
 
 # Without vowels, so that no word results; without 0, 1, l and o, which are mistaken for one another.
 _LETTERS = "bcdfghjkmnpqrtvwxz"
 _DIGITS = "23456789"
+# From so many digits on a value of digits and signs is the same whatever stands between them.
+_MANY_DIGITS = 7
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,23 @@ class MaskedMessages:
     counts: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How a private value was written.
+
+    Attributes:
+        text: as it stands in ordinary text.
+        in_json: as it stood in a JSON string, where that is not how :func:`json.dumps` writes ``text``; None:
+            it is, or it stood elsewhere.
+        is_scalar: whether it stood in JSON without quotes: a number.
+
+    """
+
+    text: str
+    in_json: str | None = None
+    is_scalar: bool = False
+
+
 class InMemory:
     """Holds secrets, and so can be neither copied nor pickled."""
 
@@ -80,44 +106,60 @@ class Placeholders(InMemory):
 
     def clear(self) -> None:
         """Forgets all of them: placeholders issued so far can no longer be restored."""
-        self._entries: dict[str, tuple[str, int]] = {}  # value -> kind, index
-        self._last: Counter[str] = Counter()  # kind -> highest index
-        self._issued: dict[tuple[str, int, str], str] = {}  # kind (lower case), index, nonce -> value
+        self._things: dict[str, tuple[str, int]] = {}  # what is the same has one kind and index
+        self._forms: dict[Form, str] = {}  # form -> placeholder
+        self._issued: dict[tuple[int, str], Form] = {}  # index, nonce -> form
         self._nonces: tuple[str, ...] = ()  # the newest is last
+        self._nonces_of: dict[int, list[str]] = {}
+        self._indices: dict[str, list[int]] = {}  # kind (lower case) -> indices
+        self._values: dict[str, None] = {}
+        self._has_scalars = False
         # For restoring piece by piece: what begins an issued placeholder.
         self._kind_prefixes: set[str] = set()
-        self._first_letters = ""
-        self._index_prefixes: dict[str, set[str]] = {}
-        self._nonces_of: dict[tuple[str, int], list[str]] = {}
+        self._index_prefixes: set[str] = set()
 
     @property
     def counts(self) -> dict[str, int]:
-        """Kind -> how many different values have a placeholder."""
-        return dict(Counter(kind for kind, _ in self._entries.values() if kind != LITERAL))
+        """Kind -> how many different things have a placeholder; a value in several forms is one."""
+        return dict(Counter(kind for kind, _ in self._things.values() if kind != LITERAL))
 
     # ---- issuing ------------------------------------------------------------------------------------------
 
-    def issue(self, value: str, kind: str) -> str:
-        """The placeholder of a value, with the newest nonce; the value keeps its first kind and index."""
-        nonce = self._nonces[-1]
-        if value not in self._entries:
-            self._last[kind] += 1
-            self._entries[value] = kind, self._last[kind]
-        kind, index = self._entries[value]
-        lower = kind.lower()
-        if (lower, index, nonce) not in self._issued:
-            self._issued[lower, index, nonce] = value
-            self._nonces_of.setdefault((lower, index), []).append(nonce)
-            self._kind_prefixes.update(lower[:i] for i in range(1, len(lower) + 1))
-            self._first_letters = "".join(sorted({lower[0], *self._first_letters}))
-            number = str(index)
-            self._index_prefixes.setdefault(lower, set()).update(
-                number[:i] for i in range(1, len(number) + 1)
-            )
-        return f"[{kind}_{index}_{nonce}]"
+    def issue(self, form: Form, kind: str, texts: Sequence[str], same_as: str | None = None) -> str:
+        """The placeholder of a value; it keeps the first one that it got.
 
-    def add_nonce(self, texts: Sequence[str]) -> None:
-        """Adds a nonce that is in none of the (folded) texts, nor contains another or is part of one."""
+        Args:
+            form: the value.
+            kind: of :data:`~sllm.privacy.findings.KINDS`; a thing keeps its first one.
+            texts: the (folded) texts that are being masked, for a new nonce.
+            same_as: what it is, for values that are written otherwise and mean the same; None: what the value
+                says by itself (:func:`_thing`).
+
+        """
+        if form not in self._forms:
+            thing = _thing(form.text) if same_as is None else same_as
+            if thing not in self._things:
+                self._things[thing] = kind, len(self._things) + 1
+                self._indices.setdefault(kind.lower(), []).append(len(self._things))
+            kind, index = self._things[thing]
+            taken = self._nonces_of.setdefault(index, [])
+            nonce = next((one for one in reversed(self._nonces) if one not in taken), None)
+            # An older nonce may be a word of the texts, where it is masked itself; either way it is ours.
+            nonce = self.add_nonce(texts) if nonce is None else nonce
+            self._forms[form] = f"[{kind}_{index}_{nonce}]"
+            self._issued[index, nonce] = form
+            taken.append(nonce)  # after that, for whoever reads it meanwhile
+            self._values[form.text] = None
+            self._has_scalars |= form.is_scalar
+            lower, number = kind.lower(), str(index)
+            self._kind_prefixes.update(lower[:i] for i in range(1, len(lower) + 1))
+            self._index_prefixes.update(number[:i] for i in range(1, len(number) + 1))
+        return self._forms[form]
+
+    def add_nonce(self, texts: Sequence[str]) -> str:
+        """Adds a new nonce and returns it: one that is in none of the (folded) texts, nor contains another or
+        is part of one.
+        """
         length = 4
         while True:
             for _ in range(20):
@@ -126,7 +168,7 @@ class Placeholders(InMemory):
                     continue
                 if not any(nonce in text for text in texts):
                     self._nonces = (*self._nonces, nonce)
-                    return
+                    return nonce
             length += 1
 
     # ---- looking up ---------------------------------------------------------------------------------------
@@ -138,8 +180,13 @@ class Placeholders(InMemory):
 
     @property
     def values(self) -> Set[str]:
-        """Every value that has a placeholder."""
-        return self._entries.keys()
+        """Every value that has a placeholder, as ordinary text."""
+        return self._values.keys()
+
+    @property
+    def has_scalars(self) -> bool:
+        """Whether one stands for a number in JSON, which has no quotes."""
+        return self._has_scalars
 
     @property
     def kind_prefixes(self) -> Set[str]:
@@ -147,22 +194,30 @@ class Placeholders(InMemory):
         return self._kind_prefixes
 
     @property
-    def first_letters(self) -> str:
-        """The first letters (lower case) of the kinds of which a placeholder was issued."""
-        return self._first_letters
-
-    @property
-    def index_prefixes(self) -> Mapping[str, Set[str]]:
-        """Kind (lower case) -> every beginning of an index that was issued, in decimal."""
+    def index_prefixes(self) -> Set[str]:
+        """Every beginning of an index that was issued, in decimal."""
         return self._index_prefixes
 
-    def nonces_of(self, kind: str, index: int) -> Sequence[str]:
-        """The nonces with which a kind (lower case) and index were issued."""
-        return self._nonces_of.get((kind, index), ())
+    def nonces_of(self, index: int) -> Sequence[str]:
+        """The nonces with which an index was issued."""
+        return self._nonces_of.get(index, ())
 
-    def value(self, kind: str, index: int, nonce: str) -> str | None:
-        """What a placeholder stands for, or None if it was not issued; ``kind`` in lower case."""
-        return self._issued.get((kind, index, nonce))
+    def form(self, kind: str, index: int, nonce: str) -> Form | None:
+        """What a placeholder stands for, by index and nonce; None: nothing, or nothing that is certain.
+
+        A kind that was issued, but not for this index, contradicts it: small models mix up numbers sooner
+        than words. Then it is the one thing of that kind, if there is one with this nonce.
+
+        Args:
+            kind: in lower case; one that was never issued says nothing.
+            index, nonce: as they were read.
+
+        """
+        indices = self._indices.get(kind)
+        if indices is None or index in indices:
+            return self._issued.get((index, nonce))
+        forms = [self._issued[one, nonce] for one in indices if (one, nonce) in self._issued]
+        return forms[0] if len(forms) == 1 else None
 
     def find_nonces(self, view: View) -> list[Finding]:
         """Where a folded text holds a nonce that is in use, as findings of the kind ``LITERAL``."""
@@ -180,10 +235,21 @@ class Placeholders(InMemory):
         """
         if not self._nonces:
             return text
-        pattern = re.compile(r"\[([A-Z]{2,16})_([0-9]{1,9})_(" + "|".join(self._nonces) + r")\]")
+        pattern = re.compile(r"\[[A-Z]{2,16}_([0-9]{1,9})_(" + "|".join(self._nonces) + r")\]")
 
         def nul(match: re.Match[str]) -> str:
-            value = self._issued.get((match[1].lower(), int(match[2]), match[3]))
-            return match[0] if value is None else "\0" * len(value)
+            form = self._issued.get((int(match[1]), match[2]))
+            if form is None or self._forms[form] != match[0]:
+                return match[0]
+            return "\0" * len(form.text)
 
         return pattern.sub(nul, text)
+
+
+def _thing(value: str) -> str:
+    """What values have in common that are the same in another case, width or grouping of digits."""
+    folded = unicodedata.normalize("NFKC", value).casefold()
+    digits = "".join(char for char in folded if char.isdecimal())
+    if len(digits) >= _MANY_DIGITS and not any(char.isalpha() for char in folded):
+        return digits
+    return " ".join(folded.split())

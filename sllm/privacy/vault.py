@@ -5,23 +5,29 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sllm.errors import LeakError
 from sllm.messages import map_texts
 from sllm.privacy.detect import blank, default_detectors, search, union
 from sllm.privacy.findings import LITERAL, Detector, Finding
+from sllm.privacy.json_places import decoded_string, encoded_string, segments
 from sllm.privacy.known import KnownValues
-from sllm.privacy.placeholders import InMemory, Masked, MaskedMessages, Placeholders
+from sllm.privacy.placeholders import Form, InMemory, Masked, MaskedMessages, Placeholders
 from sllm.privacy.regex import lazy
 from sllm.privacy.restore import Restorer
 from sllm.privacy.text import View, folded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Container, Sequence
+
+    from sllm.privacy.json_places import Segment
 
 __all__ = ["Masked", "MaskedMessages", "Vault"]
 
+# Of a JSON string; both halves of what has two are one.
+_ESCAPE = lazy(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.")
 _SURROGATE = lazy("[\ud800-\udfff]")
 _ROUNDS = 30
 
@@ -96,7 +102,8 @@ class Vault(InMemory):
         """The text with placeholders for everything private in it.
 
         Restoring the result, with ``in_links=True``, gives ``text`` again, exactly. ``text`` is meant to be
-        raw: placeholders in it are taken for the user's own words and come back as they are.
+        raw: placeholders in it are taken for the user's own words and come back as they are. JSON in it stays
+        valid: what is masked of a number becomes a string, and comes back as the number.
 
         Raises:
             LeakError: a detector failed, or the text holds lone surrogates and so cannot be encoded; nothing
@@ -113,7 +120,7 @@ class Vault(InMemory):
         """Messages with every text in them masked; what any of them gives away is masked in all of them.
 
         Contents may be text, lists of text parts, or the nested values of tool calls; numbers are masked too,
-        and become text then.
+        and become text then, which comes back as a number where it stands in JSON.
 
         Raises:
             LeakError: as :meth:`mask`; also for a part that is not text, such as an image, which cannot be
@@ -122,25 +129,35 @@ class Vault(InMemory):
 
         """
         texts: list[str] = []
+        numbers: set[int] = set()  # which of them are numbers
 
         def collect(text: str) -> str:
             texts.append(text)
             return text
 
+        def collect_number(text: str) -> str:
+            numbers.add(len(texts))
+            return collect(text)
+
         for message in messages:
             if not isinstance(message, Mapping):
                 raise TypeError(f"expected messages as mappings, got {type(message).__name__}")
-            _replace_texts(message, collect)
+            _replace_texts(message, collect, collect_number)
         with self._lock:
-            masked = self._mask(texts)
+            masked = self._mask(texts, numbers)
         each = iter(masked)
-        done = [_replace_texts(message, lambda _: next(each).text) for message in messages]
+
+        def following(_: str) -> str:
+            return next(each).text
+
+        done = [_replace_texts(message, following, following) for message in messages]
         total: Counter[str] = Counter()
         for one in masked:
             total.update(one.counts)
         return MaskedMessages(done, dict(total))
 
-    def _mask(self, texts: list[str]) -> list[Masked]:
+    def _mask(self, texts: list[str], numbers: Container[int] = ()) -> list[Masked]:
+        """The texts, masked; ``numbers``: which of them are numbers of JSON."""
         for text in texts:
             if _SURROGATE.search(text):
                 raise LeakError("the text holds lone surrogates and cannot be encoded")
@@ -152,7 +169,11 @@ class Vault(InMemory):
         if any(literal) or not self.placeholders.nonces:
             self.placeholders.add_nonce([view.text for view in views])
         self._known.update(fresh)
-        return [self._write(text, ranges) for text, ranges in zip(texts, spans, strict=True)]
+        bodies = [view.text for view in views]
+        return [
+            self._write(text, ranges, bodies, is_number=n in numbers)
+            for n, (text, ranges) in enumerate(zip(texts, spans, strict=True))
+        ]
 
     def _spans(
         self, texts: list[str], views: list[View], found: list[list[Finding]]
@@ -196,11 +217,21 @@ class Vault(InMemory):
                 return spans, fresh
         raise LeakError(f"new findings turned up in each of {_ROUNDS} rounds of masking; nothing is let out")
 
-    def _write(self, text: str, spans: list[Finding]) -> Masked:
+    def _write(self, text: str, spans: list[Finding], bodies: list[str], *, is_number: bool) -> Masked:
+        """The text with placeholders for the ranges; ``bodies``: the (folded) texts masked with it."""
         pieces: list[str] = []
         last = 0
-        for one in spans:
-            placeholder = self.placeholders.issue(text[one.start : one.end], one.kind)
+        if is_number:
+            ranges = [_Range(0, len(text), spans[0].kind, Form(text, is_scalar=True))] if spans else []
+        else:
+            ranges = _ranges(text, spans)
+        for one in ranges:
+            placeholder = self.placeholders.issue(one.form, one.kind, bodies)
+            plain = one.form.text
+            if one.kind != LITERAL and plain != text[one.start : one.end] and not self.find_known(plain):
+                self._known.add(plain, one.kind)  # as it stands where there is no JSON
+            if one.form.is_scalar and not is_number:
+                placeholder = f'"{placeholder}"'
             pieces += (text[last : one.start], placeholder)
             last = one.end
         pieces.append(text[last:])
@@ -232,11 +263,81 @@ def _covered(one: Finding, spans: list[Finding]) -> bool:
     return any(span.start <= one.start and one.end <= span.end for span in spans)
 
 
-def _replace_texts(message: Mapping[str, Any], change: Callable[[str], str]) -> Any:
-    """A copy of a message with what ``change`` returns in place of each text and number in it; roles, types
-    and ids stay.
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """A range of a text that a placeholder stands for, and what it is."""
+
+    start: int
+    end: int
+    kind: str
+    form: Form
+
+
+def _ranges(text: str, spans: list[Finding]) -> list[_Range]:
+    """What to replace for the ranges that are private: in JSON whole numbers, whole escapes of strings, and
+    nothing of what is around them; elsewhere the ranges themselves.
     """
-    return map_texts(message, change, format_names=False, numbers=True, check_mapping=_refuse_opaque_parts)
+    parts = segments(text) if spans else []
+    ranges: list[_Range] = []
+    n = 0  # parts that lie before the range
+    for span in spans:
+        at = max(span.start, ranges[-1].end if ranges else 0)
+        while n < len(parts) and parts[n].end <= at:
+            n += 1
+        m = n
+        while at < span.end:
+            part = parts[m] if m < len(parts) else None
+            if part is None or at < part.start:
+                end = span.end if part is None else min(span.end, part.start)
+                ranges.append(_Range(at, end, span.kind, Form(text[at:end])))
+            elif part.kind == "structure":
+                end = part.end
+            elif part.kind == "scalar":
+                end = part.end
+                form = Form(text[part.start : end], is_scalar=True)
+                ranges.append(_Range(part.start, end, span.kind, form))
+            else:
+                start, end = _whole_escapes(text, part, at, min(span.end, part.end))
+                ranges.append(_Range(start, end, span.kind, _form_of_string(text[start:end])))
+            if part is not None and end >= part.end:
+                m += 1
+            at = end
+    return ranges
+
+
+def _whole_escapes(text: str, string: Segment, start: int, end: int) -> tuple[int, int]:
+    """The range of a JSON string, widened to the ends of the escapes that it cuts."""
+    if text.find("\\", string.start, string.end) < 0:
+        return start, end
+    for escape in _ESCAPE.finditer(text, string.start, string.end):
+        if escape.start() < start < escape.end():
+            start = escape.start()
+        if escape.start() < end < escape.end():
+            return start, escape.end()
+    return start, end
+
+
+def _form_of_string(text: str) -> Form:
+    """How a value is written that stands so in a JSON string."""
+    value = decoded_string(text)
+    if value is None:
+        return Form(text, in_json=text)
+    return Form(value, in_json=None if encoded_string(value) == text else text)
+
+
+def _replace_texts(
+    message: Mapping[str, Any], change: Callable[[str], str], change_number: Callable[[str], str]
+) -> Any:
+    """A copy of a message with what ``change`` and ``change_number`` return in place of each text and number
+    in it; roles, types and ids stay.
+    """
+    return map_texts(
+        message,
+        change,
+        format_names=False,
+        change_number=change_number,
+        check_mapping=_refuse_opaque_parts,
+    )
 
 
 # Kinds of parts that are not text.

@@ -86,7 +86,7 @@ def check_tiers(who: str) -> None:
     here, sent, *back, verdict = private.splitlines()
     assert here == f"asked here:  {asked[-1]}"
     assert all(secret in here for secret in demo_triage.SECRETS)
-    assert re.fullmatch(r"sent:  .*this is \[NAME_1_[a-z0-9]+\]\..* is \[PHONE_1_[a-z0-9]+\]\..*", sent)
+    assert re.fullmatch(r"sent:  .*this is \[NAME_1_[a-z0-9]+\]\..* is \[PHONE_2_[a-z0-9]+\]\..*", sent)
     assert not any(secret in sent for secret in demo_triage.SECRETS)
     assert any(re.fullmatch(r"verdict:     \d+ of the \d+ tokens .* stand", line) for line in back)
     came = [line for line in back if line.startswith("came back:")]
@@ -142,15 +142,19 @@ def test_a_placeholder_comes_back(monkeypatch: pytest.MonkeyPatch, capfd: pytest
     shown = capfd.readouterr()
     assert shown.err == ""
     line = {one.partition(":")[0]: one.partition(":")[2].strip() for one in shown.out.splitlines()}
-    issued = dict.fromkeys(re.findall(r"\[[A-Z]+_1_[a-z0-9]+\]", line["sent"]))
+    issued = dict.fromkeys(re.findall(r"\[[A-Z]+_[12]_[a-z0-9]+\]", line["sent"]))
     values = dict(zip(issued, demo_triage.SECRETS, strict=True))
     kept, checked = re.findall(r"\d+", line["verdict"])
     assert (kept == checked) == ("came back" not in line)
     # What stands may end within a placeholder, and what comes back begin there.
     came = line.get("came back", line["sent"]).partition(",")[2].removesuffix("<|im_end|>")
-    assert any(placeholder in came for placeholder in values)
+    # So small a model mixes up the indices: the kind says which is meant.
+    n_placeholders = 0
     for placeholder, value in values.items():
-        came = came.replace(placeholder, value)
+        kind, _, nonce = placeholder[1:-1].split("_")
+        came, n = re.subn(rf"\[{kind}_\d+_{nonce}\]", value, came)
+        n_placeholders += n
+    assert n_placeholders
     assert came.endswith(line["shown here"].partition(",")[2])
     assert re.search(r"^[1-9]\d* placeholders? put back\.", shown.out, re.MULTILINE)
 

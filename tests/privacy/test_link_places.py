@@ -144,7 +144,7 @@ def test_nothing_is_restored_in_a_link(form: str) -> None:
         shown, n_restored = shown.replace(f"{INTRANET}/wiki", W), n_restored - 1
     assert shown == text
     assert n_restored == 0
-    assert n_in_links == sum(form.count(name) for name in NAMES) - form.count("%5B") - form.count("{W}")
+    assert n_in_links == sum(form.count(name) for name in NAMES) - form.count("{W}")
     # For a text that nobody else has written there is a way to have it back.
     assert (PHONE if "{P}" in form else "") in restored([text], in_links=True)[0]
 

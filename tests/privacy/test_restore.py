@@ -35,7 +35,7 @@ def vault_with(*values: str) -> tuple[Vault, list[str]]:
     return vault, placeholders
 
 
-MANY = ["e1", "p1", "n1", *(f"n{i}x" for i in range(2, 130)), "a1"]
+MANY = ["n1", *(f"n{i}x" for i in range(2, 130)), "e1", "p1", "a1"]  # indices 1 to 132
 VAULT, PLACEHOLDERS = vault_with(*MANY)
 VALUES = [f"«{value}»" for value in MANY]
 NONCE = VAULT.placeholders.nonces[0]
@@ -122,13 +122,14 @@ def test_mangled_placeholders_are_restored() -> None:
         ("[NAME_{n}]", 0),
         ("[NAME_2a_{n}]", 0),
         ("[NAME_2.0_{n}]", 0),
-        ("[NAMES_2_{n}]", 0),
-        ("[XNAME_2_{n}]", 0),
-        ("XNAME_2_{n}", 0),
-        ("[PHONE_2_{n}]", 0),  # there is one phone only
-        ("[FAX_1_{n}]", 0),
-        ("[名字_2_{n}]", 0),
-        ("[NAME\n_2_{n}]", 0),
+        ("[A name that is far too long_2_{n}]", 0),
+        ("[N.A.M.E._2_{n}]", 0),
+        ("name2_2_{n}", 0),
+        ("person_2_{n}", 0),  # without brackets: neither issued nor in capital letters
+        ("联系人_2_{n}", 0),
+        ("2_{n}", 0),
+        ("[NAME\n\n\n\n\n_2_{n}]", 0),
+        ("%5BNAME_2_{n}x%5D", 0),
     ],
 )
 def test_nothing_is_guessed(form: str, n_restored: int) -> None:
@@ -138,6 +139,57 @@ def test_nothing_is_guessed(form: str, n_restored: int) -> None:
         assert n == n_restored
         if not n_restored:
             assert got == text
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "[NAMES_2_{n}]",
+        "[XNAME_2_{n}]",
+        "PERSON_2_{n}",
+        "[CONTACT_2_{n}]",
+        "[nom_2_{n}]",
+        "[Имя_2_{n}]",
+        "[姓名_2_{n}]",
+        "【人名 2 {n}】",
+        "[Name der Person_2_{n}]",
+        "[FULL_NAME_2_{n}]",
+        "[FULL NAME 2 {n}]",
+        "[2_{n}]",
+        "[_2_{n}]",
+        "%5BNAME_2_{n}%5D",
+        "%5bNAME_2_{n}%5d",
+        "%5BNAME_2_{n}",
+        "\\u005bNAME_2_{n}\\u005d",
+        "\\u005B姓名_2_{n}\\u005D",
+        "&#91;NAME_2_{n}&#93;",
+        "[NAME_2_\n{n}]",
+        "[NAME_2_\\n{n}]",
+        "[NAME_\r\n2_{n}]",
+        "[\nNAME\n_2_{n}\n]",
+        "[NAME_2\n  _{n}]",
+    ],
+)
+def test_index_and_nonce_say_what_it_is(form: str) -> None:
+    for before, after in (("", ""), ("Write to ", ", please"), ("请联系", "。")):
+        text = before + form.format(n=NONCE) + after
+        for chunks in ([text], list(text)):
+            got, n_restored, n_unknown = restored(VAULT, chunks)
+            # Capital letters behind Chinese ones are a word of their own; behind others they would not be.
+            assert (got, n_restored, n_unknown) == (f"{before}«n2x»{after}", 1, 0)
+
+
+def test_a_kind_that_contradicts_the_index() -> None:
+    """The one phone is meant, not the name with that index; of many names it could be any."""
+    for form, expected, unknown in (
+        ("[PHONE_1_{n}]", "«p1»", 0),
+        ("phone 2 {n}", "«p1»", 0),
+        ("[NAME_131_{n}]", "[NAME_131_{n}]", 1),
+        ("[TELEPHONE_131_{n}]", "«p1»", 0),
+    ):
+        text, expected = form.format(n=NONCE), expected.format(n=NONCE)
+        for chunks in ([text], list(text)):
+            assert restored(VAULT, chunks)[::2] == (expected, unknown)
 
 
 def test_an_index_that_begins_another() -> None:
@@ -180,26 +232,55 @@ def test_restored_text_is_not_looked_at_again() -> None:
 
 
 def test_unknown_placeholders_stay_and_are_counted() -> None:
-    text = f"[EMAIL_7_{NONCE}] and [PHONE_3_b7c8], [NAME_2_{NONCE}], name 555 {NONCE}, a[1], [see_this], [x]"
+    text = f"[EMAIL_777_{NONCE}] and [PHONE_3_b7c8], [NAME_2_{NONCE}], name 555 {NONCE}, a[1], [see_it], [x]"
     for chunks in ([text], list(text), pieces(text, [5, 9, 30, 44])):
         got, n_restored, n_unknown = restored(VAULT, chunks)
         assert got == text.replace(f"[NAME_2_{NONCE}]", "«n2x»")
         assert (n_restored, n_unknown) == (1, 3)
 
 
+@pytest.mark.parametrize(
+    ("form", "n_unknown"),
+    [
+        ("[NAME_1]", 1),
+        ("[ name_01 ]", 1),
+        ("[NAME\n_1]", 1),
+        ("%5BNAME_1%5D", 1),
+        ("\\u005bNAME_1\\u005d", 1),
+        ("[NAME_999]", 0),  # none has this index
+        ("[FIG_1]", 0),
+        ("[步骤_1]", 0),
+        ("a[1]", 0),
+        ("[NAME_{n}]", 1),
+        ("the one with {n}", 1),
+        ("%5BNAME_999_{n}%5D", 1),
+        ("[NAME_2_{n}x] [NAME_2_x{n}]", 2),
+        ("{n}{n}", 2),
+        ("[NOM_1_b7c8] %5BNOM_1_b7c8%5D \\u005bNAME_1_b7c8\\u005d [NAME_1_\nb7c8] [NAME_1_\\nb7c8]", 5),
+    ],
+)
+def test_every_miss_is_counted(form: str, n_unknown: int) -> None:
+    text = form.format(n=NONCE)
+    for chunks in ([text], list(text), pieces(text, [3, 7, 12])):
+        assert restored(VAULT, chunks) == (text, 0, n_unknown)
+
+
 def test_only_what_can_become_a_placeholder_is_held_back() -> None:
     for text, held in [
         ("hello", ""),
         ("hello [", "["),
-        ("hello [x", ""),
+        ("hello [x", "[x"),
+        ("hello [x.", ""),
         ("hello [NA", "[NA"),
-        ("hello [NAX", ""),
+        ("hello [NAX", "[NAX"),
+        ("hello NAX", "NAX"),
+        ("hello nax", ""),
         ("NAME_", "NAME_"),
         ("[NAME_12", "[NAME_12"),
         ("[NAME_999", ""),
-        ("[PHONE_2", ""),
+        ("[PHONE_200", ""),
         ("[PHONE_1", "[PHONE_1"),
-        ("[FAX_1", ""),
+        ("[FAX_1", "[FAX_1"),
         (f"[NAME_1_{NONCE[:2]}", f"[NAME_1_{NONCE[:2]}"),
         ("[NAME_1_0", ""),
         (f"[NAME_1_{NONCE}", f"[NAME_1_{NONCE}"),
@@ -208,7 +289,10 @@ def test_only_what_can_become_a_placeholder_is_held_back() -> None:
         ("unnamed", ""),
         ("a \\x", ""),
         ("[" * 50, "["),
-        ("name" + " " * 5, ""),
+        ("[" + "a" * 30, ""),
+        ("%5", "%5"),
+        ("%50", ""),
+        ("name" + " " * 10, ""),
         ("[NAME_0000000001", ""),
     ]:
         restorer = Restorer(VAULT.placeholders)
@@ -233,7 +317,7 @@ def test_what_is_held_back_is_bounded() -> None:
             n_out += len(out)
             if restorer.n_restored == before == 0:
                 longest = max(longest, n_in - n_out)
-    assert 0 < longest <= 48
+    assert 0 < longest <= 80
 
 
 def test_an_empty_vault_changes_nothing() -> None:

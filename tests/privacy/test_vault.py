@@ -74,7 +74,7 @@ def test_masking_and_restoring() -> None:
         assert value not in masked.text
     n = vault.placeholders.nonces[-1]
     assert masked.text == (
-        f"我叫[NAME_1_{n}]，手机[PHONE_1_{n}]，邮箱[EMAIL_1_{n}]。[NAME_1_{n}]的卡是[CARD_1_{n}]"
+        f"我叫[NAME_1_{n}]，手机[PHONE_2_{n}]，邮箱[EMAIL_3_{n}]。[NAME_1_{n}]的卡是[CARD_4_{n}]"
     )
     assert vault.restore(masked.text) == TEXT
     assert vault.counts == {"NAME": 1, "PHONE": 1, "EMAIL": 1, "CARD": 1}
@@ -188,8 +188,9 @@ def test_messages_earlier_and_later() -> None:
     assert "张伟" not in str(masked.messages) and "13800138000" not in str(masked.messages)
     assert masked.counts == {"NAME": 4, "PHONE": 2}
     assert masked.messages[2]["tool_calls"][0]["id"] == "call_1"
-    n = vault.placeholders.nonces[0]
-    assert masked.messages[3]["content"] == {"phone": f"[PHONE_1_{n}]", f"[NAME_1_{n}]": [True, 1.5, None]}
+    n, m = vault.placeholders.nonces  # the number in JSON has the second: it comes back as a number
+    assert masked.messages[3]["content"] == {"phone": f"[PHONE_2_{m}]", f"[NAME_1_{n}]": [True, 1.5, None]}
+    assert json.loads(vault.restore(json.dumps(masked.messages[3]["content"]))) == messages[3]["content"]
     assert vault.restore(masked.messages[0]["content"]) == "张伟 is the user"
     egress_check(json.dumps(masked.messages), vault)
     with pytest.raises(sllm.LeakError, match="NAME"):
@@ -285,7 +286,8 @@ def test_a_nonce_in_a_later_text() -> None:
         f"a@b.com{nonce}",
     ):
         masked = vault.mask(text)
-        assert nonce not in masked.text
+        # It stands there only where the value that was masked first does.
+        assert nonce not in masked.text.replace(old, "")
         assert vault.restore(masked.text, in_links=True) == text
         egress_check(masked.text, vault)
     # What was masked before still comes back.

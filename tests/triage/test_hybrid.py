@@ -345,7 +345,7 @@ def test_masked_on_the_way(make: Callable[..., Hybrid], cloud: Wiretap, tier: in
     for sent in cloud.sent:
         assert PHONE not in sent
         assert EMAIL not in sent
-    assert any(re.search(r"\[PHONE_1_\w+\]", sent) for sent in cloud.sent)
+    assert any(re.search(r"\[PHONE_\d+_\w+\]", sent) for sent in cloud.sent)
 
 
 def test_placeholders_come_back(make: Callable[..., Hybrid]) -> None:
@@ -849,9 +849,10 @@ def test_every_turn_is_masked_alike(make: Callable[..., Hybrid]) -> None:
     assert all(one == first for one in later)
     for seen in talker.seen:
         assert not re.search(r"138.?0013|li\.wei", str(seen), re.IGNORECASE)
-    mentions = [set(re.findall(r"\[(?:EMAIL)_1_\w+\]", str(seen))) for seen in talker.seen]
-    assert mentions == [mentions[0]] * 3
-    assert len(mentions[0]) == 1
+    # In capital letters it is the same address, and comes back in capital letters.
+    mentions = [re.findall(r"\[EMAIL_(\d+)_(\w+)\]", str(seen)) for seen in talker.seen]
+    assert {index for found in mentions for index, _ in found} == {mentions[0][0][0]}
+    assert [len({nonce for _, nonce in found}) for found in mentions] == [1, 1, 2]
 
 
 def test_what_the_cloud_said_is_no_order(make: Callable[..., Hybrid]) -> None:
