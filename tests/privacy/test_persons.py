@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from sllm.privacy import NameDetector, PatternDetector, Vault
 from sllm.privacy.names.persons import People
 
 
@@ -76,3 +79,25 @@ def test_a_part_that_came_first_joins_the_only_whole_name() -> None:
 
 def test_odd_names_are_people_too() -> None:
     assert groups(["先生", "·", "Mr ", "", "王"]) == [["先生"], ["·"], ["Mr "], [""], ["王"]]
+
+
+def indices(vault: Vault, text: str) -> list[str]:
+    """The index of each placeholder of a text that the vault masks and restores."""
+    masked = vault.mask(text)
+    assert vault.restore(masked.text, in_links=True) == text
+    return re.findall(r"\[NAME_([0-9]+)_", masked.text)
+
+
+def test_the_placeholders_of_a_person_have_one_index() -> None:
+    vault = Vault((PatternDetector(), NameDetector()))
+    text = "Dear Mr Hargrove, my name is Desmond Hargrove. 我叫王建国，找王先生也可以。\nDear Mrs Pell,"
+    first, second, third, fourth, other = indices(vault, text)
+    assert first == second != third == fourth != other != first
+    assert vault.counts == {"NAME": 3}
+    # What a name is does not change later.
+    assert indices(vault, "My name is Julia Hargrove. Dear Mr Hargrove,")[1] == first
+    # The parts of an English name are masked from then on, as far as they are not words.
+    later = indices(vault, "Later Desmond left, and Hargrove was late. May Julia come?")
+    assert later[:2] == [first, first] and later[2] not in (first, third, other)
+    vault.clear()
+    assert len(set(indices(vault, "Dear Mr Hargrove, my name is Julia Pell."))) == 2

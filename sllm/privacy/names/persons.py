@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sllm.privacy.names.word_lists import CHINESE
+from sllm.privacy.names.word_lists import CHINESE, ENGLISH, not_a_common_word
 from sllm.privacy.regex import lazy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["People"]
+__all__ = ["People", "parts"]
 
+_SHORTEST = 4  # of a part that is searched for alone
 _HAN_NAME = lazy("[\u3400-\u9fff]{2,8}")
 _HAN_TITLE = lazy(
     "(?:(?P<man>先生)|(?P<woman>女士|小姐|太太|夫人|阿姨)|老师|医生|教授|经理|主任|律师|同学|师傅|护士|局长|"
@@ -46,7 +48,7 @@ class _Mention:
 
 
 def _mention(name: str) -> _Mention:
-    text = " ".join(name.casefold().split())
+    text = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
     if _HAN_NAME.fullmatch(text):
         return _of_han(text)
     title = _TITLE.match(text)
@@ -102,6 +104,17 @@ def _parts(one: _Mention) -> tuple[str, str, str]:
     return one.given, one.middle, one.surname
 
 
+def parts(name: str) -> list[str]:
+    """The given name and the surname in a whole English name, as far as each of them alone can hardly be
+    anything else. Parts of Chinese names are words too often: 建国.
+    """
+    words = name.split()
+    if not 2 <= len(words) <= 4 or not name.isascii() or words[0] not in ENGLISH.sure_given:
+        return []
+    single = (words[0], words[-1])
+    return [word for word in single if len(word) >= _SHORTEST and word.isalpha() and not_a_common_word(word)]
+
+
 class People:
     """The people of a conversation, by the names that were found of them.
 
@@ -134,7 +147,7 @@ class People:
     def key(self, name: str) -> str | None:
         """What all names of a person have in common; None for a name that was not learnt."""
         number = self._of_name.get(name)
-        return None if number is None else f"person {number}"
+        return None if number is None else f"\0person {number}"  # no value is written so
 
     def _fitting(self, one: _Mention) -> list[int]:
         return [
