@@ -1,27 +1,15 @@
-// The loops over a whole vocabulary. The rest of csrc/ is compiled for any machine of the architecture; these are compiled once for each
-// instruction set, and the best that the machine has is chosen when the first row is read. So nothing has to be built for the machine at
-// hand, and nothing runs there that it does not know.
-//
-// A table of pointers instead of the compiler's own dispatch (target_clones): that needs ifunc, which macOS and musl do not have, and does
-// not let a test choose.
+// The loops over a whole vocabulary, compiled once for each instruction set (variants.hpp); the best that the machine has is chosen when the
+// first row is read.
 
 #include "rows.hpp"
 
-#include <algorithm>
-#include <atomic>
+#include "variants.hpp"
+
 #include <limits>
-
-#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
-#define SLLM_X86_VARIANTS 1
-#else
-#define SLLM_X86_VARIANTS 0
-#endif
-
-// The bodies below have to become part of the functions that have a target of their own, whatever the compiler thinks of their size.
-#define SLLM_BODY [[gnu::always_inline]] inline
 
 namespace {
 
+using sllm::exp_negative;
 using sllm::group_lanes;
 using sllm::search_step;
 using sllm::stripe;
@@ -29,27 +17,6 @@ using sllm::stripe;
 constexpr int32_t n_lanes = 16; // of sums: how many, decides what they come to
 
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
-
-// exp(x) for x <= 0 to about 2e-7, written so that compilers turn a loop of it into vector code; std::exp is a call for each
-// element.
-SLLM_BODY float exp_negative(float x) {
-    x = x > -87.0F ? x : -87.0F; // NaN becomes -87
-    const float t = x * 1.44269504F;
-    const float whole = static_cast<float>(static_cast<int32_t>(t - 0.5F)); // nearest integer: t <= 0
-    const float f = (t - whole) * 0.693147181F;
-    float p = 1.0F / 5040.0F;
-    p = p * f + 1.0F / 720.0F;
-    p = p * f + 1.0F / 120.0F;
-    p = p * f + 1.0F / 24.0F;
-    p = p * f + 1.0F / 6.0F;
-    p = p * f + 0.5F;
-    p = p * f + 1.0F;
-    p = p * f + 1.0F;
-    const int32_t exponent = (static_cast<int32_t>(whole) + 127) << 23;
-    float scale = 0;
-    std::memcpy(&scale, &exponent, sizeof scale);
-    return p * scale;
-}
 
 SLLM_BODY float larger(float a, float b) { return a > b ? a : b; } // b where a is NaN
 
@@ -227,47 +194,22 @@ SLLM_BODY double sum_exp_scaled_body(const float * logits, int32_t n, float top,
 
 SLLM_ROW_CODE(baseline, )
 #if SLLM_X86_VARIANTS
-SLLM_ROW_CODE(avx2, __attribute__((target("avx2"))))
-SLLM_ROW_CODE(avx512, __attribute__((target("avx2,avx512f,avx512bw,avx512dq,avx512vl"))))
+SLLM_ROW_CODE(avx2, SLLM_TARGET_AVX2)
+SLLM_ROW_CODE(avx512, SLLM_TARGET_AVX512)
 #endif
 
-// What this machine can run, the best one last.
-struct Variants {
-    const sllm::RowCode * codes[3] = {&baseline::code};
-    int32_t n = 1;
-
-    Variants() {
+constexpr const sllm::RowCode * codes[sllm::most_variants] = {
+    &baseline::code,
 #if SLLM_X86_VARIANTS
-        // These also ask whether the system saves the wider registers.
-        if (__builtin_cpu_supports("avx2")) {
-            codes[n++] = &avx2::code;
-            if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                __builtin_cpu_supports("avx512vl")) {
-                codes[n++] = &avx512::code;
-            }
-        }
+    &avx2::code,
+    &avx512::code,
 #endif
-    }
 };
-
-const Variants & variants() {
-    static const Variants all;
-    return all;
-}
-
-std::atomic<const sllm::RowCode *> & in_use() {
-    static std::atomic<const sllm::RowCode *> code{variants().codes[variants().n - 1]};
-    return code;
-}
 
 } // namespace
 
 namespace sllm {
 
-const RowCode & row_code() { return *in_use().load(std::memory_order_relaxed); }
-
-int32_t n_row_codes() { return variants().n; }
-
-void use_row_code(int32_t index) { in_use().store(variants().codes[std::clamp(index, 0, variants().n - 1)], std::memory_order_relaxed); }
+const RowCode & row_code() { return *codes[variant()]; }
 
 } // namespace sllm

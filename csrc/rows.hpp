@@ -72,11 +72,7 @@ constexpr uint32_t murmur_of(uint32_t state, int32_t index) {
     return h ^ (h >> 16);
 }
 
-// The best variant that this machine can run, or what use_row_code() has set.
+// Of the variant in use (variants.hpp).
 const RowCode & row_code();
-
-// The variants that this machine can run, the best one last.
-int32_t n_row_codes();
-void use_row_code(int32_t index);
 
 } // namespace sllm

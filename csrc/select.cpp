@@ -7,6 +7,7 @@
 
 #include "internal.hpp"
 #include "rows.hpp"
+#include "variants.hpp"
 
 #include <algorithm>
 #include <array>
@@ -641,8 +642,8 @@ int sllm_select(const sllm_sampling * sampling, const float * logits, int32_t n_
 
 double sllm_gumbel(uint64_t seed, int32_t pos, int32_t token) { return gumbel_of(sllm::hash_of(key_of(seed, pos), token)); }
 
-int32_t sllm_row_codes(void) { return sllm::n_row_codes(); }
+int32_t sllm_row_codes(void) { return sllm::n_variants(); }
 
-void sllm_use_row_code(int32_t index) { sllm::use_row_code(index); }
+void sllm_use_row_code(int32_t index) { sllm::use_variant(index); }
 
 } // extern "C"

@@ -46,6 +46,7 @@ enum sllm_status {
 typedef struct sllm_model sllm_model;
 typedef struct sllm_context sllm_context;
 typedef struct sllm_sampling sllm_sampling;
+typedef struct sllm_tagger sllm_tagger;
 
 /* ---- status.cpp: errors, log, build ------------------------------------------------------------------- */
 
@@ -291,9 +292,9 @@ double sllm_gumbel(uint64_t seed, int32_t pos, int32_t token);
  * falling probability, from 0 on. NaN for another `noise`. */
 double sllm_engine_gumbel(int32_t noise, uint64_t seed, int32_t pos, int32_t index);
 
-/* For tests: how many variants of the code over rows of logits this machine can run, each for another
- * instruction set, and a way to use one of them (0: for any machine; the last one: the default) in the
- * whole process. All select the same tokens. */
+/* For tests: how many variants of the code over rows of logits, and of the tagger's, this machine can run,
+ * each for another instruction set, and a way to use one of them (0: for any machine; the last one: the
+ * default) in the whole process. All select the same tokens and labels. */
 int32_t sllm_row_codes(void);
 void sllm_use_row_code(int32_t index);
 
@@ -603,6 +604,37 @@ enum sllm_client {
  * open; shutdown() of `client` on another thread ends the call.
  * Returns 1 if the client had to go, else 0. */
 int sllm_carry(int client, int server, const int32_t * standing, int64_t max_bytes, int32_t max_ms);
+
+/* ---- tagger.cpp: labels of characters ------------------------------------------------------------------ */
+
+/*
+ * A bidirectional GRU with a CRF, from a GGUF of our own layout. general.architecture is "sllm-tagger",
+ * sllm-tagger.version 1 (uint32), sllm-tagger.labels the labels (texts), sllm-tagger.unknown the row of a
+ * character that the file does not know (uint32). Tensors (width x rows; f32 or q8_0, but for the first two):
+ *
+ *   chars, rows                    i32, n_chars: code points in rising order, and the row of each
+ *   embd                           n_embd x n_rows
+ *   gru.L.forward.in               n_in x 3 n_units: to update, reset and candidate; n_in is n_embd, of later
+ *                                  layers 2 n_units, forward states first
+ *   gru.L.forward.bias             3 n_units
+ *   gru.L.forward.recurrent        n_units x 3 n_units; and the same with `backward`
+ *   out, out_bias                  2 n_units x n_labels, n_labels
+ *   start, end                     n_labels: what the first and the last label add
+ *   transitions                    n_labels x n_labels: a row for each label, of what the next one adds
+ *
+ * With u, r = sigmoid(in x + recurrent h) and c = tanh(in x + recurrent (r h)) the next state is
+ * (1 - u) h + u c. SLLM_ERR_LOAD: the file cannot be read, or is anything else than that.
+ */
+int sllm_tagger_load(const char * path, sllm_tagger ** tagger);
+void sllm_tagger_free(sllm_tagger * tagger);
+
+int32_t sllm_tagger_n_labels(const sllm_tagger * tagger);
+/* Fills `text` as sllm_model_meta() does; -1: no such label. */
+int32_t sllm_tagger_label(const sllm_tagger * tagger, int32_t index, char * text, int32_t size);
+
+/* The likeliest labels of sequences of code points, ragged; of one at most 65536. Any thread may call it, several
+ * at a time. SLLM_ERR_INTERRUPTED: the interrupt callback asked to stop. */
+int sllm_tagger_run(const sllm_tagger * tagger, int32_t n_seqs, const int32_t * lengths, const uint32_t * chars, int32_t * labels);
 
 /* cffi: end */
 

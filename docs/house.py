@@ -26,8 +26,8 @@ BEGIN, END = "<!-- drawn by docs/house.py -->", "<!-- end of the drawing -->"
 
 FLOORS = (
     ("errors", "hosts", "messages", "extras", "folders", "embedded", "_moved"),
-    ("engine", "privacy"),
-    ("targets", "draft", "wire"),
+    ("engine",),
+    ("privacy", "targets", "draft", "wire"),
     ("rpc",),
     ("remote", "worker", "http_engine"),
     ("split", "generation"),

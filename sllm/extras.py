@@ -17,6 +17,7 @@ _WHAT = {
     "engines": "serving engines over HTTP",
     "metrics": "a worker's figures for Prometheus",
     "hub": "models on the Hugging Face hub",
+    "names": "finding names in prose",
     "presidio": "Presidio's detectors",
 }
 

@@ -108,14 +108,19 @@ def string(text: str) -> bytes:
     return len(data).to_bytes(8, "little") + data
 
 
-def pair(key: str, value: str | float | Sequence[int] | Sequence[bool]) -> bytes:
-    """A key and its value, as GGUF writes them: text, a uint32, a float32, or an array of uint32 or bool."""
+def pair(key: str, value: str | float | Sequence[int] | Sequence[bool] | Sequence[str]) -> bytes:
+    """A key and its value, as GGUF writes them: text, a uint32, a float32, or an array of text, uint32 or
+    bool.
+    """
     if isinstance(value, str):
         return string(key) + struct.pack("<I", _STRING) + string(value)
     if isinstance(value, float):
         return string(key) + struct.pack("<If", 6, value)
     if isinstance(value, int):
         return string(key) + struct.pack("<II", 4, value)
+    texts = [item for item in value if isinstance(item, str)]
+    if texts:
+        return string(key) + struct.pack("<IIQ", _ARRAY, _STRING, len(texts)) + b"".join(map(string, texts))
     kind = 7 if all(isinstance(item, bool) for item in value) else 4
     body = struct.pack(f"<{len(value)}{_SCALAR_FORMS[kind]}", *value)
     return string(key) + struct.pack("<IIQ", _ARRAY, kind, len(value)) + body

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from sllm.privacy.detect import (
     KINDS,
+    CensusDetector,
     Detector,
     Finding,
     LabelScorer,
     ModelDetector,
     NameDetector,
     PatternDetector,
+    TaggerDetector,
     default_detectors,
 )
 from sllm.privacy.egress import egress_check
@@ -18,6 +20,7 @@ from sllm.privacy.vault import Masked, MaskedMessages, Vault
 
 __all__ = [
     "KINDS",
+    "CensusDetector",
     "Detector",
     "Finding",
     "LabelScorer",
@@ -27,6 +30,7 @@ __all__ = [
     "NameDetector",
     "PatternDetector",
     "Restorer",
+    "TaggerDetector",
     "Vault",
     "default_detectors",
     "egress_check",

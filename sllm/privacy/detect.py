@@ -5,14 +5,19 @@ Detectors search a plain view of the text (:mod:`sllm.privacy.text`) and return 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import logging
 from numbers import Real
 from typing import TYPE_CHECKING, SupportsIndex
 
 from sllm.errors import LeakError
 from sllm.extras import needs
 from sllm.privacy.findings import KINDS, LITERAL, Detector, Finding, LabelScorer
+from sllm.privacy.names import census, lac
+from sllm.privacy.names.census import CensusDetector
 from sllm.privacy.names.detectors import ModelDetector, NameDetector
+from sllm.privacy.names.tagger import TaggerDetector
 from sllm.privacy.patterns import addresses, chinese, codes, labels, numbers, passwords
 from sllm.privacy.regex import lazy
 from sllm.privacy.text import decoded, plain
@@ -22,12 +27,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KINDS",
+    "CensusDetector",
     "Detector",
     "Finding",
     "LabelScorer",
     "ModelDetector",
     "NameDetector",
     "PatternDetector",
+    "TaggerDetector",
     "blank",
     "default_detectors",
     "detect_all",
@@ -38,6 +45,7 @@ __all__ = [
 _SCANS = (
     codes.scan, numbers.scan, labels.scan, passwords.scan, labels.scan_phrases, chinese.scan, addresses.scan,
 )  # fmt: skip
+_N_DEFAULT = 4  # detectors with everything installed
 _KIND = lazy("[A-Z]{2,16}")
 
 
@@ -91,8 +99,26 @@ class PatternDetector:
 
 
 def default_detectors() -> tuple[Detector, ...]:
-    """What is used where no detectors are named: patterns, and names by context."""
-    return PatternDetector(), NameDetector()
+    """What is used where no detectors are named: patterns, names by context, and what the extra ``names``
+    brings, a tagger for Chinese names and lists of English ones. Without it, the log of ``sllm`` says once
+    what is missed.
+    """
+    detectors: list[Detector] = [PatternDetector(), NameDetector()]
+    if lac.installed() is not None:
+        detectors.append(TaggerDetector())
+    if census.installed() is not None:
+        detectors.append(CensusDetector())
+    if len(detectors) < _N_DEFAULT:
+        _tell_missing()
+    return tuple(detectors)
+
+
+@functools.cache
+def _tell_missing() -> None:
+    """Once in a process."""
+    logging.getLogger("sllm").info(
+        "most Chinese and many English names in prose are not found without pip install 'sllm[names]'"
+    )
 
 
 def union(findings: Iterable[Finding]) -> list[Finding]:

@@ -32,6 +32,7 @@ KINDS = {
     "ORG": "organisation",
     "PASSPORT": "passport or travel permit",
     "PHONE": "telephone or fax number",
+    "PLACE": "town, district, country or another place with a name",
     "PLATE": "vehicle registration",
     "SECRET": "password, key, token or code",
     "SSN": "social security number",

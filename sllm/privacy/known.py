@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sllm.privacy.findings import LITERAL, Finding
+from sllm.privacy.names.persons import parts
 from sllm.privacy.regex import lazy
 from sllm.privacy.text import View, compact, decoded, folded, packed
 
@@ -106,7 +107,12 @@ class KnownValues:
         return len(self._values)
 
     def add(self, value: str, kind: str) -> None:
-        """Adds a value, unless it, or one that compares equal, is there already."""
+        """Adds a value, unless it, or one that compares equal, is there already; of a whole name the given
+        name and the surname, too.
+        """
+        if kind == "NAME":
+            for part in parts(value):
+                self.add(part, kind)
         form = folded(value).text
         if len(form.strip()) < 2:
             return

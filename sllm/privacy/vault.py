@@ -14,6 +14,7 @@ from sllm.privacy.detect import blank, default_detectors, search, union
 from sllm.privacy.findings import LITERAL, Detector, Finding
 from sllm.privacy.json_places import decoded_string, encoded_string, segments
 from sllm.privacy.known import KnownValues
+from sllm.privacy.names.persons import People
 from sllm.privacy.placeholders import Form, InMemory, Masked, MaskedMessages, Placeholders
 from sllm.privacy.regex import lazy
 from sllm.privacy.restore import Restorer
@@ -37,9 +38,10 @@ class Vault(InMemory):
 
     The same value gets the same placeholder throughout. Values are the same when they are written the same,
     character for character: a phone number with and without spaces gets two placeholders, so that each
-    comes back as it was. What was found once is masked everywhere from then on, in any case, width or
-    grouping of digits, also where no detector finds it. A vault cannot be copied or pickled, and its repr
-    shows counts only. Several threads may use it.
+    comes back as it was. Names that can only be one person's have one index, such as 王建国 and 王先生
+    (:class:`~sllm.privacy.names.persons.People`). What was found once is masked everywhere from then on, in
+    any case, width or grouping of digits, also where no detector finds it. A vault cannot be copied or
+    pickled, and its repr shows counts only. Several threads may use it.
 
     Args:
         detectors: what to find private ranges with; None is
@@ -67,12 +69,14 @@ class Vault(InMemory):
                 raise TypeError(f"{type(detector).__name__} is no detector: it has no detect(text)")
         self._lock = threading.RLock()
         self._known = KnownValues()
+        self._people = People()
         self.placeholders = Placeholders()
 
     def clear(self) -> None:
         """Forgets everything: placeholders issued so far can no longer be restored."""
         with self._lock:
             self._known = KnownValues()
+            self._people = People()
             self.placeholders.clear()
 
     @property
@@ -170,9 +174,17 @@ class Vault(InMemory):
             self.placeholders.add_nonce([view.text for view in views])
         self._known.update(fresh)
         bodies = [view.text for view in views]
+        ranges = [
+            _number(text, found) if n in numbers else _ranges(text, found)
+            for n, (text, found) in enumerate(zip(texts, spans, strict=True))
+        ]
+        self._people.learn(one.form.text for each in ranges for one in each if one.kind == "NAME")
         return [
-            self._write(text, ranges, bodies, is_number=n in numbers)
-            for n, (text, ranges) in enumerate(zip(texts, spans, strict=True))
+            Masked(
+                self._write(text, each, bodies, is_number=n in numbers),
+                dict(Counter(one.kind for one in found if one.kind != LITERAL)),
+            )
+            for n, (text, each, found) in enumerate(zip(texts, ranges, spans, strict=True))
         ]
 
     def _spans(
@@ -217,17 +229,14 @@ class Vault(InMemory):
                 return spans, fresh
         raise LeakError(f"new findings turned up in each of {_ROUNDS} rounds of masking; nothing is let out")
 
-    def _write(self, text: str, spans: list[Finding], bodies: list[str], *, is_number: bool) -> Masked:
+    def _write(self, text: str, ranges: list[_Range], bodies: list[str], *, is_number: bool) -> str:
         """The text with placeholders for the ranges; ``bodies``: the (folded) texts masked with it."""
         pieces: list[str] = []
         last = 0
-        if is_number:
-            ranges = [_Range(0, len(text), spans[0].kind, Form(text, is_scalar=True))] if spans else []
-        else:
-            ranges = _ranges(text, spans)
         for one in ranges:
-            placeholder = self.placeholders.issue(one.form, one.kind, bodies)
             plain = one.form.text
+            person = self._people.key(plain) if one.kind == "NAME" else None
+            placeholder = self.placeholders.issue(one.form, one.kind, bodies, person)
             if one.kind != LITERAL and plain != text[one.start : one.end] and not self.find_known(plain):
                 self._known.add(plain, one.kind)  # as it stands where there is no JSON
             if one.form.is_scalar and not is_number:
@@ -235,7 +244,7 @@ class Vault(InMemory):
             pieces += (text[last : one.start], placeholder)
             last = one.end
         pieces.append(text[last:])
-        return Masked("".join(pieces), dict(Counter(one.kind for one in spans if one.kind != LITERAL)))
+        return "".join(pieces)
 
     # ---- looking up ---------------------------------------------------------------------------------------
 
@@ -271,6 +280,11 @@ class _Range:
     end: int
     kind: str
     form: Form
+
+
+def _number(text: str, spans: list[Finding]) -> list[_Range]:
+    """What to replace in a number of JSON: all of it, if anything in it is private."""
+    return [_Range(0, len(text), spans[0].kind, Form(text, is_scalar=True))] if spans else []
 
 
 def _ranges(text: str, spans: list[Finding]) -> list[_Range]:

@@ -24,7 +24,6 @@ from sllm.privacy import (
     ModelDetector,
     NameDetector,
     PatternDetector,
-    default_detectors,
 )
 from sllm.privacy.detect import union
 from sllm.privacy.patterns import checksums
@@ -35,7 +34,7 @@ from sllm.privacy.text import decoded, folded, plain
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DETECTORS = default_detectors()
+DETECTORS = (PatternDetector(), NameDetector())
 
 
 def found(text: str) -> list[tuple[str, str]]:

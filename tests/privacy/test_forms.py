@@ -7,10 +7,10 @@ from __future__ import annotations
 import pytest
 from stdnum import luhn
 
-from sllm.privacy import default_detectors
+from sllm.privacy import NameDetector, PatternDetector
 from sllm.privacy.detect import union
 
-DETECTORS = default_detectors()
+DETECTORS = (PatternDetector(), NameDetector())
 
 
 def found(text: str) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sllm.cli.checks.check import FAILED, NOTE, OK, Check
-from sllm.cli.checks.installation import broken_build, build, command, folders, packages
+from sllm.cli.checks.installation import broken_build, build, command, folders, names, packages
 from sllm.cli.checks.kernels import devices, link, speculation
 from sllm.cli.checks.machine import limits, processor, threads
 from sllm.errors import UnsupportedCPUError
@@ -31,6 +31,7 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     folders,
     command,
     packages,
+    names,
     limits,
 )
 

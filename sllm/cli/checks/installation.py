@@ -18,7 +18,7 @@ from sllm.cli.checks.check import FAILED, NOTE, OK, Check
 from sllm.engine import cpu
 from sllm.folders import cache_folder, state_folder
 
-__all__ = ["broken_build", "build", "command", "folders", "packages"]
+__all__ = ["broken_build", "build", "command", "folders", "names", "packages"]
 
 
 def build() -> Check:
@@ -191,6 +191,19 @@ def packages() -> Check:
         f"{name} {found[name]}" for name in ("numpy", "cffi", "grpcio", "protobuf") if name in found
     )
     return Check("packages", OK, shown, found)
+
+
+def names() -> Check:
+    """Whether names in prose are found that nothing announces: by what the extra ``names`` brings."""
+    from sllm.privacy.names import census, lac
+
+    weights, lists = lac.installed(), census.installed()
+    details = {"weights": str(weights) if weights else None, "lists": str(lists) if lists else None}
+    missed = [what for what, found in (("most Chinese", weights), ("many English", lists)) if found is None]
+    if missed:
+        summary = f"{' and '.join(missed)} names in prose are not found when texts are masked"
+        return Check("names", NOTE, summary, details, "pip install 'sllm[names]'")
+    return Check("names", OK, "a tagger for Chinese names and lists of English ones", details)
 
 
 def _release(version: str) -> tuple[int, ...]:

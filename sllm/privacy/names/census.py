@@ -1,0 +1,102 @@
+"""English names that nothing announces, by the lists of the US Census; needs the extra ``names``."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import NamedTuple
+
+from sllm.extras import needs
+from sllm.privacy.findings import Budget, Finding
+from sllm.privacy.names.word_lists import CANDIDATE, ENGLISH, looks_like_surname, not_a_common_word, trimmed
+from sllm.privacy.text import plain
+
+__all__ = ["CensusDetector", "installed"]
+
+# Frequent given names and surnames of the census of 1990, as the package ``names`` carries them.
+_FILES = ("dist.female.first", "dist.male.first", "dist.all.last")
+_SHA256 = "f15be13baaa2c18c4b761900d9d7e61347fbe75bc68f16689a6b169b3bbc130a"
+_SCORE = 0.5
+
+
+class _Lists(NamedTuple):
+    given: frozenset[str]
+    surnames: frozenset[str]
+
+
+def installed() -> Path | None:
+    """The folder of the lists in the installed package; None where it is not installed, or another package of
+    that name is.
+    """
+    found = importlib.util.find_spec("names")
+    for place in found.submodule_search_locations or () if found else ():
+        if all((Path(place) / name).is_file() for name in _FILES):
+            return Path(place)
+    return None
+
+
+@functools.cache
+def _lists() -> _Lists:
+    """Both lists, as names are written.
+
+    Raises:
+        ImportError: the package is not installed, or its lists are not those of version 0.3.0; says what to
+            type.
+
+    """
+    folder = installed()
+    if folder is None:
+        with needs("names"):
+            raise ModuleNotFoundError("No module named 'names'", name="names")
+    files = [(folder / name).read_bytes() for name in _FILES]
+    if hashlib.sha256(b"".join(files)).hexdigest() != _SHA256:
+        raise ImportError(f"the lists in {folder} are not those of names 0.3.0; install that version anew")
+    female, male, last = (
+        frozenset(line.split()[0].capitalize() for line in data.decode("ascii").splitlines() if line.strip())
+        for data in files
+    )
+    return _Lists(female | male, last)
+
+
+class CensusDetector:
+    """People whose given name or surname is in the lists of the US Census of 1990.
+
+    A given name of the list with another word, two words of which the last is one of 88,799 surnames or looks
+    like one, and a given name alone that is neither a word nor a place: wherever they stand, with nothing
+    that announces them. So it finds names in prose that :class:`~sllm.privacy.NameDetector` cannot, and takes
+    some titles of works and makes for people.
+
+    Raises:
+        ImportError: the package ``names`` is not installed (``pip install 'sllm[names]'``), or is not the
+            version that is known.
+
+    """
+
+    def __init__(self) -> None:
+        self._lists = _lists()
+
+    def detect(self, text: str) -> list[Finding]:
+        """Findings of kind NAME, in the order of their starts."""
+        view = plain(text)
+        budget = Budget(view.text)
+        spans = [trimmed(run[0], run.start()) for run in budget.each(CANDIDATE.finditer(view.text))]
+        people = [span for span in spans if span and self._is_person(view.text[slice(*span)].split(" "))]
+        # Whatever was not read for want of budget counts as found.
+        people += [(rest.start, rest.end) for rest in budget.rest("NAME")]
+        return [Finding(*view.span(start, end), "NAME", _SCORE) for start, end in people]
+
+    def _is_person(self, words: list[str]) -> bool:
+        first, last = words[0], words[-1]
+        if not all(not_a_common_word(word) for word in words):
+            return False
+        is_given = first in ENGLISH.given or first in self._lists.given
+        is_also_a_word = first in ENGLISH.ambiguous or first in ENGLISH.famous
+        if len(words) == 1:
+            return is_given and not is_also_a_word and first not in ENGLISH.common
+        if is_given:
+            return not is_also_a_word or last in self._lists.surnames
+        # Two surnames are a firm or a place more often than a person.
+        is_place = first in self._lists.surnames or first in ENGLISH.places
+        return not is_place and (last in self._lists.surnames or looks_like_surname(last))

@@ -1,0 +1,215 @@
+"""The weights of a tagger for Chinese that the package ``jieba`` carries, as a file for our own core.
+
+They are LAC's smaller ones (Jiao, Sun and Sun 2018, arXiv:1807.01882): words, parts of speech, people, places
+and organisations by characters. The files are read where the package is installed, and none of its code is
+imported. The result is kept in the cache folder; its hash says that both it and the files are what they were
+when this was written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import struct
+import unicodedata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sllm.engine.gguf import pair, string
+from sllm.errors import ModelLoadError
+from sllm.extras import needs
+from sllm.folders import cache_folder, replacing
+from sllm.privacy.data import words
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+
+__all__ = ["convert", "installed", "weights"]
+
+_SHA256 = "5ee17760cdcf52e673fe6ccee49bcd7ccb49fe31f960df1894c50a72a4ef6f5d"
+_NAME = "lac-small-1.gguf"
+_TYPES = {np.dtype("<f4"): 0, np.dtype("<i4"): 26}  # ggml's numbers
+_ALIGNMENT = 32
+# Signs of Chinese that stand for one of ASCII to the tagger, besides those that Unicode calls compatible.
+_SIGNS = {
+    ".": "。．｡…",
+    ",": "、﹑",
+    '"': "“”‘’「」『』〝〞",
+    "[": "【〔〖",
+    "]": "】〕〗",
+    "<": "〈",
+    ">": "〉",
+}
+
+
+def installed() -> Path | None:
+    """The folder of the weights in the installed package; None where it is not installed."""
+    found = importlib.util.find_spec("jieba")
+    for place in found.submodule_search_locations or () if found else ():
+        if (Path(place) / "lac_small").is_dir():
+            return Path(place) / "lac_small"
+    return None
+
+
+def weights() -> Path:
+    """The converted weights, made where they are not there yet.
+
+    Raises:
+        ImportError: the package is not installed; says what to type.
+        ModelLoadError: its files are others than those of version 0.42.1.
+        OSError: the cache folder cannot be written.
+
+    """
+    path = cache_folder("taggers") / _NAME
+    if path.is_file() and _hash(path.read_bytes()) == _SHA256:
+        return path
+    folder = installed()
+    if folder is None:
+        with needs("names"):
+            raise ModuleNotFoundError("No module named 'jieba'", name="jieba")
+    data = convert(folder)
+    if _hash(data) != _SHA256:
+        raise ModelLoadError(
+            f"the weights in {folder} are not those of jieba 0.42.1: they give a file with SHA-256 "
+            f"{_hash(data)}, expected {_SHA256}; install that version anew"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as draft:
+        draft.write_bytes(data)
+    return path
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def convert(folder: Path) -> bytes:
+    """The weights in a folder as a GGUF of the layout of ``sllm_tagger_load`` (``csrc/sllm.h``).
+
+    Raises:
+        ModelLoadError: a file is missing, or is not what LAC writes.
+
+    """
+    labels = [label for _, label in sorted(_numbered(folder / "tag.dic").items())]
+    vocabulary = {char: row for row, char in _numbered(folder / "word.dic").items()}
+    if "OOV" not in vocabulary:
+        raise ModelLoadError(f"{folder / 'word.dic'} names no OOV: it is no vocabulary of LAC")
+    unknown = vocabulary["OOV"]
+    rows = {ord(char): row for char, row in vocabulary.items() if len(char) == 1}
+    rows.update(_compatible(rows))
+    chars = sorted(rows)
+
+    def tensor(name: str) -> npt.NDArray[np.float32]:
+        return _tensor(folder / "model_baseline" / name)
+
+    tensors: dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int32]] = {
+        "chars": np.array(chars, dtype="<i4"),
+        "rows": np.array([rows[char] for char in chars], dtype="<i4"),
+        "embd": tensor("word_emb"),
+    }
+    for n in range(4):
+        name = f"gru.{n // 2}.{'backward' if n % 2 else 'forward'}."
+        width = tensor(f"gru_{n}.w_0").shape[0]
+        # Paddle keeps the two gates' weights before the candidate's, each as a matrix of its own.
+        flat = tensor(f"gru_{n}.w_0").ravel()
+        gates = flat[: 2 * width * width].reshape(width, 2 * width)
+        candidate = flat[2 * width * width :].reshape(width, width)
+        tensors[name + "in"] = tensor(f"fc_{n}.w_0").T
+        tensors[name + "bias"] = tensor(f"fc_{n}.b_0") + tensor(f"gru_{n}.b_0").ravel()
+        tensors[name + "recurrent"] = np.concatenate([gates, candidate], axis=1).T
+    crf = tensor("crfw")
+    tensors["out"], tensors["out_bias"] = tensor("fc_4.w_0").T, tensor("fc_4.b_0")
+    tensors["start"], tensors["end"], tensors["transitions"] = crf[0], crf[1], crf[2:]
+    return _gguf(labels, unknown, tensors)
+
+
+def _numbered(path: Path) -> dict[int, str]:
+    """Number -> word, of a file with a number and a word in each line."""
+    words: dict[int, str] = {}
+    try:
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            number, _, word = line.partition("\t")
+            if word:
+                words[int(number)] = word
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{path} is not a numbered list of words: {error!r}") from None
+    return words
+
+
+def _compatible(rows: Mapping[int, int]) -> dict[int, int]:
+    """The rows of characters that count as another one: full-width forms, signs of Chinese, and traditional
+    characters, of which LAC has seen few.
+    """
+    same = {ord(sign): plain for plain, signs in _SIGNS.items() for sign in signs}
+    same.update((ord(pair[0]), pair[1]) for pair in words("chars_zh_traditional"))
+    for code in range(0x80, 0x10000):
+        form = unicodedata.normalize("NFKC", chr(code))
+        if len(form) == 1 and ord(form) != code:
+            same.setdefault(code, form)
+    return {code: rows[ord(form)] for code, form in same.items() if ord(form) in rows}
+
+
+def _tensor(path: Path) -> npt.NDArray[np.float32]:
+    """A tensor as Paddle saves one (``framework/lod_tensor.cc``): two versions and the number of levels, all
+    0; the size of a protobuf message with type and dimensions; that; the numbers.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error}") from None
+    size = int.from_bytes(data[16:20], "little")
+    header = data[20 : 20 + size]
+    dims: list[int] = []
+    at = 2
+    while at < len(header):
+        at, dim = _dimension(header, at)
+        dims.append(dim)
+    if (
+        any(data[:16])
+        or header[:2] != b"\x08\x05"
+        or len(data) - 20 - size != 4 * int(np.prod(dims, dtype=object))
+    ):
+        raise ModelLoadError(f"{path} is not a float32 tensor of Paddle's")
+    return np.frombuffer(data, dtype="<f4", offset=20 + size).reshape(dims)
+
+
+def _dimension(header: bytes, at: int) -> tuple[int, int]:
+    """One field of dimensions: its tag and a variable-length integer."""
+    value = shift = 0
+    tag, at = header[at], at + 1
+    while tag == 0x10 and at < len(header):
+        value |= (header[at] & 0x7F) << shift
+        shift, at = shift + 7, at + 1
+        if header[at - 1] < 0x80:
+            break
+    return at, value
+
+
+def _gguf(
+    labels: list[str], unknown: int, tensors: Mapping[str, npt.NDArray[np.float32] | npt.NDArray[np.int32]]
+) -> bytes:
+    pairs = (
+        pair("general.architecture", "sllm-tagger"),
+        pair("sllm-tagger.version", 1),
+        pair("sllm-tagger.labels", labels),
+        pair("sllm-tagger.unknown", unknown),
+    )
+    described, bodies, offset = [], [], 0
+    for name, numbers in tensors.items():
+        body = np.ascontiguousarray(numbers).tobytes()
+        dims = numbers.shape[::-1]
+        described.append(
+            string(name)
+            + struct.pack(
+                f"<I{len(dims)}QIQ", len(dims), *dims, _TYPES[numbers.dtype.newbyteorder("<")], offset
+            )
+        )
+        body += bytes(-len(body) % _ALIGNMENT)
+        bodies.append(body)
+        offset += len(body)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(pairs)) + b"".join(pairs) + b"".join(described)
+    return head + bytes(-len(head) % _ALIGNMENT) + b"".join(bodies)
