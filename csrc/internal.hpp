@@ -106,6 +106,14 @@ struct Scratch {
     llama_token_data_array filtered{};
 };
 
+bool is_allowed(const std::vector<uint32_t> & allowed, llama_token token);
+
+// Logits as llama.cpp's top-p can take them, whatever biases and penalties have made of them: neither their order nor their softmax changes.
+void tame(std::vector<llama_token_data> & candidates);
+
+// The first `pos` tokens of a text, each of them one of the vocabulary.
+std::vector<llama_token> checked_history(const sllm_sampling & sampling, const int32_t * history, int32_t pos);
+
 // What selection keeps for one sequence between calls. Everything here can be rebuilt from the tokens of the sequence.
 class Selector {
   public:
@@ -117,10 +125,25 @@ class Selector {
     // Up to `n` tokens in the order in which they would be selected, the first one being select()'s: the runners-up under the same
     // noise. Their scores are logit / T + G, at temperature 0 the logit.
     std::vector<Ranked> rank(const float * logits, int32_t pos, size_t n, Scratch & scratch) const;
+    // The token that select() would give for the whole row of logits, from the `n` likeliest tokens of it and their log-probabilities, in
+    // any order (certify.cpp).
+    struct Certified {
+        llama_token token; // -1: undecided
+        sllm_certainty how;
+    };
+    Certified select_known(const int32_t * tokens, const float * logprobs, int32_t n, int32_t pos, Scratch & scratch) const;
     // A copy that may run ahead of the committed text.
     Selector clone() const;
 
   private:
+    struct Shortlist;
+    Shortlist shortlist(const int32_t * tokens, const float * logprobs, int32_t n, Scratch & scratch) const;
+    bool may_follow(llama_token token, Shortlist & list, Scratch & scratch) const;
+    bool another_reaches(double least, int32_t pos, Shortlist & list, Scratch & scratch) const;
+    bool another_may_follow(Shortlist & list, Scratch & scratch) const;
+    static size_t n_ranked(const Shortlist & list);
+    llama_token next_reaching(double least, float logit, int32_t pos, llama_token from) const;
+
     const float * adjust(const float * logits, Scratch & scratch) const;
     void ask_grammar(bool about_candidates, Scratch & scratch) const;
     bool filter_shortlist(const float * row, bool changed, bool want_prob, Scratch & scratch) const;

@@ -186,11 +186,6 @@ void top_candidates(const float * logits, int32_t n, size_t k, sllm::Scratch & s
     keep_best(scratch.candidates, k);
 }
 
-bool is_allowed(const std::vector<uint32_t> & allowed, llama_token token) {
-    const auto v = static_cast<uint32_t>(token);
-    return ((allowed[v / 32] >> (v % 32)) & 1U) != 0;
-}
-
 void require(bool condition, const char * text) {
     if (!condition) {
         sllm::fail(SLLM_ERR_INVALID, "%s", text);
@@ -250,6 +245,20 @@ std::unique_ptr<sllm_sampling> compile(const sllm_model & model, const sllm_samp
 } // namespace
 
 namespace sllm {
+
+bool is_allowed(const std::vector<uint32_t> & allowed, llama_token token) {
+    const auto v = static_cast<uint32_t>(token);
+    return ((allowed[v / 32] >> (v % 32)) & 1U) != 0;
+}
+
+std::vector<llama_token> checked_history(const sllm_sampling & sampling, const int32_t * history, int32_t pos) {
+    require(pos >= 0, "pos must be >= 0");
+    const std::vector<llama_token> tokens(history, history + pos);
+    for (const llama_token t : tokens) {
+        require(t >= 0 && t < sampling.model.n_vocab, "the history holds a token that is not in the vocabulary");
+    }
+    return tokens;
+}
 
 double log_prob(const float * row, int32_t n_vocab, llama_token token) {
     const RowCode & rows = row_code();
@@ -367,6 +376,22 @@ void Selector::ask_grammar(bool about_candidates, Scratch & scratch) const {
 // (filter_all). Neither their order nor their softmax changes.
 constexpr float shift_limit = 1e6F;
 
+void tame(std::vector<llama_token_data> & candidates) {
+    float top = minus_infinity;
+    for (const llama_token_data & c : candidates) {
+        top = std::max(top, c.logit);
+    }
+    if (top > shift_limit) {
+        for (llama_token_data & c : candidates) {
+            c.logit = c.logit == top ? 0.0F : std::max(c.logit - top, -shift_limit); // infinity less infinity is no number
+        }
+    } else {
+        for (llama_token_data & c : candidates) {
+            c.logit = std::max(c.logit, top - 2 * shift_limit);
+        }
+    }
+}
+
 // Where only the likeliest tokens matter, take them straight from the row instead of making candidates of the whole vocabulary. False:
 // this selection needs the long way.
 bool Selector::filter_shortlist(const float * row, bool changed, bool want_prob, Scratch & scratch) const {
@@ -436,19 +461,7 @@ void Selector::filter_all(const float * row, Scratch & scratch) const {
     const auto gone = [](const llama_token_data & c) { return !(c.logit > minus_infinity); };
     candidates.erase(std::remove_if(candidates.begin(), candidates.end(), gone), candidates.end());
 
-    float top = minus_infinity;
-    for (const llama_token_data & c : candidates) {
-        top = std::max(top, c.logit);
-    }
-    if (top > shift_limit) {
-        for (llama_token_data & c : candidates) {
-            c.logit = c.logit == top ? 0.0F : std::max(c.logit - top, -shift_limit); // infinity less infinity is no number
-        }
-    } else {
-        for (llama_token_data & c : candidates) {
-            c.logit = std::max(c.logit, top - 2 * shift_limit);
-        }
-    }
+    tame(candidates);
     const bool cut = s.temperature > 0 && s.top_k > 0;
     if (cut) {
         keep_best(candidates, static_cast<size_t>(s.top_k)); // llama.cpp's top-k keeps any of equal ones at the border
@@ -495,6 +508,27 @@ double Selector::score(float logit, int32_t pos, llama_token token) const {
     const sllm_sampling & s = *sampling;
     return s.temperature > 0 ? static_cast<double>(logit) / s.temperature + gumbel_of(hash_of(key_of(s.seed, pos), token))
                              : static_cast<double>(logit);
+}
+
+// The first token from `from` on that has a score of `least` or more if its logit is `logit`; the size of the vocabulary if none has. Now
+// and then it is one that has a little less.
+llama_token Selector::next_reaching(double least, float logit, int32_t pos, llama_token from) const {
+    const sllm_sampling & s = *sampling;
+    const int32_t n = s.model.n_vocab;
+    const double noise = s.temperature > 0 ? least - static_cast<double>(logit) / s.temperature : static_cast<double>(minus_infinity);
+    // The margin covers rounding in the exponentials, as in gumbel_argmax().
+    const double u = std::exp(-std::exp(-noise)) - 1e-15;
+    const uint64_t bound = u > 0 ? static_cast<uint64_t>(u * 0x1p52) : 0;
+    const uint64_t key = key_of(s.seed, pos);
+    int32_t v = from;
+    while ((v = row_code().search_hash(key, v, n, bound)) < n) {
+        for (const int32_t stop = std::min(n, v + search_step); v < stop; ++v) {
+            if (hash_of(key, v) >= bound) {
+                return v;
+            }
+        }
+    }
+    return n;
 }
 
 std::vector<Ranked> Selector::rank(const float * logits, int32_t pos, size_t n, Scratch & scratch) const {
@@ -588,13 +622,8 @@ int sllm_select(const sllm_sampling * sampling, const float * logits, int32_t n_
         if (n_vocab != sampling->model.n_vocab) {
             sllm::fail(SLLM_ERR_INVALID, "the row has %d logits, and the vocabulary %d tokens", n_vocab, sampling->model.n_vocab);
         }
-        require(pos >= 0, "pos must be >= 0");
-        const std::vector<llama_token> tokens(history, history + pos);
-        for (const llama_token t : tokens) {
-            require(t >= 0 && t < n_vocab, "the history holds a token that is not in the vocabulary");
-        }
         sllm::Selector selector;
-        selector.begin(*sampling, tokens, start);
+        selector.begin(*sampling, sllm::checked_history(*sampling, history, pos), start);
         sllm::Scratch scratch;
         const sllm::Choice choice = selector.select(logits, pos, prob != nullptr, scratch);
         *token = choice.token;

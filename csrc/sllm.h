@@ -255,6 +255,25 @@ void sllm_sampling_free(sllm_sampling * sampling);
 int sllm_select(const sllm_sampling * sampling, const float * logits, int32_t n_vocab, int32_t pos, const int32_t * history, int32_t start,
                 int32_t * token, float * prob);
 
+/* ---- certify.cpp: selection from the likeliest tokens of a row ---------------------------------------- */
+
+/* Whether the likeliest tokens of a position decide what the whole row would select. */
+enum sllm_certainty {
+    SLLM_UNDECIDED = 0, /* another token might be selected: more of the likeliest are needed */
+    SLLM_DECIDED = 1,   /* all that survive the filters are among them */
+    SLLM_CERTIFIED = 2, /* others may survive, and none can be selected with the noise that it has */
+};
+
+/* What sllm_select() would select from a row of logits of which `n` log-probabilities are known (natural logarithms, under the softmax of
+ * the whole row at temperature 1), those of its `n` likeliest tokens, in any order. Of tokens as likely as the last of these the caller has
+ * said which come first. The token is an argmax of logit / temperature + G, and so certain where the best known score is above that of any
+ * other token with the logit of the n-th and the noise of its own. `history`, `pos` and `start` as for sllm_select(). `token` receives -1
+ * where *how is SLLM_UNDECIDED.
+ * SLLM_ERR_INVALID: a token twice or outside the vocabulary, NaN, a log-probability above 0, or more than 1 in all;
+ * SLLM_ERR_UNSUPPORTED: penalty_repeat, which depends on the logits themselves; SLLM_ERR_GRAMMAR, SLLM_ERR_COMPUTE: as sllm_select(). */
+int sllm_select_known(const sllm_sampling * sampling, const int32_t * tokens, const float * logprobs, int32_t n, int32_t pos,
+                      const int32_t * history, int32_t start, int32_t * token, int32_t * how);
+
 /* The noise of the selection, G(seed, pos, token). */
 double sllm_gumbel(uint64_t seed, int32_t pos, int32_t token);
 

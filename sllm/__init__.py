@@ -40,6 +40,7 @@ from sllm.errors import (
     RemoteError,
     RPCError,
     SllmError,
+    UndecidedError,
     UnsupportedCPUError,
     UnsupportedModelError,
     VocabMismatchError,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from sllm.generation.generate import generate
     from sllm.generation.local import LocalTarget
     from sllm.generation.text_stream import Run
+    from sllm.http_engine.target import EngineTarget
     from sllm.privacy import Vault
     from sllm.remote.connection import connect
     from sllm.remote.target import RemoteTarget
@@ -75,6 +77,7 @@ __all__ = [
     "Context",
     "ContextFullError",
     "Draft",
+    "EngineTarget",
     "Grade",
     "Hybrid",
     "InferenceError",
@@ -93,6 +96,7 @@ __all__ = [
     "Target",
     "Tier",
     "Triage",
+    "UndecidedError",
     "UnsupportedCPUError",
     "UnsupportedModelError",
     "Vault",
@@ -118,6 +122,7 @@ _moved.install()
 _LAZY = {
     "Context": "sllm.engine.context",
     "Draft": "sllm.engine.context",
+    "EngineTarget": "sllm.http_engine.target",
     "Grade": "sllm.triage",
     "Hybrid": "sllm.triage.hybrid",
     "LayerRange": "sllm.engine.layers",

@@ -18,6 +18,7 @@ importing anything from here::
     +-- UnsupportedCPUError     (ImportError)          the CPU cannot run this build's kernels
     +-- BackendError            (ImportError)          a module with kernels is missing
     +-- UnsupportedModelError   (NotImplementedError)  the architecture cannot do this
+    +-- UndecidedError          (ValueError)           an engine gives too few log-probabilities to select
     +-- LeakError               (RuntimeError)         something private was about to leave; it did not
 """
 
@@ -36,6 +37,7 @@ __all__ = [
     "RPCError",
     "RemoteError",
     "SllmError",
+    "UndecidedError",
     "UnsupportedCPUError",
     "UnsupportedModelError",
     "VocabMismatchError",
@@ -236,6 +238,17 @@ class UnsupportedModelError(SllmError, NotImplementedError):
         ...     except sllm.UnsupportedModelError as error:
         ...         print(str(error).partition(":")[0])
         these layers end before the model's output
+
+    """
+
+
+class UndecidedError(SllmError, ValueError):
+    """A serving engine gives too few log-probabilities of a position for these sampling parameters: another
+    token than the best of those that are known might be the one selected. Nothing is guessed.
+
+    Examples:
+        >>> issubclass(sllm.UndecidedError, ValueError)
+        True
 
     """
 

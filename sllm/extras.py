@@ -14,6 +14,7 @@ _WHAT = {
     "grammar": "grammars and JSON Schemas",
     "remote": "a worker, a connection to one and a split by layers",
     "privacy": "finding what is private",
+    "engines": "serving engines over HTTP",
     "metrics": "a worker's figures for Prometheus",
     "hub": "models on the Hugging Face hub",
     "presidio": "Presidio's detectors",

@@ -27,6 +27,7 @@ EVERY = [getattr(errors, name) for name in errors.__all__]
 # What a caller who has not read the documentation would catch.
 BUILTINS: dict[type[Exception], type[Exception]] = {
     sllm.ModelLoadError: OSError,
+    sllm.UndecidedError: ValueError,
     sllm.VocabMismatchError: ValueError,
     sllm.ContextFullError: RuntimeError,
     sllm.InferenceError: RuntimeError,

@@ -34,6 +34,7 @@ EXTRAS = {
     "remote": ["grpc", "grpc_health", "google", "cryptography"],
     "privacy": ["phonenumbers", "stdnum"],
     "hub": ["huggingface_hub"],
+    "engines": ["httpx2"],
 }
 WITHOUT = """
 import sys
@@ -79,6 +80,7 @@ def test_models_on_this_machine_need_no_extra() -> None:
         ("privacy", "sllm.Vault().mask('13800138000')"),
         ("hub", "sllm.Model('hf://nobody/nothing/no.gguf')"),
         ("hub", "sllm.Model('nobody/nothing:Q4_K_M')"),
+        ("engines", "sllm.EngineTarget"),
     ],
 )
 def test_what_lacks_its_extra_says_which(extra: str, code: str) -> None:

@@ -1,0 +1,260 @@
+"""One text of an engine: what is asked for in a round, and the tokens that its rows select."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sllm.errors import UndecidedError
+from sllm.http_engine.run_length import RunLength
+from sllm.http_engine.selection import RowSelector, first_k, is_plain_greedy, undecided
+from sllm.http_engine.transport import Call, HttpStatusError, limit_of
+from sllm.targets.base import RemoteStats
+from sllm.targets.lockstep import LockstepGeneration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from sllm.engine.model import Model
+    from sllm.engine.sampling import SamplingParams
+    from sllm.http_engine.dialect import Dialect
+    from sllm.http_engine.rows import Row
+    from sllm.http_engine.transport import EngineLink, EventStream
+    from sllm.targets.tree import TokenTree
+
+__all__ = ["Engine", "EngineGeneration", "EngineStats"]
+
+
+@dataclass
+class EngineStats(RemoteStats):
+    """What a text of an engine has cost.
+
+    Attributes:
+        n_requests: requests for rows, sent again or not.
+        n_decided: positions at which all tokens that could be selected were known.
+        n_certified: positions at which they were not, and no other token could be the one selected with the
+            noise that it has (:func:`sllm_select_known` in ``csrc/sllm.h``).
+        n_raised: positions at which more log-probabilities had to be asked for.
+
+    """
+
+    n_requests: int = 0
+    n_decided: int = 0
+    n_certified: int = 0
+    n_raised: int = 0
+
+
+@dataclass
+class Engine:
+    """What the texts of one engine share.
+
+    Attributes:
+        link: the connections.
+        dialect: what asks it.
+        model: with the vocabulary.
+        n_ctx: positions of a text.
+        max_logprobs: log-probabilities of a position that it gives at most; the size of the vocabulary, where
+            no limit is known.
+        max_chain: drafted tokens that one request checks at most.
+        round_trip: seconds, measured when it was found.
+
+    """
+
+    link: EngineLink
+    dialect: Dialect
+    model: Model
+    n_ctx: int
+    max_logprobs: int
+    max_chain: int
+    round_trip: float
+
+
+class EngineGeneration(LockstepGeneration):
+    """One text of an :class:`~sllm.EngineTarget`; see :class:`~sllm.targets.base.Generation`.
+
+    With a hint, one request asks for the rows after the text and after each token of the hint. Without one,
+    the engine goes on by itself, and its likeliest tokens are the hint: where they are the text (temperature
+    0), it streams; else a run of some tokens is asked for.
+
+    Args:
+        engine: what decides.
+        prompt: token ids.
+        sampling: how tokens are selected.
+        max_tokens: at most so many; None: until the model ends or the context is full.
+        logprobs: how many to ask for at first; None: as many as the parameters are likely to need.
+        run: tokens that the engine may go on by itself, at a temperature above 0.
+
+    Attributes:
+        remote: what it has cost.
+
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: list[int],
+        sampling: SamplingParams,
+        max_tokens: int | None,
+        logprobs: int | None,
+        run: int,
+    ) -> None:
+        super().__init__(engine.model.vocab, prompt, max_tokens, engine.n_ctx, engine.max_chain)
+        self._engine = engine
+        self._sampling = sampling
+        self._selector = RowSelector(engine.model, sampling, len(prompt))
+        self._k = first_k(sampling, engine.max_logprobs) if logprobs is None else logprobs
+        self._streams = is_plain_greedy(sampling)
+        self._run = RunLength(run)
+        self._computed = False  # the prompt: until then a hint would have it computed once for each token
+        self._stream: EventStream | None = None
+        self._read: Callable[[Any], tuple[list[Row], bool]] | None = None
+        self.remote: EngineStats = EngineStats(round_trip=engine.round_trip)
+        self._call = Call(self.remote)
+
+    @property
+    def ready(self) -> bool:
+        """See :attr:`~sllm.targets.lockstep.LockstepGeneration.ready`."""
+        return self._stream is not None and self._stream.ready
+
+    def hint(self, pos: int, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
+        """See :meth:`~sllm.targets.base.Generation.hint`."""
+        if self._computed:
+            super().hint(pos, tokens, parents)
+
+    def _verify(self, tree: TokenTree) -> tuple[tuple[int, ...], int]:
+        if tree:
+            self._close_stream()
+            self.remote.n_hints += 1
+            chain = list(tree.tokens)
+            return self._select(self._rows(self._text, chain, self._k), chain)
+        tokens = self._from_stream() if self._streams else self._from_run()
+        self._computed = True
+        return tokens, 0
+
+    # ---- what is asked for
+
+    def _rows(self, text: list[int], chain: list[int], k: int) -> list[Row]:
+        """The rows after the text and after each token of a chain."""
+        engine = self._engine
+        self.remote.n_requests += 1
+        reply = engine.link.request(*engine.dialect.rows_request(text, chain, k), call=self._call)
+        return engine.dialect.rows(reply.value, chain, k)
+
+    def _from_run(self) -> tuple[int, ...]:
+        """Tokens of a run of the engine."""
+        engine = self._engine
+        length = self._run.choose(self._end - len(self._text))
+        self.remote.n_requests += 1
+        began = time.perf_counter()
+        reply = engine.link.request(*engine.dialect.run_request(self._text, length, self._k), call=self._call)
+        seconds = time.perf_counter() - began
+        rows = engine.dialect.run(reply.value, self._k)
+        if not rows:
+            return self._select(self._rows(self._text, [], self._k), [])[0]
+        tokens, n_held = self._select(rows[:length], [row.sampled for row in rows])
+        self._run.observe(len(rows[:length]), seconds if self._computed else None, n_held)
+        return tokens
+
+    def _from_stream(self) -> tuple[int, ...]:
+        """Tokens that the engine's stream has brought, one at least."""
+        engine, room = self._engine, self._end - len(self._text)
+        if self._stream is None:
+            self.remote.n_requests += 1
+            asked = engine.dialect.stream_request(
+                self._text, min(room, engine.dialect.stream_tokens), self._k
+            )
+            self._stream = engine.link.stream(*asked, call=self._call)
+            self._read = engine.dialect.stream_reader(self._k)
+        assert self._read is not None
+        rows: list[Row] = []
+        goes_on = True
+        while goes_on and len(rows) < room and (not rows or self._stream.ready):
+            event = self._stream.get()
+            if event is None:
+                goes_on = False
+            else:
+                found, goes_on = self._read(event)
+                rows += found
+        if not goes_on:
+            self._close_stream()
+        if not rows:  # it ended here, or withholds the next row
+            return self._select(self._rows(self._text, [], self._k), [])[0]
+        tokens, n_held = self._select(rows[:room], [row.sampled for row in rows])
+        if n_held < len(rows):
+            self._close_stream()
+        return tokens
+
+    def _close_stream(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    # ---- what is selected
+
+    def _select(self, rows: list[Row], drafted: Sequence[int | None]) -> tuple[tuple[int, ...], int]:
+        """The tokens that rows select, up to the first that is not the drafted one, and how many of the
+        drafted ones held.
+        """
+        text, n_held = list(self._text), 0
+        for place, row in enumerate(rows):
+            token = self._selector.select(row, text)
+            if token is None:
+                try:
+                    token = self._select_from_more(text, len(row.tokens))
+                except UndecidedError:
+                    if place == 0:
+                        raise
+                    break  # what is certain comes first, and then the error
+            text.append(token)
+            holds = place < len(drafted) and token == drafted[place]
+            n_held += holds
+            if not holds or self._vocab.is_eog(token):
+                break
+        self.remote.n_decided = self._selector.n_decided
+        self.remote.n_certified = self._selector.n_certified
+        return tuple(text[len(self._text) :]), n_held
+
+    def _select_from_more(self, text: list[int], k: int) -> int:
+        """The token after ``text``, for which ``k`` log-probabilities were not enough.
+
+        Raises:
+            UndecidedError: nor are as many as the engine gives.
+
+        """
+        engine = self._engine
+        self.remote.n_raised += 1
+        while k < engine.max_logprobs:
+            k = min(4 * k, engine.max_logprobs)
+            try:
+                row = self._rows(text, [], k)[0]
+            except HttpStatusError as error:
+                limit = limit_of(error)
+                if limit is None or not 1 <= limit < k:
+                    raise
+                engine.max_logprobs = k = limit  # a limit beyond what was tried
+                row = self._rows(text, [], k)[0]
+            token = self._selector.select(row, text)
+            if token is not None:
+                n_positions = self._selector.n_decided + self._selector.n_certified
+                if 8 * self.remote.n_raised > n_positions > 8:  # more at once is less than twice
+                    self._k = min(2 * self._k, engine.max_logprobs)
+                return token
+        raise undecided(
+            self._sampling, engine.max_logprobs, engine.link.endpoint, engine.dialect.max_logprobs_option
+        )
+
+    # ---- the end
+
+    def cancel(self) -> None:
+        """See :meth:`~sllm.targets.base.Generation.cancel`: the request under way ends with its
+        connection.
+        """
+        self._cancelled = True
+        self._call.cancel()
+
+    def close(self) -> None:
+        """End what the engine computes for this text. More calls do nothing."""
+        self.closed = True
+        self._close_stream()
