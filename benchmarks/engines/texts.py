@@ -83,14 +83,14 @@ def measure(
         for temperature in (0.0, 0.8):
             chosen = cases(vocab, n_texts, temperature)
             expected = [
-                plain.stream(server, vocab, case.prompt, n_tokens)[0]
+                plain.whole(server, vocab, case.prompt, n_tokens)
                 if temperature == 0
                 else plain.one_by_one(server, vocab, case.prompt, case.sampling, n_tokens)
                 for case in chosen
             ]
-            if temperature == 0:  # and the engine's own stream is what its log-probabilities say
+            if temperature == 0:  # and the engine's own text is what its log-probabilities say
                 again = [plain.one_by_one(server, vocab, c.prompt, c.sampling, n_tokens) for c in chosen[:3]]
-                print(f"own stream = one token for each request: {again == expected[:3]}", flush=True)
+                print(f"own text = one token for each request: {again == expected[:3]}", flush=True)
             for name, draft in ways(small).items():
                 before = server.tokens_computed()
                 found = [written(target, case, draft, n_tokens) for case in chosen]
@@ -138,7 +138,7 @@ def timed(
     with sllm.EngineTarget(f"http://127.0.0.1:{port}/v1", vocab) as target:
         for temperature in (0.0, 0.8):
             seconds = dict.fromkeys(("stream", *ways(small)), 0.0)
-            n_made = dict.fromkeys(seconds, 0)
+            n_made, n_requests = dict.fromkeys(seconds, 0), dict.fromkeys(seconds, 0)
             for case in cases(vocab, n_texts, temperature):
                 # What a plain client would do: greedily here, since a text's length is what counts.
                 tokens, took = plain.stream(server, vocab, case.prompt, n_tokens, port=port)
@@ -146,7 +146,8 @@ def timed(
                 n_made["stream"] += len(tokens)
                 for name, draft in ways(small).items():
                     began = time.perf_counter()
-                    tokens, _ = written(target, case, draft, n_tokens)
+                    tokens, stats = written(target, case, draft, n_tokens)
+                    n_requests[name] += stats.n_requests
                     seconds[name] += time.perf_counter() - began
                     n_made[name] += len(tokens)
             speeds = {name: n_made[name] / seconds[name] for name in seconds}
@@ -155,6 +156,7 @@ def timed(
                     "round_trip_ms": round_trip * 1e3,
                     "temperature": temperature,
                     "draft": name,
+                    "requests_per_token": round(n_requests[name] / n_made[name], 3),
                     "tokens_per_s": round(speeds[name], 2),
                     "ratio_vs_stream": round(speeds[name] / speeds["stream"], 3),
                 }
