@@ -124,7 +124,7 @@ def vllm(python: Path, gguf: Path, folder: Path, options: Sequence[str] = ()) ->
     if not (model / "tokenizer_config.json").is_file():  # written last
         subprocess.run([python, CONVERT, gguf, model], check=True)
     port = free_port()
-    command = [
+    command: list[str | Path] = [
         *(
             python,
             "-m",
@@ -152,7 +152,7 @@ def vllm(python: Path, gguf: Path, folder: Path, options: Sequence[str] = ()) ->
 def llama_server(binary: Path, gguf: Path, folder: Path, options: Sequence[str] = ()) -> Iterator[Server]:
     """llama-server, with nine slots of its own context each: a draft of eight tokens is checked in nine."""
     port = free_port()
-    command = [
+    command: list[str | Path] = [
         *(binary, "-m", gguf, "--host", "127.0.0.1", "--port", str(port), "-t", "1", "-np", "9"),
         *("-c", str(9 * N_CTX), "--metrics", *options),
     ]
