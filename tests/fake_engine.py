@@ -257,10 +257,8 @@ class FakeEngine:
         if body.get("stream"):
 
             def events() -> Iterator[Any]:
-                grown = list(prompts[0])
                 for token in self.greedy(prompts[0], self._room(prompts[0], body["max_tokens"]), ends):
-                    yield {"choices": [{"index": 0, "text": "", "logprobs": logprobs(grown, [token])}]}
-                    grown.append(token)
+                    yield {"choices": [{"index": 0, "text": "", "logprobs": None, "token_ids": [token]}]}
                 yield {"choices": [], "usage": {}}
 
             return events()
@@ -338,7 +336,7 @@ class FakeEngine:
 
     def _llama(self, body: dict[str, Any]) -> Any:
         assert body["temperature"] == 0
-        k = body["n_probs"]
+        k = body.get("n_probs", 0)
         biased = [token for token, _ in body.get("logit_bias", [])]
         given = body["prompt"]
         prompts = [self.check(p) for p in (given if isinstance(given[0], list) else [given])]
@@ -374,7 +372,6 @@ class FakeEngine:
             def events() -> Iterator[Any]:
                 made: list[int] = []
                 for token in made_of(prompts[0]):
-                    text = [*prompts[0], *made]
                     made.append(token)
                     if whole(made):
                         yield {
@@ -382,7 +379,6 @@ class FakeEngine:
                             "tokens": [token],
                             "stop": False,
                             "tokens_predicted": len(made),
-                            "completion_probabilities": [entry(text, token)],
                         }
                 yield {"index": 0, "tokens": [], "stop": True, "tokens_predicted": len(made)}
 
@@ -488,7 +484,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         self.engine = self.server.engine
-        self.timeout = self.engine.keep_alive
+        self.timeout = self.engine.keep_alive  # type: ignore[misc]
         self.engine.n_connections += 1
         self.engine.connections.add(self.request)
         super().setup()
@@ -525,7 +521,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(
                 refusal.status,
                 json.dumps({"error": {"message": refusal.message, "code": refusal.status}}).encode(),
-                **refusal.headers,
+                refusal.headers,
             )
             return
         if hasattr(value, "__next__"):
@@ -562,11 +558,13 @@ class _Handler(BaseHTTPRequestHandler):
             return True
         return False
 
-    def _send(self, status: int, data: bytes, *, length: int | None = None, **headers: str) -> None:
+    def _send(
+        self, status: int, data: bytes, headers: dict[str, str] | None = None, length: int | None = None
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data) if length is None else length))
-        for name, value in headers.items():
+        for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
@@ -585,7 +583,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if fault == "cut" and n == 3:
                     self.close_connection = True
                     return
-                if fault == "garbage event" and n == 3:
+                if fault == "event garbage" and n == 3:
                     send(b"data: {no JSON\n\n")
                 send(b"data: " + json.dumps(event).encode() + b"\n\n")
             if self.engine.api != "llama-server":

@@ -1,14 +1,19 @@
-"""Addresses of workers as they are given on the command line."""
+"""Addresses and keys of workers and engines as they are given to the command line."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from sllm.cli.arguments import REMOTE_VARIABLE
+from sllm.cli.arguments import ENGINE_KEY_VARIABLE, REMOTE_VARIABLE
 from sllm.cli.console import CommandError
 
-__all__ = ["worker_addresses"]
+__all__ = ["engine_key", "worker_addresses"]
+
+
+def engine_key() -> str | None:
+    """The key of a serving engine, which the command line has no place for."""
+    return os.environ.get(ENGINE_KEY_VARIABLE) or None
 
 
 def worker_addresses(given: str | None) -> list[str]:

@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT",
+    "ENGINE",
+    "ENGINE_KEY_VARIABLE",
+    "ENGINE_SECRET",
     "FAILED",
     "MODEL",
     "REMOTE_VARIABLE",
     "SECRET",
     "URI",
     "Parser",
+    "add_engine_model",
     "add_gpu_layers",
     "add_json",
     "add_threads",
@@ -43,12 +47,20 @@ FAILED = 2
 REMOTE_VARIABLE = "SLLM_REMOTE"
 """The environment variable that may hold a worker's address; other users of the machine cannot see it."""
 
+ENGINE_KEY_VARIABLE = "SLLM_ENGINE_KEY"
+"""The environment variable that may hold the key of a serving engine."""
+
 DEFAULT = "(default: %(default)s)"
 MODEL = "a GGUF file, owner/repo:QUANT or hf://owner/repo/file.gguf"
 URI = (
     f"the sllm:// line that the worker printed; @FILE: a file with it; left out: what ${REMOTE_VARIABLE}"
     " holds"
 )
+ENGINE = (
+    "a serving engine that runs somewhere: vLLM, SGLang or llama-server, by an address such as"
+    " http://host:8000/v1"
+)
+ENGINE_SECRET = f"The key of a serving engine, where it asks for one, is taken from {ENGINE_KEY_VARIABLE}."
 SECRET = (
     "A worker's sllm:// line is a secret, and the machine's other users can see command lines:"
     f" @FILE and the environment variable {REMOTE_VARIABLE} keep it to yourself."
@@ -176,8 +188,21 @@ def add_gpu_layers(group: argparse._ActionsContainer, *, of: str = "", draft: bo
     )
 
 
-def add_worker(parser: argparse.ArgumentParser) -> None:
-    """Declare ``URI`` and ``--timeout``, of commands that ask a worker."""
-    parser.add_argument("uri", metavar="URI", nargs="?", help=URI)
+def add_engine_model(group: argparse._ActionsContainer) -> None:
+    """Declare ``--engine-model``."""
+    group.add_argument(
+        "--engine-model", metavar="NAME", help="the model's name there (default: the first that it serves)"
+    )
+
+
+def add_worker(parser: argparse.ArgumentParser, *, also: str = "") -> None:
+    """Declare ``URI`` and ``--timeout``, of commands that ask a worker.
+
+    Args:
+        parser: of the command.
+        also: what else may be asked.
+
+    """
+    parser.add_argument("uri", metavar="URI", nargs="?", help=URI + also)
     seconds = number(above_zero=True)
     parser.add_argument("--timeout", metavar="SECONDS", type=seconds, default=10.0, help=DEFAULT)

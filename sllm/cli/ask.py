@@ -10,8 +10,17 @@ from urllib.parse import urlsplit
 
 import sllm
 from sllm import embedded
-from sllm.cli.addresses import worker_addresses
-from sllm.cli.arguments import DEFAULT, MODEL, URI, add_threads, whole
+from sllm.cli.addresses import engine_key, worker_addresses
+from sllm.cli.arguments import (
+    DEFAULT,
+    ENGINE,
+    ENGINE_SECRET,
+    MODEL,
+    URI,
+    add_engine_model,
+    add_threads,
+    whole,
+)
 from sllm.cli.console import CommandError, count, one_line, read_prompt
 from sllm.cli.run_report import style_of
 from sllm.engine.chat_template import thinking_off
@@ -34,9 +43,9 @@ __all__ = ["EPILOG", "add_arguments", "run"]
 EPILOG = (
     "Without --small the package's own model grades and answers, with the profile that comes with it."
     " Without a profile nothing is promised, and every request is tier 2. The key for --cloud-url is taken"
-    " from OPENAI_API_KEY; a worker's sllm:// line is a secret, too, and @FILE or SLLM_REMOTE keep it from"
-    " the machine's other users. Where the cloud does not answer, a line on stderr says so, and"
-    " the local model answers."
+    f" from OPENAI_API_KEY. {ENGINE_SECRET} A worker's sllm:// line is a secret, too, and @FILE or"
+    " SLLM_REMOTE keep it from the machine's other users. Where the cloud does not answer, a line on stderr"
+    " says so, and the local model answers."
 )
 
 
@@ -96,6 +105,13 @@ def _add_cloud(parser: argparse.ArgumentParser) -> None:
         "--cloud-url", metavar="URL", help="an OpenAI-compatible endpoint, such as https://host/v1"
     )
     cloud.add_argument("--cloud-model", metavar="NAME", help="the model's name there")
+    cloud.add_argument("--engine", metavar="URL", help=ENGINE)
+    cloud.add_argument(
+        "--engine-vocab",
+        metavar="GGUF",
+        help=f"a model with its vocabulary and chat template: {MODEL} (default: --local, or else --small)",
+    )
+    add_engine_model(cloud)
     cloud.add_argument(
         "--privacy",
         choices=("local", "deidentify", "refuse"),
@@ -132,6 +148,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
         cloud, trouble = _open_cloud(args, uris, out, stack)
         small, triage = _open_small(args, profile, stack)
         local = None if args.local is None else stack.enter_context(sllm.Model(args.local))
+        if args.engine is not None:
+            cloud, trouble = _open_engine(args, local or small, out, stack)
         if args.no_thinking:
             _check_switch(small, local, cloud)
         hybrid = stack.enter_context(
@@ -192,12 +210,14 @@ def _encodable(text: str) -> str:
 
 
 def _check_cloud(args: argparse.Namespace) -> None:
+    if args.engine is None and (args.engine_vocab is not None or args.engine_model is not None):
+        raise CommandError("--engine-vocab and --engine-model need --engine, the address of the engine")
+    if sum(given is not None for given in (args.remote, args.cloud_url, args.engine)) > 1:
+        raise CommandError("--remote, --cloud-url and --engine exclude each other")
     if args.cloud_url is None:
         if args.cloud_model is not None:
             raise CommandError("--cloud-model needs --cloud-url, which says where the model is")
         return
-    if args.remote is not None:
-        raise CommandError("--remote and --cloud-url exclude each other")
     if args.cloud_model is None:
         raise CommandError("--cloud-url needs --cloud-model, the model's name there")
     try:
@@ -250,6 +270,22 @@ def _open_cloud(
         # What can be answered here does not need it.
         out.note(f"sllm: {one_line(error)}; answering without it")
         return None, "the worker does not answer"
+
+
+def _open_engine(
+    args: argparse.Namespace, vocab: sllm.Model, out: Output, stack: ExitStack
+) -> tuple[Target | None, str | None]:
+    """The engine as the cloud, and why there is none although one was named."""
+    if args.engine_vocab is not None:
+        vocab = stack.enter_context(sllm.Model(args.engine_vocab, vocab_only=True))
+    try:
+        target = sllm.EngineTarget(args.engine, vocab, model=args.engine_model, api_key=engine_key())
+    except sllm.AuthError:
+        raise
+    except sllm.RemoteError as error:
+        out.note(f"sllm: {one_line(error)}; answering without it")
+        return None, "the engine does not answer"
+    return stack.enter_context(target), None
 
 
 # ---- output

@@ -47,7 +47,7 @@ _COMMANDS = {
     ),
     "rpc-server": ("sllm.cli.rpc_server", "Serve this machine's devices by ggml's RPC, on loopback."),
     "status": ("sllm.cli.status", "Show what a worker is doing."),
-    "ping": ("sllm.cli.ping", "Measure the link to a worker and show what it offers."),
+    "ping": ("sllm.cli.ping", "Measure the link to a worker or a serving engine and show what it offers."),
     "calibrate": (
         "sllm.cli.calibrate",
         "Find out from labelled requests when a small model may answer by itself.",

@@ -1,4 +1,4 @@
-"""``sllm run``: the text that follows a prompt, by a model here, a worker's, or one split between both."""
+"""``sllm run``: the text that follows a prompt, by a model here, a worker's, an engine's, or one split."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import sllm
 from sllm.cli.addresses import worker_addresses
 from sllm.cli.arguments import (
     DEFAULT,
+    ENGINE,
+    ENGINE_SECRET,
     MODEL,
     SECRET,
     URI,
+    add_engine_model,
     add_gpu_layers,
     add_threads,
     layers_or_none,
@@ -21,7 +24,7 @@ from sllm.cli.arguments import (
 )
 from sllm.cli.chat_arguments import add_chat, chat_prompt, check_chat
 from sllm.cli.console import CommandError, expected_utf8, read_prompt
-from sllm.cli.run_models import open_local, open_remote, open_split
+from sllm.cli.run_models import open_engine, open_local, open_remote, open_split
 from sllm.cli.run_report import ShownText, summary
 from sllm.draft.drafters import ModelDrafter
 from sllm.wire.codec import CODECS
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
-EPILOG = SECRET
+EPILOG = f"{SECRET} {ENGINE_SECRET}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("prompt", metavar="PROMPT", nargs="*", help="the prompt; '-', or none and a pipe: stdin")
     add("--target", metavar="GGUF", help=f"{MODEL} (default: the package's own small model)")
     add("--remote", metavar="URI", nargs="?", const="", help=f"a worker: {URI}")
+    add(
+        "--engine",
+        metavar="URL",
+        help=f"{ENGINE}; --target is then a model with its vocabulary, of which nothing else is loaded",
+    )
+    add_engine_model(parser)
     add(
         "--draft",
         metavar="GGUF|mtp|ngram|none",
@@ -153,12 +162,18 @@ def run(args: argparse.Namespace, out: Output) -> int:
     uris = None if args.remote is None else worker_addresses(args.remote)
     if uris is not None and args.target is not None and args.head is None:
         raise CommandError("--target and --remote exclude each other, except for a split: name --head")
+    if args.engine is None and args.engine_model is not None:
+        raise CommandError("--engine-model needs --engine, the address of the engine")
+    if args.engine is not None and (uris is not None or args.rpc is not None or args.head is not None):
+        raise CommandError("--engine excludes --remote, --rpc and --head")
     if args.head is not None and uris is None:
         raise CommandError("--head splits a model with a worker: name that by --remote")
     option = "--target" if args.target is None and args.remote is None else None
     text = read_prompt(args.prompt, "run", model_option=option)
     with ExitStack() as stack:
-        if uris is None:
+        if args.engine is not None:
+            model, target, draft = open_engine(args, sampling, stack)
+        elif uris is None:
             model, target, draft = open_local(args, sampling, stack)
         elif args.head is None:
             model, target, draft = open_remote(uris, args, sampling, stack)
@@ -166,7 +181,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
             model, target, draft = open_split(uris, args, sampling, stack)
         prompt = chat_prompt(args, model, text) if args.chat else text
         drafter: sllm.Model | ModelDrafter | str | None = draft
-        if isinstance(draft, sllm.Model) and (args.threads is not None or uris is not None):
+        elsewhere = uris is not None or args.engine is not None
+        if isinstance(draft, sllm.Model) and (args.threads is not None or elsewhere):
             n_ctx = min(n for n in (args.n_ctx, draft.n_ctx_train, 4096) if n)
             drafter = stack.enter_context(ModelDrafter(draft, n_ctx=n_ctx, n_threads=args.threads))
         stream = stack.enter_context(

@@ -1,4 +1,4 @@
-"""The models of ``sllm run``: on this machine, on a worker, or split between both.
+"""The models of ``sllm run``: on this machine, on a worker, in an engine, or split between both.
 
 Each function returns a model that has the vocabulary, the target, and what is to draft.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sllm
 from sllm import embedded
-from sllm.cli.addresses import worker_addresses
+from sllm.cli.addresses import engine_key, worker_addresses
 from sllm.cli.console import CommandError
 from sllm.engine import exact
 from sllm.rpc import server as rpc
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     _Opened = tuple[sllm.Model, sllm.Model | Target, sllm.Model | str | None]
 
-__all__ = ["open_local", "open_remote", "open_split"]
+__all__ = ["open_engine", "open_local", "open_remote", "open_split"]
 
 
 def open_local(args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack) -> _Opened:
@@ -93,6 +93,25 @@ def open_remote(
             "--on-loss local lets the draft go on alone, and there is none: name it by --draft"
         )
     return model, remote.target(run_ahead=not args.no_run_ahead), draft
+
+
+def open_engine(args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack) -> _Opened:
+    """Find a serving engine; the target's file has its vocabulary."""
+    for option in ("no_run_ahead", "on_loss"):
+        if getattr(args, option):
+            raise CommandError(f"--{option.replace('_', '-')} is for --remote alone")
+    ours = args.target is None
+    name = embedded.TARGET if ours else args.target
+    model = stack.enter_context(sllm.Model(name, vocab_only=True))
+    _check_grammar(model, sampling, args.grammar_file or args.json_schema)
+    target = sllm.EngineTarget(
+        args.engine,
+        model,
+        model=args.engine_model,
+        api_key=engine_key(),
+        deadline=args.deadline or 60.0,
+    )
+    return model, stack.enter_context(target), _open_draft(args, embedded.DRAFT if ours else None, stack)
 
 
 def open_split(

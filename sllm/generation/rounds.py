@@ -87,7 +87,7 @@ class TreeRounds:
     def learn(self, commit: Commit, seconds: float) -> None:
         """See :meth:`Rounds.learn`."""
         growth = self._growth
-        growth.observe_pass(commit.n_verified + self._n_again, commit.seconds)
+        growth.observe_pass(commit.n_verified + self._n_again, _seconds_of_pass(commit))
         growth.observe_truth(self._tree, commit.tokens)
         self._n_again = self._shown.n_beside(commit.tokens[: commit.n_accepted])  # the others stay in memory
         if self._settled and (commit.n_verified > 0 or self.spent > 0.05 * commit.seconds):
@@ -181,7 +181,7 @@ class ChainRounds:
         """See :meth:`Rounds.learn`."""
         # 1. What drafts cost and how often they hold.
         length = self._length
-        length.observe_pass(commit.n_verified, commit.seconds)
+        length.observe_pass(commit.n_verified, _seconds_of_pass(commit))
         length.observe_truth(self._chain, self._probs, commit.tokens)
         if self._settled and (commit.n_verified > 0 or self.spent > 0.05 * commit.seconds):
             length.observe_round(len(commit.tokens), seconds)
@@ -190,3 +190,10 @@ class ChainRounds:
         holds = tuple(self._chain[:n_new]) == commit.tokens
         self._chain = self._chain[n_new:] if holds else []
         self._probs = self._probs[n_new:] if holds else []
+
+
+def _seconds_of_pass(commit: Commit) -> float:
+    """What a pass took; of one without a draft, what each token of it took: an engine that goes on by itself
+    gives several at once.
+    """
+    return commit.seconds if commit.n_verified else commit.seconds / len(commit.tokens)

@@ -81,9 +81,11 @@ class Dialect(Protocol):
         """The rows of the answer to :meth:`run_request`, with what was sampled; they may be none."""
 
     def stream_request(self, text: Sequence[int], n: int, k: int) -> Asked:
-        """As :meth:`run_request`, token by token."""
+        """Let the engine go on with its likeliest tokens, and send them one by one; with ``k``
+        log-probabilities each where it does not tell the tokens without them.
+        """
 
-    def stream_reader(self, k: int) -> Callable[[Any], tuple[list[Row], bool]]:
+    def stream_reader(self, k: int, /) -> Callable[[Any], tuple[list[Row], bool]]:
         """Takes the events of a stream in order: the rows that came with one, and whether the next rows are
         sure to be the next ones of the text.
         """

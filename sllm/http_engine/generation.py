@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sllm.errors import UndecidedError
+from sllm.errors import SllmError, UndecidedError
 from sllm.http_engine.run_length import RunLength
 from sllm.http_engine.selection import RowSelector, first_k, is_plain_greedy, undecided
-from sllm.http_engine.transport import Call, HttpStatusError, limit_of
+from sllm.http_engine.transport import Call, HttpStatusError, LinkLostError, limit_of
 from sllm.targets.base import RemoteStats
 from sllm.targets.lockstep import LockstepGeneration
 
@@ -37,6 +37,8 @@ class EngineStats(RemoteStats):
         n_certified: positions at which they were not, and no other token could be the one selected with the
             noise that it has (:func:`sllm_select_known` in ``csrc/sllm.h``).
         n_raised: positions at which more log-probabilities had to be asked for.
+        n_tied: positions at which tokens as likely as the last of those that count may have been left out by
+            the engine, which says which of them come first.
 
     """
 
@@ -44,6 +46,7 @@ class EngineStats(RemoteStats):
     n_decided: int = 0
     n_certified: int = 0
     n_raised: int = 0
+    n_tied: int = 0
 
 
 @dataclass
@@ -109,6 +112,7 @@ class EngineGeneration(LockstepGeneration):
         self._run = RunLength(run)
         self._computed = False  # the prompt: until then a hint would have it computed once for each token
         self._stream: EventStream | None = None
+        self._failed: SllmError | None = None  # what a stream ended with, to be raised in the next round
         self._read: Callable[[Any], tuple[list[Row], bool]] | None = None
         self.remote: EngineStats = EngineStats(round_trip=engine.round_trip)
         self._call = Call(self.remote)
@@ -160,6 +164,9 @@ class EngineGeneration(LockstepGeneration):
     def _from_stream(self) -> tuple[int, ...]:
         """Tokens that the engine's stream has brought, one at least."""
         engine, room = self._engine, self._end - len(self._text)
+        if self._failed is not None:
+            error, self._failed = self._failed, None
+            raise error
         if self._stream is None:
             self.remote.n_requests += 1
             asked = engine.dialect.stream_request(
@@ -167,16 +174,16 @@ class EngineGeneration(LockstepGeneration):
             )
             self._stream = engine.link.stream(*asked, call=self._call)
             self._read = engine.dialect.stream_reader(self._k)
-        assert self._read is not None
         rows: list[Row] = []
         goes_on = True
-        while goes_on and len(rows) < room and (not rows or self._stream.ready):
-            event = self._stream.get()
-            if event is None:
-                goes_on = False
-            else:
-                found, goes_on = self._read(event)
+        try:
+            while goes_on and len(rows) < room and (not rows or self._stream.ready):
+                found, goes_on = self._next_rows(self._stream)
                 rows += found
+        except SllmError as error:
+            if not rows:
+                raise
+            self._failed, goes_on = error, False  # what came before it comes first
         if not goes_on:
             self._close_stream()
         if not rows:  # it ended here, or withholds the next row
@@ -185,6 +192,16 @@ class EngineGeneration(LockstepGeneration):
         if n_held < len(rows):
             self._close_stream()
         return tokens
+
+    def _next_rows(self, stream: EventStream) -> tuple[list[Row], bool]:
+        """The rows of the next event, and whether there will be more."""
+        assert self._read is not None
+        try:
+            event = stream.get()
+        except LinkLostError:  # the next request goes on from here
+            self.remote.n_reconnects += 1
+            event = None
+        return ([], False) if event is None else self._read(event)
 
     def _close_stream(self) -> None:
         if self._stream is not None:
@@ -214,6 +231,7 @@ class EngineGeneration(LockstepGeneration):
                 break
         self.remote.n_decided = self._selector.n_decided
         self.remote.n_certified = self._selector.n_certified
+        self.remote.n_tied = self._selector.n_tied
         return tuple(text[len(self._text) :]), n_held
 
     def _select_from_more(self, text: list[int], k: int) -> int:

@@ -95,12 +95,12 @@ class LlamaServer:
     def stream_request(self, text: Sequence[int], n: int, k: int) -> Asked:
         """See :class:`~sllm.http_engine.dialect.Dialect`."""
         body = self._body(list(text), n, k)
-        del body["response_fields"]
+        del body["response_fields"], body["n_probs"]
         return Asked("/completion", {**body, "stream": True})
 
-    def stream_reader(self, k: int) -> Callable[[Any], tuple[list[Row], bool]]:
-        """See :class:`~sllm.http_engine.dialect.Dialect`: events of tokens whose rows are withheld are left
-        out, which shows in how many tokens the server says it has made.
+    def stream_reader(self, _k: int, /) -> Callable[[Any], tuple[list[Row], bool]]:
+        """See :class:`~sllm.http_engine.dialect.Dialect`: events of tokens within a character are left out,
+        which shows in how many tokens the server says it has made.
         """
         n_seen = 0
 
@@ -110,12 +110,13 @@ class LlamaServer:
                 raise self._reader.wrong("broke a stream off with an error")
             if field_of(event, "stop") is True and not field_of(event, "tokens"):
                 return [], False
-            rows = self._results(event, k)
-            n_made = field_of(event, "tokens_predicted")
-            if n_made != n_seen + len(rows):
+            tokens, n_made = field_of(event, "tokens"), field_of(event, "tokens_predicted")
+            if not isinstance(tokens, list):
+                raise self._reader.wrong("answered without tokens")
+            if n_made != n_seen + len(tokens):
                 return [], False
-            n_seen += len(rows)
-            return rows, True
+            n_seen += len(tokens)
+            return [self._reader.likeliest(token) for token in tokens], True
 
         return read
 

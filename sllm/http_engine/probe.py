@@ -8,14 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from sllm.engine.vocab import EOG
 from sllm.errors import RemoteError, VocabMismatchError
 from sllm.http_engine import llama_server, sglang, vllm
 from sllm.http_engine.rows import RowReader, field_of
 from sllm.http_engine.transport import HttpStatusError, NotJsonError, limit_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from sllm.engine.vocab import Vocab
     from sllm.http_engine.dialect import Dialect, Finder, Found
     from sllm.http_engine.transport import Call, EngineLink
@@ -39,6 +38,8 @@ ODD_TEXTS = (
 
 _LARGE_K = 1024
 """An engine that gives so many log-probabilities has no limit worth looking for."""
+
+_ANY_TOKEN = 1 << 30
 
 _PROMPT = 512
 """Tokens of the prompt that shows whether the beginnings of prompts are kept."""
@@ -131,19 +132,31 @@ def find_engine(link: EngineLink, call: Call, api: str) -> tuple[str, Found]:
     )
 
 
-def make_dialect(api: str, found: Found, reader: RowReader, vocab: Vocab) -> Dialect:
-    """What asks an engine of this kind."""
+def make_dialect(api: str, found: Found, link: EngineLink, call: Call, vocab: Vocab | None) -> Dialect:
+    """What asks an engine of this kind. Without a vocabulary, any token is taken for one of it."""
+    reader = RowReader(link.endpoint, _ANY_TOKEN if vocab is None else vocab.n_tokens)
+    ends = [] if vocab is None else sorted({*vocab.tokens_with(EOG).tolist(), *vocab.turn_ends()})
     if api == "vllm":
-        return vllm.VLLM(found, reader)
+        return vllm.VLLM(found, reader, ends)
     if api == "sglang":
-        return sglang.SGLang(reader)
-    return llama_server.LlamaServer(reader, llama_server.letter_token(vocab))
+        return sglang.SGLang(reader, ends)
+    if vocab is not None:
+        return llama_server.LlamaServer(reader, llama_server.letter_token(vocab))
+    letter = _tokenized(link, call, llama_server.LlamaServer(reader, 0), "a")
+    return llama_server.LlamaServer(reader, letter[-1] if letter else 0)
 
 
 def look(
-    link: EngineLink, call: Call, vocab: Vocab, api: str, model: str | None
+    link: EngineLink, call: Call, vocab: Vocab | None, api: str, model: str | None
 ) -> tuple[Dialect, EngineInfo]:
-    """Find out what stands at the address: some ten requests.
+    """Find out what stands at the address: some twenty small requests, and two with a prompt.
+
+    Args:
+        link: to it.
+        call: what the requests belong to.
+        vocab: what its tokens are to be those of; None: that is not compared.
+        api: one of :data:`APIS`, or ``"auto"``.
+        model: the model's name there; None: the first that it serves.
 
     Raises:
         RemoteError: it is no engine that is known, or does not answer as one.
@@ -154,7 +167,7 @@ def look(
     name, found = find_engine(link, call, api)
     if model is not None:
         found = replace(found, model=model)
-    dialect = make_dialect(name, found, RowReader(link.endpoint, vocab.n_tokens), vocab)
+    dialect = make_dialect(name, found, link, call, vocab)
     round_trip = _round_trip(link, call)
     tokenizer = _compare_tokens(link, call, dialect, vocab)
     max_logprobs = _most_logprobs(link, call, dialect, vocab)
@@ -176,6 +189,15 @@ def look(
     )
 
 
+def _tokenized(link: EngineLink, call: Call, dialect: Dialect, text: str) -> list[int] | None:
+    """The engine's own tokens of a text; None: it does not tokenise."""
+    with suppress(HttpStatusError, NotJsonError):
+        found = field_of(link.request(*dialect.tokenize_request(text), call=call).value, "tokens")
+        if isinstance(found, list) and all(type(token) is int and token >= 0 for token in found):
+            return found
+    return None
+
+
 def _round_trip(link: EngineLink, call: Call) -> float:
     took = []
     for _ in range(3):
@@ -186,22 +208,20 @@ def _round_trip(link: EngineLink, call: Call) -> float:
     return min(took)
 
 
-def _compare_tokens(link: EngineLink, call: Call, dialect: Dialect, vocab: Vocab) -> str:
+def _compare_tokens(link: EngineLink, call: Call, dialect: Dialect, vocab: Vocab | None) -> str:
     """Whether the engine's tokens are those of the vocabulary, by texts that it tokenises."""
+    if vocab is None:
+        return "not compared"
     same = True
     for text in ODD_TEXTS:
-        try:
-            reply = link.request(*dialect.tokenize_request(text), call=call).value
-        except (HttpStatusError, NotJsonError):
-            return "not compared"
-        theirs = field_of(reply, "tokens")
-        if not isinstance(theirs, list) or not all(type(token) is int for token in theirs):
+        theirs = _tokenized(link, call, dialect, text)
+        if theirs is None:
             return "not compared"
         ours = vocab.encode(text, add_special=False).tolist()
         if theirs == ours:
             continue
         same = False
-        if not all(0 <= t < vocab.n_tokens for t in theirs) or vocab.decode(theirs) != vocab.decode(ours):
+        if not all(t < vocab.n_tokens for t in theirs) or vocab.decode(theirs) != vocab.decode(ours):
             raise VocabMismatchError(
                 f"{link.endpoint} has another vocabulary than {vocab!r}: for {text!r} it has the tokens"
                 f" {_shown(theirs)}, which are {_shown(ours)} here; pass the vocabulary of its model"
@@ -213,10 +233,10 @@ def _shown(tokens: list[int]) -> str:
     return f"{tokens[:6]}".removesuffix("]") + (", ...]" if len(tokens) > 6 else "]")
 
 
-def _most_logprobs(link: EngineLink, call: Call, dialect: Dialect, vocab: Vocab) -> int | None:
-    """How many log-probabilities of a position it gives at most; None: of all that were tried."""
-    prompt = vocab.encode("The", add_special=True).tolist() or [0]
-    wanted = min(_LARGE_K, vocab.n_tokens)
+def _most_logprobs(link: EngineLink, call: Call, dialect: Dialect, vocab: Vocab | None) -> int | None:
+    """How many log-probabilities of a position it gives at most; None: as many as were tried."""
+    prompt = _prompt(link, call, dialect, vocab, 2)
+    wanted = _LARGE_K if vocab is None else min(_LARGE_K, vocab.n_tokens)
     for k in dict.fromkeys((wanted, 512, 256, 128, 100, 64, 50, 40, 32, 20, 16, 10, 8, 5, 4, 3, 2, 1)):
         if k > wanted:
             continue
@@ -241,10 +261,15 @@ def _most_logprobs(link: EngineLink, call: Call, dialect: Dialect, vocab: Vocab)
 
 
 def _keeps_prefixes(
-    link: EngineLink, call: Call, dialect: Dialect, vocab: Vocab, n_ctx: int | None, round_trip: float
+    link: EngineLink,
+    call: Call,
+    dialect: Dialect,
+    vocab: Vocab | None,
+    n_ctx: int | None,
+    round_trip: float,
 ) -> bool | None:
     """Whether a prompt that was computed costs less the second time: by what the engine says, or the time."""
-    prompt = _random_prompt(vocab, min(_PROMPT, (n_ctx or 2 * _PROMPT) // 2))
+    prompt = _prompt(link, call, dialect, vocab, min(_PROMPT, (n_ctx or 2 * _PROMPT) // 2))
     took: list[float] = []
     reply: Any = None
     for _ in range(2):
@@ -257,9 +282,12 @@ def _keeps_prefixes(
     return took[1] < 0.5 * took[0] if took[0] > 0.02 else None
 
 
-def _random_prompt(vocab: Vocab, n: int) -> Sequence[int]:
-    """A prompt that nobody has sent before."""
-    tokens: list[int] = []
+def _prompt(link: EngineLink, call: Call, dialect: Dialect, vocab: Vocab | None, n: int) -> list[int]:
+    """A prompt of ``n`` tokens, or fewer, that nobody has sent before."""
+    if vocab is None:
+        tokens = _tokenized(link, call, dialect, secrets.token_hex(4 * n)) or []
+        return tokens[:n] or [1]
+    tokens = []
     while len(tokens) < n:
         token = secrets.randbelow(vocab.n_tokens)
         if vocab.piece(token) and not vocab.is_eog(token):

@@ -64,6 +64,11 @@ class RowReader:
             )
         return value
 
+    def likeliest(self, value: Any) -> Row:
+        """The row of a token of which no more is known than that it is the likeliest."""
+        token = self.token(value)
+        return Row(np.array([token], dtype=np.int32), np.zeros(1, dtype=np.float32), token)
+
     def row(self, pairs: Iterable[tuple[Any, Any]], k: int, sampled: Any = None) -> Row:
         """A row of ``k`` tokens, or of more, of which the likeliest are kept.
 

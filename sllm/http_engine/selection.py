@@ -39,16 +39,21 @@ class RowSelector:
     Attributes:
         n_decided: positions at which all that could be selected was known.
         n_certified: positions at which it was not, and no other token could have been selected.
+        n_tied: positions at which the last token that counts was as likely as the last of more that are
+            known, so that the engine has said which of equal ones count.
 
     """
 
     def __init__(self, model: Model, sampling: SamplingParams, start: int) -> None:
         self._compiled = model.compiled(sampling)
+        self._n_vocab = model.vocab.n_tokens
         self._start = start
+        self._last = 1 if sampling.temperature == 0 else sampling.top_k  # that counts; 0: any number
         self._token = ffi.new("int32_t *")
         self._how = ffi.new("int32_t *")
         self.n_decided = 0
         self.n_certified = 0
+        self.n_tied = 0
 
     def select(self, row: Row, text: Sequence[int]) -> int | None:
         """The token after ``text`` (prompt and all since); None: the row does not decide it.
@@ -76,6 +81,9 @@ class RowSelector:
             return None
         if self._how[0] == lib.SLLM_DECIDED:
             self.n_decided += 1
+            n = len(row.tokens)
+            if 0 < self._last < n < self._n_vocab and row.logprobs[self._last - 1] == row.logprobs[-1]:
+                self.n_tied += 1
         else:
             self.n_certified += 1
         return int(self._token[0])

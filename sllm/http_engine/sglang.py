@@ -31,8 +31,9 @@ class SGLang:
     max_logprobs_option = "SGLang has no limit of its own; see what stands before it"
     stream_tokens = 64  # every event repeats all that came before
 
-    def __init__(self, reader: RowReader) -> None:
+    def __init__(self, reader: RowReader, ends: Sequence[int]) -> None:
         self._reader = reader
+        self._ends = list(ends)
 
     def _body(
         self, ids: list[int], n: int, k: int, *, on: bool = False, start: int = -1, stream: bool = False
@@ -45,7 +46,7 @@ class SGLang:
                     "temperature": 0,
                     "max_new_tokens": n,
                     "skip_special_tokens": False,
-                    **({} if on else {"ignore_eos": True}),
+                    **({"stop_token_ids": self._ends} if on else {"ignore_eos": True}),
                 },
                 "return_logprob": True,
                 "logprob_start_len": start,
@@ -88,7 +89,7 @@ class SGLang:
         """See :class:`~sllm.http_engine.dialect.Dialect`."""
         return self._body(list(text), n, k, on=True, stream=True)
 
-    def stream_reader(self, k: int) -> Callable[[Any], tuple[list[Row], bool]]:
+    def stream_reader(self, k: int, /) -> Callable[[Any], tuple[list[Row], bool]]:
         """See :class:`~sllm.http_engine.dialect.Dialect`."""
         n_seen = 0
 

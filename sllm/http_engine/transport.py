@@ -17,7 +17,7 @@ import time
 from concurrent.futures import CancelledError as FutureCancelledError
 from contextlib import aclosing, contextmanager, suppress
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from sllm.engine.handle import Closing, join
 from sllm.errors import AuthError, BusyError, CancelledError, RemoteError
@@ -33,7 +33,18 @@ if TYPE_CHECKING:
 with needs("engines"):
     import httpx2
 
-__all__ = ["Call", "EngineLink", "EventStream", "HttpStatusError", "NotJsonError", "Reply", "limit_of"]
+__all__ = [
+    "Call",
+    "EngineLink",
+    "EventStream",
+    "HttpStatusError",
+    "LinkLostError",
+    "NotJsonError",
+    "Reply",
+    "limit_of",
+]
+
+_T = TypeVar("_T")
 
 MAX_BODY = 256 << 20
 """Bytes of an answer; a row of a whole vocabulary takes some 20 MB."""
@@ -60,6 +71,10 @@ class HttpStatusError(RemoteError):
         super().__init__(f"{where} answered with HTTP status {status}" + (f": {said}" if said else ""))
         self.status = status
         self.said = said
+
+
+class LinkLostError(RemoteError):
+    """The connection broke within an answer."""
 
 
 class NotJsonError(RemoteError):
@@ -199,6 +214,7 @@ class EngineLink(Closing):
             follow_redirects=False,
         )
         self._closed = False
+        self._submitting = threading.Lock()
         self._thread = threading.Thread(target=self._serve, name="sllm-engine", daemon=True)
         self._thread.start()
         super().__init__()
@@ -234,36 +250,50 @@ class EngineLink(Closing):
 
     def stream(self, path: str, body: Any, *, call: Call) -> EventStream:
         """POST ``body``, and read the answer event by event. Errors come with the events."""
-        self._check_open()
         stream = EventStream(self.endpoint)
-        future = asyncio.run_coroutine_threadsafe(
-            self._pump(path, _encoded(body), call, stream._events), self._loop
-        )
+        future = self._submit(self._pump(path, _encoded(body), call, stream._events))
         stream._call, stream._future = call, future
         call._begin(future)
         return stream
 
-    def _run(self, work: Coroutine[Any, Any, Reply], call: Call) -> Reply:
+    def _submit(self, work: Coroutine[Any, Any, _T]) -> Future[_T]:
         try:
-            self._check_open()
-            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            with self._submitting:  # what comes before the end of the loop is cancelled by it
+                self._check_open()
+                return asyncio.run_coroutine_threadsafe(work, self._loop)
         except BaseException:
             work.close()
             raise
+
+    def _run(self, work: Coroutine[Any, Any, Reply | Exception], call: Call) -> Reply:
+        future = self._submit(work)
         call._begin(future)
         try:
-            return future.result()
+            outcome = future.result()
         except FutureCancelledError:
             raise CancelledError("the generation was cancelled") from None
         finally:
             future.cancel()  # after Ctrl-C; else it is done
             call._end()
+        if isinstance(outcome, Exception):
+            try:
+                raise outcome
+            finally:
+                del outcome, future  # which would keep this frame, and what called it
+        return outcome
 
     # ---- on the thread of the loop
 
-    async def _request(self, path: str, content: bytes | None, call: Call, patient: bool) -> Reply:
-        with _own_words(self.endpoint):
-            return await asyncio.wait_for(self._persist(path, content, call, patient), self.deadline)
+    async def _request(
+        self, path: str, content: bytes | None, call: Call, patient: bool
+    ) -> Reply | Exception:
+        """A reply, or the error in its place: raised here, it would be in a cycle with the task's frames."""
+        try:
+            with _own_words(self.endpoint):
+                return await asyncio.wait_for(self._persist(path, content, call, patient), self.deadline)
+        except Exception as error:  # noqa: BLE001 - raised by the thread that asked
+            error.__context__ = None
+            return error.with_traceback(None)
 
     async def _persist(self, path: str, content: bytes | None, call: Call, patient: bool) -> Reply:
         until = time.monotonic() + self.deadline
@@ -330,23 +360,23 @@ class EngineLink(Closing):
             request = self._client.build_request(method, path.lstrip("/"), content=content, headers=headers)
             call.stats.bytes_up += len(content or b"")
             wait = 0.0
-            refused: Exception
             try:
                 response = await self._client.send(request, stream=True)
-            except httpx2.TransportError as error:
-                refused = error
-                call.stats.n_reconnects += 1
-            else:
                 if response.is_success:
                     return response
-                refused, wait = await self._refusal(response), _retry_after(response)
-                if response.status_code not in _AGAIN:
-                    raise refused
+                wait = _retry_after(response)
+                refused = await self._refusal(response)
+                again = response.status_code in _AGAIN
+            except httpx2.TransportError as error:
+                refused, again = error, patient
+                call.stats.n_reconnects += 1
             wait = max(wait, pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
-            lost = isinstance(refused, httpx2.TransportError)
-            if (lost and not patient) or time.monotonic() + wait >= until:
-                raise refused
+            try:
+                if not again or time.monotonic() + wait >= until:
+                    raise refused
+            finally:
+                del refused  # which keeps the frame that raised it
             call.stats.lost_seconds += wait
             await asyncio.sleep(wait)
 
@@ -367,9 +397,10 @@ class EngineLink(Closing):
 
     def close(self) -> None:
         """Cancel what is under way, close the connections, and end the thread. More calls do nothing."""
-        if self._closed:
-            return
-        self._closed = True
+        with self._submitting:
+            if self._closed:
+                return
+            self._closed = True
         if not self._in_fork and self._thread.ident is not None:
             with suppress(RuntimeError):  # the loop was closed already
                 asyncio.run_coroutine_threadsafe(self._shut(), self._loop)
@@ -469,4 +500,4 @@ def _own_words(where: str) -> Iterator[None]:
     except httpx2.ConnectError as error:
         raise RemoteError(f"nothing answers at {where}: {error}") from None
     except httpx2.HTTPError as error:
-        raise RemoteError(f"the connection to {where} broke ({type(error).__name__})") from None
+        raise LinkLostError(f"the connection to {where} broke ({type(error).__name__})") from None

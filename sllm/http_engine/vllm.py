@@ -31,9 +31,10 @@ class VLLM:
     max_logprobs_option = "vllm serve --max-logprobs N"
     stream_tokens = 1 << 20
 
-    def __init__(self, found: Found, reader: RowReader) -> None:
+    def __init__(self, found: Found, reader: RowReader, ends: Sequence[int]) -> None:
         self._model = found.model
         self._reader = reader
+        self._ends = list(ends)  # it knows the ends of its configuration alone
 
     def _body(self, prompt: Any, n: int, k: int, *, on: bool) -> dict[str, Any]:
         return {
@@ -51,7 +52,7 @@ class VLLM:
             "logprobs": k,
             "return_tokens_as_token_ids": True,
             "skip_special_tokens": False,
-            **({} if on else {"ignore_eos": True}),
+            **({"stop_token_ids": self._ends} if on else {"ignore_eos": True}),
         }
 
     def rows_request(self, text: Sequence[int], chain: Sequence[int], k: int) -> Asked:
@@ -83,18 +84,23 @@ class VLLM:
 
     def stream_request(self, text: Sequence[int], n: int, k: int) -> Asked:
         """See :class:`~sllm.http_engine.dialect.Dialect`."""
-        return Asked("/v1/completions", {**self._body(list(text), n, k, on=True), "stream": True})
+        body = self._body(list(text), n, k, on=True)
+        body.update(logprobs=None, return_token_ids=True, stream=True)
+        return Asked("/v1/completions", body)
 
-    def stream_reader(self, k: int) -> Callable[[Any], tuple[list[Row], bool]]:
+    def stream_reader(self, _k: int, /) -> Callable[[Any], tuple[list[Row], bool]]:
         """See :class:`~sllm.http_engine.dialect.Dialect`."""
 
         def read(event: Any) -> tuple[list[Row], bool]:
             if field_of(event, "error") is not None:
                 raise self._reader.wrong("broke a stream off with an error")
             choice = field_of(event, "choices", 0)
-            if choice is None or field_of(choice, "logprobs") is None:
+            if choice is None:
                 return [], True  # the figures at the end
-            return self._of_choice(choice, k), True
+            tokens = field_of(choice, "token_ids")
+            if not isinstance(tokens, list):
+                raise self._reader.wrong("sent no token_ids: it does not know return_token_ids (vLLM 0.10.2)")
+            return [self._reader.likeliest(token) for token in tokens], True
 
         return read
 
@@ -113,7 +119,7 @@ class VLLM:
 
     def _token(self, value: Any) -> int:
         digits = value[len(_ID) :] if isinstance(value, str) and value.startswith(_ID) else ""
-        if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
+        if not (digits.isascii() and digits.isdigit() and len(digits) < 19):
             raise self._reader.wrong(
                 f"named a token {str(value)[:40]!r}, expected token_id:N: it does not know"
                 " return_tokens_as_token_ids, and texts of tokens are ambiguous"

@@ -84,7 +84,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
             penalty_freq=draw(st.sampled_from([0.0, 0.0, 0.5, -0.5])),
             penalty_present=draw(st.sampled_from([0.0, 0.0, 1.0])),
             logit_bias=draw(
-                st.sampled_from([(), (), {7: 2.0, 8: -math.inf, 9: -3.0}, {100: 9.0}, {5: -math.inf}])
+                st.sampled_from([{}, {}, {7: 2.0, 8: -math.inf, 9: -3.0}, {100: 9.0}, {5: -math.inf}])
             ),
             seed=draw(st.integers(0, 2**64 - 1)),
         ),

@@ -47,7 +47,9 @@ def engine(
 
 @pytest.fixture
 def target(engine: FakeEngine, engines: dict[str, tuple[FakeEngine, sllm.EngineTarget]]) -> sllm.EngineTarget:
-    return engines[engine.api][1]
+    target = engines[engine.api][1]
+    target._run = 8
+    return target
 
 
 def tokens_of(stream: sllm.generation.text_stream.TextStream) -> list[int]:
@@ -119,16 +121,27 @@ def test_a_text_with_a_draft_is_that_of_one_token_at_a_time(
         assert stats.n_decided + stats.n_certified >= len(expected)
 
 
-def test_a_model_drafts_and_requests_become_fewer(
-    engine: FakeEngine, target: sllm.EngineTarget, target_model: sllm.Model, draft_model: sllm.Model
+def test_a_hint_that_is_right_commits_itself_and_one_more_with_one_request(
+    engine: FakeEngine, target: sllm.EngineTarget, target_model: sllm.Model
 ) -> None:
     params = replace(PLAIN, temperature=0.8, top_k=20, seed=3)
-    expected = one_by_one(target_model, target_model.vocab.encode(PROMPT), params, 48)
-    before = engine.n_requests
-    stream = sllm.generate(target, PROMPT, draft=draft_model, sampling=params, max_tokens=48)
-    assert tokens_of(stream) == expected
-    assert engine.n_requests - before < 0.5 * len(expected)
-    assert stream.stats.n_accepted > 0
+    prompt = target_model.vocab.encode(PROMPT)
+    expected = one_by_one(target_model, prompt, params, N)
+    target._run = 1
+    generation = target.open(prompt, params, N)
+    generation.hint(len(prompt), expected[:3])  # the prompt has not been computed: not that many times now
+    found = list(next(generation).tokens)
+    assert found == expected[:1]
+    for n in (3, 2, 3):
+        generation.hint(len(prompt) + len(found), expected[len(found) : len(found) + n])
+        commit = next(generation)
+        assert (commit.n_accepted, commit.n_verified, len(commit.tokens)) == (n, n, n + 1)
+        found += commit.tokens
+    generation.hint(len(prompt) + len(found), [0, 0, 0])  # and one that is wrong gives one token
+    assert next(generation).n_accepted == 0
+    generation.close()
+    assert found == expected[: len(found)]
+    assert generation.remote.n_requests == 5
 
 
 def test_a_greedy_text_without_a_draft_is_one_stream(
