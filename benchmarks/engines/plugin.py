@@ -136,7 +136,7 @@ def client(
         return plain.stream(server, vocab, case.prompt, n_tokens, fields={"vllm_xargs": xargs})[0]
 
     def drafted(tokens: list[int]) -> list[int]:
-        stream = sllm.generate(small, tokens, sampling=case.sampling, max_tokens=2 * N_DRAFTED)
+        stream = sllm.generate(small, tokens, sampling=case.sampling, max_tokens=4 * N_DRAFTED)
         return [token for run in stream for token in run.tokens]
 
     name = secrets.token_hex(8)

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from benchmarks.engines.servers import Server
     from sllm.http_engine.generation import EngineStats
 
-OPENINGS = (
-    "Once upon a time there was a little",
-    "One sunny morning the old",
-    "In the green valley lived",
-    "The smallest bear of all",
-    "从前有一只小",
-    "She opened the red door and",
-    "Nobody in the village knew why the",
-    "After the storm the children",
-    "A fox and a duck",
-    "Every evening the lamp",
+OPENINGS = (  # in the embedded models' small world, which is where their draft is worth something
+    "Once upon a time lived a gentle little duck called Rosa.",
+    "Once upon a time there lived a curious little bear named Leo.",
+    "One night a great storm came.",
+    "One sunny morning, Rosa walked to the pond.",
+    "从前有一只小熊",
+    "Leo lived by the sea.",
+    "Once upon a time",
+    "She had a small house in the meadow.",
+    "从前",
+    "Rosa had a green book. She took it everywhere.",
 )
 
 
