@@ -182,11 +182,48 @@ size_t Selector::n_ranked(const Shortlist & list) {
     return static_cast<size_t>(std::find_if(list.known.begin(), list.known.end(), behind) - list.known.begin());
 }
 
+// With another engine's noise: where all that survive its filters are known. What else is known of the others' noise is not used.
+Selector::Certified Selector::known_as_engine(const Shortlist & list, int32_t pos, Scratch & scratch) const {
+    const sllm_sampling & s = *sampling;
+    size_t n_kept = list.known.size();
+    if (n_kept == 0) {
+        return {-1, SLLM_UNDECIDED};
+    }
+    if (list.has_others) {
+        const size_t ranked = n_ranked(list);
+        const auto k = static_cast<size_t>(s.top_k);
+        float upper = list.bound;
+        for (const Changed & c : list.changed) {
+            upper = std::max(upper, c.upper);
+        }
+        const bool likely = s.noise == SLLM_NOISE_VLLM && s.min_p > 0 &&
+                            static_cast<double>(upper) < static_cast<double>(list.known.front().logit) +
+                                                             s.temperature * std::log(static_cast<double>(s.min_p)) - border_slack;
+        if (!likely && !(k > 0 && k <= ranked)) {
+            return {-1, SLLM_UNDECIDED};
+        }
+        n_kept = likely ? n_kept : k;
+        if (s.noise == SLLM_NOISE_SGLANG && s.top_p < 1) {
+            return {-1, SLLM_UNDECIDED}; // a share of all tokens, at this temperature
+        }
+    }
+    scratch.row.assign(static_cast<size_t>(s.model.n_vocab), minus_infinity);
+    for (size_t i = 0; i < n_kept; ++i) {
+        scratch.row[static_cast<size_t>(list.known[i].id)] = list.known[i].logit;
+    }
+    const std::vector<Ranked> best = rank_as_engine(s, scratch.row.data(), pos, 2, scratch);
+    const double lead = best.size() < 2 ? std::numeric_limits<double>::infinity() : best[0].score - best[1].score;
+    return {best[0].token, SLLM_DECIDED, lead};
+}
+
 Selector::Certified Selector::select_known(const int32_t * tokens, const float * logprobs, int32_t n, int32_t pos,
                                            Scratch & scratch) const {
     const sllm_sampling & s = *sampling;
     scratch.all_allowed = false;
     Shortlist list = shortlist(tokens, logprobs, n, scratch);
+    if (s.noise != SLLM_NOISE_SLLM && s.temperature > 0) {
+        return known_as_engine(list, pos, scratch);
+    }
     std::vector<llama_token_data> & known = list.known;
     const size_t ranked = n_ranked(list);
     const size_t k = s.top_k > 0 ? static_cast<size_t>(s.top_k) : SIZE_MAX;
@@ -306,7 +343,7 @@ Selector::Certified Selector::select_known(const int32_t * tokens, const float *
 extern "C" {
 
 int sllm_select_known(const sllm_sampling * sampling, const int32_t * tokens, const float * logprobs, int32_t n, int32_t pos,
-                      const int32_t * history, int32_t start, int32_t * token, int32_t * how) {
+                      const int32_t * history, int32_t start, int32_t * token, int32_t * how, double * lead) {
     return sllm::guarded([&] {
         *token = -1;
         *how = SLLM_UNDECIDED;
@@ -323,6 +360,9 @@ int sllm_select_known(const sllm_sampling * sampling, const int32_t * tokens, co
         const sllm::Selector::Certified found = selector.select_known(tokens, logprobs, n, pos, scratch);
         *token = found.token;
         *how = found.how;
+        if (lead != nullptr) {
+            *lead = found.lead;
+        }
     });
 }
 

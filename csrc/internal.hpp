@@ -130,6 +130,7 @@ class Selector {
     struct Certified {
         llama_token token; // -1: undecided
         sllm_certainty how;
+        double lead = 0; // with another engine's noise: over the score of any other token
     };
     Certified select_known(const int32_t * tokens, const float * logprobs, int32_t n, int32_t pos, Scratch & scratch) const;
     // A copy that may run ahead of the committed text.
@@ -142,6 +143,7 @@ class Selector {
     bool another_reaches(double least, int32_t pos, Shortlist & list, Scratch & scratch) const;
     bool another_may_follow(Shortlist & list, Scratch & scratch) const;
     static size_t n_ranked(const Shortlist & list);
+    Certified known_as_engine(const Shortlist & list, int32_t pos, Scratch & scratch) const;
     llama_token next_reaching(double least, float logit, int32_t pos, llama_token from) const;
 
     const float * adjust(const float * logits, Scratch & scratch) const;
@@ -213,6 +215,7 @@ struct sllm_model {
 struct sllm_sampling {
     uint64_t id = 0; // never used twice, unlike an address
     sllm_model model;
+    int32_t noise = SLLM_NOISE_SLLM;
     double temperature = 0;
     int32_t top_k = 0;
     float top_p = 1;
@@ -231,6 +234,17 @@ struct sllm_sampling {
 };
 
 namespace sllm {
+
+// The first of the largest logits; fails where there is none.
+int32_t index_of_largest(const float * logits, int32_t n);
+// The `k` largest logits as scratch.candidates, largest first, equal ones in the order of their ids; fewer if there are no more.
+void top_candidates(const float * logits, int32_t n, size_t k, Scratch & scratch);
+[[noreturn]] void fail_no_candidate();
+
+// Selection with another engine's noise, at a temperature (engine_noise.cpp): Selector::rank() for logits with the biases added.
+std::vector<Ranked> rank_as_engine(const sllm_sampling & sampling, const float * logits, int32_t pos, size_t n, Scratch & scratch);
+// Sets what another engine makes of the parameters, and refuses what it has no equal of.
+void adopt_noise(sllm_sampling & sampling, int32_t noise);
 
 // The recurrent state after the first `pos` tokens of a sequence.
 struct Checkpoint {

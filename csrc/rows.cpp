@@ -125,6 +125,30 @@ SLLM_BODY int32_t search_hash_body(uint64_t key, int32_t begin, int32_t n, uint6
     return n;
 }
 
+SLLM_BODY int32_t search_murmur_body(uint32_t state, int32_t begin, int32_t n, uint32_t flip, uint32_t bound) {
+    for (; begin + search_step <= n; begin += search_step) {
+        int32_t hits[n_lanes] = {};
+        for (int32_t i = 0; i < search_step; i += n_lanes) {
+            for (int32_t j = 0; j < n_lanes; ++j) {
+                hits[j] |= (sllm::murmur_of(state, begin + i + j) ^ flip) <= bound ? -1 : 0;
+            }
+        }
+        int32_t any = 0;
+        for (const int32_t hit : hits) {
+            any |= hit;
+        }
+        if (any != 0) {
+            return begin;
+        }
+    }
+    for (int32_t i = begin; i < n; ++i) {
+        if ((sllm::murmur_of(state, i) ^ flip) <= bound) {
+            return i;
+        }
+    }
+    return n;
+}
+
 SLLM_BODY void maxima_body(const float * logits, int32_t n_stripes, float * out) {
     for (int32_t s = 0; s < n_stripes; ++s, logits += stripe, out += group_lanes) {
         float lanes[group_lanes];
@@ -190,12 +214,15 @@ SLLM_BODY double sum_exp_scaled_body(const float * logits, int32_t n, float top,
     target float largest(const float * logits, int32_t n) { return largest_body(logits, n); }                                              \
     target int32_t search(const float * logits, int32_t begin, int32_t n, float value) { return search_body(logits, begin, n, value); }    \
     target int32_t search_hash(uint64_t key, int32_t begin, int32_t n, uint64_t bound) { return search_hash_body(key, begin, n, bound); }  \
+    target int32_t search_murmur(uint32_t state, int32_t begin, int32_t n, uint32_t flip, uint32_t bound) {                                \
+        return search_murmur_body(state, begin, n, flip, bound);                                                                           \
+    }                                                                                                                                      \
     target void maxima(const float * logits, int32_t n_stripes, float * out) { maxima_body(logits, n_stripes, out); }                      \
     target double sum_exp(const float * logits, int32_t n, float top) { return sum_exp_body(logits, n, top); }                             \
     target double sum_exp_scaled(const float * logits, int32_t n, float top, double temperature) {                                         \
         return sum_exp_scaled_body(logits, n, top, temperature);                                                                           \
     }                                                                                                                                      \
-    constexpr sllm::RowCode code = {#name, largest, search, search_hash, maxima, sum_exp, sum_exp_scaled};                                 \
+    constexpr sllm::RowCode code = {#name, largest, search, search_hash, search_murmur, maxima, sum_exp, sum_exp_scaled};                  \
     }
 
 SLLM_ROW_CODE(baseline, )

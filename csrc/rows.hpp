@@ -21,6 +21,10 @@ struct RowCode {
     // The same for the first token whose hash_of(key, token) is >= `bound`.
     int32_t (*search_hash)(uint64_t key, int32_t begin, int32_t n, uint64_t bound);
 
+    // The same for the first index whose murmur_of(state, index) ^ `flip` is <= `bound`: the small hashes, or with every bit flipped the
+    // large ones.
+    int32_t (*search_murmur)(uint32_t state, int32_t begin, int32_t n, uint32_t flip, uint32_t bound);
+
     // The largest of each `group_depth` logits, NaN left out, -inf if there is nothing else. They are taken `group_lanes` apart, so that no
     // two neighbours in a vector have to be compared: out[s * group_lanes + j] is the largest of logits[s * stripe + j],
     // logits[s * stripe + group_lanes + j], ... for each of `n_stripes` stripes.
@@ -53,6 +57,20 @@ constexpr uint64_t golden = 0x9e3779b97f4a7c15ULL; // 2^64 / golden ratio, odd: 
 // 52 random bits for each (key, token).
 constexpr uint64_t to_hash(uint64_t key, int32_t token) { return key + golden * (static_cast<uint32_t>(token) + 1ULL); }
 constexpr uint64_t hash_of(uint64_t key, int32_t token) { return mix(to_hash(key, token)) >> 12; }
+
+// MurmurHash3 (x86, 32 bits; A. Appleby, public domain) of 16 bytes in four blocks: `state` is what the first three leave, and the index is
+// the last one.
+constexpr uint32_t rotate_left(uint32_t x, int n) { return (x << n) | (x >> (32 - n)); }
+constexpr uint32_t murmur_block(uint32_t state, uint32_t block) {
+    const uint32_t mixed = rotate_left(block * 0xcc9e2d51U, 15) * 0x1b873593U;
+    return rotate_left(state ^ mixed, 13) * 5 + 0xe6546b64U;
+}
+constexpr uint32_t murmur_of(uint32_t state, int32_t index) {
+    uint32_t h = murmur_block(state, static_cast<uint32_t>(index)) ^ 16U; // the number of bytes
+    h = (h ^ (h >> 16)) * 0x85ebca6bU;
+    h = (h ^ (h >> 13)) * 0xc2b2ae35U;
+    return h ^ (h >> 16);
+}
 
 // The best variant that this machine can run, or what use_row_code() has set.
 const RowCode & row_code();

@@ -31,35 +31,8 @@ double gumbel_of(uint64_t bits) {
     return -std::log(-std::log(u));
 }
 
-[[noreturn]] void fail_no_candidate() {
-    sllm::fail(SLLM_ERR_COMPUTE, "no token can be selected: the logits are NaN or -inf, or the grammar and the logit biases leave none");
-}
-
-// The first of the largest logits.
-int32_t index_of_largest(const float * logits, int32_t n) {
-    const sllm::RowCode & rows = sllm::row_code();
-    constexpr int32_t span = 4096; // small enough to be read again from the nearest cache
-    float top = minus_infinity;
-    int32_t where = 0;
-    for (int32_t begin = 0; begin < n; begin += span) {
-        const float span_top = rows.largest(logits + begin, std::min(span, n - begin));
-        if (span_top > top) {
-            top = span_top;
-            where = begin;
-        }
-    }
-    if (top == minus_infinity) {
-        fail_no_candidate();
-    }
-    int32_t index = rows.search(logits, where, n, top);
-    while (!(logits[index] >= top)) {
-        ++index;
-    }
-    return index;
-}
-
 sllm::Choice greedy(const float * logits, int32_t n, bool want_prob) {
-    const int32_t token = index_of_largest(logits, n);
+    const int32_t token = sllm::index_of_largest(logits, n);
     return {token, want_prob ? static_cast<float>(1.0 / sllm::row_code().sum_exp(logits, n, logits[token])) : 0.0F};
 }
 
@@ -75,10 +48,10 @@ void find_maxima(const float * logits, int32_t n, std::vector<float> & maxima) {
 // above it.
 sllm::Choice gumbel_argmax(const float * logits, int32_t n, double temperature, uint64_t key, bool want_prob) {
     const sllm::RowCode & rows = sllm::row_code();
-    int32_t token = index_of_largest(logits, n);
+    int32_t token = sllm::index_of_largest(logits, n);
     const float top = logits[token];
     if (!std::isfinite(top)) {
-        fail_no_candidate();
+        sllm::fail_no_candidate();
     }
     double best = static_cast<double>(top) / temperature + gumbel_of(sllm::hash_of(key, token));
     for (int32_t begin = 0; begin < n; begin += sllm::stripe) {
@@ -178,14 +151,6 @@ void collect(const float * logits, int32_t n, const std::vector<float> & maxima,
     collect_range(n_maxima / sllm::group_lanes * sllm::stripe, n);
 }
 
-// The `k` largest logits, largest first, equal ones in the order of their ids; fewer if there are no more.
-void top_candidates(const float * logits, int32_t n, size_t k, sllm::Scratch & scratch) {
-    find_maxima(logits, n, scratch.maxima);
-    const float threshold = threshold_of_best(scratch.maxima, k, scratch.groups);
-    collect(logits, n, scratch.maxima, threshold, k, scratch.candidates);
-    keep_best(scratch.candidates, k);
-}
-
 void require(bool condition, const char * text) {
     if (!condition) {
         sllm::fail(SLLM_ERR_INVALID, "%s", text);
@@ -239,12 +204,46 @@ std::unique_ptr<sllm_sampling> compile(const sllm_model & model, const sllm_samp
         s->grammar = p.grammar;
         s->grammar_user_data = p.grammar_user_data;
     }
+    sllm::adopt_noise(*s, p.noise);
     return s;
 }
 
 } // namespace
 
 namespace sllm {
+
+void fail_no_candidate() {
+    fail(SLLM_ERR_COMPUTE, "no token can be selected: the logits are NaN or -inf, or the grammar and the logit biases leave none");
+}
+
+int32_t index_of_largest(const float * logits, int32_t n) {
+    const RowCode & rows = row_code();
+    constexpr int32_t span = 4096; // small enough to be read again from the nearest cache
+    float top = minus_infinity;
+    int32_t where = 0;
+    for (int32_t begin = 0; begin < n; begin += span) {
+        const float span_top = rows.largest(logits + begin, std::min(span, n - begin));
+        if (span_top > top) {
+            top = span_top;
+            where = begin;
+        }
+    }
+    if (top == minus_infinity) {
+        fail_no_candidate();
+    }
+    int32_t index = rows.search(logits, where, n, top);
+    while (!(logits[index] >= top)) {
+        ++index;
+    }
+    return index;
+}
+
+void top_candidates(const float * logits, int32_t n, size_t k, Scratch & scratch) {
+    find_maxima(logits, n, scratch.maxima);
+    const float threshold = threshold_of_best(scratch.maxima, k, scratch.groups);
+    collect(logits, n, scratch.maxima, threshold, k, scratch.candidates);
+    keep_best(scratch.candidates, k);
+}
 
 bool is_allowed(const std::vector<uint32_t> & allowed, llama_token token) {
     const auto v = static_cast<uint32_t>(token);
@@ -534,6 +533,9 @@ llama_token Selector::next_reaching(double least, float logit, int32_t pos, llam
 std::vector<Ranked> Selector::rank(const float * logits, int32_t pos, size_t n, Scratch & scratch) const {
     const sllm_sampling & s = *sampling;
     const int32_t n_vocab = s.model.n_vocab;
+    if (s.noise != SLLM_NOISE_SLLM && s.temperature > 0) {
+        return rank_as_engine(s, s.bias.empty() ? logits : adjust(logits, scratch), pos, n, scratch);
+    }
     scratch.filtered = {};
     const Choice first = select(logits, pos, true, scratch);
     const bool changed = !s.bias.empty() || penalties != nullptr;
@@ -583,6 +585,10 @@ Choice Selector::select(const float * logits, int32_t pos, bool want_prob, Scrat
     scratch.all_allowed = false;
     if (s.grammar == nullptr && s.temperature == 0) {
         return greedy(row, n_vocab, want_prob); // top-k, top-p and min-p always keep the likeliest token
+    }
+    if (s.noise != SLLM_NOISE_SLLM) {
+        const Ranked best = rank_as_engine(s, row, pos, 1, scratch).front();
+        return {best.token, best.prob};
     }
     if (s.grammar == nullptr && filters == nullptr) {
         // What filter_all() would clamp is far from being selected at such temperatures: the noise is between -4 and 37.

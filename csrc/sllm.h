@@ -220,7 +220,15 @@ enum sllm_allowed {
 typedef int (*sllm_grammar_callback)(void * user_data, const int32_t * text, int32_t n_text, const int32_t * asked, int32_t n_asked,
                                      uint32_t * allowed, char * why, int32_t size);
 
+/* Whose noise selects, and with it whose filters, in whose order and arithmetic: see csrc/engine_noise.cpp. */
+enum sllm_noise {
+    SLLM_NOISE_SLLM = 0,
+    SLLM_NOISE_VLLM = 1,   /* vLLM's, of its second model runner, for requests with a seed */
+    SLLM_NOISE_SGLANG = 2, /* SGLang's, with --enable-deterministic-inference */
+};
+
 struct sllm_sampling_params {
+    int32_t noise;          /* an sllm_noise */
     float temperature;      /* 0: argmax */
     int32_t top_k;          /* 0: off */
     float top_p;            /* 1: off */
@@ -241,9 +249,10 @@ struct sllm_sampling_params {
  * candidates v of logit(v) / temperature + G(seed, pos, v), with G standard Gumbel noise from a
  * counter-based hash (Gumbel-max trick), so it is a sample of the filtered softmax, and the same sample for
  * everybody who has the same logits. Candidates survive llama.cpp's samplers in llama.cpp's order: logit
- * bias, penalties, grammar, top-k, top-p, min-p. Immutable: any number of contexts and threads may use it.
- * SLLM_ERR_INVALID: a parameter out of range; SLLM_ERR_UNSUPPORTED: a grammar, and no vocabulary or no token that ends
- * a text. `*out` is freed by sllm_sampling_free(), and `grammar` may be called until then. */
+ * bias, penalties, grammar, top-k, top-p, min-p. With the noise of another engine it is the token that this engine
+ * would select. Immutable: any number of contexts and threads may use it.
+ * SLLM_ERR_INVALID: a parameter out of range, or one that another engine's noise does not go with; SLLM_ERR_UNSUPPORTED: a
+ * grammar, and no vocabulary or no token that ends a text. `*out` is freed by sllm_sampling_free(), and `grammar` may be called until then. */
 int sllm_sampling_new(const sllm_model * model, const struct sllm_sampling_params * params, sllm_sampling ** out);
 void sllm_sampling_free(sllm_sampling * sampling);
 
@@ -268,14 +277,19 @@ enum sllm_certainty {
  * the whole row at temperature 1), those of its `n` likeliest tokens, in any order. Of tokens as likely as the last of these the caller has
  * said which come first. The token is an argmax of logit / temperature + G, and so certain where the best known score is above that of any
  * other token with the logit of the n-th and the noise of its own. `history`, `pos` and `start` as for sllm_select(). `token` receives -1
- * where *how is SLLM_UNDECIDED.
+ * where *how is SLLM_UNDECIDED. `lead` (or NULL) receives, with the noise of another engine and a temperature, by how much the token's score
+ * is above any other's: how much that engine's own rounding may do without another token coming of it.
  * SLLM_ERR_INVALID: a token twice or outside the vocabulary, NaN, a log-probability above 0, or more than 1 in all;
  * SLLM_ERR_UNSUPPORTED: penalty_repeat, which depends on the logits themselves; SLLM_ERR_GRAMMAR, SLLM_ERR_COMPUTE: as sllm_select(). */
 int sllm_select_known(const sllm_sampling * sampling, const int32_t * tokens, const float * logprobs, int32_t n, int32_t pos,
-                      const int32_t * history, int32_t start, int32_t * token, int32_t * how);
+                      const int32_t * history, int32_t start, int32_t * token, int32_t * how, double * lead);
 
 /* The noise of the selection, G(seed, pos, token). */
 double sllm_gumbel(uint64_t seed, int32_t pos, int32_t token);
+
+/* That of another engine for the token at `pos`: of vLLM for a token, of SGLang for the place of a token among those sorted by
+ * falling probability, from 0 on. NaN for another `noise`. */
+double sllm_engine_gumbel(int32_t noise, uint64_t seed, int32_t pos, int32_t index);
 
 /* For tests: how many variants of the code over rows of logits this machine can run, each for another
  * instruction set, and a way to use one of them (0: for any machine; the last one: the default) in the

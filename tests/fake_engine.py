@@ -15,13 +15,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from oracles import EXACT, log_softmax
+from oracles import EXACT, log_softmax, select
+
+import sllm
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterator, Sequence
-
-    import sllm
 
 APIS = ("vllm", "sglang", "llama-server")
 FLOOR = float(np.finfo(np.float32).min)
@@ -174,6 +174,19 @@ class FakeEngine:
             if token in ends:
                 return
 
+    def drawn(
+        self, text: Sequence[int], n: int, ends: Sequence[int], sampling: sllm.SamplingParams
+    ) -> Iterator[int]:
+        """Tokens that the engine selects with its own noise, one for each pass."""
+        grown = list(text)
+        for _ in range(n):
+            self.one_pass()
+            token, _ = select(self.model, sampling, self.logprobs(grown), len(grown), grown, with_prob=False)
+            grown.append(token)
+            yield token
+            if token in ends or self.model.vocab.is_eog(token):
+                return
+
     # ---- what is answered
 
     def check(self, prompt: Any) -> list[int]:
@@ -230,6 +243,8 @@ class FakeEngine:
     # vLLM
 
     def _vllm(self, body: dict[str, Any]) -> Any:
+        if body["temperature"] > 0:
+            return self._vllm_drawn(body)
         assert body["temperature"] == 0
         k = body["logprobs"]
         if k is not None and k > self.max_logprobs:
@@ -277,6 +292,14 @@ class FakeEngine:
             "usage": {"prompt_tokens_details": {"cached_tokens": cached[0] // 16 * 16}},
         }
 
+    def _vllm_drawn(self, body: dict[str, Any]) -> Iterator[Any]:
+        names = ("temperature", "top_k", "top_p", "min_p", "seed")
+        sampling = sllm.SamplingParams(noise="vllm", **{name: body[name] for name in names})
+        prompt = self.check(body["prompt"])
+        self.n_cached(prompt)
+        for token in self.drawn(prompt, self._room(prompt, body["max_tokens"]), [], sampling):
+            yield {"choices": [{"index": 0, "text": "", "logprobs": None, "token_ids": [token]}]}
+
     def _room(self, prompt: list[int], n: int) -> int:
         return min(n, self.n_ctx - len(prompt))
 
@@ -293,6 +316,8 @@ class FakeEngine:
 
     def _sglang(self, body: dict[str, Any]) -> Any:
         params, k = body["sampling_params"], body["top_logprobs_num"]
+        if params["temperature"] > 0:
+            return self._sglang_drawn(body)
         assert params["temperature"] == 0
         prompt = self.check(body["input_ids"])
         cached = self.n_cached(prompt)
@@ -331,6 +356,19 @@ class FakeEngine:
             return events()
         tokens = list(self.greedy(prompt, n, ends))
         return {"text": "", "output_ids": tokens, "meta_info": meta(tokens)}
+
+    def _sglang_drawn(self, body: dict[str, Any]) -> Iterator[Any]:
+        params = body["sampling_params"]
+        names = ("temperature", "top_k", "top_p", "min_p")
+        given = {name: params[name] for name in names}
+        sampling = sllm.SamplingParams(noise="sglang", seed=params["sampling_seed"], **given)
+        prompt = self.check(body["input_ids"])
+        self.n_cached(prompt)
+        made: list[int] = []
+        n = min(params["max_new_tokens"], self.n_ctx - len(prompt))
+        for token in self.drawn(prompt, n, [], sampling):
+            made.append(token)
+            yield {"text": "", "output_ids": list(made), "meta_info": {"completion_tokens": len(made)}}
 
     # llama-server
 

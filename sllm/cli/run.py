@@ -95,6 +95,13 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         ("--seed", "N", int, default.seed),
     ]:
         sampling.add_argument(option, metavar=metavar, type=kind, default=value, help=DEFAULT)
+    sampling.add_argument(
+        "--noise",
+        choices=("sllm", "vllm", "sglang"),
+        default=default.noise,
+        help="whose: with that of another engine, tokens are selected as it does for a request with this seed"
+        f" {DEFAULT}",
+    )
     sampling.add_argument("--grammar-file", metavar="FILE", help="a GBNF grammar that the text must match")
     sampling.add_argument(
         "--json-schema", metavar="FILE", help="a JSON Schema that the text must be an instance of"
@@ -153,6 +160,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         top_p=args.top_p,
         min_p=args.min_p,
         seed=args.seed,
+        noise=args.noise,
         grammar=None if args.grammar_file is None else _read_text(Path(args.grammar_file)),
         json_schema=None if args.json_schema is None else _read_schema(Path(args.json_schema)),
     )

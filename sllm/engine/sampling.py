@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SamplingParams", "check_grammar", "compile_sampling", "kept_bytes"]
 
+_NOISES = {
+    "sllm": lib.SLLM_NOISE_SLLM,
+    "vllm": lib.SLLM_NOISE_VLLM,
+    "sglang": lib.SLLM_NOISE_SGLANG,
+}
+
 _BYTES, _BYTES_PER_BIAS = 2000, 150
 """What parameters and one more bias take, compiled and not."""
 
@@ -51,7 +57,23 @@ class SamplingParams:
             mapping or as JSON text, or None; kept as text. Properties come in the schema's order. A keyword
             that is not supported is a ValueError when the schema is compiled. Not with ``grammar``. Needs
             ``sllm[grammar]``.
-        seed: of the noise, 0 <= seed < 2**64.
+        seed: of the noise, 0 <= seed < 2**64; of another engine's, 0 <= seed < 2**63.
+        noise: ``"sllm"``, or whose selection to reproduce: ``"vllm"`` or ``"sglang"``, see below.
+
+    **Another engine's noise.** vLLM's second model runner and SGLang select the tokens of a request with a
+    seed by Gumbel noise, too, keyed by seed, position and token. With ``noise="vllm"`` or ``"sglang"``
+    selection does what they do, in their arithmetic, so a local draft selects what the engine would from the
+    same logits (MurmurHash3; the formulas and their sources are in ``csrc/engine_noise.cpp``). It goes with
+    ``logit_bias``, and not with penalties and grammars, which these engines have in another way.
+
+    - ``"vllm"``, as in vLLM 0.32.0 (``vllm/v1/worker/gpu/sample/gumbel.py``): temperature, then min-p,
+      top-k, top-p. A temperature below 0.01 is 0.01, unless it is 0.
+    - ``"sglang"``, as in SGLang 0.5.23 with ``--enable-deterministic-inference``
+      (``sglang/srt/layers/sampler.py``): temperature, top-k, and top-p over all tokens; the noise belongs to
+      a token's place by probability. ``min_p`` has to be 0, which SGLang requires of requests with a seed.
+
+    Both are checked against numbers that the engines' own code gives on a CPU. On a GPU the last bits of an
+    exponential or of a sum are others, so a token may differ where two are all but equally good.
 
     Raises:
         ValueError: a value out of its range, or NaN.
@@ -75,6 +97,7 @@ class SamplingParams:
     grammar: str | None = None
     json_schema: Mapping[str, Any] | str | None = None
     seed: int = 0
+    noise: str = "sllm"
 
     def __post_init__(self) -> None:
         def set_number(name: str, low: float, high: float, *, low_open: bool = False) -> None:
@@ -110,6 +133,28 @@ class SamplingParams:
                 raise ValueError("grammar and json_schema exclude each other")
             object.__setattr__(self, "json_schema", _schema_text(self.json_schema))
         object.__setattr__(self, "logit_bias", tuple(sorted(_biases(self.logit_bias).items())))
+        self._check_noise()
+
+    def _check_noise(self) -> None:
+        if not isinstance(self.noise, str):
+            raise TypeError(f"noise is {self.noise!r}, expected one of {', '.join(map(repr, _NOISES))}")
+        if self.noise not in _NOISES:
+            raise ValueError(f"noise is {self.noise!r}, expected one of {', '.join(map(repr, _NOISES))}")
+        if self.noise == "sllm":
+            return
+        penalties = (self.penalty_repeat, self.penalty_freq, self.penalty_present)
+        if self.has_grammar or (self.penalty_last_n > 0 and penalties != (1.0, 0.0, 0.0)):
+            raise ValueError(
+                f"noise={self.noise!r} goes with no penalties and no grammar, which it has in another way"
+            )
+        if self.seed >= 1 << 63:
+            raise ValueError(
+                f"seed is {self.seed}, and with noise={self.noise!r} less than 2**63 is expected"
+            )
+        if self.noise == "sglang" and self.min_p > 0 and self.temperature > 0:
+            raise ValueError(
+                f"min_p is {self.min_p}, and SGLang selects by a seed with min_p=0 alone: set that"
+            )
 
     @property
     def has_grammar(self) -> bool:
@@ -220,6 +265,7 @@ def compile_sampling(model: Any, params: SamplingParams, grammars: Grammars) -> 
     struct = ffi.new(
         "struct sllm_sampling_params *",
         {
+            "noise": _NOISES[params.noise],
             "temperature": params.temperature,
             "top_k": params.top_k,
             "top_p": params.top_p,

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sllm.engine.sampling import SamplingParams
     from sllm.http_engine.rows import Row
     from sllm.http_engine.transport import Call, EngineLink, Reply
 
-__all__ = ["Asked", "Dialect", "Finder", "Found", "ScoringDialect", "TokenScores"]
+__all__ = ["Asked", "Dialect", "Finder", "Found", "SamplingDialect", "ScoringDialect", "TokenScores"]
 
 
 class Asked(NamedTuple):
@@ -108,6 +109,17 @@ class ScoringDialect(Dialect, Protocol):
 
     def scores(self, reply: Any, tokens: Sequence[int], start: int, /) -> TokenScores:
         """The answer to :meth:`score_request`."""
+
+
+@runtime_checkable
+class SamplingDialect(Dialect, Protocol):
+    """A dialect of an engine that selects with seeded noise, as ``SamplingParams(noise=api)`` does."""
+
+    def sample_request(self, text: Sequence[int], n: int, sampling: SamplingParams, /) -> Asked:
+        """Let the engine go on as ``sampling`` selects, for ``n`` tokens at most, token by token."""
+
+    def sample_reader(self) -> Callable[[Any], list[int]]:
+        """Takes the events of such a stream in order: the tokens that came with one."""
 
 
 class Finder(Protocol):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from sllm.errors import SllmError, UndecidedError
 from sllm.http_engine.run_length import RunLength
@@ -15,7 +15,6 @@ from sllm.targets.lockstep import LockstepGeneration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
 
     from sllm.engine.model import Model
     from sllm.engine.sampling import SamplingParams
@@ -62,6 +61,7 @@ class Engine:
             no limit is known.
         max_chain: drafted tokens that one request checks at most.
         round_trip: seconds, measured when it was found.
+        learnt: see :class:`~sllm.targets.base.PipelinedGeneration`.
 
     """
 
@@ -72,6 +72,7 @@ class Engine:
     max_logprobs: int
     max_chain: int
     round_trip: float
+    learnt: dict[str, Any] = field(default_factory=dict)
 
 
 class EngineGeneration(LockstepGeneration):

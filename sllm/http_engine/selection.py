@@ -39,6 +39,7 @@ class RowSelector:
     Attributes:
         n_decided: positions at which all that could be selected was known.
         n_certified: positions at which it was not, and no other token could have been selected.
+        lead: by how much the last token's score was above any other's, where the engine's own noise selects.
         n_tied: positions at which the last token that counts was as likely as the last of more that are
             known, so that the engine has said which of equal ones count.
 
@@ -51,6 +52,8 @@ class RowSelector:
         self._last = 1 if sampling.temperature == 0 else sampling.top_k  # that counts; 0: any number
         self._token = ffi.new("int32_t *")
         self._how = ffi.new("int32_t *")
+        self._lead = ffi.new("double *")
+        self.lead = 0.0
         self.n_decided = 0
         self.n_certified = 0
         self.n_tied = 0
@@ -75,8 +78,10 @@ class RowSelector:
                 self._start,
                 self._token,
                 self._how,
+                self._lead,
             )
         )
+        self.lead = self._lead[0]
         if self._how[0] == lib.SLLM_UNDECIDED:
             return None
         if self._how[0] == lib.SLLM_DECIDED:

@@ -17,6 +17,7 @@ from sllm.http_engine.transport import HttpStatusError, NotJsonError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sllm.engine.sampling import SamplingParams
     from sllm.http_engine.transport import Call, EngineLink, Reply
 
 __all__ = ["SGLang", "find"]
@@ -104,6 +105,42 @@ class SGLang:
             rows = self._generated(event, k, n_seen if repeated else 0)
             n_seen += len(rows)
             return rows, n_seen == n_made
+
+        return read
+
+    def sample_request(self, text: Sequence[int], n: int, sampling: SamplingParams, /) -> Asked:
+        """See :class:`~sllm.http_engine.dialect.SamplingDialect`. A filter that keeps everything says that a
+        token's place counts, whatever requests are computed besides (``csrc/engine_noise.cpp``).
+        """
+        selects = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k or self._reader.n_vocab,
+            "min_p": 0.0,
+            "sampling_seed": sampling.seed,
+        }
+        asked = self._body(list(text), n, 0, on=True, stream=True)
+        asked.body["sampling_params"].update(selects)
+        return asked
+
+    def sample_reader(self) -> Callable[[Any], list[int]]:
+        """See :class:`~sllm.http_engine.dialect.SamplingDialect`."""
+        n_seen = 0
+
+        def read(event: Any) -> list[int]:
+            nonlocal n_seen
+            if field_of(event, "error") is not None:
+                raise self._reader.wrong("broke a stream off with an error")
+            n_made = field_of(event, "meta_info", "completion_tokens")
+            ids = field_of(event, "output_ids")
+            if not isinstance(ids, list) or not isinstance(n_made, int):
+                raise self._reader.wrong("answered without the ids of its tokens")
+            # All that was generated, or with --incremental-streaming-output what is new.
+            tokens = [self._reader.token(token) for token in (ids[n_seen:] if len(ids) == n_made else ids)]
+            n_seen += len(tokens)
+            if n_seen != n_made:
+                raise self._reader.wrong(f"sent {n_seen} tokens of {n_made}")
+            return tokens
 
         return read
 

@@ -12,9 +12,11 @@ from sllm.engine.model import Model
 from sllm.engine.sampling import SamplingParams
 from sllm.errors import ContextFullError
 from sllm.http_engine import scoring
+from sllm.http_engine.dialect import SamplingDialect
 from sllm.http_engine.generation import Engine, EngineGeneration
 from sllm.http_engine.probe import APIS, look
 from sllm.http_engine.selection import check_sampling
+from sllm.http_engine.streamed import StreamedGeneration
 from sllm.http_engine.transport import Call, EngineLink
 from sllm.targets.base import RemoteStats
 
@@ -67,6 +69,9 @@ class EngineTarget(Closing):
         deadline: seconds for one request, with all that is sent again: a lost connection, and refusals for
             want of time (429, 503) after the pause that they ask for.
         ssl_context: for ``https``; None: the system's certificates.
+        experimental: with parameters of the engine's own noise (``SamplingParams(noise="vllm")``), its own
+            stream is the text: see :class:`~sllm.http_engine.streamed.StreamedGeneration`, also for what is
+            not proved about it. Else such parameters select here, as all others do.
 
     Raises:
         RemoteError: nothing answers, or none of these engines.
@@ -100,11 +105,13 @@ class EngineTarget(Closing):
         run: int = 8,
         deadline: float = 60.0,
         ssl_context: ssl.SSLContext | None = None,
+        experimental: bool = False,
     ) -> None:
         if api != "auto" and api not in APIS:
             raise ValueError(f"api is {api!r}, expected 'auto', {', '.join(map(repr, APIS))}")
         self._logprobs = None if logprobs is None else checked_int(logprobs, "logprobs", 1, 1 << 20)
         self._run = checked_int(run, "run", 1, 256)
+        self._experimental = experimental
         link = EngineLink(
             url, api_key=api_key, deadline=checked_seconds(deadline, "deadline"), ssl_context=ssl_context
         )
@@ -159,8 +166,9 @@ class EngineTarget(Closing):
 
     def open(
         self, tokens: npt.NDArray[np.int32], sampling: SamplingParams, max_tokens: int | None
-    ) -> EngineGeneration:
-        """Start a text after ``tokens``, int32 (n,), n >= 1. Nothing is sent yet.
+    ) -> EngineGeneration | StreamedGeneration:
+        """Start a text after ``tokens``, int32 (n,), n >= 1. Nothing is sent yet, unless the engine's stream
+        is the text.
 
         Raises:
             UndecidedError: the parameters select among more tokens than the engine gives log-probabilities
@@ -179,6 +187,13 @@ class EngineTarget(Closing):
         if len(prompt) >= engine.n_ctx:
             raise ContextFullError(
                 f"the prompt has {len(prompt)} tokens, and {engine.link.endpoint} takes {engine.n_ctx - 1}"
+            )
+        dialect = engine.dialect
+        own = sampling.noise == dialect.api and sampling.temperature > 0 and not sampling.logit_bias
+        if self._experimental and own and isinstance(dialect, SamplingDialect):
+            invariant = self.info.batch_invariant is True
+            return StreamedGeneration(
+                engine, dialect, prompt.tolist(), sampling, max_tokens, invariant=invariant
             )
         check_sampling(
             sampling,

@@ -17,7 +17,7 @@ import time
 from concurrent.futures import CancelledError as FutureCancelledError
 from contextlib import aclosing, contextmanager, suppress
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from sllm.engine.handle import Closing, join
 from sllm.errors import AuthError, BusyError, CancelledError, RemoteError
@@ -25,7 +25,7 @@ from sllm.extras import needs
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncGenerator, Coroutine, Iterator
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
     from concurrent.futures import Future
 
     from sllm.targets.base import RemoteStats
@@ -79,6 +79,13 @@ class LinkLostError(RemoteError):
 
 class NotJsonError(RemoteError):
     """An engine answered with something else than JSON."""
+
+
+class Sink(Protocol):
+    """Takes events, on another thread."""
+
+    def put(self, event: Any, /) -> None:
+        """The next one."""
 
 
 class Reply(NamedTuple):
@@ -248,10 +255,29 @@ class EngineLink(Closing):
         """
         return self._run(self._request(path, _encoded(body), call, patient), call)
 
-    def stream(self, path: str, body: Any, *, call: Call) -> EventStream:
-        """POST ``body``, and read the answer event by event. Errors come with the events."""
+    def begin(self, path: str, body: Any, *, call: Call, done: Callable[[Reply | Exception], object]) -> None:
+        """:meth:`request` without waiting: ``done`` is called on another thread with the reply, or with what
+        :meth:`request` would have raised.
+        """
+        future = self._submit(self._request(path, _encoded(body), call, patient=True))
+        call._begin(future)
+
+        def tell(future: Future[Reply | Exception]) -> None:
+            call._end()
+            cancelled = CancelledError("the generation was cancelled")
+            done(cancelled if future.cancelled() else future.result())
+
+        future.add_done_callback(tell)
+
+    def stream(self, path: str, body: Any, *, call: Call, events: Sink | None = None) -> EventStream:
+        """POST ``body``, and read the answer event by event. Errors come with the events.
+
+        ``events``: where these go as they come, an error or None the last, instead of to the stream's own
+        queue.
+        """
         stream = EventStream(self.endpoint)
-        future = self._submit(self._pump(path, _encoded(body), call, stream._events))
+        sink = stream._events if events is None else events
+        future = self._submit(self._pump(path, _encoded(body), call, sink))
         stream._call, stream._future = call, future
         call._begin(future)
         return stream
@@ -315,9 +341,7 @@ class EngineLink(Closing):
             except (ValueError, RecursionError):
                 raise NotJsonError(f"{self.endpoint} answered {path} with something else than JSON") from None
 
-    async def _pump(
-        self, path: str, content: bytes | None, call: Call, events: queue.SimpleQueue[Any]
-    ) -> None:
+    async def _pump(self, path: str, content: bytes | None, call: Call, events: Sink) -> None:
         last: BaseException | None = None
         try:
             with _own_words(self.endpoint):
@@ -330,9 +354,7 @@ class EngineLink(Closing):
         finally:
             events.put(last)
 
-    async def _pump_events(
-        self, path: str, content: bytes | None, call: Call, events: queue.SimpleQueue[Any]
-    ) -> None:
+    async def _pump_events(self, path: str, content: bytes | None, call: Call, events: Sink) -> None:
         until = time.monotonic() + self.deadline
         sending = self._send(path, content, call, patient=True, until=until)
         response = await asyncio.wait_for(sending, self.deadline)

@@ -17,6 +17,7 @@ from sllm.http_engine.transport import HttpStatusError, NotJsonError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from sllm.engine.sampling import SamplingParams
     from sllm.http_engine.transport import Call, EngineLink, Reply
 
 __all__ = ["VLLM", "find"]
@@ -101,6 +102,23 @@ class VLLM:
             if not isinstance(tokens, list):
                 raise self._reader.wrong("sent no token_ids: it does not know return_token_ids (vLLM 0.10.2)")
             return [self._reader.likeliest(token) for token in tokens], True
+
+        return read
+
+    def sample_request(self, text: Sequence[int], n: int, sampling: SamplingParams, /) -> Asked:
+        """See :class:`~sllm.http_engine.dialect.SamplingDialect`."""
+        asked = self.stream_request(text, n, 0)
+        for name in ("temperature", "top_p", "top_k", "min_p", "seed"):
+            asked.body[name] = getattr(sampling, name)
+        return asked
+
+    def sample_reader(self) -> Callable[[Any], list[int]]:
+        """See :class:`~sllm.http_engine.dialect.SamplingDialect`."""
+        read_rows = self.stream_reader(0)
+
+        def read(event: Any) -> list[int]:
+            rows, _ = read_rows(event)
+            return [row.sampled for row in rows if row.sampled is not None]
 
         return read
 

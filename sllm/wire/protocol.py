@@ -36,6 +36,7 @@ __all__ = [
     "CHANNEL_OPTIONS",
     "FEATURES",
     "FRAMING",
+    "NOISES",
     "PIECE_BYTES",
     "PROTOCOL",
     "RELAY_OPTIONS",
@@ -60,7 +61,10 @@ log = logging.getLogger("sllm.wire")
 
 PROTOCOL = 1
 SERVICE = "sllm.v1.Worker"
-FEATURES = ("generate", "hints", "run-ahead", "score", "vocabulary", "status", "echo")
+NOISES = ("noise-vllm", "noise-sglang")
+"""The features of everybody who selects: whose noise may do it besides our own."""
+
+FEATURES = ("generate", "hints", "run-ahead", "score", "vocabulary", "status", "echo", *NOISES)
 """What every worker of this version offers; ``"grammar"``, ``"json-schema"``, ``"worker-draft"``, ``"trees"``
 and ``"rpc"`` depend on its options and its model.
 """
@@ -224,7 +228,8 @@ def required(sampling: SamplingParams) -> list[str]:
     """The features without which a worker would not select by these parameters: one that does not know a
     field of a message passes over it.
     """
-    return [] if sampling.json_schema is None else ["json-schema"]
+    features = [] if sampling.json_schema is None else ["json-schema"]
+    return features if sampling.noise == "sllm" else [*features, f"noise-{sampling.noise}"]
 
 
 def check_offered(sampling: SamplingParams, features: Iterable[str]) -> None:
@@ -268,6 +273,7 @@ def to_sampling(sampling: SamplingParams) -> pb.Sampling:
         grammar=sampling.grammar or "",
         json_schema=str(sampling.json_schema or ""),
         seed=sampling.seed,
+        noise="" if sampling.noise == "sllm" else sampling.noise,
     )
 
 
@@ -295,4 +301,5 @@ def from_sampling(message: pb.Sampling) -> SamplingParams:
         grammar=message.grammar or None,
         json_schema=message.json_schema or None,
         seed=message.seed,
+        noise=message.noise or "sllm",
     )

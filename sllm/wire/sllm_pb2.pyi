@@ -112,7 +112,7 @@ class Open(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[int]] = ..., start: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., max_tokens: _Optional[int] = ..., run_ahead: bool = ..., model_id: _Optional[str] = ..., require: _Optional[_Iterable[str]] = ..., text_id: _Optional[int] = ...) -> None: ...
 
 class Sampling(_message.Message):
-    __slots__ = ("temperature", "top_k", "top_p", "min_p", "penalty_last_n", "penalty_repeat", "penalty_freq", "penalty_present", "bias_tokens", "bias_values", "grammar", "seed", "json_schema")
+    __slots__ = ("temperature", "top_k", "top_p", "min_p", "penalty_last_n", "penalty_repeat", "penalty_freq", "penalty_present", "bias_tokens", "bias_values", "grammar", "seed", "json_schema", "noise")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +126,7 @@ class Sampling(_message.Message):
     GRAMMAR_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     JSON_SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    NOISE_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_k: int
     top_p: float
@@ -139,7 +140,8 @@ class Sampling(_message.Message):
     grammar: str
     seed: int
     json_schema: str
-    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., penalty_last_n: _Optional[int] = ..., penalty_repeat: _Optional[float] = ..., penalty_freq: _Optional[float] = ..., penalty_present: _Optional[float] = ..., bias_tokens: _Optional[_Iterable[int]] = ..., bias_values: _Optional[_Iterable[float]] = ..., grammar: _Optional[str] = ..., seed: _Optional[int] = ..., json_schema: _Optional[str] = ...) -> None: ...
+    noise: str
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., penalty_last_n: _Optional[int] = ..., penalty_repeat: _Optional[float] = ..., penalty_freq: _Optional[float] = ..., penalty_present: _Optional[float] = ..., bias_tokens: _Optional[_Iterable[int]] = ..., bias_values: _Optional[_Iterable[float]] = ..., grammar: _Optional[str] = ..., seed: _Optional[int] = ..., json_schema: _Optional[str] = ..., noise: _Optional[str] = ...) -> None: ...
 
 class Hint(_message.Message):
     __slots__ = ("pos", "tokens", "id", "parents")

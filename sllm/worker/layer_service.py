@@ -14,7 +14,7 @@ from sllm.engine.tree import is_chain
 from sllm.errors import AuthError, RemoteError, SllmError
 from sllm.extras import needs
 from sllm.wire import codec
-from sllm.wire.protocol import PROTOCOL, SERVICE, abort, forget, from_sampling, not_offered, pb
+from sllm.wire.protocol import NOISES, PROTOCOL, SERVICE, abort, forget, from_sampling, not_offered, pb
 from sllm.worker.destinations import Destinations
 from sllm.worker.feeds import Feed, Feeds
 from sllm.worker.hops import Hop, Hops
@@ -43,7 +43,7 @@ __all__ = ["LayerService"]
 
 log = logging.getLogger("sllm.worker")
 
-FEATURES = ("layers", "early-rows", "hop-in", "status", "echo")
+FEATURES = ("layers", "early-rows", "hop-in", "status", "echo", *NOISES)
 """What every worker of layers offers; ``"json-schema"``, ``"hop-out"`` and ``"trees"`` depend on its options
 and its model."""
 

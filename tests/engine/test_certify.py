@@ -55,6 +55,7 @@ def select_known(
             start,
             token,
             how,
+            ffi.NULL,
         )
     )
     return int(token[0]), int(how[0])

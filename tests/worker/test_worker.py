@@ -634,8 +634,8 @@ def test_what_it_says_of_itself(worker: Worker, client: Client, target_model: Mo
     info = client.info()
     assert info.software == f"sllm {sllm.__version__}"
     assert list(info.features) == [
-        "generate", "hints", "run-ahead", "score", "vocabulary", "status", "echo", "grammar",
-        "json-schema", "trees",
+        "generate", "hints", "run-ahead", "score", "vocabulary", "status", "echo", "noise-vllm",
+        "noise-sglang", "grammar", "json-schema", "trees",
     ]  # fmt: skip
     assert info.model_name == "target.gguf"
     assert info.model_id == gguf.model_id(Path(embedded.TARGET))
