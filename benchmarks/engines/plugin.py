@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import sllm
 from benchmarks.engines import plain, servers
-from benchmarks.engines.texts import Case, cases
+from benchmarks.engines.texts import Case, cases, timed, ways, written
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,16 +36,17 @@ def measure(
     python: Path, gguf: Path, draft: Path, folder: Path, n_texts: int, n_tokens: int
 ) -> dict[str, Any]:
     """All figures, printed as they come."""
+    figures: dict[str, Any]
     with sllm.Model(gguf, vocab_only=True) as vocab, sllm.Model(draft) as small:
         with servers.vllm(python, gguf, folder, SELECTION) as server:
-            figures = {
-                "engine": "vllm",
-                "version": server.version,
-                **streams(server, vocab, n_texts, n_tokens),
-            }
+            figures = {"engine": "vllm", "version": server.version, "times": []}
+            figures |= streams(server, vocab, small, n_texts, n_tokens)
+            for round_trip in (0.0, 0.05):
+                with servers.link(server.port, round_trip) as port:
+                    figures["times"] += timed(server, vocab, small, port, round_trip, 4, n_tokens, (0.8,))
         with servers.vllm(python, gguf, folder, DRAFTS) as server:
             figures |= drafts(server, vocab, small, n_tokens)
-    figures["wrong"] = figures["streams"] - figures["streams_equal"] + figures["drafted_wrong"]
+    figures["wrong"] = figures["streams_wrong"] + figures["drafted_wrong"]
     return figures
 
 
@@ -60,8 +61,12 @@ def fields(case: Case, vocab: sllm.Model) -> dict[str, Any]:
     return asked
 
 
-def streams(server: Server, vocab: sllm.Model, n_texts: int, n_tokens: int) -> dict[str, Any]:
-    """The server's streams, eight at once, against one token for each plain request."""
+def streams(
+    server: Server, vocab: sllm.Model, small: sllm.Model, n_texts: int, n_tokens: int
+) -> dict[str, Any]:
+    """The server's streams, eight at once, and ``EngineTarget``'s texts, against one token for each plain
+    request.
+    """
     chosen = [case for t in (0.7, 1.2) for case in cases(vocab, (n_texts + 1) // 2, t)]
     with ThreadPoolExecutor(8) as pool:
         found = list(
@@ -79,7 +84,29 @@ def streams(server: Server, vocab: sllm.Model, n_texts: int, n_tokens: int) -> d
     for case, want, text in zip(chosen, expected, found, strict=True):
         if want != text:
             print(f"  {case.sampling.seed} at {case.sampling.temperature}: expected {want}, found {text}")
-    return {"streams": len(chosen), "streams_equal": n_equal, "ended": n_ended}
+    n_wrong, rows = len(chosen) - n_equal, []
+    with sllm.EngineTarget(f"http://127.0.0.1:{server.port}/v1", vocab) as target:
+        for name, draft in ways(small).items():
+            texts = [written(target, case, draft, n_tokens) for case in chosen]
+            n_made = sum(len(text) for text, _ in texts)
+            row = {
+                "draft": name,
+                "texts": len(texts),
+                "equal": sum(text == want for (text, _), want in zip(texts, expected, strict=True)),
+                "requests_per_token": round(sum(stats.n_requests for _, stats in texts) / n_made, 3),
+                "jumped": sum(getattr(stats, "n_jumped", 0) for _, stats in texts),
+                "disagreed": sum(getattr(stats, "n_disagreed", 0) for _, stats in texts),
+            }
+            n_wrong += len(texts) - row["equal"]
+            rows.append(row)
+            print(row, flush=True)
+    return {
+        "streams": len(chosen),
+        "streams_equal": n_equal,
+        "ended": n_ended,
+        "engine_target": rows,
+        "streams_wrong": n_wrong,
+    }
 
 
 def drafts(server: Server, vocab: sllm.Model, small: sllm.Model, n_tokens: int) -> dict[str, Any]:

@@ -132,11 +132,12 @@ def timed(
     round_trip: float,
     n_texts: int,
     n_tokens: int,
+    temperatures: Sequence[float] = (0.0, 0.8),
 ) -> list[dict[str, Any]]:
     """Tokens per second of each way and of the engine's own stream, text by text in turns."""
     rows = []
     with sllm.EngineTarget(f"http://127.0.0.1:{port}/v1", vocab) as target:
-        for temperature in (0.0, 0.8):
+        for temperature in temperatures:
             seconds = dict.fromkeys(("stream", *ways(small)), 0.0)
             n_made, n_requests = dict.fromkeys(seconds, 0), dict.fromkeys(seconds, 0)
             for case in cases(vocab, n_texts, temperature):
