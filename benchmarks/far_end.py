@@ -1,5 +1,5 @@
-"""What is far away, in processes of their own: a worker, and the emulated link to it; and clients whose
-memory is looked at.
+"""What is far away, in processes of their own: a worker or an engine, and the emulated link to it; and
+clients whose memory is looked at.
 
 Run as a script this file is such a process, told what to be by one line of JSON and ended by the end of its
 standard input, so that none is left over when a benchmark dies. In the process of the client, threads that
@@ -117,6 +117,16 @@ class WorkerProcess(_Process):
         return self.uri.replace(f":{self.port}", f":{link.port}")
 
 
+class EngineProcess(_Process):
+    """A serving engine over a model, as the tests have it (``tests/fake_engine.py``); ``pace`` seconds a
+    pass.
+    """
+
+    def __init__(self, model: Path, api: str, *, pace: float, **settings: Any) -> None:
+        super().__init__(role="engine", model=str(model), api=api, pace=pace, settings=settings)
+        self.port: int = self.first["port"]
+
+
 class LinkProcess(_Process):
     """``sllm.cli.slow_link.Link`` in front of a port of this machine."""
 
@@ -184,6 +194,18 @@ def _worker(job: dict[str, Any]) -> None:
         sys.stdin.read()
 
 
+def _engine(job: dict[str, Any]) -> None:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    from fake_engine import FakeEngine
+
+    with (
+        sllm.Model(job["model"]) as model,
+        FakeEngine(model, job["api"], pace=job["pace"], **job["settings"]) as engine,
+    ):
+        _say(port=engine.port)
+        sys.stdin.read()
+
+
 def _link(job: dict[str, Any]) -> None:
     with Link(("127.0.0.1", job["port"]), delay=job["delay"], mbit_s=job["mbit_s"]) as link:
         _say(port=link.port)
@@ -231,4 +253,4 @@ def _say(**answer: Any) -> None:
 
 if __name__ == "__main__":
     job = json.loads(sys.stdin.readline())
-    {"worker": _worker, "link": _link, "client": _client}[job["role"]](job)
+    {"worker": _worker, "engine": _engine, "link": _link, "client": _client}[job["role"]](job)

@@ -277,8 +277,12 @@ class FakeEngine:
         if body.get("stream"):
 
             def events() -> Iterator[Any]:
+                grown = list(prompts[0])
                 for token in self.greedy(prompts[0], self._room(prompts[0], body["max_tokens"]), ends):
-                    yield {"choices": [{"index": 0, "text": "", "logprobs": None, "token_ids": [token]}]}
+                    rows = logprobs(grown, [token]) if k is not None else None
+                    ids = {"token_ids": [token]} if body.get("return_token_ids") else {}
+                    yield {"choices": [{"index": 0, "text": "", "logprobs": rows, **ids}]}
+                    grown.append(token)
                 yield {"choices": [], "usage": {}}
 
             return events()
@@ -419,6 +423,7 @@ class FakeEngine:
             def events() -> Iterator[Any]:
                 made: list[int] = []
                 for token in made_of(prompts[0]):
+                    text = [*prompts[0], *made]
                     made.append(token)
                     if whole(made):
                         yield {
@@ -426,6 +431,7 @@ class FakeEngine:
                             "tokens": [token],
                             "stop": False,
                             "tokens_predicted": len(made),
+                            **({"completion_probabilities": [entry(text, token)]} if k else {}),
                         }
                 yield {"index": 0, "tokens": [], "stop": True, "tokens_predicted": len(made)}
 
@@ -562,7 +568,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault is not None and self._failed(fault):
                 return
             value = engine.get(path) if body is None else engine.post(path, body)
-            if fault is not None and fault.startswith("spoil "):
+            if fault is not None and fault.startswith("spoil ") and not hasattr(value, "__next__"):
                 value = spoilt(engine.api, fault.removeprefix("spoil "), value)
         except RefusalError as refusal:
             self._send(
@@ -632,6 +638,8 @@ class _Handler(BaseHTTPRequestHandler):
                     return
                 if fault == "event garbage" and n == 3:
                     send(b"data: {no JSON\n\n")
+                if n == 0 and fault is not None and fault.startswith("spoil "):
+                    event = spoilt(self.engine.api, fault.removeprefix("spoil "), event)
                 send(b"data: " + json.dumps(event).encode() + b"\n\n")
             if self.engine.api != "llama-server":
                 send(b"data: [DONE]\n\n")

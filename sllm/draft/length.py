@@ -111,6 +111,8 @@ class DraftPays:
 
     Args:
         times: will hold what the target's passes take; None: as for a target that is here.
+        own_pace: whether plain tokens come otherwise than by passes of one row
+            (:attr:`LockstepGeneration.own_pace <sllm.targets.lockstep.LockstepGeneration.own_pace>`).
 
     """
 
@@ -120,8 +122,9 @@ class DraftPays:
     _SHORTEST_PAUSE = 32
     _LONGEST_PAUSE = 512
 
-    def __init__(self, times: PassTimes | None = None) -> None:
+    def __init__(self, times: PassTimes | None = None, *, own_pace: bool = False) -> None:
         self._pass = times or PassTimes()
+        self._plain = PassTimes() if own_pace else self._pass  # with one row
         self._rounds: deque[tuple[int, float]] = deque(maxlen=12)  # with a draft: tokens committed, seconds
         self._n_rounds = 0  # with a draft
         self._pause = 0  # plain rounds that are left
@@ -130,7 +133,7 @@ class DraftPays:
 
     def begin(self) -> bool:
         """Whether the next round is to draft. To be asked once a round, before what else depends on it."""
-        if not self._pass.known(1):
+        if not self._plain.known(1):
             return False  # one plain pass says what not drafting costs
         if self._pause > 0:
             self._pause -= 1
@@ -156,11 +159,11 @@ class DraftPays:
         if len(self._rounds) < self._TRIES:
             return False
         tokens = sum(n for n, _ in self._rounds) / len(self._rounds)
-        return tokens / median(s for _, s in self._rounds) < 1.02 / self._pass.estimate(1)
+        return tokens / median(s for _, s in self._rounds) < 1.02 / self._plain.estimate(1)
 
     def observe_pass(self, n_verified: int, seconds: float) -> None:
         """The target verified ``n_verified`` drafted tokens in one pass."""
-        self._pass.add(n_verified + 1, seconds)
+        (self._pass if n_verified else self._plain).add(n_verified + 1, seconds)
         self._since_plain = self._since_plain + 1 if n_verified else 0
 
     def observe_round(self, n_tokens: int, seconds: float) -> None:
@@ -201,8 +204,8 @@ class DraftLength(DraftPays):
     _EXPLORE_EVERY = 16
     """Of so many rounds with a draft one is for learning what unlikely tokens are worth."""
 
-    def __init__(self, limit: int = LIMIT) -> None:
-        super().__init__()
+    def __init__(self, limit: int = LIMIT, *, own_pace: bool = False) -> None:
+        super().__init__(own_pace=own_pace)
         self.limit = min(limit, self.LIMIT)
         self._costs: list[float] = []  # of passes of 1, 2, ... rows; empty: to be made out anew
         self._draft_passes: deque[float] = deque(maxlen=15)  # seconds each
@@ -220,7 +223,9 @@ class DraftLength(DraftPays):
     def _make_out(self) -> None:
         """What passes cost, and what drafting as much as is best brings."""
         if not self._costs:
-            self._costs = self._pass.up_to(self.limit + 1)
+            times = self._pass if self._pass.seen else self._plain
+            self._costs = times.up_to(self.limit + 1)
+            self._costs[0] = self._plain.estimate(1)
             self._rate = 0.0
         if not self._rate:
             a, tokens, holds, drafting = self.acceptance, 0.0, 1.0, 0.0

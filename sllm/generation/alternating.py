@@ -104,4 +104,5 @@ def _rounds(
             remote = generation.remote
             times = LinkedPassTimes(lambda: remote.round_trip)
         return TreeRounds(drafter, limit, end, times)
-    return ChainRounds(drafter, executor, limit, end, stats)
+    own_pace = isinstance(generation, LockstepGeneration) and generation.own_pace
+    return ChainRounds(drafter, executor, limit, end, stats, own_pace=own_pace)

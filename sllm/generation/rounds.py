@@ -103,6 +103,7 @@ class ChainRounds:
         limit: tokens that one pass of the target can check.
         end: the text ends before this position, if not sooner; None: where the target ends it.
         stats: running figures.
+        own_pace: as of the generation (:class:`~sllm.targets.lockstep.LockstepGeneration`).
 
     """
 
@@ -113,10 +114,12 @@ class ChainRounds:
         limit: int,
         end: int | None,
         stats: GenerationStats,
+        *,
+        own_pace: bool = False,
     ) -> None:
         self._drafter = drafter
         self._executor = executor
-        self._length = DraftLength(limit)
+        self._length = DraftLength(limit, own_pace=own_pace)
         self._end = end
         self._stats = stats
         self._chain: list[int] = []  # drafted after the text

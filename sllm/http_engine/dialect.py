@@ -78,20 +78,22 @@ class Dialect(Protocol):
         """
 
     def run_request(self, text: Sequence[int], n: int, k: int) -> Asked:
-        """Let the engine go on with its likeliest tokens, for ``n`` at most, and ask for their rows."""
+        """Let the engine go on with its likeliest tokens, for ``n`` at most, and send their rows one by
+        one.
+        """
 
-    def run(self, reply: Any, k: int) -> list[Row]:
-        """The rows of the answer to :meth:`run_request`, with what was sampled; they may be none."""
+    def run_reader(self, k: int, /) -> Callable[[Any], tuple[list[Row], bool]]:
+        """Takes the events of such a stream in order: the rows that came with one, with what was sampled, and
+        whether the next rows are sure to be the next ones of the text.
+        """
 
-    def stream_request(self, text: Sequence[int], n: int, k: int) -> Asked:
-        """Let the engine go on with its likeliest tokens, and send them one by one; with ``k``
-        log-probabilities each where it does not tell the tokens without them.
+    def stream_request(self, text: Sequence[int], n: int, k: int, /) -> Asked:
+        """As :meth:`run_request`, of which the tokens alone are wanted; with ``k`` log-probabilities each
+        where the engine does not tell tokens without them.
         """
 
     def stream_reader(self, k: int, /) -> Callable[[Any], tuple[list[Row], bool]]:
-        """Takes the events of a stream in order: the rows that came with one, and whether the next rows are
-        sure to be the next ones of the text.
-        """
+        """As :meth:`run_reader`; rows may hold no more than the token that was sampled."""
 
     def tokenize_request(self, text: str) -> Asked:
         """Ask for the tokens of a text, without any that are added."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +79,7 @@ class EngineGeneration(LockstepGeneration):
 
     With a hint, one request asks for the rows after the text and after each token of the hint. Without one,
     the engine goes on by itself, and its likeliest tokens are the hint: where they are the text (temperature
-    0), it streams; else a run of some tokens is asked for.
+    0), it streams to its end; else some tokens with their rows, up to the first that is not the one selected.
 
     Args:
         engine: what decides.
@@ -94,6 +93,8 @@ class EngineGeneration(LockstepGeneration):
         remote: what it has cost.
 
     """
+
+    own_pace = True
 
     def __init__(
         self,
@@ -130,11 +131,11 @@ class EngineGeneration(LockstepGeneration):
 
     def _verify(self, tree: TokenTree) -> tuple[tuple[int, ...], int]:
         if tree:
-            self._close_stream()
+            self._drop_stream()
             self.remote.n_hints += 1
             chain = list(tree.tokens)
             return self._select(self._rows(self._text, chain, self._k), chain)
-        tokens = self._from_stream() if self._streams else self._from_run()
+        tokens = self._by_itself()
         self._computed = True
         return tokens, 0
 
@@ -147,52 +148,44 @@ class EngineGeneration(LockstepGeneration):
         reply = engine.link.request(*engine.dialect.rows_request(text, chain, k), call=self._call)
         return engine.dialect.rows(reply.value, chain, k)
 
-    def _from_run(self) -> tuple[int, ...]:
-        """Tokens of a run of the engine."""
-        engine = self._engine
-        length = self._run.choose(self._end - len(self._text))
-        self.remote.n_requests += 1
-        began = time.perf_counter()
-        reply = engine.link.request(*engine.dialect.run_request(self._text, length, self._k), call=self._call)
-        seconds = time.perf_counter() - began
-        rows = engine.dialect.run(reply.value, self._k)
-        if not rows:
-            return self._select(self._rows(self._text, [], self._k), [])[0]
-        tokens, n_held = self._select(rows[:length], [row.sampled for row in rows])
-        self._run.observe(len(rows[:length]), seconds if self._computed else None, n_held)
-        return tokens
-
-    def _from_stream(self) -> tuple[int, ...]:
-        """Tokens that the engine's stream has brought, one at least."""
-        engine, room = self._engine, self._end - len(self._text)
+    def _by_itself(self) -> tuple[int, ...]:
+        """Tokens with which the engine goes on by itself, one at least."""
+        room = self._end - len(self._text)
         if self._failed is not None:
             error, self._failed = self._failed, None
             raise error
-        if self._stream is None:
-            self.remote.n_requests += 1
-            asked = engine.dialect.stream_request(
-                self._text, min(room, engine.dialect.stream_tokens), self._k
-            )
-            self._stream = engine.link.stream(*asked, call=self._call)
-            self._read = engine.dialect.stream_reader(self._k)
+        stream = self._stream or self._open_stream(room)
         rows: list[Row] = []
         goes_on = True
         try:
-            while goes_on and len(rows) < room and (not rows or self._stream.ready):
-                found, goes_on = self._next_rows(self._stream)
+            while goes_on and len(rows) < room and (not rows or stream.ready):
+                found, goes_on = self._next_rows(stream)
                 rows += found
         except SllmError as error:
             if not rows:
                 raise
             self._failed, goes_on = error, False  # what came before it comes first
         if not goes_on:
-            self._close_stream()
+            self._drop_stream()
         if not rows:  # it ended here, or withholds the next row
             return self._select(self._rows(self._text, [], self._k), [])[0]
         tokens, n_held = self._select(rows[:room], [row.sampled for row in rows])
         if n_held < len(rows):
-            self._close_stream()
+            self._drop_stream()
+        self._run.observe(n_held, min(n_held + 1, len(rows)))
         return tokens
+
+    def _open_stream(self, room: int) -> EventStream:
+        dialect = self._engine.dialect
+        self.remote.n_requests += 1
+        if self._streams:
+            asked = dialect.stream_request(self._text, min(room, dialect.stream_tokens), self._k)
+            self._read = dialect.stream_reader(self._k)
+        else:
+            asked = dialect.run_request(self._text, self._run.choose(room), self._k)
+            self._read = dialect.run_reader(self._k)
+        self._stream = self._engine.link.stream(*asked, call=self._call)
+        return self._stream
 
     def _next_rows(self, stream: EventStream) -> tuple[list[Row], bool]:
         """The rows of the next event, and whether there will be more."""
@@ -204,9 +197,13 @@ class EngineGeneration(LockstepGeneration):
             event = None
         return ([], False) if event is None else self._read(event)
 
-    def _close_stream(self) -> None:
+    def _drop_stream(self) -> None:
+        """Read no more of it; a run ends by itself, and its connection stays."""
         if self._stream is not None:
-            self._stream.close()
+            if self._streams:
+                self._stream.close()
+            else:
+                self._stream.leave()
             self._stream = None
 
     # ---- what is selected
@@ -276,4 +273,6 @@ class EngineGeneration(LockstepGeneration):
     def close(self) -> None:
         """End what the engine computes for this text. More calls do nothing."""
         self.closed = True
-        self._close_stream()
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None

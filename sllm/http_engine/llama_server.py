@@ -71,14 +71,6 @@ class LlamaServer:
             raise self._reader.wrong("answered without the log-probabilities of a position")
         return [rows[0] for rows in found]
 
-    def run_request(self, text: Sequence[int], n: int, k: int) -> Asked:
-        """See :class:`~sllm.http_engine.dialect.Dialect`."""
-        return Asked("/completion", self._body([list(text)], n, k))
-
-    def run(self, reply: Any, k: int) -> list[Row]:
-        """See :class:`~sllm.http_engine.dialect.Dialect`: up to the first row that is withheld."""
-        return self._results(reply[0] if isinstance(reply, list) and reply else reply, k)
-
     def _results(self, result: Any, k: int) -> list[Row]:
         tokens, entries = field_of(result, "tokens"), field_of(result, "completion_probabilities")
         if not isinstance(tokens, list):
@@ -92,15 +84,29 @@ class LlamaServer:
             rows.append(self._reader.row(pairs, k, token))
         return rows
 
-    def stream_request(self, text: Sequence[int], n: int, k: int) -> Asked:
+    def run_request(self, text: Sequence[int], n: int, k: int) -> Asked:
         """See :class:`~sllm.http_engine.dialect.Dialect`."""
-        body = self._body(list(text), n, k)
-        del body["response_fields"], body["n_probs"]
-        return Asked("/completion", {**body, "stream": True})
+        body = {**self._body(list(text), n, k), "stream": True}
+        del body["response_fields"]
+        return Asked("/completion", body)
+
+    def run_reader(self, k: int, /) -> Callable[[Any], tuple[list[Row], bool]]:
+        """See :class:`~sllm.http_engine.dialect.Dialect`."""
+        return self._reading(lambda event: self._results(event, k))
+
+    def stream_request(self, text: Sequence[int], n: int, _k: int, /) -> Asked:
+        """See :class:`~sllm.http_engine.dialect.Dialect`: without log-probabilities, for which it sorts its
+        vocabulary.
+        """
+        return self.run_request(text, n, 0)
 
     def stream_reader(self, _k: int, /) -> Callable[[Any], tuple[list[Row], bool]]:
-        """See :class:`~sllm.http_engine.dialect.Dialect`: events of tokens within a character are left out,
-        which shows in how many tokens the server says it has made.
+        """See :class:`~sllm.http_engine.dialect.Dialect`."""
+        return self._reading(lambda event: [self._reader.likeliest(t) for t in field_of(event, "tokens")])
+
+    def _reading(self, rows_of: Callable[[Any], list[Row]]) -> Callable[[Any], tuple[list[Row], bool]]:
+        """A reader that ends where a token is left out, as those within a character are: that shows in how
+        many tokens the server says it has made.
         """
         n_seen = 0
 
@@ -110,13 +116,13 @@ class LlamaServer:
                 raise self._reader.wrong("broke a stream off with an error")
             if field_of(event, "stop") is True and not field_of(event, "tokens"):
                 return [], False
-            tokens, n_made = field_of(event, "tokens"), field_of(event, "tokens_predicted")
-            if not isinstance(tokens, list):
+            if not isinstance(field_of(event, "tokens"), list):
                 raise self._reader.wrong("answered without tokens")
-            if n_made != n_seen + len(tokens):
+            rows = rows_of(event)
+            if field_of(event, "tokens_predicted") != n_seen + len(rows):
                 return [], False
-            n_seen += len(tokens)
-            return [self._reader.likeliest(token) for token in tokens], True
+            n_seen += len(rows)
+            return rows, True
 
         return read
 

@@ -80,17 +80,11 @@ class SGLang:
 
     def run_request(self, text: Sequence[int], n: int, k: int) -> Asked:
         """See :class:`~sllm.http_engine.dialect.Dialect`."""
-        return self._body(list(text), n, k, on=True)
-
-    def run(self, reply: Any, k: int) -> list[Row]:
-        """See :class:`~sllm.http_engine.dialect.Dialect`."""
-        return self._generated(reply, k, 0)
-
-    def stream_request(self, text: Sequence[int], n: int, k: int) -> Asked:
-        """See :class:`~sllm.http_engine.dialect.Dialect`."""
         return self._body(list(text), n, k, on=True, stream=True)
 
-    def stream_reader(self, k: int, /) -> Callable[[Any], tuple[list[Row], bool]]:
+    stream_request = run_request  # the ids of tokens come with their log-probabilities
+
+    def run_reader(self, k: int, /) -> Callable[[Any], tuple[list[Row], bool]]:
         """See :class:`~sllm.http_engine.dialect.Dialect`."""
         n_seen = 0
 
@@ -107,6 +101,8 @@ class SGLang:
             return rows, n_seen == n_made
 
         return read
+
+    stream_reader = run_reader
 
     def sample_request(self, text: Sequence[int], n: int, sampling: SamplingParams, /) -> Asked:
         """See :class:`~sllm.http_engine.dialect.SamplingDialect`. A filter that keeps everything says that a

@@ -167,6 +167,12 @@ class EventStream:
             raise event
         return event
 
+    def leave(self) -> None:
+        """Read no more, and let a request that ends soon end by itself: its connection can be used again."""
+        if not self.ended and self._call is not None:
+            self._call._end()
+        self.ended = True
+
     def close(self) -> None:
         """End the request, if it has not ended yet: the engine stops computing."""
         if self._future is not None:

@@ -77,14 +77,19 @@ class VLLM:
 
     def run_request(self, text: Sequence[int], n: int, k: int) -> Asked:
         """See :class:`~sllm.http_engine.dialect.Dialect`."""
-        return Asked("/v1/completions", self._body(list(text), n, k, on=True))
+        return Asked("/v1/completions", {**self._body(list(text), n, k, on=True), "stream": True})
 
-    def run(self, reply: Any, k: int) -> list[Row]:
+    def run_reader(self, k: int, /) -> Callable[[Any], tuple[list[Row], bool]]:
         """See :class:`~sllm.http_engine.dialect.Dialect`."""
-        return self._of_choice(field_of(reply, "choices", 0), k)
+
+        def read(event: Any) -> tuple[list[Row], bool]:
+            choice = self._choice_of(event)
+            return ([] if choice is None else self._of_choice(choice, k)), True
+
+        return read
 
     def stream_request(self, text: Sequence[int], n: int, k: int) -> Asked:
-        """See :class:`~sllm.http_engine.dialect.Dialect`."""
+        """See :class:`~sllm.http_engine.dialect.Dialect`: without log-probabilities, which cost it time."""
         body = self._body(list(text), n, k, on=True)
         body.update(logprobs=None, return_token_ids=True, stream=True)
         return Asked("/v1/completions", body)
@@ -93,14 +98,14 @@ class VLLM:
         """See :class:`~sllm.http_engine.dialect.Dialect`."""
 
         def read(event: Any) -> tuple[list[Row], bool]:
-            if field_of(event, "error") is not None:
-                raise self._reader.wrong("broke a stream off with an error")
-            choice = field_of(event, "choices", 0)
+            choice = self._choice_of(event)
             if choice is None:
-                return [], True  # the figures at the end
+                return [], True
             tokens = field_of(choice, "token_ids")
-            if not isinstance(tokens, list):
-                raise self._reader.wrong("sent no token_ids: it does not know return_token_ids (vLLM 0.10.2)")
+            if not isinstance(tokens, list):  # before vLLM 0.10.2
+                tokens = [self._token(token) for token in field_of(choice, "logprobs", "tokens") or ()]
+            if not tokens:
+                raise self._reader.wrong("sent no token_ids: it does not know return_token_ids")
             return [self._reader.likeliest(token) for token in tokens], True
 
         return read
@@ -127,6 +132,15 @@ class VLLM:
             return [row.sampled for row in rows if row.sampled is not None]
 
         return read
+
+    def _choice_of(self, event: Any) -> Any:
+        """The choice of an event; None: it has the figures at the end."""
+        if field_of(event, "error") is not None:
+            raise self._reader.wrong("broke a stream off with an error")
+        choices = field_of(event, "choices")
+        if not isinstance(choices, list):
+            raise self._reader.wrong("sent an event without choices")
+        return choices[0] if choices else None
 
     def _of_choice(self, choice: Any, k: int) -> list[Row]:
         tokens, tops = (field_of(choice, "logprobs", key) for key in ("tokens", "top_logprobs"))

@@ -33,10 +33,13 @@ class LockstepGeneration:
     Attributes:
         max_chain, can_branch: as given.
         seq_id: the sequence of the target's context that the text is in.
+        own_pace: whether tokens without a hint come at a pace of their own, from an engine that goes on by
+            itself, so that what they take says nothing about a pass that checks a hint.
 
     """
 
     seq_id = 0
+    own_pace = False
 
     def __init__(
         self,

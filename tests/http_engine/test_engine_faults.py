@@ -94,8 +94,8 @@ def test_connections_are_used_again(
 ) -> None:
     before = engine.n_connections
     tokens_of(sllm.generate(target, PROMPT, draft=perfect(target_model), sampling=SAMPLED, max_tokens=N))
-    assert engine.n_requests > 2
-    assert engine.n_connections == before
+    assert engine.n_requests > 3
+    assert engine.n_connections <= before + 1  # the first run may still be on its way while the next is asked
 
 
 def test_a_stream_that_breaks_off_loses_nothing(
@@ -113,7 +113,7 @@ WRONG = {
     "garbage": "something else than JSON",
     "500 on fire": "HTTP status 500: on fire",
     "404 no": "HTTP status 404: no",
-    "spoil fewer": "answered with|answered without",
+    "spoil fewer": "answered with|answered without|an event without",
     "spoil nan": "nan",
     "spoil missing": "log-probabilities of a position, expected",
     "spoil twice": "two log-probabilities of token|log-probabilities of a position, expected",
@@ -127,7 +127,8 @@ WRONG = {
 def test_what_is_no_answer_is_an_error(
     engine: FakeEngine, target: sllm.EngineTarget, target_model: sllm.Model, fault: str, place: int
 ) -> None:
-    engine.faults = [None] * place + [fault]
+    # A stream without any event is asked for again, in the other way.
+    engine.faults = [None] * place + [fault] * (2 if fault == "garbage" and place == 0 else 1)
     with (
         sllm.generate(target, PROMPT, draft=perfect(target_model), sampling=SAMPLED, max_tokens=N) as stream,
         pytest.raises(sllm.RemoteError, match=WRONG[fault]) as caught,
@@ -172,12 +173,19 @@ def test_a_garbled_event_is_an_error_after_what_came_before(
 
 
 def test_a_body_beyond_all_measure_is_an_error(
-    engine: FakeEngine, target: sllm.EngineTarget, monkeypatch: pytest.MonkeyPatch
+    engine: FakeEngine,
+    target: sllm.EngineTarget,
+    target_model: sllm.Model,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(transport, "MAX_BODY", 1_000_000)
-    engine.faults = ["huge"]
-    with pytest.raises(sllm.RemoteError, match="more than 1000000 bytes"):
-        tokens_of(sllm.generate(target, PROMPT, sampling=SAMPLED, max_tokens=N))
+    monkeypatch.setattr(transport, "MAX_EVENT", 1_000_000)
+    for place in (0, 1):
+        engine.faults = [None] * place + ["huge"]
+        with pytest.raises(sllm.RemoteError, match="more than 1000000 bytes"):
+            tokens_of(
+                sllm.generate(target, PROMPT, draft=perfect(target_model), sampling=SAMPLED, max_tokens=N)
+            )
 
 
 def test_an_engine_that_is_busy_for_too_long(engine: FakeEngine, target_model: sllm.Model) -> None:
