@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import queue
+import threading
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,8 @@ from oracles import GREEDY, PLAIN, one_by_one
 import sllm
 from sllm.http_engine.generation import EngineGeneration
 from sllm.http_engine.streamed import StreamedGeneration, StreamStats
+from sllm.http_engine.transport import Call
+from sllm.targets.base import RemoteStats
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,3 +101,24 @@ def test_what_it_does_is_streamed(target: sllm.EngineTarget, target_model: sllm.
     generation = target.open(target_model.vocab.encode("Once"), SAMPLED, 4)
     assert isinstance(generation, StreamedGeneration)
     generation.close()
+
+
+def test_a_request_that_nobody_waits_for_can_be_cancelled(
+    engine: FakeEngine, target: sllm.EngineTarget
+) -> None:
+    link, dialect = target._engine.link, target._engine.dialect
+    call, answers = Call(RemoteStats()), queue.SimpleQueue[Any]()
+    engine.bodies.clear()
+    engine.pace = 2.0
+    try:
+        link.begin(*dialect.rows_request([5, 6], [], 5), call=call, done=answers.put)
+        until = time.monotonic() + 30
+        while not engine.bodies and time.monotonic() < until:
+            time.sleep(0.01)
+        canceller = threading.Thread(target=call.cancel, daemon=True)
+        canceller.start()
+        canceller.join(30)
+        assert not canceller.is_alive()
+        assert isinstance(answers.get(timeout=30), sllm.errors.CancelledError)
+    finally:
+        engine.pace = 0.0
