@@ -53,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_engine_model(parser)
     add(
+        "--experimental",
+        action="store_true",
+        help="with --engine and its own --noise: what it streams is the text, ahead of which the draft jumps",
+    )
+    add(
         "--draft",
         metavar="GGUF|mtp|ngram|none",
         help=f"{MODEL}, the target's own heads for multi-token prediction (sllm inspect says whether it has"
@@ -172,6 +177,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
         raise CommandError("--target and --remote exclude each other, except for a split: name --head")
     if args.engine is None and args.engine_model is not None:
         raise CommandError("--engine-model needs --engine, the address of the engine")
+    if args.engine is None and args.experimental:
+        raise CommandError("--experimental needs --engine, the address of the engine")
     if args.engine is not None and (uris is not None or args.rpc is not None or args.head is not None):
         raise CommandError("--engine excludes --remote, --rpc and --head")
     if args.head is not None and uris is None:

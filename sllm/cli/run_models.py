@@ -110,6 +110,7 @@ def open_engine(args: argparse.Namespace, sampling: sllm.SamplingParams, stack: 
         model=args.engine_model,
         api_key=engine_key(),
         deadline=args.deadline or 60.0,
+        experimental=args.experimental,
     )
     return model, stack.enter_context(target), _open_draft(args, embedded.DRAFT if ours else None, stack)
 

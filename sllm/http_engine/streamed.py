@@ -122,7 +122,8 @@ class StreamedGeneration:
     first one ends when the second is ahead, so a text is never later than by its first stream alone.
 
     **Experimental with an engine's own noise.** That a row selects here what the engine's kernel selects is
-    tested against what vLLM's and SGLang's own code gives on a CPU. End to end, on a GPU, it is not: there a
+    tested against what vLLM's and SGLang's own code gives on a CPU, and vLLM's server was compared from end
+    to end on one, its kernels interpreted (``benchmarks/engines``). On a GPU nothing is proved: there a
     kernel may round in another way, and an engine that is not batch-invariant gives other numbers for the
     same text when it is computed as a prompt. Where two answers of the engine differ, the text goes on with
     the one that came first, and ``remote.n_disagreed`` counts it.

@@ -208,7 +208,7 @@ def test_an_engine_that_is_gone_is_an_error(target_model: sllm.Model) -> None:
     engine = FakeEngine(target_model, "vllm", n_ctx=320, pace=0.02)
     with sllm.EngineTarget(engine.url, target_model, experimental=True, deadline=0.5) as target:
         stream = sllm.generate(target, PROMPT, sampling=sampling_of("vllm"), max_tokens=200)
-        seen = []
+        seen: list[int] = []
         with stream, pytest.raises(sllm.RemoteError):
             for run in stream:
                 seen += run.tokens
@@ -234,7 +234,7 @@ def test_what_is_left_early_ends_at_the_engine(engine: FakeEngine, target: sllm.
 def test_cancelling_ends_a_blocked_wait(engine: FakeEngine, target: sllm.EngineTarget) -> None:
     engine.pace = 0.5
     tokens = np.array([5, 6, 7], dtype=np.int32)
-    generation = target.open(tokens, sampling_of(engine.api), 20)
+    generation: Any = target.open(tokens, sampling_of(engine.api), 20)
     assert isinstance(generation, PipelinedGeneration)
     next(generation)
     threading.Timer(0.05, generation.cancel).start()
