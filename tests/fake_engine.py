@@ -69,7 +69,9 @@ class FakeEngine:
         n_ctx: int = 1024,
         api_key: str | None = None,
         keep_alive: float = 30.0,
+        plugin: bool = False,
     ) -> None:
+        self.plugin = plugin
         self.model, self.api, self.pace, self.n_ctx = model, api, pace, n_ctx
         self.max_logprobs, self.slots, self.api_key, self.keep_alive = (
             max_logprobs,
@@ -243,7 +245,10 @@ class FakeEngine:
     # vLLM
 
     def _vllm(self, body: dict[str, Any]) -> Any:
-        if body["temperature"] > 0:
+        xargs = body.get("vllm_xargs", {}) if self.plugin else {}
+        if xargs.get("sllm_seed") == "?":
+            raise RefusalError(400, "sllm_seed is '?', expected an integer from 0 to 18446744073709551615")
+        if body["temperature"] > 0 or "sllm_seed" in xargs:
             return self._vllm_drawn(body)
         assert body["temperature"] == 0
         k = body["logprobs"]
@@ -298,7 +303,11 @@ class FakeEngine:
 
     def _vllm_drawn(self, body: dict[str, Any]) -> Iterator[Any]:
         names = ("temperature", "top_k", "top_p", "min_p", "seed")
-        sampling = sllm.SamplingParams(noise="vllm", **{name: body[name] for name in names})
+        if "vllm_xargs" in body:
+            given = {name: body["vllm_xargs"][f"sllm_{name}"] for name in names}
+            sampling = sllm.SamplingParams(**{**given, "seed": int(given["seed"])})
+        else:
+            sampling = sllm.SamplingParams(noise="vllm", **{name: body[name] for name in names})
         prompt = self.check(body["prompt"])
         self.n_cached(prompt)
         for token in self.drawn(prompt, self._room(prompt, body["max_tokens"]), [], sampling):

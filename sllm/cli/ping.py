@@ -168,6 +168,7 @@ def _ping_engine(url: str, args: argparse.Namespace, out: Output) -> int:
             ("vocabulary", info.tokenizer),
             ("prefix cache", _known(info.prefix_cache)),
             ("batch-invariant", _known(info.batch_invariant)),
+            ("sllm's plugin", "yes" if info.selects else "no"),
         ]
     for line in table([(name, one_line(value)) for name, value in rows]):
         out.line(line)

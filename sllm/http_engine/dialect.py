@@ -34,6 +34,7 @@ class Found:
         batch_invariant: whether it says that its numbers do not depend on what else it computes; None: it
             says nothing.
         prefix_cache: likewise, whether what a prompt shares with an earlier one is not computed again.
+        selects: whether it selects as sllm does where a request says so (``examples/vllm-plugin``).
 
     """
 
@@ -43,6 +44,7 @@ class Found:
     n_slots: int | None = None
     batch_invariant: bool | None = None
     prefix_cache: bool | None = None
+    selects: bool = False
 
 
 class TokenScores(NamedTuple):
@@ -115,7 +117,9 @@ class ScoringDialect(Dialect, Protocol):
 
 @runtime_checkable
 class SamplingDialect(Dialect, Protocol):
-    """A dialect of an engine that selects with seeded noise, as ``SamplingParams(noise=api)`` does."""
+    """A dialect of an engine that selects with seeded noise, as ``SamplingParams(noise=api)`` does, or with
+    sllm's plugin as any do.
+    """
 
     def sample_request(self, text: Sequence[int], n: int, sampling: SamplingParams, /) -> Asked:
         """Let the engine go on as ``sampling`` selects, for ``n`` tokens at most, token by token."""

@@ -64,6 +64,8 @@ class EngineInfo:
         batch_invariant: whether it says that its numbers do not depend on what else it computes; None: it
             says nothing.
         round_trip: seconds of the quickest request.
+        selects: whether its own stream is the text at any temperature, as it selects as sllm does (vLLM with
+            the plugin of ``examples/vllm-plugin``).
 
     """
 
@@ -77,6 +79,7 @@ class EngineInfo:
     prefix_cache: bool | None
     batch_invariant: bool | None
     round_trip: float
+    selects: bool = False
 
     def advice(self) -> list[str]:
         """What would make its texts exact, or come sooner, each in a sentence."""
@@ -186,6 +189,7 @@ def look(
         prefix_cache,
         found.batch_invariant,
         round_trip,
+        found.selects,
     )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sllm.engine.sampling import SamplingParams
     from sllm.http_engine.rows import Row
 
-__all__ = ["RowSelector", "check_sampling", "first_k", "is_plain_greedy", "undecided"]
+__all__ = ["RowSelector", "check_sampling", "first_k", "is_plain_greedy", "is_plain_noise", "undecided"]
 
 _GREEDY_K = 4
 """Log-probabilities asked for where the likeliest token is selected: room for others that are as likely."""
@@ -99,6 +99,12 @@ def is_plain_greedy(sampling: SamplingParams) -> bool:
     temperature 0.
     """
     return sampling.temperature == 0 and not _changes(sampling)
+
+
+def is_plain_noise(sampling: SamplingParams) -> bool:
+    """Whether sllm's noise selects from what top-k, top-p and min-p leave of an engine's own logits."""
+    repeats = sampling.penalty_last_n > 0 and sampling.penalty_repeat != 1
+    return sampling.noise == "sllm" and sampling.temperature > 0 and not _changes(sampling) and not repeats
 
 
 def _changes(sampling: SamplingParams) -> list[str]:

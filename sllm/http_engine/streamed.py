@@ -113,19 +113,20 @@ class _Check:
 
 class StreamedGeneration:
     """One text of an :class:`~sllm.EngineTarget` whose engine selects with the noise of the parameters
-    (``SamplingParams(noise=...)``); see :class:`~sllm.targets.base.PipelinedGeneration`.
+    (``SamplingParams(noise=...)``), or with sllm's by a plugin; see
+    :class:`~sllm.targets.base.PipelinedGeneration`.
 
     What the engine streams is the text. Where a draft is sure of what comes, and the round trip is worth it,
     a second stream begins behind the drafted tokens, and one request asks for the rows along them: once the
     tokens hold, by these rows or because the first stream has come there, the second stream is the text. The
     first one ends when the second is ahead, so a text is never later than by its first stream alone.
 
-    **Experimental.** That a row selects here what the engine's kernel selects is tested against what vLLM's
-    and SGLang's own code gives on a CPU, and vLLM's server was compared from end to end on one, its kernels
-    interpreted (``benchmarks/engines``). On a GPU nothing is proved: there a kernel may round in another way,
-    and an engine that is not batch-invariant gives other numbers for the same text when it is computed as a
-    prompt. Where two answers of the engine differ, the text goes on with the one that came first, and
-    ``remote.n_disagreed`` counts it.
+    **Experimental with an engine's own noise.** That a row selects here what the engine's kernel selects is
+    tested against what vLLM's and SGLang's own code gives on a CPU, and vLLM's server was compared from end
+    to end on one, its kernels interpreted (``benchmarks/engines``). On a GPU nothing is proved: there a
+    kernel may round in another way, and an engine that is not batch-invariant gives other numbers for the
+    same text when it is computed as a prompt. Where two answers of the engine differ, the text goes on with
+    the one that came first, and ``remote.n_disagreed`` counts it.
 
     Args:
         engine: what decides.
@@ -160,6 +161,8 @@ class StreamedGeneration:
         self._selector = RowSelector(engine.model, sampling, len(prompt))
         self._k = first_k(sampling, engine.max_logprobs)
         self._lead = _LEAD if invariant else _LEAD_OF_VARYING
+        if sampling.noise == "sllm":
+            self._lead = 0.0  # the same arithmetic on both sides
         self._text = list(prompt)
         self._requested_end = None if max_tokens is None else len(prompt) + max_tokens
         self.end = engine.n_ctx if self._requested_end is None else min(self._requested_end, engine.n_ctx)

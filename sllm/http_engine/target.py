@@ -15,7 +15,7 @@ from sllm.http_engine import scoring
 from sllm.http_engine.dialect import SamplingDialect
 from sllm.http_engine.generation import Engine, EngineGeneration
 from sllm.http_engine.probe import APIS, look
-from sllm.http_engine.selection import check_sampling
+from sllm.http_engine.selection import check_sampling, is_plain_noise
 from sllm.http_engine.streamed import StreamedGeneration
 from sllm.http_engine.transport import Call, EngineLink
 from sllm.targets.base import RemoteStats
@@ -53,6 +53,9 @@ class EngineTarget(Closing):
     numbers. In bfloat16 these can depend on what an engine computes besides (vLLM does, without
     ``VLLM_BATCH_INVARIANT=1``), so that near-ties may fall either way; the text is a sample of the engine all
     the same.
+
+    Where a vLLM server has sllm's plugin (``examples/vllm-plugin``), its own stream is the text, at any
+    temperature: :class:`~sllm.http_engine.streamed.StreamedGeneration`.
 
     Any number of texts at once, from any threads, as the engine has places.
 
@@ -189,8 +192,14 @@ class EngineTarget(Closing):
                 f"the prompt has {len(prompt)} tokens, and {engine.link.endpoint} takes {engine.n_ctx - 1}"
             )
         dialect = engine.dialect
-        own = sampling.noise == dialect.api and sampling.temperature > 0 and not sampling.logit_bias
-        if self._experimental and own and isinstance(dialect, SamplingDialect):
+        theirs = (
+            self._experimental
+            and sampling.noise == dialect.api
+            and sampling.temperature > 0
+            and not sampling.logit_bias
+        )
+        streams = theirs or (self.info.selects and is_plain_noise(sampling))
+        if streams and isinstance(dialect, SamplingDialect):
             invariant = self.info.batch_invariant is True
             return StreamedGeneration(
                 engine, dialect, prompt.tolist(), sampling, max_tokens, invariant=invariant

@@ -112,8 +112,9 @@ class Call:
     def _begin(self, future: Future[Any]) -> None:
         with self._lock:
             self._future = future
-            if self._cancelled:
-                future.cancel()
+            cancelled = self._cancelled
+        if cancelled:
+            future.cancel()
 
     def _end(self) -> None:
         with self._lock:
@@ -123,8 +124,9 @@ class Call:
         """End the request under way, and every later one; from any thread."""
         with self._lock:
             self._cancelled = True
-            if self._future is not None:
-                self._future.cancel()
+            future = self._future
+        if future is not None:
+            future.cancel()  # not with the lock: what waits for its end may be called right here
 
 
 def limit_of(error: HttpStatusError) -> int | None:

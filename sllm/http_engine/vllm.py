@@ -113,8 +113,14 @@ class VLLM:
     def sample_request(self, text: Sequence[int], n: int, sampling: SamplingParams, /) -> Asked:
         """See :class:`~sllm.http_engine.dialect.SamplingDialect`."""
         asked = self.stream_request(text, n, 0)
-        for name in ("temperature", "top_p", "top_k", "min_p", "seed"):
-            asked.body[name] = getattr(sampling, name)
+        names = ("temperature", "top_p", "top_k", "min_p", "seed")
+        if sampling.noise == "sllm":
+            # For the plugin, beside the temperature of 0 that takes what it leaves; the seed as text, since
+            # JSON's numbers may be doubles on their way.
+            given = {f"sllm_{name}": getattr(sampling, name) for name in names}
+            asked.body["vllm_xargs"] = {**given, "sllm_seed": str(sampling.seed)}
+        else:
+            asked.body.update((name, getattr(sampling, name)) for name in names)
         return asked
 
     def sample_reader(self) -> Callable[[Any], list[int]]:
@@ -204,7 +210,29 @@ def find(link: EngineLink, call: Call) -> Found | None:
         n_ctx if isinstance(n_ctx, int) and n_ctx > 0 else None,
         None,
         bool(invariant) if isinstance(invariant, (bool, int)) else None,
+        selects=_has_plugin(link, name, call),
     )
+
+
+def _has_plugin(link: EngineLink, model: str, call: Call) -> bool:
+    """Whether the plugin of ``examples/vllm-plugin`` selects there: it refuses a seed that is no number,
+    which a server without it never looks at.
+    """
+    body = {
+        "model": model,
+        "prompt": [0],
+        "max_tokens": 1,
+        "temperature": 0,
+        "logprobs": None,
+        "vllm_xargs": {"sllm_seed": "?"},
+    }
+    try:
+        link.request("/v1/completions", body, call=call)
+    except HttpStatusError as error:
+        return error.status == 400 and "sllm_seed" in str(error)
+    except NotJsonError:
+        pass
+    return False
 
 
 def _ask(link: EngineLink, path: str, call: Call) -> Any:
