@@ -57,9 +57,35 @@ _CAPITALS_EN = lazy(
     re.M,
 )
 _LOWER = lazy(
-    r"(?<![A-Za-z])(?P<said>[Mm]y name is|[Mm]y name'?s|[Tt]his is|[Ii] am|[Ii]'m|[Cc]all me|[Nn]ame:) "
+    r"(?<![A-Za-z])(?P<said>[Mm]y name is|[Mm]y name'?s|[Tt]his is|[Ii] am|[Ii]'m|[Cc]all me|[Nn]ame:|"
+    r"[Aa]sk|[Tt]ell|[Ee]mail|[Rr]emind|[Tt]hank|[Ii]nvite|[Mm]eet) "
     r"(?P<first>[a-z]{3,14})(?: (?P<second>[a-z]{2,16}))?(?![A-Za-z])"
 )
+_LOWER_SAID = (
+    "name",
+    "his is",
+    "am ",
+    "'m ",
+    "all me",
+    "sk ",
+    "ell ",
+    "mail ",
+    "mind ",
+    "hank ",
+    "vite ",
+    "eet ",
+)
+# A sentence about a person: its first word is one, whatever it is, unless it is an ordinary word.
+_ABOUT = lazy(
+    rf"(?:\A|(?<=[.!?] )|(?<=\n))(?P<name>[{CAP}][{LETTER}'’-]{{2,20}}) (?:is (?:originally )?from (?=[A-Z])"
+    r"|comes from (?=[A-Z])|lives (?:in|on|at|with|near) |works (?:at|for|as) |was born (?:in|on) |grew up )"
+)
+_PRONOUNS = frozenset(
+    ["He", "She", "They", "You", "Who", "One", "Each", "Neither", "Either", "Both", "None", "Some", "Many",
+    "Most",
+     "This", "That", "These", "Those", "Here", "There", "What", "Which", "Where", "Whoever", "Somebody",
+     "Someone", "Anybody", "Anyone", "Everybody", "Everyone", "Nobody"]
+)  # fmt: skip
 # Words of a sentence that people say to each other.
 _PERSONAL = lazy(
     r"(?<![A-Za-z])(?:[Ii]|I'm|I've|I'll|[Mm]e|[Mm]y|[Ww]e|[Uu]s|[Oo]ur|[Yy]ou|[Yy]our|[Pp]lease|[Tt]hanks|"
@@ -348,6 +374,10 @@ def scan(text: str) -> Iterator[Finding]:
         if reader.budget.spent:
             break
     yield from reader.budget.rest("NAME")
+    for found in _ABOUT.finditer(text):
+        name = found["name"]
+        if name not in _PRONOUNS and name not in ENGLISH.famous and not_a_common_word(name):
+            yield Finding(found.start("name"), found.end("name"), "NAME", 0.5)
     for found in _CAPITALS_EN.finditer(text):
         yield Finding(found.start("name"), found.end("name"), "NAME", 0.6)
     yield from _lower(text)
@@ -355,7 +385,7 @@ def scan(text: str) -> Iterator[Finding]:
 
 def _lower(text: str) -> Iterator[Finding]:
     """Names that were written without capitals, after what can only announce one."""
-    if not any(said in text for said in ("name", "his is", "am ", "'m ", "all me")):
+    if not any(said in text for said in _LOWER_SAID):
         return
     for found in _LOWER.finditer(text):
         said, first, second = found["said"].lower(), found["first"], found["second"]
