@@ -186,9 +186,10 @@ def test_the_versions_agree() -> None:
     assert sllm.__version__ == importlib.metadata.version("sllm") == declared
 
 
-def test_the_commit_is_the_pinned_one_and_in_the_readme() -> None:
+def test_the_commit_is_the_pinned_one_and_in_the_readmes() -> None:
     assert sllm.llama_cpp_commit == PIN.commit
-    assert PIN.commit[:9] in (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("README.md", "README.zh.md"):
+        assert PIN.commit[:9] in (ROOT / name).read_text(encoding="utf-8")
 
 
 def test_licences_and_types_are_installed() -> None:
@@ -303,7 +304,8 @@ def test_the_sdist_holds_the_core_of_llama_cpp_and_no_more(sdist: Path) -> None:
     manifest = json.loads((VENDOR / "source" / fetch.MANIFEST).read_text(encoding="utf-8"))
     shipped = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
     assert shipped == set(manifest["files"]["core"]) | {fetch.MANIFEST}
-    assert {"LICENSE", "README.md", "csrc/sllm.h", "sllm/py.typed", "tests/build/test_packaging.py"} <= names
+    assert {"LICENSE", "README.md", "README.zh.md", "csrc/sllm.h", "sllm/py.typed"} <= names
+    assert {"tests/build/test_packaging.py", "tests/test_readmes.py"} <= names
     patches = {path.relative_to(ROOT).as_posix() for path in (VENDOR / "patches").glob("*.patch")}
     assert patches == {name for name in names if name.endswith(".patch")}
     assert not [name for name in names if "/.git/" in f"/{name}/" or name.endswith((".so", ".pyc"))]

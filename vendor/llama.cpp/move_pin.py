@@ -2,7 +2,7 @@
 
 ``python vendor/llama.cpp/move_pin.py 0.3.37`` downloads that release with pip; ``--archive PATH`` takes a
 copy. What the pin says of it (commit, version, RPC protocol, sha256) is read from the archive, and the commit
-that README.md and CHANGELOG.md name is replaced.
+that the READMEs and CHANGELOG.md name is replaced.
 
 Only the standard library is used, as in ``fetch.py``.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 import fetch
 
 ROOT = fetch.HERE.parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "CHANGELOG.md")
+DOCUMENTS = (ROOT / "README.md", ROOT / "README.zh.md", ROOT / "CHANGELOG.md")
 
 
 def _read(tar: tarfile.TarFile, name: str) -> str:
