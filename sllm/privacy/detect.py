@@ -15,7 +15,7 @@ from sllm.privacy.findings import KINDS, LITERAL, Detector, Finding, LabelScorer
 from sllm.privacy.names.detectors import ModelDetector, NameDetector
 from sllm.privacy.patterns import addresses, chinese, codes, labels, numbers, passwords
 from sllm.privacy.regex import lazy
-from sllm.privacy.text import decoded, plain
+from sllm.privacy.text import decoded, encoded, plain
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -115,7 +115,7 @@ def union(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def search(detectors: Sequence[Detector], text: str) -> list[Finding]:
-    """What all detectors find in a text, and under its escapes.
+    """What all detectors find in a text, under its escapes, and in what is written in base64.
 
     Raises:
         LeakError: as :func:`detect_all`.
@@ -128,6 +128,11 @@ def search(detectors: Sequence[Detector], text: str) -> list[Finding]:
                 Finding(*view.span(one.start, one.end), one.kind, one.score, one.checked)
                 for one in detect_all(detectors, view.text)
             ]
+        for start, end, inner in encoded(text):
+            within = union(detect_all(detectors, inner))
+            if within:
+                lead = max(within, key=lambda one: (one.checked, one.end - one.start))
+                found.append(Finding(start, end, lead.kind, lead.score, lead.checked))
     return found
 
 
