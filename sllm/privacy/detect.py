@@ -46,7 +46,7 @@ def _check_packages() -> None:
     without a message, nobody would be told what to install.
     """
     with needs("privacy"):
-        for package in ("phonenumbers", "stdnum"):
+        for package in ("ahocorasick_rs", "phonenumbers", "stdnum"):
             if importlib.util.find_spec(package) is None:
                 raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 

@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import base64
 import binascii
+import bisect
 import functools
 import html
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from sllm.privacy.regex import lazy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
 __all__ = ["View", "compact", "decoded", "encoded", "fold_char", "folded", "packed", "plain"]
 
@@ -87,17 +89,44 @@ def _plain_char(char: str) -> str:
 def _without(text: str, gaps: re.Pattern[str]) -> View:
     """The text with every match of ``gaps`` taken out."""
     pieces: list[str] = []
-    offsets: list[int] = []
-    last = 0
+    starts: list[int] = []  # of each piece, in the text that is left
+    skipped: list[int] = []  # how many characters were taken out before it
+    last = size = 0
     for gap in gaps.finditer(text):
-        pieces.append(text[last : gap.start()])
-        offsets.extend(range(last, gap.start()))
-        last = gap.end()
+        at, end = gap.span()
+        pieces.append(text[last:at])
+        starts.append(size)
+        skipped.append(last - size)
+        size += at - last
+        last = end
     if not last:
         return View(text, None)
     pieces.append(text[last:])
-    offsets.extend(range(last, len(text)))
-    return View("".join(pieces), offsets)
+    starts.append(size)
+    skipped.append(last - size)
+    return View("".join(pieces), _Offsets(starts, skipped, size + len(text) - last))
+
+
+class _Offsets(Sequence[int]):
+    """Where the characters that are left of a text were in it: looked up, because hardly any is asked for."""
+
+    def __init__(self, starts: list[int], skipped: list[int], size: int) -> None:
+        self._starts, self._skipped, self._size = starts, skipped, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, at: int) -> int: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[int]: ...
+    def __getitem__(self, at: int | slice) -> int | list[int]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(self._size))]
+        if not -self._size <= at < self._size:
+            raise IndexError(f"offset {at} of {self._size} characters")
+        at %= self._size
+        return at + self._skipped[bisect.bisect_right(self._starts, at) - 1]
 
 
 _FEW = 100

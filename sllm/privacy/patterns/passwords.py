@@ -241,11 +241,11 @@ _THREE = lazy(r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])")
 _MIXED = lazy(r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z])|(?=.*[0-9])(?=.*[A-Za-z])(?=.*[!#$%^&*?~+])")
 
 
-# The name of a key and its value: in code, configuration, environments and JSON.
+# A sign of assignment with a value, and the name before it: in code, configuration, environments and JSON.
 _ASSIGNED = lazy(
-    r"(?P<name>[A-Za-z0-9]{1,40})[\"'\])]{0,2}[ \t]{0,20}(?::=|=>|[:=])[ \t]{0,4}[\"'`]?"
-    r"(?P<value>[A-Za-z0-9+/_.~-]{20,128}={0,2})(?![A-Za-z0-9+/_.~(\[:-])"
+    r"[:=]>?[ \t]{0,4}[\"'`]?(?P<value>[A-Za-z0-9+/_.~-]{20,128}={0,2})(?![A-Za-z0-9+/_.~(\[:-])"
 )
+_NAME_BEFORE = lazy(r"[A-Za-z0-9]{1,40}(?=[\"'\])]{0,2}[ \t]{0,20}:?\Z)")
 
 
 @functools.cache
@@ -258,8 +258,11 @@ def _assigned(text: str) -> Iterator[Finding]:
     ids and the like.
     """
     for found in _ASSIGNED.finditer(text):
-        names = _NAME_WORD.findall(found["name"])
-        if (not names or names[-1].lower() not in _not_secret_names()) and looks_random(found["value"]):
+        if not looks_random(found["value"]):
+            continue
+        name = _NAME_BEFORE.search(text[max(0, found.start() - 48) : found.start()])
+        words = _NAME_WORD.findall(name[0]) if name else []
+        if name and (not words or words[-1].lower() not in _not_secret_names()):
             yield Finding(found.start("value"), found.end("value"), "SECRET", 0.7)
 
 
