@@ -25,6 +25,8 @@ def _masked(text: str) -> str:
         "kind: Service\nmetadata:\n  name: Gateway\n  namespace: Staging\nspec:\n  owner: Platform\n",
         "services:\n  web:\n    image: nginx\n    name: Proxy\n    user: Worker\n",
         '{"name": "Storefront", "version": "2.1.0", "scripts": {"build": "vite"}, "author": "Builders"}',
+        "name: Nightly",
+        '[tool.x]\nname = "Quagga"\n',
         '[package]\nname = "Crawler"\nversion = "0.3.1"\nedition = "2021"\n',
         "from x import y\n\n@dataclass\nclass Visit:\n    patient: Patient\n    name: Text\n    owner: Any\n",
         "class Order(BaseModel):\n    customer: Customer\n    sender: Optional[Party] = None\n",
@@ -41,6 +43,7 @@ def test_a_label_in_code_needs_a_name(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "name"),
     [
+        ("教授曾国强来了", "曾国强"),
         ("name: Wataru\nphone: 555-123-9876\n", "Wataru"),
         ('{"name": "Ottoline", "email": "o@example.org", "version": 3}', "Ottoline"),
         ("on: push\nauthor: Desmond Hargreaves\n", "Desmond Hargreaves"),
@@ -100,7 +103,7 @@ def test_a_user_is_found(text: str, user: str) -> None:
         "运单号 440301199001011230 已签收",
         "流水号：31010119800307123X",
         "FROM node:8.17.0.31\nimage: redis:7.2.4.101\n",
-        "Version 2.4.16.33-beta is out",
+        "Version 2.4.16.33-beta is out, after numpy:1.26.4.31",
         "The plan of 2019 2020 office moves",
     ],
 )
@@ -136,6 +139,7 @@ def test_query_strings_keep_their_times() -> None:
     "text",
     [
         "导师曾建议先读论文",
+        "教授曾批评过这种做法，主任曾强调质量",
         "老师曾提到这个方法",
         "新领导班子上任三个月",
         "别人的电话不要乱记",
@@ -261,7 +265,9 @@ def test_what_follows_a_password_stays(text: str, rest: str) -> None:
     assert masked.endswith(rest) and "Kx4qzRt7" not in masked
 
 
-@pytest.mark.parametrize("text", ["密码是：请在第3页查看", "密码为6位数字", "密码是由系统生成的"])
+@pytest.mark.parametrize(
+    "text", ["密码：北京2008年奥运会", "密码是：请在第3页查看", "密码为6位数字", "密码是由系统生成的"]
+)
 def test_a_sentence_is_no_password(text: str) -> None:
     assert _masked(text) == text
 

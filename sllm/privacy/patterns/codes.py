@@ -142,6 +142,7 @@ _IP_BEFORE = lazy(
 
 
 _TAG_AFTER = lazy(r"-[a-z]{2,}")
+_PACKAGE_BEFORE = lazy(r"(?<![A-Za-z0-9_.])[a-z][a-z0-9_-]{1,30}:\Z")
 _IMAGE_BEFORE = lazy(r"(?:FROM|image[\"']?:|docker pull|docker run)[ \"'][A-Za-z0-9._/-]{1,30}:\Z")
 
 
@@ -155,7 +156,7 @@ def _ipv4(text: str) -> Iterator[Finding]:
         if parts[0] < 10 and (_TAG_AFTER.match(text, found.end()) or _IMAGE_BEFORE.search(before)):
             continue
         if not _IP_BEFORE.search(before):
-            if _VERSION_BEFORE.search(before):
+            if _VERSION_BEFORE.search(before) or (parts[0] < 10 and _PACKAGE_BEFORE.search(before)):
                 continue
             # Four small parts are a version or a section number more often than an address.
             if max(parts) < 20 or parts[1:] == [0, 0, 0]:

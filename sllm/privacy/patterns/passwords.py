@@ -56,7 +56,7 @@ _CLOSING = {quote: lazy(rf"(?<!\\){quote}{_CLOSED}") for quote in "\"'`*”’�
 # Words in Chinese with digits after them: 我爱北京2024Abc. What a sentence goes on with is none: 见第3页.
 _HAN_SECRET = lazy(
     "(?![见请由在到取位是为和用按如即从与共]|默认|参考|保存|不变|改成)[\u4e00-\u9fff]{2,12}"
-    "(?=[!-~]{0,8}[0-9])(?=[!-~]{0,8}[A-Za-z0-9@#$%!_]{3})[!-~]{3,40}(?![\u4e00-\u9fff])"
+    "(?=[!-~]{0,8}[0-9])(?=[!-~]{0,8}[A-Za-z0-9@#$%!_]{3})[!-~]{3,40}(?![!-~\u4e00-\u9fff])"
 )
 _HAN_QUOTED = lazy("[\u4e00-\u9fff!-~]{4,40}?(?=[\"'”」])")
 _GAP = lazy("[ -]")
