@@ -297,3 +297,31 @@ def test_quoted_printable_needs_a_sign_of_mail() -> None:
     mail = "Content-Transfer-Encoding: quoted-printable\n\nAnruf: =31=35912345678 bitte"
     assert "5912345678" not in _masked(mail)
     assert _masked("x=31=35912345678") == "x=31=35912345678"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def build(config: Wav2Vec2ConformerConfig) -> None:",
+        'loader = "Qwen3VLMoeTextConfigLoader"',
+        "handler: app.windll.shell32.CommandLineToArgvW",
+        'checkpoint="ExampleOrgM4/Model3-8B-Base3"',
+        "manager.register_pass<ov::pass::MakeStateful2>(x)",
+        "the tokens of T5Tokenizer's vocabulary, num_windows^2",
+    ],
+)
+def test_names_of_code_are_no_secrets(text: str) -> None:
+    assert _masked(text) == text
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        'variable "db_password" {{\n  type    = string\n  default = "{}"\n}}\n',
+        "- name: API_TOKEN\n  value: {}\n",
+        "api_secret     {} shared-credentials-file",
+    ],
+)
+def test_hexadecimal_of_something_that_is_named_a_secret(form: str) -> None:
+    value = _random(_HEX, 40, 21)
+    assert value not in _masked(form.format(value))

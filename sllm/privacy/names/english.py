@@ -50,6 +50,8 @@ _MAILBOX = lazy(
     r"| \([A-Za-z0-9._+-]{1,64}@[A-Za-z0-9]"
 )
 _PIECE = lazy("[A-Z][a-z]+")
+# How far from a word its other uses are looked for.
+_FAR = 4096
 _ATTRIBUTE = lazy(r"\.[A-Za-z_]|::|<[A-Za-z]")
 _BORN = lazy(r",? \(?(?:born|b\.|DOB|aged|age|d\.o\.b|née|nee)(?![a-z])")
 _SECOND = lazy(rf", (?P<word>[{CAP}][{LETTER}'’-]{{1,24}}(?: [A-Z]\.?(?![A-Za-z]))?)(?![{LETTER}])")
@@ -279,12 +281,11 @@ class _Reader:
         known = free and (word in ENGLISH.given or self._known(parts[-1]))
         if known:
             return True
-        if (
-            len(parts) == 1
-            and word.lower() in text
-            and re.search(rf"(?<![A-Za-z]){word.lower()}(?![A-Za-z])", text)
-        ):
-            return False
+        if len(parts) == 1:
+            around = text[max(0, start - _FAR) : end + _FAR]
+            lower = word.lower()
+            if lower in around and re.search(rf"(?<![A-Za-z]){lower}(?![A-Za-z])", around):
+                return False
         return not self._in_code(start)
 
     def _in_code(self, start: int) -> bool:

@@ -357,6 +357,7 @@ def entropy(value: str) -> float:
 
 _ALNUM_RUN = lazy(r"[A-Za-z0-9]+")
 _PIECE = lazy(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
+_LAST_WORD = lazy(r"[A-Z][a-z]{4,}\Z")
 _VOWEL = lazy("[aeiouAEIOU]")
 _HEX_ONLY = lazy(r"[0-9a-fA-F]+\Z")
 
@@ -373,12 +374,24 @@ def looks_random(value: str) -> bool:
     run = max(_ALNUM_RUN.findall(value), key=len, default="")
     if len(run) < 12 or _HEX_ONLY.match(run) or run.isdigit() or entropy(run) < 3:
         return False
-    pieces = len(_PIECE.findall(run))
+    words = _PIECE.findall(run)
+    pieces = len(words)
     letters = sum(map(str.isalpha, run))
     vowels = len(_VOWEL.findall(run))
     if run.islower() or run.isupper():  # with digits between
-        return letters < len(run) < 3.2 * pieces and vowels < 0.4 * letters
-    return (letters < len(run) < 2.4 * pieces) or (len(run) < 3.7 * pieces and vowels < 0.34 * letters)
+        return (
+            letters < len(run) < (3.7 if vowels < 0.25 * letters else 3.2) * pieces
+            and vowels < 0.42 * letters
+        )
+    short = sum(len(piece) <= 2 for piece in words)
+    if letters < len(run) < 2.2 * pieces:
+        return True
+    last = _LAST_WORD.search(run)
+    if last and len(_VOWEL.findall(last[0])) >= 0.3 * len(last[0]):
+        return False  # Wav2Vec2ConformerConfig
+    if len(run) >= 16 and short >= 0.5 * pieces and len(run) < 3.4 * pieces and vowels < 0.42 * letters:
+        return True
+    return (letters < len(run) < 2.4 * pieces) or (len(run) < 4 * pieces and vowels < 0.34 * letters)
 
 
 def _keys(text: str) -> Iterator[Finding]:

@@ -65,7 +65,7 @@ _HAN_PIN = lazy(r"密码[ \t是为：:]{0,3}(?=[0-9]{4,8}#?(?![0-9A-Za-z位个�
 _SPOKEN_SECRET = lazy(
     r"(?<![A-Za-z0-9_.])(?:[Pp]assword|[Pp]asscode|[Pp]assphrase|[Cc]redentials?|[Ss]ecret|PIN|[Pp]wd|"
     r"[Ll]ogin|"
-    r"[Tt]oken)s?(?![A-Za-z_])|密码|口令|密钥"
+    r"[Tt]oken(?!s|[-_ ](?:ids?|grid|types?|counts?|embed|limit|index)))s?(?![A-Za-z_])|密码|口令|密钥"
 )
 _LONE = lazy(r"(?<![^\s\"'“‘(（：:，,为是])[!-~]{8,48}(?=[\s\"'”’)），。；]|\Z)")
 # Words of sentences: none is in the list of BIP 39, from which recovery phrases are made.
@@ -142,7 +142,7 @@ def _secret(text: str, at: int, quote: str, strong: bool, sign: bool) -> Finding
             good = good or (value.isdigit() and len(value) >= 4)
         else:
             good = digit and kinds >= 2 and len(value) >= 6
-    elif len(value) >= 20 and looks_random(value):
+    elif len(value) >= 20 and (looks_random(value) or (_ALNUM.match(value) and _is_coded(value))):
         good = True
     elif quoted:
         good = len(value) >= 8 and digit and kinds >= 2 and " " not in value
@@ -220,6 +220,18 @@ def _spoken(text: str) -> Iterator[Finding]:
             yield Finding(low + ahead.start(1), low + ahead.end(1), "SECRET", 0.6)
 
 
+_ALNUM = lazy(r"[A-Za-z0-9]+\Z")
+_OF_MODULE = lazy(r"[a-z_][a-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)+\Z")
+_NAMED_SECRET = lazy(
+    r"(?:secret|password|passwd|pwd|token|credential|api[_-]?key|access[_-]?key|private[_-]?key)", re.I
+)
+
+
+def _is_coded(value: str) -> bool:
+    """Whether digits and letters are mixed as in hexadecimal."""
+    return _classes(value) >= 2 and _CLASSES[2].search(value) is not None and entropy(value) >= 3
+
+
 def _is_lone_secret(value: str) -> bool:
     """Whether a word that only the sentence around it calls a secret looks like one."""
     return (
@@ -258,11 +270,22 @@ def _assigned(text: str) -> Iterator[Finding]:
     ids and the like.
     """
     for found in _ASSIGNED.finditer(text):
-        if not looks_random(found["value"]):
-            continue
-        name = _NAME_BEFORE.search(text[max(0, found.start() - 48) : found.start()])
+        before = text[max(0, found.start() - 160) : found.start()]
+        name = _NAME_BEFORE.search(before)
         words = _NAME_WORD.findall(name[0]) if name else []
-        if name and (not words or words[-1].lower() not in _not_secret_names()):
+        if not looks_random(found["value"]) and not (
+            # The default of a variable of that name, the value of such an entry.
+            words[-1:] in (["default"], ["value"])
+            and _NAMED_SECRET.search(before)
+            and _ALNUM.match(found["value"])
+            and _is_coded(found["value"])
+        ):
+            continue
+        if (
+            name
+            and not _OF_MODULE.match(found["value"])
+            and (not words or words[-1].lower() not in _not_secret_names())
+        ):
             yield Finding(found.start("value"), found.end("value"), "SECRET", 0.7)
 
 
