@@ -103,7 +103,7 @@ def test_a_user_is_found(text: str, user: str) -> None:
         "运单号 440301199001011230 已签收",
         "流水号：31010119800307123X",
         "FROM node:8.17.0.31\nimage: redis:7.2.4.101\n",
-        "Version 2.4.16.33-beta is out, after numpy:1.26.4.31",
+        "Version 2.4.16.33-beta is out, after numpy:1.26.4.31 and openssl-1.1.1.22",
         "The plan of 2019 2020 office moves",
     ],
 )

@@ -142,7 +142,7 @@ _IP_BEFORE = lazy(
 
 
 _TAG_AFTER = lazy(r"-[a-z]{2,}")
-_PACKAGE_BEFORE = lazy(r"(?<![A-Za-z0-9_.])[a-z][a-z0-9_-]{1,30}:\Z")
+_PACKAGE_BEFORE = lazy(r"(?<![A-Za-z0-9_.])[a-z][a-z0-9_-]{1,30}[:-]\Z")
 _IMAGE_BEFORE = lazy(r"(?:FROM|image[\"']?:|docker pull|docker run)[ \"'][A-Za-z0-9._/-]{1,30}:\Z")
 
 
