@@ -32,7 +32,7 @@ def test_what_is_installed_passes() -> None:
 
 EXTRAS = {
     "remote": ["grpc", "grpc_health", "google", "cryptography"],
-    "privacy": ["phonenumbers", "stdnum"],
+    "privacy": ["ahocorasick_rs", "phonenumbers", "stdnum"],
     "hub": ["huggingface_hub"],
     "engines": ["httpx2"],
 }

@@ -20,7 +20,7 @@ from sllm.privacy.names.detectors import ModelDetector, NameDetector
 from sllm.privacy.names.tagger import TaggerDetector
 from sllm.privacy.patterns import addresses, chinese, codes, labels, numbers, passwords
 from sllm.privacy.regex import lazy
-from sllm.privacy.text import decoded, plain
+from sllm.privacy.text import decoded, encoded, plain
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -54,7 +54,7 @@ def _check_packages() -> None:
     without a message, nobody would be told what to install.
     """
     with needs("privacy"):
-        for package in ("phonenumbers", "stdnum"):
+        for package in ("ahocorasick_rs", "phonenumbers", "stdnum"):
             if importlib.util.find_spec(package) is None:
                 raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
@@ -141,7 +141,7 @@ def union(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def search(detectors: Sequence[Detector], text: str) -> list[Finding]:
-    """What all detectors find in a text, and under its escapes.
+    """What all detectors find in a text, under its escapes, and in what is written in base64.
 
     Raises:
         LeakError: as :func:`detect_all`.
@@ -154,6 +154,11 @@ def search(detectors: Sequence[Detector], text: str) -> list[Finding]:
                 Finding(*view.span(one.start, one.end), one.kind, one.score, one.checked)
                 for one in detect_all(detectors, view.text)
             ]
+        for start, end, inner in encoded(text):
+            within = union(detect_all(detectors, inner))
+            if within:
+                lead = max(within, key=lambda one: (one.checked, one.end - one.start))
+                found.append(Finding(start, end, lead.kind, lead.score, lead.checked))
     return found
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import bisect
 import unicodedata
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from sllm.extras import needs
 from sllm.privacy.findings import LITERAL, Finding
 from sllm.privacy.names.persons import parts
 from sllm.privacy.regex import lazy
@@ -43,27 +44,25 @@ class _Known:
 
 
 class _Finder:
-    """Finds many strings in a text: one by one while they are few, by their first characters once they are
-    many, so that a conversation with thousands of values does not read every text thousands of times.
+    """Finds many strings in a text: one by one while they are few, all in one pass once they are many, so
+    that a conversation with thousands of values does not read every text thousands of times.
     """
 
     # Up to this many, searching each is faster: str.find takes a nanosecond for a character or less.
-    _FEW = 150
-    _SIZES = (4, 2)
+    _FEW = 50
+    # So many characters are searched at a time, which bounds how many matches are held.
+    _PIECE = 1 << 16
 
     def __init__(self) -> None:
         self._forms: dict[str, None] = {}
-        self._starts: dict[int, dict[str, list[str]]] = {}
+        self._automaton: tuple[int, list[str], Any] = (0, [], None)
 
     def __bool__(self) -> bool:
         return bool(self._forms)
 
     def add(self, form: str) -> None:
         """Adds a string of two or more characters."""
-        if form not in self._forms:
-            self._forms[form] = None
-            size = next(size for size in self._SIZES if size <= len(form))
-            self._starts.setdefault(size, {}).setdefault(form[:size], []).append(form)
+        self._forms[form] = None
 
     def find(self, body: str, accept: Callable[[int, str], bool]) -> Iterator[tuple[int, str]]:
         """Offset and string of each occurrence that is accepted; those of one string do not overlap."""
@@ -77,13 +76,23 @@ class _Finder:
                     at = body.find(form, at + len(form) if good else at + 1)
             return
         ends: dict[str, int] = {}
-        for size, starts in self._starts.items():
-            # By far the most pieces of the text begin no string: they are sorted out in one pass.
-            for at in [i for i in range(len(body) - size + 1) if body[i : i + size] in starts]:
-                for form in starts[body[at : at + size]]:
-                    if body.startswith(form, at) and at >= ends.get(form, 0) and accept(at, form):
-                        ends[form] = at + len(form)
-                        yield at, form
+        longest, forms, automaton = self._compiled()
+        for low in range(0, len(body), self._PIECE):
+            piece = body[low : low + self._PIECE + longest - 1]
+            for n, first, _ in automaton.find_matches_as_indexes(piece, overlapping=True):
+                at, form = low + first, forms[n]
+                if first < self._PIECE and at >= ends.get(form, 0) and accept(at, form):
+                    ends[form] = at + len(form)
+                    yield at, form
+
+    def _compiled(self) -> tuple[int, list[str], Any]:
+        """The length of the longest string, all of them, and their automaton (Aho and Corasick, 1975)."""
+        if len(self._automaton[1]) != len(self._forms):
+            with needs("privacy"):
+                from ahocorasick_rs import AhoCorasick
+            forms = list(self._forms)
+            self._automaton = max(map(len, forms)), forms, AhoCorasick(forms)
+        return self._automaton
 
 
 class KnownValues:

@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import base64
 import binascii
+import bisect
 import functools
 import html
 import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from sllm.privacy.regex import lazy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
-__all__ = ["View", "compact", "decoded", "fold_char", "folded", "packed", "plain"]
+__all__ = ["View", "compact", "decoded", "encoded", "fold_char", "folded", "packed", "plain"]
 
 # Characters without width: soft hyphen, joiners, direction marks, byte order mark, variation selectors.
 _INVISIBLE = (
@@ -87,17 +89,44 @@ def _plain_char(char: str) -> str:
 def _without(text: str, gaps: re.Pattern[str]) -> View:
     """The text with every match of ``gaps`` taken out."""
     pieces: list[str] = []
-    offsets: list[int] = []
-    last = 0
+    starts: list[int] = []  # of each piece, in the text that is left
+    skipped: list[int] = []  # how many characters were taken out before it
+    last = size = 0
     for gap in gaps.finditer(text):
-        pieces.append(text[last : gap.start()])
-        offsets.extend(range(last, gap.start()))
-        last = gap.end()
+        at, end = gap.span()
+        pieces.append(text[last:at])
+        starts.append(size)
+        skipped.append(last - size)
+        size += at - last
+        last = end
     if not last:
         return View(text, None)
     pieces.append(text[last:])
-    offsets.extend(range(last, len(text)))
-    return View("".join(pieces), offsets)
+    starts.append(size)
+    skipped.append(last - size)
+    return View("".join(pieces), _Offsets(starts, skipped, size + len(text) - last))
+
+
+class _Offsets(Sequence[int]):
+    """Where the characters that are left of a text were in it: looked up, because hardly any is asked for."""
+
+    def __init__(self, starts: list[int], skipped: list[int], size: int) -> None:
+        self._starts, self._skipped, self._size = starts, skipped, size
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, at: int) -> int: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[int]: ...
+    def __getitem__(self, at: int | slice) -> int | list[int]:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(self._size))]
+        if not -self._size <= at < self._size:
+            raise IndexError(f"offset {at} of {self._size} characters")
+        at %= self._size
+        return at + self._skipped[bisect.bisect_right(self._starts, at) - 1]
 
 
 _FEW = 100
@@ -193,6 +222,12 @@ _SIMPLE = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _PERCENT = lazy(r"(?:%[0-9A-Fa-f]{2})+")
 # Quoted-printable, as in mail.
 _QUOTED = lazy(r"(?:=[0-9A-F]{2}|=\r?\n)+")
+# What says that a text is of mail: its header, an encoded word, the bytes of a character, a line that is
+# broken within a word. Without it, exp=1718622000123 is the value of a key.
+_OF_MAIL = lazy(
+    r"quoted-printable|=\?[A-Za-z0-9-]{1,20}\?[Qq]\?|=3D[A-Z\"']|(?:=[89A-F][0-9A-F]){2}|[^\s=]=\r?\n[^\s=]",
+    re.I,
+)
 _QUOTED_BYTE = lazy(r"=(?:([0-9A-F]{2})|\r?\n)")
 _ENTITY = lazy(r"&(?:#[0-9]{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[A-Za-z][A-Za-z0-9]{1,24};)")
 # JSON within JSON within JSON: a tool's arguments in a message in a request.
@@ -303,6 +338,8 @@ def decoded(text: str) -> Iterator[View]:
     ):
         if sign not in text:
             continue
+        if sign == "=" and not _OF_MAIL.search(text):
+            continue
         view = View(text, None)
         for _ in range(_LEVELS):
             inner = _replaced(view, pattern, put)
@@ -316,6 +353,23 @@ _BASE64 = lazy(r"[A-Za-z0-9+/_-]{8,}")
 _HEX = lazy(r"(?<![0-9a-fA-F])[0-9a-fA-F]{2}(?:[ :,-]?[0-9a-fA-F]{2}){5,}(?![0-9a-fA-F])")
 _GAPS = str.maketrans("", "", " :,-")
 _URL_SAFE = str.maketrans("-_", "+/")
+
+
+# Shorter ones hold no value that could be told from words.
+_ENCODED = lazy(r"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{16,}={0,2}")
+_TEXT_ONLY = lazy(r"[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffd]+\Z")
+
+
+def encoded(text: str) -> Iterator[tuple[int, int, str]]:
+    """Runs of base64 that hold text, in UTF-8: start, end, and the text. Words hardly ever do."""
+    for run in _ENCODED.finditer(text):
+        body = run[0].rstrip("=").translate(_URL_SAFE)
+        try:
+            inner = base64.b64decode(body + "=" * (-len(body) % 4)).decode()
+        except (binascii.Error, UnicodeDecodeError):
+            continue
+        if _TEXT_ONLY.match(inner):
+            yield run.start(), run.end(), inner
 
 
 def packed(text: str) -> Iterator[tuple[int, int, str]]:

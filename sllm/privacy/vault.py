@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sllm.errors import LeakError
 from sllm.messages import map_texts
 from sllm.privacy.detect import blank, default_detectors, search, union
+from sllm.privacy.excerpt import around
 from sllm.privacy.findings import LITERAL, Detector, Finding
 from sllm.privacy.json_places import decoded_string, encoded_string, segments
 from sllm.privacy.known import KnownValues
@@ -21,7 +23,7 @@ from sllm.privacy.restore import Restorer
 from sllm.privacy.text import View, folded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
 
     from sllm.privacy.json_places import Segment
 
@@ -204,8 +206,9 @@ class Vault(InMemory):
             findings += self._known.findings(text, view)
         searched = [0] * len(texts)  # how many fresh values each text was searched for
         spans: list[list[Finding]] = [[] for _ in texts]
-        # Masking changes what stands next to the rest, and what one text gives away may stand in another: so
-        # this repeats until nothing more turns up. Each round masks at least one character more.
+        # Masking changes what stands next to the rest, so the surroundings of what was masked are searched
+        # again; and what one text gives away may stand in another: so this repeats until nothing more turns
+        # up. Each round masks at least one character more.
         for _ in range(_ROUNDS):
             size = len(fresh)
             again = False
@@ -217,11 +220,12 @@ class Vault(InMemory):
                 if not changed and not grown:
                     continue
                 spans[n] = joined
-                rest = blank(text, [(one.start, one.end) for one in joined])
-                left = [*fresh.findings(rest)]
+                ranges = [(one.start, one.end) for one in joined]
+                rest = around(blank(text, ranges), ranges)
+                left = [*fresh.findings(rest.text)]
                 if changed:
-                    left += [*search(self._detectors, rest), *self._known.findings(rest)]
-                new = [one for one in left if not _covered(one, joined)]
+                    left += [*search(self._detectors, rest.text), *self._known.findings(rest.text)]
+                new = _uncovered(rest.back(left), joined)
                 again = again or changed or bool(new)
                 fresh.add_all([text], [new])
                 found[n] = [*joined, *new]
@@ -267,9 +271,15 @@ class Vault(InMemory):
             return list(self._known.findings(text))
 
 
-def _covered(one: Finding, spans: list[Finding]) -> bool:
-    """Whether a finding lies within a range that is masked already."""
-    return any(span.start <= one.start and one.end <= span.end for span in spans)
+def _uncovered(findings: Iterable[Finding], spans: list[Finding]) -> list[Finding]:
+    """The findings that do not lie within a range that is masked already; the ranges do not overlap."""
+    starts = [span.start for span in spans]
+    left = []
+    for one in findings:
+        n = bisect.bisect_right(starts, one.start) - 1
+        if n < 0 or one.end > spans[n].end:
+            left.append(one)
+    return left
 
 
 @dataclass(frozen=True, slots=True)

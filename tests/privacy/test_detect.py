@@ -191,7 +191,7 @@ def test_kinds_and_scores() -> None:
     assert isinstance(only, Detector) and isinstance(NameDetector(), Detector)
 
 
-@pytest.mark.parametrize("package", ["phonenumbers", "stdnum"])
+@pytest.mark.parametrize("package", ["ahocorasick_rs", "phonenumbers", "stdnum"])
 def test_a_missing_package_is_named_before_any_text(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"{package} is missing, .*sllm\[privacy\]"):

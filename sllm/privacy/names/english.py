@@ -25,10 +25,12 @@ from sllm.privacy.names.announced import (
     mentioned,
     of_people,
 )
+from sllm.privacy.names.code import in_code
 from sllm.privacy.names.word_lists import (
     CANDIDATE,
     CAP,
     ENGLISH,
+    INNER_CAPITAL,
     LETTER,
     looks_like_surname,
     not_a_common_word,
@@ -47,6 +49,10 @@ _MAILBOX = lazy(
     r"\(?[0-9]{3}\)?[ .-][0-9]{3}[ .-][0-9]{4}))"
     r"| \([A-Za-z0-9._+-]{1,64}@[A-Za-z0-9]"
 )
+_PIECE = lazy("[A-Z][a-z]+")
+# How far from a word its other uses are looked for.
+_FAR = 4096
+_ATTRIBUTE = lazy(r"\.[A-Za-z_]|::|<[A-Za-z]")
 _BORN = lazy(r",? \(?(?:born|b\.|DOB|aged|age|d\.o\.b|née|nee)(?![a-z])")
 _SECOND = lazy(rf", (?P<word>[{CAP}][{LETTER}'’-]{{1,24}}(?: [A-Z]\.?(?![A-Za-z]))?)(?![{LETTER}])")
 # HOLLIS, MARGARET on a line of its own, or before the next field.
@@ -104,6 +110,7 @@ class _Reader:
         self.listed = False  # whether more may follow it in a list
         self.budget = Budget(text)
         self._personal: tuple[int, int, bool] = (0, 0, False)
+        self._code: tuple[int, bool] = (-2, False)
         # For every capitalised word: here they are read faster than from the lists.
         self._not_names, self._given, self._leading = ENGLISH.not_names, ENGLISH.given, CONTEXT.leading
 
@@ -249,6 +256,8 @@ class _Reader:
             if before.endswith(CONTEXT.titles_before):
                 return 0.9
             said = announced(before, parts[0], text[end : end + 1])
+            if said and not self._fits_its_label(parts, before, start, end, free):
+                said = 0.0
             if said == 0.8:
                 return said
             if said and free and (len(parts) >= 2 or self._known(parts[0])):
@@ -274,6 +283,45 @@ class _Reader:
             if free and _BORN.match(text, end):
                 return 0.6
         return 0.0
+
+    def _fits_its_label(self, parts: list[str], before: str, start: int, end: int, free: bool) -> bool:
+        """Whether what follows a label can be a name. A label in code or configuration says little, and there
+        it has to look like one; so has a word that the text also uses without a capital.
+        """
+        text = self.text
+        label = before.rstrip(" \"'*`\n\t({[")
+        if label[-1:] not in tuple(":=>"):
+            return True
+        word = parts[0]
+        if len(parts) == 1:
+            if text[end : end + 1] in ("[", "(") or _ATTRIBUTE.match(text, end):
+                return False  # name: Optional[str], client = Client(
+            if label[:-1].rstrip(" \"'").lower().endswith(word.lower()):
+                return False  # contact: Contact
+            if (
+                INNER_CAPITAL.search(word)
+                and not free
+                and not any(p in ENGLISH.given for p in _PIECE.findall(word))
+            ):
+                return False  # name: TargetMachine
+        known = free and (word in ENGLISH.given or self._known(parts[-1]))
+        if known:
+            return True
+        if len(parts) == 1:
+            around = text[max(0, start - _FAR) : end + _FAR]
+            lower = word.lower()
+            if lower in around and re.search(rf"(?<![A-Za-z]){lower}(?![A-Za-z])", around):
+                return False
+        return not self._in_code(start)
+
+    def _in_code(self, start: int) -> bool:
+        """Whether the text around an offset is code; one answer for each line."""
+        line = self.text.rfind("\n", 0, start)
+        at, known = self._code
+        if at != line:
+            known = in_code(self.text, start)
+            self._code = line, known
+        return known
 
     def _with_second(self, span: tuple[int, int], score: float) -> tuple[int, int]:
         """The range with the given name after a comma: O'Donnell, Fergus."""

@@ -22,7 +22,7 @@ from sllm.privacy.regex import ALONE, END, lazy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["entropy", "scan"]
+__all__ = ["entropy", "looks_random", "scan"]
 
 # Letters of Latin script beyond ASCII, as internationalised addresses have them (RFC 6531).
 _LATIN = "".join(chr(c) for c in range(0xC0, 0x250) if chr(c).isalpha())
@@ -141,14 +141,22 @@ _IP_BEFORE = lazy(
 )
 
 
+_TAG_AFTER = lazy(r"-[a-z]{2,}")
+_PACKAGE_BEFORE = lazy(r"(?<![A-Za-z0-9_.])[a-z][a-z0-9_-]{1,30}[:-]\Z")
+_IMAGE_BEFORE = lazy(r"(?:FROM|image[\"']?:|docker pull|docker run)[ \"'][A-Za-z0-9._/-]{1,30}:\Z")
+
+
 def _ipv4(text: str) -> Iterator[Finding]:
     for found in _IPV4.finditer(text):
         parts = [int(part) for part in found[0].split(".")]
         if max(parts) > 255 or parts[0] in (0, 127, 255) or any(p[0] == "0" < p for p in found[0].split(".")):
             continue
-        before = text[max(0, found.start() - 24) : found.start()]
+        before = text[max(0, found.start() - 40) : found.start()]
+        # python:3.11.4.20-slim, 1.2.3.45-beta: a version, or the tag of an image.
+        if parts[0] < 10 and (_TAG_AFTER.match(text, found.end()) or _IMAGE_BEFORE.search(before)):
+            continue
         if not _IP_BEFORE.search(before):
-            if _VERSION_BEFORE.search(before):
+            if _VERSION_BEFORE.search(before) or (parts[0] < 10 and _PACKAGE_BEFORE.search(before)):
                 continue
             # Four small parts are a version or a section number more often than an address.
             if max(parts) < 20 or parts[1:] == [0, 0, 0]:
@@ -347,12 +355,51 @@ def entropy(value: str) -> float:
     return math.log2(n) - repeated / n if n else 0.0
 
 
+_ALNUM_RUN = lazy(r"[A-Za-z0-9]+")
+_PIECE = lazy(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")
+_LAST_WORD = lazy(r"[A-Z][a-z]{4,}\Z")
+_VOWEL = lazy("[aeiouAEIOU]")
+_HEX_ONLY = lazy(r"[0-9a-fA-F]+\Z")
+
+
+def looks_random(value: str) -> bool:
+    """Whether letters and digits are mixed as a generator of keys mixes them, and words do not.
+
+    Identifiers are made of words: cut where a capital or a digit begins, their pieces are four characters
+    long and more, and a third of their letters are vowels. In base 62 pieces have two characters, and one
+    letter in five is a vowel. Only the longest run without signs counts, so that several short words and
+    numbers joined by signs are not random; digits of hexadecimal alone are a checksum as often as a key, and
+    are not either.
+    """
+    run = max(_ALNUM_RUN.findall(value), key=len, default="")
+    if len(run) < 12 or _HEX_ONLY.match(run) or run.isdigit() or entropy(run) < 3:
+        return False
+    words = _PIECE.findall(run)
+    pieces = len(words)
+    letters = sum(map(str.isalpha, run))
+    vowels = len(_VOWEL.findall(run))
+    if run.islower() or run.isupper():  # with digits between
+        return (
+            letters < len(run) < (3.7 if vowels < 0.25 * letters else 3.2) * pieces
+            and vowels < 0.42 * letters
+        )
+    short = sum(len(piece) <= 2 for piece in words)
+    if letters < len(run) < 2.2 * pieces:
+        return True
+    last = _LAST_WORD.search(run)
+    if last and len(_VOWEL.findall(last[0])) >= 0.3 * len(last[0]):
+        return False  # Wav2Vec2ConformerConfig
+    if len(run) >= 16 and short >= 0.5 * pieces and len(run) < 3.4 * pieces and vowels < 0.42 * letters:
+        return True
+    return (letters < len(run) < 2.4 * pieces) or (len(run) < 4 * pieces and vowels < 0.34 * letters)
+
+
 def _keys(text: str) -> Iterator[Finding]:
     for run in _KEY_RUN.finditer(text):
         for found in _KEYS.finditer(text, *run.span()):
             value = found[0]
-            # Words such as sk-learn and kebab-case names have no digit or little variety.
-            if _DIGIT.search(value) and _mixed(value) >= 2 and entropy(value) > 2.5:
+            # sk-learn-style-pipeline and sk-model-v2-large are words with signs between.
+            if entropy(value) > 2.5 and (_is_coded(value) or looks_random(value)):
                 yield Finding(found.start(), found.end(), "SECRET", 1.0, checked=True)
     if (
         "://" not in text
@@ -377,12 +424,23 @@ def _keys(text: str) -> Iterator[Finding]:
         begin = _BLOCK_BEGIN.search(text, stop)
 
 
+_WORDS_JOINED = lazy(
+    r"(?:[A-Za-z]{1,24}|[A-Za-z]{0,3}[0-9]{1,4}[A-Za-z]?)(?:[-_.](?:[A-Za-z]{1,24}|[A-Za-z]{0,3}[0-9]{1,4}[A-Za-z]?))*\Z"
+)
+
+
+def _is_coded(value: str) -> bool:
+    """Whether a value has digits in it, and not only as the numbers of versions."""
+    return _DIGIT.search(value) is not None and _mixed(value) >= 2 and not _WORDS_JOINED.match(value)
+
+
 @functools.cache
-def _national_codes() -> list[tuple[re.Pattern[str], str, str]]:
-    """Patterns of national numbers with letters in them, their kinds, and their checks in ``stdnum``."""
+def _lettered_codes() -> list[tuple[re.Pattern[str], str, str]]:
+    """Patterns of numbers with letters in them, their kinds, and their checks in ``stdnum``."""
+    table = data.table("codes")
     return [
         (lazy(rule["first"] + ALONE + rule["rest"] + END), rule["kind"], rule["check"])
-        for rule in data.table("codes")["national"]
+        for rule in (*table["national"], *table["of an organisation"])
     ]
 
 
@@ -400,7 +458,7 @@ def _codes(text: str) -> Iterator[Finding]:
                 yield Finding(found.start(), found.end(), "PASSPORT", 0.9)
     if not _DIGIT.search(text):
         return
-    for pattern, kind, check in _national_codes():
+    for pattern, kind, check in _lettered_codes():
         for found in pattern.finditer(text):
             value = found[0].replace(" ", "")
             if check != "fi.hetu":  # its sign is the century

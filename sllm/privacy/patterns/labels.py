@@ -224,6 +224,7 @@ _HANDLE_ALONE = lazy(
 )
 _HANDLE_OR_NUMBER = lazy(r"[A-Za-z_][A-Za-z0-9_-]*[0-9_][A-Za-z0-9_-]*|[0-9]{5,11}")
 _MARKED = lazy("[0-9_@]")
+_INNER_CAPITAL = lazy("[a-z.][A-Z]")
 _COUNTED = lazy("[位个分秒小天次条年月日%]")
 _SIGN_NEEDED = frozenset(["USER", "SECRET"])
 # Labels of a user that are ordinary words too.
@@ -239,8 +240,10 @@ def _labelled(text: str, link_end: int, link: str, kind: str, form: str, label: 
         # Other countries have letters in such a number: ZZ 12 34 56 A, 131052-308T.
         found = _VALUES["code"].match(text, link_end)
         form = "code"
-    if not found:
+    if not found or text.startswith(("://", "(", "["), found.end()):
         return None
+    if form == "token" and (_OF_OBJECT.match(found[0]) or _UNQUOTED.search(link)):
+        return None  # an expression of code
     named = kind == "USER" and label in ("user", "username", "login", "handle", "account")
     signed = any(c in link for c in ":：=#为是“\"'") or " is " in link or "叫" in link
     if kind in _SIGN_NEEDED and not signed and not (kind == "SECRET" and text[link_end - 1] == " "):
@@ -262,11 +265,21 @@ def _labelled(text: str, link_end: int, link: str, kind: str, form: str, label: 
             return None
     if label in _LOOSE_USER and not any(c in link for c in ":=#") and not _MARKED.search(found[0]):
         return None
+    # handle: BinaryIO is a type.
+    if label in _LOOSE_USER and not _MARKED.search(found[0]) and _INNER_CAPITAL.search(found[0]):
+        return None
     # login = lexer.token is code: what is assigned without quotes needs a digit to be a name.
     bare = "=" in link and not any(c in link for c in "\"'“")
     return _trim(kind, form, text, found.start(), found.end(), bare=bare)
 
 
+_OF_OBJECT = lazy(
+    r"(?:self|this|cls|super|request|req|config|cfg|conf|settings|args|kwargs|opts|options|os|env|process|params|ctx|"
+    r"context|session|form|body|props|state|event|data|user|account|vars?|local|global|module|input|output|secrets|"
+    r"github|inputs|steps|matrix|values)\.[A-Za-z_]"
+)
+# The key of a mapping in quotes, and a value without: {"user": user_1}.
+_UNQUOTED = lazy(r"[\"'][ \t]*[:=][ \t]*\Z")
 # Numbers of a bank, and as often the name of a user.
 _LOGINS = frozenset(["账号", "帐号", "账户", "帐户", "帳號"])
 
@@ -291,6 +304,8 @@ def _after_english(text: str, budget: Budget) -> Iterator[Finding]:
             start and text[start - 1].isascii() and text[start - 1].isalpha() and word[0][0].islower()
         ):
             continue
+        if lower in _LOOSE_USER and start and (text[start - 1] == "_" or text[start - 1].isalpha()):
+            continue  # std_handle, newLine
         if not budget.spend(start):
             return
         for pattern, kind, form in entries:
@@ -350,6 +365,8 @@ _ACTIVE_USER = lazy(
     r"(?<![A-Za-z])[Uu]ser (?P<user>[A-Za-z][A-Za-z0-9_.-]{3,31}) (?:logged|signed|has logged|registered|"
     r"connected|joined)(?![a-z])"
 )
+# Lines of netrc, which may be broken: machine example.org login jdoe password ...
+_NETRC = lazy(r"(?<![A-Za-z])login\s{1,8}(?P<user>[^\s:=]{2,64})\s{1,8}(?:password|account)\s")
 _DMS = lazy(_DEGREES)
 _ADDED = lazy(
     r"加[我他她下一个这那联系\u4e00-\u9fff]{0,5}(?:[vV][xX信]?|[微薇威][信芯]?)[:：是 ]{1,3}"
@@ -374,6 +391,8 @@ def scan_phrases(text: str) -> Iterator[Finding]:
     for found in _ACTIVE_USER.finditer(text) if "ser " in text else ():
         if found["user"].lower() not in _ORDINARY:
             yield Finding(found.start("user"), found.end("user"), "USER", 0.7)
+    for found in _NETRC.finditer(text) if "login" in text else ():
+        yield Finding(found.start("user"), found.end("user"), "USER", 0.8)
     if "加" in text:
         for found in _ADDED.finditer(text):
             yield Finding(found.start("user"), found.end("user"), "USER", 0.8)

@@ -30,28 +30,45 @@ _GLUED_TEXT = (
     "contact ssn"
 )
 _GLUED = frozenset(_GLUED_TEXT.split())
+# What may stand between a label and a number: no other number, no end of a sentence or of a field, and
+# nothing that was masked.
+_UP_TO = r"[^0-9\0。！？&;；]"
 _OTHER_NUMBER = lazy(
-    r"(?:订单|单号|运单|快递|物流|流水|交易|批次|编号|货号|条码|发票|工单|任务|order|invoice|"
+    r"(?:订单|单号|运单|快递|物流|流水|交易|批次|编号|编码|料号|货号|条码|发票|工单|任务|金额|余额|order|invoice|"
     r"tracking|transaction|trace"
     r"|isbn|issn|ean|upc|sku|serial|batch|ticket|timestamp|时间戳|doi|commit|build|version|hash|"
-    r"序列|期号|文号)"
-    r"[^0-9]{0,14}\Z",
+    r"序列|期号|文号|"
+    # Keys of moments in time: ts=1718618400.
+    r"(?<![a-z])(?:ts|t|time|exp|iat|nbf|at|epoch|expires|since|until|"
+    r"[a-z_]{1,16}_(?:ts|at|time|ms))[\"']?[ ]?[=:])"
+    rf"{_UP_TO}{{0,14}}\Z",
     re.I,
 )
 _CARD_WORD = lazy(
     r"(?:卡|card|visa|master|amex|debit|credit|账|帐|account|charge|"
-    r"(?<![a-z])cc)[^0-9]{0,16}\Z",
+    rf"(?<![a-z])cc){_UP_TO}{{0,16}}\Z",
     re.I,
 )
 _PHONE_WORD = lazy(
     r"(?:电话|手机|電話|手機|聯絡|聯繫|傳真|市話|行動|座机|固话|热线|联系|致电|拨打|传真|短信|号码|来电|呼叫|"
     r"微信|phone|tel|mobile|cell|call|fax|whatsapp|text|contact|(?:my|his|her|their|our|your|the|new|work|"
     r"home|cell)[ ]number(?:[ ]is)?|messages?[ ](?:to|at)|hotline|pager|beeper|dial|reach|ring|sms|viber|"
-    r"telegram|signal)[^0-9]{0,24}\Z",
+    rf"telegram|signal){_UP_TO}{{0,24}}\Z",
     re.I,
 )
-_PAID_WORD = lazy(r"(?:打到|转到|转给|汇到|付到|存到|打款|转账|汇款|收款|退款|打钱|工资)[^0-9]{0,12}\Z")
-_ID_WORD = lazy(r"(?:身份|证件|证号|id|identity)[^0-9]{0,20}\Z", re.I)
+_PAID_WORD = lazy(rf"(?:打到|转到|转给|汇到|付到|存到|打款|转账|汇款|收款|退款|打钱|工资){_UP_TO}{{0,12}}\Z")
+_ID_WORD = lazy(rf"(?:身份|证件|证号|(?<![a-z_])id|identity){_UP_TO}{{0,20}}\Z", re.I)
+# Labels that follow their number: 781 1704 office, 555-0100 (Fax).
+_PHONE_AFTER = lazy(
+    r"[ ]?[-–(,/]?[ ]?(?:office|fax|home|cell|mobile|work|phone|tel|telephone|direct|desk|voice|pager|"
+    r"hotline)"
+    r"(?![A-Za-z])",
+    re.I,
+)
+# The postal code of the United States: Boston, MA 02110-1301.
+_STATE = lazy(r"[, ][A-Z]{2}[,.]?[\s#*/]{1,8}\Z")
+# What is counted or paid is no number of anybody.
+_AMOUNT_AFTER = lazy(r"[ ]?(?:元|万|亿|美元|港元|欧元|%|USD|CNY|RMB|EUR)")
 _EXTENSION = lazy(r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2}|-)([0-9]{1,6})(?![0-9])", re.I)
 _WORD_EXTENSION = lazy(r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2})([0-9]{1,6})(?![0-9])", re.I)
 
@@ -105,6 +122,16 @@ class _Run:
 
     def digits(self, i: int, j: int) -> str:
         return "".join([self.text[a:b] for a, b in self.groups[i:j]])
+
+    def in_a_part_number(self, i: int) -> bool:
+        """Whether group i goes on after letters and digits: P0-001-000016155-9."""
+        first = self.groups[0][0]
+        before = self.text[max(0, first - 12) : first]
+        letters = _ALNUM_TAIL.search(before)
+        # p13800138000 is a phone, p0-001-... is none.
+        if not i or not letters or (self.lengths[0] > 2 and letters[0].lower() in _GLUED):
+            return False
+        return self.gaps(0, i + 1) == {"-"}
 
     def gaps(self, i: int, j: int) -> set[str]:
         return {self.text[self.groups[k][1] : self.groups[k + 1][0]] for k in range(i, j - 1)}
@@ -215,13 +242,13 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
         if tail:
             good = checksums.cn_id(run.digits(i, j) + "X")
             if good is not None:
-                return Finding(start, tail.end(), "IDCARD", 1.0 if good else 0.8, checked=good)
+                return _card_of_identity(run, i, tail.end(), good)
     if total == 18 and (lengths == (18,) or lengths in _ID_GROUPS):
         digits = run.digits(i, j)
         good = checksums.cn_id(digits)
         # In the groups of a bank card only a correct number counts.
         if good is not None and (good or lengths not in _CARD_GROUPS):
-            return Finding(start, end, "IDCARD", 1.0 if good else 0.8, checked=good)
+            return _card_of_identity(run, i, end, good)
         if lengths == (18,) and digits[:2] in _USCC_STARTS and checksums.uscc(digits):
             return Finding(start, end, "COMPANYID", 0.9, checked=True)
     if total == 15 and lengths == (15,):
@@ -253,6 +280,13 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
             if grouped and digits[0] in "3456" and "." not in gaps and not run.follows(_OTHER_NUMBER, i):
                 return Finding(start, end, "CARD", 0.6)
     return _national_id(run, i, j, lengths, start, end)
+
+
+def _card_of_identity(run: _Run, i: int, end: int, good: bool) -> Finding | None:
+    """An identity number; a wrong check digit makes it the number that the words before it say."""
+    if not good and run.follows(_OTHER_NUMBER, i) and not run.follows(_ID_WORD, i):
+        return None
+    return Finding(run.groups[i][0], end, "IDCARD", 1.0 if good else 0.8, checked=good)
 
 
 _USCC_STARTS_TEXT = "11 12 13 19 31 32 33 51 52 53 59 91 92 93"
@@ -396,6 +430,8 @@ def _phone(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
         return None
     if number.digits in _COUNTING or (gaps == ["."] and lengths[0] == 1):
         return None  # 0123456789, and fractions
+    if lengths == (5, 4) and gaps == ["-"] and number.follows(_STATE):
+        return None
     found = _in_china(number) or _with_area_in_brackets(number, lookups)
     if found:
         return found
@@ -410,7 +446,9 @@ def _phone(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
     if found:
         return found
     announced = number.follows(_PHONE_WORD) and not number.follows(_OTHER_NUMBER)
-    if announced and number.total <= 15 and len(lengths) <= 7 and not _years(number.groups):
+    announced = announced and not _AMOUNT_AFTER.match(number.text, number.end)
+    said_after = len(lengths) >= 2 and min(lengths) >= 3 and _PHONE_AFTER.match(number.text, number.end)
+    if (announced or said_after) and number.total <= 15 and len(lengths) <= 7 and not _years(number.groups):
         closed = number.bracket and gaps and ")" in gaps[0]
         return Finding(number.left if closed else number.start, number.end, "PHONE", 0.7)
     return None
@@ -661,6 +699,8 @@ def _judge(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
     if one is not None:
         return one
     two = _phone(run, i, j, lookups)
+    if two and not two.checked and run.in_a_part_number(i):
+        return None
     if two is not None:
         more = _WORD_EXTENSION.match(text, two.end)
         if more is None and run.lengths[i:j][0] in (3, 4) and text[start] == "0":

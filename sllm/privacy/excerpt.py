@@ -1,0 +1,96 @@
+"""The parts of a text around some ranges, as one text: only there can masking have laid anything open."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from sllm.privacy.regex import lazy
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sllm.privacy.findings import Finding
+
+__all__ = ["Excerpt", "around"]
+
+# As far from a range its masking can lay something open; and what is read around that, which is more than any
+# detector here looks to the left and right of a value: then to the end of the word and, if near, of the line.
+_NEAR = 256
+_MARGIN = _NEAR + 512
+_LONGEST_WORD = 8192
+_LONGEST_LINE = 256
+_SPACE = lazy(r"\s")
+# No value, no table and no list goes on across it.
+_BETWEEN = "\n\0\n\n"
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """Parts of a text, one after another.
+
+    Attributes:
+        text: the parts, with lines between them that belong to nothing.
+        parts: start and end of each in the whole text.
+        near: ranges of the whole text, in order, that findings count in; at the edges of the parts words that
+            rule them out may be cut off.
+
+    """
+
+    text: str
+    parts: Sequence[tuple[int, int]]
+    near: Sequence[tuple[int, int]]
+
+    def back(self, findings: Sequence[Finding]) -> Iterator[Finding]:
+        """Findings in the excerpt as findings in the whole text; one that reaches over several parts becomes
+        one in each.
+        """
+        ends = [end for _, end in self.near]
+        sizes = (end - start + len(_BETWEEN) for start, end in self.parts)
+        starts = [0, *itertools.accumulate(sizes)][:-1]  # of each part, in the excerpt
+        for one in findings:
+            n = bisect.bisect_right(starts, one.start) - 1
+            while n < len(starts) and starts[n] < one.end:
+                low, high = self.parts[n]
+                start = max(low, low + one.start - starts[n])
+                end = min(high, low + one.end - starts[n])
+                at = bisect.bisect_right(ends, start)
+                if start < end and at < len(ends) and self.near[at][0] < end:
+                    yield replace(one, start=start, end=end)
+                n += 1
+
+
+def around(text: str, ranges: Sequence[tuple[int, int]]) -> Excerpt:
+    """The parts of a text around ranges, which are in order and do not overlap."""
+    parts: list[tuple[int, int]] = []
+    for start, end in ranges:
+        low, high = _left(text, start), _right(text, end)
+        if parts and low <= parts[-1][1]:
+            parts[-1] = parts[-1][0], max(high, parts[-1][1])
+        else:
+            parts.append((low, high))
+    if sum(end - start for start, end in parts) > 0.8 * len(text):
+        return Excerpt(text, [(0, len(text))], [(0, len(text))])
+    near = [(start - _NEAR, end + _NEAR) for start, end in ranges]
+    return Excerpt(_BETWEEN.join([text[start:end] for start, end in parts]), parts, near)
+
+
+def _left(text: str, at: int) -> int:
+    at = max(0, at - _MARGIN)
+    line = text.rfind("\n", max(0, at - _LONGEST_LINE), at)
+    if line >= 0:
+        return line + 1
+    low = max(0, at - _LONGEST_WORD)
+    spaces = [text.rfind(space, low, at) for space in " \n\t"]
+    return max(*spaces, low - 1) + 1
+
+
+def _right(text: str, at: int) -> int:
+    at = min(len(text), at + _MARGIN)
+    line = text.find("\n", at, at + _LONGEST_LINE)
+    if line >= 0:
+        return line
+    space = _SPACE.search(text, at, at + _LONGEST_WORD)
+    return space.start() if space else min(len(text), at + _LONGEST_WORD)
