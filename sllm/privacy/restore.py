@@ -4,8 +4,10 @@ What counts as a placeholder: index and nonce exactly as issued, and around and 
 Markdown do to them: another kind (translated, reworded) or none, any case, full-width characters, spaces and
 line breaks inside, ``_`` escaped, replaced by ``-`` or lost, zeros before the index, brackets missing,
 full-width or escaped as in Markdown, JSON, HTML and URLs. Without brackets the kind has to be one that was
-issued, or a word of capital letters. The index is compared as a number and the nonce letter by letter;
-nothing is guessed.
+issued, or a word of capital letters; a word with a capital letter (``Patient_1_k7q4``) if no space follows
+it; and more words may follow it with ``_`` between (``FULL_NAME_1_k7q4``). What is joined to such a
+placeholder by ``_`` stays (``NAME_1_k7q4_address``). The index is compared as a number and the nonce letter
+by letter; nothing is guessed.
 
 In JSON (:mod:`sllm.privacy.json_places`) a value is written so that the JSON stays valid: escaped in a
 string, in quotes where there are none, and a number that was masked without them.
@@ -51,7 +53,7 @@ _MAX_KIND = 24
 _MAX_HOST = 512
 _DIGITS = frozenset("0123456789")
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
-_WORD = _LETTERS | _DIGITS | {"_"}
+_ALPHANUMERIC = _LETTERS | _DIGITS
 
 # The shape of a placeholder that was not issued, back from its closing bracket; and of one without a nonce.
 _UNKNOWN = lazy(
@@ -88,7 +90,7 @@ def _starts(firsts: str, *, quotes: bool) -> re.Pattern[str]:
     """
     wide = "".join(chr(ord(char) + offset) for char in firsts for offset in (0, 0xFEE0))
     quote = '"' if quotes else ""
-    return re.compile(rf"[\\%&\[［【〔{quote}]|(?<![A-Za-z0-9_])[A-ZＡ-Ｚ{wide}]")
+    return re.compile(rf"[\\%&\[［【〔{quote}]|(?<![A-Za-z0-9])[A-ZＡ-Ｚ{wide}]")
 
 
 class _UndecidedError(Exception):
@@ -342,7 +344,7 @@ class Restorer:
                 j += 1
         if opening:
             kind, j = self._kind(reader, reader.skip(j))
-        elif escaped or (before and fold_char(before) in _WORD):
+        elif escaped or (before and fold_char(before) in _ALPHANUMERIC):
             return None
         else:
             kind, j = self._bare_kind(reader, j)
@@ -369,7 +371,9 @@ class Restorer:
             if not any(other.startswith(nonce) for other in nonces):
                 return None
             j += 1
-        if reader.folded(j)[:1] in _WORD:
+        following = reader.folded(j)[:1]
+        # "[NAME_1_k7q4_address]": the brackets hold more than a placeholder, so it is taken without them.
+        if following in _ALPHANUMERIC or (opening and following == "_"):
             return None
         end = self._end(reader, j, opening, escaped=escaped)
         form = issued.form(kind, int(number), nonce)
@@ -404,16 +408,35 @@ class Restorer:
         return word.isupper() or word.lower() in self._placeholders.kind_prefixes
 
     def _bare_kind(self, reader: _Reader, j: int) -> tuple[str, int]:
-        """A kind without brackets, issued or of capital letters, and the offset behind it; -1: it is none."""
-        kind = ""
-        capital = True
-        while (char := reader.folded(j)) in _LETTERS:
-            kind += char
-            capital = capital and reader.at(j).isupper()
-            if len(kind) > _MAX_KIND or not (capital or kind in self._placeholders.kind_prefixes):
+        """A kind without brackets, and the offset behind it; -1: it is none. Its first word was issued, is of
+        capital letters, or begins with one and is joined to what follows; further words are joined by ``_``.
+        """
+        start = j
+        words = [""]
+        capital = titled = reader.at(j).isupper()
+        issued = True
+        while True:
+            char = reader.folded(j)
+            if char in _LETTERS:
+                words[-1] += char
+                if len(words) == 1:
+                    capital = capital and reader.at(j).isupper()
+                    issued = issued and words[0] in self._placeholders.kind_prefixes
+                    if not (capital or titled or issued):
+                        return "", -1
+                j += 1
+            elif char == "_" and words[-1] and reader.folded(j + 1) in _LETTERS:
+                words.append("")
+                j += 1
+            else:
+                break
+            if j - start > _MAX_KIND:
                 return "", -1
-            j += 1
-        return kind, j if kind else -1
+        if not (capital or issued):
+            sign = j + (reader.at(j) == _ESCAPE)
+            if reader.at(sign) not in _JOINER:
+                return "", -1
+        return "_".join(words), j if words[-1] else -1
 
     def _in_link(self, text: str, end: int, value: str) -> bool:
         """Whether the value of a placeholder that ends at ``end`` would be part of a link."""

@@ -125,7 +125,12 @@ def test_mangled_placeholders_are_restored() -> None:
         ("[A name that is far too long_2_{n}]", 0),
         ("[N.A.M.E._2_{n}]", 0),
         ("name2_2_{n}", 0),
-        ("person_2_{n}", 0),  # without brackets: neither issued nor in capital letters
+        ("person_2_{n}", 0),  # without brackets: neither issued nor with a capital letter
+        ("Call 2 {n}", 0),  # a word of the text
+        ("Call\n_2_{n}", 0),
+        ("NAME_2_{n}3", 0),
+        ("A_name_that_is_far_too_long_2_{n}", 0),
+        ("Customer_1_1_{n}", 0),  # two indices
         ("联系人_2_{n}", 0),
         ("2_{n}", 0),
         ("[NAME\n\n\n\n\n_2_{n}]", 0),
@@ -168,6 +173,13 @@ def test_nothing_is_guessed(form: str, n_restored: int) -> None:
         "[NAME_\r\n2_{n}]",
         "[\nNAME\n_2_{n}\n]",
         "[NAME_2\n  _{n}]",
+        "Patient_2_{n}",
+        "Patient-2-{n}",
+        "Patient\\_2\\_{n}",
+        "FULL_NAME_2_{n}",
+        "PERSONAME_NAME_2_{n}",
+        "Name_of_patient_2_{n}",
+        "name_of_patient_2_{n}",
     ],
 )
 def test_index_and_nonce_say_what_it_is(form: str) -> None:
@@ -177,6 +189,24 @@ def test_index_and_nonce_say_what_it_is(form: str) -> None:
             got, n_restored, n_unknown = restored(VAULT, chunks)
             # Capital letters behind Chinese ones are a word of their own; behind others they would not be.
             assert (got, n_restored, n_unknown) == (f"{before}«n2x»{after}", 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("[NAME_2_{n}_address]", "[«n2x»_address]"),
+        ('"MADAM_2_{n}_1"', '"«n2x»_1"'),
+        ("[NAME_2_{n}_moved_to_NAME_3_{n}]", "[«n2x»_moved_to_«n3x»]"),
+        ("_NAME_2_{n}_", "_«n2x»_"),
+        ("send_to_NAME_2_{n}()", "send_to_«n2x»()"),
+        ("Full_name 2 {n}", "Full_«n2x»"),
+        ("NAME_2_NAME_3_{n}", "NAME_2_«n3x»"),
+    ],
+)
+def test_what_is_joined_to_a_placeholder_stays(form: str, expected: str) -> None:
+    text = form.format(n=NONCE)
+    for chunks in ([text], list(text), pieces(text, [3, 8, 15])):
+        assert restored(VAULT, chunks) == (expected, expected.count("«"), 0)
 
 
 def test_a_kind_that_contradicts_the_index() -> None:
@@ -275,6 +305,11 @@ def test_only_what_can_become_a_placeholder_is_held_back() -> None:
         ("hello [NAX", "[NAX"),
         ("hello NAX", "NAX"),
         ("hello nax", ""),
+        ("hello Nax", "Nax"),
+        ("hello Nax ", ""),
+        ("hello Nax_", "Nax_"),
+        ("hello Nax_of", "Nax_of"),
+        ("Nax_" * 7, "Nax_" * 6),
         ("NAME_", "NAME_"),
         ("[NAME_12", "[NAME_12"),
         ("[NAME_999", ""),
@@ -302,12 +337,14 @@ def test_only_what_can_become_a_placeholder_is_held_back() -> None:
             assert out == text[: len(text) - len(held)]
 
 
-def test_what_is_held_back_is_bounded() -> None:
+@pytest.mark.parametrize(("in_links", "bound"), [(True, 80), (False, 80 + 512)])
+def test_what_is_held_back_is_bounded(in_links: bool, bound: int) -> None:
+    """Where links matter, the rest of a host name is held back too."""
     rng = random.Random(1)
     alphabet = ["[", "NAME", "_", "1", "0", " ", "\\", NONCE, NONCE[:2], "]", "n", "\u200b", "＿", "é"]
     longest = 0
     for _ in range(300):
-        restorer = Restorer(VAULT.placeholders)
+        restorer = Restorer(VAULT.placeholders, in_links=in_links)
         n_in = n_out = 0
         for _ in range(60):
             piece = rng.choice(alphabet)
@@ -317,7 +354,7 @@ def test_what_is_held_back_is_bounded() -> None:
             n_out += len(out)
             if restorer.n_restored == before == 0:
                 longest = max(longest, n_in - n_out)
-    assert 0 < longest <= 80
+    assert 0 < longest <= bound
 
 
 def test_an_empty_vault_changes_nothing() -> None:
@@ -377,6 +414,8 @@ BITS = [
     "[NAME_1_b2c3]",
     "\u200b",
     "ＮＡＭＥ",
+    "Patient_1_",
+    "_of_",
 ]
 PARTS = st.one_of(
     st.sampled_from(PLACEHOLDERS),
