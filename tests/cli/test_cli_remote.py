@@ -124,12 +124,15 @@ def test_run_writes_the_local_text(
 
 
 def test_stats(command: Callable[..., Any], line_file: str) -> None:
-    # Without run-ahead the worker waits for hints, however late a busy machine makes them.
-    ended = command(*GREETING, "--stats", "--no-run-ahead", "--remote", line_file)
-    assert ended.returncode == 0
-    assert re.search(
-        r"^draft: \d+ of \d+ accepted ", ended.stderr, re.MULTILINE
-    )  # the package's own, by default
+    # Without run-ahead the worker waits for hints, however late a busy machine makes them. On one that is
+    # very busy the draft, the package's own by default, may pause from the beginning.
+    for _ in range(5):
+        ended = command(*GREETING, "--stats", "--no-run-ahead", "--remote", line_file)
+        assert ended.returncode == 0
+        if re.search(r"^draft: \d+ of \d+ accepted ", ended.stderr, re.MULTILINE):
+            break
+    else:
+        raise AssertionError(ended.stderr)
     assert re.search(r"^tokens: \d+ drafted here, \d+ the target's own$", ended.stderr, re.MULTILINE)
     assert re.search(
         r"^link: (\d+\.\d ms round trip, )?[\d.]+ k?B of messages up, [\d.]+ k?B down,"
@@ -631,7 +634,8 @@ def test_own_draft_and_limits(
         (["status", "--timeout", "0"], "--timeout: 0 is out of range, expected more than 0"),
         (["run", "--remote", "a prompt"], "and write --remote after the prompt"),
         (["run", "x", "--remote", "sllm://h", "--target", "y"], "--target and --remote exclude each other"),
-        (["ping", "sllm://h", "https://h"], "the address of a worker begins with sllm://"),
+        (["ping", "sllm://h", "ftp://h"], "the address of a worker begins with sllm://"),
+        (["ping", "sllm://h", "https://h"], "an engine is asked alone"),
         (["ping", "sllm://h#insecure", "sllm://i"], "for loopback alone, and the address names h"),
         (["run", "x", *TWO[2:], "--hops", "none"], "--hops is for a split with several workers"),
         (["run", "x", *TWO[:4], "--hops", "none"], "--hops is for a split with several workers"),

@@ -94,7 +94,7 @@ def test_connections_are_used_again(
 ) -> None:
     before = engine.n_connections
     tokens_of(sllm.generate(target, PROMPT, draft=perfect(target_model), sampling=SAMPLED, max_tokens=N))
-    assert engine.n_requests > 3
+    assert engine.n_requests >= 3
     assert engine.n_connections <= before + 1  # the first run may still be on its way while the next is asked
 
 

@@ -46,7 +46,9 @@ def test_the_names_are_in_no_list() -> None:
     names = [one.text[start:end] for one in sentences("zh", clean=False) for start, end in one.names]
     assert len(set(names)) >= 300
     folder = Path(data.__file__).parent
-    lists = "\n".join(path.read_text(encoding="utf-8") for path in folder.iterdir() if path.suffix != ".py")
+    lists = "\n".join(
+        path.read_text(encoding="utf-8") for path in folder.glob("*.*") if path.suffix in (".txt", ".json")
+    )
     known = set(lists.split()) | set(data.words("names_zh_words_of_two"))
     assert not known & set(names)
 

@@ -93,7 +93,8 @@ def test_many_texts_at_once(model: sllm.Model) -> None:
             scheduler.close()
         assert texts == wanted
         stats = scheduler.stats
-        assert stats.own_accepted > 0.3 * stats.own_drafted > 0
+        # How much is drafted, and so how far ahead, follows what passes took.
+        assert stats.own_accepted > 0.15 * stats.own_drafted > 0
         assert stats.accepted - stats.own_accepted > 0  # clients' hints
         assert stats.drafted >= stats.own_drafted
 
