@@ -69,7 +69,8 @@ def generate(
         special: show control tokens in the text, such as the one that ends it; ``stop`` then finds them, too.
 
     Returns:
-        An iterator of :class:`Run` with ``.text()`` and ``.stats``. Models and targets passed in stay the
+        An iterator of :class:`Run` with ``.text()`` and ``.stats``, for ``async for`` as well (this function
+        itself computes the prompt of a local target before it returns). Models and targets passed in stay the
         caller's to close.
 
     Raises:
@@ -135,7 +136,7 @@ def generate(
         else:
             end = None if max_tokens is None else len(tokens) + max_tokens
             runs = AlternatingRuns(generation, drafter, executor, text, shown, stats, end).runs()
-        return TextStream(runs, stats, stack.pop_all())
+        return TextStream(runs, stats, stack.pop_all(), generation.cancel)
 
 
 def _check(target: object, sampling: object) -> None:

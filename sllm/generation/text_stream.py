@@ -7,10 +7,11 @@ import sys
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from sllm.generation.async_turns import AsyncTurns
 from sllm.generation.reasoning import Reader, SpelledMarks, starts_with
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import ExitStack
 
     from typing_extensions import Self
@@ -267,15 +268,26 @@ class RunBuilder:
 
 
 class RunStream:
-    """An iterator of :class:`Run` that holds resources.
+    """An iterator of :class:`Run` that holds resources; and an asynchronous one, under asyncio and trio.
 
     Iterating to the end, :meth:`close`, leaving a ``with`` block, an exception on the way and forgetting the
-    object all free what it holds.
+    object all free what it holds. ``async for`` computes on a thread of the stream's own; a task that is
+    cancelled meanwhile ends the text.
+
+    Args:
+        runs: what is iterated over.
+        resources: closed at the end.
+        cancel: ends a blocked ``runs``, from any thread; None: a cancelled task waits for its next run.
+
     """
 
-    def __init__(self, runs: Iterator[Run], resources: ExitStack) -> None:
+    def __init__(
+        self, runs: Iterator[Run], resources: ExitStack, cancel: Callable[[], None] | None = None
+    ) -> None:
         self._runs = runs
         self._resources = resources
+        self._cancel = cancel
+        self._turns: AsyncTurns | None = None
 
     def __iter__(self) -> Self:
         return self
@@ -286,6 +298,27 @@ class RunStream:
         except BaseException:
             self.close()  # also at the end of the text
             raise
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Run:
+        if self._turns is None:
+            self._turns = AsyncTurns()
+        try:
+            run = await self._turns.call(lambda: next(self, None), self._cancel or _nothing)
+        except BaseException:
+            self.close()
+            raise
+        if run is None:
+            raise StopAsyncIteration
+        return run
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        self.close()
 
     def text(self) -> str:
         """The rest of the text, generated to its end, without what was withdrawn on the way."""
@@ -299,6 +332,9 @@ class RunStream:
         """Stop generating. More calls do nothing."""
         self._runs = iter(())
         self._resources.close()
+        turns, self._turns = self._turns, None
+        if turns is not None:
+            turns.close()
 
     def __enter__(self) -> Self:
         return self
@@ -320,12 +356,22 @@ class TextStream(RunStream):
 
     """
 
-    def __init__(self, runs: Iterator[Run], stats: GenerationStats, resources: ExitStack) -> None:
-        super().__init__(runs, resources)
+    def __init__(
+        self,
+        runs: Iterator[Run],
+        stats: GenerationStats,
+        resources: ExitStack,
+        cancel: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(runs, resources, cancel)
         self.stats = stats
 
     def __repr__(self) -> str:
         return f"<sllm.TextStream, {self.stats.n_tokens} tokens, {self.stats.finish_reason or 'going on'}>"
+
+
+def _nothing() -> None:
+    """Where nothing can be cancelled."""
 
 
 def committed_runs(

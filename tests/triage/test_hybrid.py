@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import logging
@@ -211,6 +212,19 @@ def test_tier_1_is_the_small_models(make: Callable[..., Hybrid], cloud: Wiretap,
     assert answer.stats.n_small > 0
     assert answer.stats.n_local == answer.stats.cloud_in == answer.stats.cloud_out == 0
     assert cloud.sent == []
+
+
+def test_an_answer_comes_to_async_code_as_well(
+    make: Callable[..., Hybrid], cloud: Wiretap, draft_model: Model
+) -> None:
+    expected = make(cloud, graded=Graded(1)).ask(user("Hello"), max_tokens=12).text()
+    answer = make(cloud, graded=Graded(1)).ask(user("Hello"), max_tokens=12)
+
+    async def main() -> str:
+        return "".join([run.text async for run in answer])
+
+    assert asyncio.run(main()) == expected != ""
+    assert answer.complete
 
 
 def test_tier_1_escalates(make: Callable[..., Hybrid], target_model: Model) -> None:
