@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from sllm.engine.jobs import Draft, Verdict
     from sllm.engine.layers import LayerRange, export_layers
     from sllm.engine.model import Model
+    from sllm.engine.params import ContextParams
     from sllm.engine.sampling import SamplingParams
     from sllm.engine.vocab import Vocab
     from sllm.generation.generate import generate
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from sllm.targets.base import Target
     from sllm.triage import Grade, Tier, Triage
     from sllm.triage.hybrid import Hybrid
+    from sllm.worker.passes import Limits
     from sllm.worker.server import Worker
 
 __all__ = [
@@ -76,6 +78,7 @@ __all__ = [
     "ClosedError",
     "Context",
     "ContextFullError",
+    "ContextParams",
     "Draft",
     "EngineTarget",
     "Grade",
@@ -83,6 +86,7 @@ __all__ = [
     "InferenceError",
     "LayerRange",
     "LeakError",
+    "Limits",
     "LocalTarget",
     "Model",
     "ModelLoadError",
@@ -121,11 +125,13 @@ _moved.install()
 # time for what a program does not need.
 _LAZY = {
     "Context": "sllm.engine.context",
+    "ContextParams": "sllm.engine.params",
     "Draft": "sllm.engine.context",
     "EngineTarget": "sllm.http_engine.target",
     "Grade": "sllm.triage",
     "Hybrid": "sllm.triage.hybrid",
     "LayerRange": "sllm.engine.layers",
+    "Limits": "sllm.worker.passes",
     "LocalTarget": "sllm.generation.local",
     "Model": "sllm.engine.model",
     "RemoteTarget": "sllm.remote.target",

@@ -100,6 +100,12 @@ class ContextParams:
             Qwen3.5-0.8B, about 150 MB for one of 27B. 0: none, and what has to be taken back is computed
             again from a checkpoint. None: 8 for one sequence, 4 for more.
 
+    Examples:
+        >>> small = sllm.ContextParams(n_ctx=1024, n_seq_max=2)
+        >>> with sllm.Model(sllm.embedded.TARGET) as model, model.context(small, n_seq_max=4) as context:
+        ...     context.n_ctx, context.n_seq_max
+        (1024, 4)
+
     """
 
     n_ctx: int | None = None

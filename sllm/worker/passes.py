@@ -76,6 +76,17 @@ class Limits:
             (:class:`~sllm.worker.destinations.Destinations` says how addresses are written); with none,
             clients carry the rows.
 
+    Raises:
+        ValueError: a number out of range.
+
+    Examples:
+        >>> with sllm.Model(sllm.embedded.TARGET) as model:
+        ...     limits = sllm.Limits(sessions=2, max_prompt=100)
+        ...     with sllm.Worker(model, state=tempfile.mkdtemp(), limits=limits) as worker:
+        ...         with sllm.connect(worker.uri) as remote:
+        ...             remote.info.sessions, remote.info.max_prompt
+        (2, 100)
+
     """
 
     sessions: int = 4
