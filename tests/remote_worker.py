@@ -9,10 +9,13 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from typing import IO, TYPE_CHECKING, Any
 
 import grpc
+import pytest
 from oracles import EXACT
 
 from sllm import embedded
@@ -22,6 +25,7 @@ from sllm.wire.protocol import PROTOCOL, SERVICE, padded, pb
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from typing_extensions import Self
 
@@ -49,6 +53,22 @@ def n_threads(name: str) -> int:
 def through(link: Link, uri: str) -> str:
     """The address of a worker as its client sees it behind a link."""
     return replace(auth.Address.parse(uri), host=link.host, port=link.port).uri
+
+
+def kept_name(model: Model) -> str:
+    """The name of the file in which a client keeps the vocabulary and the chat template of a model."""
+    digest = sha256((model.chat_template or "").encode()).hexdigest()[:16]
+    return f"{model.vocab.fingerprint}-{digest}.gguf"
+
+
+@contextmanager
+def vocabulary_kept(cache: Path, model: Model) -> Iterator[None]:
+    """Clients of this process have the vocabulary of the embedded target already, in this folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLLM_CACHE", str(cache))
+        (cache / "vocabularies").mkdir()
+        (cache / "vocabularies" / kept_name(model)).symlink_to(embedded.TARGET)
+        yield
 
 
 _SERVE = """

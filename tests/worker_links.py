@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from oracles import EXACT
 from remote_worker import through
@@ -20,9 +20,16 @@ if TYPE_CHECKING:
 
     from sllm.remote.connection import Remote
 
-__all__ = ["HERE", "cutting", "two_workers"]
+__all__ = ["HERE", "N_CTX", "cutting", "split_over", "two_workers"]
 
 HERE = ("127.0.0.1/32",)
+N_CTX = 512
+
+
+def split_over(middle: Any, **options: Any) -> sllm.SplitTarget:
+    """The embedded target, or the file ``path``, with its middle layers on a worker or several, exactly."""
+    options = {"head": 2, "tail": 1, "codec": "f32", "n_ctx": N_CTX, **EXACT, **options}
+    return sllm.SplitTarget(options.pop("path", embedded.TARGET), middle=middle, **options)
 
 
 @contextmanager

@@ -33,9 +33,11 @@ class AsyncTurns:
             RuntimeError: there is no event loop of asyncio or trio.
 
         """
-        end = _end_in_trio if _in_trio() else _end_in_asyncio
-        if end is _end_in_asyncio:
+        if _in_trio():
+            end = _end_in_trio
+        else:
             asyncio.get_running_loop()  # raises before anything is begun
+            end = _end_in_asyncio
         future = self._executor.submit(work)
         await end(future, cancel)
         return future.result()

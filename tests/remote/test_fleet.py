@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ from remote_worker import (
     n_threads,
     opened,
     through,
+    vocabulary_kept,
     wait_until,
 )
 
@@ -56,13 +56,7 @@ PROMPT = [5, 6, 7]
 @pytest.fixture(scope="module", autouse=True)
 def cache(target_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Every client has the vocabulary already."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("cache")
-        patch.setenv("SLLM_CACHE", str(folder))
-        (folder / "vocabularies").mkdir()
-        digest = sha256((target_model.chat_template or "").encode()).hexdigest()[:16]
-        kept = folder / "vocabularies" / f"{target_model.vocab.fingerprint}-{digest}.gguf"
-        kept.symlink_to(embedded.TARGET)
+    with vocabulary_kept(tmp_path_factory.mktemp("cache"), target_model):
         yield
 
 

@@ -16,7 +16,6 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from remote_worker import (
     FakeWorker,
     commit,
     done,
+    kept_name,
     n_threads,
     opened,
     through,
@@ -298,11 +298,6 @@ def test_chat_is_the_models_own(remote: Remote, target_model: Model) -> None:
     )
     text = "Once upon a time 从前"
     assert remote.vocab.encode(text).tolist() == target_model.vocab.encode(text).tolist()
-
-
-def kept_name(model: Any) -> str:
-    """How a client names the vocabulary that it keeps."""
-    return f"{model.vocab.fingerprint}-{sha256(model.chat_template.encode()).hexdigest()[:16]}.gguf"
 
 
 def test_a_vocabulary_is_not_taken_for_one_with_another_template(

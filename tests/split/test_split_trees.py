@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from oracles import EXACT, GREEDY, PLAIN, examples, make_prompt, one_by_one, without_end
 from random_models import HYBRID
 from trees import main_path, n_right, random_tree
-from worker_links import cutting, two_workers
+from worker_links import N_CTX, cutting, split_over, two_workers
 
 import sllm
-from sllm import embedded
 from sllm.cli.slow_link import Link
 from sllm.worker.server import Worker
 
@@ -26,18 +25,11 @@ if TYPE_CHECKING:
     from sllm.engine.model import Model
     from sllm.remote.connection import Remote
 
-N_CTX = 512
-
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Remote], list[Link]]]:
     with two_workers(tmp_path_factory.mktemp("state"), sessions=3, n_ctx=N_CTX) as both:
         yield both
-
-
-def make_split(middle: Any, **options: Any) -> sllm.SplitTarget:
-    options = {"head": 2, "tail": 1, "codec": "f32", "n_ctx": N_CTX, **EXACT, **options}
-    return sllm.SplitTarget(options.pop("path", embedded.TARGET), middle=middle, **options)
 
 
 def write(
@@ -97,7 +89,7 @@ def test_the_text_is_that_of_the_whole_model(
     sampling = without_end(target_model, sllm.SamplingParams(temperature=temperature, seed=4))
     prompt = make_prompt(target_model, 20, 1)
     wanted = one_by_one(target_model, prompt, sampling, 50, N_CTX)
-    with make_split(chain[0][0], head=head, tail=tail) as split:
+    with split_over(chain[0][0], head=head, tail=tail) as split:
         n_passes, n_accepted, n_side = write(split, prompt, sampling, wanted, seed=3)
         assert n_side > 0
         assert n_passes < len(wanted)
@@ -117,7 +109,7 @@ def test_a_chain_of_workers(
     prompt = make_prompt(target_model, 20, 1)
     wanted = one_by_one(target_model, prompt, sampling, 50, N_CTX)
     where = [f"127.0.0.1:{links[2].port}"] if hops else False
-    with make_split(remotes, tail=tail, hops=where) as split:
+    with split_over(remotes, tail=tail, hops=where) as split:
         _, _, n_side = write(split, prompt, sampling, wanted, seed=3)
         assert n_side > 0
 
@@ -143,7 +135,7 @@ def test_cuts_of_any_link_change_nothing(
     wanted = one_by_one(target_model, prompt, sampling, 25, N_CTX)
     where = [f"127.0.0.1:{links[2].port}"] if hops else False
     with (
-        make_split(remotes, head=1, tail=tail, hops=where) as split,
+        split_over(remotes, head=1, tail=tail, hops=where) as split,
         cutting([(links[which], n_bytes) for which, n_bytes in cuts]),
     ):
         write(split, prompt, sampling, wanted, seed)
@@ -158,7 +150,7 @@ def test_each_node_crosses_once_and_an_accepted_branch_twice(
     sampling = without_end(target_model, GREEDY)
     prompt = make_prompt(target_model, 20, 1)
     wanted = one_by_one(target_model, prompt, sampling, 30, N_CTX)
-    with make_split(chain[0][0]) as split:
+    with split_over(chain[0][0]) as split:
         row = 4 * split._embedding.n_embd
         generation = split.open(prompt, sampling, len(wanted))
         next(generation)
@@ -193,7 +185,7 @@ def test_more_than_a_pass_can_have(target_model: Model, chain: tuple[list[Remote
     prompt = make_prompt(target_model, 20, 1)
     wanted = one_by_one(target_model, prompt, sampling, 3, N_CTX)
     side = [t for t in range(300, 363) if t != wanted[1]]
-    with make_split(chain[0][0]) as split:
+    with split_over(chain[0][0]) as split:
         for tokens, n_accepted in (([wanted[1], *side], 1), ([*side, wanted[1]], 0)):
             generation = split.open(prompt, sampling, 3)
             next(generation)
@@ -205,7 +197,7 @@ def test_more_than_a_pass_can_have(target_model: Model, chain: tuple[list[Remote
 
 def test_the_end_of_the_context(target_model: Model, chain: tuple[list[Remote], list[Link]]) -> None:
     sampling = without_end(target_model, GREEDY)
-    with make_split(chain[0][0]) as split:
+    with split_over(chain[0][0]) as split:
         prompt = make_prompt(target_model, split.n_ctx - 9, 1)
         wanted = one_by_one(target_model, prompt, sampling, 9, N_CTX)
         for seed in range(6):
@@ -215,7 +207,7 @@ def test_the_end_of_the_context(target_model: Model, chain: tuple[list[Remote], 
 def test_hints_that_are_no_trees(target_model: Model, chain: tuple[list[Remote], list[Link]]) -> None:
     prompt = make_prompt(target_model, 20, 1)
     wanted = one_by_one(target_model, prompt, GREEDY, 5, N_CTX)
-    with make_split(chain[0][0]) as split:
+    with split_over(chain[0][0]) as split:
         generation = split.open(prompt, GREEDY, 5)
         for tokens, parents in (([1, 2], [0, -1]), ([1, 1], [-1, -1]), ([1], [-1, 0]), ([1] * 99, [-1] * 99)):
             with pytest.raises(ValueError, match="tree"):
@@ -236,7 +228,7 @@ def test_a_worker_that_takes_none_gets_the_main_path(
     sampling = without_end(target_model, PLAIN)
     prompt = make_prompt(target_model, 20, 1)
     wanted = one_by_one(target_model, prompt, sampling, 30, N_CTX)
-    with make_split(chain[0][0]) as split:
+    with split_over(chain[0][0]) as split:
         generation = split.open(prompt, sampling, 1)
         assert not generation.can_branch
         generation.close()
@@ -256,7 +248,7 @@ def test_a_worker_that_takes_none_in_the_place_of_one_that_did(
     prompt = make_prompt(target_model, 20, 1)
     wanted = one_by_one(target_model, prompt, sampling, 30, N_CTX)
     older = tuple(feature for feature in link.info.features if feature != "trees")
-    with make_split(remotes[0], tail=tail) as split:
+    with split_over(remotes[0], tail=tail) as split:
         generation = split.open(prompt, sampling, len(wanted))
         text = [*next(generation).tokens]
         right = wanted[1:4]
@@ -286,7 +278,7 @@ def test_a_model_with_a_state_gets_the_main_path(random_model: Callable[..., Pat
         sllm.Model(path) as model,
         Worker(path, layers=(cut[1], cut[2]), insecure=True, **options) as worker,
         sllm.connect(worker.uri) as remote,
-        make_split(
+        split_over(
             remote, path=path, head=cut[1], tail=model.n_layer - cut[2], n_ctx=256, n_rollback=4
         ) as split,
     ):

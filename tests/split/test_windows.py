@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import EXACT, GREEDY, PLAIN, examples, make_prompt, one_by_one, without_end
 from trees import random_tree
-from worker_links import cutting, two_workers
+from worker_links import N_CTX, cutting, split_over, two_workers
 
 import sllm
-from sllm import embedded
 from sllm.draft.drafters import ModelDrafter
 from sllm.errors import CancelledError
 from sllm.split import target as module
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from sllm.cli.slow_link import Link
     from sllm.engine.model import Model
     from sllm.remote.connection import Remote
-
-N_CTX = 512
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +39,6 @@ def several() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "windows_worth", lambda _round_trip, _pass_seconds: 5)
         yield
-
-
-def make_split(middle: Any, **options: Any) -> sllm.SplitTarget:
-    options = {"head": 2, "tail": 1, "codec": "f32", "n_ctx": N_CTX, **EXACT, **options}
-    return sllm.SplitTarget(embedded.TARGET, middle=middle, **options)
 
 
 def push(generation: SplitGeneration) -> None:
@@ -125,7 +117,7 @@ def test_the_text_is_that_of_the_whole_model(
     sampling = without_end(target_model, sampling)
     prompt = make_prompt(target_model, 20, 1)
     wanted = one_by_one(target_model, prompt, sampling, 60, N_CTX)
-    with make_split(chain[0][0], head=head, tail=tail) as split:
+    with split_over(chain[0][0], head=head, tail=tail) as split:
         found = [write(split, prompt, sampling, wanted, seed) for seed in range(3)]
         n_ahead, n_void = sum(one.n_ahead for one in found), sum(one.n_void for one in found)
         if tail is None:  # the worker selects: what follows its answer is not known before it
@@ -140,7 +132,7 @@ def test_a_chain_of_workers(target_model: Model, chain: tuple[list[Remote], list
     sampling = without_end(target_model, PLAIN)
     prompt = make_prompt(target_model, 20, 1)
     wanted = one_by_one(target_model, prompt, sampling, 50, N_CTX)
-    with make_split(remotes, hops=[f"127.0.0.1:{links[2].port}"] if hops else False) as split:
+    with split_over(remotes, hops=[f"127.0.0.1:{links[2].port}"] if hops else False) as split:
         found = write(split, prompt, sampling, wanted, seed=3)
         assert (found.n_ahead > 0) == hops  # else the rows of each pass are carried here
 
@@ -167,7 +159,7 @@ def test_cuts_of_any_link_change_nothing(
     middle: Any = remotes if hops else remotes[0]
     where = {"hops": [f"127.0.0.1:{links[2].port}"]} if hops else {}
     with (
-        make_split(middle, head=1, **where) as split,
+        split_over(middle, head=1, **where) as split,
         cutting([(links[which], n_bytes) for which, n_bytes in cuts]),
     ):
         write(split, prompt, sampling, wanted, seed, p_right)
@@ -175,7 +167,7 @@ def test_cuts_of_any_link_change_nothing(
 
 def test_the_end_of_the_context(target_model: Model, chain: tuple[list[Remote], list[Link]]) -> None:
     sampling = without_end(target_model, GREEDY)
-    with make_split(chain[0][0]) as split:
+    with split_over(chain[0][0]) as split:
         prompt = make_prompt(target_model, split.n_ctx - 30, 1)
         wanted = one_by_one(target_model, prompt, sampling, 30, N_CTX)
         n_ahead = 0
@@ -192,7 +184,7 @@ def test_windows_by_hand(target_model: Model, chain: tuple[list[Remote], list[Li
     sampling = without_end(target_model, GREEDY)
     prompt = make_prompt(target_model, 20, 1)
     wanted = one_by_one(target_model, prompt, sampling, 40, N_CTX)
-    with make_split(chain[0][0]) as split:
+    with split_over(chain[0][0]) as split:
         generation = split.open(prompt, sampling, 40)
         for _ in range(2):  # the first comes with the prompt; the second tells what a pass takes
             next(generation)
@@ -223,7 +215,7 @@ def test_a_text_that_ends_while_windows_are_on_their_way(
     sampling = without_end(target_model, GREEDY)
     prompt = make_prompt(target_model, 20, 1)
     wanted = one_by_one(target_model, prompt, sampling, 40, N_CTX)
-    with make_split(chain[0][0]) as split:
+    with split_over(chain[0][0]) as split:
         for cancels in (False, True):
             generation = split.open(prompt, sampling, 40)
             for _ in range(2):
@@ -260,7 +252,7 @@ def test_generate_sends_ahead_over_a_slow_link(
     sampling = without_end(target_model, sllm.SamplingParams(temperature=temperature, seed=2))
     prompt = make_prompt(target_model, 20, 1)
     wanted = one_by_one(target_model, prompt, sampling, 80, N_CTX)
-    with make_split(remotes[0]) as split, ModelDrafter(draft_model, n_ctx=N_CTX, **EXACT) as drafter:
+    with split_over(remotes[0]) as split, ModelDrafter(draft_model, n_ctx=N_CTX, **EXACT) as drafter:
         stream = sllm.generate(split, prompt, draft=drafter, sampling=sampling, max_tokens=80)
         assert [token for run in stream for token in run.tokens] == wanted
         stats = stream.stats
