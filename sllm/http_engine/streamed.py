@@ -394,11 +394,8 @@ class StreamedGeneration:
             return
         self._check = None
         if not isinstance(answer, Reply):
-            if isinstance(answer, Exception) and not isinstance(
-                answer, (CancelledError, RemoteError, BusyError)
-            ):
-                raise answer
-            return  # the streams say how the text goes on
+            self._on_no_rows(check, answer)
+            return
         self.remote.observe_round_trip(time.monotonic() - check.sent_at - self._token_seconds)
         rows = self._dialect.rows(answer.value, check.chain, self._k)
         found: list[int] = []

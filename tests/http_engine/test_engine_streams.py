@@ -284,6 +284,12 @@ def test_a_stream_that_ends_without_its_last_token(
     stream = sllm.generate(target, PROMPT, sampling=sampling, max_tokens=12)
     assert tokens_of(stream) == wanted
 
+    # Where these cannot be had, nothing else says how the text goes on.
+    engine.faults = [None, None, "500 on fire"]  # two streams, and then the rows
+    stream = sllm.generate(target, PROMPT, sampling=sampling, max_tokens=12)
+    with pytest.raises(sllm.RemoteError, match="500"):
+        tokens_of(stream)
+
 
 def test_without_the_word_experimental_tokens_are_selected_here(
     engine: FakeEngine, target_model: sllm.Model
