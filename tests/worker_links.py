@@ -1,4 +1,4 @@
-"""Workers of layers behind links, and links that break."""
+"""Workers behind links, and links that break."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import threading
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from oracles import EXACT
-from remote_worker import through
+from remote_worker import through, wait_until
 
 import sllm
 from sllm import embedded
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from sllm.remote.connection import Remote
 
-__all__ = ["HERE", "N_CTX", "cutting", "split_over", "two_workers"]
+__all__ = ["HERE", "N_CTX", "bytes_to_go_on", "cutting", "split_over", "two_workers"]
 
 HERE = ("127.0.0.1/32",)
 N_CTX = 512
@@ -74,3 +75,18 @@ def cutting(cuts: Sequence[tuple[Link, int]]) -> Iterator[None]:
     finally:
         over.set()
         cutter.join()
+
+
+def bytes_to_go_on(worker: Worker, prompt: Sequence[int], sampling: sllm.SamplingParams) -> int:
+    """What a new connection carries, both ways together, until a text that was cut off goes on. With less,
+    no connection would bring anything.
+    """
+    with Link((worker.address.host, worker.address.port)) as link:
+        with sllm.connect(through(link, worker.uri)) as remote:
+            generation = remote.target().open(np.array(prompt, dtype=np.int32), sampling, None)
+            next(generation)
+            link.reset_stats()
+            link.cut()
+            wait_until(lambda: generation.remote.n_reconnects == 1)
+            generation.close()
+        return link.stats.bytes_up + link.stats.bytes_down

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from oracles import EXACT, PLAIN, examples, make_prompt, one_by_one, without_end
 from remote_worker import through
 from trees import main_path, random_tree
+from worker_links import bytes_to_go_on
 
 import sllm
 from sllm.cli.slow_link import Link
@@ -118,7 +119,7 @@ def test_trees_survive_a_link_that_breaks_again_and_again(
     wanted = one_by_one(target_model, prompt, sampling, 80, n_ctx=N_CTX)
     host, port = worker.address.host, worker.address.port
     with Link((host, port)) as link, sllm.connect(through(link, worker.uri)) as remote:
-        link.cut_after_bytes = 9000
+        link.cut_after_bytes = bytes_to_go_on(worker, prompt, sampling) + 3000
         generation = remote.target(run_ahead=run_ahead).open(np.array(prompt, dtype=np.int32), sampling, 80)
         rng = np.random.default_rng(5)
         assert read(generation, len(prompt), wanted, rng, target_model.vocab.n_tokens) == wanted

@@ -74,11 +74,12 @@ def test_the_figures_are_true(tmp_path: Path, draft_model: Model) -> None:
             client.call("Nothing", b"")
         with Client(worker.address, token=None) as stranger, pytest.raises(grpc.RpcError):
             stranger.info()
-        streams = [client.generate(opening(max_tokens=9, run_ahead=False)) for _ in range(3)]
+        streams = [client.generate(opening(max_tokens=9, run_ahead=False)) for _ in range(2)]
+        for stream in streams:
+            stream.until(0)
+        streams.append(client.generate(opening(max_tokens=9, run_ahead=False)))
         wait_until(lambda: worker._scheduler.n_queued == 1)
         assert client.generate(opening()).end()[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
-        for stream in streams[:2]:
-            stream.until(0)
         now = figures(worker)
         assert now["sllm_sessions"] == 2
         assert now["sllm_queue_length"] == 1
