@@ -16,6 +16,7 @@ _WHAT = {
     "privacy": "finding what is private",
     "engines": "serving engines over HTTP",
     "metrics": "a worker's figures for Prometheus",
+    "chat": "editing and keeping what is typed in a conversation",
     "hub": "models on the Hugging Face hub",
     "names": "finding names in prose",
     "presidio": "Presidio's detectors",

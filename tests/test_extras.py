@@ -33,6 +33,7 @@ def test_what_is_installed_passes() -> None:
 EXTRAS = {
     "remote": ["grpc", "grpc_health", "google", "cryptography"],
     "privacy": ["ahocorasick_rs", "phonenumbers", "stdnum"],
+    "chat": ["prompt_toolkit"],
     "hub": ["huggingface_hub"],
     "engines": ["httpx2"],
 }

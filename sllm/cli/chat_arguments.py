@@ -18,19 +18,31 @@ if TYPE_CHECKING:
 
     import sllm
 
-__all__ = ["add_chat", "chat_prompt", "check_chat"]
+__all__ = [
+    "add_chat",
+    "add_variables",
+    "chat_prompt",
+    "check_chat",
+    "check_variables",
+    "template_variables",
+]
 
 
 def add_chat(parser: argparse.ArgumentParser) -> None:
     """Declare what goes with ``--chat``."""
     chat = parser.add_argument_group("chat (with --chat)")
-    add = chat.add_argument
-    add("--system", metavar="TEXT", help="a system message before PROMPT")
-    add(
+    chat.add_argument("--system", metavar="TEXT", help="a system message before PROMPT")
+    chat.add_argument(
         "--prefill",
         metavar="TEXT",
         help="what the answer begins with; it is shown as a part of the answer",
     )
+    add_variables(chat)
+
+
+def add_variables(chat: argparse._ActionsContainer) -> None:
+    """Declare what the template is told."""
+    add = chat.add_argument
     add(
         "--no-thinking",
         action="store_true",
@@ -80,6 +92,16 @@ def check_chat(args: argparse.Namespace) -> None:
         raise CommandError(f"{needing[0]} is for a chat: add --chat, and PROMPT is a message")
     if args.prefill == "":
         raise CommandError("--prefill is empty")
+    check_variables(args)
+
+
+def check_variables(args: argparse.Namespace) -> None:
+    """Refuse a variable that is given twice.
+
+    Raises:
+        CommandError: one is.
+
+    """
     names = [name for name, _ in args.var]
     twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if twice is not None:
@@ -90,7 +112,7 @@ def chat_prompt(args: argparse.Namespace, model: sllm.Model, text: str) -> npt.N
     """The prompt of a chat whose last message by the user is ``text``.
 
     Raises:
-        CommandError: ``--no-thinking`` where the template has no switch for that, or ``--var`` sets it too.
+        CommandError: as :func:`template_variables`.
         UnsupportedModelError: as :meth:`sllm.Model.chat`.
 
     """
@@ -98,9 +120,20 @@ def chat_prompt(args: argparse.Namespace, model: sllm.Model, text: str) -> npt.N
     messages.append({"role": "user", "content": text})
     if args.prefill is not None:
         messages.append({"role": "assistant", "content": args.prefill})
+    variables = template_variables(args, model.chat_template)
+    return model.chat(messages, variables=variables, continue_final_message=args.prefill is not None)
+
+
+def template_variables(args: argparse.Namespace, template: str | None) -> dict[str, Any]:
+    """What this chat template is told.
+
+    Raises:
+        CommandError: ``--no-thinking`` where the template has no switch for that, or ``--var`` sets it too.
+
+    """
     variables = dict(args.var)
     if args.no_thinking:
-        off = thinking_off(model.chat_template)
+        off = thinking_off(template)
         if not off:
             raise CommandError(
                 "--no-thinking: the model's chat template has no switch for reasoning that is known; if it"
@@ -110,4 +143,4 @@ def chat_prompt(args: argparse.Namespace, model: sllm.Model, text: str) -> npt.N
         if both:
             raise CommandError(f"--no-thinking and --var {both[0]} exclude each other")
         variables |= off
-    return model.chat(messages, variables=variables, continue_final_message=args.prefill is not None)
+    return variables

@@ -35,6 +35,7 @@ __all__ = [
     "paragraph",
     "parameters",
     "read_prompt",
+    "reason",
     "size",
     "table",
 ]
@@ -175,10 +176,11 @@ def read_prompt(words: Sequence[str], command: str, *, model_option: str | None 
 
     """
     if words and model_option is not None and looks_like_model(words[0]):
-        prompt = shlex.quote(words[1]) if len(words) == 2 else "PROMPT"
+        model, prompt = shlex.quote(words[0]), shlex.quote(words[1]) if len(words) == 2 else "PROMPT"
+        talk = f" (A conversation: `sllm {model}`.)" if len(words) == 1 else ""
         raise CommandError(
             f"{words[0]} names a model, and is where the prompt belongs; was `sllm {command} {model_option}"
-            f" {shlex.quote(words[0])} {prompt}` meant? (As a prompt, pipe it into stdin.)"
+            f" {model} {prompt}` meant?{talk} (As a prompt, pipe it into stdin.)"
         )
     if len(words) > 1:
         raise CommandError(f"there are {len(words)} prompts; put the words of one in quotes")
@@ -186,7 +188,10 @@ def read_prompt(words: Sequence[str], command: str, *, model_option: str | None 
     if argument is not None and argument != "-":
         return argument
     if sys.stdin is None or (argument is None and sys.stdin.isatty()):
-        raise CommandError(f"there is no prompt: name one, or pipe it into stdin (see sllm {command} --help)")
+        raise CommandError(
+            "there is no prompt: name one, or pipe it into stdin; for a conversation there is sllm chat"
+            f" (see sllm {command} --help)"
+        )
     with expected_utf8("stdin"):
         return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
 
@@ -208,6 +213,23 @@ def hide_tokens(text: str) -> str:
 def one_line(text: object) -> str:
     """Text as one line, without a worker's token, and with control characters made visible."""
     return " ".join(hide_tokens(str(text)).split()).translate(_CONTROLS)
+
+
+def reason(error: Exception) -> str:
+    """An exception as one line that needs no knowledge of Python."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return one_line(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    text = one_line(error)
+    if isinstance(error, MemoryError):
+        return f"out of memory{': ' if text else ''}{text}"
+    if text and (isinstance(error, (SllmError, OSError, ValueError, TypeError)) or _names_an_extra(error)):
+        return text
+    return f"{type(error).__name__}: {text} (unexpected; SLLM_DEBUG=1 shows where)"
+
+
+def _names_an_extra(error: Exception) -> bool:
+    """Whether the message says which package is missing and what to type; see :func:`sllm.extras.needs`."""
+    return isinstance(error, ImportError) and isinstance(error.__cause__, ModuleNotFoundError)
 
 
 def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:

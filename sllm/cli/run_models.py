@@ -1,6 +1,5 @@
-"""The models of ``sllm run``: on this machine, on a worker, in an engine, or split between both.
-
-Each function returns a model that has the vocabulary, the target, and what is to draft.
+"""The models of ``sllm run`` and ``sllm chat``: on this machine, on a worker, in an engine, or split between
+both.
 """
 
 from __future__ import annotations
@@ -26,10 +25,22 @@ if TYPE_CHECKING:
 
     _Opened = tuple[sllm.Model, sllm.Model | Target, sllm.Model | str | None]
 
-__all__ = ["open_engine", "open_local", "open_remote", "open_split"]
+__all__ = ["open_models"]
 
 
-def open_local(args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack) -> _Opened:
+def open_models(args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack) -> _Opened:
+    """A model that has the vocabulary, the target, and what is to draft, as the options say."""
+    workers = [worker_addresses(given) for given in args.remote or ()]
+    if args.engine is not None:
+        return _open_engine(args, sampling, stack)
+    if not workers:
+        return _open_local(args, sampling, stack)
+    if args.head is None:
+        return _open_remote([uri for several in workers for uri in several], args, sampling, stack)
+    return _open_split(workers, args, sampling, stack)
+
+
+def _open_local(args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack) -> _Opened:
     """Load a model on this machine, perhaps with layers on the devices of other ones (``--rpc``)."""
     for option in ("no_run_ahead", "on_loss", "deadline", "hedge"):
         if getattr(args, option):
@@ -73,7 +84,7 @@ def _open_rpc(
     return stack.enter_context(target)
 
 
-def open_remote(
+def _open_remote(
     uris: list[str], args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack
 ) -> _Opened:
     """Connect to a worker that has the whole model, or to several."""
@@ -97,7 +108,7 @@ def open_remote(
     return model, remote.target(run_ahead=not args.no_run_ahead), draft
 
 
-def open_engine(args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack) -> _Opened:
+def _open_engine(args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack) -> _Opened:
     """Find a serving engine; the target's file has its vocabulary."""
     for option in ("no_run_ahead", "on_loss", "hedge"):
         if getattr(args, option):
@@ -117,7 +128,7 @@ def open_engine(args: argparse.Namespace, sampling: sllm.SamplingParams, stack: 
     return model, stack.enter_context(target), _open_draft(args, embedded.DRAFT if ours else None, stack)
 
 
-def open_split(
+def _open_split(
     workers: list[list[str]], args: argparse.Namespace, sampling: sllm.SamplingParams, stack: ExitStack
 ) -> _Opened:
     """Load the first and the last layers here, and connect to the workers that have those between, each of

@@ -60,8 +60,9 @@ def style_of(run: Run) -> str:
 
 def summary(stats: GenerationStats) -> list[str]:
     """The figures of a text, for people."""
+    in_memory = f", {stats.n_reused} of them in memory" if stats.n_reused else ""
     lines = [
-        f"prompt: {count(stats.n_prompt, 'token')}, {stats.prompt_seconds:.2f} s",
+        f"prompt: {count(stats.n_prompt, 'token')}{in_memory}, {stats.prompt_seconds:.2f} s",
         f"text: {count(stats.n_tokens, 'token')}, {stats.seconds:.2f} s, {stats.tokens_per_s:.1f} tokens/s",
         f"passes of the target: {stats.n_passes}, {stats.passes_per_token:.2f} per token",
     ]

@@ -14,7 +14,7 @@ from sllm.engine.handle import join
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["INTERRUPTED", "ended_by_interrupt", "ending_signals", "uninterrupted"]
+__all__ = ["INTERRUPTED", "ended_by_interrupt", "ending_signals", "interrupts_call", "uninterrupted"]
 
 INTERRUPTED = 128 + signal.SIGINT
 """The exit status after Ctrl-C."""
@@ -70,6 +70,23 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
     if pressed:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def interrupts_call(pressed: Callable[[], object]) -> Iterator[None]:
+    """Let a Ctrl-C call ``pressed``, on the main thread between two steps of Python, and end nothing: what
+    :func:`ended_by_interrupt` promises does not hold within.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    wakeup = signal.set_wakeup_fd(-1)
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: pressed())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
 
 
 @contextmanager

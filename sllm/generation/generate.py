@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from sllm.targets.base import Generation, MtpTarget, PipelinedGeneration, Remote
 from sllm.targets.lockstep import LockstepGeneration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import numpy as np
     import numpy.typing as npt
@@ -54,11 +54,12 @@ def generate(
 
     Args:
         target: what decides the text. A :class:`~sllm.Model` gets a :class:`~sllm.LocalTarget` for this one
-            text; ``connect(uri).target()`` is a model on another machine. Where it has a ``chat_template``,
-            marks of reasoning that this writes as plain text are known (:class:`Run`), besides those that are
-            tokens.
-        prompt: text, or token ids such as :meth:`Model.chat <sllm.Model.chat>` makes. Control tokens in text
-            are not parsed.
+            text, which computes the whole prompt; for the turns of a conversation make one yourself, and each
+            costs only what is new in it. ``connect(uri).target()`` is a model on another machine. Where it
+            has a ``chat_template``, marks of reasoning that this writes as plain text are known
+            (:class:`Run`), besides those that are tokens.
+        prompt: text, or token ids such as :meth:`Model.chat <sllm.Model.chat>`, and the ``chat()`` of
+            targets, make of messages. Control tokens in text are not parsed.
         draft: a small :class:`~sllm.Model` with the same vocabulary, ``"mtp"`` (the target's own heads for
             multi-token prediction, :class:`sllm.engine.mtp.Heads`; for a model in this process, or one that
             is split with its last layers here), ``"ngram"`` (prompt lookup), a callable ``(tokens, n_max) ->
@@ -74,7 +75,7 @@ def generate(
         caller's to close.
 
     Raises:
-        ValueError, TypeError: an argument out of range or of another type.
+        ValueError, TypeError: an argument out of range or of another type, such as messages for the prompt.
         VocabMismatchError: target and draft do not share a vocabulary.
         UnsupportedModelError: ``"mtp"``, and the target has no heads here.
         ContextFullError: the prompt does not fit.
@@ -94,6 +95,7 @@ def generate(
     stops = _checked_stops(stop)
     max_tokens = _checked_count(max_tokens)
     _check(target, sampling)
+    _check_no_messages(prompt, target)
     vocab = target.vocab
     vocab.turn_ends()  # found on the first call, which is not to fall into the first passes
     tokens = vocab.encode(prompt) if isinstance(prompt, str) else int32_array(prompt, "prompt")
@@ -115,6 +117,8 @@ def generate(
         began = time.perf_counter()
         generation = target.open(tokens, sampling, max_tokens)
         stack.callback(generation.close)
+        if isinstance(generation, LockstepGeneration):
+            stats.n_reused = generation.n_shared
         if isinstance(drafter, MtpDrafter) and isinstance(generation, LockstepGeneration):
             drafter.seq_id = generation.seq_id
         if drafter is not None:
@@ -136,7 +140,13 @@ def generate(
         else:
             end = None if max_tokens is None else len(tokens) + max_tokens
             runs = AlternatingRuns(generation, drafter, executor, text, shown, stats, end).runs()
-        return TextStream(runs, stats, stack.pop_all(), generation.cancel)
+
+        def cancel() -> None:
+            generation.cancel()
+            if drafter is not None:
+                drafter.cancel()  # it may be reading the prompt
+
+        return TextStream(runs, stats, stack.pop_all(), cancel)
 
 
 def _check(target: object, sampling: object) -> None:
@@ -144,6 +154,18 @@ def _check(target: object, sampling: object) -> None:
         raise TypeError(f"sampling is {sampling!r}, expected SamplingParams")
     if not isinstance(target, (Model, Target)):
         raise TypeError(f"target is {target!r}, expected a Model or a Target")
+
+
+def _check_no_messages(prompt: object, target: Model | Target) -> None:
+    """Raises TypeError, with what to do, where the prompt is a conversation: its messages, or one of them."""
+    several = isinstance(prompt, Sequence) and any(isinstance(item, Mapping) for item in prompt)
+    if several or isinstance(prompt, Mapping):
+        found, given = ("a list of messages", "messages") if several else ("a message", "[message]")
+        name = "model" if isinstance(target, Model) else "target"
+        raise TypeError(
+            f"the prompt is {found}, expected a text or token ids: use {name}.chat({given}), which makes the"
+            " prompt of a conversation"
+        )
 
 
 def _checked_stops(stop: object) -> tuple[str, ...]:

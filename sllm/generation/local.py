@@ -6,11 +6,9 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sllm.engine import hub
 from sllm.engine._ffi import checked_int, checked_seconds
-from sllm.engine.arrays import int32_array
+from sllm.engine.arrays import common_prefix, int32_array
 from sllm.engine.devices import server_of
 from sllm.engine.model import Model
 from sllm.engine.mtp import Heads
@@ -22,6 +20,7 @@ from sllm.targets.lockstep import LockstepGeneration, Verified
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
     import numpy.typing as npt
     from typing_extensions import Self, Unpack
 
@@ -193,9 +192,20 @@ class LocalTarget:
             )
         self.model.compiled(sampling)  # rejects a bad grammar before the prompt is computed
         self.model.vocab.is_eog(int(prompt[-1]))  # the one token that is computed later has to be one, too
+        n_shared = common_prefix(self.context.memory.tokens(0), prompt[:-1])
         self.context.decode(prompt[:-1], pos=0)
-        self._generation = LocalGeneration(self.context, prompt, sampling, max_tokens)
+        self._generation = LocalGeneration(self.context, prompt, sampling, max_tokens, n_shared)
         return self._generation
+
+    def cancel(self) -> None:
+        """End what another thread computes here, such as a prompt in :func:`~sllm.generate`: it raises
+        CancelledError. From any thread; what comes next is computed as ever.
+        """
+        if self._context is None:
+            if self._generation is not None:
+                self._generation.cancel()
+        elif not self._context.closed:
+            self._context.cancel()
 
     @property
     def chat_template(self) -> str | None:
@@ -229,8 +239,7 @@ class LocalTarget:
             )
         began = time.perf_counter()
         known = self.context.memory.tokens(0)
-        same = np.flatnonzero(known[: start - 1] != text[: start - 1][: len(known)])
-        n_reused = int(same[0]) if len(same) else min(len(known), start - 1)
+        n_reused = common_prefix(known, text[: start - 1])
         self.context.decode(text[: start - 1], pos=0)
         logprobs, ranks = self.context.token_logprobs(text[start - 1 :], pos=start - 1)
         return Scores(logprobs, ranks, n_reused, time.perf_counter() - began)
@@ -282,7 +291,9 @@ class LocalGeneration(LockstepGeneration):
         prompt: npt.NDArray[np.int32],
         sampling: SamplingParams,
         max_tokens: int | None,
+        n_shared: int = 0,
     ) -> None:
+        self.n_shared = n_shared
         super().__init__(
             context.model.vocab,
             prompt.tolist(),

@@ -145,6 +145,7 @@ class PipelinedRuns:
             self._news_at = time.perf_counter()
             if stats.n_passes == 0:
                 opened = generation.opened_at or self._news_at
+                stats.n_reused = stats.remote.n_reused if stats.remote is not None else 0
                 stats.prompt_seconds = opened - began
                 began = opened
             stats.seconds = self._news_at - began

@@ -73,6 +73,8 @@ class GenerationStats:
 
     Attributes:
         n_prompt: tokens of the prompt.
+        n_reused: of these, what the target had in memory of texts before; 0 for a serving engine, which does
+            not say. Models that go back by checkpoints may compute a part again.
         n_tokens: tokens committed.
         n_passes: passes of the target after the prompt.
         n_drafted: drafted tokens that the target checked.
@@ -93,6 +95,7 @@ class GenerationStats:
     """
 
     n_prompt: int = 0
+    n_reused: int = 0
     n_tokens: int = 0
     n_passes: int = 0
     n_drafted: int = 0
@@ -327,6 +330,11 @@ class RunStream:
             del parts[max(0, len(parts) - len(run.withdrawn)) :]
             parts.append(run.text)
         return "".join(parts)
+
+    def cancel(self) -> None:
+        """End the text, from any thread: the one that waits for the next run gets CancelledError, soon."""
+        if self._cancel is not None:
+            self._cancel()
 
     def close(self) -> None:
         """Stop generating. More calls do nothing."""

@@ -429,6 +429,15 @@ class SplitTarget(Closing):
             raise
         return generation
 
+    def cancel(self) -> None:
+        """End the texts that other threads compute here, also one whose prompt is still being computed in
+        :func:`~sllm.generate`: they raise CancelledError. From any thread.
+        """
+        with self._lock:
+            generations = [slot.generation for slot in self._slots if slot.generation is not None]
+        for generation in generations:
+            generation.cancel()
+
     def score(self, tokens: npt.NDArray[np.int32], start: int) -> Scores:
         """How likely the model finds ``tokens[start:]``, in one pass; see :class:`~sllm.targets.base.Scorer`.
 
@@ -547,7 +556,6 @@ class SplitGeneration(LockstepGeneration):
 
     Attributes:
         remote: what it has cost on the links.
-        n_shared: tokens of the prompt that were in memory.
 
     """
 

@@ -52,12 +52,14 @@ class LockstepGeneration:
         max_hint: tokens of a hint that can be of use; more than one pass can check where several passes can
             be on their way to the target.
         seq_id: the sequence of the target's context that the text is in.
+        n_shared: tokens of the prompt that were in memory.
         own_pace: whether tokens without a hint come at a pace of their own, from an engine that goes on by
             itself, so that what they take says nothing about a pass that checks a hint.
 
     """
 
     seq_id = 0
+    n_shared = 0
     own_pace = False
 
     def __init__(

@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sllm.errors import BusyError
+from sllm.errors import BusyError, CancelledError
 from sllm.generation.text_stream import RunStream
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from contextlib import ExitStack
 
-    from sllm.generation.text_stream import Run
+    from sllm.generation.text_stream import Run, TextStream
     from sllm.triage.triage import Grade
 
 __all__ = ["Answer", "HybridStats", "exclusive"]
@@ -72,10 +72,18 @@ class Answer(RunStream):
     """
 
     def __init__(
-        self, grade: Grade, stats: HybridStats, resources: ExitStack, turn: threading.Lock, owner: object
+        self,
+        grade: Grade,
+        stats: HybridStats,
+        resources: ExitStack,
+        turn: threading.Lock,
+        owner: object,
+        cancel: Callable[[], None],
     ) -> None:
-        super().__init__(iter(()), resources)
+        super().__init__(iter(()), resources, cancel)
         self._turn = turn
+        self._ended = False
+        self._writing: TextStream | None = None
         self._owner: object = owner  # would be closed if it was forgotten while its answer is read
         self.complete = False
         self.grade = grade
@@ -88,8 +96,35 @@ class Answer(RunStream):
         """Take the text from ``runs``; ``began``, by :func:`time.perf_counter`, is when the request came."""
         self._runs = self._timed(runs, began)
 
+    @contextmanager
+    def written_by(self, stream: TextStream) -> Iterator[TextStream]:
+        """Around reading a text that becomes a part of the answer: :meth:`end` ends it.
+
+        Raises:
+            CancelledError: the answer has been ended already.
+
+        """
+        self._writing = stream
+        try:
+            with stream:
+                self._check_not_ended()
+                yield stream
+        finally:
+            self._writing = None
+
+    def end(self) -> None:
+        """Let no more come of it, from any thread; :meth:`sllm.Hybrid.cancel` ends what is computed, too."""
+        self._ended = True
+        if (stream := self._writing) is not None:
+            stream.cancel()
+
+    def _check_not_ended(self) -> None:
+        if self._ended:
+            raise CancelledError("the answer was cancelled")
+
     def _timed(self, runs: Iterator[Run], began: float) -> Iterator[Run]:
         for run in runs:
+            self._check_not_ended()
             self.stats.seconds = time.perf_counter() - began
             yield run
         self.stats.seconds = time.perf_counter() - began
@@ -98,7 +133,7 @@ class Answer(RunStream):
     def close(self) -> None:
         """Stop generating. Further calls do nothing."""
         super().close()
-        self._owner = None
+        self._owner = self._cancel = None
 
     def __next__(self) -> Run:
         # Outside of what closes the answer on an exception: a second thread must not end it for the first.

@@ -240,9 +240,10 @@ class TokenCloud(_Side):
         left: int,
     ) -> Iterator[Run]:
         """What the target writes after a prompt, counted; at most ``left`` tokens may be spent."""
-        with generate(
+        text = generate(
             self.target, prompt, draft=drafter, sampling=self.sampling, max_tokens=min(max_tokens, left)
-        ) as stream:
+        )
+        with self.answer.written_by(text) as stream:
             n = 0
             for run in stream:
                 self._received(stream.stats.n_tokens - n)

@@ -222,7 +222,7 @@ class Hybrid(Closing):
                 # 3. What the detectors find, and the grade of the small model.
                 kinds, trouble = find_private(copied, self._detectors, self._limit)
                 grade = pipeline.triage.assess(copied, findings=kinds)
-            answer = Answer(grade, stats, resources := ExitStack(), self._turn, self)
+            answer = Answer(grade, stats, resources := ExitStack(), self._turn, self, self.cancel)
             if trouble is not None:
                 answer.reasons.append(trouble)
             log.info("tier %d, %s, found %s", int(grade.tier), grade.privacy, sorted(set(kinds)) or "nothing")
@@ -256,6 +256,20 @@ class Hybrid(Closing):
         if private and self.privacy != "deidentify":
             return f"it is private, and privacy is {self.privacy}"
         return None
+
+    def cancel(self) -> None:
+        """End what another thread is inside, :meth:`ask` or its answer, with CancelledError; from any thread.
+
+        A pass of a scoring or an HTTP request of a :class:`ChatCloud` that is under way comes to its end
+        first.
+        """
+        if self._closed:
+            return
+        for inside in (self.triage.scorer, self._pipeline.small, self._pipeline.local):
+            if callable(cancel := getattr(inside, "cancel", None)):
+                cancel()
+        if (answer := self._answer) is not None:
+            answer.end()
 
     @property
     def closed(self) -> bool:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sllm.errors import LeakError
+from sllm.errors import CancelledError, LeakError
 from sllm.generation.generate import generate
 from sllm.generation.text_stream import Run
 from sllm.targets.base import Target
@@ -140,13 +140,14 @@ class Request:
         """The answer of a model here, as it is written."""
         pipeline, stats = self.pipeline, self.answer.stats
         self._ended = False
-        with generate(
+        text = generate(
             target,
             prompt_of(target, self.messages, thinking=pipeline.thinking),
             draft=self._draft_of(target),
             sampling=pipeline.sampling,
             max_tokens=self.max_tokens,
-        ) as stream:
+        )
+        with self.answer.written_by(text) as stream:
             for run in stream:
                 if target is pipeline.small:
                     stats.n_small = stream.stats.n_tokens
@@ -192,6 +193,8 @@ class Request:
         except LocalOnly:
             answer.masked = {}  # nothing has left
             raise
+        except CancelledError:
+            raise  # nobody waits for an answer, nor for one that is written here
         except Exception as error:
             if shown:
                 raise
@@ -215,6 +218,8 @@ class Request:
             verdict = list(itertools.islice(runs, 1))  # until then the local answer can stand in
         except LocalOnly:
             answer.masked = {}  # nothing has left
+            raise
+        except CancelledError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the local answer stands
             answer.route = route

@@ -446,7 +446,7 @@ def test_whole() -> None:
     ],
 )
 def test_reason(error: Exception, text: str) -> None:
-    assert cli._reason(error) == text
+    assert console.reason(error) == text
 
 
 def test_unexpected_error(

@@ -498,6 +498,22 @@ def test_cancel_from_another_thread(
         timer.join()
 
 
+def test_a_prompt_is_cancelled_while_it_is_computed(
+    target_model: Model, make_worker: Callable[..., Worker], make_split: Callable[..., Any]
+) -> None:
+    worker = make_worker(pass_seconds=20.0)
+    with sllm.connect(worker.uri) as connection:
+        split = make_split(connection)
+        timer = threading.Timer(0.5, split.cancel)
+        timer.start()
+        began = time.monotonic()
+        with pytest.raises(sllm.CancelledError):
+            sllm.generate(split, make_prompt(target_model, 5, 1))
+        assert time.monotonic() - began < 15
+        timer.join()
+    split.cancel()  # nothing is open
+
+
 def test_the_stream_of_a_text_ends_with_it(
     target_model: Model, make_worker: Callable[..., Worker], make_split: Callable[..., Any]
 ) -> None:

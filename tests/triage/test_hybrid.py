@@ -1170,6 +1170,51 @@ def test_ctrl_c_within_an_answer(make: Callable[..., Hybrid], tier: int) -> None
     assert PHONE not in str(talker.seen)
 
 
+@pytest.mark.parametrize("tier", [1, 2, 3])
+def test_an_answer_is_cancelled_by_another_thread(
+    make: Callable[..., Hybrid], cloud: Wiretap, tier: int
+) -> None:
+    endless = sllm.SamplingParams(temperature=0, grammar='root ::= "again " root')
+    hybrid = make(cloud, graded=Graded(tier), verify="never", sampling=endless, max_tokens=100_000)
+    found: list[BaseException] = []
+
+    def read(answer: Any) -> None:
+        try:
+            answer.text()
+        except sllm.SllmError as error:
+            found.append(error)
+
+    for end in (lambda _: hybrid.cancel(), lambda answer: answer.cancel()):
+        answer = hybrid.ask(user(PUBLIC))
+        reader = threading.Thread(target=read, args=(answer,))
+        reader.start()
+        while reader.is_alive():  # it may not have begun
+            reader.join(0.05)
+            end(answer)
+        assert isinstance(found.pop(), sllm.CancelledError)
+        assert not answer.complete
+        if tier == 3:
+            assert "local" not in answer.route  # nor is one written here in the cloud's place
+    hybrid.cancel()
+    assert len(hybrid.ask(user(PUBLIC), max_tokens=4).text()) > 0
+
+
+def test_a_cloud_that_takes_messages_is_cancelled_between_pieces(make: Callable[..., Hybrid]) -> None:
+    said: list[str] = []
+
+    def slow(_messages: Any) -> Iterator[str]:
+        for piece in ("It is ", "summer", ", or ", "so."):
+            said.append(piece)
+            yield piece
+            answer.end()
+
+    talker = Talker(slow)
+    answer = make(talker, graded=Graded(3)).ask(user(PUBLIC))
+    with pytest.raises(sllm.CancelledError):
+        answer.text()
+    assert len(said) < 4 and talker.open == 0
+
+
 def test_ctrl_c_while_a_detector_is_at_it(make: Callable[..., Hybrid]) -> None:
     began, go = threading.Event(), threading.Event()
 

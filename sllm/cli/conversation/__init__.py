@@ -1,0 +1,1 @@
+"""A conversation in the terminal: what ``sllm chat`` is made of."""

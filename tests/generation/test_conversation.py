@@ -1,0 +1,76 @@
+"""The turns of a conversation: messages are no prompt, each turn costs what is new in it, and a turn that is
+cancelled leaves the target to the next one.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import pytest
+from oracles import EXACT
+
+from sllm import CancelledError, LocalTarget, SamplingParams, generate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sllm.engine.model import Model
+
+
+def test_messages_for_a_prompt(target_model: Model) -> None:
+    message = {"role": "user", "content": "Hi"}
+    with pytest.raises(TypeError, match=r"a list of messages, .*: use model\.chat\(messages\)"):
+        generate(target_model, [message])  # type: ignore[list-item]
+    with LocalTarget(target_model, n_ctx=256, **EXACT) as target:
+        with pytest.raises(TypeError, match=r"a list of messages, .*: use target\.chat\(messages\)"):
+            generate(target, (message, message))  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"a message, .*: use target\.chat\(\[message\]\)"):
+            generate(target, message)  # type: ignore[arg-type]
+
+
+def test_a_conversation_costs_what_is_new(target_model: Model) -> None:
+    talk = [{"role": "user", "content": "Tell me a story about a fox."}]
+    with LocalTarget(target_model, n_ctx=512, **EXACT) as target:
+        first = generate(target, target.chat(talk), max_tokens=30)
+        talk.append({"role": "assistant", "content": first.text()})
+        assert first.stats.n_reused == 0
+        talk.append({"role": "user", "content": "Why?"})
+        second = generate(target, target.chat(talk), max_tokens=30)
+        text = second.text()
+        # All of the first prompt and of its answer, but for what begins the template's end of the turn.
+        assert second.stats.n_reused >= first.stats.n_prompt + first.stats.n_tokens - 1
+        assert second.stats.n_reused < second.stats.n_prompt
+    # It is the text that a target without a past writes.
+    with LocalTarget(target_model, n_ctx=512, **EXACT) as target:
+        anew = generate(target, target.chat(talk), max_tokens=30)
+        assert (anew.text(), anew.stats.n_reused) == (text, 0)
+
+
+def cancelled_soon(cancel: Callable[[], None], work: Callable[[], object]) -> None:
+    """Cancels what another thread does until it ends, as it may not have begun."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        began = time.monotonic()
+        while not future.done() and time.monotonic() - began < 120:
+            time.sleep(0.02)
+            cancel()
+        assert isinstance(future.exception(), CancelledError)
+
+
+def test_a_prompt_is_cancelled_while_it_is_computed(target_model: Model) -> None:
+    with LocalTarget(target_model, n_ctx=32768, n_threads=1) as target:
+        prompt = target.vocab.encode("word and other words. " * 4000)
+        cancelled_soon(target.cancel, lambda: generate(target, prompt))
+        assert generate(target, "Once upon a time", max_tokens=4).text()
+
+
+def test_a_stream_is_cancelled_by_another_thread(target_model: Model, draft_model: Model) -> None:
+    with LocalTarget(target_model, n_ctx=4096, n_threads=1) as target:
+        endless = SamplingParams(grammar='root ::= "again " root')
+        with generate(target, "Once", draft=draft_model, sampling=endless) as stream:
+            next(stream)
+            cancelled_soon(stream.cancel, stream.text)
+        stream.cancel()  # one that has ended
+        assert generate(target, "Once upon a time", max_tokens=4).text()
