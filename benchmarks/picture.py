@@ -50,8 +50,8 @@ def round_trips(file: Results) -> str:
         for (way, found), colour in zip(points.items(), COLOURS, strict=False)
     ]
     caption = (
-        "{n_texts} texts of {max_tokens} tokens at temperature {temperature:g} by the pair of models that comes"
-        " with sllm, the same in all five ways.\n"
+        "{n_texts} texts of {max_tokens} tokens at temperature {temperature:g} by the pair of models that"
+        " comes with sllm, the same in all five ways.\n"
         "Paced: a pass of the large model takes {pass_ms:g} ms, a token drafted here {draft_ms:g} ms, on the"
         " worker {worker_draft_ms:g} ms.\n"
         "The draft has {pair_acceptance:.0%} of the tokens right. The link is emulated.\n"
