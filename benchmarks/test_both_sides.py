@@ -86,8 +86,10 @@ def workers(paced: bool) -> Iterator[Workers]:
         yield Workers(plain, with_draft)
 
 
-def in_turns(benchmark: Benchmark, ways: dict[str, Callable[[], Sample]], rounds: int) -> Turns:
-    """The samples of each way; "both" is what the benchmark times."""
+def in_turns(
+    benchmark: Benchmark, ways: dict[str, Callable[[], Sample]], rounds: int, *, timed: str = "both"
+) -> Turns:
+    """The samples of each way; ``timed`` is what the benchmark times."""
     taken: Turns = {name: [] for name in ways}
     for run in [*ways.values()] * 2:  # nobody is the first, and the first texts learn what drafting is worth
         run()
@@ -97,11 +99,11 @@ def in_turns(benchmark: Benchmark, ways: dict[str, Callable[[], Sample]], rounds
 
     def others() -> None:
         for name in ways:
-            if name != "both":
+            if name != timed:
                 take(name)
 
-    benchmark.pedantic(lambda: take("both"), setup=others, rounds=rounds, iterations=1, warmup_rounds=0)
-    if not taken["stream"]:  # --benchmark-disable runs no setup
+    benchmark.pedantic(lambda: take(timed), setup=others, rounds=rounds, iterations=1, warmup_rounds=0)
+    if not all(taken.values()):  # --benchmark-disable runs no setup
         others()
     return taken
 

@@ -12,6 +12,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Axis", "Curve", "Panel", "figure", "ticks"]
 
+# A viewer without style sheets shows what the attributes say. Paper and ink change together, so an image is
+# legible on any page; curves keep their colours.
+_STYLE = (
+    "<style>.paper{fill:#fff}.ink{fill:#1f2328}.faint{fill:#59636e}.axis{stroke:#1f2328}.grid{stroke:#d8dee4}"
+    "@media (prefers-color-scheme:dark){.paper{fill:#0d1117}.ink{fill:#e6edf3}.faint{fill:#9198a1}"
+    ".axis{stroke:#e6edf3}.grid{stroke:#30363d}}</style>"
+)
+_LINE = 16  # pixels from one line of text to the next
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -39,6 +48,7 @@ class Curve:
         points: (x, y) each, in the units of the axes.
         dots: points to mark.
         dot_title: what a viewer shows for a mark.
+        dashes: lengths of dashes and gaps, such as ``"6 3"``; "" for a line without gaps.
 
     """
 
@@ -47,6 +57,7 @@ class Curve:
     points: Sequence[tuple[float, float]]
     dots: Sequence[tuple[float, float]] = ()
     dot_title: str = ""
+    dashes: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,8 +95,12 @@ class Panel:
         )
 
 
-def figure(width: int, height: int, panels: Sequence[Panel], title: str = "") -> str:
-    """An SVG image of panels; ``title`` is what a viewer shows for all of it."""
+def figure(
+    width: int, height: int, panels: Sequence[Panel], title: str = "", caption: Sequence[str] = ()
+) -> str:
+    """An SVG image of panels, light or dark as the viewer is; ``title`` is what a viewer shows for all of it,
+    and ``caption`` the lines at the bottom.
+    """
     parts = [
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
@@ -94,12 +109,14 @@ def figure(width: int, height: int, panels: Sequence[Panel], title: str = "") ->
     ]
     if title:
         parts.append(f"<title>{escape(title)}</title>")
-    parts.append(f'<rect width="{width}" height="{height}" fill="white"/>')
+    parts += [_STYLE, f'<rect width="{width}" height="{height}" fill="white" class="paper"/>']
     for panel in panels:
         parts += [*_axes(panel), *_marks(panel)]
         for curve in panel.curves:
             parts += _curve(panel, curve)
         parts += _legend(panel)
+    first = height - 12 - _LINE * (len(caption) - 1)
+    parts += [_text(16, first + _LINE * i, words, kind="faint") for i, words in enumerate(caption)]
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -110,8 +127,8 @@ def ticks(top: float, most: int = 6) -> list[float]:
     return [i * step for i in range(int(top / step) + 1)]
 
 
-def _text(x: float, y: float, words: str, anchor: str = "start", more: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{escape(words)}</text>'
+def _text(x: float, y: float, words: str, anchor: str = "start", more: str = "", kind: str = "ink") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}"{more}>{escape(words)}</text>'
 
 
 def _axes(panel: Panel) -> list[str]:
@@ -119,10 +136,10 @@ def _axes(panel: Panel) -> list[str]:
     parts = []
     for value, words in panel.y.ticks:
         y = panel.at(0, value)[1]
-        parts.append(f'<path d="M{left} {y:.1f}H{right}" stroke="#ddd"/>')
+        parts.append(f'<path d="M{left} {y:.1f}H{right}" stroke="#ddd" class="grid"/>')
         parts.append(_text(left - 6, y + 4, words, "end"))
     parts += [_text(panel.at(value, 0)[0], bottom + 16, words, "middle") for value, words in panel.x.ticks]
-    parts.append(f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="black"/>')
+    parts.append(f'<path d="M{left} {top}V{bottom}H{right}" fill="none" stroke="black" class="axis"/>')
     middle = (left + right) / 2
     if panel.title:
         parts.append(_text(middle, top - 12, panel.title, "middle"))
@@ -145,7 +162,7 @@ def _marks(panel: Panel) -> list[str]:
         parts.append(
             f'<path d="M{panel.left} {y:.1f}H{panel.right}" stroke="{colour}" stroke-dasharray="5 4"/>'
         )
-        parts.append(_text(panel.right, y - 5, words, "end", f' fill="{colour}"'))
+        parts.append(_text(panel.right, y - 5, words, "end", f' fill="{colour}"', kind="limit"))
     return parts
 
 
@@ -153,7 +170,7 @@ def _curve(panel: Panel, curve: Curve) -> list[str]:
     parts = []
     if curve.points:
         points = " ".join("{:.1f},{:.1f}".format(*panel.at(*point)) for point in curve.points)
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{curve.colour}" stroke-width="2"/>')
+        parts.append(f'<polyline points="{points}" fill="none" {_stroke(curve)}/>')
     shown = f"<title>{escape(curve.dot_title)}</title>" if curve.dot_title else ""
     for point in curve.dots:
         x, y = panel.at(*point)
@@ -161,9 +178,17 @@ def _curve(panel: Panel, curve: Curve) -> list[str]:
     return parts
 
 
+def _stroke(curve: Curve) -> str:
+    dashes = f' stroke-dasharray="{curve.dashes}"' if curve.dashes else ""
+    return f'stroke="{curve.colour}" stroke-width="2"{dashes}'
+
+
 def _legend(panel: Panel) -> list[str]:
     x, y, anchor = panel.legend or (panel.left + 12, panel.top + 14, "start")
-    return [
-        _text(x, y + 16 * i, curve.name, anchor, f' fill="{curve.colour}"')
-        for i, curve in enumerate(panel.curves)
-    ]
+    towards = -1 if anchor == "end" else 1
+    parts = []
+    for i, curve in enumerate(panel.curves):
+        at = y + _LINE * i
+        parts.append(f'<path d="M{x:.1f} {at - 4:.1f}h{18 * towards}" {_stroke(curve)}/>')
+        parts.append(_text(x + 24 * towards, at, curve.name, anchor))
+    return parts

@@ -1,9 +1,10 @@
-"""Model files from the Hugging Face hub: :func:`download`, :func:`resolve` for all that a user may call a
-model, and :class:`HubFile`, a file that is read in pieces where it lies.
+"""Model files from the Hugging Face hub and from ModelScope: :func:`download`, :func:`resolve` for all that a
+user may call a model, and :class:`HubFile`, a file that is read in pieces where it lies.
 
-Everything goes through ``huggingface_hub``, so its cache, progress bar, token, ``HF_ENDPOINT``, ``HF_TOKEN``
-and ``HF_HUB_OFFLINE`` work as they do everywhere else. It is imported on the first download and not before:
-importing sllm opens no socket and stays fast.
+Everything of the Hugging Face hub goes through ``huggingface_hub``, so its cache, token, ``HF_ENDPOINT``,
+``HF_TOKEN`` and ``HF_HUB_OFFLINE`` work as they do everywhere else; :mod:`sllm.engine.modelscope` tells what
+holds for ModelScope. It is imported on the first download and not before: importing sllm opens no socket and
+stays fast. No progress bar is shown; ``progress`` is told.
 
 Examples:
     >>> sllm.hub.is_uri("hf://owner/repo/model.gguf"), sllm.hub.resolve("model.gguf").name
@@ -13,24 +14,23 @@ Examples:
 
 from __future__ import annotations
 
-import contextlib
-import io
+import inspect
 import logging
 import os
 import pathlib
 import re
-import time
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
-from sllm.engine import model_name
+from sllm.engine import model_name, modelscope
 from sllm.engine.hub_files import choose
+from sllm.engine.hub_reader import PieceReader, one_line, status_of
 from sllm.engine.model_name import PART, HubName
 from sllm.errors import ModelLoadError
 from sllm.extras import needs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable
 
 __all__ = ["HubFile", "download", "is_uri", "resolve"]
 
@@ -38,10 +38,6 @@ _log = logging.getLogger("sllm.hub")
 
 _ANSWERS = (401, 403, 404)
 """HTTP statuses by which a hub says that there is no such thing, or not for this user."""
-
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/(?:[0-9]{1,19}|\*)")
-_PIECE = 1 << 16
-"""Bytes of a reply that are looked at together."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -54,6 +50,7 @@ def download(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     local_files_only: bool | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> pathlib.Path:
     """Download one model file, or find it in the cache, and return the path where it lies.
 
@@ -66,7 +63,8 @@ def download(
     slashes; ``revision`` a branch, tag or commit, ``None`` for the main branch. ``cache_dir`` is where to
     keep the files, ``None`` for ``huggingface_hub``'s own cache. ``token`` is the access token: ``None`` or
     ``True`` sends the one that the user is logged in with, ``False`` sends none. ``local_files_only=True``
-    looks into the cache and nowhere else; ``None`` leaves that to ``HF_HUB_OFFLINE``.
+    looks into the cache and nowhere else; ``None`` leaves that to ``HF_HUB_OFFLINE``. ``progress`` is called
+    with 0.0 .. 1.0 of each file that has to come.
 
     Raises ModelLoadError, in one line and with the cause chained, when a name is malformed, when the
     repository, the revision or the file does not exist, when access is refused, or when the hub cannot be
@@ -74,30 +72,33 @@ def download(
     """
     _check_names(repo_id, filename, revision)
     _check_token(token)
-    first = _fetch(repo_id, filename, revision, cache_dir, token, local_files_only)
+    first = _fetch(repo_id, filename, revision, cache_dir, token, local_files_only, progress)
     rest = _other_parts(filename)
     if rest:
         # The path is .../snapshots/<commit>/<filename>. Asking for that commit keeps the parts of one upload
         # together, and costs no request for a part that is in the cache already.
         commit = first.parents[filename.count("/")].name
         for name in rest:
-            _fetch(repo_id, name, commit, cache_dir, token, local_files_only)
+            _fetch(repo_id, name, commit, cache_dir, token, local_files_only, progress)
     return first
 
 
-def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
+def resolve(
+    path: str | os.PathLike[str], *, progress: Callable[[float], object] | None = None
+) -> pathlib.Path:
     """Turn what a user gave as a model into a local path, downloading what is on the hub.
 
     Understood, wherever sllm takes a model: ``hf://owner/repo[@revision]/[folder/]file.gguf`` (a slash inside
     the revision is written ``%2F``, except in ``refs/pr/N``); ``owner/repo:Q4_K_M``, ``hf.co/owner/repo`` and
     ``hf://owner/repo``, with or without a quantisation; the addresses of the hub's own pages and downloads,
-    ``https://huggingface.co/owner/repo/resolve/main/file.gguf``; ``~/file.gguf``; ``file:///path``. A
-    ``pathlib.Path`` made of a URI, in which the two slashes have become one, is understood too. Everything
-    else is a path of this machine and is returned as it is, whether it exists or not.
+    ``https://huggingface.co/owner/repo/resolve/main/file.gguf``; ``ms://`` in place of ``hf://`` for a model
+    on ModelScope; ``~/file.gguf``; ``file:///path``. A ``pathlib.Path`` made of a URI, in which the two
+    slashes have become one, is understood too. Everything else is a path of this machine and is returned as
+    it is, whether it exists or not.
 
     Where a repository is named and no quantisation, it is the one GGUF file that it has, or the one that is
     ``Q4_K_M`` (llama.cpp's and ollama's default). Of a model in several files, all are downloaded, and the
-    path is that of the first.
+    path is that of the first. ``progress`` is called with 0.0 .. 1.0 while a file comes.
 
     Raises ModelLoadError when the name is malformed or of a kind that is not understood, when it names a
     later part of a split model (llama.cpp loads one by its first part), when none or several of a
@@ -111,7 +112,7 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
         ...     sllm.hub.resolve("https://example.com/model.gguf")
         ... except sllm.ModelLoadError as error:
         ...     print(str(error).partition(";")[0])
-        cannot load https://example.com/...: sllm downloads from the Hugging Face hub alone
+        cannot load https://example.com/...: sllm downloads from the Hugging Face hub and ModelScope alone
 
     """
     name = model_name.parse(path)
@@ -120,13 +121,18 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
     _refuse_later_part(name)
     chosen = _chosen(name, None)
     assert chosen.filename is not None
-    local = download(chosen.repo_id, chosen.filename, revision=chosen.revision)
+    if chosen.hub == "ms":
+        _check_names(chosen.repo_id, chosen.filename, chosen.revision)
+        names = [chosen.filename, *_other_parts(chosen.filename)]
+        local = modelscope.fetch(chosen, names, None, progress)
+    else:
+        local = download(chosen.repo_id, chosen.filename, revision=chosen.revision, progress=progress)
     _log.debug("%s is %s", name.uri, local)
     return local
 
 
 def is_uri(path: str | os.PathLike[str]) -> bool:
-    """Whether a name is one of the hub's, in any of the forms that :func:`resolve` downloads.
+    """Whether a name is one of a hub's, in any of the forms that :func:`resolve` downloads.
 
     Raises:
         ModelLoadError: as :func:`resolve`, for a name that is malformed.
@@ -146,14 +152,14 @@ def _refuse_later_part(name: HubName) -> None:
 
 
 class HubFile:
-    """A file on the hub that is read in pieces, by HTTP range requests, and not downloaded as a whole.
+    """A file on a hub that is read in pieces, by HTTP range requests, and not downloaded as a whole.
 
     It has of a :class:`pathlib.Path` what :mod:`sllm.engine.gguf` uses: ``name``, ``with_name`` and
     ``open("rb")``.
     ``hf_hub_url``, ``get_hf_file_metadata`` and the session of ``huggingface_hub`` do the rest.
 
     Args:
-        uri: ``hf://owner/repo[@revision]/[folder/]file.gguf``, or another name of the hub that
+        uri: ``hf://owner/repo[@revision]/[folder/]file.gguf``, or another name of a hub that
             :func:`resolve` understands.
         token: as for :func:`download`.
 
@@ -193,6 +199,8 @@ class HubFile:
             ModelLoadError: as :func:`download`.
 
         """
+        if self._place.hub == "ms":
+            return cast("BinaryIO", modelscope.ScopeReader(self._place, self._token))
         reader = _HubReader(self._place.repo_id, self._filename, self._place.revision, self._token)
         self._place = HubName(*reader.about)  # no other commit from here on
         return cast("BinaryIO", reader)
@@ -204,29 +212,21 @@ class HubFile:
         return f"<sllm.hub.HubFile {self}>"
 
 
-class _HubReader(io.RawIOBase):
-    """Reads pieces of a file: exactly what is asked for, and ahead where that goes on in order."""
+class _HubReader(PieceReader):
+    """Reads pieces of a file on the Hugging Face hub, of one commit."""
 
-    _LEAST, _MOST = 1 << 16, 1 << 23  # bytes of one request
-    _MOST_WHOLE = 1 << 26  # bytes of a file that comes as a whole, whatever was asked for
-    _TRIES = 4
+    _setting = "HF_ENDPOINT"
 
     def __init__(self, repo_id: str, filename: str, revision: str | None, token: str | bool | None) -> None:
-        super().__init__()
         self.about = (repo_id, filename, revision)
         self._token = token
-        self._at = 0
-        self._held, self._held_at = b"", 0
-        self._ahead = self._LEAST
-        self._url, self._size = self._look_up()
+        super().__init__()
 
-    def _fail(self, error: Exception) -> ModelLoadError:
-        repo_id, filename, revision = self.about
-        reason = _reason(error, repo_id, filename, revision, self._token, False)
-        return ModelLoadError(f"cannot read {HubName(repo_id, filename, revision).uri}: {reason}")
+    @property
+    def uri(self) -> str:
+        return HubName(*self.about).uri
 
     def _look_up(self) -> tuple[str, int]:
-        """Where the bytes are at the moment, and how many."""
         with needs("hub"):
             from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
@@ -236,139 +236,40 @@ class _HubReader(io.RawIOBase):
         except Exception as error:
             raise self._fail(error) from error
         if found.size is None or found.commit_hash is None:
-            raise ModelLoadError(
-                f"cannot read {HubName(repo_id, filename, revision).uri}: the other side is no hub"
-            )
+            raise ModelLoadError(f"cannot read {self.uri}: the other side is no hub")
         if found.commit_hash != revision:
             self.about = (repo_id, filename, found.commit_hash)
             return self._look_up()
         return found.location, found.size
 
-    def _get(self, begin: int, size: int) -> bytes:
+    def _headers(self, url: str) -> dict[str, str]:
+        from huggingface_hub import constants
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-        end = min(begin + size, self._size)
-        trouble: Exception | None = None
-        for i in range(self._TRIES):
-            if i:
-                time.sleep(0.2 * 2**i)
-                self._url = self._look_up()[0]  # links to large files expire
-            own = urlsplit(self._url).netloc == urlsplit(self._endpoint()).netloc
-            headers = {**(build_hf_headers(token=self._token) if own else {}), "Accept-Encoding": "identity"}
-            try:
-                with _reply(self._url, {**headers, "Range": f"bytes={begin}-{end - 1}"}) as (reply, pieces):
-                    reply.raise_for_status()
-                    first, total = self._check_reply(reply, begin, end)
-                    data = _part(pieces, begin - first, end - first, total)
-                if data is not None:
-                    return data
-                trouble = OSError(f"{self._mirror} sent more or less than {total} bytes")
-            except ModelLoadError:
-                raise
-            except Exception as error:  # noqa: BLE001 - of whichever HTTP client huggingface_hub uses
-                trouble = error
-        assert trouble is not None
-        raise self._fail(trouble) from trouble
+        if urlsplit(url).netloc != urlsplit(str(constants.ENDPOINT)).netloc:
+            return {}
+        found: dict[str, str] = build_hf_headers(token=self._token)
+        return found
 
-    def _check_reply(self, reply: Any, begin: int, end: int) -> tuple[int, int]:
-        """The offset at which a reply begins, and how many bytes it has to have, by what its header says.
-
-        Raises:
-            ModelLoadError: the other side will never send the range.
-            OSError: another range.
-
-        """
-        headers = reply.headers
-        whole = reply.status_code == 200
-        encoding = headers.get("Content-Encoding", "identity")
-        if encoding.strip().lower() not in ("", "identity"):
-            raise self._no_ranges(f"compresses what it sends ({encoding[:20]!r}), which nobody asked for")
-        found = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
-        if whole and self._size > self._MOST_WHOLE:
-            raise self._no_ranges("ignores the Range header and sends the whole file each time")
-        if not whole and (found is None or (int(found[1]), int(found[2]) + 1) != (begin, end)):
-            # A cache may have given what somebody else asked for.
-            raise OSError(f"{self._mirror} sent another range than bytes {begin} to {end - 1}")
-        length = headers.get("Content-Length", "")
-        first, total = (0, self._size) if whole else (begin, end - begin)
-        if length and length != str(total):
-            raise OSError(f"{self._mirror} announced {length[:20]} bytes, expected {total}")
-        return first, total
-
-    @property
-    def _mirror(self) -> str:
-        parts = urlsplit(self._url)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-
-    def _no_ranges(self, what: str) -> ModelLoadError:
-        name = HubName(*self.about)
-        return ModelLoadError(
-            f"cannot read {name.uri} in pieces: {self._mirror} {what}; set HF_ENDPOINT to a mirror that sends"
-            " ranges of files, or download the file and name its path"
-        )
-
-    @staticmethod
-    def _endpoint() -> str:
-        from huggingface_hub import constants
-
-        return str(constants.ENDPOINT)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = max(base + offset, 0)
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        size = min(size if size >= 0 else self._size, max(self._size - self._at, 0))
-        if size == 0:
-            return b""
-        begin = self._at - self._held_at
-        if not 0 <= begin <= len(self._held):
-            self._held, self._held_at, begin = b"", self._at, 0
-            self._ahead = self._LEAST
-        missing = begin + size - len(self._held)
-        if missing > 0:
-            at = self._held_at + len(self._held)
-            more = self._get(at, max(missing, self._ahead))
-            self._ahead = min(2 * self._ahead, self._MOST)
-            self._held, self._held_at, begin = self._held[begin:] + more, self._at, 0
-        self._at += size
-        return self._held[begin : begin + size]
+    def _reason(self, error: Exception) -> str:
+        return _reason(error, *self.about, self._token, False)
 
 
-@contextlib.contextmanager
-def _reply(url: str, headers: Mapping[str, str]) -> Iterator[tuple[Any, Iterator[bytes]]]:
-    """A reply to a GET, of which its header has come, and its body as it is sent, piece by piece."""
-    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+def _bars(progress: Callable[[float], object] | None) -> Any:
+    """What takes the place of ``huggingface_hub``'s progress bars: shows nothing, and tells ``progress``."""
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
-    session: Any = get_session()
-    if callable(getattr(session, "stream", None)):
-        with session.stream("GET", url, headers=headers) as reply:
-            yield reply, reply.iter_raw(_PIECE)
-    else:  # requests, before huggingface_hub 1.0
-        with session.get(url, headers=headers, stream=True) as reply:
-            yield reply, reply.raw.stream(_PIECE, decode_content=False)
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._there, self._whole = options.get("initial") or 0, options.get("total") or 0
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 
+        def update(self, n: float | None = 1) -> None:
+            self._there += n or 0
+            if progress is not None and self._whole:
+                progress(min(self._there / self._whole, 1.0))
 
-def _part(pieces: Iterator[bytes], begin: int, end: int, total: int) -> bytes | None:
-    """Bytes ``begin`` to ``end`` of a body, and nothing else is kept; None if it has not ``total`` bytes."""
-    kept = bytearray()
-    n = 0
-    for piece in pieces:
-        kept += piece[max(begin - n, 0) : max(end - n, 0)]
-        n += len(piece)
-        if n > total:
-            return None
-    return bytes(kept) if n == total else None
+    return Bar
 
 
 def _check_names(repo_id: str, filename: str, revision: str | None) -> None:
@@ -434,6 +335,8 @@ def _chosen(name: HubName, token: str | bool | None) -> HubName:
 
 def _files(name: HubName, token: str | bool | None) -> list[str]:
     """The paths of a repository's files; without a hub, of those that are in the cache."""
+    if name.hub == "ms":
+        return modelscope.files(name, token)
     with needs("hub"):
         from huggingface_hub import HfApi, constants, errors, snapshot_download
 
@@ -442,7 +345,7 @@ def _files(name: HubName, token: str | bool | None) -> list[str]:
         try:
             found = HfApi().model_info(name.repo_id, revision=name.revision, token=token)
         except Exception as error:
-            if isinstance(error, errors.HFValidationError) or _status(error) in _ANSWERS:
+            if isinstance(error, errors.HFValidationError) or status_of(error) in _ANSWERS:
                 reason = _reason(error, name.repo_id, "", name.revision, token, False)
                 raise ModelLoadError(f"cannot download {name.uri}: {reason}") from error
             trouble = error
@@ -464,11 +367,11 @@ def _nowhere(trouble: Exception | None) -> str:
             "nothing of it is in the cache, and HF_HUB_OFFLINE is set; unset it and download the model once"
         )
     network = f"check the network and HF_ENDPOINT (now {constants.ENDPOINT})"
-    status = _status(trouble)
+    status = status_of(trouble)
     found = f"the hub answered with HTTP status {status}" if status else "the hub cannot be reached"
     if isinstance(trouble, ValueError):  # what came is not JSON
         found = f"{constants.ENDPOINT} does not answer as a hub does"
-    return f"{found} ({_one_line(trouble)}), and nothing of it is in the cache; {network}"
+    return f"{found} ({one_line(trouble)}), and nothing of it is in the cache; {network}"
 
 
 def _fetch(
@@ -478,11 +381,15 @@ def _fetch(
     cache_dir: str | os.PathLike[str] | None,
     token: str | bool | None,
     local_files_only: bool | None,
+    progress: Callable[[float], object] | None,
 ) -> pathlib.Path:
     """One file through huggingface_hub, its errors turned into one line each."""
     with needs("hub"):
         from huggingface_hub import hf_hub_download
 
+    how: dict[str, Any] = {}
+    if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # earlier ones show their own bars
+        how["tqdm_class"] = _bars(progress)
     try:
         path = hf_hub_download(
             repo_id,
@@ -491,6 +398,7 @@ def _fetch(
             cache_dir=None if cache_dir is None else os.fspath(cache_dir),
             token=token,
             local_files_only=bool(local_files_only),
+            **how,
         )
     # Not a list of exceptions: those of the HTTP client below huggingface_hub come through, and that client
     # is another one from version to version.
@@ -534,30 +442,16 @@ def _reason(
             return "it is not in the cache, and HF_HUB_OFFLINE is set; unset it and download the file once"
         if isinstance(error.__cause__, errors.FileMetadataError):
             return f"{constants.ENDPOINT} does not answer as a hub does; {network}"
-        status = _status(error.__cause__)
+        status = status_of(error.__cause__)
         found = f"the hub answered with HTTP status {status}" if status else "the hub cannot be reached"
-        return f"{found} ({_one_line(error.__cause__ or error)}), and the file is not in the cache; {network}"
+        return f"{found} ({one_line(error.__cause__ or error)}), and the file is not in the cache; {network}"
     if isinstance(error, errors.EntryNotFoundError):
         at = revision or constants.DEFAULT_REVISION
         return f"{repo_id} has no file {filename!r} at revision {at!r}; look at the repository's files"
     if isinstance(error, errors.HFValidationError):
-        return f"{repo_id!r} is no repository name ({_one_line(error)}); expected 'owner/repo'"
-    if _status(error) == 401:
+        return f"{repo_id!r} is no repository name ({one_line(error)}); expected 'owner/repo'"
+    if status_of(error) == 401:
         return f"the hub refused access, and {who}; check the repository's name, or {log_in}"
     if isinstance(error, errors.LocalTokenNotFoundError):
         return f"token=True, but the user is not logged in; {log_in}"
-    return f"{_one_line(error)}; {network}"
-
-
-def _status(error: BaseException | None) -> int | None:
-    """The HTTP status that an error of huggingface_hub carries, if it carries one."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) else None
-
-
-def _one_line(error: BaseException) -> str:
-    """An exception's type and text on one line of bounded length."""
-    text = " ".join(str(error).split())
-    if len(text) > 300:
-        text = text[:297] + "..."
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"{one_line(error)}; {network}"

@@ -100,9 +100,9 @@ def _listed(name: HubName, models: Sequence[str]) -> str:
         labels.append(found[-1] if found and len(_of_tag(models, found[-1])) == 1 else "")
     at = "" if name.revision is None else f"@{name.revision}"
     if all(labels) and len(labels) > 1:
-        shown, one = sorted(labels), f"{name.repo_id}{at}:"
+        shown, one = sorted(labels), f"{'' if name.hub == 'hf' else 'ms://'}{name.repo_id}{at}:"
     else:
-        shown, one = list(models), f"hf://{name.repo_id}{at}/"
+        shown, one = list(models), f"{name.hub}://{name.repo_id}{at}/"
     more = len(shown) - _MOST_LISTED
     return one + (", ".join(shown[:_MOST_LISTED])) + (f" and {more} more" if more > 0 else "")
 

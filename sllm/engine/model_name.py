@@ -1,5 +1,5 @@
-"""What a user calls a model by: a path, a ``file://`` URI, or a name of the Hugging Face hub in one of the
-forms that the hub's pages, llama.cpp and ollama show.
+"""What a user calls a model by: a path, a ``file://`` URI, a name of the Hugging Face hub in one of the
+forms that the hub's pages, llama.cpp and ollama show, or one of ModelScope.
 
 This module looks at the text alone (and whether a file of that name exists); :mod:`sllm.engine.hub`
 downloads.
@@ -17,7 +17,10 @@ from sllm.errors import ModelLoadError
 
 __all__ = ["EXPECTED", "PART", "QUANT", "HubName", "looks_like_model", "parse", "suggestion"]
 
-EXPECTED = "expected hf://owner/repo[@revision]/[folder/]file.gguf or owner/repo:QUANT"
+EXPECTED = (
+    "expected hf://owner/repo[@revision]/[folder/]file.gguf or owner/repo:QUANT (ms:// in place of hf:// for"
+    " ModelScope)"
+)
 
 PART = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 """The name of one file of a model in several: llama.cpp is given the first, and opens the others beside it
@@ -53,7 +56,7 @@ _VIEWS = ("resolve", "blob", "raw", "tree")
 
 @dataclass(frozen=True)
 class HubName:
-    """A model on the hub.
+    """A model on a hub.
 
     Attributes:
         repo_id: ``"owner/repo"``.
@@ -62,6 +65,7 @@ class HubName:
         revision: a branch, tag or commit; None: the main branch.
         tag: a quantisation, such as ``"Q4_K_M"``, or a file's name; None: any.
         folder: where the file is; empty: anywhere.
+        hub: ``"hf"``, the Hugging Face hub, or ``"ms"``, ModelScope.
 
     """
 
@@ -70,16 +74,17 @@ class HubName:
     revision: str | None = None
     tag: str | None = None
     folder: str = ""
+    hub: str = "hf"
 
     @property
     def uri(self) -> str:
-        """The name as an ``hf://`` URI."""
+        """The name as an ``hf://`` or ``ms://`` URI."""
         at = ""
         if self.revision is not None:
             plain = re.fullmatch(_SLASHED, self.revision, re.ASCII)
             at = "@" + (self.revision if plain else self.revision.replace("/", "%2F"))
         inside = "" if self.filename is None else "/" + self.filename
-        return f"hf://{self.repo_id}{at}{inside}" + ("" if self.tag is None else ":" + self.tag)
+        return f"{self.hub}://{self.repo_id}{at}{inside}" + ("" if self.tag is None else ":" + self.tag)
 
     def of(self, filename: str) -> HubName:
         """The file with this path in the same repository."""
@@ -95,6 +100,7 @@ def parse(path: str | os.PathLike[str]) -> Path | HubName:
     ``hf.co/owner/repo[:QUANT]``, ``owner/repo:QUANT``           the same
     ``https://huggingface.co/owner/repo/resolve/main/file.gguf`` that file; ``/blob/``, ``/raw/`` too
     ``https://huggingface.co/owner/repo[/tree/main[/folder]]``   a file of that repository, or of that folder
+    ``ms://owner/repo[@revision]/file.gguf``                     on ModelScope, in the forms of ``hf://``
     ``~/file.gguf``                                              below the home directory
     ``file:///folder/my%20file.gguf``                            a path of this machine
     ============================================================ =============================================
@@ -110,7 +116,7 @@ def parse(path: str | os.PathLike[str]) -> Path | HubName:
     Examples:
         >>> from sllm.engine import model_name
         >>> model_name.parse("owner/repo:Q4_K_M")
-        HubName(repo_id='owner/repo', filename=None, revision=None, tag='Q4_K_M', folder='')
+        HubName(repo_id='owner/repo', filename=None, revision=None, tag='Q4_K_M', folder='', hub='hf')
         >>> model_name.parse("https://hf.co/owner/repo/resolve/main/a%20b.gguf?download=true").filename
         'a b.gguf'
 
@@ -148,7 +154,7 @@ def looks_like_model(text: str) -> bool:
     if "\n" in text or (len(text.split()) > 1 and not _exists(text)):
         return False
     text = text.strip()
-    if text.lower().endswith(".gguf") or text.lower().startswith("hf://"):
+    if text.lower().endswith(".gguf") or text.lower().startswith(("hf://", "ms://")):
         return True
     try:
         found = parse(text)
@@ -186,8 +192,8 @@ def _hub_hosts() -> tuple[str, ...]:
 
 
 def _with_scheme(text: str, scheme: str, second: str, rest: str) -> Path | HubName:
-    if scheme == "hf":
-        return _from_uri(text, rest)
+    if scheme in ("hf", "ms"):
+        return replace(_from_uri(text, rest), hub=scheme)
     if scheme == "file":
         return _from_file_uri(text, rest if second else "/" + rest)
     if scheme == "sllm":  # not shown: it holds the worker's token
@@ -200,8 +206,8 @@ def _with_scheme(text: str, scheme: str, second: str, rest: str) -> Path | HubNa
         if host.lower() in _hub_hosts():
             return _from_web(text, rest.partition("/")[2])
         raise ModelLoadError(
-            f"cannot load {scheme}://{host}/...: sllm downloads from the Hugging Face hub alone; download the"
-            f" file and name its path, or {EXPECTED}"
+            f"cannot load {scheme}://{host}/...: sllm downloads from the Hugging Face hub and ModelScope"
+            f" alone; download the file and name its path; {EXPECTED}"
         )
     raise ModelLoadError(f"cannot load {scheme}://...: no such kind of address is known; {EXPECTED}")
 

@@ -88,7 +88,7 @@ def test_a_path_made_of_a_name(name: str) -> None:
 
 def test_the_mirror_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     address = "https://mirror.example:8443/me/it/resolve/main/m.gguf"
-    with pytest.raises(ModelLoadError, match="from the Hugging Face hub alone"):
+    with pytest.raises(ModelLoadError, match="from the Hugging Face hub and"):
         parse(address)
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example:8443")
     assert parse(address) == HubName("me/it", "m.gguf", "main")
@@ -109,7 +109,7 @@ def test_the_mirror_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("https://huggingface.co/datasets/me/it/resolve/main/m.gguf", "one of the hub's datasets"),
         ("hf.co/spaces/me/it", "one of the hub's spaces"),
         ("https://example.com/m.gguf", "https://example.com/...: sllm downloads from the Hugging Face hub"),
-        ("https://huggingface.co.example.com/me/it/resolve/main/m.gguf", "from the Hugging Face hub alone"),
+        ("https://huggingface.co.example.com/me/it/resolve/main/m.gguf", "from the Hugging Face hub and"),
         ("s3://bucket/m.gguf", "cannot load s3://...: no such kind of address is known; expected hf://"),
         ("ollama://llama3.2", "no such kind of address"),
         ("file://server/share/m.gguf", "with three slashes"),

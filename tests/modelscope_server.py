@@ -1,0 +1,169 @@
+"""ModelScope on loopback, for the tests of ``ms://`` names: the two addresses that its SDK asks, and its
+failures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class ModelScopeServer:
+    """A site on a free port; a context manager.
+
+    Attributes:
+        repos: files by path, by ``owner/repo`` and revision.
+        tokens: who may read a repository that is in here.
+        sums: SHA-256 sums that the listing has in place of the right ones, by path.
+        moved: another site's address, where files are (as large ones are in an object store).
+        drop_after: the next files break off after so many bytes, one entry for each.
+        no_ranges: files come as a whole, whatever was asked for.
+        status: all is answered with it.
+        listing: what is answered in place of a listing.
+        requests: ``(path, headers)`` of each.
+    """
+
+    def __init__(self) -> None:
+        self.repos: dict[tuple[str, str], dict[str, bytes]] = {}
+        self.tokens: dict[str, str] = {}
+        self.sums: dict[str, str] = {}
+        self.moved: str | None = None
+        self.stored: dict[str, bytes] = {}
+        self.drop_after: list[int] = []
+        self.no_ranges = False
+        self.status: int | None = None
+        self.listing: bytes | None = None
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        self.connections: set[socket.socket] = set()
+        site = self
+
+        class Handler(_Handler):
+            pass
+
+        Handler.site = site
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = False
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def paths(self) -> list[str]:
+        """The paths asked for since the last call, without queries; files end in ``/repo``."""
+        found = [urlsplit(path).path for path, _ in self.requests]
+        self.requests.clear()
+        return found
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        for connection in list(self.connections):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self._server.server_close()
+
+    def __enter__(self) -> ModelScopeServer:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 10
+    site: ModelScopeServer
+
+    def setup(self) -> None:
+        super().setup()
+        self.site.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.site.connections.discard(self.connection)
+        super().finish()
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        site = self.site
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        site.requests.append((self.path, headers))
+        parts = urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        if site.status is not None:
+            return self._say(site.status, {"Code": site.status, "Message": "no service now"})
+        if parts.path in site.stored:
+            return self._body(site.stored[parts.path])
+        name, _, rest = parts.path.removeprefix("/api/v1/models/").partition("/repo")
+        files = site.repos.get((name, query.get("Revision", "")))
+        wanted = site.tokens.get(name)
+        shown = {headers.get("authorization", ""), headers.get("cookie", "")}
+        if files is None or (wanted and not shown & {f"Bearer {wanted}", f"m_session_id={wanted}"}):
+            message = {"Code": 10010205001, "Message": "获取模型信息失败，信息不存在", "Success": False}
+            return self._say(404, message)
+        if rest == "/files":
+            return self._listed(files)
+        data = files.get(query.get("FilePath", ""))
+        if data is None:
+            return self._say(404, {"Code": 10990101007, "Message": "file not exist"})
+        if site.moved is not None:
+            self.send_response(302)
+            self.send_header("Location", f"{site.moved}/store/{hashlib.sha256(data).hexdigest()}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return None
+        return self._body(data)
+
+    def _listed(self, files: dict[str, bytes]) -> None:
+        if self.site.listing is not None:
+            return self._send(200, {}, self.site.listing)
+        folders = {path.rpartition("/")[0] for path in files} - {""}
+        listed: list[dict[str, Any]] = [
+            {"Name": path, "Path": path, "Type": "tree", "Size": 0, "Sha256": ""} for path in folders
+        ]
+        for path, data in files.items():
+            found = self.site.sums.get(path, hashlib.sha256(data).hexdigest())
+            name = path.rpartition("/")[2]
+            listed.append({"Name": name, "Path": path, "Type": "blob", "Size": len(data), "Sha256": found})
+        return self._say(200, {"Code": 200, "Data": {"Files": listed}, "Message": "success", "Success": True})
+
+    def _body(self, data: bytes) -> None:
+        site = self.site
+        begin, _, last = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+        status, headers = 200, {"Accept-Ranges": "bytes"}
+        if begin and not site.no_ranges:
+            start, stop = int(begin), int(last or len(data) - 1) + 1
+            status = 206
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+            data = data[start:stop]
+        self._send(status, headers, data, site.drop_after.pop(0) if site.drop_after else None)
+
+    def _say(self, status: int, answer: dict[str, Any]) -> None:
+        self._send(status, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+
+    def _send(self, status: int, headers: dict[str, str], body: bytes, keep: int | None = None) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with contextlib.suppress(OSError):  # the client has left
+            self.wfile.write(body[:keep])
+            if keep is not None:
+                self.wfile.flush()
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
