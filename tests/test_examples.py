@@ -241,6 +241,11 @@ def code(notebook: dict[str, Any]) -> list[str]:
     return [re.sub(r"^[%!].*$", "", cell, flags=re.MULTILINE) for cell in cells]
 
 
+def with_sllm() -> dict[str, str]:
+    """An environment in which the command is found."""
+    return {**os.environ, "PATH": f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+
 def test_notebook_is_valid(notebook: dict[str, Any]) -> None:
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 4)
     assert set(notebook) == {"cells", "metadata", "nbformat", "nbformat_minor"}
@@ -255,22 +260,46 @@ def test_notebook_is_valid(notebook: dict[str, Any]) -> None:
         compile(text, "cell", "exec")
 
 
+def test_notebook_says_what_it_misses(notebook: dict[str, Any], tmp_path: pathlib.Path) -> None:
+    [install] = [cell for cell in code(notebook) if "WHEEL = " in cell]
+    [serve] = [cell for cell in code(notebook) if "MODEL = " in cell]
+    commands = {"no wheels/sllm-*.whl: build one": install}
+    if pathlib.Path(sys.executable).with_name("sllm").exists():
+        script = re.sub(r"^MODEL = .*$", 'MODEL = "nothing.gguf"', serve, flags=re.MULTILINE)
+        commands["the worker has ended with exit status 2"] = f"import pathlib\n{script}"
+    for said, script in commands.items():
+        ended = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            encoding="utf-8",
+            timeout=240,
+            cwd=tmp_path,
+            env=with_sllm(),
+            check=False,
+        )
+        assert said in ended.stderr
+        assert ended.returncode == 1
+        if "worker" in said:
+            assert "nothing.gguf does not exist" in ended.stdout
+
+
 def test_notebook_serves(notebook: dict[str, Any], tmp_path: pathlib.Path) -> None:
     if not pathlib.Path(sys.executable).with_name("sllm").exists():
         pytest.skip("the package is not installed beside this interpreter")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "sllm-0-cp310-abi3-linux_x86_64.whl").touch()  # the line that installs it is pip's
     script = "\n".join(code(notebook))
     script = re.sub(r"^MODEL = .*$", f"MODEL = {str(embedded.DRAFT)!r}", script, flags=re.MULTILINE)
     script = re.sub(r"^PORT = .*$", f"PORT = {port}", script, flags=re.MULTILINE)
-    folder = pathlib.Path(sys.executable).parent
     ended = subprocess.run(
         [sys.executable, "-c", f"{script}\nprint(worker.returncode)"],
         capture_output=True,
         encoding="utf-8",
         timeout=240,
         cwd=tmp_path,
-        env={**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"},
+        env=with_sllm(),
         check=False,
     )
     assert ended.stderr == ""
