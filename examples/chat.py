@@ -1,26 +1,33 @@
-"""A conversation in the terminal; an empty line, Ctrl-D or Ctrl-C ends it.
+"""A conversation in the terminal. Ctrl-C ends an answer; Ctrl-D or an empty line ends the conversation.
 
-python examples/chat.py [TARGET.gguf DRAFT.gguf]     without arguments: the pair that comes with sllm
+python examples/chat.py [TARGET.gguf]     without argument: SmolLM2 where it is installed, or sllm's own model
 """
 
-import sys
+import arguments
 
 import sllm
 from sllm import embedded
 
-target_path, draft_path = sys.argv[1:3] or (embedded.TARGET, embedded.DRAFT)
+[path] = arguments.parse(__doc__, "TARGET")
 messages: list[dict[str, str]] = []
 
-with sllm.Model(target_path) as model, sllm.Model(draft_path) as draft, sllm.LocalTarget(model) as target:
+with sllm.LocalTarget(path or arguments.smollm2() or embedded.TARGET) as target:
+    longest = target.context.n_ctx_seq - 256  # what a prompt may take, so that there is room for an answer
     try:
         while line := input("> ").strip():
             messages.append({"role": "user", "content": line})
-            # The whole conversation each time: what the target still holds of it is not computed again.
+            while len(messages) > 1 and len(target.chat(messages)) > longest:
+                del messages[:2]  # the oldest question and its answer
             answer = ""
-            for run in sllm.generate(target, model.chat(messages), draft=draft, max_tokens=400):
-                print(run.text, end="", flush=True)
-                if run.kind == "text":  # what it thought first is no part of the conversation
-                    answer += run.text
+            # The whole conversation each time: what the target still holds of it is not computed again.
+            with sllm.generate(target, target.chat(messages), draft="ngram", max_tokens=256) as stream:
+                try:
+                    for run in stream:
+                        print(run.text, end="", flush=True)
+                        if run.kind == "text":  # what it thought first is no part of the conversation
+                            answer += run.text
+                except KeyboardInterrupt:
+                    print(" [ended]", end="")
             print()
             messages.append({"role": "assistant", "content": answer})
     except (EOFError, KeyboardInterrupt):

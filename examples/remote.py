@@ -5,22 +5,25 @@ python examples/remote.py [TARGET.gguf DRAFT.gguf]     without arguments: the pa
 In earnest the worker is another machine: examples/worker.py there, or `sllm worker`.
 """
 
-import sys
 from dataclasses import replace
+
+import arguments
 
 import sllm
 from sllm import embedded
 from sllm.cli.slow_link import Link
 
-target_path, draft_path = sys.argv[1:3] or (embedded.TARGET, embedded.DRAFT)
+target_path, draft_path = arguments.parse(__doc__, "TARGET", "DRAFT")
 sampling = sllm.SamplingParams(temperature=0.7, seed=1)
 
+slow = {"pass_seconds": 0.03}  # each pass takes as long as one of a large model
+
 with (
-    sllm.Worker(target_path, insecure=True, pass_seconds=0.03) as worker,  # as slow as a large model
+    sllm.Worker(target_path or embedded.TARGET, insecure=True, **slow) as worker,
     Link((worker.address.host, worker.address.port), delay=0.025, mbit_s=50) as link,  # half the round trip
     # In earnest: the line that the worker has printed, sllm://TOKEN@HOST:PORT#sha256=FINGERPRINT
     sllm.connect(replace(worker.address, host=link.host, port=link.port).uri) as remote,
-    sllm.Model(draft_path) as draft,
+    sllm.Model(draft_path or embedded.DRAFT) as draft,
 ):
     prompt = remote.chat([{"role": "user", "content": "Tell me a short story about a lost kite."}])
     for small in (None, draft):

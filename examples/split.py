@@ -6,23 +6,25 @@ In earnest the middle is another machine: `sllm worker TARGET.gguf --layers`. Hi
 and neither tokens nor logits; whoever has the model can usually reconstruct the text from them all the same.
 """
 
-import sys
 from dataclasses import replace
+
+import arguments
 
 import sllm
 from sllm import embedded
 from sllm.cli.slow_link import Link
+from sllm.engine.exact import SETTINGS
 
-target_path, draft_path = sys.argv[1:3] or (embedded.TARGET, embedded.DRAFT)
+target_path, draft_path = arguments.parse(__doc__, "TARGET", "DRAFT")
+target_path = target_path or embedded.TARGET
 sampling = sllm.SamplingParams(temperature=0.7, seed=1)
-exact = {"flash_attn": True, "type_k": "q8_0", "type_v": "q8_0"}  # to the last bit what the whole model says
 
 with (
-    sllm.Worker(target_path, layers=True, insecure=True, **exact) as worker,
+    sllm.Worker(target_path, layers=True, insecure=True, **SETTINGS) as worker,
     Link((worker.address.host, worker.address.port), delay=0.025, mbit_s=50) as link,  # half the round trip
     sllm.connect(replace(worker.address, host=link.host, port=link.port).uri) as remote,
-    sllm.SplitTarget(target_path, head=2, tail=1, middle=remote, codec="f32", **exact) as target,
-    sllm.Model(draft_path) as draft,
+    sllm.SplitTarget(target_path, head=2, tail=1, middle=remote, codec="f32", **SETTINGS) as target,
+    sllm.Model(draft_path or embedded.DRAFT) as draft,
 ):
     for small in (None, draft):
         stream = sllm.generate(target, "Once upon a time", draft=small, sampling=sampling, max_tokens=64)

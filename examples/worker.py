@@ -1,18 +1,18 @@
 """The big machine's side: serve a model, and print the line that its clients need. Ctrl-C ends it.
 
-python examples/worker.py [TARGET.gguf [HOST [PORT]]]     without arguments: the model that comes with sllm
+python examples/worker.py [TARGET.gguf]     without argument: the model that comes with sllm
 
 `sllm worker` is the same with more options. The line holds a token: show it to your clients alone.
 """
 
-import sys
+import arguments
 
 import sllm
 from sllm import embedded
 
-path, host, port = (*sys.argv[1:], None, None, None)[:3]
+[path] = arguments.parse(__doc__, "TARGET")
 
-with sllm.Worker(path or embedded.TARGET, host=host or "127.0.0.1", port=int(port or 0)) as worker:
+with sllm.Worker(path or embedded.TARGET) as worker:  # host=, port=: on loopback, any that is free
     try:
         print(worker.uri, flush=True)
         worker.wait()
