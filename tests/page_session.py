@@ -161,68 +161,75 @@ class PageSession:
             if inspect.iscoroutine(awaited):
                 asyncio.run(awaited)
         except Exception as error:
-            error.add_note(f"{where}:\n{text}") if hasattr(error, "add_note") else None
+            if sys.version_info >= (3, 11):
+                error.add_note(f"{where}:\n{text}")
             raise
 
     def _command(self, command: Command) -> None:
         where = f"{self.name}, line {command.line}: {command.text}"
-        address = self._machines.setdefault(
-            command.machine, f"{self._net}.{self._page * 10 + len(self._machines) & 255 or 1}"
-        )
-        text = self._real(command.text).replace("0.0.0.0", address)
-        shown = re.sub(r"(?<=sllm://TOKEN@)\w(?=:)", "HOST", command.output)
-        shown = re.sub("|".join(ANYTHING), "...", shown)
-        more = {
-            "PATH": f"{self.folder / '.programs'}{os.pathsep}{os.environ['PATH']}",
-            "HOME": str(self.folder),
-            "SLLM_STATE": str(self.folder / f".state-{command.machine}"),
-        }
-        options: dict[str, Any] = {
-            "cwd": self.folder,
-            "env": environment(**more),
-            "encoding": "utf-8",
-        }
         if SERVERS.match(command.text):
-            wrote, noted = self._serve(text, command, options), ""
+            shown, wrote, noted = command.output, self._serve(command), ""
         else:
             ended = subprocess.run(
-                ["bash", "-c", text],
+                ["bash", "-c", self._on(command.machine, command.text)],
                 capture_output=True,
+                cwd=self.folder,
+                encoding="utf-8",
+                env=self._environment(command.machine),
                 stdin=subprocess.DEVNULL,
                 timeout=SECONDS,
                 check=False,
-                **options,
             )
-            status = re.search(r"\n?\[exit (\d+)\]\n?$", shown)
-            shown = shown[: status.start()] if status else shown
-            assert ended.returncode == int(status[1] if status else 0), f"{where}\n{ended.stderr}"
             wrote, noted = ended.stdout, ended.stderr
-        if shown.strip():
-            flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-            check = doctest.OutputChecker().check_output
-            if not check(shown, wrote, flags) and not check(shown, wrote + noted, flags):
-                pytest.fail(f"{where}\nshown:\n{command.output}\nwritten:\n{wrote}{noted}", pytrace=False)
+            shown, _, status = command.output.partition("[exit ")
+            assert ended.returncode == int(status.rstrip("]\n") or 0), f"{where}\n{noted}"
+        if not shown.strip():
+            return
+        expected = re.sub(r"(?<=sllm://TOKEN@)\w(?=:)", "HOST", shown)
+        expected = re.sub("|".join(ANYTHING), "...", expected)
+        flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+        check = doctest.OutputChecker().check_output
+        if not check(expected, wrote, flags) and not check(expected, wrote + noted, flags):
+            pytest.fail(f"{where}\nshown:\n{shown}\nwritten:\n{wrote}{noted}", pytrace=False)
 
-    def _serve(self, text: str, command: Command, options: dict[str, Any]) -> str:
+    def _on(self, machine: str, text: str) -> str:
+        """A command as it runs on a machine: at that machine's address."""
+        number = self._page * 10 + len(self._machines)
+        address = self._machines.setdefault(machine, f"{self._net}.{number % 240 + 10}")
+        return self._real(text).replace("0.0.0.0", address)
+
+    def _environment(self, machine: str) -> dict[str, str]:
+        return environment(
+            PATH=f"{self.folder / '.programs'}{os.pathsep}{os.environ['PATH']}",
+            HOME=str(self.folder),
+            SLLM_STATE=str(self.folder / f".state-{machine}"),
+        )
+
+    def _serve(self, command: Command) -> str:
         """Start a server; return the first line that it writes to stdout."""
         port = re.search(r"--(?:listen|host) \S+", command.text)
         place = command.machine, port[0] if port else ""
         self._servers.pop(place, bool)()
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(["bash", "-c", f"exec {text}"], **pipes, **options)
+        process = subprocess.Popen(
+            ["bash", "-c", f"exec {self._on(command.machine, command.text)}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=self.folder,
+            encoding="utf-8",
+            env=self._environment(command.machine),
+        )
         assert process.stdout is not None
 
         def end() -> None:
             process.terminate()
             process.communicate(timeout=SECONDS)
-            process.stdout.close()
 
         self._servers[place] = end
         late = threading.Timer(SECONDS, process.kill)
         late.start()
         line = process.stdout.readline()
         late.cancel()
-        assert line, f"{self.name}, line {command.line}: {text} ended, or wrote nothing"
+        assert line, f"{self.name}, line {command.line}: {command.text} ended, or wrote nothing"
         (self.folder / f"{command.machine or 'worker'}.line").write_text(line)
         names = {command.output.strip()} | ({ADDRESS} if line.startswith("sllm://") else set())
         self._here += [(name, line.strip()) for name in names if name]
