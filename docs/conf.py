@@ -17,6 +17,7 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 
 import sllm
+from sllm.cli import main as cli
 
 if TYPE_CHECKING:
     from sphinx.addnodes import pending_xref
@@ -108,23 +109,26 @@ def find_name(
     return nodes.reference("", "", shown, internal=True, refuri=f"{uri}#{entry.node_id}")
 
 
-class CommandHelp(Directive):
-    """``command-help``: what a command says for ``--help``."""
-
-    required_arguments = 1
-    final_argument_whitespace = True
+class Commands(Directive):
+    """``commands``: each command of ``sllm``, and what it says for ``--help``."""
 
     def run(self) -> list[nodes.Node]:
-        """Ask the command itself."""
-        said = subprocess.run(
-            [sys.executable, "-m", "sllm", *self.arguments[0].split(), "--help"],
-            capture_output=True,
-            encoding="utf-8",
-            env={**os.environ, "COLUMNS": "100"},
-            cwd=PAGES,  # not the checkout, whose package may have no compiled core
-            check=True,
-        ).stdout
-        return [nodes.literal_block(said, said, language="text")]
+        """Ask the commands themselves."""
+        sections: list[nodes.Node] = []
+        for name in cli._COMMANDS:
+            said = subprocess.run(
+                [sys.executable, "-m", "sllm", *name.split(), "--help"],
+                capture_output=True,
+                encoding="utf-8",
+                env={**os.environ, "COLUMNS": "100"},
+                cwd=PAGES,  # not the checkout, whose package may have no compiled core
+                check=True,
+            ).stdout
+            section = nodes.section(ids=[f"sllm-{name.replace(' ', '-')}"], names=[f"sllm {name}"])
+            section += [nodes.title("", f"sllm {name}"), nodes.literal_block(said, said, language="text")]
+            self.state.document.note_explicit_target(section)
+            sections.append(section)
+        return sections
 
 
 def setup(app: Sphinx) -> None:
@@ -132,4 +136,4 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", relink_page)
     app.connect("include-read", relink_document)
     app.connect("missing-reference", find_name)
-    app.add_directive("command-help", CommandHelp)
+    app.add_directive("commands", Commands)
