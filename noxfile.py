@@ -2,7 +2,7 @@
 
 ``nox -s least`` installs every dependency in the least version that ``pyproject.toml`` declares, for the
 least Python, and runs the tests; ``nox -s least -- tests/worker/test_worker.py`` runs some of them. A bound
-that nobody has tried is a guess.
+that nobody has tried is a guess. ``nox -s docs`` makes a site of ``docs/``.
 """
 
 from __future__ import annotations
@@ -59,3 +59,10 @@ def packaging(session: nox.Session) -> None:
     session.install(*TOOLS)
     session.install("--no-build-isolation", ".[test,dev]")
     session.run("pytest", "-m", "packaging", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site of ``docs/``, in ``build/docs``; whatever it warns of is an error."""
+    session.install(".[all,docs,openai]")
+    session.run("sphinx-build", "-W", "--keep-going", "docs", "build/docs")

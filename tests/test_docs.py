@@ -1,0 +1,175 @@
+"""What the documents show is what happens: their blocks of Python and their commands run, page by page."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from documents import RUN, SHOWN, Block, blocks, commands, read
+from page_session import PageSession
+
+import sllm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
+CHINESE = {"README.md": "README.zh.md", "docs/faq.md": "docs/zh/faq.md"}
+"""Documents that there are in two languages."""
+PAGES = [
+    path
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    if path not in [ROOT / other for other in CHINESE.values()]
+]
+pytestmark = pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="no source tree here")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_core() -> Iterator[None]:
+    """One thread for each model: those that wait spin, and would starve what runs beside the tests."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages use several addresses of the loopback network")
+@pytest.mark.parametrize("path", [path for path in PAGES if read(path)], ids=name)
+def test_what_a_page_shows_happens(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = read(path)
+    monkeypatch.chdir(tmp_path)
+    with PageSession(name(path), tmp_path) as session:
+        n_run = session.run(found)
+    assert n_run == sum(block.language in RUN and block.reason is None for block in found)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name)
+def test_every_block_says_what_it_is(path: Path) -> None:
+    """A block without a language, or with one that nobody knows, would be run by nobody."""
+    strange = [
+        f"line {block.line}: {block.language!r}" for block in read(path) if block.language not in RUN + SHOWN
+    ]
+    assert strange == []
+
+
+def test_a_block_that_is_not_run_has_a_reason() -> None:
+    without = [
+        f"{name(path)}, line {block.line}: {block.reason!r}"
+        for path in PAGES
+        for block in read(path)
+        if block.reason is not None and not re.search(r"\w+ \w+ \w+", block.reason)
+    ]
+    assert without == []
+
+
+def test_most_blocks_are_run() -> None:
+    every = [block for path in PAGES for block in read(path) if block.language in RUN]
+    assert len(every) > 30
+    assert sum(block.reason is not None for block in every) < len(every) / 4
+
+
+@pytest.mark.parametrize("page", CHINESE)
+def test_the_chinese_document_has_the_same_blocks(page: str) -> None:
+    """With the same comments before them, so that what holds of the one holds of the other."""
+    english, chinese = (
+        [
+            (block.language, block.content, block.reason, block.before, block.here)
+            for block in read(ROOT / file)
+        ]
+        for file in (page, CHINESE[page])
+    )
+    assert english == chinese
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md"))
+    shown = set(re.findall(r"^\.\. auto\w+:: sllm\.(\w+)$", pages, flags=re.MULTILINE))
+    # The exceptions are shown with their module.
+    errors = {
+        name for name in sllm.__all__ if getattr(getattr(sllm, name), "__module__", "") == "sllm.errors"
+    }
+    assert set(sllm.__all__) - errors <= shown
+    assert "errors" in shown
+
+
+# ---- what finds and runs them
+
+PAGE = """
+```python
+a = 1
+```
+
+<!-- not run: it needs a machine with a GPU -->
+```console
+$ sllm run
+```
+
+<!-- before
+b = 2
+-->
+<!-- here: 0.0.0.1 = 127.0.0.1 -->
+```python
+c = a + b
+```
+
+A comment that is not right before a block says nothing of it.
+
+<!-- remark: of the author -->
+
+- in a list
+
+  ```console
+  $ echo one \\
+    two
+  one two
+  other$ false
+  [exit 1]
+  ```
+
+```{toctree}
+a
+```
+"""
+
+
+def test_blocks_of_a_document() -> None:
+    python, gpu, sum_, shell = blocks(PAGE)
+    assert python == Block("python", "a = 1\n", 3)
+    assert (gpu.language, gpu.reason) == ("console", "it needs a machine with a GPU")
+    assert (sum_.before, sum_.here) == ("b = 2\n", (("0.0.0.1", "127.0.0.1"),))
+    assert shell.line == 26
+    first, second = commands(shell)
+    assert (first.machine, first.text, first.output) == ("", "echo one \\\n  two", "one two\n")
+    assert (second.machine, second.text, second.output, second.line) == ("other", "false", "[exit 1]\n", 29)
+
+
+def test_a_comment_that_nothing_reads_is_no_mark() -> None:
+    with pytest.raises(ValueError, match=r"line 4: a comment before a block says 'nor run'"):
+        blocks("\n<!-- nor run: a slip -->\n```python\n```\n")
+
+
+def test_a_page_that_is_wrong_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with PageSession("page", tmp_path) as session:
+        assert session.run(blocks(PAGE)) == 3
+        with pytest.raises(NameError):
+            session.run([Block("python", "d = e\n", 1)])
+        with pytest.raises(AssertionError, match="page, line 1: false"):
+            session.run([Block("console", "$ false\n", 1)])
+        with pytest.raises(pytest.fail.Exception, match="written:\none"):
+            session.run([Block("console", "$ echo one\ntwo\n", 1)])
+        with pytest.raises(AssertionError, match="ended, or wrote nothing"):
+            session.run([Block("console", "$ sllm worker nothing.gguf\n", 1)])
