@@ -303,8 +303,7 @@ class LayerSequence:
                     continue
             if isinstance(answer, Exception):
                 self.handed = None
-                self.end("failed")
-                self._scheduler.let_go(self, keep=False)
+                self._forget("failed")
                 raise answer
             yield answer
             with self._changed:
@@ -312,17 +311,31 @@ class LayerSequence:
                 self._sizes.popleft()
                 self._answered = time.monotonic()
                 self._changed.notify_all()
-        self._scheduler.let_go(self, keep=True)
+        self._let_go()
 
     def detach(self) -> None:
         """The client is gone, perhaps to return; the memory is kept."""
         self.end("detached")
-        self._scheduler.let_go(self, keep=True)
+        self._let_go()
 
     def release(self) -> None:
         """The client does not need the sequence any more; its memory is freed."""
-        self.end("released")
-        self._scheduler.let_go(self, keep=False)
+        self._forget("released")
+
+    def _forget(self, reason: str) -> None:
+        """End for good, whatever else has ended it."""
+        with self._changed:
+            self.ended = reason
+            self._changed.notify_all()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Leave the slot.
+
+        The thread that reads and the one that answers both come here, in any order; so what has ended the
+        sequence decides whether its memory is kept, and not who comes first.
+        """
+        self._scheduler.let_go(self, keep=self.ended not in ("failed", "released"))
 
     # ---- the scheduler's side
 

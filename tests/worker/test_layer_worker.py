@@ -326,6 +326,25 @@ def test_one_bad_request_does_not_fail_the_others(
     assert scheduler.open(MIDDLE, 2).n_kept == 0
 
 
+def test_a_released_sequence_is_forgotten_whoever_leaves_first(
+    make: Callable[..., LayerScheduler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call may be over before the thread that has read the release leaves the slot."""
+    scheduler = make()
+    sequence = scheduler.open(MIDDLE, 7)
+    let_go = scheduler.let_go
+
+    def late(sequence: LayerSequence, *, keep: bool) -> None:
+        monkeypatch.setattr(scheduler, "let_go", let_go)
+        sequence.detach()
+        let_go(sequence, keep=keep)
+
+    monkeypatch.setattr(scheduler, "let_go", late)
+    sequence.release()
+    assert {slot.sequence_id for slot in scheduler._slots} == {0}
+    assert scheduler.open(MIDDLE, 7).n_kept == 0
+
+
 def test_several_failures_in_a_row_are_the_end(
     make: Callable[..., LayerScheduler], monkeypatch: pytest.MonkeyPatch
 ) -> None:
