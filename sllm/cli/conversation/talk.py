@@ -192,7 +192,8 @@ class Talk:
         }
         obey = does.get(name)
         if obey is None:
-            close = difflib.get_close_matches(name, [*COMMANDS, *_MEANT], n=1)
+            known = [*COMMANDS, *_MEANT]
+            close = difflib.get_close_matches(name, known, n=1) if len(name) > 1 else []
             meant = _MEANT.get(close[0], close[0]) if close else None
             what = f"was {meant} meant?" if meant else "/help lists those there are."
             raise CommandError(
