@@ -43,6 +43,9 @@ class Scripted:
         self.n_cancelled += 1
         self.cancelled.set()
 
+    def message(self) -> None:
+        return None
+
     def n_tokens(self, messages: Any) -> int:
         return 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +11,7 @@ import sllm
 from sllm.cli.console import Output
 from sllm.cli.conversation.talk import COMMANDS, Talk
 from sllm.cli.conversation.transcript import Transcript
+from sllm.generation.text_stream import RunStream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -30,6 +32,13 @@ class Echo:
         self.n_begun = 0
 
     def runs(self, messages: Sequence[Any], attempt: int) -> Iterator[Run]:
+        self._stream = RunStream(self._runs(messages, attempt), ExitStack())
+        yield from self._stream
+
+    def message(self) -> dict[str, str]:
+        return self._stream.message
+
+    def _runs(self, messages: Sequence[Any], attempt: int) -> Iterator[Run]:
         self.asked.append((list(messages), attempt))
         text = messages[-1]["content"]
         if self.error is not None and text == "fail":
@@ -106,6 +115,15 @@ def test_an_error_costs_an_answer(capfd: pytest.CaptureFixture[str]) -> None:
     echo.error = ZeroDivisionError("oops")
     talk(echo, "fail")
     assert notes(capfd) == ["ZeroDivisionError: oops (unexpected; SLLM_DEBUG=1 shows where)"]
+    # One that has not begun has nothing of the one before it.
+    echo = Echo()
+    made = Talk(Typed(), echo, Output(), Transcript(), interactive=True, max_tokens=None)
+    made.take("one")
+    echo.n_ctx, echo.n_tokens = 100, lambda _: 1 // 0  # type: ignore[method-assign]
+    made.take("two")
+    assert [turn.message for turn in made._transcript.turns] == ["one"]
+    assert "ZeroDivisionError" in notes(capfd)[0]
+    echo = Echo()
     echo.error = sllm.ContextFullError("400 tokens, and the context holds 256")
     talk(echo, "fail")
     assert notes(capfd) == [f"{echo.error}; a shorter message, /clear or a larger --n-ctx helps"]
