@@ -121,6 +121,15 @@ def test_one_model_where_two_are_needed(tmp_path: pathlib.Path) -> None:
     assert "error: TARGET and DRAFT go together, since they need the same vocabulary" in err
 
 
+def test_ctrl_c_is_said_in_a_line(tmp_path: pathlib.Path) -> None:
+    example = start("remote.py", tmp_path)
+    assert example.stdout is not None
+    assert example.stdout.read(1)  # it is at its text
+    example.send_signal(signal.SIGINT)
+    status, _out, err = end(example)
+    assert (status, err) == (-signal.SIGINT, "\nended by Ctrl-C\n")
+
+
 def test_ask(tmp_path: pathlib.Path) -> None:
     written = run("ask.py", tmp_path)
     told = re.findall(
