@@ -24,12 +24,17 @@ def after_the_same_token(tokens: np.ndarray, n_max: int) -> np.ndarray:
     return tokens[places[-1] + 1 :][:n_max] if len(places) else tokens[:0]
 
 
-with sllm.LocalTarget(path or arguments.smollm2() or embedded.TARGET, **SETTINGS) as target:
-    prompt = target.chat([{"role": "user", "content": request}])
+# Each pass takes as long as one of a large model. Those of small ones are all computing, and gain no time.
+slow = {"pass_seconds": 0.05}
+
+with (
+    sllm.Worker(path or arguments.smollm2() or embedded.TARGET, insecure=True, **slow, **SETTINGS) as worker,
+    sllm.connect(worker.uri) as remote,
+):
+    prompt = remote.chat([{"role": "user", "content": request}])
     greedy = sllm.SamplingParams(temperature=0)
     for name, draft in [("no draft", None), ("ngram", "ngram"), ("callable", after_the_same_token)]:
-        stream = sllm.generate(target, prompt, draft=draft, sampling=greedy, max_tokens=64)
+        stream = sllm.generate(remote.target(), prompt, draft=draft, sampling=greedy, max_tokens=64)
         text, stats = stream.text(), stream.stats
-        print(f"{name:9} {stats.n_passes} passes, {stats.n_accepted} drafted tokens accepted: {text!r}")
-print("Fewer passes are less time where each waits for a link or for the weights of a large model.")
-print("In a model this small computing is the limit: there is hardly less of it, and hardly less time.")
+        print(f"{name:9} {stats.n_passes} passes, {stats.n_accepted} drafted tokens accepted", end="")
+        print(f", {stats.tokens_per_s:.0f} tokens/s: {text!r}")
