@@ -26,7 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 import sllm
+from sllm.cli.console import Output, Progress
 from sllm.embedded import DRAFT, TARGET
+from sllm.progress import step, told_to
 
 from .measure import TYPE_KV
 
@@ -227,6 +229,7 @@ class Pair:
             options |= {"type_k": TYPE_KV, "type_v": TYPE_KV}
         found: list[Ranks] = []
         with (
+            step(f"recording {self.name}, temperature {temperature:g}", None) as told,
             sllm.Model(self.target) as target_model,
             sllm.Model(self.draft) as draft_model,
             target_model.context(n_ctx=1024, **options) as target,
@@ -238,6 +241,8 @@ class Pair:
                 sampling = sllm.SamplingParams(temperature=temperature, seed=seed + 1, **kept)
                 found.append(record(target, draft, prompts[seed % len(prompts)], sampling, self.n_tokens))
                 seed += 1
+                if told is not None:
+                    told(sum(map(len, found)) / n_positions)
                 if temperature == 0 and seed == len(prompts):
                     break  # the same texts again
         return found
@@ -340,4 +345,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with told_to(lambda what: Progress(Output(), what)):
+        sys.exit(main())

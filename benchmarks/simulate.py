@@ -20,6 +20,7 @@ table of all four, `python -m benchmarks.simulate trees` those of ``simulate_tre
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import random
 import sys
@@ -27,9 +28,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
+from sllm.cli.console import Output, Progress
 from sllm.draft.ahead import DraftAhead
 from sllm.draft.confidence import UNKNOWN_PROB, Confidence
 from sllm.draft.length import DraftLength, PassTimes
+from sllm.progress import step, told_to
 from sllm.worker.scheduler import rows_to_check
 from sllm.worker.session import MAX_HINT_ROWS
 
@@ -545,8 +548,10 @@ def table(
         "wasted drafts per token",
     ]
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
-    for rtt in rtts:
-        for acceptance in acceptances:
+    with step("simulating", None) as told:
+        for i, (rtt, acceptance) in enumerate(itertools.product(rtts, acceptances)):
+            if told is not None:
+                told(i / (len(rtts) * len(acceptances)))
             here = {"rtt": rtt, "acceptance": acceptance, **world}
             stream = simulate("stream", **here)
             n, wait = best_wait(**here)
@@ -601,4 +606,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with told_to(lambda what: Progress(Output(), what)):
+        sys.exit(main())

@@ -25,7 +25,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- drawn by docs/house.py -->", "<!-- end of the drawing -->"
 
 FLOORS = (
-    ("errors", "hosts", "messages", "extras", "folders", "embedded", "_moved"),
+    ("errors", "hosts", "messages", "extras", "folders", "progress", "embedded", "_moved"),
     ("engine",),
     ("privacy", "targets", "draft", "wire"),
     ("rpc",),
@@ -44,6 +44,7 @@ WHAT = {
     "messages": "chat messages: checked, and walked over",
     "extras": "which extra brings a missing package",
     "folders": "where state and caches are",
+    "progress": "who is told how far something has come",
     "embedded": "the tiny pair of models",
     "_moved": "old names of modules",
     "engine": "models, contexts, layers, files: what computes here",

@@ -27,6 +27,7 @@ class ModelScopeServer:
         moved: another site's address, where files are (as large ones are in an object store).
         drop_after: the next files break off after so many bytes, one entry for each.
         no_ranges: files come as a whole, whatever was asked for.
+        pause: seconds before each 64 kB of a file.
         status: all is answered with it.
         listing: what is answered in place of a listing.
         requests: ``(path, headers)`` of each.
@@ -40,6 +41,7 @@ class ModelScopeServer:
         self.stored: dict[str, bytes] = {}
         self.drop_after: list[int] = []
         self.no_ranges = False
+        self.pause = 0.0
         self.status: int | None = None
         self.listing: bytes | None = None
         self.requests: list[tuple[str, dict[str, str]]] = []
@@ -162,7 +164,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         with contextlib.suppress(OSError):  # the client has left
-            self.wfile.write(body[:keep])
+            for begin in range(0, len(body[:keep]), 1 << 16):
+                if status in (200, 206) and "Accept-Ranges" in headers:
+                    threading.Event().wait(self.site.pause)
+                self.wfile.write(body[:keep][begin : begin + (1 << 16)])
             if keep is not None:
                 self.wfile.flush()
                 self.close_connection = True

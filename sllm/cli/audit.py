@@ -58,21 +58,17 @@ def run(args: argparse.Namespace, out: Output) -> int:
     text = SAMPLE if args.text is None else read_text(args.text)
     if args.plot is not None and (Path(args.plot).is_dir() or not Path(args.plot).parent.is_dir()):
         raise CommandError(f"--plot {args.plot} cannot be written: it, or no folder for it, is a directory")
-    try:
-        report = audit(
-            args.model,
-            text,
-            head=args.head,
-            tail=args.tail,
-            codec=args.codec,
-            max_tokens=args.tokens,
-            candidates=args.candidates,
-            n_threads=args.threads,
-            n_gpu_layers=args.n_gpu_layers,
-            progress=lambda what: out.status(f"attacking: {what}"),
-        )
-    finally:
-        out.status("")
+    report = audit(
+        args.model,
+        text,
+        head=args.head,
+        tail=args.tail,
+        codec=args.codec,
+        max_tokens=args.tokens,
+        candidates=args.candidates,
+        n_threads=args.threads,
+        n_gpu_layers=args.n_gpu_layers,
+    )
     if args.plot is not None:
         Path(args.plot).write_text(plot(report), encoding="utf-8")
     if args.json:

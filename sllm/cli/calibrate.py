@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import sllm
 from sllm.cli.arguments import MODEL, add_threads, share, whole
-from sllm.cli.console import CommandError, count, one_line, table
+from sllm.cli.console import CommandError, Progress, count, one_line, table
 from sllm.cli.labelled import FORMAT, check_references, read_labelled
 from sllm.cli.plot import Axis, Curve, Panel, figure, ticks
 from sllm.triage.calibration import (
@@ -176,16 +176,16 @@ def _score(
         return answer_logprobs(target, prompt, written), right
 
     rows, answers = [], []
-    for n, one in enumerate(labelled):
-        out.status(f"{n} of {len(labelled)} rows")
-        with _located(f"{args.rows}, line {one.line}"):
-            logprobs, right = answered(one, model)
-            rows.append(triage.row(one.messages, correct=right, answer_logprobs=logprobs, hard=one.hard))
-            if local is not model:
-                logprobs, right = answered(one, local)
-            if logprobs is not None:
-                answers.append((confidence(logprobs), right))
-    out.status("")
+    with Progress(out, f"scoring {count(len(labelled), 'row')}") as progress:
+        for n, one in enumerate(labelled):
+            progress(n / len(labelled))
+            with _located(f"{args.rows}, line {one.line}"):
+                logprobs, right = answered(one, model)
+                rows.append(triage.row(one.messages, correct=right, answer_logprobs=logprobs, hard=one.hard))
+                if local is not model:
+                    logprobs, right = answered(one, local)
+                if logprobs is not None:
+                    answers.append((confidence(logprobs), right))
     return rows, answers if len(answers) == len(rows) else None
 
 

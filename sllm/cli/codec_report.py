@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sllm.cli.arguments import MODEL, add_json
-from sllm.cli.console import Progress, count, one_line, paragraph, table
+from sllm.cli.console import count, one_line, paragraph, table
 from sllm.cli.layers import add_ends, add_machine, read_text, split_line
 from sllm.split.codec_report import codec_report
 
@@ -35,16 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Print what each wire codec does to the next-token distributions along a text."""
     text = read_text(args.text)
-    with Progress(out, "measuring") as progress:
-        report = codec_report(
-            args.model,
-            text,
-            head=args.head,
-            tail=args.tail,
-            n_threads=args.threads,
-            n_gpu_layers=args.n_gpu_layers,
-            progress=progress,
-        )
+    report = codec_report(
+        args.model,
+        text,
+        head=args.head,
+        tail=args.tail,
+        n_threads=args.threads,
+        n_gpu_layers=args.n_gpu_layers,
+    )
     if args.json:
         out.line(json.dumps(_finite(asdict(report)), indent=2, allow_nan=False))
         return 0

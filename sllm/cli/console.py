@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import textwrap
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
@@ -113,12 +114,19 @@ class Output:
 
     def status(self, text: str) -> None:
         """Show what is being done in a line of stderr that the next one replaces, and an empty one removes;
-        nothing where stderr is not a terminal.
+        nothing where stderr is not a terminal, or one that cannot do so.
         """
-        if self._err is not None and self._err.isatty():
+        if self._err is not None and self._err.isatty() and os.environ.get("TERM") != "dumb":
             with suppress(OSError, ValueError):
                 self._err.write(f"\r\x1b[K{text}")
                 self._err.flush()
+
+    @property
+    def status_columns(self) -> int:
+        """How many characters a status line may have."""
+        with suppress(OSError, ValueError, AttributeError):
+            return max(os.get_terminal_size(self._err.fileno()).columns - 1, 0) or 79  # type: ignore[union-attr]
+        return 79
 
     def flush(self) -> None:
         """Flush what is left in stdout's buffer; raises as :meth:`text` does."""
@@ -140,25 +148,64 @@ class Output:
 
 
 class Progress:
-    """How far something has come, on a terminal only, in one line that is gone afterwards."""
+    """How far something has come: a bar in one line of stderr that is gone afterwards, on a terminal only.
 
-    def __init__(self, out: Output, what: str) -> None:
+    Args:
+        out: where it is shown.
+        what: what is being done, in a few words.
+        after: seconds after which it appears; what is done sooner needs none.
+
+    """
+
+    def __init__(self, out: Output, what: str, *, after: float = 0.3) -> None:
         self._out = out
         self._what = one_line(what)
+        self._appears = time.monotonic() + after
+        self._first: tuple[float, float] | None = None
         self._shown = -1
 
     def __call__(self, share: float) -> None:
         """Show ``share``, from 0 to 1."""
+        now = time.monotonic()
+        share = min(max(share, 0.0), 1.0)
+        if self._first is None:
+            self._first = (now, share)
         percent = int(share * 100)
-        if percent != self._shown:
-            self._shown = percent
-            self._out.status(f"{self._what}: {percent} %")
+        if percent == self._shown or now < self._appears:
+            return
+        self._shown = percent
+        began, there = self._first
+        left = ""
+        if there < share < 1 and now > began + 1:
+            left = f", {_clock((now - began) * (1 - share) / (share - there))} left"
+        self._out.status(_bar(self._what, percent, left, self._out.status_columns))
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self._out.status("")
+        if self._shown >= 0:
+            self._out.status("")
+
+
+_LONGEST_BAR = 40
+
+
+def _bar(what: str, percent: int, left: str, columns: int) -> str:
+    """A line of at most ``columns`` characters; the bar goes first where they are few."""
+    end = f" {percent:3} %{left}"
+    what = what[: max(columns - len(end), 0)]
+    room = min(columns - len(what) - len(end) - 4, _LONGEST_BAR)
+    if room < 5:
+        return f"{what}{end}"[:columns]
+    full = percent * room // 100
+    return f"{what}  [{'#' * full}{'-' * (room - full)}]{end}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def read_prompt(words: Sequence[str], command: str, *, model_option: str | None = None) -> str:

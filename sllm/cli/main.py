@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING, Any
 
 import sllm
 from sllm.cli.arguments import FAILED, Parser
-from sllm.cli.console import Output, WriteError, hide_tokens, one_line, reason
+from sllm.cli.console import Output, Progress, WriteError, hide_tokens, one_line, reason
 from sllm.cli.signals import INTERRUPTED, ended_by_interrupt
 from sllm.engine.model_name import looks_like_model
+from sllm.progress import told_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -226,7 +227,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = bool(os.environ.get("SLLM_DEBUG"))
     out = Output()
     try:
-        with ended_by_interrupt(), _shown_log(out, debug=debug):
+        with (
+            ended_by_interrupt(),
+            _shown_log(out, debug=debug),
+            told_to(lambda what: Progress(out, what)),
+        ):
             try:
                 args: Any = _parse(sys.argv[1:] if argv is None else argv)
             except SystemExit as ended:  # --help, --version, or an error that has been reported

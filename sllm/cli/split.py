@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sllm.cli.arguments import MODEL, add_json, layer_counts, layer_range
-from sllm.cli.console import CommandError, Progress, count, one_line, size, table
+from sllm.cli.console import CommandError, count, one_line, size, table
 from sllm.engine.layers import open_source
 
 if TYPE_CHECKING:
@@ -86,11 +86,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     parts = _parts(args, file)
     for part in parts:  # all of them, before the first is written
         _check(part, file)
-    written = []
-    for part in parts:
-        with Progress(out, part.path.name) as progress:
-            n_bytes = file.export(part.path, part.start, part.stop, progress)
-        written.append((part, n_bytes))
+    written = [(part, file.export(part.path, part.start, part.stop)) for part in parts]
     if args.json:
         out.line(json.dumps(_as_object(file, written), indent=2))
         return 0

@@ -28,6 +28,7 @@ from sllm.engine.hub_reader import PieceReader, one_line, status_of
 from sllm.engine.model_name import PART, HubName
 from sllm.errors import ModelLoadError
 from sllm.extras import needs
+from sllm.progress import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,14 +73,14 @@ def download(
     """
     _check_names(repo_id, filename, revision)
     _check_token(token)
-    first = _fetch(repo_id, filename, revision, cache_dir, token, local_files_only, progress)
-    rest = _other_parts(filename)
-    if rest:
-        # The path is .../snapshots/<commit>/<filename>. Asking for that commit keeps the parts of one upload
-        # together, and costs no request for a part that is in the cache already.
-        commit = first.parents[filename.count("/")].name
-        for name in rest:
-            _fetch(repo_id, name, commit, cache_dir, token, local_files_only, progress)
+    with step(f"downloading {_base(filename)}", progress) as told:
+        first = _fetch(repo_id, filename, revision, cache_dir, token, local_files_only, told)
+    # The path is .../snapshots/<commit>/<filename>. Asking for that commit keeps the parts of one upload
+    # together, and costs no request for a part that is in the cache already.
+    commit = first.parents[filename.count("/")].name
+    for name in _other_parts(filename):
+        with step(f"downloading {_base(name)}", progress) as told:
+            _fetch(repo_id, name, commit, cache_dir, token, local_files_only, told)
     return first
 
 
@@ -124,7 +125,8 @@ def resolve(
     if chosen.hub == "ms":
         _check_names(chosen.repo_id, chosen.filename, chosen.revision)
         names = [chosen.filename, *_other_parts(chosen.filename)]
-        local = modelscope.fetch(chosen, names, None, progress)
+        with step(f"downloading {_base(chosen.filename)}", progress) as told:
+            local = modelscope.fetch(chosen, names, None, told)
     else:
         local = download(chosen.repo_id, chosen.filename, revision=chosen.revision, progress=progress)
     _log.debug("%s is %s", name.uri, local)
@@ -185,7 +187,7 @@ class HubFile:
     @property
     def name(self) -> str:
         """The file's name without its folder."""
-        return self._filename.rpartition("/")[2]
+        return _base(self._filename)
 
     def with_name(self, name: str) -> HubFile:
         """The file with this name in the same folder."""
@@ -298,6 +300,10 @@ def _check_names(repo_id: str, filename: str, revision: str | None) -> None:
                 "revision": "a branch, tag or commit",
             }[what]
             raise ModelLoadError(f"cannot download: {what} {value!r} holds {found}; expected {wanted}")
+
+
+def _base(filename: str) -> str:
+    return filename.rpartition("/")[2]
 
 
 def _check_token(token: str | bool | None) -> None:

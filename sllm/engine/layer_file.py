@@ -12,6 +12,7 @@ from sllm.engine.layer_view import assembled, entry_of, range_view
 from sllm.engine.model_file import ModelFile
 from sllm.errors import ModelLoadError
 from sllm.folders import replacing
+from sllm.progress import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -154,15 +155,19 @@ class LayeredFile(ModelFile):
         pairs.append(gguf.pair(gguf.SOURCE_KEY, gguf.model_id(self.path)))
         view = assembled(pairs, [entry_of(self, name, name) for name in names])
         total = len(view.header) + sum(piece.size for piece in view.pieces)
-        with replacing(out) as draft, ExitStack() as stack:
+        with (
+            step(f"writing {out.name}", progress) as told,
+            replacing(out) as draft,
+            ExitStack() as stack,
+        ):
             target = stack.enter_context(draft.open("xb"))
             target.write(view.header)
             done = len(view.header)
             for data in self._contents(view, stack):
                 target.write(data)
                 done += len(data)
-                if progress is not None:
-                    progress(done / total)
+                if told is not None:
+                    told(done / total)
         return total
 
     def _contents(self, view: LayerView, stack: ExitStack) -> Iterator[bytes]:

@@ -25,6 +25,7 @@ from sllm.engine.params import ContextParams, LoadParams, parse_both
 from sllm.engine.recurrent import state_bytes
 from sllm.engine.weights import Weights, c_params
 from sllm.errors import ClosedError, ModelLoadError
+from sllm.progress import step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -215,24 +216,25 @@ class _LayerWeights(Weights):
     ) -> None:
         self.path = file.paths[0]
         view = file.view(start, stop, output=output, heads=loading.load_mtp and bool(lib.sllm_has_mtp()))
-        params, keep = c_params(loading)
-        params.load_mtp = view.n_heads
-        keep.append(ffi.from_buffer("uint8_t[]", view.header))
-        params.header, params.header_size = keep[-1], len(view.header)
-        keep.append(ffi.new("struct sllm_piece[]", [(p.file, p.offset, p.size) for p in view.pieces]))
-        params.pieces, params.n_pieces = keep[-1], len(view.pieces)
-        params.has_output = output
-        keep.append(ffi.new("char[]", view.input.encode()))
-        params.input = keep[-1] if view.input else ffi.NULL
-        keep.append(ffi.new("char[]", file.facts.output.encode()))
-        params.layer_output = keep[-1]
-        if vocabulary is not None:
-            params.vocabulary = vocabulary._live
+        about = f"layers [{start}, {stop}) of {self.path}"
         with ExitStack() as stack:
+            told = stack.enter_context(step(f"loading {self.path.name}", loading.progress))
+            params, keep = c_params(loading, told)
+            params.load_mtp = view.n_heads
+            keep.append(ffi.from_buffer("uint8_t[]", view.header))
+            params.header, params.header_size = keep[-1], len(view.header)
+            keep.append(ffi.new("struct sllm_piece[]", [(p.file, p.offset, p.size) for p in view.pieces]))
+            params.pieces, params.n_pieces = keep[-1], len(view.pieces)
+            params.has_output = output
+            keep.append(ffi.new("char[]", view.input.encode()))
+            params.input = keep[-1] if view.input else ffi.NULL
+            keep.append(ffi.new("char[]", file.facts.output.encode()))
+            params.layer_output = keep[-1]
+            if vocabulary is not None:
+                params.vocabulary = vocabulary._live
             opened = [stack.enter_context(path.open("rb", buffering=0)) for path in file.paths]
             keep.append(ffi.new("int32_t[]", [f.fileno() for f in opened]))
             params.files, params.n_files = keep[-1], len(opened)
-            about = f"layers [{start}, {stop}) of {self.path}"
             # "dummy tokens": llama.cpp of a file without a vocabulary
             super().__init__(params, loading, about, expected="dummy tokens")
         self._vocabulary = vocabulary

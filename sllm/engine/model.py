@@ -16,6 +16,7 @@ from sllm.engine.context import Context
 from sllm.engine.params import ContextParams, LoadParams, parse
 from sllm.engine.weights import Weights, c_params
 from sllm.errors import ModelLoadError, SllmError, UnsupportedModelError
+from sllm.progress import step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,19 +82,20 @@ class Model(Weights):
         given = parse(options, params or LoadParams())
         self.path = hub.resolve(path)
         file_check.check_file(self.path)
-        to_load, keep = c_params(given)
-        keep.append(ffi.new("char[]", os.fsencode(self.path)))
-        to_load.path = keep[-1]
-        to_load.use_mmap = given.use_mmap
-        to_load.vocab_only = given.vocab_only
         self._chats: dict[str, ChatTokens] = {}
         self._turn_ends: tuple[int, ...] | None = None
         self._id: str | None = None
         self._state_bytes: int | None = None
-        try:
-            super().__init__(to_load, given, str(self.path))
-        except ModelLoadError as error:
-            raise file_check.explained(self.path, error) from error
+        with step(f"loading {self.path.name}", given.progress) as told:
+            to_load, keep = c_params(given, told)
+            keep.append(ffi.new("char[]", os.fsencode(self.path)))
+            to_load.path = keep[-1]
+            to_load.use_mmap = given.use_mmap
+            to_load.vocab_only = given.vocab_only
+            try:
+                super().__init__(to_load, given, str(self.path))
+            except ModelLoadError as error:
+                raise file_check.explained(self.path, error) from error
 
     @property
     def id(self) -> str:

@@ -16,7 +16,7 @@ from sllm.engine.sampling import SamplingParams, compile_sampling, kept_bytes
 from sllm.engine.vocab import Vocab
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from sllm.engine.params import LoadParams
@@ -41,8 +41,9 @@ ROLLBACK = {
 _SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}
 
 
-def c_params(given: LoadParams) -> tuple[Any, list[Any]]:
-    """``struct sllm_model_params *``, and what must live as long.
+def c_params(given: LoadParams, progress: Callable[[float], object] | None) -> tuple[Any, list[Any]]:
+    """``struct sllm_model_params *`` with ``progress`` in place of that of ``given``, and what must live as
+    long.
 
     Raises:
         TypeError, ValueError: a parameter of another type or out of range, or no such device.
@@ -52,7 +53,7 @@ def c_params(given: LoadParams) -> tuple[Any, list[Any]]:
     if given.split_mode not in _SPLIT_MODES:
         raise ValueError(f"split_mode is {given.split_mode!r}, expected one of {', '.join(_SPLIT_MODES)}")
     backends.load()
-    keep: list[Any] = [ffi.new_handle(given.progress)]
+    keep: list[Any] = [ffi.new_handle(progress)]
     params = ffi.new("struct sllm_model_params *")
     params.n_gpu_layers = (
         -1 if given.n_gpu_layers is None else checked_int(given.n_gpu_layers, "n_gpu_layers")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from sllm.engine.devices import Device
 from sllm.engine.model import Model
-from sllm.errors import AuthError, ModelLoadError, RemoteError, RPCError, SllmError, UnsupportedModelError
+from sllm.errors import AuthError, RemoteError, RPCError
 from sllm.remote.connection import connect
 from sllm.remote.target import RemoteGeneration, RemoteTarget
-from sllm.rpc.child import Child, ChildEndedError, ParentLink, leave_no_core_file
+from sllm.rpc.child import Child, ChildEndedError, ParentLink, error_of, leave_no_core_file
 from sllm.rpc.front import through_fronts
 from sllm.worker.passes import Limits
 from sllm.worker.server import Worker
@@ -33,16 +33,6 @@ _LOST_STATUS = 75
 
 _KEEPALIVE_SECONDS = 10.0
 """Between pings, which notice a child that hangs as a whole."""
-
-_ERRORS: dict[str, type[Exception]] = {
-    "ModelLoadError": ModelLoadError,
-    "UnsupportedModelError": UnsupportedModelError,
-    "RPCError": RPCError,
-    "ValueError": ValueError,
-    "TypeError": TypeError,
-    "MemoryError": MemoryError,
-}
-"""Errors of loading in the child that are raised as they are in this process."""
 
 
 class IsolatedTarget(RemoteTarget):
@@ -111,7 +101,7 @@ class IsolatedTarget(RemoteTarget):
         except ChildEndedError:
             raise RPCError(f"{path.name}: {self.exit_reason()}") from None
         if "error" in reply:
-            raise _ERRORS.get(reply["error"], SllmError)(reply["message"])
+            raise error_of(reply)
         uri: str = reply["uri"]
         return uri
 
@@ -214,11 +204,7 @@ def _serve(
         limits = Limits(sessions=1, queue=4, max_grammar=1 << 17, hints_per_s=1 << 20, idle_seconds=1e8)
         worker = Worker(model, mtp=False, state=state, limits=limits, **context_options)
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
-        link.send({"error": _error_name(error), "message": str(error) or type(error).__name__})
+        link.send_error(error)
         os._exit(1)
     link.send({"uri": worker.uri})
     worker.wait()  # forever: the process ends with its parent
-
-
-def _error_name(error: Exception) -> str:
-    return next((name for name, kind in _ERRORS.items() if isinstance(error, kind)), "SllmError")

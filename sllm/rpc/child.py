@@ -16,12 +16,12 @@ from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from sllm.engine.handle import Closing, join
-from sllm.errors import SllmError
+from sllm.errors import ModelLoadError, RPCError, SllmError, UnsupportedModelError, VocabMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Child", "ChildEndedError", "ParentLink", "leave_no_core_file"]
+__all__ = ["MAX_MESSAGE", "Child", "ChildEndedError", "ParentLink", "error_of", "leave_no_core_file"]
 
 log = logging.getLogger("sllm.rpc")
 
@@ -41,6 +41,28 @@ getattr(importlib.import_module(module), name)(start["parent"], **start["options
 _KEPT_LINES = 30
 _MAX_LINE = 1 << 16
 """Bytes of a line on stderr; a child that a client has got the better of writes what it likes."""
+
+MAX_MESSAGE = 2000
+"""Characters of an error or a line of a log; what goes through a pipe at once has 4096 bytes at most."""
+
+_ERRORS: dict[str, type[Exception]] = {
+    "RPCError": RPCError,
+    "VocabMismatchError": VocabMismatchError,
+    "UnsupportedModelError": UnsupportedModelError,
+    "ModelLoadError": ModelLoadError,
+    "PermissionError": PermissionError,
+    "OSError": OSError,
+    "ImportError": ImportError,
+    "MemoryError": MemoryError,
+    "TypeError": TypeError,
+    "ValueError": ValueError,
+}
+"""Errors of a child that its parent raises as they are; those that others derive from come last."""
+
+
+def error_of(message: Mapping[str, str]) -> Exception:
+    """What the parent raises after :meth:`ParentLink.send_error`; an SllmError where the kind is another."""
+    return _ERRORS.get(message["error"], SllmError)(message["message"])
 
 
 class ChildEndedError(SllmError, RuntimeError):
@@ -248,6 +270,11 @@ class ParentLink:
     def send(self, message: Any) -> None:
         """Send something that JSON can express to the parent."""
         os.write(self._stdout, json.dumps(message).encode() + b"\n")
+
+    def send_error(self, error: Exception) -> None:
+        """Send an error for the parent to raise: its kind as ``"error"``, its text as ``"message"``."""
+        name = next((name for name, kind in _ERRORS.items() if isinstance(error, kind)), "SllmError")
+        self.send({"error": name, "message": (str(error) or type(error).__name__)[:MAX_MESSAGE]})
 
 
 def leave_no_core_file() -> None:

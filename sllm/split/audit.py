@@ -10,6 +10,7 @@ import numpy as np
 
 from sllm.engine.layers import Embedding, LayerRange, open_layers
 from sllm.engine.model import Model
+from sllm.progress import step
 from sllm.split.attacks import SEQUENCES, Matched, logit_lens, match_vocabulary, nearest_embedding
 from sllm.split.ends import checked_head, leading_tokens
 from sllm.wire.codec import across, row_bytes
@@ -113,7 +114,7 @@ def audit(
     candidates: int | None = None,
     n_gpu_layers: int | None = None,
     n_threads: int | None = None,
-    progress: Callable[[str], object] | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> AuditReport:
     """Run the attacks on a model that is split after ``head`` layers and before its last ``tail`` layers.
 
@@ -128,7 +129,7 @@ def audit(
         candidates: tokens to try for each in vocabulary matching, those with the nearest embeddings first;
             None: all of up to 4096, else the best 512.
         n_gpu_layers, n_threads: as for :class:`~sllm.LayerRange`.
-        progress: called with what is being done.
+        progress: called with 0.0 .. 1.0.
 
     Returns:
         The figures. On one machine they are the same every time.
@@ -145,30 +146,30 @@ def audit(
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}, expected 1 or more")
     n_candidates = _n_candidates(candidates, file.n_vocab)
-    report = progress or (lambda _what: None)
     settings: dict[str, Any] = {"n_gpu_layers": n_gpu_layers, "n_threads": n_threads, "n_rollback": 0}
     with ExitStack() as stack:
+        told = stack.enter_context(step("attacking", progress)) or (lambda _share: None)
         model = stack.enter_context(Model(file.paths[0], vocab_only=True))
         embedding = stack.enter_context(Embedding(file))
         tokens, n_known = _tokens(model, text, max_tokens)
         attack = _Attack(file, embedding, tokens, n_known, codec, n_candidates, settings)
         heads, found = [], tokens
         n = file.n_layer
-        for layers in _sweep(head, n - tail):
-            if layers and file.obstacle(0, layers):
-                continue
-            report(f"{layers} head layers")
+        sweep = [k for k in _sweep(head, n - tail) if k == 0 or not file.obstacle(0, k)]
+        for i, layers in enumerate(sweep):
+            told(i / (len(sweep) + 1))
             figures, matched = attack.head(layers)
             heads.append(figures)
             if layers == head:
                 found = matched
-        report("the way back")
+        told(len(sweep) / (len(sweep) + 1))
         left = [
             k
             for k in _sweep(tail, n - 1)
             if k == 0 or not (file.obstacle(0, n - k) or file.obstacle(n - k, n))
         ]
         tails, choice_text = attack.tails(left)
+        told(1.0)
         return AuditReport(
             model=file.paths[0].name,
             n_layer=file.n_layer,

@@ -15,6 +15,7 @@ import numpy as np
 
 from sllm.engine.layers import Embedding, LayerRange, open_layers
 from sllm.engine.model import Model
+from sllm.progress import step
 from sllm.split.ends import checked_head, leading_tokens
 from sllm.wire.codec import CODECS, across, row_bytes
 
@@ -119,6 +120,7 @@ def codec_report(
     head = checked_head(file, head, tail)
     names = _checked_codecs(codecs, file.n_embd)
     with ExitStack() as stack:
+        told = stack.enter_context(step("measuring the codecs", progress))
         whole = stack.enter_context(Model(file.paths[0], n_gpu_layers=n_gpu_layers))
         before = leading_tokens(whole)
         tokens = whole.vocab.encode(text, add_special=False)
@@ -142,8 +144,8 @@ def codec_report(
         for begin in range(0, len(tokens), n_piece):
             piece = tokens[begin : begin + n_piece]
             _compare(context, split, plain, np.concatenate([before, piece]), len(before))
-            if progress is not None:
-                progress((begin + len(piece)) / len(tokens))
+            if told is not None:
+                told((begin + len(piece)) / len(tokens))
         return CodecReport(
             model=file.paths[0].name,
             n_layer=file.n_layer,

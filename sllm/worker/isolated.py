@@ -22,8 +22,8 @@ from sllm.engine.devices import server_of
 from sllm.engine.handle import Closing, join
 from sllm.engine.model import Model
 from sllm.engine.params import ContextParams, changes, parse
-from sllm.errors import ModelLoadError, RPCError, SllmError, UnsupportedModelError, VocabMismatchError
-from sllm.rpc.child import Child, ChildEndedError, ParentLink, leave_no_core_file
+from sllm.errors import RPCError, SllmError
+from sllm.rpc.child import MAX_MESSAGE, Child, ChildEndedError, ParentLink, error_of, leave_no_core_file
 from sllm.rpc.front import through_fronts
 from sllm.wire import auth
 from sllm.worker.monitoring import Monitoring
@@ -58,23 +58,6 @@ _MAX_FAILURES = 3
 
 _STEADY_SECONDS = 60.0
 """A child that has served for so long has not failed at once."""
-
-_MAX_MESSAGE = 2000
-"""Characters of a line of the child's log; what goes through a pipe at once has 4096 bytes at most."""
-
-_ERRORS: dict[str, type[Exception]] = {
-    "RPCError": RPCError,
-    "VocabMismatchError": VocabMismatchError,
-    "UnsupportedModelError": UnsupportedModelError,
-    "ModelLoadError": ModelLoadError,
-    "PermissionError": PermissionError,
-    "OSError": OSError,
-    "ImportError": ImportError,
-    "MemoryError": MemoryError,
-    "TypeError": TypeError,
-    "ValueError": ValueError,
-}
-"""Errors of the child that the constructor raises as they are; those that others derive from come last."""
 
 
 class IsolatedWorker(Closing):
@@ -327,7 +310,7 @@ class IsolatedWorker(Closing):
                     found: dict[str, Any] = message
                     return found
                 if "error" in message:
-                    raise _ERRORS.get(message["error"], SllmError)(message["message"])
+                    raise error_of(message)
                 self._take(message)
         raise _OverError
 
@@ -388,7 +371,7 @@ class IsolatedWorker(Closing):
             with suppress(TimeoutError):
                 message = child.receive(_TICK_SECONDS)
                 if "error" in message:
-                    raise SllmError(message["message"])
+                    raise error_of(message)
                 self._take(message)
         child.send("close")
         child.has_ended(_CLOSING_SECONDS)
@@ -491,7 +474,7 @@ class _ToParent(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(Exception):
-            self._link.send({"log": [record.levelno, record.getMessage()[:_MAX_MESSAGE]]})
+            self._link.send({"log": [record.levelno, record.getMessage()[:MAX_MESSAGE]]})
 
 
 def _serve(
@@ -536,9 +519,7 @@ def _serve(
                 Worker(model, draft=small, limits=limits, monitoring=shown, **network, **serving)
             )
         except Exception as error:  # noqa: BLE001 - whatever it is, the parent raises it
-            name = next((name for name, kind in _ERRORS.items() if isinstance(error, kind)), "SllmError")
-            message = str(error) or type(error).__name__
-            link.send({"error": name, "message": message[:_MAX_MESSAGE]})
+            link.send_error(error)
             os._exit(1)
         link.send({"uri": worker.uri, "metrics": worker.metrics_address})
         _until_told(worker, link, told)
@@ -556,7 +537,7 @@ def _until_told(worker: Worker, link: ParentLink, told: queue.SimpleQueue[Any]) 
                 return
             until = time.monotonic() + command["drain"]
         if worker.failed:
-            link.send({"error": "SllmError", "message": "three passes in a row have failed"})
+            link.send_error(SllmError("three passes in a row have failed"))
             os._exit(1)
         if until is not None and not idle and worker.drain(0, max(0.0, until - time.monotonic())):
             idle = True

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -119,21 +117,6 @@ def test_wrong_splits(refused: Callable[..., str], folder: pathlib.Path, args: l
     assert words in refused("split", DRAFT, *args)
     assert [path.name for path in folder.iterdir()] == ["text.txt"]
     assert embedded.DRAFT.read_bytes() == before
-
-
-def test_progress_is_for_terminals(start: Callable[..., Any], folder: pathlib.Path) -> None:
-    controller, terminal = pty.openpty()
-    try:
-        process = start("split", DRAFT, "--layers", "0:1", stderr=terminal)
-        stdout, _ = process.communicate(timeout=240)
-        seen = os.read(controller, 10_000)
-    finally:
-        os.close(terminal)
-        os.close(controller)
-    assert process.returncode == 0
-    assert stdout.startswith(b"draft-layers-0-1.gguf")
-    assert b"draft-layers-0-1.gguf: 100 %" in seen
-    assert seen.endswith(b"\r\x1b[K")
 
 
 # ---- sllm codec-report

@@ -164,14 +164,14 @@ def test_the_lens_after_the_last_layer_shows_the_models_choice(
 
 
 def test_the_report(target_model: sllm.Model) -> None:
-    told: list[str] = []
+    told: list[float] = []
     options: dict[str, Any] = {"head": 1, "tail": 2, "codec": "f32", "max_tokens": 10, "n_threads": 1}
     report = audit.audit(embedded.TARGET, TEXT, progress=told.append, **options)
     tokens = target_model.vocab.encode(TEXT)[:10]
     assert (report.n_layer, report.n_vocab, report.n_tokens, report.n_candidates) == (8, 2560, 10, 2560)
     assert [one.layers for one in report.heads] == [0, 1, 2, 4]
     assert [one.layers for one in report.tails] == [0, 1, 2, 4]
-    assert len(told) == 5
+    assert told == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert report.text == report.recovered == target_model.vocab.decode(tokens)
     for head in report.heads:
         shares = (head.cosine, head.dot, head.l2, head.matched_true_prefix, head.among_candidates)
