@@ -60,7 +60,7 @@ FILES = {
     "grader.profile.json": embedded.TARGET_PROFILE,
 }
 SERVERS = re.compile(r"sllm (worker(?! token)|rpc-server|serve)\b")
-ANYTHING = ("TOKEN", "HOST", "FINGERPRINT", "KEY", r"\d{4}-\d\d-\d\dT[\d:]+Z")
+ANYTHING = ("TOKEN", "HOST", "FINGERPRINT", "KEY", r"\d{4}-\d\d-\d\dT[\d:]+Z", r"(?<=127\.0\.0\.1:)\d+")
 """What is another in each run, in what a command is shown to write; patterns."""
 ADDRESS = "sllm://TOKEN@HOST:50051#sha256=FINGERPRINT"
 """What stands for the line of the newest worker, also on a page that shows none."""
