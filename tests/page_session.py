@@ -6,9 +6,8 @@
   machine: it has a state folder and an address of its own, for which ``0.0.0.0`` stands. What a command is
   shown to write is compared (``...`` and the words of :data:`ANYTHING` match anything).
 - **Servers** (:data:`SERVERS`) go on until the page ends, or another one begins at the same port of the same
-  machine. The line that one is shown to print stands for the
-  line that it printed wherever it comes again; the file ``NAME.line`` holds it, or ``worker.line`` where the
-  prompt has no name.
+  machine. The line that one is shown to print stands for the line that it printed wherever it comes again;
+  the file ``NAME.line`` holds it, or ``worker.line`` where the prompt has no name.
 - ``10.0.0.N`` is an address of the loopback network.
 - ``http://host:8000/v1`` is an engine on loopback, as vLLM speaks.
 """
@@ -60,7 +59,7 @@ FILES = {
     "grader.profile.json": embedded.TARGET_PROFILE,
 }
 SERVERS = re.compile(r"sllm (worker(?! token)|rpc-server|serve)\b")
-ANYTHING = ("TOKEN", "HOST", "FINGERPRINT", "KEY", r"\d{4}-\d\d-\d\dT[\d:]+Z")
+ANYTHING = ("TOKEN", "HOST", "FINGERPRINT", "KEY", r"\d{4}-\d\d-\d\dT[\d:]+Z", r"(?<=127\.0\.0\.1:)\d+")
 """What is another in each run, in what a command is shown to write; patterns."""
 ADDRESS = "sllm://TOKEN@HOST:50051#sha256=FINGERPRINT"
 """What stands for the line of the newest worker, also on a page that shows none."""
