@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -54,6 +54,7 @@ class ServeLimits:
         body_bytes: of a request.
         body_seconds: until it has come.
         text_seconds: for a request from its first byte to the last one of the reply.
+        max_tokens: of a text, whatever is asked for; None: as many as the context holds.
 
     """
 
@@ -62,13 +63,19 @@ class ServeLimits:
     body_bytes: int = 8 << 20
     body_seconds: float = 30.0
     text_seconds: float = 3600.0
+    max_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("queue_seconds", "body_seconds", "text_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected seconds above 0")
-        if self.queue < 0 or self.body_bytes < 1:
-            raise ValueError("queue has to be 0 or more, and body_bytes 1 or more")
+        if self.queue < 0 or self.body_bytes < 1 or (self.max_tokens is not None and self.max_tokens < 1):
+            raise ValueError("queue has to be 0 or more, and body_bytes and max_tokens 1 or more")
+
+    def tokens(self, asked: int | None) -> int | None:
+        """How many a text gets that is asked for with so many."""
+        both = [n for n in (asked, self.max_tokens) if n is not None]
+        return min(both) if both else None
 
 
 class App:
@@ -198,6 +205,7 @@ class _Texts:
             # 1. What is asked for. While it comes, `receive` is the body's.
             body = await asyncio.wait_for(read_json(request, limits.body_bytes), limits.body_seconds)
             asked = self._read(body)
+            asked = replace(asked, max_tokens=limits.tokens(asked.max_tokens))
             if asked.model not in (None, self._name):
                 raise no_such_model(str(asked.model), self._name)
             self._source.check(asked)

@@ -9,7 +9,6 @@ objects. What is supported: ``docs/guides/serve.md``.
 from __future__ import annotations
 
 import asyncio
-import math
 import socket
 import threading
 from contextlib import ExitStack, suppress
@@ -24,6 +23,7 @@ from sllm.hosts import host_port, is_loopback
 from sllm.openai_server.source import HybridSource, Source, TargetSource
 from sllm.targets.base import Target
 from sllm.triage.hybrid import Hybrid
+from sllm.wire.tokens import checked_token
 
 with needs("serve"):
     import uvicorn
@@ -36,12 +36,9 @@ if TYPE_CHECKING:
 
     from sllm.draft.drafters import Drafter
 
-__all__ = ["DEFAULT_PORT", "MIN_KEY", "OpenAIServer", "ServeLimits"]
+__all__ = ["DEFAULT_PORT", "OpenAIServer", "ServeLimits"]
 
 DEFAULT_PORT = 8080
-MIN_KEY = 16
-"""Characters of a key."""
-
 _MAX_CONNECTIONS = 256
 _FIRST_REQUEST_SECONDS = 15.0
 """How long a connection may take to send the head of its first request."""
@@ -65,6 +62,8 @@ class OpenAIServer(Closing):
         host, port: where to listen; port 0: any that is free.
         api_key: what requests have to bring, at least 16 characters.
         sampling: for what requests leave open; None: ``SamplingParams()``, and of a hybrid temperature 0.
+            Its seed is not used.
+        seed: for requests that name none; None: each gets another one.
         texts: how many are written at once: 1 for what has one context, and for others what they have places
             for.
         n_ctx, n_threads: of contexts that are made here; None: the models' own.
@@ -102,6 +101,7 @@ class OpenAIServer(Closing):
         port: int = DEFAULT_PORT,
         api_key: str | None = None,
         sampling: SamplingParams | None = None,
+        seed: int | None = None,
         texts: int = 1,
         n_ctx: int | None = None,
         n_threads: int | None = None,
@@ -117,10 +117,10 @@ class OpenAIServer(Closing):
             if isinstance(target, Hybrid):
                 if draft is not None or texts != 1:
                     raise ValueError("a Hybrid has drafts of its own, and writes one text at a time")
-                source = HybridSource(target, sampling or SamplingParams(temperature=0.0))
+                source = HybridSource(target, sampling or SamplingParams(temperature=0.0), seed)
             elif isinstance(target, (Model, Target)):
                 sampling = sampling or SamplingParams()
-                source = TargetSource(target, draft, sampling, texts, n_ctx, n_threads)
+                source = TargetSource(target, draft, sampling, seed, texts, n_ctx, n_threads)
             else:
                 raise TypeError(f"target is {target!r}, expected a Model, a Target or a Hybrid")
             stack.callback(source.close)
@@ -173,19 +173,25 @@ class OpenAIServer(Closing):
         """Whether :meth:`close` was called."""
         return self._closed
 
-    def close(self, drain: float = 0.0) -> None:
-        """Take no more requests, and end: texts that are being written have ``drain`` seconds to come to
-        their end by themselves. More calls do nothing.
+    def drain(self, seconds: float) -> bool:
+        """Take no more requests, and wait until the texts have ended that are being written, for at most so
+        many seconds; whether they have.
         """
+        self._app.draining = True
+        self._uvicorn.should_exit = True
+        join(self._thread, seconds)
+        return not self._thread.is_alive()
+
+    def close(self) -> None:
+        """Take no more requests, and end the texts that are being written. More calls do nothing."""
         if self._closed or self._in_fork:
             return
         self._closed = True
-        self._app.draining = True
-        self._uvicorn.end(drain + _CLOSING_SECONDS)
-        join(self._thread, drain)
-        if self._thread.is_alive() and self._loop is not None:
+        if not self.drain(0.0) and self._loop is not None:
             with suppress(RuntimeError):  # the loop has just ended
                 self._loop.call_soon_threadsafe(self._app.end_texts)
+            join(self._thread, _CLOSING_SECONDS)
+            self._uvicorn.force_exit = True  # what is sent to clients that do not read
         join(self._thread)
         self._resources.close()
 
@@ -206,18 +212,20 @@ def check_access(host: str, key: str | None, origins: Collection[str]) -> None:
         )
     if key is None and "*" in origins:
         raise ValueError("any web page could use a server with cors_origins '*': give it an API key, too")
-    if key is not None and (len(key) < MIN_KEY or not all("!" <= char <= "~" for char in key)):
-        raise ValueError(f"the API key is not {MIN_KEY} or more visible ASCII characters without a space")
+    if key is not None:
+        checked_token(key)
 
 
 def _name_of(target: object) -> str:
-    """The name of a model's file, wherever it is."""
+    """The name of a model's file, wherever it is, or an engine's name for it."""
+    engine = getattr(getattr(target, "info", None), "model", None)
+    if isinstance(engine, str):
+        return engine
     for owner in (target, getattr(target, "model", None)):
         if isinstance(owner, Model):
             return owner.path.stem
-    info = getattr(getattr(target, "remote", None), "info", None)
-    named = getattr(info, "model_name", None)
-    return Path(named).stem if named else "sllm"
+    worker = getattr(getattr(getattr(target, "remote", None), "info", None), "model_name", None)
+    return Path(worker).stem if isinstance(worker, str) else "sllm"
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -296,8 +304,3 @@ class _Uvicorn(uvicorn.Server):
         await super().startup(sockets=sockets)
         if self._listens is not None:
             self._listens.set()
-
-    def end(self, seconds: float) -> None:
-        """End, from any thread; connections have so many seconds, then their tasks are cancelled."""
-        self.config.timeout_graceful_shutdown = math.ceil(seconds)
-        self.should_exit = True

@@ -126,6 +126,7 @@ class TargetSource:
         target: a :class:`~sllm.Model` gets a :class:`~sllm.LocalTarget` that stays for all texts.
         draft: as :func:`~sllm.generate` takes it. A model gets a context for each place.
         sampling: what requests leave open.
+        seed: of requests that name none; None: another one for each.
         texts: how many are written at once.
         n_ctx, n_threads: of contexts that are made here; None: the models' own.
 
@@ -136,6 +137,7 @@ class TargetSource:
         target: Target | Model,
         draft: Model | Drafter | Callable[..., Any] | str | None,
         sampling: SamplingParams,
+        seed: int | None,
         texts: int,
         n_ctx: int | None,
         n_threads: int | None,
@@ -154,7 +156,7 @@ class TargetSource:
             ]
             self._resources = stack.pop_all()
         self._target = target
-        self._sampling = sampling
+        self._sampling, self._seed = sampling, seed
         self._rows = target if isinstance(target, LocalTarget) and not target.isolated else None
         if draft == "mtp":
             self._rows = None  # the heads read what the target has computed last
@@ -233,7 +235,7 @@ class TargetSource:
             self._target,
             prompt.tokens,
             draft=place.draft,
-            sampling=_sampling(self._sampling, asked, number),
+            sampling=_sampling(self._sampling, self._seed, asked, number),
             max_tokens=asked.max_tokens,
             stop=asked.stop,
         )
@@ -275,12 +277,12 @@ def _drafter(
     return stack.enter_context(closing(ModelDrafter(draft, n_ctx=n_ctx, n_threads=n_threads)))
 
 
-def _sampling(defaults: SamplingParams, asked: Asked, number: int) -> SamplingParams:
+def _sampling(defaults: SamplingParams, seed: int | None, asked: Asked, number: int) -> SamplingParams:
     """The parameters of the text of this number: without a seed every text is another one."""
     given = dict(asked.sampling)
-    seed = given.pop("seed", None)
-    # Also a seed for noise of other engines, which takes 63 bits.
-    seed = secrets.randbits(62) if seed is None else seed
+    seed = given.pop("seed", seed)
+    if seed is None:
+        seed = secrets.randbits(62)  # noise of other engines takes 63 bits
     return replace(defaults, **given, seed=(seed + number) % 2**64)
 
 
@@ -291,10 +293,10 @@ class HybridSource:
     somebody else's.
     """
 
-    def __init__(self, hybrid: Hybrid, sampling: SamplingParams) -> None:
+    def __init__(self, hybrid: Hybrid, sampling: SamplingParams, seed: int | None) -> None:
         self.places: Sequence[Place] = [Place()]
         self._hybrid = hybrid
-        self._sampling = sampling
+        self._sampling, self._seed = sampling, seed
 
     def check(self, asked: Asked) -> None:
         """See :meth:`Source.check`."""
@@ -338,7 +340,7 @@ class HybridSource:
         return self._hybrid.ask(
             asked.messages,
             max_tokens=asked.max_tokens,
-            sampling=_sampling(self._sampling, asked, number),
+            sampling=_sampling(self._sampling, self._seed, asked, number),
         )
 
     def logprobs(

@@ -500,7 +500,7 @@ def test_with_the_key(serve: Callable[..., OpenAIServer], draft_model: sllm.Mode
         ({"host": "0.0.0.0"}, "needs an API key"),
         ({"cors_origins": ["*"]}, "any web page"),
         ({"api_key": "short"}, "16 or more"),
-        ({"api_key": "with a space in between"}, "without a space"),
+        ({"api_key": "with a space in between"}, "has spaces"),
         ({"texts": 0}, "texts is 0"),
         ({"texts": 2}, "writes one text at a time"),
     ],
@@ -744,11 +744,11 @@ def test_texts_have_time_to_end(serve: Callable[..., OpenAIServer], draft_model:
     with client(server) as asking, ThreadPoolExecutor(1) as pool:
         chunks = iter(asking.completions.create(model="sllm", prompt="x", max_tokens=4, stream=True))
         assert next(chunks).choices[0].text
-        closing = pool.submit(server.close, 60.0)
-        wait_until(lambda: server.closed)
+        draining = pool.submit(server.drain, 60.0)
+        assert not server.drain(0.0)
         target.let(100)
         assert [chunk.choices[0].finish_reason for chunk in chunks][-1] == "length"
-        closing.result()
+        assert draining.result()
 
 
 def test_a_client_that_reads_nothing_holds_nobody_up(
