@@ -17,24 +17,11 @@ import pytest
 from sllm import embedded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core() -> Iterator[None]:
-    """One thread for each model: those that wait spin, and would starve what runs beside the tests."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cores)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
+pytestmark = pytest.mark.usefixtures("one_core")
 
 
 def run(name: str, folder: pathlib.Path, typed: str = "") -> str:

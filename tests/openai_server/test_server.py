@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("one_core")
+
 PROMPT = "Once upon a time"
 ASK = [{"role": "user", "content": "Tell me a story."}]
 KEY = "a-key-that-nobody-guesses"

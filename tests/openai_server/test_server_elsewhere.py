@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("one_core")
+
 PROMPT = "Once upon a time"
 ASK = [{"role": "user", "content": "Tell me a story."}]
 PHONE = "13800138000"
