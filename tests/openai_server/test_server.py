@@ -322,6 +322,31 @@ def test_tools_are_called(tmp_path: Path, serve: Callable[..., OpenAIServer], *,
         server.close()
 
 
+def test_the_template_is_told(tmp_path: Path, serve: Callable[..., OpenAIServer]) -> None:
+    """Its variables, and how much to reason: what it makes of them is what is counted."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{{ mood }}{{ reasoning_effort }}{% if enable_thinking == false %}off{% endif %}"
+        "<|im_start|>assistant\n"
+    )
+    path = with_templates(tmp_path / "m.gguf", {"tokenizer.chat_template": template}, weights=True)
+    with sllm.Model(path) as model:
+        server = serve(model)
+        for fields, variables in [
+            ({"chat_template_kwargs": {"mood": "calm"}}, {"mood": "calm"}),
+            ({"reasoning_effort": "high"}, {"reasoning_effort": "high"}),
+            ({"reasoning_effort": "none"}, {"enable_thinking": False}),
+        ]:
+            body = {"messages": ASK, "max_tokens": 1, **fields}
+            status, _, said = raw(server, "POST", "/v1/chat/completions", body)
+            assert status == 200
+            assert said["usage"]["prompt_tokens"] == len(model.chat(ASK, variables=variables))
+            assert said["usage"]["prompt_tokens"] > len(model.chat(ASK))
+        body = {"messages": ASK, "chat_template_kwargs": {"messages": []}}
+        assert raw(server, "POST", "/v1/chat/completions", body)[0] == 400
+        server.close()
+
+
 # ---- what is refused
 
 
@@ -625,6 +650,29 @@ def test_a_prompt_is_left_in_the_middle(
         monkeypatch.setattr(target.context, "decode", real_decode)
         assert raw(server, "POST", "/v1/completions", {"prompt": "x", "max_tokens": 2})[0] == 200
         server.close()
+
+
+def test_no_text_is_longer_than_is_allowed(
+    serve: Callable[..., OpenAIServer], draft_model: sllm.Model
+) -> None:
+    target = held(draft_model)
+    target.let(100)
+    server = serve(target, limits=ServeLimits(max_tokens=3))
+    for asked, got in ((None, 3), (2, 2), (50, 3)):
+        body = {"prompt": "x", "max_tokens": asked}
+        said = raw(server, "POST", "/v1/completions", body)[2]
+        assert said["usage"]["completion_tokens"] == got
+        assert said["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_seed_of_the_servers(serve: Callable[..., OpenAIServer], draft_model: sllm.Model) -> None:
+    body = {"prompt": PROMPT, "max_tokens": 24, "temperature": 1.5}
+    server = serve(draft_model, seed=4)
+    texts = [
+        raw(server, "POST", "/v1/completions", {**body, **more})[2]["choices"][0]["text"]
+        for more in ({}, {}, {"seed": 4}, {"seed": 5})
+    ]
+    assert texts[0] == texts[1] == texts[2] != texts[3]
 
 
 def test_a_text_that_takes_too_long(serve: Callable[..., OpenAIServer], draft_model: sllm.Model) -> None:

@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from fake_engine import FakeEngine
+from held_target import HeldTarget
 from oracles import EXACT
 from remote_worker import WorkerProcess, wait_until
 
@@ -216,6 +218,21 @@ def test_one_clients_values_are_not_known_to_the_next(
         client.chat.completions.create(**asks, messages=ASK)
         assert hybrid.vault is not first
         assert PHONE not in str(said.sllm)
+
+
+def test_who_leaves_ends_an_answer_by_tiers(draft_model: sllm.Model, target_model: sllm.Model) -> None:
+    target = HeldTarget(target_model, " and on")
+    target.let(2)
+    hard = sllm.Grade(sllm.Tier.HARD, 0.0, 1.0, "public", ("a test says so",), None)
+    graded = SimpleNamespace(scorer=None, profile=None, assess=lambda *_args, **_more: hard)
+    with (
+        sllm.Hybrid(draft_model, target_model, target, triage=cast("Any", graded), n_threads=1) as hybrid,
+        asking(hybrid, name="tiers") as client,
+    ):
+        chunks = iter(client.chat.completions.create(model="tiers", messages=ASK, stream=True))
+        next(chunks)
+        chunks.close()
+        wait_until(lambda: target.ended == 1)
 
 
 # ---- a real model
