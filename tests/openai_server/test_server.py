@@ -332,11 +332,12 @@ def test_the_template_is_told(tmp_path: Path, serve: Callable[..., OpenAIServer]
     path = with_templates(tmp_path / "m.gguf", {"tokenizer.chat_template": template}, weights=True)
     with sllm.Model(path) as model:
         server = serve(model)
-        for fields, variables in [
+        told: list[tuple[dict[str, Any], dict[str, Any]]] = [
             ({"chat_template_kwargs": {"mood": "calm"}}, {"mood": "calm"}),
             ({"reasoning_effort": "high"}, {"reasoning_effort": "high"}),
             ({"reasoning_effort": "none"}, {"enable_thinking": False}),
-        ]:
+        ]
+        for fields, variables in told:
             body = {"messages": ASK, "max_tokens": 1, **fields}
             status, _, said = raw(server, "POST", "/v1/chat/completions", body)
             assert status == 200
@@ -558,6 +559,18 @@ def test_eight_clients_at_once(ask: Any, target_model: sllm.Model) -> None:
     with ThreadPoolExecutor(8) as pool:
         texts = list(pool.map(one, range(8)))
     assert texts == [expected(target_model, PROMPT, n=16, seed=number) for number in range(8)]
+
+
+def test_what_is_left_changes_no_text_after_it(ask: Any, target_model: sllm.Model) -> None:
+    asks: dict[str, Any] = {"model": "pair", "prompt": PROMPT, "temperature": 0.9}
+    for seed in range(4):
+        logprobs = 1 if seed % 2 else None
+        chunks = ask.completions.create(**asks, seed=seed, stream=True, logprobs=logprobs)
+        for _ in range(seed + 1):
+            next(chunks)
+        chunks.close()
+        got = ask.completions.create(**asks, seed=seed, max_tokens=24)
+        assert got.choices[0].text == expected(target_model, PROMPT, temperature=0.9, seed=seed, n=24)
 
 
 def held(draft_model: sllm.Model, **more: Any) -> HeldTarget:
