@@ -291,16 +291,42 @@ class RunStream:
         self._resources = resources
         self._cancel = cancel
         self._turns: AsyncTurns | None = None
+        self._read: list[Run] = []  # without what was withdrawn
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Run:
         try:
-            return next(self._runs)
+            run = next(self._runs)
         except BaseException:
             self.close()  # also at the end of the text
             raise
+        del self._read[max(0, len(self._read) - len(run.withdrawn)) :]
+        self._read.append(run)
+        return run
+
+    @property
+    def message(self) -> dict[str, str]:
+        """What has been read so far as an assistant's message, to be put behind those that it answers:
+        ``role``, ``content``, and ``reasoning_content`` where there was reasoning. Control tokens, and what a
+        draft writes alone without a link, are no part of it.
+
+        Examples:
+            >>> with sllm.LocalTarget(sllm.embedded.TARGET) as target:
+            ...     messages = [{"role": "user", "content": "Tell me a story."}]
+            ...     answer = sllm.generate(target, target.chat(messages), max_tokens=8)
+            ...     text = answer.text()
+            ...     messages.append(answer.message)
+            >>> messages[1] == {"role": "assistant", "content": text}
+            True
+
+        """
+        said = [run for run in self._read if run.source != "local"]
+        content = "".join(run.text for run in said if run.kind == "text")
+        reasoning = "".join(run.text for run in said if run.kind == "reasoning")
+        message = {"role": "assistant", "content": content}
+        return message | ({"reasoning_content": reasoning} if reasoning else {})
 
     def __aiter__(self) -> Self:
         return self

@@ -140,10 +140,19 @@ def test_unencodable_text(command: Callable[..., Any], tmp_path: pathlib.Path) -
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], "the following arguments are required: COMMAND (see sllm --help)"),
-        (["walk"], "invalid choice: 'walk'"),
-        (["run", "--tempo", "1", "x"], "unrecognized arguments: --tempo"),
-        (["run", "--temp", "1", "x"], "unrecognized arguments: --temp"),
+        (["walk"], "walk is no command: sllm --help lists those there are (see sllm --help)"),
+        (["chta"], "chta is no command: was `sllm chat` meant?"),
+        (["me/it"], "me/it is no command, and there is no model of that name; was `sllm hf://me/it` meant"),
+        (["./x/y/z"], "./x/y/z is no command, and there is no model of that name (see sllm --help)"),
+        (["--model", "x.gguf"], "--model is no option of sllm itself: was `sllm x.gguf` meant?"),
+        (["--target", "x.gguf", "Hi"], "--target is no option of sllm itself: was `sllm x.gguf` meant?"),
+        (["--seed", "run", "x"], "--seed is no option of sllm itself: was `sllm run --seed ...` meant?"),
+        (["--seed"], "--seed is no option of sllm itself: was `sllm chat --seed ...` meant?"),
+        (["run", "--model", "x.gguf", "x"], "unrecognized arguments: --model; was --target meant?"),
+        (["run", "--tempo", "1", "x"], "unrecognized arguments: --tempo; was --temperature meant?"),
+        (["run", "--temp=1", "x"], "unrecognized arguments: --temp=1; was --temperature meant?"),
+        (["run", "--maxtokens", "1", "x"], "unrecognized arguments: --maxtokens; was --max-tokens meant?"),
+        (["run", "--zzz", "x"], "unrecognized arguments: --zzz (see sllm run --help)"),
         (["run", "one", "two\nthree"], "there are 2 prompts; put the words of one in quotes"),
         (["run", "--temperature", "warm", "x"], "--temperature: invalid float value: 'warm'"),
         (["run", "--temperature", "nan", "x"], "temperature is nan, expected a finite number"),
@@ -167,7 +176,7 @@ def test_unencodable_text(command: Callable[..., Any], tmp_path: pathlib.Path) -
         (["run", "--target", "hf://fox", "x"], "cannot load 'hf://fox': "),
         (["run", "--target", "me/it", "x"], "me/it does not exist, expected a GGUF file; one on the Hugging"),
         (["run", "--target", "s3://me/it", "x"], "no such kind of address is known; expected hf://owner/repo"),
-        (["run", "x.gguf"], "was `sllm run --target x.gguf PROMPT` meant?"),
+        (["run", "x.gguf"], "was `sllm run --target x.gguf PROMPT` meant? (A conversation: `sllm x.gguf`.)"),
         (["run", "x.gguf", "Say hello", "-n", "3"], "was `sllm run --target x.gguf 'Say hello'` meant?"),
         (["run", "x.gguf", "-n", "3", "Hello"], "was `sllm run --target x.gguf Hello` meant?"),
         (["run", "Say", "-n", "3", "hello"], "there are 2 prompts; put the words of one in quotes"),
@@ -347,6 +356,21 @@ def test_full_disk(start: Callable[..., Any]) -> None:
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 2
     assert one_line(stderr.decode()) == f"cannot write to stdout: {os.strerror(errno.ENOSPC)}"
+
+
+# ---- sllm alone
+
+
+def test_the_help_of_all_commands(command: Callable[..., Any]) -> None:
+    alone = command(COLUMNS="200")
+    assert (alone.returncode, alone.stderr) == (0, "")
+    assert command("--help").stdout == alone.stdout
+    lines = alone.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    shown = [line.split("  ")[1] for line in lines if re.match(r"  \S", line)]
+    assert set(cli._COMMANDS) | {"--version"} == set(shown)
+    for purpose in ("Text:", "Workers:", "Models:", "This machine:"):
+        assert purpose in lines
 
 
 # ---- sllm devices, sllm inspect, sllm --version

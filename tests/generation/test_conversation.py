@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 from oracles import EXACT
 
-from sllm import CancelledError, LocalTarget, SamplingParams, generate
+from sllm import CancelledError, LocalTarget, Run, SamplingParams, generate
+from sllm.generation.text_stream import RunStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +36,9 @@ def test_a_conversation_costs_what_is_new(target_model: Model) -> None:
     talk = [{"role": "user", "content": "Tell me a story about a fox."}]
     with LocalTarget(target_model, n_ctx=512, **EXACT) as target:
         first = generate(target, target.chat(talk), max_tokens=30)
-        talk.append({"role": "assistant", "content": first.text()})
+        assert first.message == {"role": "assistant", "content": ""}
+        assert first.text() == first.message["content"]
+        talk.append(first.message)
         assert first.stats.n_reused == 0
         talk.append({"role": "user", "content": "Why?"})
         second = generate(target, target.chat(talk), max_tokens=30)
@@ -74,3 +78,21 @@ def test_a_stream_is_cancelled_by_another_thread(target_model: Model, draft_mode
             cancelled_soon(stream.cancel, stream.text)
         stream.cancel()  # one that has ended
         assert generate(target, "Once upon a time", max_tokens=4).text()
+
+
+def test_a_message_holds_what_was_said() -> None:
+    def run(text: str, kind: str = "text", source: str = "target", withdrawn: tuple[Run, ...] = ()) -> Run:
+        return Run(0, (1,), text, 0, source, withdrawn, kind)  # type: ignore[arg-type]
+
+    local = (run("a do", source="local"), run("g", source="local"))
+    runs = [
+        *(run("<think>", "control"), run("hm", "reasoning"), run("</think>", "control"), run("It is ")),
+        *(*local, run("a fox", withdrawn=local), run(".", source="local")),
+    ]
+    stream = RunStream(iter(runs), ExitStack())
+    for _ in range(2):
+        next(stream)
+    assert stream.message == {"role": "assistant", "content": "", "reasoning_content": "hm"}
+    assert stream.text() == "</think>It is a fox."
+    said = {"role": "assistant", "content": "It is a fox", "reasoning_content": "hm"}
+    assert stream.message == said

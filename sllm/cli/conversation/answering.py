@@ -53,6 +53,9 @@ class Answers(Protocol):
     def cancel(self) -> None:
         """End what another thread computes for the answer, which raises CancelledError; from any thread."""
 
+    def message(self) -> dict[str, str] | None:
+        """The last answer, or what there was of it, as a message; None: it has not begun."""
+
     def status(self) -> list[str]:
         """What the last answer has cost, in a few words each."""
 
@@ -119,6 +122,10 @@ class ModelAnswers:
         elif callable(cancel := getattr(self.target, "cancel", None)):
             cancel()  # it is computing the prompt
 
+    def message(self) -> dict[str, str] | None:
+        """See :meth:`Answers.message`."""
+        return None if self._stream is None else self._stream.message
+
     def status(self) -> list[str]:
         """See :meth:`Answers.status`."""
         stats = self._stats
@@ -177,6 +184,10 @@ class HybridAnswers:
     def cancel(self) -> None:
         """See :meth:`Answers.cancel`."""
         self.hybrid.cancel()
+
+    def message(self) -> dict[str, str] | None:
+        """See :meth:`Answers.message`."""
+        return None if self._answer is None else self._answer.message
 
     def status(self) -> list[str]:
         """See :meth:`Answers.status`."""

@@ -168,6 +168,7 @@ def _keys() -> Any:
             buffer.validate_and_handle()
 
     @keys.add("escape", "enter")
+    @keys.add("escape", "c-j")  # what a terminal makes of it that was typed before there was a prompt
     def _(event: Any) -> None:
         event.current_buffer.insert_text("\n")
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from sllm.cli.console import Output
     from sllm.cli.conversation.answering import Answers
     from sllm.cli.conversation.lines import Lines
-    from sllm.generation.text_stream import Run
 
 __all__ = ["COMMANDS", "Talk"]
 
@@ -120,22 +119,16 @@ class Talk:
         """Have a message answered. What goes wrong costs this answer, and a line says what it was."""
         transcript, turn = self._transcript, Turn(message)
         transcript.turns.append(turn)
-        texts: list[Run] = []
         shown = ShownText(self._out)
-
-        def show(run: Run) -> None:
-            del texts[max(0, len(texts) - len(run.withdrawn)) :]
-            texts.append(run)
-            shown.add(run)
-
-        complete = False
+        begun = complete = False
         try:
             self._make_room()
+            begun = True
             complete = read_answer(
                 self._answers,
                 transcript.sent(),
                 self._attempt,
-                show,
+                shown.add,
                 interruptible=self._interactive,
             )
             self._out.end_line()
@@ -150,9 +143,8 @@ class Talk:
         except Exception as error:  # noqa: BLE001 - one answer is lost, and not the conversation
             self._out.end_line()
             self._note(reason(error))
-        said = [run for run in texts if run.source != "local"]
-        turn.answer = "".join(run.text for run in said if run.kind == "text")
-        turn.reasoning = "".join(run.text for run in said if run.kind == "reasoning")
+        said = (self._answers.message() if begun else None) or {"content": ""}
+        turn.answer, turn.reasoning = said["content"], said.get("reasoning_content", "")
         self._unanswered = None
         if not complete and not turn.answer.strip():
             transcript.undo()
@@ -192,7 +184,8 @@ class Talk:
         }
         obey = does.get(name)
         if obey is None:
-            close = difflib.get_close_matches(name, [*COMMANDS, *_MEANT], n=1)
+            known = [*COMMANDS, *_MEANT]
+            close = difflib.get_close_matches(name, known, n=1) if len(name) > 1 else []
             meant = _MEANT.get(close[0], close[0]) if close else None
             what = f"was {meant} meant?" if meant else "/help lists those there are."
             raise CommandError(
