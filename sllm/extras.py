@@ -18,6 +18,7 @@ _WHAT = {
     "metrics": "a worker's figures for Prometheus",
     "chat": "editing and keeping what is typed in a conversation",
     "hub": "models on the Hugging Face hub",
+    "serve": "an OpenAI-compatible server",
     "names": "finding names in prose",
     "presidio": "Presidio's detectors",
 }

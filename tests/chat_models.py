@@ -12,6 +12,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+HERMES = (
+    "{% if tools %}<|im_start|>system\nCall tools like this: <tool_call>{} </tool_call>"
+    "{% for tool in tools %}{{ tool | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}\n<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}'
+    "\n</tool_call>{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A template by which calls of tools are written as Hermes and Qwen do."""
+
+
 def with_templates(path: Path, templates: dict[str, str], *, weights: bool = False) -> Path:
     """A file of the embedded model's vocabulary, with these chat templates in place of its own; ``weights``:
     a file of the whole model.

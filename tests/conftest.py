@@ -55,6 +55,20 @@ def away_from_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.chdir(tmp_path_factory.mktemp("cwd"))
 
 
+@pytest.fixture(scope="module")
+def one_core() -> Iterator[None]:
+    """One thread for each model: those that wait spin, and would starve what runs beside the tests."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 @pytest.fixture(scope="session")
 def target_model() -> Iterator[sllm.Model]:
     """The embedded target."""

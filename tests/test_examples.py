@@ -10,32 +10,16 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from sllm import embedded
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 SHARED = "arguments.py"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != SHARED)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core() -> Iterator[None]:
-    """One thread for each model: those that wait spin, and would starve what runs beside the tests."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cores)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
+pytestmark = pytest.mark.usefixtures("one_core")
 
 
 def start(name: str, folder: pathlib.Path, *args: str) -> subprocess.Popen[str]:

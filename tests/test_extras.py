@@ -36,6 +36,7 @@ EXTRAS = {
     "chat": ["prompt_toolkit"],
     "hub": ["huggingface_hub"],
     "engines": ["httpx2"],
+    "serve": ["starlette", "uvicorn"],
 }
 WITHOUT = """
 import sys
@@ -82,6 +83,7 @@ def test_models_on_this_machine_need_no_extra() -> None:
         ("hub", "sllm.Model('hf://nobody/nothing/no.gguf')"),
         ("hub", "sllm.Model('nobody/nothing:Q4_K_M')"),
         ("engines", "sllm.EngineTarget"),
+        ("serve", "import sllm.openai_server.server"),
     ],
 )
 def test_what_lacks_its_extra_says_which(extra: str, code: str) -> None:

@@ -1,4 +1,4 @@
-"""The models of ``sllm ask`` and ``sllm chat --ask``: what grades and answers here, and the cloud."""
+"""The models of ``sllm ask``, and of ``--ask`` elsewhere: what grades and answers here, and the cloud."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from sllm import embedded
 from sllm.cli.addresses import all_addresses, engine_key
 from sllm.cli.arguments import DEFAULT, MODEL, whole
 from sllm.cli.console import CommandError, one_line
+from sllm.cli.run_arguments import check_models
 from sllm.engine.chat_template import thinking_off
 from sllm.triage.calibration import Profile
 from sllm.triage.hybrid import Hybrid
@@ -26,7 +27,14 @@ if TYPE_CHECKING:
     from sllm.targets.base import Target
     from sllm.triage.hybrid import ChatCloud
 
-__all__ = ["add_triage", "check_cloud", "open_hybrid"]
+__all__ = ["add_triage", "check_cloud", "check_tiers", "open_hybrid"]
+
+# What the tiers of --ask have no place for, and what is for them alone.
+_NOT_WITH_ASK = (
+    *("draft", "head", "hops", "rpc", "no_run_ahead", "on_loss", "hedge", "deadline"),
+    *("experimental", "stop", "var"),
+)
+_WITH_ASK = ("small", "profile", "cloud_url", "cloud_model", "engine_vocab", "max_cloud_tokens")
 
 
 def add_triage(models: argparse._ActionsContainer, cloud: argparse._ActionsContainer) -> None:
@@ -99,6 +107,26 @@ def open_hybrid(
         )
     )
     return hybrid, local or small, trouble
+
+
+def check_tiers(args: argparse.Namespace) -> None:
+    """Refuse what does not go together: options of ``--ask`` without it, and options of one target with it.
+
+    Raises:
+        CommandError: they do not.
+
+    """
+    for name in _NOT_WITH_ASK if args.ask else _WITH_ASK:
+        if getattr(args, name):
+            option = f"--{name.replace('_', '-')}"
+            raise CommandError(f"{option} is not for --ask" if args.ask else f"{option} is for --ask: add it")
+    if args.ask:
+        args.local = args.target
+        check_cloud(args)
+    elif args.privacy != "local" or args.verify != "uncertain":
+        raise CommandError("--privacy and --verify are for --ask: add it")
+    else:
+        check_models(args)
 
 
 def check_cloud(args: argparse.Namespace) -> None:

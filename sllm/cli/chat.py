@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import sllm
 from sllm.cli.arguments import ENGINE_SECRET, MODEL, SECRET
 from sllm.cli.ask import explained
-from sllm.cli.ask_models import add_triage, check_cloud, open_hybrid
+from sllm.cli.ask_models import add_triage, check_tiers, open_hybrid
 from sllm.cli.chat_arguments import add_variables, check_variables, template_variables
 from sllm.cli.console import DIM, CommandError
 from sllm.cli.conversation.answering import HybridAnswers, ModelAnswers
 from sllm.cli.conversation.lines import open_lines
 from sllm.cli.conversation.talk import COMMANDS, Talk
 from sllm.cli.conversation.transcript import Transcript
-from sllm.cli.run_arguments import add_models, add_places, add_sampling, add_text, check_models, sampling_of
+from sllm.cli.run_arguments import add_models, add_places, add_sampling, add_text, sampling_of
 from sllm.cli.run_models import open_models
 from sllm.cli.signals import INTERRUPTED, interrupts_call
 from sllm.draft.drafters import ModelDrafter
@@ -38,13 +38,6 @@ EPILOG = (
     " what else may be typed. Where stdin is no terminal, each line of it is a message."
     f" {SECRET} {ENGINE_SECRET}"
 )
-
-# What the tiers of --ask have no place for, and what is for them alone.
-_NOT_WITH_ASK = (
-    *("draft", "head", "hops", "rpc", "no_run_ahead", "on_loss", "hedge", "deadline"),
-    *("experimental", "stop", "var"),
-)
-_WITH_ASK = ("small", "profile", "cloud_url", "cloud_model", "engine_vocab", "max_cloud_tokens")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Run ``sllm chat``."""
     _take_model(args)
-    _check_tiers(args)
+    check_tiers(args)
     check_variables(args)
     if args.temperature is None:
         args.temperature = 0.0 if args.ask else sllm.SamplingParams().temperature
@@ -109,21 +102,6 @@ def _take_model(args: argparse.Namespace) -> None:
     if words and args.target is not None:
         raise CommandError(f"{words[0]} and --target name two models; leave one out")
     args.target = words[0] if words else args.target
-
-
-def _check_tiers(args: argparse.Namespace) -> None:
-    """Whether the options go together: those of ``--ask`` with it, and the others without."""
-    for name in _NOT_WITH_ASK if args.ask else _WITH_ASK:
-        if getattr(args, name):
-            option = f"--{name.replace('_', '-')}"
-            raise CommandError(f"{option} is not for --ask" if args.ask else f"{option} is for --ask: add it")
-    if args.ask:
-        args.local = args.target
-        check_cloud(args)
-    elif args.privacy != "local" or args.verify != "uncertain":
-        raise CommandError("--privacy and --verify are for --ask: add it")
-    else:
-        check_models(args)
 
 
 def _loaded(name: str) -> Transcript:

@@ -50,6 +50,7 @@ _PURPOSES = {
     },
     "Workers": {
         "worker": ("sllm.cli.worker", "Serve a model to clients over the network."),
+        "serve": ("sllm.cli.serve", "Serve a model, a split or tiers as OpenAI's API."),
         "worker token": ("sllm.cli.worker_token", "Add, limit, rotate and revoke the tokens of users."),
         "status": ("sllm.cli.status", "Show what a worker is doing."),
         "ping": ("sllm.cli.ping", "Measure the link to a worker or a serving engine."),

@@ -38,6 +38,7 @@ from sllm.folders import read_private
 from sllm.rpc import server as rpc
 from sllm.rpc.cache import DEFAULT_BYTES
 from sllm.wire import auth
+from sllm.wire.tokens import load_or_make_token
 from sllm.worker.isolated import IsolatedWorker
 from sllm.worker.server import Limits, Monitoring, Worker
 from sllm.worker.token_file import FILE_NAME
@@ -279,7 +280,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     host, port = hosts.split_host_port(args.listen)
     _check_address(host, port, args)
     certificate = _checked_certificate(args.cert, args.key)
-    token = None if args.token_file is None else auth.load_or_make_token(Path(args.token_file))
+    token = None if args.token_file is None else load_or_make_token(Path(args.token_file))
     if args.layers is not False and args.draft is not None:
         raise CommandError("--draft is for texts, and --layers serves none; leave one of them out")
     if args.hops and args.layers is False:

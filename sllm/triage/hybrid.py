@@ -17,6 +17,7 @@ import math
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sllm.engine.handle import Closing
@@ -186,12 +187,19 @@ class Hybrid(Closing):
         """Forget what was masked: from here on there is another vault. An answer on its way keeps its own."""
         self.vault = Vault(self._detectors)
 
-    def ask(self, messages: Sequence[Mapping[str, Any]], *, max_tokens: int | None = None) -> Answer:
+    def ask(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int | None = None,
+        sampling: SamplingParams | None = None,
+    ) -> Answer:
         """Answer a conversation.
 
         Args:
             messages: mappings with ``role`` and ``content``, the whole conversation.
             max_tokens: of this answer; None: as for all answers.
+            sampling: of this answer; None: as for all answers.
 
         Returns:
             The answer. Text that is checked before it is given (tier 1 and verified tier 2) comes after the
@@ -200,7 +208,8 @@ class Hybrid(Closing):
             not fit), RemoteError (the cloud has broken off within an answer that was shown in part).
 
         Raises:
-            TypeError, ValueError: malformed messages, or max_tokens below 1.
+            TypeError, ValueError: malformed messages, max_tokens below 1, or a grammar for a
+                :class:`ChatCloud`.
             LeakError: with ``privacy="refuse"``, a private request that needs the cloud; also where the
                 answer is read, for what is noticed only then.
             BusyError: another thread is inside.
@@ -209,6 +218,7 @@ class Hybrid(Closing):
         """
         if max_tokens is not None:
             _check_count("max_tokens", max_tokens)
+        _check_cloud(self._pipeline.cloud, sampling)
         with exclusive(self._turn):
             self._check_open()
             # 1. One answer at a time: this request ends the one before.
@@ -216,6 +226,8 @@ class Hybrid(Closing):
                 self._answer.close()
             began = time.perf_counter()
             pipeline, stats = self._pipeline, HybridStats()
+            if sampling is not None:
+                pipeline = replace(pipeline, sampling=sampling)
             with count_grading(stats, pipeline.triage):
                 # 2. A copy: what was judged is what is sent, whatever becomes of the caller's lists.
                 copied = [copy.deepcopy(dict(message)) for message in checked_messages(messages)]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import secrets
 import socket
 import ssl
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from sllm.errors import AuthError, RemoteError
 from sllm.extras import needs
 from sllm.folders import read_private, write_private
 from sllm.hosts import DEFAULT_PORT, host_port, is_loopback
+from sllm.wire.tokens import is_visible
 
 with needs("remote"):
     import grpc
@@ -37,21 +37,16 @@ __all__ = [
     "bearing",
     "belong_together",
     "capability_digest",
-    "checked_token",
     "client_credentials",
     "fetch_certificate",
     "fingerprint",
     "header_digest",
     "load_or_make_certificate",
-    "load_or_make_token",
     "token_digest",
 ]
 
 
 _SERVER_NAME = "sllm-worker"
-_MIN_TOKEN = 16
-"""Characters; ``secrets.token_urlsafe(24)`` makes 32."""
-
 CAPABILITY_BYTES = 32
 """Of a capability, which is made at random: none can be guessed from its hash."""
 
@@ -104,7 +99,7 @@ class Address:
         if parts.password is not None:
             raise ValueError(f"the address of the worker has a ':' before its '@'; {form}")
         token = unquote(parts.username) if parts.username else None
-        if token is not None and not _is_visible(token):
+        if token is not None and not is_visible(token):
             raise ValueError(
                 f"the token in the address of the worker has spaces, control or non-ASCII characters; {form}"
             )
@@ -159,50 +154,6 @@ def header_digest(header: str | bytes | None) -> str:
     given = header.encode("utf-8", "replace") if isinstance(header, str) else header or b""
     bare = given.removeprefix(b"Bearer ")
     return hashlib.sha256(bare).hexdigest() if len(bare) < len(given) else ""
-
-
-def checked_token(token: str) -> str:
-    """``token``, if it may be used as one.
-
-    Raises:
-        ValueError: too short, or not of visible ASCII characters; does not repeat it.
-
-    """
-    if len(token) < _MIN_TOKEN:
-        raise ValueError(f"the token has {len(token)} characters, expected {_MIN_TOKEN} or more")
-    if not _is_visible(token):
-        raise ValueError("the token has spaces, control or non-ASCII characters")
-    return token
-
-
-def _is_visible(token: str) -> bool:
-    return all("!" <= c <= "~" for c in token)
-
-
-def load_or_make_token(path: Path) -> str:
-    """The token in a file; a new one is made and written, readable by its owner alone, where there is none.
-
-    Raises:
-        OSError: the file cannot be read or written.
-        PermissionError: other users may read or replace the file (:func:`sllm.folders.read_private`).
-        ValueError: what it holds is not a token.
-
-    """
-    try:
-        return _read_token(path)
-    except FileNotFoundError:
-        token = secrets.token_urlsafe(24)
-        if not write_private(path, token.encode() + b"\n"):
-            return _read_token(path)  # another worker has just written it
-        return token
-
-
-def _read_token(path: Path) -> str:
-    try:
-        return checked_token(read_private(path).decode().strip())
-    except ValueError as error:
-        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-        raise ValueError(f"{path} holds no token: {reason}") from None
 
 
 # ---- capabilities

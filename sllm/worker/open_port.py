@@ -10,6 +10,7 @@ from sllm import folders, hosts
 from sllm.extras import needs
 from sllm.wire import auth
 from sllm.wire.protocol import CHANNEL_OPTIONS
+from sllm.wire.tokens import checked_token, load_or_make_token
 from sllm.worker.admission import Admission
 from sllm.worker.call_threads import CallThreads
 from sllm.worker.listener import Listener
@@ -95,7 +96,7 @@ def access_of(
     folder = Path(state) if state is not None else folders.state_folder()
     if tokens is None and token is None:
         tokens = folder / FILE_NAME
-    token = auth.load_or_make_token(folder / "token") if token is None else auth.checked_token(token)
+    token = load_or_make_token(folder / "token") if token is None else checked_token(token)
     if certificate is None:
         chain, key = auth.load_or_make_certificate(folder)
     else:

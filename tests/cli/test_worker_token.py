@@ -13,6 +13,7 @@ from remote_worker import wait_until
 import sllm
 from sllm.cli import main as cli
 from sllm.wire import auth
+from sllm.wire.tokens import checked_token
 from sllm.worker.token_file import TokenFile
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def test_the_life_of_a_user(token: Callable[..., Any], tmp_path: Path) -> None:
     status, out, note = token("add", "alice", "--sessions", "2", "--tokens-per-minute", "600")
     assert status == 0
     secret = out.strip()
-    assert auth.checked_token(secret) == secret and len(secret) == 43
+    assert checked_token(secret) == secret and len(secret) == 43
     assert "secret" in note and secret not in note
     file = TokenFile(tmp_path / "state" / "tokens.json")
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600

@@ -28,7 +28,7 @@ from oracles import examples
 
 from sllm import hosts
 from sllm.errors import AuthError, RemoteError
-from sllm.wire import auth
+from sllm.wire import auth, tokens
 from sllm.wire.auth import Address
 
 if TYPE_CHECKING:
@@ -197,19 +197,19 @@ def test_only_the_token_is_the_token(token: str, other: str | bytes) -> None:
 )
 def test_a_token_has_to_be_long_and_visible(token: str) -> None:
     with pytest.raises(ValueError, match="token") as caught:
-        auth.checked_token(token)
+        tokens.checked_token(token)
     assert not token or token not in str(caught.value)
 
 
 def test_a_token_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "token"
-    token = auth.load_or_make_token(path)
-    assert auth.checked_token(token) == token
-    assert auth.load_or_make_token(path) == token
+    token = tokens.load_or_make_token(path)
+    assert tokens.checked_token(token) == token
+    assert tokens.load_or_make_token(path) == token
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert [entry.name for entry in path.parent.iterdir()] == ["token"]
-    assert auth.load_or_make_token(tmp_path / "other") != token
+    assert tokens.load_or_make_token(tmp_path / "other") != token
 
 
 def test_those_who_make_a_token_at_once_get_the_same(tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_those_who_make_a_token_at_once_get_the_same(tmp_path: Path) -> None:
 
         def make(_i: int, path: Path = path, start: threading.Barrier = start) -> str:
             start.wait(PATIENCE)
-            return auth.load_or_make_token(path)
+            return tokens.load_or_make_token(path)
 
         with ThreadPoolExecutor(n) as pool:
             assert len(set(pool.map(make, range(n)))) == 1
@@ -231,16 +231,16 @@ def test_those_who_make_a_token_at_once_get_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("file", "folder"), [(0o644, 0o755), (0o620, 0o700), (0o600, 0o777)])
 def test_a_token_that_others_may_read_is_refused(tmp_path: Path, file: int, folder: int) -> None:
     path = tmp_path / "state" / "token"
-    token = auth.load_or_make_token(path)
+    token = tokens.load_or_make_token(path)
     path.chmod(file)
     path.parent.chmod(folder)
     with pytest.raises(PermissionError, match="others on this machine") as caught:
-        auth.load_or_make_token(path)
+        tokens.load_or_make_token(path)
     assert "chmod" in str(caught.value)
     assert token not in str(caught.value)
     path.chmod(0o600)
     path.parent.chmod(0o700)
-    assert auth.load_or_make_token(path) == token
+    assert tokens.load_or_make_token(path) == token
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"short\n", b"two words that are long enough", b"\xff" * 40])
@@ -249,7 +249,7 @@ def test_a_file_that_holds_no_token_is_an_error_and_kept(tmp_path: Path, content
     path.write_bytes(content)
     path.chmod(0o600)
     with pytest.raises(ValueError, match="holds no token") as caught:
-        auth.load_or_make_token(path)
+        tokens.load_or_make_token(path)
     assert str(path) in str(caught.value)
     assert content.decode("latin-1").strip() in ("", "short") or content.decode("latin-1") not in str(
         caught.value
@@ -261,7 +261,7 @@ def test_a_token_that_cannot_be_kept_is_an_os_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file" / "token", tmp_path):
         with pytest.raises(OSError, match=r".") as caught:
-            auth.load_or_make_token(path)
+            tokens.load_or_make_token(path)
         assert not isinstance(caught.value, RemoteError)
 
 
