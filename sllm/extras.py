@@ -16,7 +16,7 @@ _WHAT = {
     "privacy": "finding what is private",
     "engines": "serving engines over HTTP",
     "metrics": "a worker's figures for Prometheus",
-    "hub": "models on the Hugging Face hub",
+    "hub": "models on the Hugging Face hub and on ModelScope",
     "names": "finding names in prose",
     "presidio": "Presidio's detectors",
 }
