@@ -42,30 +42,40 @@ SLLM_BODY float largest_body(const float * logits, int32_t n) {
     return best;
 }
 
-SLLM_BODY int32_t search_body(const float * logits, int32_t begin, int32_t n, float value) {
+// The first search_step elements from `begin` on among which `hit` is true of one, or the first one of the rest; n for none.
+template <typename Hit> SLLM_BODY int32_t search_lanes(int32_t begin, int32_t n, Hit hit) {
     for (; begin + search_step <= n; begin += search_step) { // a search that may end at any element is no vector code
         int32_t hits[n_lanes] = {};
         for (int32_t i = 0; i < search_step; i += n_lanes) {
             for (int32_t j = 0; j < n_lanes; ++j) {
-                hits[j] |= logits[begin + i + j] >= value ? -1 : 0;
+                hits[j] |= hit(begin + i + j) ? -1 : 0;
             }
         }
         int32_t any = 0;
-        for (const int32_t hit : hits) {
-            any |= hit;
+        for (const int32_t one : hits) {
+            any |= one;
         }
         if (any != 0) {
             return begin;
         }
     }
     for (int32_t i = begin; i < n; ++i) {
-        if (logits[i] >= value) {
+        if (hit(i)) {
             return i;
         }
     }
     return n;
 }
 
+SLLM_BODY int32_t search_body(const float * logits, int32_t begin, int32_t n, float value) {
+    return search_lanes(begin, n, [=](int32_t i) { return logits[i] >= value; });
+}
+
+SLLM_BODY int32_t search_murmur_body(uint32_t state, int32_t begin, int32_t n, uint32_t flip, uint32_t bound) {
+    return search_lanes(begin, n, [=](int32_t i) { return (sllm::murmur_of(state, i) ^ flip) <= bound; });
+}
+
+// Not by search_lanes: the lanes are of 64 bits, and a hash is cheap only as a step from the one before.
 SLLM_BODY int32_t search_hash_body(uint64_t key, int32_t begin, int32_t n, uint64_t bound) {
     constexpr int32_t n_hashes = 8; // at once
     for (; begin + search_step <= n; begin += search_step) {
@@ -86,30 +96,6 @@ SLLM_BODY int32_t search_hash_body(uint64_t key, int32_t begin, int32_t n, uint6
     }
     for (int32_t i = begin; i < n; ++i) {
         if (sllm::hash_of(key, i) >= bound) {
-            return i;
-        }
-    }
-    return n;
-}
-
-SLLM_BODY int32_t search_murmur_body(uint32_t state, int32_t begin, int32_t n, uint32_t flip, uint32_t bound) {
-    for (; begin + search_step <= n; begin += search_step) {
-        int32_t hits[n_lanes] = {};
-        for (int32_t i = 0; i < search_step; i += n_lanes) {
-            for (int32_t j = 0; j < n_lanes; ++j) {
-                hits[j] |= (sllm::murmur_of(state, begin + i + j) ^ flip) <= bound ? -1 : 0;
-            }
-        }
-        int32_t any = 0;
-        for (const int32_t hit : hits) {
-            any |= hit;
-        }
-        if (any != 0) {
-            return begin;
-        }
-    }
-    for (int32_t i = begin; i < n; ++i) {
-        if ((sllm::murmur_of(state, i) ^ flip) <= bound) {
             return i;
         }
     }

@@ -17,8 +17,8 @@ _WHAT = {
     "engines": "serving engines over HTTP",
     "metrics": "a worker's figures for Prometheus",
     "chat": "editing and keeping what is typed in a conversation",
-    "hub": "models on the Hugging Face hub",
     "serve": "an OpenAI-compatible server",
+    "hub": "models on the Hugging Face hub and on ModelScope",
     "names": "finding names in prose",
     "presidio": "Presidio's detectors",
 }

@@ -58,7 +58,7 @@ DEFAULT = "(default: %(default)s)"
 NO_HOPS = "none"
 """As ``--hops``: hidden states do not go from worker to worker."""
 
-MODEL = "a GGUF file, owner/repo:QUANT or hf://owner/repo/file.gguf"
+MODEL = "a GGUF file, owner/repo:QUANT, or hf:// or ms://owner/repo/file.gguf"
 URI = (
     f"the sllm:// line that the worker printed; @FILE: a file with it; left out: what ${REMOTE_VARIABLE}"
     " holds"

@@ -37,8 +37,8 @@ class Model(Weights):
 
     Args:
         path: a local path; or a model on the Hugging Face hub, such as ``owner/repo:Q4_K_M`` or
-            ``hf://owner/repo/file.gguf``, which is downloaded first (:func:`sllm.hub.resolve` has all forms).
-            Of a model in several files, the first.
+            ``hf://owner/repo/file.gguf``, or on ModelScope (``ms://``), which is downloaded first
+            (:func:`sllm.hub.resolve` has all forms). Of a model in several files, the first.
         params, options: how to load it (:class:`~sllm.engine.params.LoadParams`); ``options`` are its fields,
             and count more than ``params``.
 

@@ -12,7 +12,6 @@ its sum has been found to be the listing's.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +25,11 @@ from sllm.engine.hub_reader import PieceReader, one_line, range_of, reply, statu
 from sllm.errors import ModelLoadError
 from sllm.extras import needs
 from sllm.folders import cache_folder
+
+try:
+    import fcntl
+except ImportError:  # where there is none, two processes that want the same file get in each other's way
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -297,7 +301,8 @@ class _Download:
         try:
             part.parent.mkdir(parents=True, exist_ok=True)
             with part.open("a+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)  # of another process, which wants it, too
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX)  # of another process, which wants it, too
                 if self._is_there():
                     return
                 found = self._filled(file)
