@@ -84,8 +84,8 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         action="append",
         default=[],
-        help="on loopback: a name besides localhost by which clients reach this, such as that of a proxy in"
-        " front; may be repeated",
+        help="a name besides localhost by which clients may ask for this, such as that of a proxy in front;"
+        " may be repeated (default: on loopback none, and elsewhere any)",
     )
     access.add_argument(
         "--cors-origin",

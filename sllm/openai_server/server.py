@@ -68,8 +68,8 @@ class OpenAIServer(Closing):
             for.
         n_ctx, n_threads: of contexts that are made here; None: the models' own.
         limits: what clients may take.
-        allowed_hosts: names besides loopback's by which clients reach a server on loopback: those of a proxy
-            in front of it.
+        allowed_hosts: names besides loopback's by which clients may ask for it, such as that of a proxy in
+            front of it; none: on loopback no other, and elsewhere any.
         cors_origins: web pages that may ask, such as ``https://app.example``; ``"*"``: any, which needs a
             key.
 
@@ -127,8 +127,8 @@ class OpenAIServer(Closing):
             self.name = name or _name_of(target)
             listener = stack.enter_context(_listening(host, port))
             self.address: tuple[str, int] = listener.getsockname()[:2]
-            # Elsewhere the key, which no web page has, keeps them out, and names are many.
-            hosts = frozenset(allowed_hosts) if is_loopback(host) else None
+            # Elsewhere the key, which no web page has, keeps them out, and names may be many.
+            hosts = frozenset(allowed_hosts) if allowed_hosts or is_loopback(host) else None
             self._app = App(source, self.name, limits or ServeLimits(), api_key, hosts, cors_origins)
             self._uvicorn = _Uvicorn(_config(self._app))
             self._ready = threading.Event()

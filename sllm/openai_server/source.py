@@ -148,7 +148,11 @@ class TargetSource:
             raise ValueError('on_loss is "local", which may take text back, and what was sent cannot be')
         with ExitStack() as stack:
             if isinstance(target, Model):
-                target = stack.enter_context(LocalTarget(target, n_ctx=n_ctx, n_threads=n_threads))
+                # Snapshots, by which recurrent models take a draft back, cost a plain token some percent.
+                n_rollback = 0 if draft is None else None
+                target = stack.enter_context(
+                    LocalTarget(target, n_ctx=n_ctx, n_threads=n_threads, n_rollback=n_rollback)
+                )
             if isinstance(target, LocalTarget) and texts > 1:
                 raise ValueError(f"texts is {texts}, and a LocalTarget writes one text at a time")
             self.places: Sequence[Place] = [

@@ -67,7 +67,7 @@ def test_a_signal_in_mid_stream(
         *SERVE, "--draft", "none", "--grammar-file", "endless.gbnf", "--drain", drain, "--n-ctx", "16384"
     )
     with client(line_of(process)) as asking:
-        chunks = iter(asking.completions.create(model="target", prompt="x", stream=True))
+        chunks = asking.completions.create(model="target", prompt="x", stream=True)
         assert next(chunks).choices[0].text is not None
         process.send_signal(number)
         if drain == "30":

@@ -438,6 +438,29 @@ def test_no_body_fails_the_server(server: OpenAIServer, messages: Any, more: Any
     assert status == 200 or said["error"]["code"]
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),  # TLS
+        b"\x00" * 100,
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"GET / HTTP/1.1\r\nx: " + b"x" * 100_000 + b"\r\n\r\n",
+        b"GET /%ff%00 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{",
+    ],
+)
+def test_what_is_no_http(server: OpenAIServer, data: bytes) -> None:
+    with socket.create_connection(server.address, 60) as connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):
+            while connection.recv(4096):
+                pass
+    assert raw(server, "GET", "/health")[0] == 200
+
+
 def test_half_a_character_is_echoed_as_one(server: OpenAIServer) -> None:
     body = b'{"prompt": "a\\ud800b", "max_tokens": 1, "echo": true}'
     status, _, said = raw(server, "POST", "/v1/completions", body)
@@ -789,7 +812,7 @@ def test_the_end_in_mid_stream(serve: Callable[..., OpenAIServer], draft_model: 
     server = serve(target)
     target.let(2)
     with client(server) as asking:
-        chunks = iter(asking.completions.create(model="sllm", prompt="x", stream=True))
+        chunks = asking.completions.create(model="sllm", prompt="x", stream=True)
         assert next(chunks).choices[0].text
         server.close()
         with pytest.raises(openai.APIError) as caught:
@@ -805,7 +828,7 @@ def test_texts_have_time_to_end(serve: Callable[..., OpenAIServer], draft_model:
     server = serve(target)
     target.let(1)
     with client(server) as asking, ThreadPoolExecutor(1) as pool:
-        chunks = iter(asking.completions.create(model="sllm", prompt="x", max_tokens=4, stream=True))
+        chunks = asking.completions.create(model="sllm", prompt="x", max_tokens=4, stream=True)
         assert next(chunks).choices[0].text
         draining = pool.submit(server.drain, 60.0)
         assert not server.drain(0.0)

@@ -229,7 +229,7 @@ def test_who_leaves_ends_an_answer_by_tiers(draft_model: sllm.Model, target_mode
         sllm.Hybrid(draft_model, target_model, target, triage=cast("Any", graded), n_threads=1) as hybrid,
         asking(hybrid, name="tiers") as client,
     ):
-        chunks = iter(client.chat.completions.create(model="tiers", messages=ASK, stream=True))
+        chunks = client.chat.completions.create(model="tiers", messages=ASK, stream=True)
         next(chunks)
         chunks.close()
         wait_until(lambda: target.ended == 1)
