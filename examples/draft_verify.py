@@ -44,6 +44,7 @@ with (
     big.context(n_ctx=1024, n_seq_max=2, **SETTINGS) as target,
     small.context(n_ctx=1024, n_seq_max=2, **SETTINGS) as drafter,
 ):
+    big.vocab.check_same(small.vocab)
     texts, n_passes = write(target, drafter, n_max=4)
     alone, n_alone = write(target, drafter, n_max=0)
     print(*texts, sep="\n")

@@ -31,6 +31,7 @@ class Vocab:
     """The vocabulary of a model. Any number of threads may use it.
 
     Attributes:
+        name: what messages call it: the file, or the worker that it is of.
         n_tokens: how many tokens there are; ids are 0 <= id < n_tokens.
         bos, eos, pad: ids of special tokens, or None where the file has none (llama.cpp then takes token
             11 of a BPE vocabulary, a comma or the like, for BOS and EOS).
@@ -54,7 +55,7 @@ class Vocab:
             return token if token >= 0 else None
 
         self._model = model
-        self._name = name  # of the file, for messages
+        self.name = name
         self.n_tokens: int = info.n_vocab
         self.bos = special(info.bos)
         self.eos = special(info.eos)
@@ -266,8 +267,8 @@ class Vocab:
             mine, theirs = self._entry(token), other._entry(token)
             if mine != theirs:
                 raise VocabMismatchError(
-                    f"token {token} is {mine[0]!r} in {self._name}"
-                    f" and {theirs[0]!r} in {other._name}"
+                    f"token {token} is {mine[0]!r} in {self.name}"
+                    f" and {theirs[0]!r} in {other.name}"
                     + (" (of different kinds)" if mine[0] == theirs[0] else "")
                     + "; target and draft must share a vocabulary"
                 )

@@ -53,6 +53,7 @@ class RemoteVocabulary:
             self._fleet.link.live_for_texts()
             if self._model is None:
                 self._model = self._load()
+                self._model.vocab.name = f"the model of {self._fleet.link.endpoint}"  # and not the file
             return self._model
 
     def adopt(self, model: Model) -> None:
