@@ -8,7 +8,7 @@ from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING
 
 import sllm
-from sllm.cli.arguments import ENGINE_SECRET, MODEL, SECRET
+from sllm.cli.arguments import ENGINE_SECRET, FAILED, MODEL, SECRET
 from sllm.cli.ask import explained
 from sllm.cli.ask_models import add_triage, check_cloud, open_hybrid
 from sllm.cli.chat_arguments import add_variables, check_variables, template_variables
@@ -35,7 +35,8 @@ __all__ = ["EPILOG", "add_arguments", "run"]
 
 EPILOG = (
     "`sllm MODEL` is short for `sllm chat MODEL`. Ctrl-C ends an answer, Ctrl-D the conversation; /help lists"
-    " what else may be typed. Where stdin is no terminal, each line of it is a message."
+    " what else may be typed. Where stdin is no terminal, each line of it is a message, and the status is 2"
+    " if one was not answered."
     f" {SECRET} {ENGINE_SECRET}"
 )
 
@@ -94,7 +95,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
         talk = Talk(lines, answers, out, transcript, interactive=interactive, max_tokens=args.max_tokens)
         # Between an answer and the next prompt a Ctrl-C has nothing to end.
         stack.enter_context(interrupts_call(lambda: None) if interactive else nullcontext())
-        return 0 if talk.run() else INTERRUPTED
+        if not talk.run():
+            return INTERRUPTED
+        # A person has seen what failed; a program looks at the status.
+        return FAILED if talk.failed and not interactive else 0
 
 
 def _take_model(args: argparse.Namespace) -> None:
