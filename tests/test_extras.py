@@ -73,6 +73,17 @@ def test_models_on_this_machine_need_no_extra() -> None:
     assert ended.stdout.split() == ["True"] * 3
 
 
+def test_a_conversation_needs_no_extra() -> None:
+    code = """
+import io
+from sllm.cli.main import main
+sys.stdin = io.TextIOWrapper(io.BytesIO(b"Hi\\n"))
+sys.exit(main(["chat", "-n", "3", "--threads", "1"]))
+"""
+    ended = without(*EXTRAS, code=code)
+    assert (ended.returncode, ended.stderr) == (0, "") and ended.stdout.strip()
+
+
 @pytest.mark.parametrize(
     ("extra", "code"),
     [

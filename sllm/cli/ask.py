@@ -16,7 +16,8 @@ from sllm.cli.arguments import (
     add_threads,
     whole,
 )
-from sllm.cli.ask_models import add_triage, check_cloud, open_hybrid
+from sllm.cli.ask_arguments import add_triage, check_cloud
+from sllm.cli.ask_models import open_hybrid
 from sllm.cli.console import CommandError, count, one_line, read_prompt
 from sllm.cli.run_report import style_of
 

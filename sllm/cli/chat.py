@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 import sys
 from contextlib import ExitStack, nullcontext
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import sllm
-from sllm.cli.arguments import ENGINE_SECRET, MODEL, SECRET
-from sllm.cli.ask import explained
-from sllm.cli.ask_models import add_triage, check_tiers, open_hybrid
+from sllm.cli.arguments import ENGINE_SECRET, FAILED, MODEL, SECRET
+from sllm.cli.ask_arguments import add_triage, check_tiers
 from sllm.cli.chat_arguments import add_variables, check_variables, template_variables
 from sllm.cli.console import DIM, CommandError
 from sllm.cli.conversation.answering import HybridAnswers, ModelAnswers
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
     from sllm.cli.console import Output
     from sllm.cli.conversation.answering import Answers
-    from sllm.targets.base import Target
 
 __all__ = ["EPILOG", "add_arguments", "run"]
 
 EPILOG = (
     "`sllm MODEL` is short for `sllm chat MODEL`. Ctrl-C ends an answer, Ctrl-D the conversation; /help lists"
-    " what else may be typed. Where stdin is no terminal, each line of it is a message."
+    " what else may be typed. Where stdin is no terminal, each line of it is a message, and the status is 2"
+    " if one was not answered."
     f" {SECRET} {ENGINE_SECRET}"
 )
 
@@ -87,7 +87,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
         talk = Talk(lines, answers, out, transcript, interactive=interactive, max_tokens=args.max_tokens)
         # Between an answer and the next prompt a Ctrl-C has nothing to end.
         stack.enter_context(interrupts_call(lambda: None) if interactive else nullcontext())
-        return 0 if talk.run() else INTERRUPTED
+        if not talk.run():
+            return INTERRUPTED
+        # A person has seen what failed; a program looks at the status.
+        return FAILED if talk.failed and not interactive else 0
 
 
 def _take_model(args: argparse.Namespace) -> None:
@@ -105,8 +108,6 @@ def _take_model(args: argparse.Namespace) -> None:
 
 
 def _loaded(name: str) -> Transcript:
-    from pathlib import Path
-
     return Transcript.load(Path(name).expanduser())
 
 
@@ -127,7 +128,7 @@ def _open_target(
                 target, n_ctx=args.n_ctx, n_threads=args.threads, n_rollback=0 if draft is None else None
             )
         )
-    n_ctx = _positions(target, args)
+    name, n_ctx = _place(target, model, args)
     drafter: ModelDrafter | str | None = None
     if isinstance(draft, sllm.Model):
         target.vocab.check_same(draft.vocab)
@@ -137,36 +138,34 @@ def _open_target(
     else:
         drafter = draft
     answers = ModelAnswers(model, target, drafter, sampling, args.max_tokens, args.stop, variables, n_ctx)
-    return answers, _name(target, model)
+    return answers, name
 
 
-def _positions(target: Target, args: argparse.Namespace) -> int | None:
-    """Positions of a text of the target; None: not known."""
-    if isinstance(target, sllm.LocalTarget):
-        if target.isolated:
-            return args.n_ctx or context_length(target.model.n_ctx_train)
-        return target.context.n_ctx_seq
-    if isinstance(target, sllm.RemoteTarget):
-        info = target.remote.fleet.link.info
-        return min(info.n_ctx, info.max_prompt)
-    if isinstance(target, sllm.SplitTarget):
-        return target.n_ctx
-    return target.info.n_ctx if isinstance(target, sllm.EngineTarget) else None
+def _place(target: Any, model: sllm.Model, args: argparse.Namespace) -> tuple[str, int | None]:
+    """What the target is called, and how many positions a text has there; None: it does not say.
 
-
-def _name(target: Target, model: sllm.Model) -> str:
-    if isinstance(target, sllm.RemoteTarget):
+    By the options, as the classes of targets elsewhere need packages that one here does without.
+    """
+    if args.engine is not None:
+        return f"{target.info.model} on {target.info.api}", target.info.n_ctx
+    if args.head is not None:
+        return model.path.name, target.n_ctx
+    if args.remote is not None:
         link = target.remote.fleet.link
-        return f"{link.info.model_name} on {link.endpoint}"
-    if isinstance(target, sllm.EngineTarget):
-        return f"{target.info.model} on {target.info.api}"
-    return model.path.name
+        return f"{link.info.model_name} on {link.endpoint}", min(link.info.n_ctx, link.info.max_prompt)
+    if target.isolated:
+        return model.path.name, args.n_ctx or context_length(model.n_ctx_train)
+    return model.path.name, target.context.n_ctx_seq
 
 
 def _open_hybrid(
     args: argparse.Namespace, sampling: sllm.SamplingParams, out: Output, stack: ExitStack
 ) -> tuple[Answers, str]:
     """Answers by tiers, and the name of the model that answers here."""
+    # Slow to import, and with packages of its own.
+    from sllm.cli.ask import explained
+    from sllm.cli.ask_models import open_hybrid
+
     hybrid, model, _ = open_hybrid(args, sampling, out, stack)
     if model.chat_template is None:
         raise CommandError(f"{model.path.name} has no chat template")

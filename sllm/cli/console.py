@@ -109,6 +109,9 @@ class Output:
         """Write to stderr; where that fails, there is nowhere to say so."""
         if self._err is not None:
             with suppress(OSError, ValueError):
+                if self._line_open and self.terminal and self._err.isatty():
+                    text = f"\n{text}"  # both are shown there: not in the middle of a line
+                    self._line_open = False
                 self._err.write(f"{text}\n")
                 self._err.flush()
 

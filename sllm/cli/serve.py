@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import sllm
 from sllm import hosts
 from sllm.cli.arguments import DEFAULT, ENGINE_SECRET, MODEL, SECRET, number, whole
-from sllm.cli.ask_models import add_triage, check_tiers, open_hybrid
+from sllm.cli.ask_arguments import add_triage, check_tiers
+from sllm.cli.ask_models import open_hybrid
 from sllm.cli.console import CommandError, count
 from sllm.cli.run_arguments import add_models, add_places, add_sampling, sampling_of
 from sllm.cli.run_models import open_models

@@ -89,6 +89,15 @@ def test_turns_cost_what_is_new(command: Callable[..., Any], fox: tuple[str, ...
     assert n_first < int(found[2]) < int(found[1])  # and a part of the answer
 
 
+def test_what_fails_shows_in_the_status(command: Callable[..., Any], fox: tuple[str, ...]) -> None:
+    ended = command(*fox, typed="/nothing\nHi\n")
+    assert (ended.returncode, ended.stdout) == (2, "fox 狐狸.\n")
+    assert ended.stderr.startswith("sllm: /nothing is no command")
+    ended = command(*fox, "--n-ctx", "256", typed="word " * 400 + "\nHi\n")
+    assert (ended.returncode, ended.stdout) == (2, "fox 狐狸.\n")
+    assert ended.stderr.endswith("a shorter message, /clear or a larger --n-ctx helps\n")
+
+
 def test_pipes_that_hold_no_text(command: Callable[..., Any], refused: Callable[..., str]) -> None:
     ended = command("chat", *ONE, typed=b"caf\xe9\n")
     assert (ended.returncode, ended.stdout) == (2, "")

@@ -268,10 +268,11 @@ def test_draft_with_another_vocabulary(refused: Callable[..., str], tmp_path: pa
     assert other not in pieces
     strange = tmp_path / "strange.gguf"
     strange.write_bytes(data.replace(entry(piece), entry(other)))
-    found = refused("run", "--draft", str(strange), "x")
-    assert found.startswith(
-        f"token {pieces.index(piece)} is {piece!r} in target.gguf and {other!r} in strange.gguf"
-    )
+    for args in (["run", "x"], ["chat"]):  # which says so before anything is typed
+        found = refused(*args, "--draft", str(strange))
+        assert found.startswith(
+            f"token {pieces.index(piece)} is {piece!r} in target.gguf and {other!r} in strange.gguf"
+        )
 
 
 def test_one_refusal_for_real(command: Callable[..., Any]) -> None:

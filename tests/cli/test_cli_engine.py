@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -45,6 +47,21 @@ def test_run_writes_the_engines_text(
     shown = capfd.readouterr()
     assert shown.out.strip() == expected.strip()
     assert "16 tokens" in shown.err
+
+
+def test_chat_has_the_engine_answer(
+    engine: FakeEngine,
+    target_model: sllm.Model,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prompt = target_model.chat([{"role": "user", "content": "Hi"}])
+    expected = target_model.vocab.decode(one_by_one(target_model, prompt, GREEDY, 8), goes_on=True)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Hi\n/stats\n")))
+    assert cli.main(["chat", "--engine", engine.url, *ONE, "-n", "8", "--temperature", "0"]) == 0
+    answer, _, figures = capfd.readouterr().out.partition("prompt: ")
+    assert answer.strip() == expected.strip()
+    assert "link: " in figures
 
 
 @pytest.mark.parametrize("tier", [2, 3])

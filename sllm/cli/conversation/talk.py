@@ -61,6 +61,9 @@ class Talk:
         interactive: a person types: Ctrl-C ends an answer and not the conversation.
         max_tokens: of an answer, where that is limited.
 
+    Attributes:
+        failed: whether an answer, or a command, has failed.
+
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Talk:
         self._attempt = 0
         self._unanswered: str | None = None
         self._ended = False
+        self.failed = False
 
     def run(self) -> bool:
         """Talk until the end; returns whether that was another than Ctrl-C."""
@@ -108,7 +112,7 @@ class Talk:
             try:
                 self._obey(command["name"], (command["argument"] or "").strip())
             except (CommandError, OSError) as error:
-                self._note(reason(error))
+                self._fail(reason(error))
         elif text.strip():
             self._attempt = 0
             self._answer(message_of(text))
@@ -139,10 +143,10 @@ class Talk:
             raise
         except ContextFullError as error:
             self._out.end_line()
-            self._note(f"{reason(error)}; a shorter message, /clear or a larger --n-ctx helps")
+            self._fail(f"{reason(error)}; a shorter message, /clear or a larger --n-ctx helps")
         except Exception as error:  # noqa: BLE001 - one answer is lost, and not the conversation
             self._out.end_line()
-            self._note(reason(error))
+            self._fail(reason(error))
         said = (self._answers.message() if begun else None) or {"content": ""}
         turn.answer, turn.reasoning = said["content"], said.get("reasoning_content", "")
         self._unanswered = None
@@ -167,6 +171,10 @@ class Talk:
 
     def _note(self, text: str) -> None:
         self._out.note(f"sllm: {text}")
+
+    def _fail(self, text: str) -> None:
+        self.failed = True
+        self._note(text)
 
     # ---- commands
 
