@@ -32,6 +32,7 @@ class Parts:
     code: list[tuple[str, str]] = field(default_factory=list)
     """Language and content of each block."""
     links: list[str] = field(default_factory=list)
+    """Of links and pictures."""
     tables: list[tuple[int, int]] = field(default_factory=list)
     """Rows and cells of each."""
     items: list[int] = field(default_factory=list)
@@ -51,6 +52,8 @@ def parts(text: str) -> Parts:
             found.code.append((node.info, node.content))
         elif node.type == "link":
             found.links.append(str(node.attrs["href"]))
+        elif node.type == "image":
+            found.links.append(str(node.attrs["src"]))
         elif node.type == "table":
             rows = [row for half in node.children for row in half.children]
             found.tables.append((len(rows), sum(len(row.children) for row in rows)))
