@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import bisect
 import unicodedata
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sllm.extras import needs
 from sllm.privacy.findings import LITERAL, Finding
 from sllm.privacy.names.persons import parts
 from sllm.privacy.regex import lazy
-from sllm.privacy.text import View, compact, decoded, folded, packed
+from sllm.privacy.text import View, closed, compact, decoded, folded, packed, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -31,12 +30,12 @@ _PACKED = 6
 # At this many letters and digits, ASCII or other, a value is also searched spelled out.
 _SPELLED = 8
 _SPELLED_OTHER = 3
+_DIGIT = lazy("[0-9]")
 _NUMBER = lazy(r"[0-9](?:[ \t\r\n\-._()/,:+\"'*]{0,5}[0-9])*")
 _ASCII_WORD = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(NamedTuple):
     form: str  # folded
     kind: str
     bounded: bool  # only as a word of its own
@@ -64,26 +63,34 @@ class _Finder:
         """Adds a string of two or more characters."""
         self._forms[form] = None
 
-    def find(self, body: str, accept: Callable[[int, str], bool]) -> Iterator[tuple[int, str]]:
-        """Offset and string of each occurrence that is accepted; those of one string do not overlap."""
+    def find(self, body: str, kind_of: Callable[[int, str], str | None]) -> Iterator[tuple[int, int, str]]:
+        """Start, end and kind of each occurrence that has one; those of one string do not overlap.
+
+        Args:
+            body: to search.
+            kind_of: for an offset and the string that stands there.
+
+        """
         if len(self._forms) <= self._FEW:
             for form in self._forms:
                 at = body.find(form)
                 while at >= 0:
-                    good = accept(at, form)
-                    if good:
-                        yield at, form
-                    at = body.find(form, at + len(form) if good else at + 1)
+                    kind = kind_of(at, form)
+                    if kind is not None:
+                        yield at, at + len(form), kind
+                    at = body.find(form, at + 1 if kind is None else at + len(form))
             return
-        ends: dict[str, int] = {}
+        ends: dict[int, int] = {}
         longest, forms, automaton = self._compiled()
         for low in range(0, len(body), self._PIECE):
             piece = body[low : low + self._PIECE + longest - 1]
-            for n, first, _ in automaton.find_matches_as_indexes(piece, overlapping=True):
-                at, form = low + first, forms[n]
-                if first < self._PIECE and at >= ends.get(form, 0) and accept(at, form):
-                    ends[form] = at + len(form)
-                    yield at, form
+            for n, first, last in automaton.find_matches_as_indexes(piece, overlapping=True):
+                at = low + first
+                if first < self._PIECE and at >= ends.get(n, 0):
+                    kind = kind_of(at, forms[n])
+                    if kind is not None:
+                        ends[n] = low + last
+                        yield at, low + last, kind
 
     def _compiled(self) -> tuple[int, list[str], Any]:
         """The length of the longest string, all of them, and their automaton (Aho and Corasick, 1975)."""
@@ -130,8 +137,8 @@ class KnownValues:
         key = cased or form
         if key not in self._values:
             self._add(key, _Known(form, kind, short, cased))
-            digits = "".join(char for char in form if "0" <= char <= "9")
-            self._add_spelled(compact(View(form, None)).text, kind)
+            digits = "".join(_DIGIT.findall(form))
+            self._add_spelled(closed(form), kind)
             # Nobody writes the digits of a street address by themselves.
             if len(digits) >= _DIGITS and len(digits) >= 0.6 * sum(char.isalnum() for char in form):
                 self._add_digits(digits, kind)
@@ -144,7 +151,7 @@ class KnownValues:
             self._packed_finder.add(known.form)
 
     def _add_spelled(self, form: str, kind: str) -> None:
-        others = sum(not char.isascii() and char.isalnum() for char in form)
+        others = 0 if form.isascii() else sum(not char.isascii() and char.isalnum() for char in form)
         if others >= _SPELLED_OTHER or others + sum(map(str.isalnum, form)) >= _SPELLED:
             self._spelled.setdefault(form, kind)
             self._spelled_finder.add(form)
@@ -193,30 +200,38 @@ class KnownValues:
     def _in_view(self, text: str, view: View) -> Iterator[Finding]:
         body = view.text
 
-        def kind(at: int, form: str) -> str | None:
-            end = at + len(form)
+        def kind_of(at: int, form: str) -> str | None:
             for known in self._forms[form]:
-                if _is_word(body, at, end, known):
-                    start, stop = view.span(at, end)
-                    if known.cased is None or known.cased in (
-                        text[start:stop],
-                        _half_width(text[start:stop]),
-                    ):
-                        return known.kind
+                if known.bounded and not _is_word(body, at, at + len(form), known):
+                    continue
+                if known.cased is None:
+                    return known.kind
+                start, end = view.span(at, at + len(form))
+                if known.cased in (text[start:end], _half_width(text[start:end])):
+                    return known.kind
             return None
 
-        for at, form in self._finder.find(body, lambda at, form: kind(at, form) is not None):
-            yield Finding(*view.span(at, at + len(form)), kind(at, form) or "")
-        if self._digit_finder:
-            yield from self._by_digits(view)
-        if self._spelled_finder:
+        plain = {view.span(start, end): kind for start, end, kind in self._finder.find(body, kind_of)}
+        for span, kind in plain.items():
+            yield Finding(*span, kind)
+        for span, kind in (*self._by_digits(view), *self._spelled_out(view)):
+            if span not in plain:
+                yield Finding(*span, kind)
+
+    def _spelled_out(self, view: View) -> Iterator[tuple[tuple[int, int], str]]:
+        if self._spelled:
             close = compact(view)
-            for at, form in self._spelled_finder.find(close.text, lambda *_: True):
-                yield Finding(*close.span(at, at + len(form)), self._spelled[form])
+            found = self._spelled_finder.find(close.text, lambda _, form: self._spelled[form])
+            for start, end, kind in found:
+                yield close.span(start, end), kind
 
     def _in_packed(self, text: str) -> Iterator[Finding]:
         """Runs of base64 or hexadecimal that hold a value. Short values turn up in noise and are left out."""
-        if not self._packed_finder:
+
+        def kind_of(_: int, form: str) -> str:
+            return self._forms[form][0].kind
+
+        if not self._packed_finder or not any(self._packed_finder.find(folded(unpacked(text)).text, kind_of)):
             return
         starts: list[int] = []
         runs: list[tuple[int, int]] = []
@@ -227,10 +242,12 @@ class KnownValues:
             runs.append((start, end))
             bodies.append(folded(body).text)
             size += len(bodies[-1]) + 1
-        for at, form in self._packed_finder.find("\n".join(bodies), lambda *_: True):
-            yield Finding(*runs[bisect.bisect_right(starts, at) - 1], self._forms[form][0].kind)
+        for at, _, kind in self._packed_finder.find("\n".join(bodies), kind_of):
+            yield Finding(*runs[bisect.bisect_right(starts, at) - 1], kind)
 
-    def _by_digits(self, view: View) -> Iterator[Finding]:
+    def _by_digits(self, view: View) -> Iterator[tuple[tuple[int, int], str]]:
+        if not self._digits:
+            return
         numbers: list[str] = []
         places: list[int] = []
         for run in _NUMBER.finditer(view.text):
@@ -246,15 +263,12 @@ class KnownValues:
                 places.extend(at)
             numbers.append(" ")
             places.append(-1)
-        for first, digits in self._digit_finder.find("".join(numbers), lambda *_: True):
-            last = first + len(digits)
-            yield Finding(*view.span(places[first], places[last - 1] + 1), self._digits[digits])
+        for start, end, kind in self._digit_finder.find("".join(numbers), lambda _, form: self._digits[form]):
+            yield view.span(places[start], places[end - 1] + 1), kind
 
 
 def _is_word(body: str, at: int, end: int, known: _Known) -> bool:
     """Whether a value that has to be a word of its own is one there."""
-    if not known.bounded:
-        return True
     if at and known.form[0] in _ASCII_WORD and body[at - 1] in _ASCII_WORD:
         return False
     return not (known.form[-1] in _ASCII_WORD and body[end : end + 1] in _ASCII_WORD)

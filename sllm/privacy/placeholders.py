@@ -20,9 +20,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from sllm.privacy.findings import LITERAL, Finding
+from sllm.privacy.regex import lazy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence, Set
@@ -34,6 +35,7 @@ __all__ = ["Form", "InMemory", "Masked", "MaskedMessages", "Placeholders"]
 # Without vowels, so that no word results; without 0, 1, l and o, which are mistaken for one another.
 _LETTERS = "bcdfghjkmnpqrtvwxz"
 _DIGITS = "23456789"
+_DIGIT = lazy(r"\d")
 # From so many digits on a value of digits and signs is the same whatever stands between them.
 _MANY_DIGITS = 7
 
@@ -66,8 +68,7 @@ class MaskedMessages:
     counts: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(NamedTuple):
     """How a private value was written.
 
     Attributes:
@@ -152,7 +153,8 @@ class Placeholders(InMemory):
             self._values[form.text] = None
             self._has_scalars |= form.is_scalar
             lower, number = kind.lower(), str(index)
-            self._kind_prefixes.update(lower[:i] for i in range(1, len(lower) + 1))
+            if lower not in self._kind_prefixes:
+                self._kind_prefixes.update(lower[:i] for i in range(1, len(lower) + 1))
             self._index_prefixes.update(number[:i] for i in range(1, len(number) + 1))
         return self._forms[form]
 
@@ -249,7 +251,7 @@ class Placeholders(InMemory):
 def _thing(value: str) -> str:
     """What values have in common that are the same in another case, width or grouping of digits."""
     folded = unicodedata.normalize("NFKC", value).casefold()
-    digits = "".join(char for char in folded if char.isdecimal())
+    digits = "".join(_DIGIT.findall(folded))
     if len(digits) >= _MANY_DIGITS and not any(char.isalpha() for char in folded):
         return digits
     return " ".join(folded.split())
