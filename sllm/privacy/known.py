@@ -53,26 +53,30 @@ class _Finder:
     _PIECE = 1 << 16
 
     def __init__(self) -> None:
-        self._forms: dict[str, None] = {}
+        self.kinds: dict[str, str] = {}  # of each string
         self._automaton: tuple[int, list[str], Any] = (0, [], None)
 
     def __bool__(self) -> bool:
-        return bool(self._forms)
+        return bool(self.kinds)
 
-    def add(self, form: str) -> None:
-        """Adds a string of two or more characters."""
-        self._forms[form] = None
+    def add(self, form: str, kind: str) -> None:
+        """Adds a string of two or more characters; one that is there keeps its kind."""
+        self.kinds.setdefault(form, kind)
 
-    def find(self, body: str, kind_of: Callable[[int, str], str | None]) -> Iterator[tuple[int, int, str]]:
-        """Start, end and kind of each occurrence that has one; those of one string do not overlap.
+    def find(
+        self, body: str, kind_at: Callable[[int, str], str | None] | None = None
+    ) -> Iterator[tuple[int, int, str]]:
+        """Start, end and kind of each occurrence; those of one string do not overlap.
 
         Args:
             body: to search.
-            kind_of: for an offset and the string that stands there.
+            kind_at: for an offset and the string that stands there: its kind there, or None; None: the
+                string's own kind.
 
         """
-        if len(self._forms) <= self._FEW:
-            for form in self._forms:
+        kind_of = kind_at or (lambda _, form: self.kinds[form])
+        if len(self.kinds) <= self._FEW:
+            for form in self.kinds:
                 at = body.find(form)
                 while at >= 0:
                     kind = kind_of(at, form)
@@ -94,10 +98,10 @@ class _Finder:
 
     def _compiled(self) -> tuple[int, list[str], Any]:
         """The length of the longest string, all of them, and their automaton (Aho and Corasick, 1975)."""
-        if len(self._automaton[1]) != len(self._forms):
+        if len(self._automaton[1]) != len(self.kinds):
             with needs("privacy"):
                 from ahocorasick_rs import AhoCorasick
-            forms = list(self._forms)
+            forms = list(self.kinds)
             self._automaton = max(map(len, forms)), forms, AhoCorasick(forms)
         return self._automaton
 
@@ -112,12 +116,10 @@ class KnownValues:
     def __init__(self) -> None:
         self._values: dict[str, _Known] = {}
         self._forms: dict[str, list[_Known]] = {}
-        self._digits: dict[str, str] = {}
-        self._finder = _Finder()
-        self._packed_finder = _Finder()
-        self._digit_finder = _Finder()
-        self._spelled: dict[str, str] = {}
-        self._spelled_finder = _Finder()
+        self._plain = _Finder()
+        self._packed = _Finder()
+        self._digits = _Finder()
+        self._spelled = _Finder()
 
     def __len__(self) -> int:
         return len(self._values)
@@ -138,27 +140,20 @@ class KnownValues:
         if key not in self._values:
             self._add(key, _Known(form, kind, short, cased))
             digits = "".join(_DIGIT.findall(form))
-            self._add_spelled(closed(form), kind)
             # Nobody writes the digits of a street address by themselves.
             if len(digits) >= _DIGITS and len(digits) >= 0.6 * sum(char.isalnum() for char in form):
-                self._add_digits(digits, kind)
+                self._digits.add(digits, kind)
+            spelled = closed(form)
+            others = 0 if spelled.isascii() else sum(not c.isascii() and c.isalnum() for c in spelled)
+            if others >= _SPELLED_OTHER or others + sum(map(str.isalnum, spelled)) >= _SPELLED:
+                self._spelled.add(spelled, kind)
 
     def _add(self, key: str, known: _Known) -> None:
         self._values[key] = known
         self._forms.setdefault(known.form, []).append(known)
-        self._finder.add(known.form)
+        self._plain.add(known.form, known.kind)
         if len(known.form.encode()) >= _PACKED:
-            self._packed_finder.add(known.form)
-
-    def _add_spelled(self, form: str, kind: str) -> None:
-        others = 0 if form.isascii() else sum(not char.isascii() and char.isalnum() for char in form)
-        if others >= _SPELLED_OTHER or others + sum(map(str.isalnum, form)) >= _SPELLED:
-            self._spelled.setdefault(form, kind)
-            self._spelled_finder.add(form)
-
-    def _add_digits(self, digits: str, kind: str) -> None:
-        self._digits.setdefault(digits, kind)
-        self._digit_finder.add(digits)
+            self._packed.add(known.form, known.kind)
 
     def add_all(self, texts: Sequence[str], findings: Sequence[Sequence[Finding]]) -> None:
         """Adds what was found in each of the texts, except for pieces of placeholders."""
@@ -172,11 +167,9 @@ class KnownValues:
         for key, known in other._values.items():
             if key not in self._values:
                 self._add(key, known)
-        for digits, kind in other._digits.items():
-            self._add_digits(digits, kind)
-        for form, kind in other._spelled.items():
-            self._spelled.setdefault(form, kind)
-            self._spelled_finder.add(form)
+        for mine, theirs in ((self._digits, other._digits), (self._spelled, other._spelled)):
+            for form, kind in theirs.kinds.items():
+                mine.add(form, kind)
 
     def findings(self, text: str, view: View | None = None) -> Iterator[Finding]:
         """Where the values occur in a text, plainly or under an encoding.
@@ -200,7 +193,7 @@ class KnownValues:
     def _in_view(self, text: str, view: View) -> Iterator[Finding]:
         body = view.text
 
-        def kind_of(at: int, form: str) -> str | None:
+        def kind_at(at: int, form: str) -> str | None:
             for known in self._forms[form]:
                 if known.bounded and not _is_word(body, at, at + len(form), known):
                     continue
@@ -211,7 +204,7 @@ class KnownValues:
                     return known.kind
             return None
 
-        plain = {view.span(start, end): kind for start, end, kind in self._finder.find(body, kind_of)}
+        plain = {view.span(start, end): kind for start, end, kind in self._plain.find(body, kind_at)}
         for span, kind in plain.items():
             yield Finding(*span, kind)
         for span, kind in (*self._by_digits(view), *self._spelled_out(view)):
@@ -221,17 +214,12 @@ class KnownValues:
     def _spelled_out(self, view: View) -> Iterator[tuple[tuple[int, int], str]]:
         if self._spelled:
             close = compact(view)
-            found = self._spelled_finder.find(close.text, lambda _, form: self._spelled[form])
-            for start, end, kind in found:
+            for start, end, kind in self._spelled.find(close.text):
                 yield close.span(start, end), kind
 
     def _in_packed(self, text: str) -> Iterator[Finding]:
         """Runs of base64 or hexadecimal that hold a value. Short values turn up in noise and are left out."""
-
-        def kind_of(_: int, form: str) -> str:
-            return self._forms[form][0].kind
-
-        if not self._packed_finder or not any(self._packed_finder.find(folded(unpacked(text)).text, kind_of)):
+        if not self._packed or not any(self._packed.find(folded(unpacked(text)).text)):
             return
         starts: list[int] = []
         runs: list[tuple[int, int]] = []
@@ -242,7 +230,7 @@ class KnownValues:
             runs.append((start, end))
             bodies.append(folded(body).text)
             size += len(bodies[-1]) + 1
-        for at, _, kind in self._packed_finder.find("\n".join(bodies), kind_of):
+        for at, _, kind in self._packed.find("\n".join(bodies)):
             yield Finding(*runs[bisect.bisect_right(starts, at) - 1], kind)
 
     def _by_digits(self, view: View) -> Iterator[tuple[tuple[int, int], str]]:
@@ -263,7 +251,7 @@ class KnownValues:
                 places.extend(at)
             numbers.append(" ")
             places.append(-1)
-        for start, end, kind in self._digit_finder.find("".join(numbers), lambda _, form: self._digits[form]):
+        for start, end, kind in self._digits.find("".join(numbers)):
             yield view.span(places[start], places[end - 1] + 1), kind
 
 
