@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from sllm.privacy.restore import Restorer
 from sllm.privacy.text import View, folded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
 
     from sllm.privacy.findings import Reach
     from sllm.privacy.json_places import Segment
@@ -148,7 +149,7 @@ class Vault(InMemory):
         for message in messages:
             if not isinstance(message, Mapping):
                 raise TypeError(f"expected messages as mappings, got {type(message).__name__}")
-            _replace_texts(message, collect, collect_number)
+            _replace_texts(message, collect, change_number=collect_number)
         with self._lock:
             masked = self._mask(texts, numbers)
         each = iter(masked)
@@ -156,7 +157,7 @@ class Vault(InMemory):
         def following(_: str) -> str:
             return next(each).text
 
-        done = [_replace_texts(message, following, following) for message in messages]
+        done = [_replace_texts(message, following, change_number=following) for message in messages]
         total: Counter[str] = Counter()
         for one in masked:
             total.update(one.counts)
@@ -372,21 +373,6 @@ def _form_of_string(text: str) -> Form:
     return Form(value, in_json=None if encoded_string(value) == text else text)
 
 
-def _replace_texts(
-    message: Mapping[str, Any], change: Callable[[str], str], change_number: Callable[[str], str]
-) -> Any:
-    """A copy of a message with what ``change`` and ``change_number`` return in place of each text and number
-    in it; roles, types and ids stay.
-    """
-    return map_texts(
-        message,
-        change,
-        format_names=False,
-        change_number=change_number,
-        check_mapping=_refuse_opaque_parts,
-    )
-
-
 # Kinds of parts that are not text.
 _OPAQUE = ("image", "input_image", "audio", "input_audio", "file", "video")
 
@@ -397,3 +383,8 @@ def _refuse_opaque_parts(part: Mapping[str, Any]) -> None:
         raise LeakError(
             f"a message has a part of type {kind}, which cannot be searched; only text can be masked"
         )
+
+
+# A copy of a message with what functions return in place of each text and number in it; roles, types and ids
+# stay.
+_replace_texts = functools.partial(map_texts, format_names=False, check_mapping=_refuse_opaque_parts)
