@@ -12,7 +12,7 @@ from sllm.privacy.names.word_lists import not_a_common_word
 from sllm.privacy.regex import lazy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from sllm.privacy.findings import Finding, Reach
 
@@ -80,7 +80,8 @@ def around(text: str, ranges: Sequence[tuple[int, int]], reach: Reach = "far") -
 
     """
     if reach == "words":
-        ranges = [(start, end) for start, end in ranges if not _is_among_words(text, start, end)]
+        is_ordinary = functools.cache(_is_ordinary)  # gone with this call: they are words of the user
+        ranges = [one for one in ranges if not _is_among_words(text, *one, is_ordinary)]
     ends = [found.end() for found in _SENTENCE_END.finditer(text)] if reach == "sentence" else []
     parts: list[tuple[int, int]] = []
     for start, end in ranges:
@@ -100,7 +101,7 @@ def around(text: str, ranges: Sequence[tuple[int, int]], reach: Reach = "far") -
     return Excerpt(_BETWEEN.join([text[start:end] for start, end in parts]), parts, near)
 
 
-def _is_among_words(text: str, start: int, end: int) -> bool:
+def _is_among_words(text: str, start: int, end: int, is_ordinary: Callable[[str], bool]) -> bool:
     """Whether ordinary words stand on both sides of a range, up to the next range: no part of a value that
     was ruled out, or read otherwise, because of what is masked now.
     """
@@ -108,13 +109,12 @@ def _is_among_words(text: str, start: int, end: int) -> bool:
     right = text[end : end + _WORDS_WITHIN].partition("\0")[0]
     return (
         (not left or left[-1] in _OPENS)
-        and all(map(_is_ordinary, left.split()[-_N_WORDS:]))
-        and all(map(_is_ordinary, right.split()[:_N_WORDS]))
+        and all(map(is_ordinary, left.split()[-_N_WORDS:]))
+        and all(map(is_ordinary, right.split()[:_N_WORDS]))
         and (not right or not right[0].isalnum())
     )
 
 
-@functools.lru_cache(maxsize=4096)
 def _is_ordinary(word: str) -> bool:
     """Whether it is a word in small letters, or one that is no name, with signs of sentences around it."""
     found = _WORD.fullmatch(word)
