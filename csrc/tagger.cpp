@@ -33,19 +33,23 @@ using std::size_t;
 
 constexpr size_t lane = 16; // the width of every row here is a multiple of it
 
+// Weights lie in blocks of so many columns, each block a row for each input: the products of one row, which wait for nothing but weights,
+// read them in one stream. The last block has the columns that are left.
+constexpr size_t block = 64;
+
 // Which rows of weights a product reads, and where its sums go.
 struct Product {
     const float * in; // rows of `depth` numbers, `in_stride` apart
     size_t in_stride;
     size_t depth;
-    const float * weights; // `depth` rows of `width` numbers: those of one input lie together
+    const float * weights; // blocks of `depth` rows
     size_t width;
     float * out; // rows of `width` numbers, `out_stride` apart, that are added to
     size_t out_stride;
 };
 
-// A tile of R rows and C columns: its sums stay in registers while the inputs pass.
-template <size_t R, size_t C> SLLM_BODY void tile(const Product & p, size_t row, size_t column) {
+// A tile of R rows and C columns: its sums stay in registers while the inputs pass. The weights of one input are `stride` from the next.
+template <size_t R, size_t C> SLLM_BODY void tile(const Product & p, size_t row, size_t column, const float * weights, size_t stride) {
     float sums[R][C];
     for (size_t r = 0; r < R; ++r) {
         for (size_t c = 0; c < C; ++c) {
@@ -53,8 +57,7 @@ template <size_t R, size_t C> SLLM_BODY void tile(const Product & p, size_t row,
         }
     }
     const float * const in = p.in + row * p.in_stride;
-    const float * weights = p.weights + column;
-    for (size_t k = 0; k < p.depth; ++k, weights += p.width) {
+    for (size_t k = 0; k < p.depth; ++k, weights += stride) {
         for (size_t r = 0; r < R; ++r) {
             const float x = in[r * p.in_stride + k];
             for (size_t c = 0; c < C; ++c) {
@@ -70,12 +73,18 @@ template <size_t R, size_t C> SLLM_BODY void tile(const Product & p, size_t row,
 }
 
 template <size_t R, size_t C> SLLM_BODY void strip(const Product & p, size_t row) {
-    size_t column = 0;
-    for (; column + C <= p.width; column += C) {
-        tile<R, C>(p, row, column);
-    }
-    for (; column < p.width; column += lane) {
-        tile<R, lane>(p, row, column);
+    static_assert(block % C == 0);
+    for (size_t begin = 0; begin < p.width; begin += block) {
+        const float * const weights = p.weights + begin * p.depth;
+        if (p.width - begin >= block) {
+            for (size_t c = 0; c < block; c += C) {
+                tile<R, C>(p, row, begin + c, weights + c, block);
+            }
+        } else {
+            for (size_t c = 0; begin + c < p.width; c += lane) {
+                tile<R, lane>(p, row, begin + c, weights + c, p.width - begin);
+            }
+        }
     }
 }
 
@@ -161,7 +170,7 @@ struct Code {
 SLLM_TAGGER_CODE(baseline, , 32, 1, 32)
 #if SLLM_X86_VARIANTS
 SLLM_TAGGER_CODE(avx2, SLLM_TARGET_AVX2, 64, 2, 32)
-SLLM_TAGGER_CODE(avx512, SLLM_TARGET_AVX512, 128, 4, 64)
+SLLM_TAGGER_CODE(avx512, SLLM_TARGET_AVX512, 64, 4, 64)
 #endif
 
 const Code & code() {
@@ -359,12 +368,15 @@ struct Blocks {
     size_t place(size_t i) const { return i / n * padded(n) + i % n; }
 };
 
-// The matrix of a file, a row for each output, as products read it: a row for each input, and room for vectors.
+// The matrix of a file, a row for each output, as products read it: in blocks with a row for each input, and room for vectors.
 std::vector<float> turned(const std::vector<float> & matrix, size_t first, const Blocks & in, const Blocks & out) {
     std::vector<float> weights(in.width() * out.width());
     for (size_t o = 0; o < out.size(); ++o) {
+        const size_t column = out.place(o) % block;
+        const size_t begin = out.place(o) - column;
+        const size_t stride = std::min(block, out.width() - begin);
         for (size_t i = 0; i < in.size(); ++i) {
-            weights[in.place(i) * out.width() + out.place(o)] = matrix[(first + o) * in.size() + i];
+            weights[begin * in.width() + in.place(i) * stride + column] = matrix[(first + o) * in.size() + i];
         }
     }
     return weights;

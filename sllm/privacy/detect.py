@@ -25,6 +25,8 @@ from sllm.privacy.text import decoded, encoded, plain
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
+    from sllm.privacy.findings import Reach
+
 __all__ = [
     "KINDS",
     "CensusDetector",
@@ -71,6 +73,8 @@ class PatternDetector:
         ValueError: a kind that no pattern names.
 
     """
+
+    reach: Reach = "words"
 
     def __init__(self, kinds: Collection[str] | None = None, *, min_score: float = 0.0) -> None:
         _check_packages()
@@ -195,8 +199,8 @@ def _is_valid(one: object, size: int) -> bool:
     """Whether it is a finding in a text of so many characters; a detector may return anything."""
     return (
         isinstance(one, Finding)
-        and all(isinstance(number, Real) for number in (one.start, one.end, one.score))
-        and all(isinstance(offset, SupportsIndex) for offset in (one.start, one.end))
+        and all(isinstance(number, int | float | Real) for number in (one.start, one.end, one.score))
+        and all(isinstance(offset, int | SupportsIndex) for offset in (one.start, one.end))
         and 0 <= one.start < one.end <= size
         and isinstance(one.kind, str)
         and _KIND.fullmatch(one.kind) is not None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import re
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["KINDS", "LITERAL", "Budget", "Detector", "Finding", "LabelScorer"]
+__all__ = ["KINDS", "LITERAL", "Budget", "Detector", "Finding", "LabelScorer", "Reach", "reach_of"]
 
 # The kinds that the detectors here name, each with what it stands for. They become part of placeholders, so
 # they are plain capital letters; other detectors may name further kinds of that form.
@@ -66,13 +66,28 @@ class Finding:
     checked: bool = False
 
 
+Reach = Literal["words", "sentence", "far"]
+
+
 @runtime_checkable
 class Detector(Protocol):
-    """Anything that finds private ranges in a text."""
+    """Anything that finds private ranges in a text.
+
+    It may have an attribute ``reach`` that says where masking can make it find more than before, for that is
+    searched again: ``"words"``, near what is masked beside other signs than ordinary words, for it judges
+    values by their form and what adjoins them; ``"sentence"``, in the sentences that hold what is masked, for
+    it reads each by itself; ``"far"``, as without it, near all that is masked.
+    """
 
     def detect(self, text: str) -> Sequence[Finding]:
         """Findings in any order, overlapping or not; raises rather than leave something out in silence."""
         ...
+
+
+def reach_of(detector: Detector) -> Reach:
+    """The detector's ``reach``, or ``"far"``."""
+    reach = getattr(detector, "reach", None)
+    return "words" if reach == "words" else "sentence" if reach == "sentence" else "far"
 
 
 @runtime_checkable

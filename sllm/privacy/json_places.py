@@ -81,18 +81,21 @@ class JsonPlaces:
         """Take the next piece of the text."""
         at = 0
         while at < len(text):
-            skip = None
-            if not self.place:
-                skip = _OUTSIDE.match(text, at)
-                if skip is not None and self._blank:
-                    self._blank = not skip[0].strip(" \t\r")
-            elif self.place == "string":
-                skip = _IN_STRING.match(text, at)
-            if skip is None:
-                self._take(text[at])
-                at += 1
-            else:
-                at = skip.end()
+            at = self.step(text, at)
+
+    def step(self, text: str, at: int) -> int:
+        """Take the character at an offset, and more if they leave the place as it is; the offset behind."""
+        skip = None
+        if not self.place:
+            skip = _OUTSIDE.match(text, at)
+            if skip is not None and self._blank:
+                self._blank = not skip[0].strip(" \t\r")
+        elif self.place == "string":
+            skip = _IN_STRING.match(text, at)
+        if skip is not None:
+            return skip.end()
+        self._take(text[at])
+        return at + 1
 
     def _take(self, char: str) -> None:
         if self.place == "scalar":
@@ -197,16 +200,15 @@ def segments(text: str) -> list[Segment]:
     if _BEGINS.search(text) is None:
         return found
     places = JsonPlaces()
-    for at, char in enumerate(text):
-        before = places.place
-        places.feed(char)
-        kind = _kind(before, places.place, char)
-        if kind is None:
-            continue
-        if found and found[-1].end == at and found[-1].kind == kind:
-            found[-1] = Segment(found[-1].start, at + 1, kind)
-        else:
-            found.append(Segment(at, at + 1, kind))
+    at = 0
+    while at < len(text):
+        start, before = at, places.place
+        at = places.step(text, start)
+        kind = _kind(before, places.place, text[start])
+        if kind is not None:
+            if found and found[-1].end == start and found[-1].kind == kind:
+                start = found.pop().start
+            found.append(Segment(start, at, kind))
     return [one for one in found if one.kind != "scalar" or _is_whole(text, one)]
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import bisect
 import unicodedata
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sllm.extras import needs
 from sllm.privacy.findings import LITERAL, Finding
 from sllm.privacy.names.persons import parts
 from sllm.privacy.regex import lazy
-from sllm.privacy.text import View, compact, decoded, folded, packed
+from sllm.privacy.text import View, closed, compact, decoded, folded, packed, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -31,12 +30,12 @@ _PACKED = 6
 # At this many letters and digits, ASCII or other, a value is also searched spelled out.
 _SPELLED = 8
 _SPELLED_OTHER = 3
+_DIGIT = lazy("[0-9]")
 _NUMBER = lazy(r"[0-9](?:[ \t\r\n\-._()/,:+\"'*]{0,5}[0-9])*")
 _ASCII_WORD = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(NamedTuple):
     form: str  # folded
     kind: str
     bounded: bool  # only as a word of its own
@@ -54,43 +53,55 @@ class _Finder:
     _PIECE = 1 << 16
 
     def __init__(self) -> None:
-        self._forms: dict[str, None] = {}
+        self.kinds: dict[str, str] = {}  # of each string
         self._automaton: tuple[int, list[str], Any] = (0, [], None)
 
     def __bool__(self) -> bool:
-        return bool(self._forms)
+        return bool(self.kinds)
 
-    def add(self, form: str) -> None:
-        """Adds a string of two or more characters."""
-        self._forms[form] = None
+    def add(self, form: str, kind: str) -> None:
+        """Adds a string of two or more characters; one that is there keeps its kind."""
+        self.kinds.setdefault(form, kind)
 
-    def find(self, body: str, accept: Callable[[int, str], bool]) -> Iterator[tuple[int, str]]:
-        """Offset and string of each occurrence that is accepted; those of one string do not overlap."""
-        if len(self._forms) <= self._FEW:
-            for form in self._forms:
+    def find(
+        self, body: str, kind_at: Callable[[int, str], str | None] | None = None
+    ) -> Iterator[tuple[int, int, str]]:
+        """Start, end and kind of each occurrence; those of one string do not overlap.
+
+        Args:
+            body: to search.
+            kind_at: for an offset and the string that stands there: its kind there, or None; None: the
+                string's own kind.
+
+        """
+        kind_of = kind_at or (lambda _, form: self.kinds[form])
+        if len(self.kinds) <= self._FEW:
+            for form in self.kinds:
                 at = body.find(form)
                 while at >= 0:
-                    good = accept(at, form)
-                    if good:
-                        yield at, form
-                    at = body.find(form, at + len(form) if good else at + 1)
+                    kind = kind_of(at, form)
+                    if kind is not None:
+                        yield at, at + len(form), kind
+                    at = body.find(form, at + 1 if kind is None else at + len(form))
             return
-        ends: dict[str, int] = {}
+        ends: dict[int, int] = {}
         longest, forms, automaton = self._compiled()
         for low in range(0, len(body), self._PIECE):
             piece = body[low : low + self._PIECE + longest - 1]
-            for n, first, _ in automaton.find_matches_as_indexes(piece, overlapping=True):
-                at, form = low + first, forms[n]
-                if first < self._PIECE and at >= ends.get(form, 0) and accept(at, form):
-                    ends[form] = at + len(form)
-                    yield at, form
+            for n, first, last in automaton.find_matches_as_indexes(piece, overlapping=True):
+                at = low + first
+                if first < self._PIECE and at >= ends.get(n, 0):
+                    kind = kind_of(at, forms[n])
+                    if kind is not None:
+                        ends[n] = low + last
+                        yield at, low + last, kind
 
     def _compiled(self) -> tuple[int, list[str], Any]:
         """The length of the longest string, all of them, and their automaton (Aho and Corasick, 1975)."""
-        if len(self._automaton[1]) != len(self._forms):
+        if len(self._automaton[1]) != len(self.kinds):
             with needs("privacy"):
                 from ahocorasick_rs import AhoCorasick
-            forms = list(self._forms)
+            forms = list(self.kinds)
             self._automaton = max(map(len, forms)), forms, AhoCorasick(forms)
         return self._automaton
 
@@ -105,12 +116,10 @@ class KnownValues:
     def __init__(self) -> None:
         self._values: dict[str, _Known] = {}
         self._forms: dict[str, list[_Known]] = {}
-        self._digits: dict[str, str] = {}
-        self._finder = _Finder()
-        self._packed_finder = _Finder()
-        self._digit_finder = _Finder()
-        self._spelled: dict[str, str] = {}
-        self._spelled_finder = _Finder()
+        self._plain = _Finder()
+        self._packed = _Finder()
+        self._digits = _Finder()
+        self._spelled = _Finder()
 
     def __len__(self) -> int:
         return len(self._values)
@@ -130,28 +139,21 @@ class KnownValues:
         key = cased or form
         if key not in self._values:
             self._add(key, _Known(form, kind, short, cased))
-            digits = "".join(char for char in form if "0" <= char <= "9")
-            self._add_spelled(compact(View(form, None)).text, kind)
+            digits = "".join(_DIGIT.findall(form))
             # Nobody writes the digits of a street address by themselves.
             if len(digits) >= _DIGITS and len(digits) >= 0.6 * sum(char.isalnum() for char in form):
-                self._add_digits(digits, kind)
+                self._digits.add(digits, kind)
+            spelled = closed(form)
+            others = 0 if spelled.isascii() else sum(not c.isascii() and c.isalnum() for c in spelled)
+            if others >= _SPELLED_OTHER or others + sum(map(str.isalnum, spelled)) >= _SPELLED:
+                self._spelled.add(spelled, kind)
 
     def _add(self, key: str, known: _Known) -> None:
         self._values[key] = known
         self._forms.setdefault(known.form, []).append(known)
-        self._finder.add(known.form)
+        self._plain.add(known.form, known.kind)
         if len(known.form.encode()) >= _PACKED:
-            self._packed_finder.add(known.form)
-
-    def _add_spelled(self, form: str, kind: str) -> None:
-        others = sum(not char.isascii() and char.isalnum() for char in form)
-        if others >= _SPELLED_OTHER or others + sum(map(str.isalnum, form)) >= _SPELLED:
-            self._spelled.setdefault(form, kind)
-            self._spelled_finder.add(form)
-
-    def _add_digits(self, digits: str, kind: str) -> None:
-        self._digits.setdefault(digits, kind)
-        self._digit_finder.add(digits)
+            self._packed.add(known.form, known.kind)
 
     def add_all(self, texts: Sequence[str], findings: Sequence[Sequence[Finding]]) -> None:
         """Adds what was found in each of the texts, except for pieces of placeholders."""
@@ -165,11 +167,9 @@ class KnownValues:
         for key, known in other._values.items():
             if key not in self._values:
                 self._add(key, known)
-        for digits, kind in other._digits.items():
-            self._add_digits(digits, kind)
-        for form, kind in other._spelled.items():
-            self._spelled.setdefault(form, kind)
-            self._spelled_finder.add(form)
+        for mine, theirs in ((self._digits, other._digits), (self._spelled, other._spelled)):
+            for form, kind in theirs.kinds.items():
+                mine.add(form, kind)
 
     def findings(self, text: str, view: View | None = None) -> Iterator[Finding]:
         """Where the values occur in a text, plainly or under an encoding.
@@ -193,30 +193,33 @@ class KnownValues:
     def _in_view(self, text: str, view: View) -> Iterator[Finding]:
         body = view.text
 
-        def kind(at: int, form: str) -> str | None:
-            end = at + len(form)
+        def kind_at(at: int, form: str) -> str | None:
             for known in self._forms[form]:
-                if _is_word(body, at, end, known):
-                    start, stop = view.span(at, end)
-                    if known.cased is None or known.cased in (
-                        text[start:stop],
-                        _half_width(text[start:stop]),
-                    ):
-                        return known.kind
+                if known.bounded and not _is_word(body, at, at + len(form), known):
+                    continue
+                if known.cased is None:
+                    return known.kind
+                start, end = view.span(at, at + len(form))
+                if known.cased in (text[start:end], _half_width(text[start:end])):
+                    return known.kind
             return None
 
-        for at, form in self._finder.find(body, lambda at, form: kind(at, form) is not None):
-            yield Finding(*view.span(at, at + len(form)), kind(at, form) or "")
-        if self._digit_finder:
-            yield from self._by_digits(view)
-        if self._spelled_finder:
+        plain = {view.span(start, end): kind for start, end, kind in self._plain.find(body, kind_at)}
+        for span, kind in plain.items():
+            yield Finding(*span, kind)
+        for span, kind in (*self._by_digits(view), *self._spelled_out(view)):
+            if span not in plain:
+                yield Finding(*span, kind)
+
+    def _spelled_out(self, view: View) -> Iterator[tuple[tuple[int, int], str]]:
+        if self._spelled:
             close = compact(view)
-            for at, form in self._spelled_finder.find(close.text, lambda *_: True):
-                yield Finding(*close.span(at, at + len(form)), self._spelled[form])
+            for start, end, kind in self._spelled.find(close.text):
+                yield close.span(start, end), kind
 
     def _in_packed(self, text: str) -> Iterator[Finding]:
         """Runs of base64 or hexadecimal that hold a value. Short values turn up in noise and are left out."""
-        if not self._packed_finder:
+        if not self._packed or not any(self._packed.find(folded(unpacked(text)).text)):
             return
         starts: list[int] = []
         runs: list[tuple[int, int]] = []
@@ -227,10 +230,12 @@ class KnownValues:
             runs.append((start, end))
             bodies.append(folded(body).text)
             size += len(bodies[-1]) + 1
-        for at, form in self._packed_finder.find("\n".join(bodies), lambda *_: True):
-            yield Finding(*runs[bisect.bisect_right(starts, at) - 1], self._forms[form][0].kind)
+        for at, _, kind in self._packed.find("\n".join(bodies)):
+            yield Finding(*runs[bisect.bisect_right(starts, at) - 1], kind)
 
-    def _by_digits(self, view: View) -> Iterator[Finding]:
+    def _by_digits(self, view: View) -> Iterator[tuple[tuple[int, int], str]]:
+        if not self._digits:
+            return
         numbers: list[str] = []
         places: list[int] = []
         for run in _NUMBER.finditer(view.text):
@@ -246,15 +251,12 @@ class KnownValues:
                 places.extend(at)
             numbers.append(" ")
             places.append(-1)
-        for first, digits in self._digit_finder.find("".join(numbers), lambda *_: True):
-            last = first + len(digits)
-            yield Finding(*view.span(places[first], places[last - 1] + 1), self._digits[digits])
+        for start, end, kind in self._digits.find("".join(numbers)):
+            yield view.span(places[start], places[end - 1] + 1), kind
 
 
 def _is_word(body: str, at: int, end: int, known: _Known) -> bool:
     """Whether a value that has to be a word of its own is one there."""
-    if not known.bounded:
-        return True
     if at and known.form[0] in _ASCII_WORD and body[at - 1] in _ASCII_WORD:
         return False
     return not (known.form[-1] in _ASCII_WORD and body[end : end + 1] in _ASCII_WORD)

@@ -14,15 +14,17 @@ was.
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from sllm.privacy.findings import LITERAL, Finding
+from sllm.privacy.findings import KINDS, LITERAL, Finding
+from sllm.privacy.regex import lazy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence, Set
@@ -34,6 +36,17 @@ __all__ = ["Form", "InMemory", "Masked", "MaskedMessages", "Placeholders"]
 # Without vowels, so that no word results; without 0, 1, l and o, which are mistaken for one another.
 _LETTERS = "bcdfghjkmnpqrtvwxz"
 _DIGITS = "23456789"
+# Kinds that may be said of the same value.
+_ALIKE = (
+    {"NAME", "ORG", "USER"},
+    {"EMAIL", "URL", "USER"},
+    {"ADDRESS", "GEO", "PLACE"},
+    {"DEVICE", "IP", "MAC"},
+    {"PLATE", "VIN"},
+    {"SECRET", "WALLET"},
+    {"ACCOUNT", "CARD", "COMPANYID", "IBAN", "IDCARD", "LICENCE", "NATIONALID", "PASSPORT", "SSN"},
+)
+_DIGIT = lazy(r"\d")
 # From so many digits on a value of digits and signs is the same whatever stands between them.
 _MANY_DIGITS = 7
 
@@ -66,8 +79,7 @@ class MaskedMessages:
     counts: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(NamedTuple):
     """How a private value was written.
 
     Attributes:
@@ -99,6 +111,13 @@ class Placeholders(InMemory):
 
     Those that issue placeholders take turns (:class:`~sllm.privacy.Vault` holds a lock); looking up is safe
     from any thread. A :class:`~sllm.privacy.Restorer` reads them while more are issued.
+
+    Attributes:
+        nonces: those in use, the newest last.
+        has_scalars: whether one stands for a number in JSON, which has no quotes.
+        kind_prefixes: every beginning of a kind (lower case) of which a placeholder was issued.
+        index_prefixes: every beginning of an index that was issued, in decimal.
+
     """
 
     def __init__(self) -> None:
@@ -106,22 +125,20 @@ class Placeholders(InMemory):
 
     def clear(self) -> None:
         """Forgets all of them: placeholders issued so far can no longer be restored."""
-        self._things: dict[str, tuple[str, int]] = {}  # what is the same has one kind and index
+        self._things: dict[str, int] = {}  # what is the same has one index
+        self._kinds: list[str] = []  # of each index, which begin with 1
         self._forms: dict[Form, str] = {}  # form -> placeholder
         self._issued: dict[tuple[int, str], Form] = {}  # index, nonce -> form
-        self._nonces: tuple[str, ...] = ()  # the newest is last
         self._nonces_of: dict[int, list[str]] = {}
-        self._indices: dict[str, list[int]] = {}  # kind (lower case) -> indices
-        self._values: dict[str, None] = {}
-        self._has_scalars = False
-        # For restoring piece by piece: what begins an issued placeholder.
-        self._kind_prefixes: set[str] = set()
-        self._index_prefixes: set[str] = set()
+        self.nonces: tuple[str, ...] = ()
+        self.has_scalars = False
+        self.kind_prefixes: set[str] = set()
+        self.index_prefixes: set[str] = set()
 
     @property
     def counts(self) -> dict[str, int]:
         """Kind -> how many different things have a placeholder; a value in several forms is one."""
-        return dict(Counter(kind for kind, _ in self._things.values() if kind != LITERAL))
+        return dict(Counter(kind for kind in self._kinds if kind != LITERAL))
 
     # ---- issuing ------------------------------------------------------------------------------------------
 
@@ -139,21 +156,21 @@ class Placeholders(InMemory):
         if form not in self._forms:
             thing = _thing(form.text) if same_as is None else same_as
             if thing not in self._things:
-                self._things[thing] = kind, len(self._things) + 1
-                self._indices.setdefault(kind.lower(), []).append(len(self._things))
-            kind, index = self._things[thing]
+                self._kinds.append(kind)
+                self._things[thing] = len(self._kinds)
+            index = self._things[thing]
+            kind = self._kinds[index - 1]
             taken = self._nonces_of.setdefault(index, [])
-            nonce = next((one for one in reversed(self._nonces) if one not in taken), None)
+            nonce = next((one for one in reversed(self.nonces) if one not in taken), None)
             # An older nonce may be a word of the texts, where it is masked itself; either way it is ours.
             nonce = self.add_nonce(texts) if nonce is None else nonce
             self._forms[form] = f"[{kind}_{index}_{nonce}]"
             self._issued[index, nonce] = form
             taken.append(nonce)  # after that, for whoever reads it meanwhile
-            self._values[form.text] = None
-            self._has_scalars |= form.is_scalar
-            lower, number = kind.lower(), str(index)
-            self._kind_prefixes.update(lower[:i] for i in range(1, len(lower) + 1))
-            self._index_prefixes.update(number[:i] for i in range(1, len(number) + 1))
+            self.has_scalars |= form.is_scalar
+            self.index_prefixes.update(itertools.accumulate(str(index)))
+            if kind.lower() not in self.kind_prefixes:
+                self.kind_prefixes.update(itertools.accumulate(kind.lower()))
         return self._forms[form]
 
     def add_nonce(self, texts: Sequence[str]) -> str:
@@ -164,39 +181,19 @@ class Placeholders(InMemory):
         while True:
             for _ in range(20):
                 nonce = "".join(secrets.choice(_DIGITS if i % 2 else _LETTERS) for i in range(length))
-                if any(nonce in other or other in nonce for other in self._nonces):
+                if any(nonce in other or other in nonce for other in self.nonces):
                     continue
                 if not any(nonce in text for text in texts):
-                    self._nonces = (*self._nonces, nonce)
+                    self.nonces = (*self.nonces, nonce)
                     return nonce
             length += 1
 
     # ---- looking up ---------------------------------------------------------------------------------------
 
     @property
-    def nonces(self) -> tuple[str, ...]:
-        """Nonces in use, the newest last."""
-        return self._nonces
-
-    @property
     def values(self) -> Set[str]:
         """Every value that has a placeholder, as ordinary text."""
-        return self._values.keys()
-
-    @property
-    def has_scalars(self) -> bool:
-        """Whether one stands for a number in JSON, which has no quotes."""
-        return self._has_scalars
-
-    @property
-    def kind_prefixes(self) -> Set[str]:
-        """Every beginning of a kind (lower case) of which a placeholder was issued."""
-        return self._kind_prefixes
-
-    @property
-    def index_prefixes(self) -> Set[str]:
-        """Every beginning of an index that was issued, in decimal."""
-        return self._index_prefixes
+        return {form.text for form in list(self._forms)}
 
     def nonces_of(self, index: int) -> Sequence[str]:
         """The nonces with which an index was issued."""
@@ -206,23 +203,34 @@ class Placeholders(InMemory):
         """What a placeholder stands for, by index and nonce; None: nothing, or nothing that is certain.
 
         A kind that was issued, but not for this index, contradicts it: small models mix up numbers sooner
-        than words. Then it is the one thing of that kind, if there is one with this nonce.
+        than words. Then it is the one thing of that kind, if there is one with this nonce. Of our own kinds
+        (:data:`~sllm.privacy.findings.KINDS`) one that was not issued contradicts it as well, unless it may
+        be said of the same value: a model that adds ``[PHONE_1_k7q4]`` to a contact means no name.
 
         Args:
-            kind: in lower case; one that was never issued says nothing.
-            index, nonce: as they were read.
+            kind: in lower case; any other word says nothing.
+            index: one that was issued.
+            nonce: as it was read.
 
         """
-        indices = self._indices.get(kind)
-        if indices is None or index in indices:
-            return self._issued.get((index, nonce))
-        forms = [self._issued[one, nonce] for one in indices if (one, nonce) in self._issued]
-        return forms[0] if len(forms) == 1 else None
+        kinds, issued = self._kinds, self._issued  # of before or after clear()
+        if index > len(kinds):
+            return None
+        own = kinds[index - 1]
+        if kind != own.lower():
+            same = [at for at, one in enumerate(kinds, 1) if one.lower() == kind]
+            if same:
+                forms = [issued[at, nonce] for at in same if (at, nonce) in issued]
+                return forms[0] if len(forms) == 1 else None
+            named = kind.upper()
+            if own in KINDS and named in KINDS and not any({own, named} <= alike for alike in _ALIKE):
+                return None
+        return issued.get((index, nonce))
 
     def find_nonces(self, view: View) -> list[Finding]:
         """Where a folded text holds a nonce that is in use, as findings of the kind ``LITERAL``."""
         found = []
-        for nonce in self._nonces:
+        for nonce in self.nonces:
             at = view.text.find(nonce)
             while at >= 0:
                 found.append(Finding(*view.span(at, at + len(nonce)), LITERAL, 0.0))
@@ -233,9 +241,9 @@ class Placeholders(InMemory):
         """The text with each placeholder that stands exactly as issued replaced by as many NUL characters as
         its value has: what is left is searched for leaks.
         """
-        if not self._nonces:
+        if not self.nonces:
             return text
-        pattern = re.compile(r"\[[A-Z]{2,16}_([0-9]{1,9})_(" + "|".join(self._nonces) + r")\]")
+        pattern = re.compile(r"\[[A-Z]{2,16}_([0-9]{1,9})_(" + "|".join(self.nonces) + r")\]")
 
         def nul(match: re.Match[str]) -> str:
             form = self._issued.get((int(match[1]), match[2]))
@@ -249,7 +257,7 @@ class Placeholders(InMemory):
 def _thing(value: str) -> str:
     """What values have in common that are the same in another case, width or grouping of digits."""
     folded = unicodedata.normalize("NFKC", value).casefold()
-    digits = "".join(char for char in folded if char.isdecimal())
+    digits = "".join(_DIGIT.findall(folded))
     if len(digits) >= _MANY_DIGITS and not any(char.isalpha() for char in folded):
         return digits
     return " ".join(folded.split())

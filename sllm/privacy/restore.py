@@ -29,7 +29,7 @@ from sllm.privacy.findings import KINDS
 from sllm.privacy.json_places import JsonPlaces, encoded_string
 from sllm.privacy.link_places import LinkPlaces
 from sllm.privacy.regex import lazy
-from sllm.privacy.text import fold_char
+from sllm.privacy.text import fold_char, folded
 
 if TYPE_CHECKING:
     from sllm.privacy.placeholders import Form, Placeholders
@@ -500,8 +500,7 @@ class Restorer:
 
     def _count_nonces(self, text: str) -> None:
         """Counts the nonces in what is returned unchanged: each was a part of a placeholder."""
-        folded = "".join(map(fold_char, text))
-        seen = self._missed + folded
+        seen = self._missed + folded(text).text
         for nonce in self._placeholders.nonces:
             at = seen.find(nonce, max(0, len(self._missed) - len(nonce) + 1))
             while at >= 0:

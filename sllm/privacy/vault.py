@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import bisect
+import functools
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sllm.errors import LeakError
 from sllm.messages import map_texts
 from sllm.privacy.detect import blank, default_detectors, search, union
 from sllm.privacy.excerpt import around
-from sllm.privacy.findings import LITERAL, Detector, Finding
+from sllm.privacy.findings import LITERAL, Detector, Finding, reach_of
 from sllm.privacy.json_places import decoded_string, encoded_string, segments
 from sllm.privacy.known import KnownValues
 from sllm.privacy.names.persons import People
@@ -23,8 +23,9 @@ from sllm.privacy.restore import Restorer
 from sllm.privacy.text import View, folded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Sequence
+    from collections.abc import Container, Iterable, Iterator, Sequence
 
+    from sllm.privacy.findings import Reach
     from sllm.privacy.json_places import Segment
 
 __all__ = ["Masked", "MaskedMessages", "Vault"]
@@ -148,7 +149,7 @@ class Vault(InMemory):
         for message in messages:
             if not isinstance(message, Mapping):
                 raise TypeError(f"expected messages as mappings, got {type(message).__name__}")
-            _replace_texts(message, collect, collect_number)
+            _replace_texts(message, collect, change_number=collect_number)
         with self._lock:
             masked = self._mask(texts, numbers)
         each = iter(masked)
@@ -156,7 +157,7 @@ class Vault(InMemory):
         def following(_: str) -> str:
             return next(each).text
 
-        done = [_replace_texts(message, following, following) for message in messages]
+        done = [_replace_texts(message, following, change_number=following) for message in messages]
         total: Counter[str] = Counter()
         for one in masked:
             total.update(one.counts)
@@ -219,19 +220,43 @@ class Vault(InMemory):
                 changed = joined != spans[n]
                 if not changed and not grown:
                     continue
+                new = _uncovered(self._laid_open(text, joined, spans[n], fresh), joined)
                 spans[n] = joined
-                ranges = [(one.start, one.end) for one in joined]
-                rest = around(blank(text, ranges), ranges)
-                left = [*fresh.findings(rest.text)]
-                if changed:
-                    left += [*search(self._detectors, rest.text), *self._known.findings(rest.text)]
-                new = _uncovered(rest.back(left), joined)
                 again = again or changed or bool(new)
                 fresh.add_all([text], [new])
                 found[n] = [*joined, *new]
             if not again and len(fresh) == size:
                 return spans, fresh
         raise LeakError(f"new findings turned up in each of {_ROUNDS} rounds of masking; nothing is let out")
+
+    def _laid_open(
+        self, text: str, spans: list[Finding], before: list[Finding], fresh: KnownValues
+    ) -> Iterator[Finding]:
+        """What is found in a text once these ranges of it are masked, among more that was found already.
+
+        Args:
+            text: all of it.
+            spans: in order, without overlaps.
+            before: those of the last round.
+            fresh: values that the vault does not hold yet.
+
+        """
+        searched = {(one.start, one.end) for one in before}
+        ranges = [(one.start, one.end) for one in spans]
+        new = [one for one in ranges if one not in searched]
+        body = blank(text, ranges)
+        rest = around(body, ranges, "words")
+        yield from rest.back(list(fresh.findings(rest.text)))
+        if not new:
+            return
+        of_reach: dict[Reach, list[Detector]] = {"words": []}  # also of known values
+        for detector in self._detectors:
+            of_reach.setdefault(reach_of(detector), []).append(detector)
+        for reach, detectors in of_reach.items():
+            if reach != "words" or len(new) < len(ranges):
+                rest = around(body, new, reach)
+            known = self._known.findings(rest.text) if reach == "words" else ()
+            yield from rest.back([*search(detectors, rest.text), *known])
 
     def _write(self, text: str, ranges: list[_Range], bodies: list[str], *, is_number: bool) -> str:
         """The text with placeholders for the ranges; ``bodies``: the (folded) texts masked with it."""
@@ -282,8 +307,7 @@ def _uncovered(findings: Iterable[Finding], spans: list[Finding]) -> list[Findin
     return left
 
 
-@dataclass(frozen=True, slots=True)
-class _Range:
+class _Range(NamedTuple):
     """A range of a text that a placeholder stands for, and what it is."""
 
     start: int
@@ -349,21 +373,6 @@ def _form_of_string(text: str) -> Form:
     return Form(value, in_json=None if encoded_string(value) == text else text)
 
 
-def _replace_texts(
-    message: Mapping[str, Any], change: Callable[[str], str], change_number: Callable[[str], str]
-) -> Any:
-    """A copy of a message with what ``change`` and ``change_number`` return in place of each text and number
-    in it; roles, types and ids stay.
-    """
-    return map_texts(
-        message,
-        change,
-        format_names=False,
-        change_number=change_number,
-        check_mapping=_refuse_opaque_parts,
-    )
-
-
 # Kinds of parts that are not text.
 _OPAQUE = ("image", "input_image", "audio", "input_audio", "file", "video")
 
@@ -374,3 +383,8 @@ def _refuse_opaque_parts(part: Mapping[str, Any]) -> None:
         raise LeakError(
             f"a message has a part of type {kind}, which cannot be searched; only text can be masked"
         )
+
+
+# A copy of a message with what functions return in place of each text and number in it; roles, types and ids
+# stay.
+_replace_texts = functools.partial(map_texts, format_names=False, check_mapping=_refuse_opaque_parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 import re
 import subprocess
@@ -29,7 +30,7 @@ from sllm.privacy.detect import union
 from sllm.privacy.patterns import checksums
 from sllm.privacy.presidio import PresidioDetector
 from sllm.privacy.regex import first_of, lazy, rest_of
-from sllm.privacy.text import decoded, folded, plain
+from sllm.privacy.text import closed, compact, decoded, folded, packed, plain, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -504,3 +505,24 @@ def test_import_is_light() -> None:
         "assert not opened, opened\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@given(st.text(alphabet="ab1 -_</>é\u0301\u200bаｘ王·", max_size=40))
+@examples(500)
+def test_texts_moved_together_map_back(text: str) -> None:
+    view = folded(text)
+    close = compact(view)
+    assert close.text == closed(view.text)
+    for at, char in enumerate(close.text):
+        start, end = close.span(at, at + 1)
+        assert char in closed(folded(text[start:end]).text)
+
+
+@given(st.binary(max_size=5), st.text(min_size=6, max_size=12), st.sampled_from(["", "x", "ab-", " "]))
+@examples(300)
+def test_what_is_packed_is_in_one_text_too(before: bytes, value: str, around: str) -> None:
+    data = before + value.encode()
+    for run in (base64.b64encode(data), base64.urlsafe_b64encode(data).rstrip(b"="), data.hex().encode()):
+        text = f"{around}{run.decode()}{around}"
+        if any(value in body for _, _, body in packed(text)):
+            assert value in unpacked(text)

@@ -19,7 +19,7 @@ from sllm.privacy import Finding, Restorer, Vault
 class Marked:
     """Finds what stands between « and »; the kind is told by the first letter."""
 
-    KINDS: ClassVar = {"e": "EMAIL", "p": "PHONE", "n": "NAME", "a": "ADDRESS"}
+    KINDS: ClassVar = {"e": "EMAIL", "p": "PHONE", "n": "NAME", "a": "ADDRESS", "j": "PROJECT"}
 
     def detect(self, text: str) -> list[Finding]:
         return [
@@ -220,6 +220,27 @@ def test_a_kind_that_contradicts_the_index() -> None:
         text, expected = form.format(n=NONCE), expected.format(n=NONCE)
         for chunks in ([text], list(text)):
             assert restored(VAULT, chunks)[::2] == (expected, unknown)
+
+
+def test_a_kind_that_was_not_issued() -> None:
+    """Any word may stand for the kind, but for another of ours that the value cannot be."""
+    vault, _ = vault_with("n1", "e1", "j1")
+    n = vault.placeholders.nonces[0]
+    for kind, index, expected in (
+        ("PERSON", 1, "«n1»"),
+        ("姓名", 1, "«n1»"),
+        ("ORG", 1, "«n1»"),
+        ("USER", 2, "«e1»"),
+        ("URL", 2, "«e1»"),
+        ("PHONE", 3, "«j1»"),  # of a kind of somebody else's nothing is known
+        ("PHONE", 1, None),
+        ("address", 1, None),
+        ("PHONE", 2, None),
+        ("PLACE", 2, None),
+    ):
+        text = f"[{kind}_{index}_{n}]"
+        for chunks in ([text], list(text)):
+            assert restored(vault, chunks) == (expected or text, bool(expected), not expected)
 
 
 def test_an_index_that_begins_another() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sllm.extras import needs
-from sllm.privacy.findings import Budget, Finding
+from sllm.privacy.findings import Budget, Finding, Reach
 from sllm.privacy.names.word_lists import CANDIDATE, ENGLISH, looks_like_surname, not_a_common_word, trimmed
 from sllm.privacy.text import plain
 
@@ -73,6 +73,8 @@ class CensusDetector:
             version that is known.
 
     """
+
+    reach: Reach = "words"
 
     def __init__(self) -> None:
         self._lists = _lists()

@@ -19,6 +19,8 @@ from sllm.privacy.text import plain
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from sllm.privacy.findings import Reach
+
 __all__ = ["ModelDetector", "NameDetector"]
 
 _HAN = "\u4e00-\u9fff"
@@ -41,6 +43,8 @@ class NameDetector:
 
     Other names need a :class:`ModelDetector`.
     """
+
+    reach: Reach = "words"
 
     def detect(self, text: str) -> list[Finding]:
         """Findings of kinds NAME and ORG."""

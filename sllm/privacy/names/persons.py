@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from sllm.privacy.names.word_lists import CHINESE, ENGLISH, not_a_common_word
 from sllm.privacy.regex import lazy
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence, Set
 
 __all__ = ["People", "parts"]
 
@@ -104,6 +105,11 @@ def _parts(one: _Mention) -> tuple[str, str, str]:
     return one.given, one.middle, one.surname
 
 
+def _words(one: _Mention) -> list[str]:
+    """By which a person can be known."""
+    return [word for word in (one.given, one.surname, one.either) if word]
+
+
 def parts(name: str) -> list[str]:
     """The given name and the surname in a whole English name, as far as each of them alone can hardly be
     anything else. Parts of Chinese names are words too often: 建国.
@@ -127,21 +133,27 @@ class People:
     def __init__(self) -> None:
         self._people: list[list[_Mention]] = []
         self._of_name: dict[str, int] = {}
+        # Word -> who has it in a name; and who has it in one that says no surname.
+        self._named: defaultdict[str, set[int]] = defaultdict(set)
+        self._open: defaultdict[str, set[int]] = defaultdict(set)
+        self._of_surname: defaultdict[str, set[_Mention]] = defaultdict(set)
 
     def learn(self, names: Iterable[str]) -> None:
         """Takes in the names that were found together: the whole ones before parts of them."""
         new = {name: _mention(name) for name in names if name not in self._of_name}
-        whole = {name: one for name, one in new.items() if one.is_full}
-        for name, one in whole.items():
-            # Who was known by a part alone becomes the one whole name that fits, not one of several.
-            self._put(name, one, [n for n in self._fitting(one) if self._alone(n, whole.values())])
+        whole: defaultdict[str, set[_Mention]] = defaultdict(set)  # by word
+        for one in new.values():
+            self._of_surname[one.surname].add(one)
+            for word in _words(one) if one.is_full else ():
+                whole[word].add(one)
+        for name, one in new.items():
+            if one.is_full:
+                # Who was known by a part alone becomes the one whole name that fits, not one of several.
+                self._put(name, one, [n for n in self._fitting(one) if self._alone(n, whole)])
         for name, one in new.items():
             if not one.is_full:
                 # Beside Mrs Hargrove, Mr Hargrove need not be the Hargrove whose whole name is known.
-                others = [*new.values(), *(other for person in self._people for other in person)]
-                unsure = any(
-                    one.surname and one.surname == x.surname and _other_title(one, x) for x in others
-                )
+                unsure = one.surname and any(_other_title(one, x) for x in self._of_surname[one.surname])
                 self._put(name, one, [] if unsure else self._fitting(one))
 
     def key(self, name: str) -> str | None:
@@ -150,19 +162,25 @@ class People:
         return None if number is None else f"\0person {number}"  # no value is written so
 
     def _fitting(self, one: _Mention) -> list[int]:
+        # Who has a surname, and not this one, is somebody else, whatever the given name.
+        known = self._named[one.surname] | self._open[one.given] if one.surname else self._named_by(one)
         return [
             n
-            for n, mentions in enumerate(self._people)
-            if any(_fits(one, other) for other in mentions)
-            and not any(_contradicts(one, other) for other in mentions)
+            for n in sorted(known)
+            if any(_fits(one, other) for other in self._people[n])
+            and not any(_contradicts(one, other) for other in self._people[n])
         ]
 
-    def _alone(self, n: int, whole: Iterable[_Mention]) -> bool:
-        """Whether a known person is whole, or only one of some new whole names fits."""
+    def _named_by(self, one: _Mention) -> set[int]:
+        return set().union(*(self._named[word] for word in _words(one)))
+
+    def _alone(self, n: int, whole: Mapping[str, Set[_Mention]]) -> bool:
+        """Whether a known person is whole, or only one of some new whole names, by word, fits."""
         if any(one.is_full for one in self._people[n]):
             return True
-        names = {replace(one, woman=None) for one in whole if n in self._fitting(one)}
-        return len(names) == 1
+        words = {word for one in self._people[n] for word in _words(one)}
+        near = set().union(*(whole.get(word, ()) for word in words))
+        return len({replace(one, woman=None) for one in near if n in self._fitting(one)}) == 1
 
     def _put(self, name: str, one: _Mention, fitting: Sequence[int]) -> None:
         same = [n for n in fitting if one in self._people[n]]
@@ -172,4 +190,8 @@ class People:
             number = len(self._people)
             self._people.append([])
         self._people[number].append(one)
+        for word in _words(one):
+            self._named[word].add(number)
+            if not one.surname:
+                self._open[word].add(number)
         self._of_name[name] = number

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from sllm.privacy.findings import Reach
+
 __all__ = ["TaggerDetector"]
 
 _HAN = lazy("[\u3400-\u9fff]")
@@ -53,6 +55,8 @@ class TaggerDetector:
         ValueError: another kind.
 
     """
+
+    reach: Reach = "sentence"
 
     def __init__(
         self, kinds: Collection[str] = ("NAME",), *, weights: str | os.PathLike[str] | None = None
