@@ -130,7 +130,6 @@ def test_false_positives_on_clean_texts() -> None:
         ("请转交李小明先生", [("NAME", "李小明")]),
         ("张三丰，男，1980年生", [("NAME", "张三丰")]),
         ("My name is John Smith. Dear Mrs. Johnson,", [("NAME", "John Smith"), ("NAME", "Johnson")]),
-        ("I met Jennifer Lopez-Garcia yesterday", [("NAME", "Jennifer Lopez-Garcia")]),
         (
             "Acme Widgets Inc. and 华兴科技有限公司",
             [("ORG", "Acme Widgets Inc."), ("ORG", "华兴科技有限公司")],

@@ -88,7 +88,8 @@ class CensusDetector:
         return [Finding(*view.span(start, end), "NAME", _SCORE) for start, end in people]
 
     def _is_person(self, words: list[str]) -> bool:
-        first, last = words[0], words[-1]
+        first = words[0]
+        last = next((word for word in reversed(words) if len(word) > 2), first)  # Paul Brenner M. D.
         if not all(not_a_common_word(word) for word in words):
             return False
         is_given = first in ENGLISH.given or first in self._lists.given
