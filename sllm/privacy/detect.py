@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 _SCANS = (
-    codes.scan, numbers.scan, labels.scan, passwords.scan, labels.scan_phrases, chinese.scan, addresses.scan,
+    codes.scan, numbers.scan, labels.scan, passwords.scan, chinese.scan, addresses.scan,
 )  # fmt: skip
 _N_DEFAULT = 4  # detectors with everything installed
 _KIND = lazy("[A-Z]{2,16}")

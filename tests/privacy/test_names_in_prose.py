@@ -315,8 +315,10 @@ def test_without_the_packages_the_log_says_what_is_missed(
         for _ in range(2):
             assert [type(one) for one in default_detectors()] == [PatternDetector, NameDetector]
     assert [record.message for record in caplog.records if "sllm[names]" in record.message] == [
-        "names are found only where a label, a title or 'my name is' announces them; those in prose need "
-        "pip install 'sllm[names]'"
+        (
+            "names are found only where a label, a title or 'my name is' announces them; those in prose need "
+            "pip install 'sllm[names]'"
+        )
     ]
     with pytest.raises(ImportError, match=r"jieba is missing, .* pip install 'sllm\[names\]'"):
         lac.weights()

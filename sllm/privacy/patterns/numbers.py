@@ -13,64 +13,21 @@ from typing import TYPE_CHECKING, Any
 from sllm.extras import needs
 from sllm.privacy.findings import Finding
 from sllm.privacy.patterns import checksums
-from sllm.privacy.regex import lazy
+from sllm.privacy.regex import Patterns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["scan"]
 
-# Groups of digits with at most three signs between them; a bracket may follow a 区号 (area code).
-_RUN = lazy(r"(?:\+ ?|\()?\(?[0-9]+(?:(?:[ .\-/]| ?\(| ?\)[ ./-]?| - |--)[0-9]+)*\)?")
-_GROUP = lazy(r"[0-9]+")
-_ALNUM_TAIL = lazy(r"[A-Za-z]+\Z")
+_P = Patterns("numbers")
+
 # Words that may stand right before a number without a space.
 _GLUED_TEXT = (
     "tel mobile mob cell fax phone ph hp m t p id card no num number qq wechat vx wx sfz sfzh call "
     "contact ssn"
 )
 _GLUED = frozenset(_GLUED_TEXT.split())
-# What may stand between a label and a number: no other number, no end of a sentence or of a field, and
-# nothing that was masked.
-_UP_TO = r"[^0-9\0。！？&;；]"
-_OTHER_NUMBER = lazy(
-    r"(?:订单|单号|运单|快递|物流|流水|交易|批次|编号|编码|料号|货号|条码|发票|工单|任务|金额|余额|order|invoice|"
-    r"tracking|transaction|trace"
-    r"|isbn|issn|ean|upc|sku|serial|batch|ticket|timestamp|时间戳|doi|commit|build|version|hash|"
-    r"序列|期号|文号|"
-    # Keys of moments in time: ts=1718618400.
-    r"(?<![a-z])(?:ts|t|time|exp|iat|nbf|at|epoch|expires|since|until|"
-    r"[a-z_]{1,16}_(?:ts|at|time|ms))[\"']?[ ]?[=:])"
-    rf"{_UP_TO}{{0,14}}\Z",
-    re.I,
-)
-_CARD_WORD = lazy(
-    r"(?:卡|card|visa|master|amex|debit|credit|账|帐|account|charge|"
-    rf"(?<![a-z])cc){_UP_TO}{{0,16}}\Z",
-    re.I,
-)
-_PHONE_WORD = lazy(
-    r"(?:电话|手机|電話|手機|聯絡|聯繫|傳真|市話|行動|座机|固话|热线|联系|致电|拨打|传真|短信|号码|来电|呼叫|"
-    r"微信|phone|tel|mobile|cell|call|fax|whatsapp|text|contact|(?:my|his|her|their|our|your|the|new|work|"
-    r"home|cell)[ ]number(?:[ ]is)?|messages?[ ](?:to|at)|hotline|pager|beeper|dial|reach|ring|sms|viber|"
-    rf"telegram|signal){_UP_TO}{{0,24}}\Z",
-    re.I,
-)
-_PAID_WORD = lazy(rf"(?:打到|转到|转给|汇到|付到|存到|打款|转账|汇款|收款|退款|打钱|工资){_UP_TO}{{0,12}}\Z")
-_ID_WORD = lazy(rf"(?:身份|证件|证号|(?<![a-z_])id|identity){_UP_TO}{{0,20}}\Z", re.I)
-# Labels that follow their number: 781 1704 office, 555-0100 (Fax).
-_PHONE_AFTER = lazy(
-    r"[ ]?[-–(,/]?[ ]?(?:office|fax|home|cell|mobile|work|phone|tel|telephone|direct|desk|voice|pager|"
-    r"hotline)"
-    r"(?![A-Za-z])",
-    re.I,
-)
-# The postal code of the United States: Boston, MA 02110-1301.
-_STATE = lazy(r"[, ][A-Z]{2}[,.]?[\s#*/]{1,8}\Z")
-# What is counted or paid is no number of anybody.
-_AMOUNT_AFTER = lazy(r"[ ]?(?:元|万|亿|美元|港元|欧元|%|USD|CNY|RMB|EUR)")
-_EXTENSION = lazy(r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2}|-)([0-9]{1,6})(?![0-9])", re.I)
-_WORD_EXTENSION = lazy(r"(?: ?(?:x|ext\.?|extension|转|分机号?)[ .:：]{0,2})([0-9]{1,6})(?![0-9])", re.I)
 
 # How many times phonenumberslite is asked about numbers of one text, by region; after that, form alone
 # decides. A check costs a fifth of a millisecond, and a text of nothing but numbers must not cost minutes.
@@ -98,9 +55,6 @@ _ID_X_GROUPS = frozenset(
 )
 
 
-_X = lazy(r"[ -]?[Xx](?![A-Za-z0-9])")
-
-
 class _Run:
     """A run of groups of digits.
 
@@ -115,7 +69,7 @@ class _Run:
     def __init__(self, text: str, start: int, end: int) -> None:
         self.text = text
         self.start = start
-        groups = [found.span() for found in _GROUP.finditer(text, start, end)]
+        groups = [found.span() for found in _P.group.finditer(text, start, end)]
         self.groups = groups
         self._follows: dict[re.Pattern[str], bool] = {}
         self.lengths = tuple([b - a for a, b in groups])
@@ -127,7 +81,7 @@ class _Run:
         """Whether group i goes on after letters and digits: P0-001-000016155-9."""
         first = self.groups[0][0]
         before = self.text[max(0, first - 12) : first]
-        letters = _ALNUM_TAIL.search(before)
+        letters = _P.alnum_tail.search(before)
         # p13800138000 is a phone, p0-001-... is none.
         if not i or not letters or (self.lengths[0] > 2 and letters[0].lower() in _GLUED):
             return False
@@ -238,7 +192,7 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
     start, end = run.groups[i][0], run.groups[j - 1][1]
     text = run.text
     if total == 17 and lengths in _ID_X_GROUPS:
-        tail = _X.match(text, end)
+        tail = _P.x.match(text, end)
         if tail:
             good = checksums.cn_id(run.digits(i, j) + "X")
             if good is not None:
@@ -253,14 +207,14 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
             return Finding(start, end, "COMPANYID", 0.9, checked=True)
     if total == 15 and lengths == (15,):
         digits = run.digits(i, j)
-        if checksums.cn_id_15(digits) and run.follows(_ID_WORD, i):
+        if checksums.cn_id_15(digits) and run.follows(_P.id_word, i):
             return Finding(start, end, "IDCARD", 0.9, checked=True)
         if digits[0] in "12" and digits[3:5] <= "12" and checksums.valid("fr.nir", digits):
             return Finding(start, end, "NATIONALID", 0.9, checked=True)
     if (
         lengths == (12,)
         and text[start] in "56"
-        and run.follows(_CARD_WORD, i)
+        and run.follows(_P.card_word, i)
         and checksums.valid("luhn", text[start:end])
     ):
         return Finding(start, end, "CARD", 0.7)  # Maestro has cards of 12 digits
@@ -268,23 +222,25 @@ def _window(run: _Run, i: int, j: int) -> Finding | None:
         gaps = run.gaps(i, j)
         if gaps <= {" ", "-", " - ", "--", "."} and len(gaps) <= 1:
             digits = run.digits(i, j)
-            if checksums.card(digits) and (run.follows(_CARD_WORD, i) or not run.follows(_OTHER_NUMBER, i)):
+            if checksums.card(digits) and (
+                run.follows(_P.card_word, i) or not run.follows(_P.other_number, i)
+            ):
                 return Finding(start, end, "CARD", 1.0, checked=True)
             # With a typing error, or invented: still somebody's where it is called a card.
             if (
-                (lengths in ((15,), (16,), (19,)) and digits[0] in "3456" and run.follows(_CARD_WORD, i))
-                or (lengths in ((16,), (19,)) and digits[:2] == "62" and run.follows(_PAID_WORD, i))
-            ) and not run.follows(_OTHER_NUMBER, i):
+                (lengths in ((15,), (16,), (19,)) and digits[0] in "3456" and run.follows(_P.card_word, i))
+                or (lengths in ((16,), (19,)) and digits[:2] == "62" and run.follows(_P.paid_word, i))
+            ) and not run.follows(_P.other_number, i):
                 return Finding(start, end, "CARD", 0.6)
             grouped = lengths in ((4, 4, 4, 4), (4, 6, 5), (4, 4, 4, 4, 3))
-            if grouped and digits[0] in "3456" and "." not in gaps and not run.follows(_OTHER_NUMBER, i):
+            if grouped and digits[0] in "3456" and "." not in gaps and not run.follows(_P.other_number, i):
                 return Finding(start, end, "CARD", 0.6)
     return _national_id(run, i, j, lengths, start, end)
 
 
 def _card_of_identity(run: _Run, i: int, end: int, good: bool) -> Finding | None:
     """An identity number; a wrong check digit makes it the number that the words before it say."""
-    if not good and run.follows(_OTHER_NUMBER, i) and not run.follows(_ID_WORD, i):
+    if not good and run.follows(_P.other_number, i) and not run.follows(_P.id_word, i):
         return None
     return Finding(run.groups[i][0], end, "IDCARD", 1.0 if good else 0.8, checked=good)
 
@@ -430,7 +386,7 @@ def _phone(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
         return None
     if number.digits in _COUNTING or (gaps == ["."] and lengths[0] == 1):
         return None  # 0123456789, and fractions
-    if lengths == (5, 4) and gaps == ["-"] and number.follows(_STATE):
+    if lengths == (5, 4) and gaps == ["-"] and number.follows(_P.state):
         return None
     found = _in_china(number) or _with_area_in_brackets(number, lookups)
     if found:
@@ -445,9 +401,9 @@ def _phone(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
     found = _in_america(number) or _with_zeros(number, lookups) or _with_zero(number, lookups)
     if found:
         return found
-    announced = number.follows(_PHONE_WORD) and not number.follows(_OTHER_NUMBER)
-    announced = announced and not _AMOUNT_AFTER.match(number.text, number.end)
-    said_after = len(lengths) >= 2 and min(lengths) >= 3 and _PHONE_AFTER.match(number.text, number.end)
+    announced = number.follows(_P.phone_word) and not number.follows(_P.other_number)
+    announced = announced and not _P.amount_after.match(number.text, number.end)
+    said_after = len(lengths) >= 2 and min(lengths) >= 3 and _P.phone_after.match(number.text, number.end)
     if (announced or said_after) and number.total <= 15 and len(lengths) <= 7 and not _years(number.groups):
         closed = number.bracket and gaps and ")" in gaps[0]
         return Finding(number.left if closed else number.start, number.end, "PHONE", 0.7)
@@ -465,7 +421,7 @@ def _in_china(number: _Number) -> Finding | None:
     if grouped and _mobile_cn(mobile) and "." not in gaps and "/" not in gaps:
         return Finding(number.left, number.end, "PHONE", 0.95, checked=True)
     landline = lengths in _LANDLINE_FORMS and set(gaps) <= {"-", " ", ") ", ")", " - ", ")-"}
-    if landline and _CN_AREA.match(digits):
+    if landline and _P.cn_area.match(digits):
         return Finding(number.left, number.end, "PHONE", 0.9)
     if digits[:3] in ("400", "800") and lengths in ((3, 3, 4), (3, 4, 3)):
         return Finding(number.start, number.end, "PHONE", 0.8)
@@ -489,7 +445,7 @@ def _in_america(number: _Number) -> Finding | None:
         dashed = len(set(gaps)) == 1 and gaps[0] in ("-", ".")
         dashed = dashed and (ten[0] in "23456789" or ten == "1234567890")
         likely = dashed or (ten[0] in "23456789" and ten[3] in "23456789")
-        if likely and not (gaps[-1] == "." and number.follows(_OTHER_NUMBER)):
+        if likely and not (gaps[-1] == "." and number.follows(_P.other_number)):
             return Finding(number.left, number.end, "PHONE", 0.8)
     return None
 
@@ -519,7 +475,7 @@ def _with_zero(number: _Number, lookups: _Lookups) -> Finding | None:
                 return Finding(start, end, "PHONE", 0.8)
             if len(lengths) >= 3 and "." not in gaps:
                 return Finding(start, end, "PHONE", 0.55)
-        plain = len(lengths) == 1 and number.total in (10, 11) and not number.follows(_OTHER_NUMBER)
+        plain = len(lengths) == 1 and number.total in (10, 11) and not number.follows(_P.other_number)
         if plain and lookups.national(digits, mobile=True) is not False:
             return Finding(start, end, "PHONE", 0.7)
     return None
@@ -534,7 +490,6 @@ _MOBILE_FORMS = frozenset(
     ]
 )  # fmt: skip
 _LANDLINE_FORMS = frozenset([(3, 8), (4, 7), (4, 8), (3, 4, 4), (4, 4, 4), (4, 3, 4), (3, 7)])
-_CN_AREA = lazy(r"0(?:10|2[0-57-9]|[3-9][1-9][0-9])")
 
 
 def _with_sign(number: _Number, lookups: _Lookups) -> Finding | None:
@@ -561,26 +516,20 @@ def _with_sign(number: _Number, lookups: _Lookups) -> Finding | None:
 def _stands_alone(text: str, start: int, end: int) -> bool:
     """Whether the digits are not a part of a longer word, or of a number with a fraction."""
     follow = text[end : end + 1]
-    if follow.isascii() and follow.isalpha() and not _WORD_EXTENSION.match(text, end):
+    if follow.isascii() and follow.isalpha() and not _P.word_extension.match(text, end):
         tail = text[end : end + 2]
         if tail[0] not in "xX" or (tail[1:].isascii() and tail[1:].isalnum()):
             return False
     before = text[max(0, start - 12) : start]
-    letters = _ALNUM_TAIL.search(before)
+    letters = _P.alnum_tail.search(before)
     if letters and letters[0].lower() not in _GLUED:
         return False
-    columns = _COLUMNS_BEFORE.search(before) or (before[-1:] == "," and _LONG.match(text, start))
+    columns = _P.columns_before.search(before) or (before[-1:] == "," and _P.long.match(text, start))
     if before[-1:] in (".", ",") and before[-2:-1].isdigit() and not columns:
         return False
     if follow == "." and text[end + 1 : end + 2].isdigit():
         return False
     return not (follow == "," and text[end + 1 : end + 2].isdigit() and not _long_tail(text, start, end))
-
-
-# Commas between the groups of one number have at most three digits before each; longer groups are the columns
-# of a table.
-_COLUMNS_BEFORE = lazy(r"[0-9]{4},\Z")
-_LONG = lazy("[0-9]{4}")
 
 
 def _long_tail(text: str, start: int, end: int) -> bool:
@@ -590,7 +539,7 @@ def _long_tail(text: str, start: int, end: int) -> bool:
 def scan(text: str) -> Iterator[Finding]:
     """Findings in a plain view (:func:`sllm.privacy.text.plain`)."""
     lookups = _Lookups()
-    for found in _RUN.finditer(text):
+    for found in _P.run.finditer(text):
         if found.end() - found.start() >= 7:
             if lookups.windows <= 0:
                 if sum(map(str.isdigit, found[0])) >= 7:
@@ -681,7 +630,7 @@ def _spelled(run: _Run) -> Iterator[Finding]:
             yield Finding(start, end, "IDCARD", 1.0 if good else 0.8, checked=good)
             return
     if len(digits) == 17:
-        tail = _X.match(run.text, end)
+        tail = _P.x.match(run.text, end)
         good = checksums.cn_id(digits + "X")
         if tail and good is not None:
             yield Finding(start, tail.end(), "IDCARD", 1.0 if good else 0.8, checked=good)
@@ -702,9 +651,9 @@ def _judge(run: _Run, i: int, j: int, lookups: _Lookups) -> Finding | None:
     if two and not two.checked and run.in_a_part_number(i):
         return None
     if two is not None:
-        more = _WORD_EXTENSION.match(text, two.end)
+        more = _P.word_extension.match(text, two.end)
         if more is None and run.lengths[i:j][0] in (3, 4) and text[start] == "0":
-            more = _EXTENSION.match(text, two.end)
+            more = _P.extension.match(text, two.end)
         if more and two.end == end:
             return Finding(two.start, more.end(), "PHONE", two.score, two.checked)
     return two
