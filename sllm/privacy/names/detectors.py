@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING
 
 from sllm.privacy.findings import Finding, LabelScorer
-from sllm.privacy.names import chinese, english, pinyin
+from sllm.privacy.names import chinese, english
 from sllm.privacy.names.word_lists import CANDIDATE, trimmed
 from sllm.privacy.regex import lazy
 from sllm.privacy.text import plain
@@ -52,7 +52,6 @@ class NameDetector:
 
     def _scan(self, text: str) -> Iterator[Finding]:
         yield from english.scan(text)
-        yield from pinyin.scan(text)
         for end in _EN_ORG_END.finditer(text):
             # The few words before the form of the company, so that each stretch is read once.
             at = max(0, end.start() - 60)

@@ -52,13 +52,15 @@ def valid(scheme: str, number: str) -> bool:
     Args:
         scheme: a check of this module (``tw_id``, ``uscc``, ``vin``), or the module of ``stdnum`` that knows
             the scheme: ``luhn``, ``fr.nir``.
-        number: without separators.
+        number: with or without separators.
 
     Raises:
         ImportError: python-stdnum is not installed.
 
     """
     own = {"tw_id": tw_id, "uscc": uscc, "vin": vin}.get(scheme)
+    if scheme in ("luhn", "verhoeff"):  # those take digits alone
+        number = "".join(filter(str.isdigit, number))
     return own(number) if own else bool(_stdnum(scheme).is_valid(number))
 
 

@@ -30,6 +30,7 @@ class _Rule(NamedTuple):
         needs: of these strings the text needs one: that spares most texts the pattern.
         before: what the text right before the value has to end in; None is anything.
         check: what the value has to pass; None is nothing.
+        verify: what makes it surer if the value passes; None is nothing.
 
     """
 
@@ -40,6 +41,7 @@ class _Rule(NamedTuple):
     needs: tuple[str, ...]
     before: re.Pattern[str] | None
     check: Callable[[str], bool] | None
+    verify: Callable[[str], bool] | None
 
 
 @functools.cache
@@ -53,6 +55,7 @@ def _rules(file: str) -> list[_Rule]:
             needs=tuple(row.get("needs", "").split()),
             before=lazy(rf"(?:{row['before']})\Z") if "before" in row else None,
             check=functools.partial(checksums.valid, row["check"]) if "check" in row else None,
+            verify=functools.partial(checksums.valid, row["verify"]) if "verify" in row else None,
         )
         for name, row in data.sections(file).items()
         if name.startswith("rule ")
@@ -68,5 +71,8 @@ def scan(text: str, file: str, budget: Budget) -> Iterator[Finding]:
             start, end = found.span("value" if "value" in found.re.groupindex else 0)
             if rule.before and not rule.before.search(text[max(0, start - _NEAR) : start]):
                 continue
-            if rule.check is None or rule.check(text[start:end]):
-                yield Finding(start, end, rule.kind, rule.score, rule.checked)
+            value = text[start:end]
+            if rule.check and not rule.check(value):
+                continue
+            verified = rule.verify is not None and rule.verify(value)
+            yield Finding(start, end, rule.kind, 0.9 if verified else rule.score, verified or rule.checked)
