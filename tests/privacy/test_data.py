@@ -31,7 +31,7 @@ def test_patterns_are_used_and_rules_are_whole(file: str) -> None:
     code = "".join(path.read_text(encoding="utf-8") for path in (HERE.parent / "patterns").glob("*.py"))
     sections = data.sections(file)
     for name, pattern in sections["patterns"].items():
-        assert re.compile(pattern)
+        re.compile(pattern)
         # The forms of values are named by the table of labels.
         assert f"_P.{name}" in code or name.startswith("form_") or f'"{name}"' in code, name
     for name, row in sections.items():

@@ -25,6 +25,7 @@ def words(name: str) -> list[str]:
     return " ".join(line for line in lines if not line.startswith("#")).split()
 
 
+@functools.cache
 def table(name: str) -> dict[str, Any]:
     """The rules of ``<name>.json``."""
     rules: dict[str, Any] = json.loads((_HERE / f"{name}.json").read_text(encoding="utf-8"))

@@ -83,7 +83,7 @@ _NEXT = lazy(
 )
 _SAID = lazy(
     lambda: (
-        rf"(?:{_any_of('said')}|(?P<loosely>{_any_of('loosely said')}|{_any_of('labels')}))"
+        rf"(?P<lead>{_any_of('said')}|{_any_of('loosely said')}|{_any_of('labels')})"
         rf"[是为：: “\"]{{0,3}}(?:(?P<dotted>{_DOTTED}?)(?=[^{_HAN}·•・]|\Z|[的是在和与及说了来])"
         rf"|(?P<surname>{surname()})(?P<given>[{_HAN}]{{1,2}}))"
     )
@@ -205,7 +205,8 @@ def _said(text: str, found: re.Match[str]) -> tuple[int, int] | None:
     if not n or is_word(text, start):
         return None
     end = given + n
-    if found["loosely"] and _is_han(text, end) and text[end] not in _not_given():
+    sure = found["lead"] in data.word_set("names_zh", "said")
+    if not sure and _is_han(text, end) and text[end] not in _not_given():
         return None  # 我是高中生
     return start, end
 

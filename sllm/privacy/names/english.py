@@ -165,9 +165,12 @@ class _Reader:
         self._last = -1  # the end of the last name found
         self._listed = False  # whether more may follow it in a list
         self._code: tuple[int, bool] = (-2, False)
+        self._not_names = ENGLISH.not_names
 
     def run(self, run: str, start: int) -> Finding | None:
         """The name in the next run, which begins at an offset."""
+        if run in self._not_names:
+            return None
         if not self.budget.spend(start):
             return None
         found = self._in_run(run.split(" "), start)
