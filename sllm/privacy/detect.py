@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 _SCANS = (
-    codes.scan, numbers.scan, labels.scan, passwords.scan, labels.scan_phrases, chinese.scan, addresses.scan,
+    codes.scan, numbers.scan, labels.scan, passwords.scan, chinese.scan, addresses.scan,
 )  # fmt: skip
 _N_DEFAULT = 4  # detectors with everything installed
 _KIND = lazy("[A-Z]{2,16}")
@@ -103,9 +103,9 @@ class PatternDetector:
 
 
 def default_detectors() -> tuple[Detector, ...]:
-    """What is used where no detectors are named: patterns, names by context, and what the extra ``names``
-    brings, a tagger for Chinese names and lists of English ones. Without it, the log of ``sllm`` says once
-    what is missed.
+    """What is used where no detectors are named: patterns, names that something announces, and what the extra
+    ``names`` brings, a tagger for Chinese names and lists of English ones. Without it, the log of ``sllm``
+    says once what is missed.
     """
     detectors: list[Detector] = [PatternDetector(), NameDetector()]
     if lac.installed() is not None:
@@ -121,7 +121,8 @@ def default_detectors() -> tuple[Detector, ...]:
 def _tell_missing() -> None:
     """Once in a process."""
     logging.getLogger("sllm").info(
-        "most Chinese and many English names in prose are not found without pip install 'sllm[names]'"
+        "names are found only where a label, a title or 'my name is' announces them; those in prose need "
+        "pip install 'sllm[names]'"
     )
 
 

@@ -2,24 +2,17 @@
 
 Compiling all the patterns of this package takes a second, which an import must not cost: whoever masks
 nothing never pays it, and a text pays only for the patterns that it is searched with.
-
-Python's ``re`` skips to the characters that a pattern can begin with if these are one set; before
-alternatives and a look-behind it tries every offset. So a pattern begins with the set of its first
-characters, and looks back over the one that it found: ``f"[AB]{ALONE}(?:...)"``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, cast
 
-__all__ = ["ALONE", "END", "first_of", "lazy", "rest_of"]
+from sllm.privacy import data
 
-# After the first character: no ASCII letter or digit stands before it. After the last: none follows.
-ALONE = r"(?<![A-Za-z0-9].)"
-END = r"(?![A-Za-z0-9])"
-
+__all__ = ["Patterns", "lazy"]
 
 _METHODS = ("search", "match", "fullmatch", "finditer", "findall", "split", "sub", "subn")
 
@@ -59,22 +52,21 @@ def lazy(source: str | Callable[[], str], flags: int = 0) -> re.Pattern[str]:
     return cast("re.Pattern[str]", _Lazy(source, flags))
 
 
-def _split(word: str) -> tuple[str, str]:
-    """The first character of a pattern, or the set of characters that it begins with, and the rest."""
-    size = word.index("]") + 1 if word[0] == "[" else 1
-    return word[:size], word[size:]
-
-
-def first_of(words: Iterable[str]) -> str:
-    """The set of the characters that words begin with.
+class Patterns:
+    """The patterns in the section ``patterns`` of a file of rules, as attributes.
 
     Args:
-        words: patterns that each begin with one character, or with a set that spells its characters out.
+        file: of ``sllm/privacy/data``, without ``.ini``; read when the first pattern is asked for.
 
     """
-    return "[" + "".join(sorted({char for word in words for char in _split(word)[0].strip("[]")})) + "]"
 
+    def __init__(self, file: str) -> None:
+        self._file = file
 
-def rest_of(words: Iterable[str]) -> str:
-    """What follows :func:`first_of` the same words."""
-    return "(?:" + "|".join(f"(?<={first}){rest}" for first, rest in map(_split, words)) + ")"
+    def __getattr__(self, name: str) -> re.Pattern[str]:
+        try:
+            pattern = re.compile(data.sections(self._file)["patterns"][name])
+        except KeyError:
+            raise AttributeError(name) from None
+        setattr(self, name, pattern)
+        return pattern

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from sllm.privacy import KINDS, data
-from sllm.privacy.patterns import labels
 
 HERE = Path(data.__file__).parent
 LISTS = sorted(path.stem for path in HERE.glob("*.txt"))
@@ -20,13 +19,46 @@ def test_lists_are_used_and_say_what_they_are(name: str) -> None:
     assert text.startswith("# ") and text.endswith("\n")
     assert data.words(name) and not any("#" in word for word in data.words(name))
     code = "".join(path.read_text(encoding="utf-8") for path in HERE.parent.rglob("*.py"))
-    assert f'"{name}"' in code
+    # Lists of English are attributes of one object.
+    assert f'"{name}"' in code or re.search(rf"\.{name.removeprefix('names_en_')}\b", code)
+
+
+RULE_FILES = sorted(path.stem for path in HERE.glob("*.ini"))
+
+
+@pytest.mark.parametrize("file", RULE_FILES)
+def test_patterns_are_used_and_rules_are_whole(file: str) -> None:
+    code = "".join(path.read_text(encoding="utf-8") for path in (HERE.parent / "patterns").glob("*.py"))
+    sections = data.sections(file)
+    for name, pattern in sections["patterns"].items():
+        re.compile(pattern)
+        # The forms of values are named by the table of labels.
+        assert f"_P.{name}" in code or name.startswith("form_") or f'"{name}"' in code, name
+    for name, row in sections.items():
+        if name != "patterns":
+            assert name.startswith("rule ") and row["kind"] in KINDS and 0 < float(row["score"]) <= 1
+            assert set(row) <= {"kind", "score", "pattern", "needs", "before", "check", "checked", "verify"}
+            assert not re.compile(row["pattern"]).groupindex.keys() - {"value", "gap"}
+    assert not any("<<" in re.sub(r"\[[^]]*\]", "", row.get("pattern", "")) for row in sections.values())
+
+
+@pytest.mark.parametrize("key", ["patterns", "rule x"])
+def test_parts_are_put_in(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some.ini").write_text(
+        f"# a comment\n[parts]\nb = [b]\nc =\n    <<b>>\n    c\n[{key}]\n# more\na = a<<c>> = #d\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(data, "_HERE", tmp_path)
+    assert data.sections("some") == {key: {"a": "a[b]c = #d"}}
+    data.sections.cache_clear()
 
 
 def test_labels() -> None:
     table = data.table("labels")
-    for rule in (*table["english"], *table["chinese"]):
-        assert rule["kind"] in KINDS and rule["form"] in labels._FORMS and rule["labels"]
+    forms = {name.removeprefix("form_") for name in data.sections("labels")["patterns"] if "form_" in name}
+    rows = [*table["english"], *table["chinese"]]
+    assert {rule["form"] for rule in rows} == forms
+    assert all(rule["kind"] in KINDS and rule["labels"] for rule in rows)
     english = [label for rule in table["english"] for label in rule["labels"]]
     assert len(set(english)) == len(english)
     assert all(label == label.lower() and re.match("[a-z]", label) for label in english)
@@ -34,11 +66,9 @@ def test_labels() -> None:
 
 def test_secrets_and_codes() -> None:
     secrets, codes = data.table("secrets"), data.table("codes")
-    for rule in (*secrets["keys"], *secrets["webhooks"]):
+    for rule in secrets["keys"]:
         assert rule["service"] and re.compile(rule["pattern"]).groups == 0
-    for rule in (*codes["national"], *codes["words"]):
-        assert rule["kind"] in KINDS and rule["name"]
-        assert re.compile(rule.get("pattern") or rule["first"] + rule["rest"]).groups == 0
+    assert set(secrets["strong words"] + secrets["weak words"]) <= set(secrets["words"])
     countries = [country for each in codes["iban lengths"].values() for country in each.split()]
     assert len(set(countries)) == len(countries) > 80
 

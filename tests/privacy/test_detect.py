@@ -29,7 +29,7 @@ from sllm.privacy import (
 from sllm.privacy.detect import union
 from sllm.privacy.patterns import checksums
 from sllm.privacy.presidio import PresidioDetector
-from sllm.privacy.regex import first_of, lazy, rest_of
+from sllm.privacy.regex import Patterns, lazy
 from sllm.privacy.text import closed, compact, decoded, folded, packed, plain, unpacked
 
 if TYPE_CHECKING:
@@ -131,7 +131,6 @@ def test_false_positives_on_clean_texts() -> None:
         ("请转交李小明先生", [("NAME", "李小明")]),
         ("张三丰，男，1980年生", [("NAME", "张三丰")]),
         ("My name is John Smith. Dear Mrs. Johnson,", [("NAME", "John Smith"), ("NAME", "Johnson")]),
-        ("I met Jennifer Lopez-Garcia yesterday", [("NAME", "Jennifer Lopez-Garcia")]),
         (
             "Acme Widgets Inc. and 华兴科技有限公司",
             [("ORG", "Acme Widgets Inc."), ("ORG", "华兴科技有限公司")],
@@ -457,7 +456,7 @@ def test_import_compiles_no_pattern_and_reads_no_rules() -> None:
         "import sllm.privacy, sllm.cli.main\n"
         "def ours(): return [name for name in compiled if name.startswith('sllm.privacy')]\n"
         "assert not ours(), ours()\n"
-        "assert not [path for path in opened if path.endswith(('.txt', 'labels.json', 'codes.json'))]\n"
+        "assert not [path for path in opened if path.endswith(('.txt', '.ini', 'labels.json'))]\n"
         "sllm.Vault().mask('我叫张伟, my name is Ada Obi')\n"
         "assert len(ours()) > 50\n"
         "n = len(ours())\n"
@@ -482,11 +481,8 @@ def test_lazy_patterns() -> None:
     ]
     assert made == [1]
     assert not hasattr(lazy("("), "flags")
-    assert lazy(first_of(["[Cc]at", "dog"]) + rest_of(["[Cc]at", "dog"])).findall("cat Dog dog Cat") == [
-        "cat",
-        "dog",
-        "Cat",
-    ]
+    patterns = Patterns("numbers")
+    assert patterns.group.findall("12 3") == ["12", "3"] and not hasattr(patterns, "no_such_pattern")
 
 
 def test_import_is_light() -> None:

@@ -4,18 +4,21 @@ private.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from stdnum import luhn
 
-from sllm.privacy import NameDetector, PatternDetector
+from sllm.privacy import Detector, NameDetector, PatternDetector, default_detectors
 from sllm.privacy.detect import union
+from sllm.privacy.names import census, lac
 
 DETECTORS = (PatternDetector(), NameDetector())
 
 
-def found(text: str) -> list[tuple[str, str]]:
+def found(text: str, detectors: Sequence[Detector] = DETECTORS) -> list[tuple[str, str]]:
     """Kind and value of everything found."""
-    joined = union([one for detector in DETECTORS for one in detector.detect(text)])
+    joined = union([one for detector in detectors for one in detector.detect(text)])
     return [(one.kind, text[one.start : one.end]) for one in joined]
 
 
@@ -29,18 +32,6 @@ FORMS: list[tuple[str, str, list[tuple[str, str]], str]] = [
         "In the end Detective Kowalczyk took the statement.",
         [("NAME", "Kowalczyk")],
         "In the end the Detective Novel Prize went to nobody.",
-    ),
-    (
-        "told",
-        "Please remind Priya to sign the form.",
-        [("NAME", "Priya")],
-        "Please remind Everyone to sign the form.",
-    ),
-    (
-        "what only people do",
-        "Rasheeda Oduya was admitted on Tuesday.",
-        [("NAME", "Rasheeda Oduya")],
-        "Quantum Physics was admitted as a subject on Tuesday.",
     ),
     (
         "a list",
@@ -67,27 +58,9 @@ FORMS: list[tuple[str, str, list[tuple[str, str]], str]] = [
         "学员姓名：任命时填写\n主治：石膏，分析师：金融，官方：江苏卫视。",
     ),
     (
-        "a table in Markdown",
-        "| 姓名 | 部门 |\n|---|---|\n| 张伟 | IT |\n| **石磊** | IT |\n\n| 省 | 人口 |\n|-|-|\n| 江苏 | 多 |",
-        [("NAME", "张伟"), ("NAME", "石磊")],
-        "| 名称 | 部门 |\n|---|---|\n| 方案 | 销售 |\n| 石膏 | 财务 |\n\n| 省 | 人口 |\n|-|-|\n| 江苏 | 多 |",
-    ),
-    (
-        "a column of names among others",
-        "name,team,leave\nSiobhan,hr,3\nclara brook,hr,4\nN/A,hr,0\nOkonkwo Adaeze,it,1",
-        [("NAME", "Siobhan"), ("NAME", "clara brook"), ("NAME", "Okonkwo Adaeze")],
-        "name,size,weight\nButton,3,1\nSlider,4,1\nN/A,0,0\nRadio Group,1,1",
-    ),
-    (
-        "a column of a role",
-        "Case\tAssigned to\n12\tMirela Popescu\n13\tPriya\n14\tnobody",
-        [("NAME", "Mirela Popescu"), ("NAME", "Priya")],
-        "Case\tAssigned on\n12\tMonday Morning\n13\tFriday\n14\tnobody",
-    ),
-    (
         "keys of a record",
-        '{"assignee": "siobhan", "teamMembers": 2, "members": ["Ada Obi", "王芳"], "值班员": "欧阳静"}',
-        [("NAME", "siobhan"), ("NAME", "Ada Obi"), ("NAME", "王芳"), ("NAME", "欧阳静")],
+        '{"assignee": "Siobhan", "first_name": "clara", "值班员": "欧阳静"}',
+        [("NAME", "Siobhan"), ("NAME", "clara"), ("NAME", "欧阳静")],
         '{"assignee": "nobody", "driver": "overlay", "members": ["read", "write"], "值班员": "周末"}',
     ),
     (
@@ -102,36 +75,6 @@ FORMS: list[tuple[str, str, list[tuple[str, str]], str]] = [
         [("NAME", "张伟"), ("NAME", "欧阳静"), ("NAME", "石磊")],
         "姓名\n部门\n【联系人】部门经理，<值班员>周末</值班员>",
     ),
-    (
-        "a list under its head",
-        "参会人员：\n- 张伟（销售）\n\n- 欧阳静\n材料：\n1. 水\n2. 石磊砂",
-        [("NAME", "张伟"), ("NAME", "欧阳静")],
-        "参会须知：\n- 方案（草稿）\n- 温度\n\n1. 喝水\n2. 石膏",
-    ),
-    (
-        "a list under its head in English",
-        "**Attendees:**\n* Ada Obi (lead)\n* Tunde\n",
-        [("NAME", "Ada Obi"), ("NAME", "Tunde")],
-        "**Ingredients:**\n* Flour (white)\n* Button Mushrooms\n",
-    ),
-    (
-        "a chat",
-        "[10:32] 张伟: 你好\n[10:33] 李娜：收到",
-        [("NAME", "张伟"), ("NAME", "李娜")],
-        "[10:32] 方案: 你好\n[10:33] 水平：收到",
-    ),
-    (
-        "a chat in English",
-        "Ada Obi: hello\nTunde Bako (10:33): ok\nAda Obi: bye",
-        [("NAME", "Ada Obi"), ("NAME", "Tunde Bako"), ("NAME", "Ada Obi")],
-        "Gradient Descent: follows the slope\nRandom Forest: many trees\nMerge Sort: two halves",
-    ),
-    (
-        "a role and a name without a sign",
-        "提货人张伟明天到，乙方代表为石磊，请联系欧阳静（财务）。",
-        [("NAME", "张伟"), ("NAME", "石磊"), ("NAME", "欧阳静")],
-        "提货人方便时到，乙方代表为高级经理，请联系平台（财务），考生安静，工程师严明。",
-    ),
     ("a name with a gap", "姓  名：张 伟，电话另附。", [("NAME", "张 伟")], "品  名：茶 叶，电话另附。"),
     (
         "members of a team with what they do",
@@ -139,26 +82,8 @@ FORMS: list[tuple[str, str, list[tuple[str, str]], str]] = [
         [("NAME", "张伟"), ("NAME", "石磊")],
         "组成：石膏（两份），石英（一份）。",
     ),
-    (
-        "tags",
-        "<td>姓名</td><td>石磊</td> <name>张伟</name>",
-        [("NAME", "石磊"), ("NAME", "张伟")],
-        "<td>品名</td><td>石膏</td> <name>方案</name>",
-    ),
     ("a greeting", "Bonjour Éloïse,", [("NAME", "Éloïse")], "Hello World,"),
-    (
-        "born",
-        "Piet van der Meulen (born 1970)",
-        [("NAME", "Piet van der Meulen")],
-        "Rock and Roll (born 1955)",
-    ),
     ("family", "I met his brother Anselm there.", [("NAME", "Anselm")], "I met his brother there."),
-    (
-        "spoken to",
-        "Rachel, can you call me back?",
-        [("NAME", "Rachel")],
-        "Yesterday, can you call that a day?",
-    ),
     (
         "without capitals",
         "my name is margaret johnson and i moved",
@@ -166,26 +91,8 @@ FORMS: list[tuple[str, str, list[tuple[str, str]], str]] = [
         "my name is on the list and i moved",
     ),
     # --- people, by their words ---
-    ("initials", "J. R. Pemberton wrote to us", [("NAME", "J. R. Pemberton")], "U. S. Law is on our side"),
-    (
-        "foreign letters",
-        "Łukasz Wiśniewski has a new flat",
-        [("NAME", "Łukasz Wiśniewski")],
-        "Zürich has a new tram",
-    ),
-    (
-        "the ending of a surname",
-        "We saw Temurkan Gelashvili at the fair",
-        [("NAME", "Temurkan Gelashvili")],
-        "We saw Tropical Storm warnings at the fair",
-    ),
     # --- Chinese people ---
     ("a name with a dot", "姓名：古丽·买买提", [("NAME", "古丽·买买提")], "姓名：无"),
-    ("said", "据记者陈思远介绍", [("NAME", "陈思远")], "据记者介绍"),
-    ("handed on", "请转告刘志远明天开会", [("NAME", "刘志远")], "请转告大家明天开会"),
-    ("in charge", "由赵雅琪负责接待", [("NAME", "赵雅琪")], "由学校负责接待"),
-    ("an owner", "周雅婷的手机丢了", [("NAME", "周雅婷")], "周末的手机丢了"),
-    ("signed", "此致\n敬礼\n高梓涵", [("NAME", "高梓涵")], "此致\n敬礼\n谢谢"),
     (
         "a Chinese list",
         "联系人：李建军、孙丽华、钱雅芳",
@@ -193,14 +100,6 @@ FORMS: list[tuple[str, str, list[tuple[str, str]], str]] = [
         "颜色：黄色、白色、蓝色",
     ),
     ("a surname told", "他说免贵姓贺，想约周三", [("NAME", "贺")], "您贵姓，想约周几"),
-    ("a parcel", "何静怡收", [("NAME", "何静怡")], "明天收"),
-    (
-        "characters of given names",
-        "昨天和黄浩然一起吃饭",
-        [("NAME", "黄浩然")],
-        "昨天和同学一起吃饭",
-    ),
-    ("a pet name", "我女儿叫小美，三岁", [("NAME", "小美")], "外面叫小声点，谢谢"),
     (
         "Latin letters behind a Chinese label",
         "我叫CHEN XIAOMING",
@@ -341,6 +240,108 @@ FORMS: list[tuple[str, str, list[tuple[str, str]], str]] = [
     ),
 ]
 
+# The same of people whom nothing announces, or only a table, a list or a chat: with the extra names.
+WITH_EXTRA: list[tuple[str, str, list[tuple[str, str]], str]] = [
+    (
+        "a column",
+        "姓名,部门\n张伟,销售部\n李秀英,财务部",
+        [("NAME", "张伟"), ("NAME", "李秀英")],
+        "名称,部门\n方案,销售部\n石膏,财务部",
+    ),
+    (
+        "a list under its head",
+        "参会人员：\n- 张伟（销售）\n\n- 欧阳静\n材料：\n1. 水",
+        [("NAME", "张伟"), ("NAME", "欧阳静")],
+        "参会须知：\n- 方案（草稿）\n\n1. 喝水\n2. 石膏",
+    ),
+    (
+        "told",
+        "Please remind Priya to sign the form.",
+        [("NAME", "Priya")],
+        "Please remind Everyone to sign the form.",
+    ),
+    (
+        "what only people do",
+        "Rasheeda Oduya was admitted on Tuesday.",
+        [("NAME", "Rasheeda Oduya")],
+        "Quantum Physics was admitted as a subject on Tuesday.",
+    ),
+    (
+        "a table in Markdown",
+        "| 姓名 | 部门 |\n|---|---|\n| 张伟 | IT |\n| **石磊** | IT |\n\n| 省 | 人口 |\n|-|-|\n| 江苏 | 多 |",
+        [("NAME", "张伟"), ("NAME", "石磊")],
+        "| 名称 | 部门 |\n|---|---|\n| 方案 | 销售 |\n| 石膏 | 财务 |\n\n| 省 | 人口 |\n|-|-|\n| 江苏 | 多 |",
+    ),
+    (
+        "a column of a role",
+        "Case\tAssigned to\n12\tMirela Popescu\n13\tPriya\n14\tnobody",
+        [("NAME", "Mirela Popescu"), ("NAME", "Priya")],
+        "Case\tAssigned on\n12\tMonday Morning\n13\tFriday\n14\tnobody",
+    ),
+    (
+        "a list under its head in English",
+        "**Attendees:**\n* Ada Obi (lead)\n* Tunde\n",
+        [("NAME", "Ada Obi"), ("NAME", "Tunde")],
+        "**Ingredients:**\n* Flour (white)\n* Button Mushrooms\n",
+    ),
+    (
+        "a chat",
+        "[10:32] 张伟: 你好\n[10:33] 李娜：收到",
+        [("NAME", "张伟"), ("NAME", "李娜")],
+        "[10:32] 方案: 你好\n[10:33] 水平：收到",
+    ),
+    (
+        "a chat in English",
+        "Ada Obi: hello\nTunde Bako (10:33): ok\nAda Obi: bye",
+        [("NAME", "Ada Obi"), ("NAME", "Tunde Bako"), ("NAME", "Ada Obi")],
+        "Gradient Descent: follows the slope\nRandom Forest: many trees\nMerge Sort: two halves",
+    ),
+    (
+        "a role and a name without a sign",
+        "提货人张伟明天到，乙方代表为石磊，请联系欧阳静（财务）。",
+        [("NAME", "张伟"), ("NAME", "石磊"), ("NAME", "欧阳静")],
+        "提货人方便时到，乙方代表为高级经理，请联系平台（财务），考生安静，工程师严明。",
+    ),
+    (
+        "tags",
+        "<td>姓名</td><td>石磊</td> <name>张伟</name>",
+        [("NAME", "石磊"), ("NAME", "张伟")],
+        "<td>品名</td><td>石膏</td> <name>方案</name>",
+    ),
+    (
+        "spoken to",
+        "Rachel, can you call me back?",
+        [("NAME", "Rachel")],
+        "Yesterday, can you call that a day?",
+    ),
+    ("initials", "J. R. Pemberton wrote to us", [("NAME", "J. R. Pemberton")], "U. S. Law is on our side"),
+    (
+        "foreign letters",
+        "Łukasz Wiśniewski has a new flat",
+        [("NAME", "Łukasz Wiśniewski")],
+        "Zürich has a new tram",
+    ),
+    (
+        "the ending of a surname",
+        "We saw Temurkan Gelashvili at the fair",
+        [("NAME", "Temurkan Gelashvili")],
+        "We saw Tropical Storm warnings at the fair",
+    ),
+    ("said", "据记者陈思远介绍", [("NAME", "陈思远")], "据记者介绍"),
+    ("handed on", "请转告刘志远明天开会", [("NAME", "刘志远")], "请转告大家明天开会"),
+    ("in charge", "由赵雅琪负责接待", [("NAME", "赵雅琪")], "由学校负责接待"),
+    ("an owner", "周雅婷的手机丢了", [("NAME", "周雅婷")], "周末的手机丢了"),
+    ("signed", "此致\n敬礼\n高梓涵", [("NAME", "高梓涵")], "此致\n敬礼\n谢谢"),
+    ("a parcel", "何静怡收", [("NAME", "何静怡")], "明天收"),
+    (
+        "characters of given names",
+        "昨天和黄浩然一起吃饭",
+        [("NAME", "黄浩然")],
+        "昨天和同学一起吃饭",
+    ),
+    ("a pet name", "我女儿叫小美，三岁", [("NAME", "小美")], "外面叫小声点，谢谢"),
+]
+
 
 @pytest.mark.parametrize(("text", "expected"), [form[1:3] for form in FORMS], ids=[form[0] for form in FORMS])
 def test_a_form_is_found(text: str, expected: list[tuple[str, str]]) -> None:
@@ -350,6 +351,15 @@ def test_a_form_is_found(text: str, expected: list[tuple[str, str]]) -> None:
 @pytest.mark.parametrize("text", [form[3] for form in FORMS], ids=[form[0] for form in FORMS])
 def test_what_looks_alike_is_left_alone(text: str) -> None:
     assert found(text) == []
+
+
+@pytest.mark.skipif(None in (lac.installed(), census.installed()), reason="the extra names is not installed")
+@pytest.mark.parametrize(
+    ("text", "expected", "alike"), [form[1:] for form in WITH_EXTRA], ids=[form[0] for form in WITH_EXTRA]
+)
+def test_a_form_is_found_with_the_extra(text: str, expected: list[tuple[str, str]], alike: str) -> None:
+    assert found(text, default_detectors()) == expected
+    assert found(alike, default_detectors()) == []
 
 
 def test_the_forms_are_what_they_say() -> None:
@@ -410,7 +420,7 @@ def test_hostile_text_of_these_forms_is_scanned(text: str) -> None:
         ("address: 12 Green Hill Farm\n", "Apt 4 "),
         ("She set qX7wLr92kT as the password. ", "the password is the "),
         ("微信：wxid_abc123，", "account no account "),
-        ("这件事由张浩然负责，", "王先生"),
+        ("张浩然，男，", "王先生"),
         ("12 Elm Street. ", "1 Ab "),
     ],
 )

@@ -6,15 +6,14 @@ from __future__ import annotations
 
 import pytest
 
-from sllm.privacy import NameDetector
+from sllm.privacy import CensusDetector, NameDetector
+from sllm.privacy.names import census
 from sllm.privacy.names.pinyin import is_name
 
-
-def names(text: str) -> list[str]:
-    found = NameDetector().detect(text)
-    return sorted({text[one.start : one.end] for one in found if one.kind == "NAME"})
+with_lists = pytest.mark.skipif(census.installed() is None, reason="the extra names is not installed")
 
 
+@with_lists
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -25,6 +24,15 @@ def names(text: str) -> list[str]:
         ("A trip to Hong Kong and Shan Dong for a year", []),
         ("He Can. She Made. Long Song. Pan Pipe. Song Title. Man Page. Sun Valley.", []),
         ("Main Menu, Data Line, Fan Base, Tang Soup", []),
+    ],
+)
+def test_chinese_names_in_pinyin(text: str, expected: list[str]) -> None:
+    assert sorted(text[one.start : one.end] for one in CensusDetector().detect(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
         ("could you ask priya whether it is done", ["priya"]),
         ("tell gavin novak that it starts at nine", ["gavin novak"]),
         ("ask whether it is done, tell everyone, email me, meet there, thank you", []),
@@ -34,8 +42,9 @@ def names(text: str) -> list[str]:
         ("Everyone works at the harbour. Nobody lives in it. The sound comes from Berlin.", []),
     ],
 )
-def test_names_that_nothing_announces(text: str, expected: list[str]) -> None:
-    assert names(text) == expected
+def test_names_without_capitals_and_first_in_a_sentence(text: str, expected: list[str]) -> None:
+    found = NameDetector().detect(text)
+    assert sorted(text[one.start : one.end] for one in found if one.kind == "NAME") == expected
 
 
 @pytest.mark.parametrize("surname", ["Zhang", "Xu", "Ouyang"])

@@ -199,9 +199,10 @@ def names() -> Check:
 
     weights, lists = lac.installed(), census.installed()
     details = {"weights": str(weights) if weights else None, "lists": str(lists) if lists else None}
-    missed = [what for what, found in (("most Chinese", weights), ("many English", lists)) if found is None]
+    missed = [what for what, found in (("Chinese", weights), ("English", lists)) if found is None]
     if missed:
-        summary = f"{' and '.join(missed)} names in prose are not found when texts are masked"
+        said = "names are masked only where a label, a title or 'my name is' announces them"
+        summary = f"{' and '.join(missed)} {said}"
         return Check("names", NOTE, summary, details, "pip install 'sllm[names]'")
     return Check("names", OK, "a tagger for Chinese names and lists of English ones", details)
 

@@ -1,16 +1,20 @@
-"""The rules and word lists that detectors run on: what is a fact of the world and not of the code.
+"""The rules, patterns and word lists that detectors run on: what is a fact of the world and not of the code.
 
-``*.json`` are tables of rules; ``*.txt`` are lists of words separated by white space, with comments in lines
-that begin with ``#``. They are read when the first text is searched.
+``*.txt`` are lists of words separated by white space; ``*.json`` are tables; ``*.ini`` hold patterns and
+rules, a value in one line or in several, which are joined without a gap (a space at the end of a line is
+written ``[ ]``). Lines that begin with ``#`` are comments. All are read when the first text is searched.
 """
 
 from __future__ import annotations
 
+import configparser
+import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-__all__ = ["table", "words"]
+__all__ = ["sections", "table", "word_set", "words"]
 
 _HERE = Path(__file__).parent
 
@@ -21,7 +25,37 @@ def words(name: str) -> list[str]:
     return " ".join(line for line in lines if not line.startswith("#")).split()
 
 
+@functools.cache
 def table(name: str) -> dict[str, Any]:
     """The rules of ``<name>.json``."""
     rules: dict[str, Any] = json.loads((_HERE / f"{name}.json").read_text(encoding="utf-8"))
     return rules
+
+
+@functools.cache
+def word_set(name: str, key: str) -> frozenset[str]:
+    """A list of ``<name>.json``, to look words up in."""
+    return frozenset(table(name)[key])
+
+
+@functools.cache
+def sections(name: str) -> dict[str, dict[str, str]]:
+    """The sections of ``<name>.ini``, each with its values; ``<<part>>`` in a value stands for the value of
+    that name in the section ``parts``, which may name others above it.
+    """
+    parser = configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#",), strict=True)
+    parser.read_string((_HERE / f"{name}.ini").read_text(encoding="utf-8"))
+    joined = {
+        section: {key: value.replace("\n", "") for key, value in parser.items(section)}
+        for section in parser.sections()
+    }
+    parts: dict[str, str] = {}
+
+    def whole(value: str) -> str:
+        return re.sub("<<([a-z0-9_]+)>>", lambda part: parts[part[1]], value)
+
+    for key, value in joined.pop("parts", {}).items():
+        parts[key] = whole(value)
+    return {
+        section: {key: whole(value) for key, value in values.items()} for section, values in joined.items()
+    }

@@ -1,4 +1,6 @@
-"""English names that nothing announces, by the lists of the US Census; needs the extra ``names``."""
+"""Names in Latin script that nothing announces, by lists of the US Census and of Chinese surnames in pinyin;
+needs the extra ``names``.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from typing import NamedTuple
 
 from sllm.extras import needs
 from sllm.privacy.findings import Budget, Finding, Reach
+from sllm.privacy.names import pinyin
 from sllm.privacy.names.word_lists import CANDIDATE, ENGLISH, looks_like_surname, not_a_common_word, trimmed
 from sllm.privacy.text import plain
 
@@ -64,9 +67,9 @@ class CensusDetector:
     """People whose given name or surname is in the lists of the US Census of 1990.
 
     A given name of the list with another word, two words of which the last is one of 88,799 surnames or looks
-    like one, and a given name alone that is neither a word nor a place: wherever they stand, with nothing
-    that announces them. So it finds names in prose that :class:`~sllm.privacy.NameDetector` cannot, and takes
-    some titles of works and makes for people.
+    like one, a Chinese surname and given name in pinyin, and a given name alone that is neither a word nor a
+    place: wherever they stand, with nothing that announces them. So it finds names in prose that
+    :class:`~sllm.privacy.NameDetector` cannot, and takes some titles of works and makes for people.
 
     Raises:
         ImportError: the package ``names`` is not installed (``pip install 'sllm[names]'``), or is not the
@@ -90,7 +93,10 @@ class CensusDetector:
         return [Finding(*view.span(start, end), "NAME", _SCORE) for start, end in people]
 
     def _is_person(self, words: list[str]) -> bool:
-        first, last = words[0], words[-1]
+        if len(words) == 2 and (pinyin.is_place(*words) or pinyin.is_name(*words)):
+            return not pinyin.is_place(*words)
+        first = words[0]
+        last = next((word for word in reversed(words) if len(word) > 2), first)  # Paul Brenner M. D.
         if not all(not_a_common_word(word) for word in words):
             return False
         is_given = first in ENGLISH.given or first in self._lists.given

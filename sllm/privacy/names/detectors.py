@@ -11,8 +11,8 @@ import math
 from typing import TYPE_CHECKING
 
 from sllm.privacy.findings import Finding, LabelScorer
-from sllm.privacy.names import chinese, english, layout, pinyin
-from sllm.privacy.names.word_lists import CANDIDATE, CHINESE, trimmed
+from sllm.privacy.names import chinese, english
+from sllm.privacy.names.word_lists import CANDIDATE, trimmed
 from sllm.privacy.regex import lazy
 from sllm.privacy.text import plain
 
@@ -34,14 +34,11 @@ _EN_ORG_END = lazy(r" (?:Inc|LLC|Ltd|Limited|Corp|Corporation|PLC|Plc|GmbH|LLP|C
 
 
 class NameDetector:
-    """People and companies, found without a model.
+    """People and companies that something announces: 姓名, 我叫, 王先生, my name is, Mr, Dear, a label, Inc.,
+    有限公司.
 
-    By the words around them: 我叫, 姓名, 联系人, my name is, Mr, Dear, Inc., 有限公司. By the layout: people
-    below the head of a column, after a key of a record, in a list or a chat. By their own words: a common
-    given name with another word, the ending of a surname, letters that English does not write, characters
-    that are hardly used outside of Chinese names.
-
-    Other names need a :class:`ModelDetector`.
+    Names in prose that nothing announces need a :class:`~sllm.privacy.TaggerDetector`, a
+    :class:`~sllm.privacy.CensusDetector` or a :class:`ModelDetector`.
     """
 
     reach: Reach = "words"
@@ -59,7 +56,6 @@ class NameDetector:
 
     def _scan(self, text: str) -> Iterator[Finding]:
         yield from english.scan(text)
-        yield from pinyin.scan(text)
         for end in _EN_ORG_END.finditer(text):
             # The few words before the form of the company, so that each stretch is read once.
             at = max(0, end.start() - 60)
@@ -68,7 +64,6 @@ class NameDetector:
                     yield Finding(found.start(), found.end(), "ORG", 0.7)
         if not text.isascii() and _ANY_HAN.search(text):
             yield from chinese.scan(text)
-        yield from layout.scan(text)
 
 
 _CANDIDATE_CN = lazy(lambda: f"(?={chinese.surname()}[{_HAN}])")
@@ -154,7 +149,7 @@ class ModelDetector:
         found: dict[tuple[int, int], str] = {}
         for match in _CANDIDATE_CN.finditer(text):
             start = match.start()
-            size = 2 if text[start : start + 2] in CHINESE.double_surnames else 1
+            size = 2 if text[start : start + 2] in chinese.double_surnames() else 1
             longest = 0 if chinese.is_word(text, start) else chinese.given_length(text, start + size, 2)
             for n in range(1, longest + 1):
                 if "\u4e00" <= text[start + size + n - 1] <= "\u9fff":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import struct
 import unicodedata
 from pathlib import Path
@@ -34,6 +35,7 @@ _SHA256 = "5ee17760cdcf52e673fe6ccee49bcd7ccb49fe31f960df1894c50a72a4ef6f5d"
 _NAME = "lac-small-1.gguf"
 _TYPES = {np.dtype("<f4"): 0, np.dtype("<i4"): 26}  # ggml's numbers
 _ALIGNMENT = 32
+_WIDTH = 128  # of the embedding, and the units of each direction
 # Signs of Chinese that stand for one of ASCII to the tagger, besides those that Unicode calls compatible.
 _SIGNS = {
     ".": "。．｡…",
@@ -103,26 +105,28 @@ def convert(folder: Path) -> bytes:
     rows.update(_compatible(rows))
     chars = sorted(rows)
 
-    def tensor(name: str) -> npt.NDArray[np.float32]:
-        return _tensor(folder / "model_baseline" / name)
+    def tensor(name: str, *shape: int) -> npt.NDArray[np.float32]:
+        return _tensor(folder / "model_baseline" / name, shape)
 
     tensors: dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int32]] = {
         "chars": np.array(chars, dtype="<i4"),
         "rows": np.array([rows[char] for char in chars], dtype="<i4"),
-        "embd": tensor("word_emb"),
+        "embd": tensor("word_emb", max(vocabulary.values()) + 1, _WIDTH),
     }
     for n in range(4):
         name = f"gru.{n // 2}.{'backward' if n % 2 else 'forward'}."
-        width = tensor(f"gru_{n}.w_0").shape[0]
+        n_in = 2 * _WIDTH if n >= 2 else _WIDTH
         # Paddle keeps the two gates' weights before the candidate's, each as a matrix of its own.
-        flat = tensor(f"gru_{n}.w_0").ravel()
-        gates = flat[: 2 * width * width].reshape(width, 2 * width)
-        candidate = flat[2 * width * width :].reshape(width, width)
-        tensors[name + "in"] = tensor(f"fc_{n}.w_0").T
-        tensors[name + "bias"] = tensor(f"fc_{n}.b_0") + tensor(f"gru_{n}.b_0").ravel()
+        flat = tensor(f"gru_{n}.w_0", 3 * _WIDTH * _WIDTH)
+        gates = flat[: 2 * _WIDTH * _WIDTH].reshape(_WIDTH, 2 * _WIDTH)
+        candidate = flat[2 * _WIDTH * _WIDTH :].reshape(_WIDTH, _WIDTH)
+        tensors[name + "in"] = tensor(f"fc_{n}.w_0", n_in, 3 * _WIDTH).T
+        tensors[name + "bias"] = tensor(f"fc_{n}.b_0", 3 * _WIDTH) + tensor(f"gru_{n}.b_0", 3 * _WIDTH)
         tensors[name + "recurrent"] = np.concatenate([gates, candidate], axis=1).T
-    crf = tensor("crfw")
-    tensors["out"], tensors["out_bias"] = tensor("fc_4.w_0").T, tensor("fc_4.b_0")
+    n_labels = len(labels)
+    crf = tensor("crfw", n_labels + 2, n_labels)
+    tensors["out"] = tensor("fc_4.w_0", 2 * _WIDTH, n_labels).T
+    tensors["out_bias"] = tensor("fc_4.b_0", n_labels)
     tensors["start"], tensors["end"], tensors["transitions"] = crf[0], crf[1], crf[2:]
     return _gguf(labels, unknown, tensors)
 
@@ -153,40 +157,18 @@ def _compatible(rows: Mapping[int, int]) -> dict[int, int]:
     return {code: rows[ord(form)] for code, form in same.items() if ord(form) in rows}
 
 
-def _tensor(path: Path) -> npt.NDArray[np.float32]:
+def _tensor(path: Path, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
     """A tensor as Paddle saves one (``framework/lod_tensor.cc``): two versions and the number of levels, all
-    0; the size of a protobuf message with type and dimensions; that; the numbers.
+    0; the size of a description; that; the numbers.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ModelLoadError(f"{path} cannot be read: {error}") from None
-    size = int.from_bytes(data[16:20], "little")
-    header = data[20 : 20 + size]
-    dims: list[int] = []
-    at = 2
-    while at < len(header):
-        at, dim = _dimension(header, at)
-        dims.append(dim)
-    if (
-        any(data[:16])
-        or header[:2] != b"\x08\x05"
-        or len(data) - 20 - size != 4 * int(np.prod(dims, dtype=object))
-    ):
-        raise ModelLoadError(f"{path} is not a float32 tensor of Paddle's")
-    return np.frombuffer(data, dtype="<f4", offset=20 + size).reshape(dims)
-
-
-def _dimension(header: bytes, at: int) -> tuple[int, int]:
-    """One field of dimensions: its tag and a variable-length integer."""
-    value = shift = 0
-    tag, at = header[at], at + 1
-    while tag == 0x10 and at < len(header):
-        value |= (header[at] & 0x7F) << shift
-        shift, at = shift + 7, at + 1
-        if header[at - 1] < 0x80:
-            break
-    return at, value
+    start = 20 + int.from_bytes(data[16:20], "little")
+    if any(data[:16]) or len(data) != start + 4 * math.prod(shape):
+        raise ModelLoadError(f"{path} is not a float32 tensor of Paddle's with {shape} numbers")
+    return np.frombuffer(data, dtype="<f4", offset=start).reshape(shape)
 
 
 def _gguf(

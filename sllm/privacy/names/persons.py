@@ -7,7 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sllm.privacy.names.word_lists import CHINESE, ENGLISH, not_a_common_word
+from sllm.privacy.names.chinese import double_surnames, single_surnames
+from sllm.privacy.names.word_lists import ENGLISH, not_a_common_word
 from sllm.privacy.regex import lazy
 
 if TYPE_CHECKING:
@@ -66,11 +67,11 @@ def _of_han(text: str) -> _Mention:
     title = _HAN_TITLE.search(text)
     woman = None if title is None or title.lastgroup is None else title.lastgroup == "woman"
     base = text[: title.start()] if title and title.start() else text
-    size = next((len(one) for one in CHINESE.double_surnames if base.startswith(one)), 1)
-    has_surname = size > 1 or base[0] in CHINESE.surnames + CHINESE.rare_surnames
+    size = next((len(one) for one in double_surnames() if base.startswith(one)), 1)
+    has_surname = size > 1 or base[0] in single_surnames(rare=True)
     if base != text and len(base) == size:
         return _Mention(surname=base, woman=woman)
-    if base[0] in "小老" and len(base) == 2 and base[1] in CHINESE.surnames:
+    if base[0] in "小老" and len(base) == 2 and base[1] in single_surnames(rare=False):
         return _Mention(surname=base[1], woman=woman)
     if has_surname and len(base) > size:
         return _Mention(base[size:], surname=base[:size], woman=woman)

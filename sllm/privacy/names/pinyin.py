@@ -7,28 +7,18 @@ name is one word, with one capital letter).
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 from sllm.privacy import data
-from sllm.privacy.findings import Budget, Finding
 from sllm.privacy.names.word_lists import ENGLISH
 from sllm.privacy.regex import lazy
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["is_name", "scan"]
+__all__ = ["is_name", "is_place"]
 
 _SYLLABLE = (
     r"(?:(?:[bpm]|[dtnl]|[gkh]|[zcs]h?|[fry])?"
     r"(?:a(?:i|o|n|ng)?|o(?:u|ng)?|e(?:i|n|ng)?|u(?:a|o|ai|i|an|n|ang)?|i(?:a|e|ao|u|an|n|ang|ng)?)"
     r"|[jqx](?:i(?:a|e|ao|u|an|n|ang|ng|ong)?|u(?:e|an|n)?)|[nl](?:v|ue?|üe?)"
     r"|w(?:u|a(?:i|n|ng)?|o|e(?:i|n|ng))|r(?:i|ui)|y(?:i(?:n|ng)?|u(?:e|an|n)?|ou|ong|a(?:o|n|ng)?|e)|er)"
-)
-# A run of exactly two capitalised words: with a third it is something else more often than not.
-_PAIR = lazy(
-    r"(?<![A-Za-z'’-])(?P<first>[A-Z][a-z]{1,8})[ \t](?P<second>[A-Z][a-z'’-]{1,12})"
-    r"(?![A-Za-z-]| [A-Z])"
 )
 _GIVEN = lazy(rf"(?=[A-Z])(?i:{_SYLLABLE}(?:['’-]?{_SYLLABLE})?)\Z")
 
@@ -47,12 +37,15 @@ def _not_names() -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(table["words"]), frozenset(table["pairs"])
 
 
+def is_place(first: str, second: str) -> bool:
+    """Whether two capitalised words are known as something else than a person: Shan Dong."""
+    return f"{first} {second}".title() in _not_names()[1]
+
+
 def is_name(first: str, second: str) -> bool:
     """Whether two capitalised words are a surname and a given name, in either order."""
-    words, pairs = _not_names()
-    if f"{first} {second}".title() in pairs:
-        return False
-    return any(
+    words = _not_names()[0]
+    return not is_place(first, second) and any(
         surname in _surnames()
         and given not in words
         and given not in ENGLISH.plain
@@ -61,12 +54,3 @@ def is_name(first: str, second: str) -> bool:
         and (surname not in words or len(given) >= _SURE)
         for surname, given in ((first, second), (second, first))
     )
-
-
-def scan(text: str) -> Iterator[Finding]:
-    """People in a plain view (:func:`sllm.privacy.text.plain`)."""
-    budget = Budget(text)
-    for run in budget.each(_PAIR.finditer(text)):
-        if is_name(run["first"], run["second"]):
-            yield Finding(run.start(), run.end(), "NAME", 0.6)
-    yield from budget.rest("NAME")

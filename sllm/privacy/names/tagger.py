@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 __all__ = ["TaggerDetector"]
 
 _HAN = lazy("[\u3400-\u9fff]")
-# Sentences, and where one is long, parts that end after a comma or a space if there is any.
+# Sentences and the cells of tables, and where one is long, parts that end after a comma or a space if there
+# is any.
+_END = "\\n\\t|。！？!?"
 _SENTENCE = lazy(
-    r"[^\n。！？!?]{1,255}(?:[\n。！？!?]{1,9}|\Z|(?<=[，,；;、：:\s]))|[^\n。！？!?]{1,255}|[\n。！？!?]+"
+    rf"[^{_END}]{{1,255}}(?:[{_END}][{_END} *]{{0,8}}|\Z|(?<=[，,；;、：:\s]))"
+    rf"|[^{_END}]{{1,255}}|[{_END}][{_END} *]*"
 )
 # The tags of LAC for each kind; names of people and places in lower case are those of its parts of speech.
 _TAGS = {"NAME": ("PER", "nr"), "ORG": ("ORG", "nt"), "PLACE": ("LOC", "ns")}

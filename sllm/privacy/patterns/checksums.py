@@ -47,17 +47,21 @@ def _stdnum(module: str) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def valid(scheme: str, number: str) -> bool:
-    """Whether python-stdnum accepts a number.
+    """Whether a number is one of a scheme.
 
     Args:
-        scheme: the module of ``stdnum`` that knows the scheme: ``luhn``, ``fr.nir``.
-        number: without separators.
+        scheme: a check of this module (``tw_id``, ``uscc``, ``vin``), or the module of ``stdnum`` that knows
+            the scheme: ``luhn``, ``fr.nir``.
+        number: with or without separators.
 
     Raises:
         ImportError: python-stdnum is not installed.
 
     """
-    return bool(_stdnum(scheme).is_valid(number))
+    own = {"tw_id": tw_id, "uscc": uscc, "vin": vin}.get(scheme)
+    if scheme in ("luhn", "verhoeff"):  # those take digits alone
+        number = "".join(filter(str.isdigit, number))
+    return own(number) if own else bool(_stdnum(scheme).is_valid(number))
 
 
 def card(digits: str) -> bool:
@@ -129,9 +133,13 @@ _VIN_WEIGHTS = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
 
 def vin(code: str) -> bool:
     """ISO 3779 vehicle number whose ninth character agrees (North America, China)."""
-    code = code.upper()
-    if len(set(code)) < 4:
+    if (
+        len(set(code)) < 4
+        or not 2 <= sum(map(str.isalpha, code)) <= 14
+        or code not in (code.upper(), code.lower())
+    ):
         return False
+    code = code.upper()
     total = sum(int(_VIN_VALUES[char]) * weight for char, weight in zip(code, _VIN_WEIGHTS, strict=True))
     return code[8] == "0123456789X"[total % 11]
 
