@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RUN = ("python", "console")
-SHOWN = ("text", "toml", "yaml", "json", "ini", "gbnf", "http", "dockerfile", "markdown", "powershell")
-"""Languages of blocks that show something."""
+SHOWN = ("sh", "text", "toml", "yaml", "json", "ini", "gbnf", "http", "dockerfile", "markdown", "powershell")
+"""Languages of blocks that show something; ``sh``: commands to copy that set a machine up."""
 
 
 @dataclass(frozen=True)
