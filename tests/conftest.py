@@ -57,12 +57,14 @@ def away_from_the_checkout(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module")
 def one_core() -> Iterator[None]:
-    """One thread for each model: those that wait spin, and would starve what runs beside the tests."""
+    """One thread for each model: those that wait spin, and would starve what runs beside the tests; on
+    another core for another process of tests.
+    """
     if not hasattr(os, "sched_setaffinity"):
         yield
         return
     cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(cores)})
+    os.sched_setaffinity(0, {sorted(cores)[os.getpid() % len(cores)]})
     try:
         yield
     finally:

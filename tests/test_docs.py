@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from documents import RUN, SHOWN, Block, blocks, commands, read
 from page_session import PageSession
 
 import sllm
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[1]
 CHINESE = {"README.md": "README.zh.md", "docs/faq.md": "docs/zh/faq.md"}
@@ -25,23 +20,10 @@ PAGES = [
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     if path not in [ROOT / other for other in CHINESE.values()]
 ]
-pytestmark = pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="no source tree here")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_core() -> Iterator[None]:
-    """One thread for each model: those that wait spin, and would starve what runs beside the tests; on
-    another core for another process of tests.
-    """
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {sorted(cores)[os.getpid() % len(cores)]})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, cores)
+pytestmark = [
+    pytest.mark.usefixtures("one_core"),
+    pytest.mark.skipif(not (ROOT / "csrc").is_dir(), reason="no source tree here"),
+]
 
 
 def name(path: Path) -> str:
