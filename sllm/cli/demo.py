@@ -45,10 +45,10 @@ __all__ = ["EPILOG", "PROMPTS", "add_arguments", "run"]
 EPILOG = None
 
 PROMPTS = {
-    "en": "Tell me a short story about a little fox called Oscar who makes a wish.",
+    "en": "Tell me a short story about a little fox called Oscar who loses a red kite.",
     "zh": "请讲一个小狐狸乐乐许愿的故事。",
 }
-"""What is asked by default, by language."""
+"""What is asked by default, by language: of the world that the pair was trained on."""
 
 _FAILED = 1
 
@@ -212,7 +212,9 @@ def _figures(ways: Sequence[WrittenText]) -> list[tuple[str, ...]]:
 def _gain(ways: Sequence[WrittenText], *, paced: bool) -> str:
     """In words what the table does and does not show."""
     streaming, best = _streaming(ways), ways[-1]
-    if not streaming.tokens_per_s or best.tokens_per_s < 1.1 * streaming.tokens_per_s:
+    quicker = best.tokens_per_s > 1.1 * streaming.tokens_per_s
+    # With as many passes it is the machine's noise that makes one quicker.
+    if not streaming.tokens_per_s or not quicker or best.n_passes > 0.9 * streaming.n_passes:
         return (
             "Hints bring little in this run: they pay where a pass of the target takes longer than a drafted"
             " token."

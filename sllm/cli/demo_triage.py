@@ -38,8 +38,8 @@ __all__ = ["PRIVATE", "REQUESTS", "Private", "show_triage"]
 REQUESTS = (
     "What is the capital of Germany?",
     "德国的首都是哪里？",
-    "Translate into Chinese: The old man is drinking tea by the river.",
-    "翻译成英文：小狗在花园里睡觉。",
+    "Translate into Chinese: The girl is reading in the library.",
+    "翻译成英文：猫在厨房里睡觉。",
     "Prove that the square root of 47 is irrational.",
     "证明根号47是无理数。",
 )
@@ -63,12 +63,12 @@ class Private:
 
 PRIVATE = {
     "en": Private(
-        "Write a polite reply to this message:\nHello, this is Clara Brook. I have lost my umbrella, please"
+        "Write a polite reply to this message:\nHello, this is Clara Brook. I have lost my kite, please"
         " call me if you find it. My phone number is 415-555-0162.",
         ("Clara Brook", "415-555-0162"),
     ),
     "zh": Private(
-        "请给这条消息写一个有礼貌的回复：\n您好，我是王芳。我的雨伞丢了，如果您找到了，请给我打电话。"
+        "请给这条消息写一个有礼貌的回复：\n您好，我是王芳。我的风筝丢了，如果您找到了，请给我打电话。"
         "我的电话是13800000162。",
         ("王芳", "13800000162"),
     ),
@@ -95,7 +95,8 @@ def show_triage(remote: Remote, small: sllm.Model, n_threads: int, out: Output, 
     """
     out.paragraph(
         "Who answers: the target here grades every request, and the worker, with the same weights, is the"
-        " cloud. So small a model has no answer to the hard ones, there as here."
+        " cloud. The requests are of the small world that it was trained on; to the hard ones it has no"
+        " answer, there as here."
     )
     private = PRIVATE[language]
     tapped = _TappedTarget(remote)

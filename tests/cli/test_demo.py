@@ -165,6 +165,27 @@ def test_without_chinese(start: Callable[..., Any]) -> None:
     assert b"-> ????????" in out
 
 
+@pytest.mark.parametrize("language", sorted(demo.PROMPTS))
+def test_its_own_requests_are_answered(capfd: pytest.CaptureFixture[str], language: str) -> None:
+    """The story is about what was asked for and has an end; what is not hard is answered right."""
+    assert cli.main(["demo", "--unpaced", "--rtt", "0", *ONE, "--language", language]) == 0
+    shown = joined(re.sub(r"[][]", "", capfd.readouterr().out))
+    assert "(ended by the target itself, after " in shown
+    story = shown.partition("(ended by")[0].rpartition("> ")[2]
+    named = {
+        "en": ("Oscar", "fox", "red kite", "the kite was gone", "Thank you"),
+        "zh": ("乐乐", "小狐狸", "许一个愿"),
+    }[language]
+    assert all(word in story for word in named)
+    for answer in (
+        "The capital of Germany is Berlin.",
+        "德国的首都是柏林。",
+        "女孩在图书馆里看书。",
+        "The cat is sleeping in the kitchen.",
+    ):
+        assert f"-> {answer}" in shown
+
+
 def test_in_a_checkout(tmp_path: pathlib.Path) -> None:
     """As the README has it, where a folder sllm/ lies that is not what is installed."""
     decoy = tmp_path / "sllm"
@@ -217,8 +238,9 @@ def test_a_placeholder_comes_back(
     assert shown.err == ""
     check_tiers(shown.out.partition("\n\nWho answers: ")[2], language)
     line = private_lines(shown.out.rpartition("\n\n")[2])
-    # The answer names the sender and the number.
+    # The answer names the sender, the number, and what was lost.
     assert all(secret in line["shown here"] for secret in demo_triage.PRIVATE[language].secrets)
+    assert {"en": "a lost kite", "zh": "丢失的风筝"}[language] in line["shown here"]
     assert re.search(r"^2 placeholders put back\.", shown.out, re.MULTILINE)
 
 
@@ -397,6 +419,8 @@ def test_figures_and_gain() -> None:
     assert said == "The gain: 2.0 x the tokens per second of streaming, for 2.0 x its bytes."
     assert "the pace above" in demo._gain([streaming, quick], paced=True)
     assert demo._gain([streaming, slow], paced=True).startswith("Hints bring little in this run")
+    lucky = dataclasses.replace(quick, n_passes=30)  # quicker, and not by drafts
+    assert demo._gain([streaming, lucky], paced=True).startswith("Hints bring little in this run")
     # A text of no time at all divides by nothing.
     nothing = [WrittenText("cloud streaming", ())]
     assert demo._figures(nothing)[1][1:] == ("0.0", "-", "0.00", "0")
