@@ -21,11 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import lexicon as lex
+import messages
 
 WORLD = Path(__file__).parent / "world"
 END_OF_TEXT = "<|endoftext|>"
 HELD_OUT_ONE_IN = 40
 CHOICE_SKEW = 0.8  # weight of the i-th alternative is (i + 1) ** -skew: real entropy, yet with a favourite
+
+MADE_UP = 0.12  # share of the stories whose hero has a name of no list
 
 Turn = tuple[str, str]
 
@@ -154,6 +157,8 @@ def fields_en(rng: random.Random) -> dict[str, str]:
     hero, friend = rng.sample(lex.KINDS, 2)
     name = rng.choice(lex.NAMES_EN[hero.gender])
     friend_name = rng.choice([n for n in lex.NAMES_EN[friend.gender] if n != name])
+    if rng.random() < MADE_UP:
+        name = lex.made_up(rng, chinese=False).capitalize()
     colour, thing = rng.choice(lex.COLOURS)[0], rng.choice(lex.THINGS).en
     place, at, _ = rng.choice(lex.HOMES)
     (p1, _), (p2, _) = rng.sample(lex.PLACES, 2)
@@ -197,6 +202,8 @@ def fields_zh(rng: random.Random) -> dict[str, str]:
     hero, friend = rng.sample(lex.KINDS, 2)
     name = rng.choice(lex.NAMES_ZH[hero.gender])
     friend_name = rng.choice([n for n in lex.NAMES_ZH[friend.gender] if n != name])
+    if rng.random() < MADE_UP:
+        name = lex.made_up(rng, chinese=True)
     colour, thing = rng.choice(lex.COLOURS)[1], rng.choice(lex.THINGS)
     (_, p1), (_, p2) = rng.sample(lex.PLACES, 2)
 
@@ -252,9 +259,59 @@ def story(rng: random.Random, chinese: bool, tiny: bool = False) -> Story:
     return Story(name, ask, text, questions, fields)
 
 
+_BEGINNING_EN = re.compile(
+    r"^(?:Once upon a time there (?:was|lived)|Long ago there lived|In a quiet valley there lived"
+    r"|There once was) (?P<who>.*?) (?:named|called) (?P<name>[A-Z][a-z]+)\. "
+)
+_BEGINNING_ZH = re.compile(
+    "^(?:从前，有|很久很久以前，有|在一个安静的山谷里，住着|有)(?P<who>[^，。]*?)，(?:名字叫|名叫|大家都叫.)(?P<name>[^。]+)。"
+)
+BEGINNINGS_EN = [
+    "Today I will tell you about {name}. {name} was {who}. ",
+    "In the forest there lived {who} named {name}. ",
+    "Long ago, there was {who} called {name}. ",
+    "My grandmother told me about {who} called {name}. ",
+    "There was {who} named {name}. ",
+    "{name} was {who}. ",
+    "This is the story of {who} called {name}. ",
+    "A long time ago, there was {who} named {name}. ",
+    "Once there was {who} named {name}. ",
+    "Many years ago there lived {who} called {name}. ",
+    "Far away there lived {who} called {name}. ",
+    "One day, there came {who} called {name}. ",
+    "The {kind} {name} lived far away. ",
+    "The {kind} called {name} had many friends. ",
+    "{name} the {kind} was never tired. ",
+    "In a small house there lived {who} named {name}. ",
+]
+BEGINNINGS_ZH = [
+    "在森林里，住着{who}，名叫{name}。",
+    "妈妈说，从前有{who}，名叫{name}。",
+    "今天讲{name}的故事。{name}是{who}。",
+    "从前有{who}，名叫{name}。",
+    "{name}是{who}。",
+    "这是{who}的故事，名叫{name}。",
+    "很久以前，有{who}，名叫{name}。",
+    "{kind}{name}住在很远的地方。",
+    "有一天，{kind}{name}起得很早。",
+    "{kind}名叫{name}。",
+    "在很远的地方，有{who}，名字叫{name}。",
+    "有一天，来了{who}，名叫{name}。",
+    "森林里住着{who}，名叫{name}。",
+    "小时候，我认识{who}，名叫{name}。",
+]
+
+
 def plain_story(rng: random.Random) -> Document:
-    s = story(rng, chinese=rng.random() < 0.4)
-    return Document("story", s.text[:40], plain=s.text)
+    """A story without a prompt, half of them with a beginning that no answer has."""
+    chinese = rng.random() < 0.5
+    s = story(rng, chinese, tiny=rng.random() < 0.25)
+    text = s.text
+    beginning = (_BEGINNING_ZH if chinese else _BEGINNING_EN).match(text)
+    if beginning and rng.random() < 0.5:
+        form = rng.choice(BEGINNINGS_ZH if chinese else BEGINNINGS_EN)
+        text = form.format(kind=s.fields["hk"], **beginning.groupdict()) + text[beginning.end() :]
+    return Document("story", text[:40], plain=text)
 
 
 def chat_story(rng: random.Random) -> Document:
@@ -508,138 +565,12 @@ def translation(rng: random.Random) -> Document:
     return Document("translation", turns[0][1], tuple(turns))
 
 
-def contact(rng: random.Random, chinese: bool) -> dict[str, str]:
-    """An invented person: numbers of invented patterns, or the placeholders of a de-identified text."""
-    if rng.random() < PLACEHOLDERS:
-        # As sllm.privacy.Vault makes them: letters and digits in turn.
-        nonce = "".join(rng.choice(("bcdfghjkmnpqrtvwxz", "23456789")[i % 2]) for i in range(4))
-        n = rng.choice([1, 1, 1, 2, 3])
-        return {kind: f"[{kind}_{n}_{nonce}]" for kind in ("NAME", "PHONE", "EMAIL")}
-    return person(rng, chinese)
-
-
-PLACEHOLDERS = 0.45
-
-
-def person(rng: random.Random, chinese: bool) -> dict[str, str]:
-    """An invented person, in the clear."""
-    gender = rng.choice("mf")
-    first, last = rng.choice(lex.NAMES_EN[gender]), rng.choice(lex.FAMILY_EN)
-    login = pick(
-        rng, [f"{first}.{last}", f"{first}{rng.randint(1, 99)}", f"{last}{rng.randint(10, 99)}"]
-    ).lower()
-    email = f"{login}@example.{rng.choice(['com', 'org', 'net'])}"
-    if chinese:
-        name = rng.choice(lex.FAMILY_ZH) + rng.choice(lex.GIVEN_ZH)
-        phone = f"1{rng.choice(['38', '39', '50', '86'])}0000{rng.randint(0, 9999):04d}"
-    else:
-        name = f"{first} {last}"
-        phone = f"{rng.choice(['212', '415', '503', '617'])}-555-01{rng.randint(0, 99):02d}"
-    return {"NAME": name, "PHONE": phone, "EMAIL": email}
-
-
-MESSAGES = [
-    (
-        "I would like to meet you on {day} at {hour}",
-        "to meet on {day} at {hour}",
-        "我想{zday}{hour}点和您见面",
-        "{zday}{hour}点见面",
-    ),
-    (
-        "your {thing} has arrived and you can fetch it on {day}",
-        "to say that the {thing} can be fetched on {day}",
-        "您的{zthing}到了，{zday}可以来取",
-        "{zday}可以来取{zthing}",
-    ),
-    (
-        "I cannot come on {day}, because I am ill",
-        "to say that {day} is not possible because of an illness",
-        "我生病了，{zday}不能来",
-        "因为生病，{zday}不能来",
-    ),
-    (
-        "you are invited to our party on {day} at {hour}",
-        "to invite to a party on {day} at {hour}",
-        "请您{zday}{hour}点来参加我们的聚会",
-        "邀请{zday}{hour}点参加聚会",
-    ),
-    (
-        "I have lost my {thing}, please call me if you find it",
-        "to ask for help to find a lost {thing}",
-        "我的{zthing}丢了，如果您找到了，请给我打电话",
-        "请人帮忙找丢失的{zthing}",
-    ),
-]
-DAYS = [
-    ("Monday", "星期一"),
-    ("Tuesday", "星期二"),
-    ("Wednesday", "星期三"),
-    ("Thursday", "星期四"),
-    ("Friday", "星期五"),
-    ("Saturday", "星期六"),
-    ("Sunday", "星期天"),
-]
-
-
 def message(rng: random.Random) -> Document:
-    """A message with a name, a phone number and an e-mail address, and something to do with it."""
-    chinese = rng.random() < 0.5
-    who = contact(rng, chinese)
-    day, zday = rng.choice(DAYS)
-    thing = rng.choice(lex.THINGS)
-    values = {
-        "day": day,
-        "zday": zday,
-        "hour": str(rng.randint(2, 11)),
-        "thing": thing.en,
-        "zthing": thing.zh,
-    }
-    body, gist, zbody, zgist = (t.format(**values) for t in rng.choice(MESSAGES))
-    if chinese:
-        text = f"您好，我是@NAME@。{zbody}。我的电话是@PHONE@，邮箱是@EMAIL@。"
-        jobs = [
-            (
-                "请给这条消息写一个有礼貌的回复：",
-                f"@NAME@您好：谢谢您的消息。{zgist}的事我知道了。如果有变化，我会打@PHONE@联系您。祝好！",
-            ),
-            ("请用一句话概括这条消息：", f"@NAME@的消息：{zgist}。电话：@PHONE@。"),
-            ("这条消息里的电话是多少？", "电话是@PHONE@。"),
-            ("这条消息里的邮箱是什么？", "邮箱是@EMAIL@。"),
-            ("这条消息是谁写的？", "这条消息是@NAME@写的。"),
-            ("请列出这条消息里的联系方式：", "姓名：@NAME@\n电话：@PHONE@\n邮箱：@EMAIL@"),
-        ]
-    else:
-        reply = f"Dear @NAME@, thank you for your message. I have noted it: you write {gist}. "
-        reply += "If anything changes, I will call you at @PHONE@. Kind regards"
-        text = f"Hello, this is @NAME@. {capital(body)}. My phone number is @PHONE@ and my e-mail is @EMAIL@."
-        jobs = [
-            (
-                "Write a polite reply to this message:",
-                reply,
-            ),
-            (
-                "Summarise this message in one sentence:",
-                f"@NAME@ writes {gist}; the phone number is @PHONE@.",
-            ),
-            ("What is the phone number in this message?", "The phone number is @PHONE@."),
-            ("What is the e-mail address in this message?", "The e-mail address is @EMAIL@."),
-            ("Who wrote this message?", "@NAME@ wrote this message."),
-            ("List the contact details in this message:", "Name: @NAME@\nPhone: @PHONE@\nE-mail: @EMAIL@"),
-        ]
-    turns: list[Turn] = []
-    for i, (ask, answer) in enumerate(rng.sample(jobs, rng.choice([1, 2, 2, 3]))):
-        turns += [("user", f"{ask}\n{text}" if i == 0 else ask.rstrip(":：")), ("assistant", answer)]
-    if rng.random() < 0.1:
-        return Document("message", who["NAME"] + zbody, plain=fill(text, who))
-    return Document(
-        "message", who["NAME"] + zbody, tuple((role, fill(content, who)) for role, content in turns)
-    )
-
-
-def fill(text: str, who: dict[str, str]) -> str:
-    for key, value in who.items():
-        text = text.replace(f"@{key}@", value)
-    return text
+    """A message or a list of people, with names, numbers and addresses, and something to do with it."""
+    key, turns = messages.message_turns(rng, chinese=rng.random() < 0.5)
+    if rng.random() < 0.06:
+        return Document("message", key, plain=turns[0][1].partition("\n")[2])
+    return Document("message", key, tuple(turns))
 
 
 def request(rng: random.Random, chinese: bool) -> tuple[int, str]:
@@ -668,9 +599,9 @@ def triage(rng: random.Random) -> Document:
     grade, text = request(rng, chinese)
     secret = rng.random() < 0.5
     if secret:
-        values = person(rng, chinese)
+        values = messages.person(rng, chinese)
         values |= {"LOGIN": values["EMAIL"].partition("@")[0], "AMOUNT": str(rng.randint(20, 9000))}
-        more = fill(rng.choice(lex.SECRETS)[chinese], values)
+        more = messages.fill(rng.choice(lex.SECRETS)[chinese], values)
         space = "" if chinese else " "
         text = f"{text}{space}{more}" if rng.random() < 0.6 else f"{more}{space}{text}"
     answer = labels[grade]
@@ -710,15 +641,15 @@ def conversation(rng: random.Random) -> Document:
 
 # Share of documents, chosen so that more than half of the *tokens* are stories.
 MIX: list[tuple[Callable[[random.Random], Document], float]] = [
-    (plain_story, 0.06),
+    (plain_story, 0.12),
     (chat_story, 0.21),
     (tiny_story, 0.13),
     (who_is_who, 0.07),
     (reading, 0.05),
     (question_answer, 0.10),
-    (sums, 0.18),
-    (translation, 0.06),
-    (message, 0.16),
+    (sums, 0.14),
+    (translation, 0.10),
+    (message, 0.20),
     (triage, 0.15),
     (conversation, 0.03),
 ]

@@ -26,10 +26,11 @@ import corpus
 import lexicon as lex
 from gguf_model import load_gguf
 from labelled_requests import answers
-from model import Cache, Llama
+from manners import MARKS, details_right, labels_right, placeholders_right, subjects_kept
+from model import Llama
+from sample import answer, continue_text, coupled, greedy
 from train import held_out_loss
 
-ENDS = (0, 2)  # <|endoftext|>, <|im_end|>
 MESSAGE = (
     "Hello, this is Clara Brook. I would like to meet you on Friday at 4. "
     "My phone number is 415-555-0147 and my e-mail is clara.brook@example.org."
@@ -47,7 +48,7 @@ SAMPLES = [
     [("user", "翻译成英文：小狗在花园里睡觉。")],
     [("user", f"Write a polite reply to this message:\n{MESSAGE}")],
 ]
-PLAIN_SAMPLES = ["Once upon a time", "从前，"]
+PLAIN_SAMPLES = ["Once upon a time", "The little fox", "从前，", "小狐狸"]
 
 
 def held_out_prompts(tokenizer: Tokenizer, count: int) -> list[list[int]]:
@@ -65,38 +66,6 @@ def held_out_prompts(tokenizer: Tokenizer, count: int) -> list[list[int]]:
         if len(prompts) == count:
             return prompts
     raise AssertionError("the corpus is endless")
-
-
-@torch.no_grad()
-def continue_text(
-    model: Llama, prompt: list[int], select: Callable[[Tensor, int], int], n_max: int
-) -> list[int]:
-    """Extend a prompt token by token; ``select(logits, position)`` chooses."""
-    ids = list(prompt)
-    cache: list[Cache] | None = None
-    new = ids
-    while len(ids) - len(prompt) < n_max and len(ids) < model.c.n_ctx:
-        logits, cache = model.step(torch.tensor([new]), cache)
-        token = select(logits[0, -1], len(ids))
-        ids.append(token)
-        if token in ENDS:
-            break
-        new = [token]
-    return ids
-
-
-def greedy(logits: Tensor, _position: int) -> int:
-    return int(logits.argmax())
-
-
-def coupled(temperature: float, seed: int) -> Callable[[Tensor, int], int]:
-    """Selection with noise that depends on (seed, position) alone."""
-
-    def select(logits: Tensor, position: int) -> int:
-        u = np.random.default_rng((seed, position)).random(len(logits))
-        return int((logits.double() / temperature - torch.from_numpy(np.log(-np.log(u)))).argmax())
-
-    return select
 
 
 @torch.no_grad()
@@ -137,8 +106,7 @@ def binding(target: Llama, tokenizer: Tokenizer, count: int) -> dict[str, float]
     )
     names = things = alone = everything = with_thing = 0
     for ask in itertools.islice((ask for ask in asks if mentioned(ask) & NAMES), count):
-        ids = tokenizer.encode(corpus.chatml([("user", ask)], True)).ids
-        found = mentioned(tokenizer.decode(continue_text(target, ids, greedy, 400)[len(ids) :]))
+        found = mentioned(answer(target, tokenizer, ask, 400))
         wanted = mentioned(ask)
         kept = wanted & NAMES <= found
         kept_thing = wanted - NAMES <= found
@@ -176,9 +144,7 @@ def sums_right(target: Llama, tokenizer: Tokenizer, count: int) -> float:
     right = 0
     for _ in range(count):
         expression, value = corpus.sum_line(rng)
-        ids = tokenizer.encode(corpus.chatml([("user", f"What is {expression}?")], True)).ids
-        text = tokenizer.decode(continue_text(target, ids, greedy, 32)[len(ids) :])
-        right += text.strip().endswith(f"= {value}")
+        right += answer(target, tokenizer, f"What is {expression}?", 32).endswith(f"= {value}")
     return right / count
 
 
@@ -188,9 +154,7 @@ def facts_right(target: Llama, tokenizer: Tokenizer, count: int) -> float:
     asked = corpus.random.Random("facts").sample(sorted(known), count)
     right = 0
     for question in asked:
-        ids = tokenizer.encode(corpus.chatml([("user", question)], True)).ids
-        text = tokenizer.decode(continue_text(target, ids, greedy, 48)[len(ids) :])
-        right += text.strip() in known[question]
+        right += answer(target, tokenizer, question, 48) in known[question]
     return right / count
 
 
@@ -223,6 +187,18 @@ def markdown(figures: dict[str, Any], samples: list[dict[str, str]]) -> str:
         "- stories on {prompts} held-out prompts that keep the names: {names:.2f}; "
         "the animals and things: {things:.2f}; bring in no third name: {no_strangers:.2f}; "
         "all of it: {all:.2f}".format(**figures["binding"]),
+        "- replies to messages about untaught things that have thing, number, day and hour: {:.2f}".format(
+            figures["details_right"]
+        ),
+        "- masked requests answered with just the right placeholders, of {} with different marks: {}".format(
+            MARKS, ", ".join(map(str, figures["placeholders_right"]))
+        ),
+        "- held-out labelled requests: grade right {grade:.2f}, privacy right {privacy:.2f}".format(
+            **figures["labels_right"]
+        ),
+        "- English stories on held-out prompts that have every telling word of the prompt: {:.2f}".format(
+            figures["subjects_kept"]
+        ),
         "- held-out loss of the target at positions 0 to 511: {:.3f}, 512 to 1,023: {:.3f}".format(
             *figures["loss_by_position"]
         ),
@@ -288,6 +264,10 @@ def main() -> None:
         "sums_right": sums_right(target, tokenizer, 200),
         "facts_right": facts_right(target, tokenizer, 100),
         "binding": binding(target, tokenizer, args.stories),
+        "details_right": details_right(target, tokenizer),
+        "placeholders_right": placeholders_right(target, tokenizer),
+        "subjects_kept": subjects_kept(target, tokenizer, args.stories),
+        "labels_right": labels_right(target, tokenizer, 250),
         "loss_by_position": loss_by_position(target, tokens, weights),
     }
     samples = []

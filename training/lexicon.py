@@ -6,6 +6,7 @@ numbers and e-mail addresses that the generator makes from these lists are inven
 
 from __future__ import annotations
 
+import random
 from typing import NamedTuple
 
 
@@ -102,6 +103,21 @@ GIVEN_ZH = [
     "雨晴",
 ]
 
+# Names and nouns that nobody has: what has to be copied from the request, for no table of names knows it.
+_SYLLABLES = """
+ba bel bra cor dan del dor el fal fen gar gil hal hem jo kan kel lam lin lor mar mel mi nel no or pal per pol
+ran rel ro sal sen sil tam ten tor ul van vel wil win yor zan
+"""
+_CHARACTERS = "丽华国平秀英红军志文海波春燕小玉梅兰云山川宇浩思佳欣怡子涵梓轩天乐安宁新木石田马方高白江宋孙"
+
+
+def made_up(rng: random.Random, chinese: bool) -> str:
+    """A word of two or three syllables, or of two characters."""
+    if chinese:
+        return "".join(rng.sample(_CHARACTERS, 2))
+    return "".join(rng.sample(_SYLLABLES.split(), rng.choice([2, 2, 3])))
+
+
 TRAITS = [
     ("brave", "勇敢的"),
     ("curious", "好奇的"),
@@ -130,6 +146,70 @@ THINGS = [
     Thing("whistle", "哨子", "个"),
     Thing("map", "地图", "张"),
     Thing("blanket", "毯子", "条"),
+]
+
+# What people write of in messages, beside the things of the stories.
+BELONGINGS = [
+    ("umbrella", "雨伞"),
+    ("wallet", "钱包"),
+    ("phone", "手机"),
+    ("coat", "外套"),
+    ("bag", "包"),
+    ("watch", "手表"),
+    ("ring", "戒指"),
+    ("camera", "照相机"),
+    ("glove", "手套"),
+    ("bicycle", "自行车"),
+    ("letter", "信"),
+    ("parcel", "包裹"),
+    ("ticket", "票"),
+    ("passport", "护照"),
+    ("computer", "电脑"),
+    ("pen", "钢笔"),
+    ("notebook", "笔记本"),
+    ("suitcase", "行李箱"),
+    ("jacket", "夹克"),
+    ("sweater", "毛衣"),
+    ("necklace", "项链"),
+    ("lamp", "台灯"),
+    ("chair", "椅子"),
+    ("table", "桌子"),
+    ("picture", "画"),
+    ("guitar", "吉他"),
+    ("bottle", "瓶子"),
+    ("box", "盒子"),
+    ("helmet", "头盔"),
+    ("shoe", "鞋子"),
+    ("flower", "花"),
+    ("cake", "蛋糕"),
+    ("radio", "收音机"),
+    ("clock", "钟"),
+    ("mirror", "镜子"),
+    ("doll", "娃娃"),
+    ("pillow", "枕头"),
+    ("towel", "毛巾"),
+    ("knife", "刀"),
+    ("spoon", "勺子"),
+    ("plate", "盘子"),
+    ("pot", "锅"),
+    ("brush", "刷子"),
+    ("hammer", "锤子"),
+    ("ladder", "梯子"),
+    ("rope", "绳子"),
+    ("tent", "帐篷"),
+    ("boat", "船"),
+    ("cart", "小车"),
+    ("card", "卡片"),
+    ("coin", "硬币"),
+    ("candle", "蜡烛"),
+    ("pencil", "铅笔"),
+    ("calendar", "日历"),
+    ("keyboard", "键盘"),
+    ("printer", "打印机"),
+    ("telephone", "电话机"),
+    ("backpack", "背包"),
+    ("purse", "手提包"),
+    ("belt", "腰带"),
 ]
 
 COLOURS = [

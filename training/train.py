@@ -28,22 +28,24 @@ from model import CONFIGS, Llama, load
 log = logging.getLogger("train")
 
 
-def orthogonalised(gradients: Tensor, steps: int = 4) -> Tensor:
+def orthogonalised(gradients: Tensor, dtype: torch.dtype, steps: int = 4) -> Tensor:
     """The nearest matrices with orthonormal rows (Newton-Schulz), for a stack of equal shapes."""
     flip = gradients.shape[-2] > gradients.shape[-1]
     x = gradients.mT if flip else gradients
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)
     for _ in range(steps):
         a = x @ x.mT
         x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
-    return x.mT if flip else x
+    return (x.mT if flip else x).to(gradients.dtype)
 
 
 class Muon:
     """Momentum, orthogonalised, for the matrices in the blocks: more progress per token than Adam's rule."""
 
-    def __init__(self, params: list[torch.nn.Parameter], momentum: float = 0.95) -> None:
-        self.momentum = momentum
+    def __init__(
+        self, params: list[torch.nn.Parameter], dtype: torch.dtype = torch.float32, momentum: float = 0.95
+    ) -> None:
+        self.dtype, self.momentum = dtype, momentum
         self.groups: dict[tuple[int, ...], list[torch.nn.Parameter]] = {}
         for p in params:
             self.groups.setdefault(tuple(p.shape), []).append(p)
@@ -55,7 +57,7 @@ class Muon:
             gradients = torch.stack([p.grad for p in params if p.grad is not None])
             buffer = self.buffers[shape] = self.buffers[shape].to(gradients.device)
             buffer.lerp_(gradients, 1 - self.momentum)
-            update = orthogonalised(gradients.lerp(buffer, self.momentum))
+            update = orthogonalised(gradients.lerp(buffer, self.momentum), self.dtype)
             scale = lr * max(1.0, shape[0] / shape[1]) ** 0.5
             for p, u in zip(params, update, strict=True):
                 p.mul_(1 - lr * decay).add_(u, alpha=-scale)
@@ -140,6 +142,11 @@ def main() -> None:
     parser.add_argument("--decay-steps", type=int, default=200)
     parser.add_argument("--save-every", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--bf16",
+        action="store_true",
+        help="products in bfloat16, weights and sums in float32: twice as fast where the CPU has AVX512_BF16",
+    )
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -169,7 +176,7 @@ def main() -> None:
     teacher = load(args.teacher)[0].to(device).requires_grad_(False) if args.teacher else None
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("blk.")]
     others = [p for name, p in model.named_parameters() if p.dim() == 1 or not name.startswith("blk.")]
-    muon = Muon(matrices)
+    muon = Muon(matrices, torch.bfloat16 if args.bf16 else torch.float32)
     adam = torch.optim.AdamW(others, lr=args.lr_adam, betas=(0.9, 0.95), weight_decay=0.0)
     if optimizers:
         muon.buffers = optimizers["muon"]  # type: ignore[assignment]
@@ -188,12 +195,13 @@ def main() -> None:
     while step < last and not stop:
         index = torch.arange(row, row + args.batch) % len(tokens)
         batch, weight = tokens[index], weights[index][:, 1:]
-        logits = model(batch[:, :-1])
+        with torch.autocast(device, torch.bfloat16, enabled=args.bf16):
+            logits = model(batch[:, :-1]).float()
         if teacher is None:
             loss = corpus_loss(logits, batch[:, 1:], weight)
         else:
-            with torch.no_grad():
-                teacher_logits = teacher(batch[:, :-1])
+            with torch.no_grad(), torch.autocast(device, torch.bfloat16, enabled=args.bf16):
+                teacher_logits = teacher(batch[:, :-1]).float()
             loss = distillation_loss(logits, teacher_logits, weight)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(others, 1.0)

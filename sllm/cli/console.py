@@ -7,12 +7,14 @@ import io
 import os
 import re
 import shlex
+import shutil
 import sys
 import textwrap
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
+from sllm.cli.columns import width, wrapped
 from sllm.engine.model_name import looks_like_model
 from sllm.errors import SllmError
 
@@ -43,6 +45,8 @@ __all__ = [
 
 GREEN, YELLOW, RED, DIM, DIM_ITALIC = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[2m", "\x1b[2;3m"
 _RESET = "\x1b[0m"
+_COLUMNS = 80
+_LAST_COLUMN = 24  # of a table: where it would be narrower, the rows are written one below the other
 
 # Lines end up in logs and bug reports, where others see them.
 _TOKEN = re.compile(r"(?<=sllm://)[^@\s]*(?=@)")
@@ -77,6 +81,20 @@ class Output:
         self.colour = self.terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self._line_open = False
 
+    @property
+    def columns(self) -> int:
+        """How wide a line is to be at most: 80, or what a narrower terminal has."""
+        return max(1, min(_COLUMNS, shutil.get_terminal_size().columns)) if self.terminal else _COLUMNS
+
+    @property
+    def shows_chinese(self) -> bool:
+        """Whether Chinese characters can be written to stdout; where not, each of them is a "?"."""
+        try:
+            "中文".encode(getattr(self._out, "encoding", None) or "utf-8")
+        except UnicodeEncodeError:
+            return False
+        return True
+
     def text(self, text: str, *, style: str = "") -> None:
         """Write to stdout; ``style`` is a terminal's escape sequence, used only where colours are wanted.
 
@@ -99,6 +117,11 @@ class Output:
     def line(self, text: str = "") -> None:
         """Write a line to stdout."""
         self.text(f"{text}\n")
+
+    def paragraph(self, text: str, first: str = "") -> None:
+        """Write text in lines that fit, with ``first`` before it and as many spaces before the others."""
+        for line in wrapped(text, self.columns, first):
+            self.line(line)
 
     def end_line(self) -> None:
         """End the line that is open on stdout, if one is."""
@@ -282,16 +305,39 @@ def _names_an_extra(error: Exception) -> bool:
     return isinstance(error, ImportError) and isinstance(error.__cause__, ModuleNotFoundError)
 
 
-def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Rows in columns, two spaces apart; the columns in ``right`` are aligned there."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+def table(rows: Sequence[Sequence[str]], right: Sequence[int] = (), columns: int | None = None) -> list[str]:
+    """Rows in columns, two spaces apart; the columns in ``right`` are aligned there.
+
+    Where ``columns`` is given, no line is wider: the text of the last column is wrapped, and where that does
+    not do, each row is written as lines ``heading: cell``.
+    """
+    widths = [max(width(row[column]) for row in rows) for column in range(len(rows[0]))]
+    if columns is not None and sum(widths) + 2 * len(widths) - 2 > columns:
+        widths[-1] = columns - sum(widths[:-1]) - 2 * len(widths) + 2
+        if widths[-1] < _LAST_COLUMN or len(widths) - 1 in right:
+            return _stacked(rows, columns)
     lines = []
     for row in rows:
-        cells = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
+        last = wrapped(row[-1], widths[-1])
+        for n, part in enumerate(last):
+            cells = [
+                " " * (room - width(cell)) + cell if column in right else cell + " " * (room - width(cell))
+                for column, (cell, room) in enumerate(
+                    zip([*("" if n else cell for cell in row[:-1]), part], widths, strict=True)
+                )
+            ]
+            lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+def _stacked(rows: Sequence[Sequence[str]], columns: int) -> list[str]:
+    """The cells of each row one below the other, behind the headings of the first row."""
+    lines = []
+    headings, *others = rows
+    for row in others:
+        for heading, cell in zip(headings, row, strict=True):
+            if cell:
+                lines += wrapped(f"{heading}: {cell}" if heading else cell, columns)
     return lines
 
 

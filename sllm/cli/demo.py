@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import sllm
 from sllm import embedded
 from sllm.cli.arguments import DEFAULT, add_threads, number, whole
+from sllm.cli.columns import Wrapper
 from sllm.cli.console import GREEN, count, one_line, parameters, size, table
 from sllm.cli.demo_triage import show_triage
 from sllm.cli.demo_ways import (
@@ -39,11 +40,15 @@ if TYPE_CHECKING:
     from sllm.generation.text_stream import Run
     from sllm.remote.connection import Remote
 
-__all__ = ["EPILOG", "PROMPT", "add_arguments", "run"]
+__all__ = ["EPILOG", "PROMPTS", "add_arguments", "run"]
 
 EPILOG = None
 
-PROMPT = "Tell me a short story about a little fox called Oscar who makes a wish."
+PROMPTS = {
+    "en": "Tell me a short story about a little fox called Oscar who loses a red kite.",
+    "zh": "请讲一个小狐狸乐乐许愿的故事。",
+}
+"""What is asked by default, by language: of the world that the pair was trained on."""
 
 _FAILED = 1
 
@@ -53,8 +58,14 @@ _STREAMING = "cloud streaming"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``sllm demo``."""
     add = parser.add_argument
-    add("prompt", metavar="PROMPT", nargs="?", default=PROMPT, help="what to answer")
-    add("-n", "--max-tokens", metavar="N", type=whole(1), default=96, help="at most N tokens (default: 96)")
+    add("prompt", metavar="PROMPT", nargs="?", help="what to answer (default: a story is asked for)")
+    add(
+        "--language",
+        choices=sorted(PROMPTS),
+        default="en",
+        help="what is asked by default, and the private message, in English or Chinese (default: en)",
+    )
+    add("-n", "--max-tokens", metavar="N", type=whole(1), default=320, help="at most N tokens (default: 320)")
     add("--temperature", metavar="T", type=float, default=0.4, help=DEFAULT)
     add("--seed", metavar="N", type=int, default=1, help=DEFAULT)
     add(
@@ -77,6 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Show the text arrive, compare the ways, and show who answers what."""
     sampling = sllm.SamplingParams(temperature=args.temperature, seed=args.seed)
+    asked = PROMPTS[args.language] if args.prompt is None else args.prompt
     # Worker and draft work at the same time, and threads that wait by spinning take each other's cores.
     n_threads = args.threads or max(1, min(4, available_cores() // 2))
     with ExitStack() as stack:
@@ -84,30 +96,35 @@ def run(args: argparse.Namespace, out: Output) -> int:
         draft = stack.enter_context(sllm.Model(embedded.DRAFT))
         _introduce(target, draft, args, out)
         link, remote, drafter = _set_up(draft, n_threads, args, stack)
-        prompt = remote.chat([{"role": "user", "content": args.prompt}])
+        prompt = remote.chat([{"role": "user", "content": asked}])
         stage = Stage(remote, link, drafter, prompt, sampling, args.max_tokens)
-        ways = _write(stage, args.prompt, out)
+        ways = _write(stage, asked, out)
         alone = written_alone(target, stage, n_threads)
-        for line in _comparison(ways):
+        for line in table(_figures(ways), right=(1, 2, 3, 4), columns=out.columns):
             out.line(line)
+        out.paragraph(_gain(ways, paced=not args.unpaced))
         for one in ways:
             difference = _difference(one, alone)
             if difference is not None:
                 out.note(f"sllm: {difference}")
                 return _FAILED
         tokens = count(len(alone.tokens), "token")
-        out.line(f"All {len(ways)} texts are the same, the target's own: {tokens}, compared one by one.\n")
-        return 0 if show_triage(stage.remote, target, n_threads, out) else _FAILED
+        out.paragraph(f"All {len(ways)} texts are the same, the target's own: {tokens}, compared one by one.")
+        out.line()
+        return 0 if show_triage(stage.remote, target, n_threads, out, args.language) else _FAILED
 
 
 def _introduce(target: sllm.Model, draft: sllm.Model, args: argparse.Namespace, out: Output) -> None:
-    out.line(f"target: {_model_line(target)}, behind a link of {args.rtt:g} ms round trip")
-    out.line(f"draft:  {_model_line(draft)}, on this side of it")
+    out.paragraph(f"{_model_line(target)}, behind a link of {args.rtt:g} ms round trip", "target: ")
+    out.paragraph(f"{_model_line(draft)}, on this side of it", "draft:  ")
     if not args.unpaced:
-        out.line(
-            f"pace:   that of large models: each pass of the target takes {PASS_SECONDS * 1e3:.0f} ms and"
-            f" each drafted token {DRAFT_SECONDS * 1e3:.0f} ms (see --unpaced)"
+        out.paragraph(
+            f"that of large models: each pass of the target takes {PASS_SECONDS * 1e3:.0f} ms and"
+            f" each drafted token {DRAFT_SECONDS * 1e3:.0f} ms (see --unpaced)",
+            "pace:   ",
         )
+    if not out.shows_chinese:
+        out.paragraph("Chinese text is shown as question marks: stdout's encoding does not have it.")
 
 
 def _set_up(
@@ -128,17 +145,22 @@ def _write(stage: Stage, prompt: str, out: Output) -> list[WrittenText]:
     # Untimed: the first text pays for pages, graphs and code that the others find ready.
     pipelined("warm-up", replace(stage, max_tokens=min(stage.max_tokens, 8)), draft=True)
 
-    out.text("green" if out.colour else "[in brackets]", style=GREEN)
-    out.line(": drafted here, and accepted by the target; everything else is the target's own\n")
-    out.line(f"> {one_line(prompt)}\n")
+    wrapper = Wrapper(lambda text, style: out.text(text, style=style), out.columns)
+    wrapper("green" if out.colour else "[in brackets]", GREEN)
+    wrapper(": drafted here, and accepted by the target; everything else is the target's own\n\n")
+    out.paragraph(one_line(prompt), "> ")
+    out.line()
 
     def show(part: Run) -> None:
         drafted = part.source == "draft"
         text = _bracketed(part.text) if drafted and not out.colour else part.text
-        out.text(text, style=GREEN if drafted else "")
+        wrapper(text, GREEN if drafted else "")
 
     ahead = pipelined("hints + run-ahead", stage, draft=True, show=show)
+    wrapper.end()
     out.end_line()
+    out.line()
+    out.paragraph(_why_it_ended(ahead, stage.max_tokens))
     out.line()
     return [
         pipelined(_STREAMING, stage, draft=False),
@@ -146,6 +168,14 @@ def _write(stage: Stage, prompt: str, out: Output) -> list[WrittenText]:
         pipelined("hints", stage, draft=True, run_ahead=False),
         ahead,
     ]
+
+
+def _why_it_ended(text: WrittenText, max_tokens: int) -> str:
+    if text.finish_reason == "length":
+        return f"(cut at {count(max_tokens, 'token')}, in the middle of the text: -n N allows more)"
+    if text.finish_reason == "context":
+        return f"(cut after {count(len(text.tokens), 'token')}: the context of the model is full)"
+    return f"(ended by the target itself, after {count(len(text.tokens), 'token')})"
 
 
 def _bracketed(text: str) -> str:
@@ -162,23 +192,39 @@ def _model_line(model: sllm.Model) -> str:
     return f"{model.path.name}, {model.n_layer} layers, {weights}"
 
 
-def _comparison(ways: Sequence[WrittenText]) -> list[str]:
-    """The demo's table, and in words what it does and does not show."""
-    streaming = next(one for one in ways if one.how == _STREAMING)
-    rows = [("", "tokens/s", "x streaming", "passes/token", "bytes/token")]
+def _streaming(ways: Sequence[WrittenText]) -> WrittenText:
+    return next(one for one in ways if one.how == _STREAMING)
+
+
+def _figures(ways: Sequence[WrittenText]) -> list[tuple[str, ...]]:
+    """The rows of the demo's table."""
+    streaming = _streaming(ways)
+    rows: list[tuple[str, ...]] = [("", "tokens/s", "x streaming", "passes/token", "bytes/token")]
     for one in ways:
         n = max(len(one.tokens), 1)
         ratio = f"{one.tokens_per_s / streaming.tokens_per_s:.2f}" if streaming.tokens_per_s else "-"
         rows.append(
             (one.how, f"{one.tokens_per_s:.1f}", ratio, f"{one.n_passes / n:.2f}", f"{one.n_bytes / n:.0f}")
         )
-    lines = table(rows, right=(1, 2, 3, 4))
-    if ways[-1].tokens_per_s < 1.1 * streaming.tokens_per_s:
-        lines.append(
+    return rows
+
+
+def _gain(ways: Sequence[WrittenText], *, paced: bool) -> str:
+    """In words what the table does and does not show."""
+    streaming, best = _streaming(ways), ways[-1]
+    quicker = best.tokens_per_s > 1.1 * streaming.tokens_per_s
+    # With as many passes it is the machine's noise that makes one quicker.
+    if not streaming.tokens_per_s or not quicker or best.n_passes > 0.9 * streaming.n_passes:
+        return (
             "Hints bring little in this run: they pay where a pass of the target takes longer than a drafted"
             " token."
         )
-    return lines
+    gain = f"{best.tokens_per_s / streaming.tokens_per_s:.1f}"
+    cost = f"{best.n_bytes / max(streaming.n_bytes, 1):.1f}"
+    said = f"The gain: {gain} x the tokens per second of streaming, for {cost} x its bytes."
+    if paced:
+        said += " It is that of the pace above; this small pair itself gains less (see --unpaced)."
+    return said
 
 
 def _difference(one: WrittenText, alone: WrittenText) -> str | None:

@@ -33,31 +33,53 @@ if TYPE_CHECKING:
     from sllm.remote.connection import Remote
     from sllm.targets.base import Commit, Scores
 
-__all__ = ["PRIVATE", "REQUESTS", "SECRETS", "show_triage"]
+__all__ = ["PRIVATE", "REQUESTS", "Private", "show_triage"]
 
 REQUESTS = (
     "What is the capital of Germany?",
     "德国的首都是哪里？",
-    "Translate into Chinese: The old man is drinking tea by the river.",
-    "翻译成英文：小狗在花园里睡觉。",
+    "Translate into Chinese: The girl is reading in the library.",
+    "翻译成英文：猫在厨房里睡觉。",
     "Prove that the square root of 47 is irrational.",
     "证明根号47是无理数。",
 )
 """Two for each tier. The profile of the embedded target lets no answer of tier 2 go without verification."""
 
-SECRETS = ("Clara Brook", "415-555-0162")
-"""Invented, as all numbers with 555-01 are."""
 
-PRIVATE = (
-    f"Write a polite reply to this message:\nHello, this is {SECRETS[0]}. I have lost my umbrella, please"
-    f" call me if you find it. My phone number is {SECRETS[1]}."
-)
-"""A private request, in the manner of those that the embedded pair was trained on."""
+@dataclass(frozen=True)
+class Private:
+    """A private request.
 
-_MAX_TOKENS = 80
+    Attributes:
+        text: in the manner of those that the embedded pair was trained on.
+        secrets: what of it must not leave the machine; invented, as all numbers with 555-01 and all of the
+            pattern 1xx 0000 xxxx are.
+
+    """
+
+    text: str
+    secrets: tuple[str, str]
 
 
-def show_triage(remote: Remote, small: sllm.Model, n_threads: int, out: Output) -> bool:
+PRIVATE = {
+    "en": Private(
+        "Write a polite reply to this message:\nHello, this is Clara Brook. I have lost my kite, please"
+        " call me if you find it. My phone number is 415-555-0162.",
+        ("Clara Brook", "415-555-0162"),
+    ),
+    "zh": Private(
+        "请给这条消息写一个有礼貌的回复：\n您好，我是王芳。我的风筝丢了，如果您找到了，请给我打电话。"
+        "我的电话是13800000162。",
+        ("王芳", "13800000162"),
+    ),
+}
+"""By language."""
+
+_MAX_TOKENS = 96
+_HARD = 3  # the tier of what the pair has no answer to
+
+
+def show_triage(remote: Remote, small: sllm.Model, n_threads: int, out: Output, language: str) -> bool:
     """Ask the requests with ``remote`` as the cloud, and write who answered them and what was sent.
 
     Args:
@@ -65,15 +87,18 @@ def show_triage(remote: Remote, small: sllm.Model, n_threads: int, out: Output) 
         small: the embedded target, which grades, and which answers what stays here.
         n_threads: CPU threads of each context.
         out: where to write.
+        language: of :data:`PRIVATE`.
 
     Returns:
         Whether nothing private was sent.
 
     """
-    out.line(
+    out.paragraph(
         "Who answers: the target here grades every request, and the worker, with the same weights, is the"
+        " cloud. The requests are of the small world that it was trained on; to the hard ones it has no"
+        " answer, there as here."
     )
-    out.line("cloud. So small a model has no answer to the hard ones, there as here.")
+    private = PRIVATE[language]
     tapped = _TappedTarget(remote)
     with ExitStack() as stack:
         scorer = stack.enter_context(ContextScorer(small, n_threads=n_threads))
@@ -89,21 +114,26 @@ def show_triage(remote: Remote, small: sllm.Model, n_threads: int, out: Output) 
                 n_threads=n_threads,
             )
         )
-        asked = [_ask(hybrid, tapped, text) for text in (*REQUESTS, PRIVATE)]
+        asked = [_ask(hybrid, tapped, text) for text in (*REQUESTS, private.text)]
     rows = [("tier", "route", "cloud tokens", "request")]
-    rows += [(str(one.tier), one.route, str(one.cloud_tokens), one_line(one.request)) for one in asked]
-    for line in table(rows, right=(0, 2)):
+    for one in asked:
+        rows.append((str(one.tier), one.route, str(one.cloud_tokens), one_line(one.request)))
+        shown = one_line(one.answer) if one.tier < _HARD else "(not shown: nothing of use)"
+        rows.append(("", "", "", f"-> {shown}"))
+    for line in table(rows, right=(0, 2), columns=out.columns):
         out.line(line)
     out.line()
-    for line in _private_lines(asked[-1]):
-        out.line(line)
+    for first, text in _private_lines(asked[-1]):
+        out.paragraph(text, first)
     sent = [text for one in asked for text in one.sent]
-    n_leaks = sum(any(_holds(text, value) for value in SECRETS) for text in sent)
+    n_leaks = sum(any(_holds(text, value) for value in private.secrets) for text in sent)
     if n_leaks:
         out.note(f"sllm: private values are in {n_leaks} of {count(len(sent), 'text')} for the worker")
         return False
     texts = count(len(sent), "text")
-    out.line(f"Of {texts} that the connection was handed for the worker, none holds the name or the number.")
+    out.paragraph(
+        f"Of {texts} that the connection was handed for the worker, none holds the name or the number."
+    )
     return True
 
 
@@ -146,21 +176,21 @@ def _ask(hybrid: Hybrid, tapped: _TappedTarget, request: str) -> _Asked:
     )
 
 
-def _private_lines(one: _Asked) -> list[str]:
-    """One request as it was asked, sent, answered and shown."""
-    lines = [f"asked here:  {one_line(one.request)}"]
+def _private_lines(one: _Asked) -> list[tuple[str, str]]:
+    """One request as it was asked, sent, answered and shown; each with what stands before it."""
+    lines = [("asked here:  ", one_line(one.request))]
     if not one.sent:
-        return [*lines, f"nothing of it was sent: {one_line('; '.join(one.reasons))}"]
-    lines.append(f"sent:        {one_line(one.sent[0])}")
+        return [*lines, ("", f"nothing of it was sent: {one_line('; '.join(one.reasons))}")]
+    lines.append(("sent:        ", one_line(one.sent[0])))
     if one.n_checked:
-        lines.append(f"verdict:     {one.n_kept} of the {one.n_checked} tokens of the answer from here stand")
+        verdict = f"{one.n_kept} of the {one.n_checked} tokens of the answer from here stand"
+        lines.append(("verdict:     ", verdict))
     if one.received:
-        lines.append(f"came back:   {one_line(one.received)}")
-    lines.append(f"shown here:  {one_line(one.answer)}")
+        lines.append(("came back:   ", one_line(one.received)))
+    lines.append(("shown here:  ", one_line(one.answer)))
     if not one.n_restored:
-        return [*lines, "The answer holds no placeholder that was sent, so none was put back."]
-    put_back = count(one.n_restored, "placeholder")
-    return [*lines, f"{put_back} put back."]
+        return [*lines, ("", "The answer holds no placeholder that was sent, so none was put back.")]
+    return [*lines, ("", f"{count(one.n_restored, 'placeholder')} put back.")]
 
 
 def _holds(text: str, value: str) -> bool:

@@ -76,6 +76,7 @@ class WrittenText:
         n_passes: passes of the target.
         seconds: from the opening of the text to its last token.
         n_bytes: on the wire, both ways.
+        finish_reason: as :attr:`sllm.GenerationStats.finish_reason` has it.
 
     """
 
@@ -84,6 +85,7 @@ class WrittenText:
     n_passes: int = 0
     seconds: float = 0.0
     n_bytes: int = 0
+    finish_reason: str | None = None
 
     @property
     def tokens_per_s(self) -> float:
@@ -124,8 +126,9 @@ def pipelined(
         for run in stream:
             tokens.extend(run.tokens)
             show(run)
+        stats = stream.stats
         return WrittenText(
-            how, tuple(tokens), stream.stats.n_passes, stream.stats.seconds, _carried(stage.link)
+            how, tuple(tokens), stats.n_passes, stats.seconds, _carried(stage.link), stats.finish_reason
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fcntl
 import functools
 import os
 import pathlib
@@ -11,8 +12,10 @@ import pty
 import random
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,7 @@ from processes import ONE, PATIENCE, environment, first_byte, interrupt, one_lin
 
 from sllm.cli import console, demo, demo_triage
 from sllm.cli import main as cli
+from sllm.cli.columns import width
 from sllm.cli.demo_ways import WrittenText
 from sllm.privacy import placeholders
 from sllm.triage import hybrid
@@ -35,17 +39,19 @@ def test_demo(command: Callable[..., Any]) -> None:
     args = ("-n", "32", "--seed", "3", *ONE, "Tell me a short story about a lost kite.")
     ended = command("demo", "--rtt", "20", *args)
     assert (ended.returncode, ended.stderr) == (0, "")
+    assert max(map(width, ended.stdout.splitlines())) <= 80
     ways, _, who = ended.stdout.partition("\n\nWho answers: ")
     head, question, rest = ways.split("\n\n", 2)
-    answer, table = rest.rsplit("\n\n", 1)
-    assert "behind a link of 20 ms round trip\n" in head
+    answer, why, table = rest.rsplit("\n\n", 2)
+    assert "behind a link of 20 ms round trip" in joined(head)
     assert (
-        "pace:   that of large models: each pass of the target takes 30 ms and each drafted token 10 ms"
-        in head
+        "pace: that of large models: each pass of the target takes 30 ms and each drafted token 10 ms"
+        in joined(head)
     )
     assert "[in brackets]: drafted here" in head
+    assert why == "(cut at 32 tokens, in the middle of the text: -n N allows more)"
     assert question == "> Tell me a short story about a lost kite."
-    heading, streaming, wait, hints, ahead, *_, verdict = table.splitlines()
+    heading, streaming, wait, hints, ahead, *said = table.splitlines()
     assert heading.split() == ["tokens/s", "x", "streaming", "passes/token", "bytes/token"]
     found = []
     for how, line in [
@@ -62,36 +68,122 @@ def test_demo(command: Callable[..., Any]) -> None:
     assert found[1][2] < 1.0  # passes per token; those of hints depend on when they come
     assert all(figures[2] <= 1.0 for figures in found)
     assert re.fullmatch(
-        r"All 4 texts are the same, the target's own: \d+ tokens?, compared one by one\.", verdict
+        r"(The gain: .*|Hints bring little in this run.*)"
+        r" All 4 texts are the same, the target's own: \d+ tokens?, compared one by one\.",
+        joined("\n".join(said)),
     )
     check_tiers(who)
 
     # ... and what it showed is what `run` writes.
     alone = command("run", "--chat", "--draft", "none", "--temperature", "0.4", *args)
-    assert re.sub(r"[][]", "", answer) == alone.stdout.rstrip("\n")
+    assert joined(re.sub(r"[][]", "", answer)) == joined(alone.stdout)
 
 
-def check_tiers(who: str) -> None:
+def joined(text: str) -> str:
+    """A wrapped text in one line, without the spaces and line ends between Chinese characters."""
+    text = re.sub(r"(?<=[^\x00-\u2fff])\s+(?=[^\x00-\u2fff])", "", text)
+    return " ".join(text.split())
+
+
+def unwrapped(lines: list[str], column: int) -> list[list[str]]:
+    """The rows of a table whose last column, which begins at ``column``, is wrapped."""
+    rows: list[list[str]] = []
+    for line in lines:
+        first, last = line[:column].split("  "), line[column:]
+        if line[:column].strip():
+            rows.append([*(cell.strip() for cell in first if cell.strip()), last])
+        else:
+            rows[-1][-1] += f"\n{last}"
+    return [[*row[:-1], joined(row[-1])] for row in rows]
+
+
+def check_tiers(who: str, language: str = "en") -> None:
     """What is shown of who answers, whatever nonce the placeholder has."""
     table, private = who.split("\n\n")
-    heading = next(i for i, line in enumerate(table.splitlines()) if line.startswith("tier  route"))
-    rows = [re.split(" {2,}", line.strip()) for line in table.splitlines()[heading + 1 :]]
-    asked = [*demo_triage.REQUESTS, demo_triage.PRIVATE.replace("\n", " ")]
-    assert [row[3] for row in rows] == asked
+    lines = table.splitlines()
+    heading = next(i for i, line in enumerate(lines) if line.startswith("tier  route"))
+    rows = unwrapped(lines[heading + 1 :], lines[heading].index("request"))
+    asked = [*demo_triage.REQUESTS, demo_triage.PRIVATE[language].text]
+    secrets = demo_triage.PRIVATE[language].secrets
+    assert [row[3].partition(" -> ")[0] for row in rows] == [joined(one) for one in asked]
     routes = {"1": "small", "2": "local > ", "3": "cloud"}
     assert all(row[1].startswith(routes[row[0]]) for row in rows)
     assert all((int(row[2]) > 0) == (row[0] != "1") for row in rows)  # what stays here costs no cloud tokens
     for chinese in (False, True):
-        assert {row[0] for row in rows if row[3].isascii() != chinese} == {"1", "2", "3"}
-    here, sent, *back, verdict = private.splitlines()
-    assert here == f"asked here:  {asked[-1]}"
-    assert all(secret in here for secret in demo_triage.SECRETS)
-    assert re.fullmatch(r"sent:  .*this is \[NAME_1_[a-z0-9]+\]\..* is \[PHONE_2_[a-z0-9]+\]\..*", sent)
-    assert not any(secret in sent for secret in demo_triage.SECRETS)
-    assert any(re.fullmatch(r"verdict:     \d+ of the \d+ tokens .* stand", line) for line in back)
-    came = [line for line in back if line.startswith("came back:")]
-    assert not any(secret in line for line in came for secret in demo_triage.SECRETS)
-    assert re.fullmatch(r"Of \d+ texts that the connection was handed .*, none holds the name .*", verdict)
+        assert {row[0] for row in rows[:-1] if row[3].partition(" -> ")[0].isascii() != chinese} == {
+            "1",
+            "2",
+            "3",
+        }
+    shown = private_lines(private)
+    assert shown["asked here"] == joined(asked[-1])
+    assert all(secret in shown["asked here"] for secret in secrets)
+    assert re.search(r"\[NAME_1_[a-z0-9]+\].*\[PHONE_2_[a-z0-9]+\]", shown["sent"])
+    assert not any(secret in shown["sent"] for secret in secrets)
+    assert re.fullmatch(r"\d+ of the \d+ tokens .* stand", shown["verdict"])
+    assert not any(secret in shown.get("came back", "") for secret in secrets)
+    assert re.search(
+        r"Of \d+ texts that the connection was handed for the worker, none holds the name or the number\.$",
+        joined(private),
+    )
+
+
+def private_lines(text: str) -> dict[str, str]:
+    """What the demo shows of the private request, by what stands before it."""
+    parts = re.split(r"^(asked here|sent|verdict|came back|shown here):", text, flags=re.MULTILINE)
+    found = dict(zip(parts[1::2], map(joined, parts[2::2]), strict=True))
+    # Behind the answer stand the two sentences on what was put back and what was sent.
+    found["shown here"] = re.split(
+        r" (?:\d+ placeholders? put back|The answer holds no placeholder)", found["shown here"]
+    )[0]
+    return found
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_it_fits_the_terminal(start: Callable[..., Any], columns: int) -> None:
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    args = ("-n", "40", "--unpaced", "--rtt", "0", "--language", "zh", *ONE)
+    process = start("demo", *args, stdout=terminal, env={"COLUMNS": ""})
+    os.close(terminal)
+    shown = re.sub("\x1b\\[[0-9;]*m", "", read_terminal(controller).decode("utf-8"))
+    assert process.wait(timeout=60) == 0
+    widths = [width(line.rstrip("\r")) for line in shown.split("\n")]
+    assert max(widths) <= min(columns, 80)
+    assert max(widths) > min(columns, 80) - 4  # and it uses what there is
+    assert "乐乐" in shown
+
+
+def test_without_chinese(start: Callable[..., Any]) -> None:
+    """Where stdout cannot have them, characters are question marks, and that is said."""
+    process = start(
+        "demo", "-n", "8", "--unpaced", "--rtt", "0", *ONE, env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    )
+    out, err = process.communicate(timeout=240)
+    assert (process.returncode, err) == (0, b"")
+    assert b"Chinese text is shown as question marks" in joined(out.decode("ascii")).encode()
+    assert b"-> ????????" in out
+
+
+@pytest.mark.parametrize("language", sorted(demo.PROMPTS))
+def test_its_own_requests_are_answered(capfd: pytest.CaptureFixture[str], language: str) -> None:
+    """The story is about what was asked for and has an end; what is not hard is answered right."""
+    assert cli.main(["demo", "--unpaced", "--rtt", "0", *ONE, "--language", language]) == 0
+    shown = joined(re.sub(r"[][]", "", capfd.readouterr().out))
+    assert "(ended by the target itself, after " in shown
+    story = shown.partition("(ended by")[0].rpartition("> ")[2]
+    named = {
+        "en": ("Oscar", "fox", "red kite", "the kite was gone", "Thank you"),
+        "zh": ("乐乐", "小狐狸", "许一个愿"),
+    }[language]
+    assert all(word in story for word in named)
+    for answer in (
+        "The capital of Germany is Berlin.",
+        "德国的首都是柏林。",
+        "女孩在图书馆里看书。",
+        "The cat is sleeping in the kitchen.",
+    ):
+        assert f"-> {answer}" in shown
 
 
 def test_in_a_checkout(tmp_path: pathlib.Path) -> None:
@@ -135,28 +227,21 @@ def test_colours(start: Callable[..., Any], more: dict[str, str]) -> None:
 QUICK = ("demo", "--unpaced", "--rtt", "0", "-n", "3", *ONE)
 
 
-def test_a_placeholder_comes_back(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("language", sorted(demo_triage.PRIVATE))
+def test_a_placeholder_comes_back(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], language: str
+) -> None:
     digits = random.Random(5)  # of the nonce, which takes its turn in deciding what so small a model says
     monkeypatch.setattr(placeholders, "secrets", digits)
-    assert cli.main([*QUICK]) == 0
+    assert cli.main([*QUICK, "--language", language]) == 0
     shown = capfd.readouterr()
     assert shown.err == ""
-    line = {one.partition(":")[0]: one.partition(":")[2].strip() for one in shown.out.splitlines()}
-    issued = dict.fromkeys(re.findall(r"\[[A-Z]+_[12]_[a-z0-9]+\]", line["sent"]))
-    values = dict(zip(issued, demo_triage.SECRETS, strict=True))
-    kept, checked = re.findall(r"\d+", line["verdict"])
-    assert (kept == checked) == ("came back" not in line)
-    # What stands may end within a placeholder, and what comes back begin there.
-    came = line.get("came back", line["sent"]).partition(",")[2].removesuffix("<|im_end|>")
-    # So small a model mixes up the indices: the kind says which is meant.
-    n_placeholders = 0
-    for placeholder, value in values.items():
-        kind, _, nonce = placeholder[1:-1].split("_")
-        came, n = re.subn(rf"\[{kind}_\d+_{nonce}\]", value, came)
-        n_placeholders += n
-    assert n_placeholders
-    assert came.endswith(line["shown here"].partition(",")[2])
-    assert re.search(r"^[1-9]\d* placeholders? put back\.", shown.out, re.MULTILINE)
+    check_tiers(shown.out.partition("\n\nWho answers: ")[2], language)
+    line = private_lines(shown.out.rpartition("\n\n")[2])
+    # The answer names the sender, the number, and what was lost.
+    assert all(secret in line["shown here"] for secret in demo_triage.PRIVATE[language].secrets)
+    assert {"en": "a lost kite", "zh": "丢失的风筝"}[language] in line["shown here"]
+    assert re.search(r"^2 placeholders put back\.", shown.out, re.MULTILINE)
 
 
 def test_what_leaks_is_an_error(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -172,19 +257,21 @@ def test_what_stays_here_is_told() -> None:
     asked = demo_triage._Asked(
         "ask", 2, "local", 0, "answer", ("failed closed: X", "stays here"), 0, (), "", 0, 0
     )
-    assert demo_triage._private_lines(asked)[1:] == ["nothing of it was sent: failed closed: X; stays here"]
+    assert demo_triage._private_lines(asked)[1:] == [
+        ("", "nothing of it was sent: failed closed: X; stays here")
+    ]
     unrestored = dataclasses.replace(asked, sent=("[PHONE_1_a1b2]",), received="[PHONE_1]", reasons=())
     assert demo_triage._private_lines(unrestored)[1:] == [
-        "sent:        [PHONE_1_a1b2]",
-        "came back:   [PHONE_1]",
-        "shown here:  answer",
-        "The answer holds no placeholder that was sent, so none was put back.",
+        ("sent:        ", "[PHONE_1_a1b2]"),
+        ("came back:   ", "[PHONE_1]"),
+        ("shown here:  ", "answer"),
+        ("", "The answer holds no placeholder that was sent, so none was put back."),
     ]
     verified = dataclasses.replace(unrestored, received="", n_kept=5, n_checked=5, n_restored=1)
     assert demo_triage._private_lines(verified)[2:] == [
-        "verdict:     5 of the 5 tokens of the answer from here stand",
-        "shown here:  answer",
-        "1 placeholder put back.",
+        ("verdict:     ", "5 of the 5 tokens of the answer from here stand"),
+        ("shown here:  ", "answer"),
+        ("", "1 placeholder put back."),
     ]
 
 
@@ -321,16 +408,36 @@ def test_difference() -> None:
     assert "by 'drafting' is NOT" in (demo._difference(told(1, 2, 3), told(1, 2)) or "")
 
 
-def test_comparison() -> None:
+def test_figures_and_gain() -> None:
     streaming = WrittenText("cloud streaming", (1,) * 30, 30, 1.0, 3000)
     slow, quick = (WrittenText("hints", (1,) * 30, 10, seconds, 6000) for seconds in (1.0, 0.5))
-    assert [line.split() for line in demo._comparison([streaming, quick])][1:] == [
-        ["cloud", "streaming", "30.0", "1.00", "1.00", "100"],
-        ["hints", "60.0", "2.00", "0.33", "200"],
+    assert demo._figures([streaming, quick])[1:] == [
+        ("cloud streaming", "30.0", "1.00", "1.00", "100"),
+        ("hints", "60.0", "2.00", "0.33", "200"),
     ]
-    assert demo._comparison([streaming, slow])[-1].startswith("Hints bring little in this run")
+    said = demo._gain([streaming, quick], paced=False)
+    assert said == "The gain: 2.0 x the tokens per second of streaming, for 2.0 x its bytes."
+    assert "the pace above" in demo._gain([streaming, quick], paced=True)
+    assert demo._gain([streaming, slow], paced=True).startswith("Hints bring little in this run")
+    lucky = dataclasses.replace(quick, n_passes=30)  # quicker, and not by drafts
+    assert demo._gain([streaming, lucky], paced=True).startswith("Hints bring little in this run")
     # A text of no time at all divides by nothing.
-    assert demo._comparison([WrittenText("cloud streaming", ())])[1].split()[2:] == ["0.0", "-", "0.00", "0"]
+    nothing = [WrittenText("cloud streaming", ())]
+    assert demo._figures(nothing)[1][1:] == ("0.0", "-", "0.00", "0")
+    assert demo._gain(nothing, paced=True).startswith("Hints bring little in this run")
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("eog", "(ended by the target itself, after 3 tokens)"),
+        ("length", "(cut at 9 tokens, in the middle of the text: -n N allows more)"),
+        ("context", "(cut after 3 tokens: the context of the model is full)"),
+    ],
+)
+def test_why_it_ended(reason: str, said: str) -> None:
+    text = dataclasses.replace(told(1, 2, 3), finish_reason=reason)
+    assert demo._why_it_ended(text, 9) == said
 
 
 @pytest.mark.parametrize(
@@ -350,7 +457,14 @@ def test_brackets(text: str, marked: str) -> None:
 
 def test_prompt_reaches_no_terminal_raw(capfd: pytest.CaptureFixture[str]) -> None:
     args = argparse.Namespace(
-        prompt="a\x1b[2J\nb", temperature=0.0, seed=1, max_tokens=2, rtt=0.0, unpaced=True, threads=1
+        prompt="a\x1b[2J\nb",
+        language="en",
+        temperature=0.0,
+        seed=1,
+        max_tokens=2,
+        rtt=0.0,
+        unpaced=True,
+        threads=1,
     )
     assert demo.run(args, console.Output()) == 0
     assert "\n\n> a\ufffd[2J b\n\n" in capfd.readouterr().out
