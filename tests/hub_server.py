@@ -7,20 +7,18 @@ repository, and notes every request. :class:`HubClient` runs ``sllm.hub`` in a p
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
+
+from loopback_site import LoopbackSite, SiteHandler
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -53,19 +51,7 @@ class Request:
     headers: dict[str, str]
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = False  # so that server_close() waits for them and none is left behind
-
-    def __init__(self, hub: HubServer) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.hub = hub
-        self.connections: set[socket.socket] = set()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        self.hub.errors.append(sys.exc_info()[1])
-
-
-class HubServer:
+class HubServer(LoopbackSite):
     """A hub on a free port of loopback; a context manager.
 
     ``moved`` says where a file's own URL sends the client: nowhere (``None``, the body is served there), to a
@@ -74,9 +60,9 @@ class HubServer:
     """
 
     def __init__(self) -> None:
+        super().__init__(_Handler)
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
-        self.errors: list[BaseException | None] = []
         self.blobs: dict[str, tuple[bytes, dict[str, str]]] = {}  # path: body and headers
         self.moved: HubServer | str | None = None
         self.drop_after: list[
@@ -86,12 +72,6 @@ class HubServer:
         self.no_ranges = False  # send files as a whole, whatever was asked for
         self.n_bytes = 0  # of files, sent
         self.plain = False  # answer as a web server that is no hub
-        self._server = _Server(self)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def repo(self, name: str) -> Repo:
         """The repository of this name, made on first use."""
@@ -103,50 +83,15 @@ class HubServer:
         self.requests.clear()
         return lines
 
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        for connection in list(
-            self._server.connections
-        ):  # those that a client keeps open for its next request
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        self._server.server_close()
 
-    def __enter__(self) -> HubServer:
-        self._thread.start()
-        return self
+class _Handler(SiteHandler):
+    @property
+    def hub(self) -> HubServer:
+        assert isinstance(self.server.site, HubServer)
+        return self.server.site
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    timeout = 10
-    server: _Server
-
-    def setup(self) -> None:
-        super().setup()
-        self.server.connections.add(self.connection)
-
-    def finish(self) -> None:
-        self.server.connections.discard(self.connection)
-        super().finish()
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
-        hub = self.server.hub
+    def answer(self) -> None:
+        hub = self.hub
         headers = {name.lower(): value for name, value in self.headers.items()}
         hub.requests.append(Request(self.command, self.path, headers))
         path = unquote(urlsplit(self.path).path)
@@ -195,7 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _about(self, name: str, revision: str, headers: dict[str, str]) -> None:
         """What there is to know of a repository; of a gated one, to everyone."""
-        repo = self.server.hub.repos.get(name)
+        repo = self.hub.repos.get(name)
         bearer = headers.get("authorization", "").removeprefix("Bearer ")
         if repo is None or (repo.token is not None and bearer != repo.token and not repo.gated):
             return self._refuse(404 if bearer else 401, "RepoNotFound", "Repository not found")
@@ -214,13 +159,13 @@ class _Handler(BaseHTTPRequestHandler):
         start, stop = int(begin or 0), int(last or len(data) - 1) + 1
         headers = {**headers, "Accept-Ranges": "bytes"}
         status = 200
-        if (start or last) and not self.server.hub.no_ranges:
+        if (start or last) and not self.hub.no_ranges:
             status = 206
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
             data = data[start:stop]
-        drops = self.server.hub.drop_after
+        drops = self.hub.drop_after
         keep = drops.pop(0) if drops and self.command == "GET" else None
-        self.server.hub.n_bytes += len(data) if self.command == "GET" else 0
+        self.hub.n_bytes += len(data) if self.command == "GET" else 0
         self._send(status, headers, data, keep)
 
     def _refuse(
@@ -232,18 +177,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, about, json.dumps({"error": text}).encode())
 
     def _send(self, status: int, headers: dict[str, str], body: bytes, keep: int | None = None) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
+        self.start(status, headers, len(body))
         if self.command == "HEAD":
             return
         self.wfile.write(body[:keep])
         if keep is not None:
-            self.wfile.flush()
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
+            self.break_off()
 
 
 _CLIENT = """

@@ -7,17 +7,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import socket
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-if TYPE_CHECKING:
-    from types import TracebackType
+from loopback_site import LoopbackSite, SiteHandler
 
 
-class ModelScopeServer:
+class ModelScopeServer(LoopbackSite):
     """A site on a free port; a context manager.
 
     Attributes:
@@ -34,6 +31,7 @@ class ModelScopeServer:
     """
 
     def __init__(self) -> None:
+        super().__init__(_Handler)
         self.repos: dict[tuple[str, str], dict[str, bytes]] = {}
         self.tokens: dict[str, str] = {}
         self.sums: dict[str, str] = {}
@@ -45,20 +43,6 @@ class ModelScopeServer:
         self.status: int | None = None
         self.listing: bytes | None = None
         self.requests: list[tuple[str, dict[str, str]]] = []
-        self.connections: set[socket.socket] = set()
-        site = self
-
-        class Handler(_Handler):
-            pass
-
-        Handler.site = site
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = False
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def paths(self) -> list[str]:
         """The paths asked for since the last call, without queries; files end in ``/repo``."""
@@ -66,41 +50,14 @@ class ModelScopeServer:
         self.requests.clear()
         return found
 
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        for connection in list(self.connections):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        self._server.server_close()
 
-    def __enter__(self) -> ModelScopeServer:
-        self._thread.start()
-        return self
+class _Handler(SiteHandler):
+    @property
+    def site(self) -> ModelScopeServer:
+        assert isinstance(self.server.site, ModelScopeServer)
+        return self.server.site
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    timeout = 10
-    site: ModelScopeServer
-
-    def setup(self) -> None:
-        super().setup()
-        self.site.connections.add(self.connection)
-
-    def finish(self) -> None:
-        self.site.connections.discard(self.connection)
-        super().finish()
-
-    def log_message(self, *args: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
+    def answer(self) -> None:
         site = self.site
         headers = {name.lower(): value for name, value in self.headers.items()}
         site.requests.append((self.path, headers))
@@ -123,11 +80,9 @@ class _Handler(BaseHTTPRequestHandler):
         if data is None:
             return self._say(404, {"Code": 10990101007, "Message": "file not exist"})
         if site.moved is not None:
-            self.send_response(302)
-            self.send_header("Location", f"{site.moved}/store/{hashlib.sha256(data).hexdigest()}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return None
+            return self._send(
+                302, {"Location": f"{site.moved}/store/{hashlib.sha256(data).hexdigest()}"}, b""
+            )
         return self._body(data)
 
     def _listed(self, files: dict[str, bytes]) -> None:
@@ -158,17 +113,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, {"Content-Type": "application/json"}, json.dumps(answer).encode())
 
     def _send(self, status: int, headers: dict[str, str], body: bytes, keep: int | None = None) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
+        self.start(status, headers, len(body))
         with contextlib.suppress(OSError):  # the client has left
             for begin in range(0, len(body[:keep]), 1 << 16):
                 if status in (200, 206) and "Accept-Ranges" in headers:
                     threading.Event().wait(self.site.pause)
                 self.wfile.write(body[:keep][begin : begin + (1 << 16)])
             if keep is not None:
-                self.wfile.flush()
-                self.close_connection = True
-                self.connection.shutdown(socket.SHUT_RDWR)
+                self.break_off()
