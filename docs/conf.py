@@ -36,6 +36,7 @@ nitpicky = True
 
 html_theme = "furo"
 html_title = "sllm"
+html_show_copyright = False
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4  # GitHub's anchors, so that a link to a heading works there and here
