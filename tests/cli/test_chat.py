@@ -195,11 +195,11 @@ def test_without_the_package_that_edits_lines(tmp_path: pathlib.Path, endless_ch
         terminal.expect(PROMPT)
         terminal.type("/save talk.json\n")
         terminal.expect("1 turn in")
-        terminal.expect(PROMPT)
-        terminal.type(CTRL_C)
-        terminal.expect("Ctrl-C once more")
-        terminal.expect(PROMPT)
-        terminal.type(CTRL_C)
+        # CPython's input() misses a signal that comes after it has shown the prompt and before it listens.
+        for _ in range(2):
+            terminal.expect(PROMPT)
+            time.sleep(1.0)
+            terminal.type(CTRL_C)
         assert terminal.ended() == 130
     assert saved(tmp_path / "talk.json")[0]["content"] == "Hi \nthere"
 
