@@ -68,10 +68,13 @@ class Route:
 
     # ---- the way of a text
 
-    def begin(self, *, stay: bool = False) -> None:
-        """Choose the worker that a text begins on; ``stay``: where the one before was, if that is up."""
+    def begin(self, *, stay: bool = False, again: bool = False) -> None:
+        """Choose the worker that a text begins on; ``stay``: where the one before was, if that is up;
+        ``again``: it is the same text, which begins anew.
+        """
         self._tried.clear()
-        self._served_by = None
+        if not again:
+            self._served_by = None
         if not (stay and self.link in self.fleet.links):
             self.link = self._chosen(fresh=True) or self.fleet.link
         if not self.fleet.is_one:

@@ -95,6 +95,8 @@ class ResumableStream:
         on_loss: ``"raise"``, or another of :data:`ON_LOSS`, which both mean: wait.
         on_change: called when the link is lost, when it is found, and when the stream is stopped, by the
             thread that notices.
+        lost_since: when (``time.monotonic()``) a stream before this one, of the same text, had lost its link
+            that was not found again; None: there is none.
 
     Attributes:
         channel: the one that the call is on; None between calls.
@@ -109,6 +111,7 @@ class ResumableStream:
         stats: RemoteStats,
         on_loss: str,
         on_change: Callable[[], object] = _nothing,
+        lost_since: float | None = None,
     ) -> None:
         self.channel: grpc.Channel | None = None
         self.call: Any = None
@@ -117,7 +120,7 @@ class ResumableStream:
         self._stats = stats
         self._on_loss = on_loss
         self._on_change = on_change
-        self._outage = _Outage(route, self.stopped, stats)
+        self._outage = _Outage(route, self.stopped, stats, lost_since)
         self._answered = False  # the worker has sent something in this call
         self._progressed = False  # something new has come, in any call
         self._end_outgoing: Callable[[], object] = _nothing
@@ -129,6 +132,11 @@ class ResumableStream:
     def lost(self) -> bool:
         """Whether there is no link at the moment."""
         return self._outage.lost
+
+    @property
+    def lost_since(self) -> float | None:
+        """When the link was lost (``time.monotonic()``); None: it is there."""
+        return self._outage.lost_since
 
     # ---- for the owner
 
@@ -372,35 +380,37 @@ class ResumableStream:
 class _Outage:
     """The time without a link."""
 
-    def __init__(self, route: Route, stopped: threading.Event, stats: RemoteStats) -> None:
+    def __init__(
+        self, route: Route, stopped: threading.Event, stats: RemoteStats, lost_since: float | None
+    ) -> None:
         self._route = route
         self._stopped = stopped
         self._stats = stats
-        self._lost_since: float | None = None
+        self.lost_since = lost_since
         self._seconds = 0.0  # without a link since the last progress; the current outage is not in it
         self._pause = FIRST_PAUSE
 
     @property
     def lost(self) -> bool:
         """Whether there is no link."""
-        return self._lost_since is not None
+        return self.lost_since is not None
 
     def mark_lost(self) -> bool:
         """The link is lost; whether that is news."""
-        if self._lost_since is not None:
+        if self.lost_since is not None:
             return False
-        self._lost_since = time.monotonic()
+        self.lost_since = time.monotonic()
         return True
 
     def mark_found(self) -> bool:
         """The other side has answered; whether that is news."""
-        if self._lost_since is None:
+        if self.lost_since is None:
             return False
-        seconds = time.monotonic() - self._lost_since
+        seconds = time.monotonic() - self.lost_since
         self._seconds += seconds
         self._stats.lost_seconds += seconds
         self._stats.n_reconnects += 1
-        self._lost_since = None
+        self.lost_since = None
         return True
 
     def progress(self) -> None:
@@ -428,9 +438,9 @@ class _Outage:
         """
         route = self._route
         deadline = route.fleet.deadline
-        assert self._lost_since is not None
+        assert self.lost_since is not None
         while True:
-            left = deadline - self._seconds - (time.monotonic() - self._lost_since)
+            left = deadline - self._seconds - (time.monotonic() - self.lost_since)
             later = 0.0 if refusal is None else refusal.retry_after or 0.0
             if refusal is not None and left <= later:
                 raise refusal

@@ -29,7 +29,7 @@ with needs("remote"):
     from google.protobuf.message import DecodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -222,13 +222,20 @@ class LayerLink:
         self._hop_trouble: dict[int, str] = {}  # workers whose rows do not reach the next, and why
         self._lacking: int | None = None  # a worker has only so many positions
         self._held = 0  # positions that the workers were taken to have when the calls were opened
-        self.begin(0, RemoteStats())
+        self.begin(0, RemoteStats(), lost={})  # which is no text's beginning
         self.suspend()
 
     def begin(
-        self, keep: int, stats: RemoteStats, sampling: SamplingParams | None = None, text_start: int = 0
+        self,
+        keep: int,
+        stats: RemoteStats,
+        sampling: SamplingParams | None = None,
+        text_start: int = 0,
+        lost: Mapping[Part, float] | None = None,
     ) -> None:
-        """Start a text that has its first ``keep`` positions in common with the one before."""
+        """Start a text that has its first ``keep`` positions in common with the one before; with ``lost``,
+        which :attr:`lost` of the links before has told, start the same text anew.
+        """
         del self._kept[keep * self._row :], self._tokens[keep:]
         self._unanswered.clear()
         self._n_void = 0
@@ -238,8 +245,10 @@ class LayerLink:
         self._cancelled = False
         for stage in self._stages:
             stage.idled = False
-            stage.part.route.begin(stay=keep > 0)
-            stage.stream = ResumableStream(stage.part.route, stats, stage.part.on_loss)
+            part = stage.part
+            part.route.begin(stay=keep > 0, again=lost is not None)
+            since = None if lost is None else lost.get(part)
+            stage.stream = ResumableStream(part.route, stats, part.on_loss, lost_since=since)
         if sampling is not None:
             check_offered(sampling, self._last.part.link.info.features)
         self._sampling = None if sampling is None else to_sampling(sampling)
@@ -293,6 +302,12 @@ class LayerLink:
         self._unanswered.append(sent)
         if self._last.outbox is not None:
             self._put_rows(sent.asked, data)
+
+    @property
+    def lost(self) -> dict[Part, float]:
+        """Whose links are lost at the moment, and since when (``time.monotonic()``)."""
+        found = {stage.part: stage.stream.lost_since for stage in self._stages}
+        return {part: since for part, since in found.items() if since is not None}
 
     @property
     def can_branch(self) -> bool:

@@ -592,11 +592,14 @@ class SplitGeneration(LockstepGeneration):
         del slot.tokens[n_shared:]
         self._begin_links(n_shared)
 
-    def _begin_links(self, n_held: int) -> None:
-        """Let the links begin with this text, of which they hold so many positions."""
-        slot, sampling = self._slot, self._sampling
+    def _begin_links(self, n_held: int, lost: Mapping[Part, float] | None = None) -> None:
+        """Let the links begin with this text, of which they hold so many positions; see
+        :meth:`LayerLink.begin`.
+        """
+        slot = self._slot
         for link in slot.links:
-            link.begin(n_held, self.remote, sampling if link.parts[-1].output else None, self._start)
+            sampling = self._sampling if link.parts[-1].output else None
+            link.begin(n_held, self.remote, sampling, self._start, lost)
         parts = slot.relays.parts
         self.remote.n_hops = sum(len(link.parts) - 1 for link in slot.links)
         self.remote.relayed = tuple(
@@ -618,10 +621,12 @@ class SplitGeneration(LockstepGeneration):
             except HopLostError as error:  # noqa: PERF203
                 self._slot.relays.fail(error.part, str(error))
                 self._flight.clear()
+                lost: dict[Part, float] = {}
                 for link in self._slot.links:
+                    lost |= link.lost
                     link.suspend()
                 self._slot.regroup()
-                self._begin_links(0)
+                self._begin_links(0, lost)
                 if self._cancelled:  # which those before were told
                     raise CancelledError("the generation was cancelled") from None
 

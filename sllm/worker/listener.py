@@ -107,7 +107,6 @@ class _Place:
     neighbour: _Neighbour
     n_refused: int = 0
     standing: Any = field(default_factory=lambda: ffi.new("int32_t *", lib.SLLM_CLIENT_STRANGER))
-    thread: threading.Thread | None = None
 
     @property
     def is_stranger(self) -> bool:
@@ -145,6 +144,7 @@ class Listener:
         self._limits = limits
         self._lock = threading.Lock()  # guards all that follows
         self._places: dict[str, _Place] = {}  # by number, the oldest first
+        self._serving: list[threading.Thread] = []  # those that have lost their places, too
         self._neighbours: dict[str, _Neighbour] = {}
         self._closed = False
         self._pace = Rate(_ACCEPTS)  # of the threads that accept
@@ -236,14 +236,14 @@ class Listener:
             )
             self._places[place.number] = place
             neighbour.n_strangers += 1
-        place.thread = threading.Thread(
-            target=self._serve, args=(place,), name="sllm-connection", daemon=True
-        )
+        thread = threading.Thread(target=self._serve, args=(place,), name="sllm-connection", daemon=True)
         try:
-            place.thread.start()
+            thread.start()
         except RuntimeError:  # no more threads
-            place.thread = None
             self._leave(place)
+            return True
+        with self._lock:
+            self._serving = [*(one for one in self._serving if one.is_alive()), thread]
         return True
 
     def _neighbour(self, address: str) -> _Neighbour:
@@ -323,10 +323,9 @@ class Listener:
         self.hang_up()
         until = time.monotonic() + _PATIENCE
         with self._lock:
-            places = list(self._places.values())
-        for place in places:
-            if place.thread is not None:
-                join(place.thread, max(0.0, until - time.monotonic()))
+            serving = self._serving
+        for thread in serving:
+            join(thread, max(0.0, until - time.monotonic()))
         with self._lock:
             for place in self._places.values():
                 _hang_up(place.client)

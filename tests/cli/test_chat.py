@@ -386,11 +386,11 @@ def test_answers_by_tiers(command: Callable[..., Any], tmp_path: pathlib.Path) -
 
 def test_ctrl_c_ends_an_answer_by_tiers(tmp_path: pathlib.Path) -> None:
     (tmp_path / "endless.gbnf").write_text(ENDLESS, encoding="utf-8")
-    args = ("chat", "--ask", *ONE, "-n", "4000", "--grammar-file", "endless.gbnf")
+    args = ("chat", "--ask", *ONE, "-n", "60000", "--n-ctx", "65536", "--grammar-file", "endless.gbnf")
     with Terminal(tmp_path, *args) as terminal:
         terminal.expect(PROMPT)
         terminal.type("Explain why the sky is blue, in detail." + ENTER)
-        time.sleep(1.0)
+        terminal.expect("again again")
         terminal.type(CTRL_C)
         terminal.expect("[interrupted", patience=20)
         terminal.expect(PROMPT)

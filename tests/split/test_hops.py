@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import EXACT, GREEDY, examples, make_prompt, one_by_one
+from oracles import EXACT, GREEDY, examples, make_prompt, one_by_one, without_end
 from remote_worker import WorkerProcess, n_threads, wait_until
 from worker_links import HERE, cutting, two_workers
 
@@ -307,7 +307,9 @@ def test_any_worker_is_killed_and_another_has_its_layers(
     tail: int | None,
 ) -> None:
     prompt = make_prompt(target_model, 150, 0)
-    expected = one_by_one(target_model, prompt, SAMPLED, 40, N_CTX)
+    n = 200  # many more than are on their way when the worker is lost
+    sampling = without_end(target_model, SAMPLED)
+    expected = one_by_one(target_model, prompt, sampling, n, N_CTX)
     options: dict[str, Any] = {"layers": True, "n_ctx": N_CTX, "limits": {"hops": HERE}}
     with ExitStack() as stack:
         processes = [stack.enter_context(WorkerProcess(tmp_path, **options)) for _ in range(4)]
@@ -317,7 +319,7 @@ def test_any_worker_is_killed_and_another_has_its_layers(
             connected([one.uri, spare.uri] if i == lost else one.uri) for i, one in enumerate(processes)
         ]
         split = make_split(remotes, tail=tail)
-        stream = sllm.generate(split, prompt, draft=draft_model, sampling=SAMPLED, max_tokens=40)
+        stream = sllm.generate(split, prompt, draft=draft_model, sampling=sampling, max_tokens=n)
         found: list[int] = []
         for run in stream:
             if not found:
