@@ -44,7 +44,8 @@ def test_chunk_sizes(
 
 
 def slow_worker(model: Any, **limits: Any) -> Worker:
-    return Worker(model, insecure=True, n_ctx=512, limits=Limits(prefill=1, **limits), **EXACT)
+    limits = {"prefill": 1, **limits}
+    return Worker(model, insecure=True, n_ctx=512, limits=Limits(**limits), pass_seconds=0.005, **EXACT)
 
 
 def scoring(w: Worker) -> bool:
@@ -78,7 +79,7 @@ def test_cancelled_client(target_model: Any, how: str) -> None:
 def test_killed_mid_score(target_model: Any, tmp_path: Any, how: str) -> None:
     text = make_prompt(target_model, 500, 2)
     with (
-        WorkerProcess(tmp_path, limits={"prefill": 1}) as p,
+        WorkerProcess(tmp_path, limits={"prefill": 1}, pass_seconds=0.02) as p,
         sllm.connect(p.uri) as remote,
         ThreadPoolExecutor(1) as ex,
     ):
