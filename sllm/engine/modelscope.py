@@ -229,10 +229,20 @@ def _entries(found: Any) -> dict[str, _Entry]:
             for one in found["Data"]["Files"]
             if one["Type"] != "tree"
         ]
+        if any(not _stays_inside(entry.path) for entry in entries):
+            raise ValueError
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         told = found.get("Message") if isinstance(found, dict) else None
         raise ValueError(f"no listing of files: {str(told)[:200] if told else 'something else'}") from None
     return {entry.path: entry for entry in entries}
+
+
+def _stays_inside(path: str) -> bool:
+    """Whether it is a path below the folder that it starts from, on every system: files get their places by
+    what a site says.
+    """
+    parts = path.split("/")
+    return not ({"", ".", ".."} & set(parts) or re.search(r"[\\:\x00-\x1f]", path))
 
 
 def _sum(value: Any) -> str:

@@ -222,6 +222,37 @@ def test_a_site_that_is_another(site: ModelScopeServer, listing: bytes) -> None:
     refusal(URI, "does not answer as ModelScope does", "MODELSCOPE_ENDPOINT")
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../../it-Q8_0.gguf",
+        "/it-Q8_0.gguf",
+        "a/../../it-Q8_0.gguf",
+        "a//it-Q8_0.gguf",
+        "./it-Q8_0.gguf",
+        "..\\it-Q8_0.gguf",
+        "c:it-Q8_0.gguf",
+        "it-Q8_0.gguf\0",
+        "it\n-Q8_0.gguf",
+    ],
+)
+def test_a_file_that_would_lie_elsewhere(site: ModelScopeServer, tmp_path: Path, path: str) -> None:
+    """The site names the files, and must not choose where they are written."""
+    put(site, {path: b"8", "fine-F16.gguf": b"16"})
+    before = sorted(tmp_path.rglob("*"))
+    for uri in ("ms://me/it:Q8_0", "ms://me/it:F16", f"ms://me/it/{path}"):
+        with pytest.raises(sllm.ModelLoadError):
+            hub.resolve(uri)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["../it", "me/..", "../..", "./it", "me/."])
+def test_a_repository_that_would_lie_elsewhere(site: ModelScopeServer, name: str) -> None:
+    with pytest.raises(sllm.ModelLoadError):
+        hub.resolve(f"ms://{name}/model.gguf")
+    assert site.requests == []
+
+
 def test_a_size_below_nothing(site: ModelScopeServer) -> None:
     put(site, {})
     site.listing = b'{"Data": {"Files": [{"Path": "model.gguf", "Size": -1, "Type": "blob"}]}}'
