@@ -83,7 +83,10 @@ def bytes_to_go_on(worker: Worker, prompt: Sequence[int], sampling: sllm.Samplin
     """
     with Link((worker.address.host, worker.address.port)) as link:
         with sllm.connect(through(link, worker.uri)) as remote:
-            generation = remote.target().open(np.array(prompt, dtype=np.int32), sampling, None)
+            # No more than what is asked for is computed, or it would count, too.
+            target = remote.target(run_ahead=False)
+            generation = target.open(np.array(prompt, dtype=np.int32), sampling, None)
+            generation.hint(len(prompt), [prompt[0]])
             next(generation)
             link.reset_stats()
             link.cut()
