@@ -7,7 +7,6 @@ is in Host, and the page that asks is in Origin, and neither can be changed by t
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -17,6 +16,7 @@ from starlette.responses import JSONResponse
 
 from sllm.hosts import is_loopback
 from sllm.openai_server.problems import RequestError
+from sllm.wire.tokens import token_digest
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -85,22 +85,17 @@ class KeyGuard:
 
     def __init__(self, app: ASGIApp, key: str) -> None:
         self._app = app
-        self._digest = _digest(key)
+        self._digest = token_digest(key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or let it through."""
         if scope["type"] == "http" and scope["path"] != "/health":
             given = Headers(scope=scope).get("authorization", "")
             kind, _, key = given.partition(" ")
-            # Digests have one length, so how long it takes says nothing about the key.
-            if kind.lower() != "bearer" or not hmac.compare_digest(_digest(key.strip()), self._digest):
+            if kind.lower() != "bearer" or not hmac.compare_digest(token_digest(key.strip()), self._digest):
                 problem = RequestError(
                     401, "the API key is missing or wrong: Authorization: Bearer KEY", code="invalid_api_key"
                 )
                 await problem_response(problem)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()

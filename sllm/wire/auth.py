@@ -42,7 +42,6 @@ __all__ = [
     "fingerprint",
     "header_digest",
     "load_or_make_certificate",
-    "token_digest",
 ]
 
 
@@ -138,18 +137,9 @@ def bearer(token: str | None) -> tuple[tuple[str, str], ...]:
     return () if token is None else (("authorization", f"Bearer {token}"),)
 
 
-def token_digest(token: str) -> str:
-    """SHA-256 of a token, hex: what a worker keeps of one. Tokens are made at random, so none can be guessed
-    from its hash.
-    """
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
 def header_digest(header: str | bytes | None) -> str:
-    """The :func:`token_digest` of the token in an ``authorization`` header; empty where it carries none.
-
-    Tokens are compared by their hashes (:func:`hmac.compare_digest`): for some lengths of a token itself the
-    comparison would take longer than for others.
+    """The digest (:func:`~sllm.wire.tokens.token_digest`) of the token in an ``authorization`` header; empty
+    where it carries none.
     """
     given = header.encode("utf-8", "replace") if isinstance(header, str) else header or b""
     bare = given.removeprefix(b"Bearer ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from sllm.folders import read_private, write_private
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["MIN_TOKEN", "checked_token", "is_visible", "load_or_make_token"]
+__all__ = ["MIN_TOKEN", "checked_token", "is_visible", "load_or_make_token", "token_digest"]
 
 MIN_TOKEN = 16
 """Characters; ``secrets.token_urlsafe(24)`` makes 32."""
@@ -33,6 +34,14 @@ def checked_token(token: str) -> str:
 def is_visible(token: str) -> bool:
     """Whether a token is of visible ASCII characters, which fit into any header."""
     return all("!" <= c <= "~" for c in token)
+
+
+def token_digest(token: str) -> str:
+    """SHA-256 of a token, hex: what a server keeps of one. Tokens are made at random, so none can be guessed
+    from its hash. By their hashes tokens are compared (:func:`hmac.compare_digest`), which all have one
+    length: for some lengths of a token itself the comparison would take longer than for others.
+    """
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def load_or_make_token(path: Path) -> str:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from sllm.errors import BusyError
 from sllm.folders import make_private_folder, read_private, replacing
-from sllm.wire.auth import token_digest
+from sllm.wire.tokens import token_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

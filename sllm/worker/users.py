@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from sllm import folders
 from sllm.engine.handle import join
 from sllm.errors import AuthError, BusyError, ContextFullError
-from sllm.wire import auth
+from sllm.wire import auth, tokens
 from sllm.worker.token_file import DEFAULT_NAME, Allowance, TokenFile
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ class Users:
         open_to_all: bool = False,
         poll_seconds: float = _POLL_SECONDS,
     ) -> None:
-        self._own = () if token is None else (auth.token_digest(token),)
+        self._own = () if token is None else (tokens.token_digest(token),)
         self._file = None if path is None else TokenFile(path)
         self._open_to_all = open_to_all
         self._poll_seconds = poll_seconds

@@ -13,7 +13,7 @@ from remote_worker import wait_until
 import sllm
 from sllm.cli import main as cli
 from sllm.wire import auth
-from sllm.wire.tokens import checked_token
+from sllm.wire.tokens import checked_token, token_digest
 from sllm.worker.token_file import TokenFile
 
 if TYPE_CHECKING:
@@ -43,11 +43,11 @@ def test_the_life_of_a_user(token: Callable[..., Any], tmp_path: Path) -> None:
     assert "secret" in note and secret not in note
     file = TokenFile(tmp_path / "state" / "tokens.json")
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
-    assert file.read()["alice"].sha256 == auth.token_digest(secret)
+    assert file.read()["alice"].sha256 == token_digest(secret)
     status, out, _ = token("list")
     assert status == 0
     assert "alice" in out and "2 at once, 600 tokens per minute" in out
-    assert secret not in out and auth.token_digest(secret) not in out
+    assert secret not in out and token_digest(secret) not in out
     assert token("limit", "alice", "--no-grammars", "--max-prompt", "9")[0] == 0
     assert "9 tokens of prompt, no grammars" in token("list")[1]
     status, out, _ = token("rotate", "alice", "--keep", "100")

@@ -174,11 +174,11 @@ def test_loopback_is_this_machine_alone() -> None:
 def test_only_the_token_is_the_token(token: str, other: str | bytes) -> None:
     ((name, header),) = auth.bearer(token)
     assert name == "authorization"
-    digest = auth.token_digest(token)
+    digest = tokens.token_digest(token)
     assert auth.header_digest(header) == digest
     assert auth.header_digest(header.encode()) == digest
     assert (auth.header_digest(other) == digest) == (other in (header, header.encode()))
-    assert token not in digest
+    assert len(token) < tokens.MIN_TOKEN or token not in digest  # "b" may be a digit of any digest
     for near in (
         token,
         f"bearer {token}",

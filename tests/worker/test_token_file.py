@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from oracles import examples
 
 import sllm
-from sllm.wire.auth import token_digest
+from sllm.wire.tokens import token_digest
 from sllm.worker import token_file as module
 from sllm.worker.token_file import Allowance, NamedToken, TokenFile, parse, serialize
 

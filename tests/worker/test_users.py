@@ -17,7 +17,7 @@ from raw_client import TOKEN, Client, Code, hint, opening, wait_until
 
 import sllm
 from sllm import embedded
-from sllm.wire import auth
+from sllm.wire import auth, tokens
 from sllm.worker import users as module
 from sllm.worker.layer_scheduler import LayerScheduler, RangeKey
 from sllm.worker.layer_sequence import LayerRequest
@@ -255,7 +255,7 @@ def test_a_change_within_the_clocks_resolution_is_seen(file: TokenFile) -> None:
     try:
         wait_until(lambda: users.knows(f"Bearer {old}"))
         found = file.path.stat()
-        text = file.path.read_text().replace(auth.token_digest(old), "0" * 64)
+        text = file.path.read_text().replace(tokens.token_digest(old), "0" * 64)
         file.path.write_text(text)
         os.utime(file.path, ns=(found.st_atime_ns, found.st_mtime_ns))
         wait_until(lambda: not users.knows(f"Bearer {old}"))
