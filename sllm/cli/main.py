@@ -234,9 +234,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (None: the process's own) and return the exit status."""
     debug = bool(os.environ.get("SLLM_DEBUG"))
     out = Output()
+    signals: list[int] = []
     try:
         with (
-            ended_by_interrupt(),
+            ended_by_interrupt() as signals,
             _shown_log(out, debug=debug),
             told_to(lambda what: Progress(out, what)),
         ):
@@ -262,5 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(WriteError):
             if out.terminal:
                 out.end_line()
+        if signals:  # it has come of a KeyboardInterrupt
+            return INTERRUPTED
         out.note(hide_tokens(traceback.format_exc().rstrip()) if debug else f"sllm: {reason(error)}")
         return FAILED
