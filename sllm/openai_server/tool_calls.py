@@ -60,6 +60,8 @@ _PROBE: list[dict[str, Any]] = [
 # As `json.dumps` writes it, and models have seen it; with more freedom, small ones get lost in spaces.
 _SPACING = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 
+_COMBINED = frozenset({"$dynamicRef", "$ref", "allOf", "anyOf", "oneOf", "patternProperties"})
+
 
 def writes_tool_calls(template: str | None, vocab: Vocab) -> bool:
     """Whether a model with this chat template writes calls in the form that is read here, in text that can
@@ -95,7 +97,8 @@ def _call(text: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def calls_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The JSON Schema of a call of one of these tools.
+    """The JSON Schema of a call of one of these tools, without arguments that its parameters do not name
+    unless they say that there may be others.
 
     Args:
         tools: n >= 1 of them, as OpenAI's API has them.
@@ -104,14 +107,16 @@ def calls_schema(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     calls = []
     for i, tool in enumerate(tools):
         function = tool["function"]
-        parameters = function.get("parameters") or {"properties": {}, "additionalProperties": False}
+        parameters = function.get("parameters") or {"properties": {}}
+        # A function has the parameters that it names. Where parts are put together, each is open to others.
+        closed = {} if _COMBINED & parameters.keys() else {"additionalProperties": False}
         place = "#/properties/arguments" if len(tools) == 1 else f"#/anyOf/{i}/properties/arguments"
         calls.append(
             {
                 "type": "object",
                 "properties": {
                     "name": {"const": function["name"]},
-                    "arguments": {"type": "object", **_moved(parameters, place)},
+                    "arguments": {"type": "object", **closed, **_moved(parameters, place)},
                 },
                 "required": ["name", "arguments"],
                 "additionalProperties": False,

@@ -74,6 +74,22 @@ def test_references_of_parameters_hold_where_they_are_put() -> None:
                 at = at[int(step) if isinstance(at, list) else step]  # type: ignore[index]
 
 
+@pytest.mark.parametrize(
+    ("parameters", "closed"),
+    [
+        (None, False),
+        ({}, False),
+        ({"type": "object", "properties": {"a": {}}}, False),
+        ({"type": "object", "properties": {"a": {}}, "additionalProperties": True}, True),
+        ({"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}, None),
+    ],
+)
+def test_arguments_are_those_that_are_named(parameters: Any, closed: bool | None) -> None:
+    schema = calls_schema([{"type": "function", "function": {"name": "f", "parameters": parameters}}])
+    assert schema["properties"]["arguments"].get("additionalProperties") is closed
+    sllm.SamplingParams(json_schema=schema)
+
+
 PARIS = ("weather", {"city": "巴黎"})
 
 
