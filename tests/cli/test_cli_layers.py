@@ -98,7 +98,7 @@ def test_the_output_alone_and_a_prefix(shown: Callable[..., str], folder: pathli
     [
         (
             ["--parts", "1,2"],
-            "--parts 1+2 are 3 layers, and draft.gguf has 2: name how many each part has, such as 1,1",
+            "--parts 1+2 are 3 layers, and draft.gguf has 2: name how many each",
         ),
         (["--parts", "1"], "--parts 1 are 1 layer, and draft.gguf has 2"),
         (["--parts", "0,2"], "a part of 0 layers"),
