@@ -52,6 +52,7 @@ napoleon_use_ivar = True  # attributes are listed where the class tells of them,
 
 SHOWN = {
     ROOT / "README.md": "index",
+    ROOT / "README.zh.md": "zh/index",
     ROOT / "benchmarks" / "RESULTS.md": "project/results",
     ROOT / "CHANGELOG.md": "project/changelog",
     ROOT / "CONTRIBUTING.md": "project/contributing",
