@@ -162,8 +162,9 @@ def _check(target: object, sampling: object) -> None:
 
 def _file_hint(given: object) -> str:
     """What to say where the name of a file stands for a model."""
-    is_path = isinstance(given, (str, os.PathLike))
-    return f"; sllm.Model({os.fspath(given)!r}) opens a file" if is_path else ""
+    if not isinstance(given, (str, os.PathLike)):
+        return ""
+    return f"; sllm.Model({os.fspath(given)!r}) opens a file"
 
 
 def _check_prompt(prompt: object, target: Model | Target) -> None:

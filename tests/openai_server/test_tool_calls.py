@@ -69,9 +69,9 @@ def test_references_of_parameters_hold_where_they_are_put() -> None:
         expected = [f"{place}{rest}" for place in places for rest in ("/$defs/Inner", "", "/$defs/Inner")]
         assert found(schema) == expected
         for ref in expected:
-            at = schema
+            at: Any = schema
             for step in ref.removeprefix("#/").split("/"):
-                at = at[int(step) if isinstance(at, list) else step]  # type: ignore[index]
+                at = at[int(step) if isinstance(at, list) else step]
 
 
 @pytest.mark.parametrize(
