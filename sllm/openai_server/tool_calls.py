@@ -60,6 +60,8 @@ _PROBE: list[dict[str, Any]] = [
 # As `json.dumps` writes it, and models have seen it; with more freedom, small ones get lost in spaces.
 _SPACING = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 
+_INNER = re.compile(r"#(?=/|$)")  # what a reference to a place in the same schema begins with
+
 _COMBINED = frozenset({"$dynamicRef", "$ref", "allOf", "anyOf", "oneOf", "patternProperties"})
 
 
@@ -131,9 +133,8 @@ def _moved(schema: Any, place: str) -> Any:
         return [_moved(item, place) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    inner = re.compile(r"#(?=/|$)")
     return {
-        key: inner.sub(place, value) if key == "$ref" and isinstance(value, str) else _moved(value, place)
+        key: _INNER.sub(place, value) if key == "$ref" and isinstance(value, str) else _moved(value, place)
         for key, value in schema.items()
     }
 
