@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from processes import ONE, interrupt, one_line
+from terminal import Terminal
 
 import sllm
 from sllm import embedded
@@ -127,6 +128,24 @@ def test_context_that_fills_up(command: Callable[..., Any], endless: tuple[str, 
     assert ended.returncode == 0
     assert ended.stdout.startswith("again again ")
     assert ended.stderr.endswith("ended by: the context is full (--n-ctx)\n")
+
+
+def test_who_wants_an_answer_is_told_of_chats(command: Callable[..., Any], tmp_path: pathlib.Path) -> None:
+    (tmp_path / "nothing.gbnf").write_text('root ::= ""')
+    (tmp_path / "fox.gbnf").write_text('root ::= "fox"')
+    told = "sllm run goes on with the prompt; for an answer to it there is --chat, or sllm chat"
+    nothing, fox = (("run", *ONE, "--grammar-file", f"{name}.gbnf") for name in ("nothing", "fox"))
+    ended = command(*nothing, "Who?")
+    assert (ended.returncode, ended.stdout.strip()) == (0, "")
+    assert ended.stderr == f"sllm: the model has ended the text at once; {told}\n"
+    assert command(*nothing, "--chat", "Who?").stderr == ""
+    assert command(*fox, "Who?").stderr == ""
+    with Terminal(tmp_path, *fox, "Who?") as terminal:
+        terminal.expect(f"({told})")
+        assert terminal.ended() == 0
+    with Terminal(tmp_path, *fox, "--chat", "Who?") as terminal:
+        assert terminal.ended() == 0
+        assert terminal.shown == "fox\n"
 
 
 def test_unencodable_text(command: Callable[..., Any], tmp_path: pathlib.Path) -> None:
