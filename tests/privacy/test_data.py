@@ -37,7 +37,10 @@ def test_patterns_are_used_and_rules_are_whole(file: str) -> None:
     for name, row in sections.items():
         if name != "patterns":
             assert name.startswith("rule ") and row["kind"] in KINDS and 0 < float(row["score"]) <= 1
-            assert set(row) <= {"kind", "score", "pattern", "needs", "before", "check", "checked", "verify"}
+            assert set(row) <= {
+                "kind", "score", "pattern", "needs", "head", "before", "unless", "after", "digits", "whole",
+                "check", "checked", "verify",
+            }  # fmt: skip
             assert not re.compile(row["pattern"]).groupindex.keys() - {"value", "gap"}
     assert not any("<<" in re.sub(r"\[[^]]*\]", "", row.get("pattern", "")) for row in sections.values())
 

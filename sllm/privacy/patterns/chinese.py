@@ -35,7 +35,7 @@ def _plates(text: str) -> Iterator[Finding]:
 def _hong_kong(text: str) -> Iterator[Finding]:
     for found in _P.hkid.finditer(text):
         letters, check = found["letters"], found["check"]
-        good = checksums.hk_id(letters, found["digits"], check or found["bare"])
+        good = checksums.valid("hk_id", found[0])
         # Without the brackets it is any letter and digits: one in eleven agrees by chance.
         before = text[max(0, found.start() - 16) : found.start()]
         if check or (good and letters.isupper() and _P.hk_label.search(before)):

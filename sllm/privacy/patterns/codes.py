@@ -189,7 +189,7 @@ def _wallets(text: str) -> Iterator[Finding]:
     """Addresses in Base58."""
     for found in _P.base58.finditer(text):
         value = found[0]
-        good = checksums.base58check(value)
+        good = checksums.valid("base58check", value)
         if good or (mixed(value) == 3 and value[0] in "13LM" and entropy(value) > 3.5):
             yield Finding(*found.span(), "WALLET", 1.0 if good else 0.7, checked=good)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from sllm.privacy import data
@@ -12,25 +11,33 @@ from sllm.privacy.patterns import checksums
 from sllm.privacy.regex import lazy
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Callable, Iterator
 
-__all__ = ["scan"]
+__all__ = ["Rule", "rules", "scan"]
 
-_NEAR = 40  # characters that are read before a value
+_NEAR = 64  # characters that are read before a value
 
 
-class _Rule(NamedTuple):
+class Rule(NamedTuple):
     """A section ``rule ...`` of a data file.
 
     Attributes:
         kind: of what is found.
         score: how sure that is.
-        checked: whether the pattern says as much as a checksum does.
+        checked: whether pattern and check say as much as a checksum does.
         pattern: of the value; if it has a group ``value``, that is the value.
         needs: of these strings the text needs one: that spares most texts the pattern.
+        head: what has to stand right before that, and belongs to the value; None is nothing. If it has a
+            group ``value``, that alone is the value.
         before: what the text right before the value has to end in; None is anything.
-        check: what the value has to pass; None is nothing.
-        verify: what makes it surer if the value passes; None is nothing.
+        unless: what it must not end in.
+        after: what has to follow.
+        check: the scheme of :func:`~sllm.privacy.patterns.checksums.valid` that the value has to pass.
+        verify: one that makes it surer if the value passes.
+        fewest: how many digits the value has at least.
+        most: how many at most.
+        whole: it is a whole run of groups of digits.
 
     """
 
@@ -39,23 +46,65 @@ class _Rule(NamedTuple):
     checked: bool
     pattern: re.Pattern[str]
     needs: tuple[str, ...]
+    head: re.Pattern[str] | None
     before: re.Pattern[str] | None
-    check: Callable[[str], bool] | None
-    verify: Callable[[str], bool] | None
+    unless: re.Pattern[str] | None
+    after: re.Pattern[str] | None
+    check: str
+    verify: str
+    fewest: int
+    most: int
+    whole: bool
+
+    def judge(
+        self, text: str, found: re.Match[str], valid: Callable[[str, str], bool] = checksums.valid
+    ) -> Finding | None:
+        """The finding that a match of the pattern is, if all else agrees."""
+        start, end = found.span("value" if "value" in found.re.groupindex else 0)
+        if self.head:
+            low = max(0, start - _NEAR)
+            head = self.head.search(text[low:start])
+            if not head:
+                return None
+            own = "value" in head.re.groupindex
+            start, end = low + head.start("value" if own else 0), low + head.end("value") if own else end
+        ahead = text[max(0, start - _NEAR) : start] if self.before or self.unless else ""
+        if (self.before and not self.before.search(ahead)) or (self.unless and self.unless.search(ahead)):
+            return None
+        if self.after and not self.after.match(text, end):
+            return None
+        value = text[start:end]
+        if self.most and not self.fewest <= sum(map(str.isdigit, value)) <= self.most:
+            return None
+        if self.check and not valid(self.check, value):
+            return None
+        verified = self.verify != "" and valid(self.verify, value)
+        return Finding(start, end, self.kind, 0.9 if verified else self.score, verified or self.checked)
 
 
 @functools.cache
-def _rules(file: str) -> list[_Rule]:
+def rules(file: str) -> list[Rule]:
+    """The rules of a data file, in their order."""
+
+    def at_end(row: dict[str, str], key: str) -> re.Pattern[str] | None:
+        return lazy(rf"(?:{row[key]})\Z") if key in row else None
+
     return [
-        _Rule(
+        Rule(
             kind=row["kind"],
             score=float(row["score"]),
-            checked="checked" in row or "check" in row,
+            checked=row.get("checked", "yes" if "check" in row else "no") == "yes",
             pattern=lazy(row["pattern"]),
             needs=tuple(row.get("needs", "").split()),
-            before=lazy(rf"(?:{row['before']})\Z") if "before" in row else None,
-            check=functools.partial(checksums.valid, row["check"]) if "check" in row else None,
-            verify=functools.partial(checksums.valid, row["verify"]) if "verify" in row else None,
+            head=at_end(row, "head"),
+            before=at_end(row, "before"),
+            unless=at_end(row, "unless"),
+            after=lazy(row["after"]) if "after" in row else None,
+            check=row.get("check", ""),
+            verify=row.get("verify", ""),
+            fewest=int(row.get("digits", "0").partition("-")[0]),
+            most=int(row.get("digits", "0").rpartition("-")[2]),
+            whole=row.get("whole") == "yes",
         )
         for name, row in data.sections(file).items()
         if name.startswith("rule ")
@@ -64,15 +113,10 @@ def _rules(file: str) -> list[_Rule]:
 
 def scan(text: str, file: str, budget: Budget) -> Iterator[Finding]:
     """What the rules of a data file find in a plain view (:func:`sllm.privacy.text.plain`)."""
-    for rule in _rules(file):
+    for rule in rules(file):
         if rule.needs and not any(sign in text for sign in rule.needs):
             continue
         for found in budget.each(rule.pattern.finditer(text)):
-            start, end = found.span("value" if "value" in found.re.groupindex else 0)
-            if rule.before and not rule.before.search(text[max(0, start - _NEAR) : start]):
-                continue
-            value = text[start:end]
-            if rule.check and not rule.check(value):
-                continue
-            verified = rule.verify is not None and rule.verify(value)
-            yield Finding(start, end, rule.kind, 0.9 if verified else rule.score, verified or rule.checked)
+            one = rule.judge(text, found)
+            if one:
+                yield one
