@@ -1,8 +1,8 @@
 """Checks of values by themselves: those of python-stdnum, and what it does not have.
 
 ``stdnum.cn.ric`` refuses valid 身份证 by its tables of counties, ``stdnum.cn.uscc`` departments that are
-letters and ``stdnum.bitcoin`` other currencies: of these only the checksum is taken. It knows no identity cards
-of Hong Kong and Taiwan and no vehicle numbers.
+letters and ``stdnum.bitcoin`` other currencies: of these only the checksum is taken. It knows no identity
+cards of Hong Kong and Taiwan and no vehicle numbers.
 """
 
 from __future__ import annotations
