@@ -19,8 +19,10 @@ def test_lists_are_used_and_say_what_they_are(name: str) -> None:
     assert text.startswith("# ") and text.endswith("\n")
     assert data.words(name) and not any("#" in word for word in data.words(name))
     code = "".join(path.read_text(encoding="utf-8") for path in HERE.parent.rglob("*.py"))
-    # Lists of English are attributes of one object.
-    assert f'"{name}"' in code or re.search(rf"\.{name.removeprefix('names_en_')}\b", code)
+    rules = "".join(path.read_text(encoding="utf-8") for path in HERE.glob("*.ini"))
+    # Lists of English are attributes of one object; patterns are made of others.
+    used = rf"\.{name.removeprefix('names_en_')}\b"
+    assert f'"{name}"' in code or re.search(used, code) or re.search(rf"<<[a-z ]* {name}>>", rules)
 
 
 RULE_FILES = sorted(path.stem for path in HERE.glob("*.ini"))
@@ -28,7 +30,7 @@ RULE_FILES = sorted(path.stem for path in HERE.glob("*.ini"))
 
 @pytest.mark.parametrize("file", RULE_FILES)
 def test_patterns_are_used_and_rules_are_whole(file: str) -> None:
-    code = "".join(path.read_text(encoding="utf-8") for path in (HERE.parent / "patterns").glob("*.py"))
+    code = "".join(path.read_text(encoding="utf-8") for path in HERE.parent.rglob("*.py"))
     sections = data.sections(file)
     for name, pattern in sections["patterns"].items():
         re.compile(pattern)
@@ -41,7 +43,7 @@ def test_patterns_are_used_and_rules_are_whole(file: str) -> None:
                 "kind", "score", "pattern", "needs", "head", "before", "unless", "after", "digits", "whole",
                 "check", "checked", "verify",
             }  # fmt: skip
-            assert not re.compile(row["pattern"]).groupindex.keys() - {"value", "gap"}
+            assert not re.compile(row["pattern"]).groupindex.keys() - {"value", "gap", "first"}
     assert not any("<<" in re.sub(r"\[[^]]*\]", "", row.get("pattern", "")) for row in sections.values())
 
 
@@ -78,5 +80,18 @@ def test_secrets_and_codes() -> None:
 
 def test_phrases_around_names() -> None:
     table = data.table("names_en_context")
-    assert set(table["loose labels"]) <= set(table["labels"])
-    assert set(table["loose verbs"]) <= set(table["verbs"])
+    phrases = {phrase + sign for sign, each in table["phrases"].items() for phrase in each}
+    assert set(table["loose"]) <= phrases and set(table["phrases"]) == {"", ":", "?", ",", "."}
+
+
+def test_words_of_lists_in_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "few.txt").write_text("# some\nab\nacd e\n", encoding="utf-8")
+    (tmp_path / "some.ini").write_text(
+        "[patterns]\na = <<any few>>\nb = [<<chars few>>][<<heads few>>]\nc = [ae](?:<<tails few>>)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.setattr(data, "_HERE", tmp_path)
+    assert data.sections("some")["patterns"] == {
+        "a": "(?:acd|ab|e)", "b": "[abcde][ae]", "c": "[ae](?:cd(?<=acd)|b(?<=ab)|(?<=e))",
+    }  # fmt: skip
+    data.sections.cache_clear()

@@ -25,12 +25,6 @@ __all__ = ["ModelDetector", "NameDetector"]
 
 _HAN = "\u4e00-\u9fff"
 _ANY_HAN = lazy(f"[{_HAN}]")
-_W = r"[A-ZÀ-ÖØ-Þ][A-Za-zÀ-ÿ'’-]{1,24}"
-_EN_ORG = lazy(
-    rf"(?<![A-Za-z])(?:{_W}|[A-Z]{{2,8}})(?:,? (?:(?:and|&|of) )?(?:{_W}|[A-Z]{{2,8}})){{0,4}}?,? "
-    r"(?:Inc|LLC|Ltd|Limited|Corp|Corporation|PLC|Plc|GmbH|LLP|Co|AG|BV|SA|Pty Ltd)(?:\.|(?![A-Za-z]))"
-)
-_EN_ORG_END = lazy(r" (?:Inc|LLC|Ltd|Limited|Corp|Corporation|PLC|Plc|GmbH|LLP|Co|AG|BV|SA)(?![A-Za-z])")
 
 
 class NameDetector:
@@ -56,17 +50,10 @@ class NameDetector:
 
     def _scan(self, text: str) -> Iterator[Finding]:
         yield from english.scan(text)
-        for end in _EN_ORG_END.finditer(text):
-            # The few words before the form of the company, so that each stretch is read once.
-            at = max(0, end.start() - 60)
-            for found in _EN_ORG.finditer(text, at, end.end() + 1):
-                if found.end() >= end.end():
-                    yield Finding(found.start(), found.end(), "ORG", 0.7)
         if not text.isascii() and _ANY_HAN.search(text):
             yield from chinese.scan(text)
 
 
-_CANDIDATE_CN = lazy(lambda: f"(?={chinese.surname()}[{_HAN}])")
 _CANDIDATE_ORG = lazy(
     rf"[{_HAN}]{{2,14}}?(?:公司|集团|大学|学院|医院|银行|中学|小学|法院|研究院|委员会|协会|事务所|工厂|酒店)"
 )
@@ -146,14 +133,7 @@ class ModelDetector:
         return sorted((Finding(*span, one.kind, one.score) for span, one in spans), key=lambda one: one.start)
 
     def _candidates(self, text: str) -> list[tuple[int, int, str]]:
-        found: dict[tuple[int, int], str] = {}
-        for match in _CANDIDATE_CN.finditer(text):
-            start = match.start()
-            size = 2 if text[start : start + 2] in chinese.double_surnames() else 1
-            longest = 0 if chinese.is_word(text, start) else chinese.given_length(text, start + size, 2)
-            for n in range(1, longest + 1):
-                if "\u4e00" <= text[start + size + n - 1] <= "\u9fff":
-                    found.setdefault((start, start + size + n), "NAME")
+        found: dict[tuple[int, int], str] = dict.fromkeys(chinese.candidates(text), "NAME")
         for pattern, kind in ((_CANDIDATE_ORG, "ORG"), (_CANDIDATE_ADDRESS, "ADDRESS")):
             for match in pattern.finditer(text):
                 found.setdefault(match.span(), kind)

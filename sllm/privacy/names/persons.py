@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sllm.privacy.names.chinese import double_surnames, single_surnames
+from sllm.privacy import data
 from sllm.privacy.names.word_lists import ENGLISH, not_a_common_word
 from sllm.privacy.regex import lazy
 
@@ -63,15 +64,23 @@ def _mention(name: str) -> _Mention:
     return _Mention(surname=rest, woman=woman) if title else _Mention(either=rest)
 
 
+@functools.cache
+def _surnames() -> tuple[str, list[str]]:
+    """Chinese ones of one character, and those of two and more."""
+    singles = data.words("names_zh_surnames") + data.words("names_zh_rare_surnames")
+    return "".join(singles), data.words("names_zh_double_surnames")
+
+
 def _of_han(text: str) -> _Mention:
     title = _HAN_TITLE.search(text)
     woman = None if title is None or title.lastgroup is None else title.lastgroup == "woman"
     base = text[: title.start()] if title and title.start() else text
-    size = next((len(one) for one in double_surnames() if base.startswith(one)), 1)
-    has_surname = size > 1 or base[0] in single_surnames(rare=True)
+    singles, doubles = _surnames()
+    size = next((len(one) for one in doubles if base.startswith(one)), 1)
+    has_surname = size > 1 or base[0] in singles
     if base != text and len(base) == size:
         return _Mention(surname=base, woman=woman)
-    if base[0] in "小老" and len(base) == 2 and base[1] in single_surnames(rare=False):
+    if base[0] in "小老" and len(base) == 2 and base[1] in singles:
         return _Mention(surname=base[1], woman=woman)
     if has_surname and len(base) > size:
         return _Mention(base[size:], surname=base[:size], woman=woman)

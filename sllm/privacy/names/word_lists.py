@@ -13,10 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CANDIDATE",
-    "CAP",
     "ENGLISH",
-    "INNER_CAPITAL",
-    "LETTER",
     "looks_like_surname",
     "not_a_common_word",
     "trimmed",
@@ -37,8 +34,6 @@ class _English:
         ambiguous: given names that are also a word or a place.
         sure_given: given names that are nothing else.
         plain: capitalised words that are not a given name.
-        lower_given: given names as they are written without capitals.
-        lower_surnames: surnames without capitals.
 
     """
 
@@ -57,8 +52,6 @@ _DERIVED: dict[str, Callable[[_English], frozenset[str]]] = {
     ),
     "sure_given": lambda en: en.given - en.ambiguous,
     "plain": lambda en: (en.common | en.not_names) - en.sure_given,
-    "lower_given": lambda en: frozenset(name.lower() for name in en.sure_given if len(name) > 2),
-    "lower_surnames": lambda en: frozenset(name.lower() for name in en.surnames),
 }
 ENGLISH = _English()
 
@@ -70,33 +63,33 @@ def _letters(capitals: bool) -> str:
     return "".join(char for char in chars if not capitals or char.isupper())
 
 
-CAP = f"A-Z{_letters(True)}"
+_CAP = f"A-Z{_letters(True)}"
 # U+0300 to U+036F: marks that follow their letter where the text is decomposed.
-LETTER = f"A-Za-z{_letters(False)}\u0300-\u036f"
-_W = rf"(?:[DdOL]['’])?[{CAP}][{LETTER}'’-]{{1,24}}"
+_LETTER = f"A-Za-z{_letters(False)}\u0300-\u036f"
+_W = rf"(?:[DdOL]['’])?[{_CAP}][{_LETTER}'’-]{{1,24}}"
 _PARTICLE = (
     r"(?:van|von|de|der|den|da|di|del|della|la|le|bin|bint|ibn|al|el|dos|das|do|du|ten|ter|af|zu|y|e|ben|abu)"
 )
 _NAME = (
-    rf"(?:[A-Z]\. ?){{0,3}}{_W}(?: (?:[A-Z]\.?(?!['’])|{_PARTICLE}(?: (?:der|den|la|las|los))?(?= [{CAP}])|"
+    rf"(?:[A-Z]\. ?){{0,3}}{_W}(?: (?:[A-Z]\.?(?!['’])|{_PARTICLE}(?: (?:der|den|la|las|los))?(?= [{_CAP}])|"
     rf"{_W})){{0,4}}"
 )
 # A run of capitalised words.
-CANDIDATE = lazy(rf"(?<![{LETTER}]){_NAME}(?![{LETTER}])")
+CANDIDATE = lazy(rf"(?<![{_LETTER}]){_NAME}(?![{_LETTER}])")
 
 
 def _surname_shape() -> str:
     endings = "|".join(data.words("names_en_endings"))
     return (
-        rf"(?:O['’]|D['’]|Mc|Mac(?=[A-Z])|Fitz)[A-Z][{LETTER}]{{2,}}\Z"
-        rf"|[{LETTER}'’-]{{2,}}(?:{endings}|[{LETTER}]-[{CAP}][{LETTER}]{{2,}})\Z"
+        rf"(?:O['’]|D['’]|Mc|Mac(?=[A-Z])|Fitz)[A-Z][{_LETTER}]{{2,}}\Z"
+        rf"|[{_LETTER}'’-]{{2,}}(?:{endings}|[{_LETTER}]-[{_CAP}][{_LETTER}]{{2,}})\Z"
     )
 
 
 # How surnames of many countries begin or end.
 _SHAPE = lazy(_surname_shape)
 _FOREIGN = lazy(f"[{_letters(False)}]")
-INNER_CAPITAL = lazy(r"[a-z][A-Z]")
+_INNER_CAPITAL = lazy(r"[a-z][A-Z]")
 _CAMEL_NAME = lazy(r"(?:Mc|Mac|De|Di|La|Le|Van|Von|Du|Fitz|O|D|Da|Del|Ja|Ra|Sha)[A-Z][a-z]+\Z")
 
 
@@ -105,7 +98,7 @@ def not_a_common_word(word: str) -> bool:
     return (
         word not in ENGLISH.plain
         and word not in ENGLISH.places
-        and (word[1:].islower() or not INNER_CAPITAL.search(word) or _CAMEL_NAME.match(word) is not None)
+        and (word[1:].islower() or not _INNER_CAPITAL.search(word) or _CAMEL_NAME.match(word) is not None)
     )
 
 

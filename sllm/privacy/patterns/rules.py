@@ -29,7 +29,7 @@ class Rule(NamedTuple):
         pattern: of the value; if it has a group ``value``, that is the value.
         needs: of these strings the text needs one: that spares most texts the pattern.
         head: what has to stand right before that, and belongs to the value; None is nothing. If it has a
-            group ``value``, that alone is the value.
+            group ``value``, the value begins there.
         before: what the text right before the value has to end in; None is anything.
         unless: what it must not end in.
         after: what has to follow.
@@ -66,8 +66,7 @@ class Rule(NamedTuple):
             head = self.head.search(text[low:start])
             if not head:
                 return None
-            own = "value" in head.re.groupindex
-            start, end = low + head.start("value" if own else 0), low + head.end("value") if own else end
+            start = low + head.start("value" if "value" in head.re.groupindex else 0)
         ahead = text[max(0, start - _NEAR) : start] if self.before or self.unless else ""
         if (self.before and not self.before.search(ahead)) or (self.unless and self.unless.search(ahead)):
             return None
@@ -111,12 +110,16 @@ def rules(file: str) -> list[Rule]:
     ]
 
 
-def scan(text: str, file: str, budget: Budget) -> Iterator[Finding]:
-    """What the rules of a data file find in a plain view (:func:`sllm.privacy.text.plain`)."""
+def scan(
+    text: str, file: str, budget: Budget, valid: Callable[[str, str], bool] = checksums.valid
+) -> Iterator[Finding]:
+    """What the rules of a data file find in a plain view (:func:`sllm.privacy.text.plain`); ``valid`` knows
+    their checks.
+    """
     for rule in rules(file):
         if rule.needs and not any(sign in text for sign in rule.needs):
             continue
         for found in budget.each(rule.pattern.finditer(text)):
-            one = rule.judge(text, found)
+            one = rule.judge(text, found, valid)
             if one:
                 yield one
