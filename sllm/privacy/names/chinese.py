@@ -53,7 +53,7 @@ def scan(text: str) -> Iterator[Finding]:
     """People and companies in a plain view (:func:`sllm.privacy.text.plain`)."""
     budget = Budget(text)
     listed = 0  # the end of the last list
-    for one in rules.scan(text, "names_zh", budget):
+    for one in rules.scan(text, "names_zh"):
         yield one
         if one.kind == "NAME" and one.end > listed:
             for other in _listed(text, one.end):

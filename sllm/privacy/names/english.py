@@ -198,6 +198,4 @@ def scan(text: str) -> Iterator[Finding]:
         if reader.budget.spent:
             break
     yield from reader.budget.rest("NAME")
-    budget = Budget(text)
-    yield from rules.scan(text, "names_en", budget, _is)
-    yield from budget.rest("NAME")
+    yield from rules.scan(text, "names_en", _is)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from sllm.privacy import data
 from sllm.privacy.findings import Budget, Finding
-from sllm.privacy.patterns import rules
 from sllm.privacy.regex import Patterns
 
 if TYPE_CHECKING:
@@ -109,7 +108,6 @@ def scan(text: str) -> Iterator[Finding]:
     budget = Budget(text)
     yield from _streets(text, budget)
     yield from _announced(text, budget)
-    yield from rules.scan(text, "addresses", budget)
     done = 0
     for label in _P.label.finditer(text):
         if label.start() < done:

@@ -11,10 +11,12 @@ import datetime
 import functools
 import hashlib
 import importlib
+import ipaddress
 import string
 from typing import TYPE_CHECKING, Any
 
 from sllm.extras import needs
+from sllm.privacy.patterns.codes import is_key, looks_random
 from sllm.privacy.regex import Patterns
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ def valid(scheme: str, number: str) -> bool:
         ImportError: python-stdnum is not installed.
 
     """
+    if scheme in _OF_CHARACTERS:
+        return _OF_CHARACTERS[scheme](number)
     if scheme in _OWN:
         return _OWN[scheme]("".join(filter(str.isalnum, number)))
     if scheme in _DIGITS_ONLY:
@@ -129,6 +133,19 @@ def _base58check(text: str) -> bool:
     return len(data) == 25 and double[:4] == data[-4:]
 
 
+def _ipv6(address: str) -> bool:
+    """An address of IPv6 (RFC 4291) that is nothing else: of three groups, or with a prefix that is in use."""
+    address = address.partition("%")[0].lower()
+    sizes = [len(group) for group in address.split(":") if group]
+    if not address.startswith(("fe80:", "20", "fd", "fc")) and len(sizes) < 3:
+        return False
+    try:
+        ipaddress.IPv6Address(address)
+    except ValueError:
+        return False
+    return max(sizes, default=0) > 2 or len(sizes) > 2
+
+
 _OWN: dict[str, Callable[[str], bool]] = {
     "base58check": _base58check,
     "card": _card,
@@ -140,3 +157,4 @@ _OWN: dict[str, Callable[[str], bool]] = {
     "uscc": _uscc,
     "vin": _vin,
 }
+_OF_CHARACTERS: dict[str, Callable[[str], bool]] = {"ipv6": _ipv6, "key": is_key, "random": looks_random}

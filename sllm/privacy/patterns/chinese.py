@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sllm.privacy import data
 from sllm.privacy.findings import Budget, Finding
-from sllm.privacy.patterns import checksums, rules
+from sllm.privacy.patterns import checksums
 from sllm.privacy.regex import Patterns, lazy
 
 if TYPE_CHECKING:
@@ -143,9 +143,6 @@ def _finish(text: str, first: int, last: int, parts: list[str], end: int) -> Fin
 
 def scan(text: str) -> Iterator[Finding]:
     """Findings in a plain view (:func:`sllm.privacy.text.plain`)."""
-    budget = Budget(text)
-    yield from rules.scan(text, "chinese", budget)
-    yield from budget.rest("PASSPORT")
     yield from _hong_kong(text)
     if not text.isascii():
         yield from _plates(text)

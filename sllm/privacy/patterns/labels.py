@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sllm.privacy import data
 from sllm.privacy.findings import Budget, Finding
-from sllm.privacy.patterns import rules
 from sllm.privacy.patterns.passwords import secret_at
 from sllm.privacy.regex import Patterns, lazy
 
@@ -274,7 +273,6 @@ def _coordinates(text: str) -> Iterator[Finding]:
 def scan(text: str) -> Iterator[Finding]:
     """Findings in a plain view (:func:`sllm.privacy.text.plain`)."""
     budget = Budget(text)
-    yield from rules.scan(text, "labels", budget)
     yield from _logs(text)
     yield from _coordinates(text)
     yield from _after_english(text, budget)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from sllm.privacy import data
 from sllm.privacy.findings import Budget, Finding
-from sllm.privacy.patterns import rules
 from sllm.privacy.patterns.codes import entropy, looks_random, mixed
 from sllm.privacy.regex import Patterns
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["scan", "secret_at"]
 
-_P = Patterns("passwords")
+_P = Patterns("secrets")
 
 
 def _secret(text: str, at: int, quote: str, strong: bool, sign: bool) -> Finding | None:
@@ -156,9 +155,6 @@ def _assigned(text: str) -> Iterator[Finding]:
 
 def scan(text: str) -> Iterator[Finding]:
     """Secrets in a plain view: in a pair with a login, in a sentence, and after Chinese labels."""
-    budget = Budget(text)
-    yield from rules.scan(text, "passwords", budget)
-    yield from budget.rest("SECRET")
     yield from _assigned(text)
     yield from _spoken(text)
     for pattern, sign in ((_P.login_pair, False), (_P.han_label, True), (_P.han_label_space, False)):

@@ -110,16 +110,20 @@ def rules(file: str) -> list[Rule]:
     ]
 
 
-def scan(
-    text: str, file: str, budget: Budget, valid: Callable[[str, str], bool] = checksums.valid
-) -> Iterator[Finding]:
+def scan(text: str, file: str, valid: Callable[[str, str], bool] = checksums.valid) -> Iterator[Finding]:
     """What the rules of a data file find in a plain view (:func:`sllm.privacy.text.plain`); ``valid`` knows
     their checks.
     """
     for rule in rules(file):
         if rule.needs and not any(sign in text for sign in rule.needs):
             continue
-        for found in budget.each(rule.pattern.finditer(text)):
+        budget = None
+        for found in rule.pattern.finditer(text):
+            budget = budget or Budget(text)
+            if not budget.spend(found.start()):
+                break
             one = rule.judge(text, found, valid)
             if one:
                 yield one
+        if budget:
+            yield from budget.rest(rule.kind)
