@@ -20,9 +20,10 @@ _NEAR = 64  # characters that are read before a value
 
 
 class Rule(NamedTuple):
-    """A section ``rule ...`` of a data file.
+    """A section ``rule ...`` of a data file, or another one of that form.
 
     Attributes:
+        name: of the section, without its first word.
         kind: of what is found.
         score: how sure that is.
         checked: whether pattern and check say as much as a checksum does.
@@ -37,10 +38,12 @@ class Rule(NamedTuple):
         verify: one that makes it surer if the value passes.
         fewest: how many digits the value has at least.
         most: how many at most.
+        length: how many characters it has at least.
         whole: it is a whole run of groups of digits.
 
     """
 
+    name: str
     kind: str
     score: float
     checked: bool
@@ -54,6 +57,7 @@ class Rule(NamedTuple):
     verify: str
     fewest: int
     most: int
+    length: int
     whole: bool
 
     def judge(
@@ -75,6 +79,8 @@ class Rule(NamedTuple):
         value = text[start:end]
         if self.most and not self.fewest <= sum(map(str.isdigit, value)) <= self.most:
             return None
+        if len(value) < max(self.length, 1):
+            return None
         if self.check and not valid(self.check, value):
             return None
         verified = self.verify != "" and valid(self.verify, value)
@@ -82,16 +88,17 @@ class Rule(NamedTuple):
 
 
 @functools.cache
-def rules(file: str) -> list[Rule]:
-    """The rules of a data file, in their order."""
+def rules(file: str, prefix: str = "rule ") -> list[Rule]:
+    """The rules of a data file, in their order: its sections of which the name begins so."""
 
     def at_end(row: dict[str, str], key: str) -> re.Pattern[str] | None:
         return lazy(rf"(?:{row[key]})\Z") if key in row else None
 
     return [
         Rule(
-            kind=row["kind"],
-            score=float(row["score"]),
+            name=name.removeprefix(prefix),
+            kind=row.get("kind", ""),
+            score=float(row.get("score", "1")),
             checked=row.get("checked", "yes" if "check" in row else "no") == "yes",
             pattern=lazy(row["pattern"]),
             needs=tuple(row.get("needs", "").split()),
@@ -103,10 +110,11 @@ def rules(file: str) -> list[Rule]:
             verify=row.get("verify", ""),
             fewest=int(row.get("digits", "0").partition("-")[0]),
             most=int(row.get("digits", "0").rpartition("-")[2]),
+            length=int(row.get("length", "0")),
             whole=row.get("whole") == "yes",
         )
         for name, row in data.sections(file).items()
-        if name.startswith("rule ")
+        if name.startswith(prefix)
     ]
 
 
