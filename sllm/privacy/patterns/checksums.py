@@ -16,7 +16,7 @@ import string
 from typing import TYPE_CHECKING, Any
 
 from sllm.extras import needs
-from sllm.privacy.patterns.codes import is_key, looks_random
+from sllm.privacy.patterns.codes import is_coded, is_key, is_lone_secret, looks_random
 from sllm.privacy.regex import Patterns
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _base58check(text: str) -> bool:
 
 
 def _ipv6(address: str) -> bool:
-    """An address of IPv6 (RFC 4291) that is nothing else: of three groups, or with a prefix that is in use."""
+    """An address of IPv6 (RFC 4291) that is little else: of three groups, or with a prefix in use."""
     address = address.partition("%")[0].lower()
     sizes = [len(group) for group in address.split(":") if group]
     if not address.startswith(("fe80:", "20", "fd", "fc")) and len(sizes) < 3:
@@ -157,4 +157,10 @@ _OWN: dict[str, Callable[[str], bool]] = {
     "uscc": _uscc,
     "vin": _vin,
 }
-_OF_CHARACTERS: dict[str, Callable[[str], bool]] = {"ipv6": _ipv6, "key": is_key, "random": looks_random}
+_OF_CHARACTERS: dict[str, Callable[[str], bool]] = {
+    "coded": is_coded,
+    "ipv6": _ipv6,
+    "key": is_key,
+    "lone secret": is_lone_secret,
+    "random": looks_random,
+}

@@ -13,7 +13,7 @@ from sllm.privacy.regex import Patterns, lazy
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["entropy", "is_key", "looks_random", "mixed", "scan"]
+__all__ = ["entropy", "is_coded", "is_key", "is_lone_secret", "looks_random", "mixed", "scan"]
 
 _P = Patterns("secrets")
 
@@ -74,6 +74,21 @@ def is_key(value: str) -> bool:
     """
     coded = _P.digit.search(value) and mixed(value) >= 2 and not _P.words_joined.match(value)
     return entropy(value) > 2.5 and (bool(coded) or looks_random(value))
+
+
+def is_coded(value: str) -> bool:
+    """Whether digits and letters are mixed as in hexadecimal."""
+    return mixed(value) >= 2 and _P.digit.search(value) is not None and entropy(value) >= 3
+
+
+def is_lone_secret(value: str) -> bool:
+    """Whether a word that only the sentence around it calls a secret looks like one."""
+    return (
+        _P.mixed.match(value) is not None
+        and not _P.looks_like_code.search(value)
+        and (_P.three.match(value) is not None or not _P.not_secret.match(value))
+        and entropy(value) >= 2.8
+    )
 
 
 def scan(text: str) -> Iterator[Finding]:

@@ -53,13 +53,14 @@ class _Label(NamedTuple):
         return None
 
 
-def _labels(language: str, link: str) -> Iterator[_Label]:
-    """The labels of a language, each with the pattern that may stand between it and its value.
+def _labels(language: str) -> Iterator[_Label]:
+    """The labels of a language.
 
     The words of a label are separated by "_", "-", a space or nothing, so that passport_number and
     passportNumber count.
     """
     forms = {form.name: form for form in rules("labels", "form ")}
+    link = data.sections("labels")["links"][language]
     for row in data.table("labels")[language]:
         of_row = [forms[name]._replace(kind=row["kind"], score=_SCORE) for name in row["forms"]]
         for label in row["labels"]:
@@ -71,8 +72,7 @@ def _labels(language: str, link: str) -> Iterator[_Label]:
 def _english() -> dict[str, list[_Label]]:
     """First word -> the labels that begin with it, the longest first."""
     table: defaultdict[str, list[_Label]] = defaultdict(list)
-    link = rf"(?![a-z])s?{data.sections('labels')['patterns']['english_link']}"
-    for label in sorted(_labels("english", link), key=lambda label: -len(label.words)):
+    for label in sorted(_labels("english"), key=lambda label: -len(label.words)):
         table[re.findall(r"[a-z]+[0-9]?", label.words)[0]].append(label)
     return dict(table)
 
@@ -81,7 +81,7 @@ def _english() -> dict[str, list[_Label]]:
 def _chinese() -> dict[str, list[_Label]]:
     """Label -> what it can be, in the order of the table."""
     table: defaultdict[str, list[_Label]] = defaultdict(list)
-    for label in _labels("chinese", data.sections("labels")["patterns"]["chinese_link"]):
+    for label in _labels("chinese"):
         table[label.words].append(label)
     return dict(table)
 
@@ -118,7 +118,10 @@ def _after_chinese(text: str, budget: Budget) -> Iterator[Finding]:
     labels = _chinese()
     for label in budget.each(_CHINESE_ANY.finditer(text)):
         if label[0][0].isascii():  # vx, QQ, LINE: not inside another word
-            before, after = text[max(0, label.start() - 1) : label.start()], text[label.end() : label.end() + 1]
+            before, after = (
+                text[max(0, label.start() - 1) : label.start()],
+                text[label.end() : label.end() + 1],
+            )
             if (before.isascii() and before.isalpha()) or "a" <= after <= "z":
                 continue
         found = (one.value(text, label.start()) for one in labels[label[0]])

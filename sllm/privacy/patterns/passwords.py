@@ -1,12 +1,14 @@
-"""Passwords, keys and codes that words announce, and what only looks like one: code, examples, masks."""
+"""Passwords, keys and codes that words announce, and what only looks like one: code, examples, masks. What is
+assigned or spoken of without them are rules of ``secrets.ini``.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from sllm.privacy import data
-from sllm.privacy.findings import Budget, Finding
-from sllm.privacy.patterns.codes import entropy, looks_random, mixed
+from sllm.privacy.findings import Finding
+from sllm.privacy.patterns.codes import entropy, is_coded, looks_random, mixed
 from sllm.privacy.regex import Patterns
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def _secret(text: str, at: int, quote: str, strong: bool, sign: bool) -> Finding
             good = good or (value.isdigit() and len(value) >= 4)
         else:
             good = digit and kinds >= 2 and len(value) >= 6
-    elif len(value) >= 20 and (looks_random(value) or (_P.alnum.match(value) and _is_coded(value))):
+    elif len(value) >= 20 and (looks_random(value) or (value.isalnum() and is_coded(value))):
         good = True
     elif quoted:
         good = len(value) >= 8 and digit and kinds >= 2 and " " not in value
@@ -91,72 +93,8 @@ def secret_at(text: str, start: int, end: int, word: str) -> Finding | None:
     return _secret(text, link.end(), link["quote"], strong, sign and not worded)
 
 
-def _spoken(text: str) -> Iterator[Finding]:
-    """Passwords that a sentence mentions before it gives them: "the temporary one is ..."."""
-    done = 0
-    budget = Budget(text)
-    for word in budget.each(_P.spoken_secret.finditer(text)):
-        if word.start() < done:
-            continue
-        stop = text.find("\n", word.end(), word.end() + 90)
-        stop = word.end() + 90 if stop < 0 else stop
-        done = stop - 48
-        for lone in _P.lone.finditer(text, word.end(), stop):
-            value = lone[0].rstrip(".,;:!?\"'`")
-            if _is_lone_secret(value):
-                yield Finding(lone.start(), lone.start() + len(value), "SECRET", 0.6)
-    yield from budget.rest("SECRET")
-    for found in _P.as_password.finditer(text):
-        low = max(0, found.start() - 44)
-        ahead = _P.word_ahead.search(text[low : found.start()])
-        if ahead and _is_lone_secret(ahead[1]):
-            yield Finding(low + ahead.start(1), low + ahead.end(1), "SECRET", 0.6)
-
-
-def _is_coded(value: str) -> bool:
-    """Whether digits and letters are mixed as in hexadecimal."""
-    return mixed(value) >= 2 and _P.digit.search(value) is not None and entropy(value) >= 3
-
-
-def _is_lone_secret(value: str) -> bool:
-    """Whether a word that only the sentence around it calls a secret looks like one."""
-    return (
-        len(value) >= 8
-        and _P.mixed.match(value) is not None
-        and not _P.looks_like_code.search(value)
-        and (_P.three.match(value) is not None or not _P.not_secret.match(value))
-        and entropy(value) >= 2.8
-    )
-
-
-def _assigned(text: str) -> Iterator[Finding]:
-    """Values of 20 and more characters that look random, whatever they are assigned to, except for checksums,
-    ids and the like.
-    """
-    for found in _P.assigned.finditer(text):
-        before = text[max(0, found.start() - 160) : found.start()]
-        name = _P.name_before.search(before)
-        words = _P.name_word.findall(name[0]) if name else []
-        if not looks_random(found["value"]) and not (
-            # The default of a variable of that name, the value of such an entry.
-            words[-1:] in (["default"], ["value"])
-            and _P.named_secret.search(before)
-            and _P.alnum.match(found["value"])
-            and _is_coded(found["value"])
-        ):
-            continue
-        if (
-            name
-            and not _P.of_module.match(found["value"])
-            and (not words or words[-1].lower() not in data.word_set("secrets", "not secret"))
-        ):
-            yield Finding(found.start("value"), found.end("value"), "SECRET", 0.7)
-
-
 def scan(text: str) -> Iterator[Finding]:
-    """Secrets in a plain view: in a pair with a login, in a sentence, and after Chinese labels."""
-    yield from _assigned(text)
-    yield from _spoken(text)
+    """Secrets in a plain view: in a pair with a login, and after Chinese labels."""
     for pattern, sign in ((_P.login_pair, False), (_P.han_label, True), (_P.han_label_space, False)):
         for link in pattern.finditer(text):
             one = _secret(text, link.end(), link["quote"], True, sign)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Rule", "rules", "scan"]
 
-_NEAR = 64  # characters that are read before a value
+_NEAR = "64"  # characters that are read before a value
 
 
 class Rule(NamedTuple):
@@ -33,6 +33,7 @@ class Rule(NamedTuple):
             group ``value``, the value begins there.
         before: what the text right before the value has to end in; None is anything.
         unless: what it must not end in.
+        near: how many characters before the value are read for these.
         after: what has to follow.
         check: the scheme of :func:`~sllm.privacy.patterns.checksums.valid` that the value has to pass.
         verify: one that makes it surer if the value passes.
@@ -52,6 +53,7 @@ class Rule(NamedTuple):
     head: re.Pattern[str] | None
     before: re.Pattern[str] | None
     unless: re.Pattern[str] | None
+    near: int
     after: re.Pattern[str] | None
     check: str
     verify: str
@@ -66,12 +68,12 @@ class Rule(NamedTuple):
         """The finding that a match of the pattern is, if all else agrees."""
         start, end = found.span("value" if "value" in found.re.groupindex else 0)
         if self.head:
-            low = max(0, start - _NEAR)
+            low = max(0, start - self.near)
             head = self.head.search(text[low:start])
             if not head:
                 return None
             start = low + head.start("value" if "value" in head.re.groupindex else 0)
-        ahead = text[max(0, start - _NEAR) : start] if self.before or self.unless else ""
+        ahead = text[max(0, start - self.near) : start] if self.before or self.unless else ""
         if (self.before and not self.before.search(ahead)) or (self.unless and self.unless.search(ahead)):
             return None
         if self.after and not self.after.match(text, end):
@@ -105,6 +107,7 @@ def rules(file: str, prefix: str = "rule ") -> list[Rule]:
             head=at_end(row, "head"),
             before=at_end(row, "before"),
             unless=at_end(row, "unless"),
+            near=int(row.get("near", _NEAR)),
             after=lazy(row["after"]) if "after" in row else None,
             check=row.get("check", ""),
             verify=row.get("verify", ""),
