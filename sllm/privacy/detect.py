@@ -18,7 +18,7 @@ from sllm.privacy.names import census, lac
 from sllm.privacy.names.census import CensusDetector
 from sllm.privacy.names.detectors import ModelDetector, NameDetector
 from sllm.privacy.names.tagger import TaggerDetector
-from sllm.privacy.patterns import addresses, chinese, codes, labels, numbers, passwords, rules
+from sllm.privacy.patterns import addresses, codes, labels, numbers, passwords, rules
 from sllm.privacy.regex import lazy
 from sllm.privacy.text import decoded, encoded, plain
 
@@ -46,7 +46,7 @@ __all__ = [
 
 _RULES = ("codes", "labels", "chinese", "addresses", "secrets")
 _SCANS = (
-    codes.scan, numbers.scan, labels.scan, passwords.scan, chinese.scan, addresses.scan,
+    codes.scan, numbers.scan, labels.scan, passwords.scan, addresses.scan,
     *(functools.partial(rules.scan, file=file) for file in _RULES),
 )  # fmt: skip
 _N_DEFAULT = 4  # detectors with everything installed

@@ -1,11 +1,9 @@
-"""Postal addresses in Latin script: in English, and by the street names of other countries."""
+"""Postal addresses in Chinese: built of parts, each a name and what it is the name of."""
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING
 
-from sllm.privacy import data
 from sllm.privacy.findings import Budget, Finding
 from sllm.privacy.regex import Patterns
 
@@ -14,118 +12,111 @@ if TYPE_CHECKING:
 
 __all__ = ["scan"]
 
-_P = Patterns("addresses")
-
-_MAX_TOKENS = 24
+_P = Patterns("chinese")
 
 
-def _announced(text: str, budget: Budget) -> Iterator[Finding]:
-    """Addresses of any country, after words that announce one."""
-    small_words = data.word_set("addresses", "small words")
-    no_address = data.word_set("addresses", "no address")
-    done = 0
-    for lead in _P.at.finditer(text):
-        if lead.start() < done:
-            continue
-        if not budget.spend(lead.start()):
-            return
-        start = end = lead.end()
-        numbers = names = 0
-        kept = start
-        for n in range(_MAX_TOKENS):
-            token = _P.address_token.match(text, end)
-            if not token:
-                break
-            word = token[1]
-            bare = word.strip(".,")
-            if word[0].islower() and bare not in small_words:
-                break
-            if not n and bare in no_address:
-                break
-            if any(c.isdigit() for c in word):
-                numbers += 1
-            elif len(bare) >= 3 and bare[1:].islower() and bare not in no_address:
-                names += 1
-            end = token.end()
-            if not word[0].islower():
-                kept = end
-            # A full stop after a long word ends the sentence.
-            if word.endswith(".") and len(word) > 5 and text[end : end + 1] in (" ", ""):
-                kept -= 1
-                break
-        if numbers and names and kept - start >= 7:
-            done = kept
-            yield Finding(start, kept, "ADDRESS", 0.6)
+_MAX_NAME = 12
+_MAX_PARTS = 500
+_INNER = frozenset("室舍栋幢座层楼元户")
 
 
-@functools.cache
-def _suffixes() -> frozenset[str]:
-    """What the name of a street ends in."""
-    return frozenset(data.words("addresses_en_streets"))
-
-
-def _streets(text: str, budget: Budget) -> Iterator[Finding]:
-    suffixes = _suffixes()
-    # These name little else: after a number they are enough. The others need two words before them, so that
-    # "3 Key Points" is not an address.
-    sure = data.word_set("addresses", "sure suffixes")
-    for found in budget.each(_P.street.finditer(text)):
-        words = found["name"].split(" ")
-        at = found.start("name")
-        # The last word of the name that is a kind of street ends it.
-        ends = []
-        for i, word in enumerate(words):
-            at += len(word)
-            bare = word.rstrip(".,")
-            if i and (bare in suffixes or bare.removesuffix("s") in suffixes) and (bare in sure or i >= 1):
-                ends.append((at - (len(word) - len(bare)), bare, i))
-            at += 1
-        if not ends:
-            # Whatever the street is called, if a flat, or a town with its code, follows.
-            whole = _P.with_town.match(text, found.end("number"))
-            if whole:
-                yield Finding(found.start(), whole.end(), "ADDRESS", 0.7)
-            continue
-        end, suffix, n = ends[-1]
-        tail = _P.after.match(text, end)
-        stop = tail.end() if tail else end
-        if suffix not in sure and n < 2 and stop - end < 5 and not _more(text, stop):
-            # "221 Baker Street" is one; "12 Golden Valley" only with a number of three digits or more.
-            digits = sum(char.isdigit() for char in text[found.start() : found.start("name")])
-            if digits < 3:
-                continue
-        yield Finding(found.start(), stop, "ADDRESS", 0.8)
-
-
-def _more(text: str, at: int) -> bool:
-    return text[at : at + 2] == ", " and text[at + 2 : at + 3].isupper()
+def _name_start(text: str, low: int, marker: int) -> int:
+    """Where the name before a suffix begins: after the last word that cannot be part of it."""
+    low = max(low, marker - _MAX_NAME)
+    name = text[low:marker]
+    stop = _P.stop.match(name)
+    cut = stop.end() if stop else 0
+    known = _P.start.search(name, cut) or _P.start.search(name)
+    if known:
+        return low + known.start()
+    for i in range(len(name) - 1, cut - 1, -1):
+        if name[i] in " ()（）-–·":
+            cut = i + 1
+            break
+    return low + cut
 
 
 def scan(text: str) -> Iterator[Finding]:
     """Findings in a plain view (:func:`sllm.privacy.text.plain`)."""
-    if not _P.any.search(text):
+    if text.isascii():
         return
     budget = Budget(text)
-    yield from _streets(text, budget)
-    yield from _announced(text, budget)
-    done = 0
-    for label in _P.label.finditer(text):
-        if label.start() < done:
-            continue
-        if not budget.spend(label.start()):
-            break
-        line = _P.line.match(text, label.end())
-        if not line:
-            continue
-        done = line.end()
-        value = _P.sentence_end.split(line[0])[0].rstrip(" .,")
-        if (
-            _P.likely.match(value)
-            and "@" not in value
-            and "://" not in value
-            and any(c.isdigit() for c in value)
-            and sum(c.isalpha() for c in value) >= 4
-            and " " in value
-        ):
-            yield Finding(label.end(), label.end() + len(value), "ADDRESS", 0.6)
+    for stretch in _P.stretch.finditer(text):
+        if stretch.end() - stretch.start() >= 4 and _P.needed.search(text, *stretch.span()):
+            yield from _in_stretch(text, stretch.start(), stretch.end(), budget)
+            if budget.spent:
+                break
     yield from budget.rest("ADDRESS")
+
+
+def _in_stretch(text: str, start: int, end: int, budget: Budget) -> Iterator[Finding]:
+    first = last = -1  # the address being built
+    score: list[str] = []
+    for n, part in enumerate(_P.part.finditer(text, start, end)):
+        if not budget.spend(start):
+            return
+        if n >= _MAX_PARTS:
+            # Nobody writes that many without a full stop: all of it counts, at no further cost.
+            yield Finding(start, end, "ADDRESS", 0.5)
+            return
+        kind = part.lastgroup or ""
+        gap = part.start() - last if last >= 0 else 0
+        # A name of up to twelve characters stands between two suffixes; a number follows at once.
+        joins = last >= 0 and (gap <= 2 if kind == "number" else gap <= _MAX_NAME)
+        if kind == "number" and not joins and last >= 0 and gap <= 10 and part["number"][-1:] in _INNER:
+            # 22号南京大学3舍: a building with a name of its own.
+            joins = "number" in score and not _P.stop.match(text[last : part.start()])
+        if joins and kind != "number":
+            between = text[last : part.start()]
+            stop = _P.stop.match(between)
+            # Nothing that ends an address stands between the parts, other than at their end.
+            joins = not stop or between.startswith(("和", "过")) or stop.end() in (0, len(between))
+        if not joins:
+            done = _finish(text, first, last, score, end)
+            if done:
+                yield done
+            if kind == "number":
+                # A number begins no address, except one whose name stands before it: 幸福3栋.
+                first, last, score = -1, -1, []
+                continue
+            first = _name_start(text, start if last < 0 else last, part.start())
+            score = []
+            if part.start() - first < 1:
+                first, last = -1, -1
+                continue
+        last = part.end()
+        score.append(kind)
+    done = _finish(text, first, last, score, end)
+    if done:
+        yield done
+
+
+def _finish(text: str, first: int, last: int, parts: list[str], end: int) -> Finding | None:
+    if first < 0 or not parts:
+        return None
+    numbers, areas = parts.count("number"), parts.count("area")
+    roads, places = parts.count("road"), parts.count("place")
+    # A place that many people share is not private: it needs a house, or three levels.
+    good = (
+        (numbers and (roads or places))
+        or (numbers and areas >= 2)
+        or (areas >= 2 and (roads or places))
+        or (areas and roads and places)
+        or areas >= 3
+    )
+    room = _P.room.match(text, last, end)
+    if room and (roads or places or numbers) and room[0].strip(" -"):
+        if not good and (roads or places) and room[0][-1:] in "室号房户":
+            good = True
+        if good:
+            last = room.end()
+    if not good:
+        return None
+    # 5樓之2: a part of a floor; a postal code on either side.
+    for more in (_P.flat, _P.code_after):
+        found = more.match(text, last, end)
+        last = found.end() if found else last
+    code = _P.code_before.search(text[max(0, first - 7) : first])
+    if code:
+        first -= len(code[0])
+    return Finding(first, last, "ADDRESS", 0.8)
