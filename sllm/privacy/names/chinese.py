@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sllm.privacy.findings import Budget, Finding
-from sllm.privacy.names.word_lists import CANDIDATE, trimmed
+from sllm.privacy.names.word_lists import trimmed
 from sllm.privacy.patterns import rules
 from sllm.privacy.regex import Patterns
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["candidates", "scan"]
 
-_P = Patterns("names_zh")
+_P, _LATIN = Patterns("names_zh"), Patterns("names_en")
 _MOST_LISTED = 50
 
 
@@ -43,7 +43,7 @@ def _listed(text: str, at: int) -> Iterator[Finding]:
 def _in_latin(text: str, budget: Budget) -> Iterator[Finding]:
     for label in budget.each(_P.latin.finditer(text)):
         capitals = _P.capitals.match(text, label.end())
-        run = CANDIDATE.match(text, label.end())
+        run = _LATIN.candidate.match(text, label.end())
         span = capitals.span() if capitals else trimmed(run[0], label.end()) if run else None
         if span and span[0] == label.end() and (capitals or not text[slice(*span)].isupper()):
             yield Finding(*span, "NAME", 0.8)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from sllm.privacy.findings import Finding, LabelScorer
+from sllm.privacy.findings import Finding, LabelScorer, in_original
 from sllm.privacy.names import chinese, english
-from sllm.privacy.names.word_lists import CANDIDATE, trimmed
-from sllm.privacy.regex import lazy
+from sllm.privacy.names.word_lists import trimmed
+from sllm.privacy.regex import Patterns, lazy
 from sllm.privacy.text import plain
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelDetector", "NameDetector"]
 
+_LATIN = Patterns("names_en")
 _HAN = "\u4e00-\u9fff"
 _ANY_HAN = lazy(f"[{_HAN}]")
 
@@ -40,13 +41,7 @@ class NameDetector:
     def detect(self, text: str) -> list[Finding]:
         """Findings of kinds NAME and ORG."""
         view = plain(text)
-        if view.offsets is None:
-            return list(self._scan(view.text))
-        found = []
-        for one in self._scan(view.text):
-            start, end = view.span(one.start, one.end)
-            found.append(Finding(start, end, one.kind, one.score))
-        return found
+        return list(in_original(self._scan(view.text), view))
 
     def _scan(self, text: str) -> Iterator[Finding]:
         yield from english.scan(text)
@@ -129,15 +124,14 @@ class ModelDetector:
         for _, one in judged:
             if all(one.end <= other.start or other.end <= one.start for other in taken):
                 taken.append(one)
-        spans = [(view.span(one.start, one.end), one) for one in taken]
-        return sorted((Finding(*span, one.kind, one.score) for span, one in spans), key=lambda one: one.start)
+        return sorted(in_original(taken, view), key=lambda one: one.start)
 
     def _candidates(self, text: str) -> list[tuple[int, int, str]]:
         found: dict[tuple[int, int], str] = dict.fromkeys(chinese.candidates(text), "NAME")
         for pattern, kind in ((_CANDIDATE_ORG, "ORG"), (_CANDIDATE_ADDRESS, "ADDRESS")):
             for match in pattern.finditer(text):
                 found.setdefault(match.span(), kind)
-        for match in CANDIDATE.finditer(text):
+        for match in _LATIN.candidate.finditer(text):
             span = trimmed(match[0], match.start())
             if span:
                 found.setdefault(span, "NAME")

@@ -13,7 +13,6 @@ from sllm.privacy import data
 from sllm.privacy.findings import Budget, Finding
 from sllm.privacy.names.code import in_code
 from sllm.privacy.names.word_lists import (
-    CANDIDATE,
     ENGLISH,
     looks_like_surname,
     not_a_common_word,
@@ -191,7 +190,7 @@ def scan(text: str) -> Iterator[Finding]:
     """People and companies in a plain view (:func:`sllm.privacy.text.plain`)."""
     yield from _lower(text)
     reader = _Reader(text)
-    for run in CANDIDATE.finditer(text):
+    for run in _P.candidate.finditer(text):
         found = reader.run(run[0], run.start())
         if found:
             yield found

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from sllm.engine.tagger import Tagger
-from sllm.privacy.findings import Finding
+from sllm.privacy.findings import Finding, in_original
 from sllm.privacy.names import lac
 from sllm.privacy.regex import lazy
 from sllm.privacy.text import plain
@@ -90,9 +90,9 @@ class TaggerDetector:
             first = sentence.start()
             for start, end, kind in self._names(sentence[0], labels[at : at + len(sentence[0])]):
                 if "\0" not in view.text[first + start : first + end]:
-                    found.append(Finding(*view.span(first + start, first + end), kind, _SCORE))
+                    found.append(Finding(first + start, first + end, kind, _SCORE))
             at += len(sentence[0])
-        return found
+        return list(in_original(found, view))
 
     def _names(self, sentence: str, labels: npt.NDArray[np.int32]) -> Iterator[tuple[int, int, str]]:
         """The names of a sentence: start, end and kind."""
