@@ -8,16 +8,16 @@ from sllm.privacy.findings import Budget, Finding
 from sllm.privacy.regex import Patterns
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterator
 
 __all__ = ["scan"]
 
 _P = Patterns("chinese")
 
-
 _MAX_NAME = 12
 _MAX_PARTS = 500
-_INNER = frozenset("室舍栋幢座层楼元户")
+_INNER = "室舍栋幢座层楼元户"
 
 
 def _name_start(text: str, low: int, marker: int) -> int:
@@ -27,13 +27,69 @@ def _name_start(text: str, low: int, marker: int) -> int:
     stop = _P.stop.match(name)
     cut = stop.end() if stop else 0
     known = _P.start.search(name, cut) or _P.start.search(name)
-    if known:
-        return low + known.start()
-    for i in range(len(name) - 1, cut - 1, -1):
-        if name[i] in " ()（）-–·":
-            cut = i + 1
-            break
-    return low + cut
+    return low + (known.start() if known else max(cut, *(name.rfind(sign) + 1 for sign in " ()（）-–·")))
+
+
+def _joins(text: str, address: list[re.Match[str]], part: re.Match[str]) -> bool:
+    """Whether a part belongs to an address: a name of up to twelve characters stands between two of them, and
+    nothing that ends an address, other than at the end of that; a number follows at once.
+    """
+    between = text[address[-1].end() : part.start()]
+    stop = _P.stop.match(between)
+    if part.lastgroup == "number":
+        # 22号南京大学3舍: a building with a name of its own.
+        numbered = any(one.lastgroup == "number" for one in address)
+        inner = numbered and len(between) <= 10 and part[0][-1] in _INNER and not stop
+        return len(between) <= 2 or inner
+    ends = stop and not between.startswith(("和", "过")) and stop.end() < len(between)
+    return len(between) <= _MAX_NAME and not ends
+
+
+def _found(text: str, first: int, address: list[re.Match[str]], end: int) -> Iterator[Finding]:
+    """The address, if it is one: a place that many people share is not private, it needs a house, or three
+    levels.
+    """
+    kinds = [part.lastgroup for part in address]
+    numbers, areas = kinds.count("number"), kinds.count("area")
+    roads, places = "road" in kinds, "place" in kinds
+    good = (numbers and (roads or places or areas >= 2)) or areas >= 3 or (areas and roads and places)
+    good = good or (areas >= 2 and (roads or places))
+    last = address[-1].end() if address else first
+    room = _P.room.match(text, last, end)
+    if room and (roads or places):
+        good = good or room[0][-1] in "室号房户"
+    if not good:
+        return
+    # 5樓之2: a part of a floor; a postal code on either side.
+    for more in (_P.room, _P.flat, _P.code_after):
+        found = more.match(text, last, end)
+        last = found.end() if found else last
+    code = _P.code_before.search(text, max(0, first - 7), first)
+    yield Finding(code.start() if code else first, last, "ADDRESS", 0.8)
+
+
+def _in_stretch(text: str, start: int, end: int, budget: Budget) -> Iterator[Finding]:
+    address: list[re.Match[str]] = []
+    first = low = start
+    for n, part in enumerate(_P.part.finditer(text, start, end)):
+        if not budget.spend(start):
+            return
+        if n >= _MAX_PARTS:
+            # Nobody writes that many without a full stop: all of it counts, at no further cost.
+            yield Finding(start, end, "ADDRESS", 0.5)
+            return
+        if address and not _joins(text, address, part):
+            yield from _found(text, first, address, end)
+            address = []
+        if not address:
+            # A number begins no address, except one whose name stands before it: 幸福3栋.
+            first = part.start() if part.lastgroup == "number" else _name_start(text, low, part.start())
+            if first == part.start():
+                low = start
+                continue
+        address.append(part)
+        low = part.end()
+    yield from _found(text, first, address, end)
 
 
 def scan(text: str) -> Iterator[Finding]:
@@ -42,81 +98,8 @@ def scan(text: str) -> Iterator[Finding]:
         return
     budget = Budget(text)
     for stretch in _P.stretch.finditer(text):
-        if stretch.end() - stretch.start() >= 4 and _P.needed.search(text, *stretch.span()):
-            yield from _in_stretch(text, stretch.start(), stretch.end(), budget)
+        if len(stretch[0]) >= 4 and _P.needed.search(text, *stretch.span()):
+            yield from _in_stretch(text, *stretch.span(), budget)
             if budget.spent:
                 break
     yield from budget.rest("ADDRESS")
-
-
-def _in_stretch(text: str, start: int, end: int, budget: Budget) -> Iterator[Finding]:
-    first = last = -1  # the address being built
-    score: list[str] = []
-    for n, part in enumerate(_P.part.finditer(text, start, end)):
-        if not budget.spend(start):
-            return
-        if n >= _MAX_PARTS:
-            # Nobody writes that many without a full stop: all of it counts, at no further cost.
-            yield Finding(start, end, "ADDRESS", 0.5)
-            return
-        kind = part.lastgroup or ""
-        gap = part.start() - last if last >= 0 else 0
-        # A name of up to twelve characters stands between two suffixes; a number follows at once.
-        joins = last >= 0 and (gap <= 2 if kind == "number" else gap <= _MAX_NAME)
-        if kind == "number" and not joins and last >= 0 and gap <= 10 and part["number"][-1:] in _INNER:
-            # 22号南京大学3舍: a building with a name of its own.
-            joins = "number" in score and not _P.stop.match(text[last : part.start()])
-        if joins and kind != "number":
-            between = text[last : part.start()]
-            stop = _P.stop.match(between)
-            # Nothing that ends an address stands between the parts, other than at their end.
-            joins = not stop or between.startswith(("和", "过")) or stop.end() in (0, len(between))
-        if not joins:
-            done = _finish(text, first, last, score, end)
-            if done:
-                yield done
-            if kind == "number":
-                # A number begins no address, except one whose name stands before it: 幸福3栋.
-                first, last, score = -1, -1, []
-                continue
-            first = _name_start(text, start if last < 0 else last, part.start())
-            score = []
-            if part.start() - first < 1:
-                first, last = -1, -1
-                continue
-        last = part.end()
-        score.append(kind)
-    done = _finish(text, first, last, score, end)
-    if done:
-        yield done
-
-
-def _finish(text: str, first: int, last: int, parts: list[str], end: int) -> Finding | None:
-    if first < 0 or not parts:
-        return None
-    numbers, areas = parts.count("number"), parts.count("area")
-    roads, places = parts.count("road"), parts.count("place")
-    # A place that many people share is not private: it needs a house, or three levels.
-    good = (
-        (numbers and (roads or places))
-        or (numbers and areas >= 2)
-        or (areas >= 2 and (roads or places))
-        or (areas and roads and places)
-        or areas >= 3
-    )
-    room = _P.room.match(text, last, end)
-    if room and (roads or places or numbers) and room[0].strip(" -"):
-        if not good and (roads or places) and room[0][-1:] in "室号房户":
-            good = True
-        if good:
-            last = room.end()
-    if not good:
-        return None
-    # 5樓之2: a part of a floor; a postal code on either side.
-    for more in (_P.flat, _P.code_after):
-        found = more.match(text, last, end)
-        last = found.end() if found else last
-    code = _P.code_before.search(text[max(0, first - 7) : first])
-    if code:
-        first -= len(code[0])
-    return Finding(first, last, "ADDRESS", 0.8)
