@@ -19,7 +19,7 @@ from sllm.privacy.names import census, lac
 from sllm.privacy.names.census import CensusDetector
 from sllm.privacy.names.detectors import ModelDetector, NameDetector
 from sllm.privacy.names.tagger import TaggerDetector
-from sllm.privacy.patterns import addresses, codes, labels, numbers, passwords, rules
+from sllm.privacy.patterns import addresses, labels, numbers, rules, secrets
 from sllm.privacy.regex import lazy
 from sllm.privacy.text import decoded, encoded, plain
 
@@ -47,7 +47,7 @@ __all__ = [
 
 _RULES = ("codes", "labels", "chinese", "addresses", "secrets")
 _SCANS = (
-    codes.scan, numbers.scan, labels.scan, passwords.scan, addresses.scan,
+    secrets.scan, numbers.scan, labels.scan, addresses.scan,
     *(functools.partial(rules.scan, file=file) for file in _RULES),
 )  # fmt: skip
 _N_DEFAULT = 4  # detectors with everything installed

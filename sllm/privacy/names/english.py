@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from sllm.privacy import data
 from sllm.privacy.findings import Budget, Finding
-from sllm.privacy.names.code import in_code
 from sllm.privacy.names.word_lists import (
     ENGLISH,
     looks_like_surname,
@@ -28,8 +27,8 @@ __all__ = ["scan"]
 
 _P = Patterns("names_en")
 _FILE = "names_en_context"
-# How far from a word its other uses are looked for.
-_FAR = 4096
+# How far from a word its other uses are looked for, and on each side lines that say whether it is in code.
+_FAR, _NEAR = 4096, 512
 _QUOTES = " \"'*`\n\t({["
 _SIGNS = {"=": ":", ">": ":"}  # name="Ada", <name>Ada: as after a colon
 _SEPARATORS = frozenset(
@@ -160,8 +159,14 @@ class _Reader:
                 return False
         line = text.rfind("\n", 0, start)
         if self._code[0] != line:  # one answer for each line
-            self._code = line, in_code(text, start)
+            self._code = line, self._in_code(start)
         return not self._code[1]
+
+    def _in_code(self, at: int) -> bool:
+        """Whether the lines around an offset are code or configuration, and not a record of somebody."""
+        low, high = max(0, at - _NEAR), at + _NEAR
+        low = self.text.find("\n", low, at) + 1 if low else 0
+        return bool(_P.code.search(self.text, low, high)) and not _P.of_people.search(self.text, low, high)
 
     def _with_second(self, end: int, value: str) -> int:
         """The end with the given name after a comma: O'Donnell, Fergus."""

@@ -16,7 +16,7 @@ import string
 from typing import TYPE_CHECKING, Any
 
 from sllm.extras import needs
-from sllm.privacy.patterns.codes import is_coded, is_key, is_lone_secret, looks_random
+from sllm.privacy.patterns.secrets import is_coded, is_key, is_lone_secret, looks_random
 from sllm.privacy.regex import Patterns
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["valid"]
 
 _P = Patterns("numbers")
-_DIGITS_ONLY = ("luhn", "verhoeff")  # take no separators
 
 
 @functools.cache
@@ -48,13 +47,12 @@ def valid(scheme: str, number: str) -> bool:
         ImportError: python-stdnum is not installed.
 
     """
-    if scheme in _OF_CHARACTERS:
-        return _OF_CHARACTERS[scheme](number)
+    if scheme in _AS_WRITTEN:
+        return _AS_WRITTEN[scheme](number)
+    plain = "".join(filter(str.isalnum, number))
     if scheme in _OWN:
-        return _OWN[scheme]("".join(filter(str.isalnum, number)))
-    if scheme in _DIGITS_ONLY:
-        number = "".join(filter(str.isdigit, number))
-    return bool(_stdnum(scheme).is_valid(number))
+        return _OWN[scheme](plain)
+    return bool(_stdnum(scheme).is_valid(plain if scheme in ("luhn", "verhoeff") else number))
 
 
 def _card(number: str) -> bool:
@@ -157,7 +155,7 @@ _OWN: dict[str, Callable[[str], bool]] = {
     "uscc": _uscc,
     "vin": _vin,
 }
-_OF_CHARACTERS: dict[str, Callable[[str], bool]] = {
+_AS_WRITTEN: dict[str, Callable[[str], bool]] = {
     "coded": is_coded,
     "ipv6": _ipv6,
     "key": is_key,

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sllm.privacy import data
 from sllm.privacy.findings import Budget, Finding
-from sllm.privacy.patterns.passwords import secret_at
 from sllm.privacy.patterns.rules import Rule, rules
+from sllm.privacy.patterns.secrets import secret_at
 from sllm.privacy.regex import Patterns, lazy
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class _Label(NamedTuple):
 
     Attributes:
         words: in lower case, with a space between.
+        kind: of the value.
         pattern: of the label and what follows it.
         loose: it is an ordinary word, too: not within another one.
         forms: rules of which the first that fits decides.
@@ -38,6 +39,7 @@ class _Label(NamedTuple):
     """
 
     words: str
+    kind: str
     pattern: re.Pattern[str]
     loose: bool
     forms: list[Rule]
@@ -49,7 +51,7 @@ class _Label(NamedTuple):
             found = form.pattern.match(text, link.end()) if link else None
             one = form.judge(text, found) if found else None
             if one:
-                return one
+                return Finding(one.start, one.end, self.kind, _SCORE)
         return None
 
 
@@ -62,10 +64,10 @@ def _labels(language: str) -> Iterator[_Label]:
     forms = {form.name: form for form in rules("labels", "form ")}
     link = data.sections("labels")["links"][language]
     for row in data.table("labels")[language]:
-        of_row = [forms[name]._replace(kind=row["kind"], score=_SCORE) for name in row["forms"]]
+        of_row = [forms[name] for name in row["forms"]]
         for label in row["labels"]:
             words = r"[ _.-]?".join(map(re.escape, label.split(" ")))
-            yield _Label(label, lazy(words + link, re.I), row.get("loose", False), of_row)
+            yield _Label(label, row["kind"], lazy(words + link, re.I), row.get("loose", False), of_row)
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from sllm.privacy import data
 from sllm.privacy.findings import Budget, Finding
@@ -12,14 +12,14 @@ from sllm.privacy.regex import lazy
 
 if TYPE_CHECKING:
     import re
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 __all__ = ["Rule", "rules", "scan"]
 
 _NEAR = "64"  # characters that are read before a value
 
 
-class Rule(NamedTuple):
+class Rule:
     """A section ``rule ...`` of a data file, or another one of that form.
 
     Attributes:
@@ -44,23 +44,24 @@ class Rule(NamedTuple):
 
     """
 
-    name: str
-    kind: str
-    score: float
-    checked: bool
-    pattern: re.Pattern[str]
-    needs: tuple[str, ...]
-    head: re.Pattern[str] | None
-    before: re.Pattern[str] | None
-    unless: re.Pattern[str] | None
-    near: int
-    after: re.Pattern[str] | None
-    check: str
-    verify: str
-    fewest: int
-    most: int
-    length: int
-    whole: bool
+    def __init__(self, name: str, row: Mapping[str, str]) -> None:
+        def at_end(key: str) -> re.Pattern[str] | None:
+            return lazy(rf"(?:{row[key]})\Z") if key in row else None
+
+        self.name = name
+        self.kind = row.get("kind", "")
+        self.score = float(row.get("score", "1"))
+        self.checked = row.get("checked", "yes" if "check" in row else "no") == "yes"
+        self.pattern = lazy(row["pattern"])
+        self.needs = row.get("needs", "").split()
+        self.head, self.before, self.unless = at_end("head"), at_end("before"), at_end("unless")
+        self.near = int(row.get("near", _NEAR))
+        self.after = lazy(row["after"]) if "after" in row else None
+        self.check, self.verify = row.get("check"), row.get("verify")
+        fewest, _, most = row.get("digits", "0-0").partition("-")
+        self.fewest, self.most = int(fewest), int(most or fewest)
+        self.length = int(row.get("length", "1"))
+        self.whole = row.get("whole") == "yes"
 
     def judge(
         self, text: str, found: re.Match[str], valid: Callable[[str, str], bool] = checksums.valid
@@ -81,41 +82,19 @@ class Rule(NamedTuple):
         value = text[start:end]
         if self.most and not self.fewest <= sum(map(str.isdigit, value)) <= self.most:
             return None
-        if len(value) < max(self.length, 1):
+        if len(value) < self.length:
             return None
         if self.check and not valid(self.check, value):
             return None
-        verified = self.verify != "" and valid(self.verify, value)
+        verified = self.verify is not None and valid(self.verify, value)
         return Finding(start, end, self.kind, 0.9 if verified else self.score, verified or self.checked)
 
 
 @functools.cache
 def rules(file: str, prefix: str = "rule ") -> list[Rule]:
     """The rules of a data file, in their order: its sections of which the name begins so."""
-
-    def at_end(row: dict[str, str], key: str) -> re.Pattern[str] | None:
-        return lazy(rf"(?:{row[key]})\Z") if key in row else None
-
     return [
-        Rule(
-            name=name.removeprefix(prefix),
-            kind=row.get("kind", ""),
-            score=float(row.get("score", "1")),
-            checked=row.get("checked", "yes" if "check" in row else "no") == "yes",
-            pattern=lazy(row["pattern"]),
-            needs=tuple(row.get("needs", "").split()),
-            head=at_end(row, "head"),
-            before=at_end(row, "before"),
-            unless=at_end(row, "unless"),
-            near=int(row.get("near", _NEAR)),
-            after=lazy(row["after"]) if "after" in row else None,
-            check=row.get("check", ""),
-            verify=row.get("verify", ""),
-            fewest=int(row.get("digits", "0").partition("-")[0]),
-            most=int(row.get("digits", "0").rpartition("-")[2]),
-            length=int(row.get("length", "0")),
-            whole=row.get("whole") == "yes",
-        )
+        Rule(name.removeprefix(prefix), row)
         for name, row in data.sections(file).items()
         if name.startswith(prefix)
     ]
