@@ -24,7 +24,7 @@ from sllm.privacy.regex import lazy
 from sllm.privacy.text import decoded, encoded, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from sllm.privacy.findings import Reach
 
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 _RULES = ("codes", "labels", "chinese", "addresses", "secrets")
-_SCANS = (
+_SCANS: tuple[Callable[[str], Iterator[Finding]], ...] = (
     secrets.scan, numbers.scan, labels.scan, addresses.scan,
     *(functools.partial(rules.scan, file=file) for file in _RULES),
 )  # fmt: skip
@@ -191,8 +191,8 @@ def _is_valid(one: object, size: int) -> bool:
     """Whether it is a finding in a text of so many characters; a detector may return anything."""
     return (
         isinstance(one, Finding)
-        and isinstance(one.score, Real)
-        and all(isinstance(at, SupportsIndex) and isinstance(at, Real) for at in (one.start, one.end))
+        and all(isinstance(number, int | float | Real) for number in (one.start, one.end, one.score))
+        and all(isinstance(offset, int | SupportsIndex) for offset in (one.start, one.end))
         and 0 <= one.start < one.end <= size
         and isinstance(one.kind, str)
         and _KIND.fullmatch(one.kind) is not None

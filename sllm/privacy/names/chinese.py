@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sllm.privacy.findings import Budget, Finding
-from sllm.privacy.names.word_lists import trimmed
+from sllm.privacy.findings import Finding
+from sllm.privacy.names.word_lists import ENGLISH
 from sllm.privacy.patterns import rules
 from sllm.privacy.regex import Patterns
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["candidates", "scan"]
 
-_P, _LATIN = Patterns("names_zh"), Patterns("names_en")
+_P = Patterns("names_zh")
 _MOST_LISTED = 50
 
 
@@ -40,24 +40,16 @@ def _listed(text: str, at: int) -> Iterator[Finding]:
         yield Finding(*found.span("name"), "NAME", 0.7)
 
 
-def _in_latin(text: str, budget: Budget) -> Iterator[Finding]:
-    for label in budget.each(_P.latin.finditer(text)):
-        capitals = _P.capitals.match(text, label.end())
-        run = _LATIN.candidate.match(text, label.end())
-        span = capitals.span() if capitals else trimmed(run[0], label.end()) if run else None
-        if span and span[0] == label.end() and (capitals or not text[slice(*span)].isupper()):
-            yield Finding(*span, "NAME", 0.8)
+def _is_latin_name(check: str, name: str) -> bool:
+    return check == "latin name" and ENGLISH.not_names.isdisjoint(name.split(" "))
 
 
 def scan(text: str) -> Iterator[Finding]:
     """People and companies in a plain view (:func:`sllm.privacy.text.plain`)."""
-    budget = Budget(text)
     listed = 0  # the end of the last list
-    for one in rules.scan(text, "names_zh"):
+    for one in rules.scan(text, "names_zh", _is_latin_name):
         yield one
         if one.kind == "NAME" and one.end > listed:
             for other in _listed(text, one.end):
                 listed = other.end
                 yield other
-    yield from _in_latin(text, budget)
-    yield from budget.rest("NAME")

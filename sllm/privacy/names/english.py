@@ -120,7 +120,7 @@ class _Reader:
             follow = self.text[end : end + 1]
             if follow not in ",!.\n—:" or first in data.word_set(_FILE, "not people"):
                 return 1, 0.0
-            known = 0.8 if _known(first) else 0.6 if follow in ",!" else 0.0
+            known = 0.8 if _known(first) else 0.6 if follow in (",", "!") else 0.0
             return 1, known if not_a_common_word(first) else 0.0
         ranked = words[0] in data.word_set(_FILE, "ranks") and (len(words) > 2 or _known(first))
         ranked = ranked and not_a_common_word(first) and not_a_common_word(last)
