@@ -49,26 +49,14 @@ def looks_random(value: str) -> bool:
     are not either.
     """
     run = max(_P.alnum_run.findall(value), key=len, default="")
-    if len(run) < 12 or _P.hex_only.match(run) or run.isdigit() or _entropy(run) < 3:
-        return False
-    words = _P.piece.findall(run)
-    pieces = len(words)
     letters = sum(map(str.isalpha, run))
-    vowels = len(_P.vowel.findall(run))
-    if run.islower() or run.isupper():  # with digits between
-        return (
-            letters < len(run) < (3.7 if vowels < 0.25 * letters else 3.2) * pieces
-            and vowels < 0.42 * letters
-        )
-    short = sum(len(piece) <= 2 for piece in words)
-    if letters < len(run) < 2.2 * pieces:
-        return True
-    last = _P.last_word.search(run)
-    if last and len(_P.vowel.findall(last[0])) >= 0.3 * len(last[0]):
-        return False  # Wav2Vec2ConformerConfig
-    if len(run) >= 16 and short >= 0.5 * pieces and len(run) < 3.4 * pieces and vowels < 0.42 * letters:
-        return True
-    return (letters < len(run) < 2.4 * pieces) or (len(run) < 4 * pieces and vowels < 0.34 * letters)
+    of_one_case = run.islower() or run.isupper()  # pieces are longer there, between digits
+    if len(run) < 12 or _P.hex_only.match(run) or not letters or _entropy(run) < 3:
+        return False
+    if of_one_case and letters == len(run):
+        return False
+    wordy = len(run) / len(_P.piece.findall(run)) + 4 * len(_P.vowel.findall(run)) / letters
+    return wordy < (5.3 if of_one_case else 4.4)
 
 
 def is_key(value: str) -> bool:
