@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 from sllm.errors import LeakError
 from sllm.extras import needs
-from sllm.privacy.findings import KINDS, LITERAL, Detector, Finding, LabelScorer, in_original
+from sllm.privacy.findings import KINDS, LITERAL, Detector, Finding, in_original
 from sllm.privacy.names import census, lac
 from sllm.privacy.names.census import CensusDetector
-from sllm.privacy.names.detectors import ModelDetector, NameDetector
+from sllm.privacy.names.detectors import NameDetector
 from sllm.privacy.names.tagger import TaggerDetector
 from sllm.privacy.patterns import addresses, labels, numbers, rules, secrets
 from sllm.privacy.regex import lazy
@@ -28,29 +28,13 @@ if TYPE_CHECKING:
 
     from sllm.privacy.findings import Reach
 
-__all__ = [
-    "KINDS",
-    "CensusDetector",
-    "Detector",
-    "Finding",
-    "LabelScorer",
-    "ModelDetector",
-    "NameDetector",
-    "PatternDetector",
-    "TaggerDetector",
-    "blank",
-    "default_detectors",
-    "detect_all",
-    "search",
-    "union",
-]
+__all__ = ["PatternDetector", "blank", "default_detectors", "detect_all", "search", "union"]
 
 _RULES = ("codes", "labels", "chinese", "addresses", "secrets")
 _SCANS: tuple[Callable[[str], Iterator[Finding]], ...] = (
     secrets.scan, numbers.scan, labels.scan, addresses.scan,
     *(functools.partial(rules.scan, file=file) for file in _RULES),
 )  # fmt: skip
-_N_DEFAULT = 4  # detectors with everything installed
 _KIND = lazy("[A-Z]{2,16}")
 
 
@@ -109,7 +93,7 @@ def default_detectors() -> tuple[Detector, ...]:
         detectors.append(TaggerDetector())
     if census.installed() is not None:
         detectors.append(CensusDetector())
-    if len(detectors) < _N_DEFAULT:
+    if None in (lac.installed(), census.installed()):
         _tell_missing()
     return tuple(detectors)
 

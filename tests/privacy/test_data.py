@@ -39,7 +39,7 @@ def test_patterns_are_used_and_rules_are_whole(file: str) -> None:
     sections = data.sections(file)
     for name, pattern in sections.get("patterns", {}).items():
         re.compile(pattern)
-        assert f"_P.{name}" in code or f'"{name}"' in code, name
+        assert re.search(rf"\b_[A-Z]+\.{name}\b", code) or f'"{name}"' in code, name
     for name, row in sections.items():
         if name not in ("patterns", "links"):
             assert name.startswith(("rule ", "form ")) and row.keys() <= FIELDS

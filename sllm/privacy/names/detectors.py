@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sllm.privacy.findings import Finding, LabelScorer, in_original
 from sllm.privacy.names import chinese, english
 from sllm.privacy.names.word_lists import trimmed
-from sllm.privacy.regex import Patterns, lazy
+from sllm.privacy.regex import Patterns
 from sllm.privacy.text import plain
 
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelDetector", "NameDetector"]
 
-_LATIN = Patterns("names_en")
-_HAN = "\u4e00-\u9fff"
-_ANY_HAN = lazy(f"[{_HAN}]")
+_LATIN, _HAN = Patterns("names_en"), Patterns("names_zh")
 
 
 class NameDetector:
@@ -45,15 +43,22 @@ class NameDetector:
 
     def _scan(self, text: str) -> Iterator[Finding]:
         yield from english.scan(text)
-        if not text.isascii() and _ANY_HAN.search(text):
+        if not text.isascii() and _HAN.char.search(text):
             yield from chinese.scan(text)
 
 
-_CANDIDATE_ORG = lazy(
-    rf"[{_HAN}]{{2,14}}?(?:公司|集团|大学|学院|医院|银行|中学|小学|法院|研究院|委员会|协会|事务所|工厂|酒店)"
+_KINDS = ("NAME", "ORG", "ADDRESS")
+# What a scorer is asked, without and with Chinese: the candidate in its sentence, one that is none, and the
+# labels of the kinds and of everything else.
+_ENGLISH = (
+    'Text: {before}"{span}"{after}\nIn the text above, "{span}" is',
+    "...",
+    (" a person's name", " the name of an organisation", " a postal address", " an ordinary word"),
 )
-_CANDIDATE_ADDRESS = lazy(
-    rf"[{_HAN}]{{2,8}}?(?:省|市|区|县|镇|乡|村|路|街|小区|花园|大厦)(?:[{_HAN}0-9]{{0,10}}?[0-9]+号)?"
+_CHINESE = (
+    "文本：{before}「{span}」{after}\n在上面的文本中，「{span}」是",
+    "……",
+    ("人名", "机构名称", "地址", "普通词语"),
 )
 
 
@@ -75,15 +80,6 @@ class ModelDetector:
 
     """
 
-    _LABELS_EN = (
-        " a person's name",
-        " the name of an organisation",
-        " a postal address",
-        " an ordinary word",
-    )
-    _LABELS_CN = ("人名", "机构名称", "地址", "普通词语")
-    _KINDS = ("NAME", "ORG", "ADDRESS")
-
     def __init__(
         self, scorer: LabelScorer, *, threshold: float = 0.5, max_candidates: int = 256, window: int = 60
     ) -> None:
@@ -97,7 +93,7 @@ class ModelDetector:
         self._threshold = threshold
         self._max = max_candidates
         self._window = window
-        self._neutral: dict[bool, list[float]] = {}
+        self._neutral: dict[str, list[float]] = {}
 
     def detect(self, text: str) -> list[Finding]:
         """Findings of kinds NAME, ORG and ADDRESS.
@@ -117,7 +113,7 @@ class ModelDetector:
             best = max(range(3), key=shares.__getitem__)
             score = sum(shares[:3])
             if score >= self._threshold:
-                judged.append((score, Finding(start, end, self._KINDS[best], min(score, 1.0))))
+                judged.append((score, Finding(start, end, _KINDS[best], min(score, 1.0))))
         # Of candidates that overlap (张伟, 张伟东) the likelier one is kept.
         judged.sort(key=lambda pair: (-pair[0], pair[1].start - pair[1].end))
         taken: list[Finding] = []
@@ -128,7 +124,7 @@ class ModelDetector:
 
     def _candidates(self, text: str) -> list[tuple[int, int, str]]:
         found: dict[tuple[int, int], str] = dict.fromkeys(chinese.candidates(text), "NAME")
-        for pattern, kind in ((_CANDIDATE_ORG, "ORG"), (_CANDIDATE_ADDRESS, "ADDRESS")):
+        for pattern, kind in ((_HAN.organisation, "ORG"), (_HAN.address, "ADDRESS")):
             for match in pattern.finditer(text):
                 found.setdefault(match.span(), kind)
         for match in _LATIN.candidate.finditer(text):
@@ -136,11 +132,6 @@ class ModelDetector:
             if span:
                 found.setdefault(span, "NAME")
         return sorted((start, end, kind) for (start, end), kind in found.items())
-
-    def _prompt(self, before: str, span: str, after: str, chinese: bool) -> tuple[str, Sequence[str]]:
-        if chinese:
-            return f"文本：{before}「{span}」{after}\n在上面的文本中，「{span}」是", self._LABELS_CN
-        return f'Text: {before}"{span}"{after}\nIn the text above, "{span}" is', self._LABELS_EN
 
     def _score(self, prompt: str, labels: Sequence[str]) -> list[float]:
         scores = [float(score) for score in self._scorer.label_logprobs(prompt, labels)]
@@ -152,14 +143,15 @@ class ModelDetector:
 
     def _judge(self, text: str, start: int, end: int) -> list[float]:
         """The calibrated probability of each label; they sum to 1."""
-        chinese = any("\u4e00" <= char <= "\u9fff" for char in text[start:end])
-        neutral = self._neutral.get(chinese)
+        span = text[start:end]
+        prompt, none, labels = _CHINESE if _HAN.char.search(span) else _ENGLISH
+        neutral = self._neutral.get(none)
         if neutral is None:
-            neutral = self._score(*self._prompt("", "……" if chinese else "...", "", chinese))
-            self._neutral[chinese] = neutral
+            neutral = self._score(prompt.format(before="", span=none, after=""), labels)
+            self._neutral[none] = neutral
         before = text[max(0, start - self._window) : start].replace("\n", " ")
         after = text[end : end + self._window].replace("\n", " ")
-        scores = self._score(*self._prompt(before, text[start:end], after, chinese))
+        scores = self._score(prompt.format(before=before, span=span, after=after), labels)
         shifted = [s - n if n > -math.inf else s for s, n in zip(scores, neutral, strict=True)]
         top = max(shifted)
         if top == -math.inf:

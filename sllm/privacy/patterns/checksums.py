@@ -104,9 +104,6 @@ _VIN_VALUES = dict(
 
 def _vin(code: str) -> bool:
     """ISO 3779 vehicle number whose ninth character agrees (North America, China)."""
-    letters = sum(map(str.isalpha, code))
-    if len(set(code)) < 4 or not 2 <= letters <= 14 or not (code.isupper() or code.islower()):
-        return False
     values = [_VIN_VALUES[char] for char in code.upper()]
     rest = _weighed(values, (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)) % 11
     return "0123456789X"[rest] == code[8].upper()
@@ -132,16 +129,11 @@ def _base58check(text: str) -> bool:
 
 
 def _ipv6(address: str) -> bool:
-    """An address of IPv6 (RFC 4291) that is little else: of three groups, or with a prefix in use."""
-    address = address.partition("%")[0].lower()
-    sizes = [len(group) for group in address.split(":") if group]
-    if not address.startswith(("fe80:", "20", "fd", "fc")) and len(sizes) < 3:
-        return False
     try:
         ipaddress.IPv6Address(address)
     except ValueError:
         return False
-    return max(sizes, default=0) > 2 or len(sizes) > 2
+    return True
 
 
 _OWN: dict[str, Callable[[str], bool]] = {
