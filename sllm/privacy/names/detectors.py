@@ -48,8 +48,7 @@ class NameDetector:
 
 
 _KINDS = ("NAME", "ORG", "ADDRESS")
-# What a scorer is asked, without and with Chinese: the candidate in its sentence, one that is none, and the
-# labels of the kinds and of everything else.
+# What a scorer is asked of a candidate in its sentence, a candidate that is none, and the labels.
 _ENGLISH = (
     'Text: {before}"{span}"{after}\nIn the text above, "{span}" is',
     "...",
