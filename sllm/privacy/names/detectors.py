@@ -48,7 +48,7 @@ class NameDetector:
 
 
 _KINDS = ("NAME", "ORG", "ADDRESS")
-# What a scorer is asked of a candidate in its sentence, a candidate that is none, and the labels.
+# The question to a scorer, what stands for a candidate when it is asked of nothing, and the labels.
 _ENGLISH = (
     'Text: {before}"{span}"{after}\nIn the text above, "{span}" is',
     "...",
