@@ -30,7 +30,6 @@ class _Label(NamedTuple):
     """A label, what may follow it up to the value, and the forms that the value can have.
 
     Attributes:
-        words: in lower case, with a space between.
         kind: of the value.
         pattern: of the label and what follows it.
         loose: it is an ordinary word, too: not within another one.
@@ -38,7 +37,6 @@ class _Label(NamedTuple):
 
     """
 
-    words: str
     kind: str
     pattern: re.Pattern[str]
     loose: bool
@@ -47,54 +45,48 @@ class _Label(NamedTuple):
     def value(self, text: str, at: int) -> Finding | None:
         """The value of the label that is at an offset, if there is one."""
         link = self.pattern.match(text, at)
-        for form in self.forms if link else ():
-            found = form.pattern.match(text, link.end()) if link else None
+        end = link.end() if link else len(text)
+        for form in self.forms:
+            found = form.pattern.match(text, end)
             one = form.judge(text, found) if found else None
             if one:
                 return Finding(one.start, one.end, self.kind, _SCORE)
         return None
 
 
-def _labels(language: str) -> Iterator[_Label]:
-    """The labels of a language.
+@functools.cache
+def _labels(language: str) -> dict[str, list[_Label]]:
+    """What a label begins with (in English its first word, in Chinese all of it) -> the labels, the longest
+    first.
 
     The words of a label are separated by "_", "-", a space or nothing, so that passport_number and
     passportNumber count.
     """
-    forms = {form.name: form for form in rules("labels", "form ")}
+    table: defaultdict[str, list[_Label]] = defaultdict(list)
     link = data.sections("labels")["links"][language]
-    for row in data.table("labels")[language]:
-        of_row = [forms[name] for name in row["forms"]]
-        for label in row["labels"]:
-            words = r"[ _.-]?".join(map(re.escape, label.split(" ")))
-            yield _Label(label, row["kind"], lazy(words + link, re.I), row.get("loose", False), of_row)
-
-
-@functools.cache
-def _english() -> dict[str, list[_Label]]:
-    """First word -> the labels that begin with it, the longest first."""
-    table: defaultdict[str, list[_Label]] = defaultdict(list)
-    for label in sorted(_labels("english"), key=lambda label: -len(label.words)):
-        table[re.findall(r"[a-z]+[0-9]?", label.words)[0]].append(label)
-    return dict(table)
-
-
-@functools.cache
-def _chinese() -> dict[str, list[_Label]]:
-    """Label -> what it can be, in the order of the table."""
-    table: defaultdict[str, list[_Label]] = defaultdict(list)
-    for label in _labels("chinese"):
-        table[label.words].append(label)
+    forms = {form.name: form for form in rules("labels", "form ")}
+    rows = [(label, row) for row in data.table("labels")[language] for label in row["labels"]]
+    for label, row in sorted(rows, key=lambda pair: -len(pair[0])):
+        begin = re.match("[a-z]+[0-9]?", label) if language == "english" else None
+        words = r"[ _.-]?".join(map(re.escape, label.split(" ")))
+        table[begin[0] if begin else label].append(
+            _Label(
+                row["kind"],
+                lazy(words + link, re.I),
+                row.get("loose", False),
+                [forms[name] for name in row["forms"]],
+            )
+        )
     return dict(table)
 
 
 # Plain words only, the longest first: so the engine can skip to their first characters.
-_CHINESE_ANY = lazy(lambda: "|".join(sorted(_chinese(), key=len, reverse=True)))
+_CHINESE_ANY = lazy(lambda: "|".join(_labels("chinese")))
 
 
 def _after_english(text: str, budget: Budget) -> Iterator[Finding]:
     done = 0  # the end of the last secret: what it is made of is not a label
-    english, secret_words = _english(), data.word_set("secrets", "words")
+    english, secret_words = _labels("english"), data.word_set("secrets", "words")
     for word in _P.camel.finditer(text):
         lower = word[0].lower()
         labels = english.get(lower)
@@ -117,7 +109,7 @@ def _after_english(text: str, budget: Budget) -> Iterator[Finding]:
 
 
 def _after_chinese(text: str, budget: Budget) -> Iterator[Finding]:
-    labels = _chinese()
+    labels = _labels("chinese")
     for label in budget.each(_CHINESE_ANY.finditer(text)):
         if label[0][0].isascii():  # vx, QQ, LINE: not inside another word
             before, after = (
