@@ -91,7 +91,8 @@ class _Reader:
 
     def run(self, run: str, start: int) -> Finding | None:
         """The name in the next run, which begins at an offset."""
-        if run in ENGLISH.not_names or not self.budget.spend(start):
+        greeting = run in data.word_set(_FILE, "greetings")  # also below "Thanks,"
+        if greeting or run in ENGLISH.not_names or not self.budget.spend(start):
             return None
         words, end = run.split(" "), start + len(run)
         n, score = self._addressed(words, end)
