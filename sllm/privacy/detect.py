@@ -8,46 +8,33 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING, SupportsIndex
 
 from sllm.errors import LeakError
 from sllm.extras import needs
-from sllm.privacy.findings import KINDS, LITERAL, Detector, Finding, LabelScorer
+from sllm.privacy.findings import KINDS, LITERAL, Detector, Finding, in_original
 from sllm.privacy.names import census, lac
 from sllm.privacy.names.census import CensusDetector
-from sllm.privacy.names.detectors import ModelDetector, NameDetector
+from sllm.privacy.names.detectors import NameDetector
 from sllm.privacy.names.tagger import TaggerDetector
-from sllm.privacy.patterns import addresses, chinese, codes, labels, numbers, passwords
+from sllm.privacy.patterns import addresses, labels, numbers, rules, secrets
 from sllm.privacy.regex import lazy
 from sllm.privacy.text import decoded, encoded, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from sllm.privacy.findings import Reach
 
-__all__ = [
-    "KINDS",
-    "CensusDetector",
-    "Detector",
-    "Finding",
-    "LabelScorer",
-    "ModelDetector",
-    "NameDetector",
-    "PatternDetector",
-    "TaggerDetector",
-    "blank",
-    "default_detectors",
-    "detect_all",
-    "search",
-    "union",
-]
+__all__ = ["PatternDetector", "blank", "default_detectors", "detect_all", "search", "union"]
 
-_SCANS = (
-    codes.scan, numbers.scan, labels.scan, passwords.scan, chinese.scan, addresses.scan,
+_RULES = ("codes", "labels", "chinese", "addresses", "secrets")
+_SCANS: tuple[Callable[[str], Iterator[Finding]], ...] = (
+    secrets.scan, numbers.scan, labels.scan, addresses.scan,
+    *(functools.partial(rules.scan, file=file) for file in _RULES),
 )  # fmt: skip
-_N_DEFAULT = 4  # detectors with everything installed
 _KIND = lazy("[A-Z]{2,16}")
 
 
@@ -87,19 +74,13 @@ class PatternDetector:
     def detect(self, text: str) -> list[Finding]:
         """Findings in the order of their starts; they may overlap."""
         view = plain(text)
-        found = []
-        for scan in _SCANS:
-            for one in scan(view.text):
-                if self._kinds is not None and one.kind not in self._kinds:
-                    continue
-                if one.score < self._min_score or one.end <= one.start:
-                    continue
-                if view.offsets is None:
-                    found.append(one)
-                    continue
-                start, end = view.span(one.start, one.end)
-                found.append(Finding(start, end, one.kind, one.score, one.checked))
-        return sorted(found, key=lambda one: (one.start, -one.end))
+        found = [
+            one
+            for scan in _SCANS
+            for one in scan(view.text)
+            if one.score >= self._min_score and (self._kinds is None or one.kind in self._kinds)
+        ]
+        return sorted(in_original(found, view), key=lambda one: (one.start, -one.end))
 
 
 def default_detectors() -> tuple[Detector, ...]:
@@ -112,7 +93,7 @@ def default_detectors() -> tuple[Detector, ...]:
         detectors.append(TaggerDetector())
     if census.installed() is not None:
         detectors.append(CensusDetector())
-    if len(detectors) < _N_DEFAULT:
+    if None in (lac.installed(), census.installed()):
         _tell_missing()
     return tuple(detectors)
 
@@ -136,9 +117,8 @@ def union(findings: Iterable[Finding]) -> list[Finding]:
         rank = (one.checked, one.end - one.start, one.score)
         if merged and one.start < merged[-1].end:
             last = merged[-1]
-            lead = one if rank > best else last
+            merged[-1] = replace(one if rank > best else last, start=last.start, end=max(last.end, one.end))
             best = max(best, rank)
-            merged[-1] = Finding(last.start, max(last.end, one.end), lead.kind, lead.score, lead.checked)
         else:
             merged.append(one)
             best = rank
@@ -155,15 +135,12 @@ def search(detectors: Sequence[Detector], text: str) -> list[Finding]:
     found = detect_all(detectors, text)
     if detectors:
         for view in decoded(text):
-            found += [
-                Finding(*view.span(one.start, one.end), one.kind, one.score, one.checked)
-                for one in detect_all(detectors, view.text)
-            ]
+            found += in_original(detect_all(detectors, view.text), view)
         for start, end, inner in encoded(text):
             within = union(detect_all(detectors, inner))
             if within:
                 lead = max(within, key=lambda one: (one.checked, one.end - one.start))
-                found.append(Finding(start, end, lead.kind, lead.score, lead.checked))
+                found.append(replace(lead, start=start, end=end))
     return found
 
 
@@ -182,17 +159,15 @@ def detect_all(detectors: Sequence[Detector], text: str) -> list[Finding]:
         try:
             results = list(detector.detect(text))
         except Exception as exc:  # noqa: BLE001 - whatever a detector raises, the text must not pass
-            failed = type(exc).__name__
-            results = []
+            failed, results = type(exc).__name__, []
         if failed is not None:
             raise LeakError(f"{name} failed with {failed}; text that was not searched is not let out")
-        for one in results:
-            if not _is_valid(one, len(text)):
-                raise LeakError(
-                    f"{name} gave an invalid finding: expected offsets within the {len(text)} characters "
-                    f"and a kind of 2 to 16 capital letters, other than {LITERAL}"
-                )
-            found.append(one)
+        if not all(_is_valid(one, len(text)) for one in results):
+            raise LeakError(
+                f"{name} gave an invalid finding: expected offsets within the {len(text)} characters "
+                f"and a kind of 2 to 16 capital letters, other than {LITERAL}"
+            )
+        found += results
     return found
 
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import re
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["KINDS", "LITERAL", "Budget", "Detector", "Finding", "LabelScorer", "Reach", "reach_of"]
+    from sllm.privacy.text import View
+
+__all__ = [
+    "KINDS",
+    "LITERAL",
+    "Budget",
+    "Detector",
+    "Finding",
+    "LabelScorer",
+    "Reach",
+    "in_original",
+    "reach_of",
+]
 
 KINDS = {
     "ACCOUNT": "account, member, policy, patient or employee number",
@@ -64,6 +76,16 @@ class Finding:
     kind: str
     score: float = 1.0
     checked: bool = False
+
+
+def in_original(found: Iterable[Finding], view: View) -> Iterator[Finding]:
+    """Findings in a view, with their offsets in the text that it is of."""
+    if view.offsets is None:
+        yield from found
+        return
+    for one in found:
+        start, end = view.span(one.start, one.end)
+        yield replace(one, start=start, end=end)
 
 
 Reach = Literal["words", "sentence", "far"]

@@ -6,35 +6,13 @@ import re
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sllm.extras import needs
+from sllm.privacy import data
 from sllm.privacy.findings import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 __all__ = ["PresidioDetector"]
-
-_KINDS = {
-    "CREDIT_CARD": "CARD",
-    "CRYPTO": "WALLET",
-    "DATE_TIME": None,
-    "EMAIL_ADDRESS": "EMAIL",
-    "IBAN_CODE": "IBAN",
-    "IP_ADDRESS": "IP",
-    "LOCATION": "ADDRESS",
-    "MAC_ADDRESS": "MAC",
-    "MEDICAL_LICENSE": "LICENCE",
-    "NRP": None,
-    "ORGANIZATION": "ORG",
-    "PERSON": "NAME",
-    "PHONE_NUMBER": "PHONE",
-    "UK_NHS": "NATIONALID",
-    "URL": None,
-    "US_BANK_NUMBER": "ACCOUNT",
-    "US_DRIVER_LICENSE": "LICENCE",
-    "US_ITIN": "NATIONALID",
-    "US_PASSPORT": "PASSPORT",
-    "US_SSN": "SSN",
-}
 
 
 class _Analyzer(Protocol):
@@ -73,7 +51,7 @@ class PresidioDetector:
         self._analyzer: _Analyzer = analyzer
         self._languages = tuple(languages)
         self._min_score = min_score
-        self._kinds: dict[str, str | None] = {**_KINDS, **(kinds or {})}
+        self._kinds: dict[str, str | None] = {**data.table("presidio")["kinds"], **(kinds or {})}
 
     def detect(self, text: str) -> list[Finding]:
         """Findings in the order in which Presidio returned them."""

@@ -206,11 +206,11 @@ def test_checksums_agree_with_stdnum() -> None:
     good = 0
     for _ in range(3000):
         code = "9111010566" + "".join(rng.choice("0123456789ABCDEFGHJKLMNPQRTUWXY") for _ in range(8))
-        assert checksums.uscc(code) == stdnum_uscc.is_valid(code)
-        good += checksums.uscc(code)
+        assert checksums.valid("uscc", code) == stdnum_uscc.is_valid(code)
+        good += checksums.valid("uscc", code)
     assert good > 30
-    assert not checksums.uscc("9A110105662345678X")
-    assert checksums.uscc("A1110000600037341" + stdnum_uscc.calc_check_digit("A1110000600037341"))
+    assert not checksums.valid("uscc", "9A110105662345678X")
+    assert checksums.valid("uscc", "A1110000600037341" + stdnum_uscc.calc_check_digit("A1110000600037341"))
 
 
 def test_checksums_by_stdnum() -> None:
@@ -226,15 +226,22 @@ def test_checksums_by_stdnum() -> None:
         assert checksums.valid(scheme, right) and not checksums.valid(scheme, wrong)
 
 
-def test_identity_cards() -> None:
-    assert checksums.cn_id("11010519491231002X") is True
-    assert checksums.cn_id("110105194912310021") is False
-    assert checksums.cn_id("11010519491331002X") is None  # no such month
-    assert checksums.cn_id("19010519491231002X") is None  # no such province
-    assert checksums.hk_id("A", "123456", "3") and not checksums.hk_id("A", "123456", "4")
-    assert checksums.tw_id("A123456789") and not checksums.tw_id("A123456788")
-    assert checksums.vin("1HGCM82633A004352") and not checksums.vin("1HGCM82633A004353")
-    assert checksums.base58check("1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN2")
+@pytest.mark.parametrize(
+    ("scheme", "right", "wrong"),
+    [
+        ("cn_id", "11010519491231002X", "110105194912310021"),
+        ("cn_id_form", "110105194912310021", "11010519491331002X"),  # no such month
+        ("cn_id_form", "130503670401001", "19010519491231002X"),  # no such province
+        ("hk_id", "A123456(3)", "A123456(4)"),
+        ("tw_id", "A123456789", "A123456788"),
+        ("vin", "1HGCM82633A004352", "1HGCM82633A004353"),
+        ("base58check", "1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN2", "1BvBMSEYstWetqTFn5Au4m4GFg7xJaNVN3"),
+        ("card", "4111 1111 1111 1111", "4111 1111 1111 1112"),
+        ("card", "6011000990139424", "0000000000000000"),
+    ],
+)
+def test_checks_of_our_own(scheme: str, right: str, wrong: str) -> None:
+    assert checksums.valid(scheme, right) and not checksums.valid(scheme, wrong)
 
 
 # ---- views -------------------------------------------------------------------------------------------------

@@ -243,8 +243,7 @@ def test_labels_are_those_of_the_package_in_numpy() -> None:
     weights = reference()
     tagger = Tagger(lac.weights())
     assert tagger.labels == tuple(weights.labels)
-    traditional = {pair[0]: pair[1] for pair in data.words("chars_zh_traditional")}
-    signs = str.maketrans({sign: form for form, each in lac._SIGNS.items() for sign in each} | traditional)
+    signs = str.maketrans({pair[0]: pair[1] for pair in data.words("chars_zh_same")})
     n_same = n_all = 0
     for one in [*sentences("zh", clean=False), *sentences("zh", clean=True)]:
         labels = tagger.run(one.text, [len(one.text)]).tolist()

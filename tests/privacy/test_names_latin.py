@@ -8,7 +8,7 @@ import pytest
 
 from sllm.privacy import CensusDetector, NameDetector
 from sllm.privacy.names import census
-from sllm.privacy.names.pinyin import is_name
+from sllm.privacy.names.census import is_pinyin
 
 with_lists = pytest.mark.skipif(census.installed() is None, reason="the extra names is not installed")
 
@@ -50,4 +50,4 @@ def test_names_without_capitals_and_first_in_a_sentence(text: str, expected: lis
 @pytest.mark.parametrize("surname", ["Zhang", "Xu", "Ouyang"])
 @pytest.mark.parametrize("given", ["Wei", "Xiaoming", "Ning", "Chunhua", "Zi'ang"])
 def test_a_chinese_name_in_either_order(surname: str, given: str) -> None:
-    assert is_name(surname, given) and is_name(given, surname)
+    assert is_pinyin(surname, given) and is_pinyin(given, surname)

@@ -38,22 +38,37 @@ def word_set(name: str, key: str) -> frozenset[str]:
     return frozenset(table(name)[key])
 
 
+def _from_lists(verb: str, names: str) -> str:
+    """What ``<<VERB LIST ...>>`` in a pattern stands for: of the words of some lists, with ``any``
+    alternatives, with ``chars`` their characters and with ``heads`` their first ones, as in a class; with
+    ``tails`` alternatives of the rest of a word after its first character.
+    """
+    listed = sorted({word for name in names.split() for word in words(name)})
+    listed.sort(key=len, reverse=True)
+    if verb == "any":
+        return f"(?:{'|'.join(listed)})"
+    if verb == "tails":
+        return "|".join(f"{word[1:]}(?<={word})" for word in listed)
+    return "".join(sorted({char for word in listed for char in (word if verb == "chars" else word[0])}))
+
+
 @functools.cache
 def sections(name: str) -> dict[str, dict[str, str]]:
     """The sections of ``<name>.ini``, each with its values; ``<<part>>`` in a value stands for the value of
-    that name in the section ``parts``, which may name others above it.
+    that name in the section ``parts``, which may name others above it, and ``<<any LIST>>`` for words.
     """
     parser = configparser.RawConfigParser(delimiters=("=",), comment_prefixes=("#",), strict=True)
     parser.read_string((_HERE / f"{name}.ini").read_text(encoding="utf-8"))
-    joined = {
-        section: {key: value.replace("\n", "") for key, value in parser.items(section)}
-        for section in parser.sections()
-    }
     parts: dict[str, str] = {}
 
     def whole(value: str) -> str:
+        value = re.sub("<<([a-z]+) ([a-z_ ]+)>>", lambda part: _from_lists(*part.groups()), value)
         return re.sub("<<([a-z0-9_]+)>>", lambda part: parts[part[1]], value)
 
+    joined = {
+        section: {key: value.replace("\n", "") for key, value in parser.items(section)}
+        for section in sorted(parser.sections(), key=lambda section: section != "parts")
+    }
     for key, value in joined.pop("parts", {}).items():
         parts[key] = whole(value)
     return {

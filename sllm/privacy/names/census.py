@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sllm.extras import needs
-from sllm.privacy.findings import Budget, Finding, Reach
-from sllm.privacy.names import pinyin
-from sllm.privacy.names.word_lists import CANDIDATE, ENGLISH, looks_like_surname, not_a_common_word, trimmed
+from sllm.privacy import data
+from sllm.privacy.findings import Budget, Finding, Reach, in_original
+from sllm.privacy.names.word_lists import ENGLISH, looks_like_surname, not_a_common_word, trimmed
+from sllm.privacy.regex import Patterns
 from sllm.privacy.text import plain
 
-__all__ = ["CensusDetector", "installed"]
+__all__ = ["CensusDetector", "installed", "is_pinyin"]
 
 # Frequent given names and surnames of the census of 1990, as the package ``names`` carries them.
 _FILES = ("dist.female.first", "dist.male.first", "dist.all.last")
 _SHA256 = "f15be13baaa2c18c4b761900d9d7e61347fbe75bc68f16689a6b169b3bbc130a"
 _SCORE = 0.5
+_P = Patterns("names_en")
+_SURE = 5  # letters of a given name in pinyin that hardly any word of English is
 
 
 class _Lists(NamedTuple):
@@ -63,6 +66,27 @@ def _lists() -> _Lists:
     return _Lists(female | male, last)
 
 
+@functools.cache
+def _pinyin_surnames() -> frozenset[str]:
+    return frozenset(data.words("names_zh_pinyin_surnames"))
+
+
+def is_pinyin(first: str, second: str) -> bool:
+    """Whether two capitalised words are a Chinese surname and a given name, in either order: Zhang Wei,
+    Xiaoming Li, Ouyang Feng.
+    """
+    words = data.word_set("names_zh_pinyin", "words")
+    return any(
+        surname in _pinyin_surnames()
+        and given not in words
+        and given not in ENGLISH.plain
+        and _P.pinyin_given.match(given) is not None
+        # "He Made": a surname that is a word as well needs a given name that can be nothing else.
+        and (surname not in words or len(given) >= _SURE)
+        for surname, given in ((first, second), (second, first))
+    )
+
+
 class CensusDetector:
     """People whose given name or surname is in the lists of the US Census of 1990.
 
@@ -86,15 +110,16 @@ class CensusDetector:
         """Findings of kind NAME, in the order of their starts."""
         view = plain(text)
         budget = Budget(view.text)
-        spans = [trimmed(run[0], run.start()) for run in budget.each(CANDIDATE.finditer(view.text))]
+        spans = [trimmed(run[0], run.start()) for run in budget.each(_P.candidate.finditer(view.text))]
         people = [span for span in spans if span and self._is_person(view.text[slice(*span)].split(" "))]
-        # Whatever was not read for want of budget counts as found.
-        people += [(rest.start, rest.end) for rest in budget.rest("NAME")]
-        return [Finding(*view.span(start, end), "NAME", _SCORE) for start, end in people]
+        found = [*(Finding(*span, "NAME", _SCORE) for span in people), *budget.rest("NAME")]
+        return list(in_original(found, view))
 
     def _is_person(self, words: list[str]) -> bool:
-        if len(words) == 2 and (pinyin.is_place(*words) or pinyin.is_name(*words)):
-            return not pinyin.is_place(*words)
+        if len(words) == 2 and " ".join(words).title() in data.word_set("names_zh_pinyin", "pairs"):
+            return False  # Shan Dong
+        if len(words) == 2 and is_pinyin(*words):
+            return True
         first = words[0]
         last = next((word for word in reversed(words) if len(word) > 2), first)  # Paul Brenner M. D.
         if not all(not_a_common_word(word) for word in words):

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from sllm.privacy.findings import Finding, LabelScorer
+from sllm.privacy.findings import Finding, LabelScorer, in_original
 from sllm.privacy.names import chinese, english
-from sllm.privacy.names.word_lists import CANDIDATE, trimmed
-from sllm.privacy.regex import lazy
+from sllm.privacy.names.word_lists import trimmed
+from sllm.privacy.regex import Patterns
 from sllm.privacy.text import plain
 
 if TYPE_CHECKING:
@@ -23,14 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ModelDetector", "NameDetector"]
 
-_HAN = "\u4e00-\u9fff"
-_ANY_HAN = lazy(f"[{_HAN}]")
-_W = r"[A-ZÀ-ÖØ-Þ][A-Za-zÀ-ÿ'’-]{1,24}"
-_EN_ORG = lazy(
-    rf"(?<![A-Za-z])(?:{_W}|[A-Z]{{2,8}})(?:,? (?:(?:and|&|of) )?(?:{_W}|[A-Z]{{2,8}})){{0,4}}?,? "
-    r"(?:Inc|LLC|Ltd|Limited|Corp|Corporation|PLC|Plc|GmbH|LLP|Co|AG|BV|SA|Pty Ltd)(?:\.|(?![A-Za-z]))"
-)
-_EN_ORG_END = lazy(r" (?:Inc|LLC|Ltd|Limited|Corp|Corporation|PLC|Plc|GmbH|LLP|Co|AG|BV|SA)(?![A-Za-z])")
+_LATIN, _HAN = Patterns("names_en"), Patterns("names_zh")
 
 
 class NameDetector:
@@ -46,32 +39,25 @@ class NameDetector:
     def detect(self, text: str) -> list[Finding]:
         """Findings of kinds NAME and ORG."""
         view = plain(text)
-        if view.offsets is None:
-            return list(self._scan(view.text))
-        found = []
-        for one in self._scan(view.text):
-            start, end = view.span(one.start, one.end)
-            found.append(Finding(start, end, one.kind, one.score))
-        return found
+        return list(in_original(self._scan(view.text), view))
 
     def _scan(self, text: str) -> Iterator[Finding]:
         yield from english.scan(text)
-        for end in _EN_ORG_END.finditer(text):
-            # The few words before the form of the company, so that each stretch is read once.
-            at = max(0, end.start() - 60)
-            for found in _EN_ORG.finditer(text, at, end.end() + 1):
-                if found.end() >= end.end():
-                    yield Finding(found.start(), found.end(), "ORG", 0.7)
-        if not text.isascii() and _ANY_HAN.search(text):
+        if not text.isascii() and _HAN.char.search(text):
             yield from chinese.scan(text)
 
 
-_CANDIDATE_CN = lazy(lambda: f"(?={chinese.surname()}[{_HAN}])")
-_CANDIDATE_ORG = lazy(
-    rf"[{_HAN}]{{2,14}}?(?:公司|集团|大学|学院|医院|银行|中学|小学|法院|研究院|委员会|协会|事务所|工厂|酒店)"
+_KINDS = ("NAME", "ORG", "ADDRESS")
+# The question to a scorer, what stands for a candidate when it is asked of nothing, and the labels.
+_ENGLISH = (
+    'Text: {before}"{span}"{after}\nIn the text above, "{span}" is',
+    "...",
+    (" a person's name", " the name of an organisation", " a postal address", " an ordinary word"),
 )
-_CANDIDATE_ADDRESS = lazy(
-    rf"[{_HAN}]{{2,8}}?(?:省|市|区|县|镇|乡|村|路|街|小区|花园|大厦)(?:[{_HAN}0-9]{{0,10}}?[0-9]+号)?"
+_CHINESE = (
+    "文本：{before}「{span}」{after}\n在上面的文本中，「{span}」是",
+    "……",
+    ("人名", "机构名称", "地址", "普通词语"),
 )
 
 
@@ -93,15 +79,6 @@ class ModelDetector:
 
     """
 
-    _LABELS_EN = (
-        " a person's name",
-        " the name of an organisation",
-        " a postal address",
-        " an ordinary word",
-    )
-    _LABELS_CN = ("人名", "机构名称", "地址", "普通词语")
-    _KINDS = ("NAME", "ORG", "ADDRESS")
-
     def __init__(
         self, scorer: LabelScorer, *, threshold: float = 0.5, max_candidates: int = 256, window: int = 60
     ) -> None:
@@ -115,7 +92,7 @@ class ModelDetector:
         self._threshold = threshold
         self._max = max_candidates
         self._window = window
-        self._neutral: dict[bool, list[float]] = {}
+        self._neutral: dict[str, list[float]] = {}
 
     def detect(self, text: str) -> list[Finding]:
         """Findings of kinds NAME, ORG and ADDRESS.
@@ -135,38 +112,25 @@ class ModelDetector:
             best = max(range(3), key=shares.__getitem__)
             score = sum(shares[:3])
             if score >= self._threshold:
-                judged.append((score, Finding(start, end, self._KINDS[best], min(score, 1.0))))
+                judged.append((score, Finding(start, end, _KINDS[best], min(score, 1.0))))
         # Of candidates that overlap (张伟, 张伟东) the likelier one is kept.
         judged.sort(key=lambda pair: (-pair[0], pair[1].start - pair[1].end))
         taken: list[Finding] = []
         for _, one in judged:
             if all(one.end <= other.start or other.end <= one.start for other in taken):
                 taken.append(one)
-        spans = [(view.span(one.start, one.end), one) for one in taken]
-        return sorted((Finding(*span, one.kind, one.score) for span, one in spans), key=lambda one: one.start)
+        return sorted(in_original(taken, view), key=lambda one: one.start)
 
     def _candidates(self, text: str) -> list[tuple[int, int, str]]:
-        found: dict[tuple[int, int], str] = {}
-        for match in _CANDIDATE_CN.finditer(text):
-            start = match.start()
-            size = 2 if text[start : start + 2] in chinese.double_surnames() else 1
-            longest = 0 if chinese.is_word(text, start) else chinese.given_length(text, start + size, 2)
-            for n in range(1, longest + 1):
-                if "\u4e00" <= text[start + size + n - 1] <= "\u9fff":
-                    found.setdefault((start, start + size + n), "NAME")
-        for pattern, kind in ((_CANDIDATE_ORG, "ORG"), (_CANDIDATE_ADDRESS, "ADDRESS")):
+        found: dict[tuple[int, int], str] = dict.fromkeys(chinese.candidates(text), "NAME")
+        for pattern, kind in ((_HAN.organisation, "ORG"), (_HAN.address, "ADDRESS")):
             for match in pattern.finditer(text):
                 found.setdefault(match.span(), kind)
-        for match in CANDIDATE.finditer(text):
+        for match in _LATIN.candidate.finditer(text):
             span = trimmed(match[0], match.start())
             if span:
                 found.setdefault(span, "NAME")
         return sorted((start, end, kind) for (start, end), kind in found.items())
-
-    def _prompt(self, before: str, span: str, after: str, chinese: bool) -> tuple[str, Sequence[str]]:
-        if chinese:
-            return f"文本：{before}「{span}」{after}\n在上面的文本中，「{span}」是", self._LABELS_CN
-        return f'Text: {before}"{span}"{after}\nIn the text above, "{span}" is', self._LABELS_EN
 
     def _score(self, prompt: str, labels: Sequence[str]) -> list[float]:
         scores = [float(score) for score in self._scorer.label_logprobs(prompt, labels)]
@@ -178,14 +142,15 @@ class ModelDetector:
 
     def _judge(self, text: str, start: int, end: int) -> list[float]:
         """The calibrated probability of each label; they sum to 1."""
-        chinese = any("\u4e00" <= char <= "\u9fff" for char in text[start:end])
-        neutral = self._neutral.get(chinese)
+        span = text[start:end]
+        prompt, none, labels = _CHINESE if _HAN.char.search(span) else _ENGLISH
+        neutral = self._neutral.get(none)
         if neutral is None:
-            neutral = self._score(*self._prompt("", "……" if chinese else "...", "", chinese))
-            self._neutral[chinese] = neutral
+            neutral = self._score(prompt.format(before="", span=none, after=""), labels)
+            self._neutral[none] = neutral
         before = text[max(0, start - self._window) : start].replace("\n", " ")
         after = text[end : end + self._window].replace("\n", " ")
-        scores = self._score(*self._prompt(before, text[start:end], after, chinese))
+        scores = self._score(prompt.format(before=before, span=span, after=after), labels)
         shifted = [s - n if n > -math.inf else s for s, n in zip(scores, neutral, strict=True)]
         top = max(shifted)
         if top == -math.inf:

@@ -36,16 +36,6 @@ _NAME = "lac-small-1.gguf"
 _TYPES = {np.dtype("<f4"): 0, np.dtype("<i4"): 26}  # ggml's numbers
 _ALIGNMENT = 32
 _WIDTH = 128  # of the embedding, and the units of each direction
-# Signs of Chinese that stand for one of ASCII to the tagger, besides those that Unicode calls compatible.
-_SIGNS = {
-    ".": "。．｡…",
-    ",": "、﹑",
-    '"': "“”‘’「」『』〝〞",
-    "[": "【〔〖",
-    "]": "】〕〗",
-    "<": "〈",
-    ">": "〉",
-}
 
 
 def installed() -> Path | None:
@@ -148,8 +138,7 @@ def _compatible(rows: Mapping[int, int]) -> dict[int, int]:
     """The rows of characters that count as another one: full-width forms, signs of Chinese, and traditional
     characters, of which LAC has seen few.
     """
-    same = {ord(sign): plain for plain, signs in _SIGNS.items() for sign in signs}
-    same.update((ord(pair[0]), pair[1]) for pair in words("chars_zh_traditional"))
+    same = {ord(pair[0]): pair[1] for pair in words("chars_zh_same")}
     for code in range(0x80, 0x10000):
         form = unicodedata.normalize("NFKC", chr(code))
         if len(form) == 1 and ord(form) != code:

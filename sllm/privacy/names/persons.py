@@ -7,9 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sllm.privacy.names.chinese import double_surnames, single_surnames
 from sllm.privacy.names.word_lists import ENGLISH, not_a_common_word
-from sllm.privacy.regex import lazy
+from sllm.privacy.regex import Patterns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence, Set
@@ -17,15 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["People", "parts"]
 
 _SHORTEST = 4  # of a part that is searched for alone
-_HAN_NAME = lazy("[\u3400-\u9fff]{2,8}")
-_HAN_TITLE = lazy(
-    "(?:(?P<man>先生)|(?P<woman>女士|小姐|太太|夫人|阿姨)|老师|医生|教授|经理|主任|律师|同学|师傅|护士|局长|"
-    "院长|警官|博士|同志|总监|校长|大夫|法官|会计|教练|部长|处长|科长|董事长|总经理|老師|醫生|經理|同學|总|總)$"
-)
-_TITLE = lazy(
-    r"(?:(?P<man>mr|sir|herr)|(?P<woman>mrs|ms|miss|mme|mlle|madam|lady)|dr|prof|professor|doctor|coach|rev|"
-    r"capt|captain|sgt|judge|nurse)\.?\s+",
-)
+_P = Patterns("persons")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,82 +24,65 @@ class _Mention:
     """What a name says of the person: parts in lower case, "" for what it does not say.
 
     Attributes:
+        title: "man" or "woman", where it says that.
         either: a word that is the given name or the surname.
-        woman: by the title; None: there is none, or it is for both.
 
     """
 
     given: str = ""
     middle: str = ""
     surname: str = ""
+    title: str = ""
     either: str = ""
-    woman: bool | None = None
 
     @property
     def is_full(self) -> bool:
         return bool(self.given and self.surname)
 
+    @property
+    def words(self) -> list[str]:
+        """By which the person can be known."""
+        return [word for word in (self.given, self.surname, self.either) if word]
+
+    def contradicts(self, other: _Mention) -> bool:
+        mine, theirs = ((one.given, one.middle, one.surname, one.title) for one in (self, other))
+        return any(a and b and a != b for a, b in zip(mine, theirs, strict=True))
+
+    def fits(self, other: _Mention) -> bool:
+        """Whether both are of one person as far as they say."""
+        for word, rest in ((self.either, other), (other.either, self)):
+            if word:
+                return word in (rest.given, rest.surname, rest.either)
+        said = (self.given and other.given) or (self.surname and other.surname)
+        return bool(said) and not self.contradicts(other)
+
 
 def _mention(name: str) -> _Mention:
     text = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
-    if _HAN_NAME.fullmatch(text):
+    if _P.han_name.fullmatch(text):
         return _of_han(text)
-    title = _TITLE.match(text)
-    woman = None if title is None or title.lastgroup is None else title.lastgroup == "woman"
+    title = _P.title.match(text)
+    sex = (title and title.lastgroup) or ""
     rest = text[title.end() :] if title else text
     last, comma, first = rest.partition(", ")
     words = f"{first} {last}".split() if comma else rest.replace("·", " ").replace("•", " ").split()
     if len(words) >= 2:
-        return _Mention(words[0], " ".join(words[1:-1]), words[-1], woman=woman)
-    return _Mention(surname=rest, woman=woman) if title else _Mention(either=rest)
+        return _Mention(words[0], " ".join(words[1:-1]), words[-1], sex)
+    return _Mention(surname=rest, title=sex) if title else _Mention(either=rest)
 
 
 def _of_han(text: str) -> _Mention:
-    title = _HAN_TITLE.search(text)
-    woman = None if title is None or title.lastgroup is None else title.lastgroup == "woman"
-    base = text[: title.start()] if title and title.start() else text
-    size = next((len(one) for one in double_surnames() if base.startswith(one)), 1)
-    has_surname = size > 1 or base[0] in single_surnames(rare=True)
-    if base != text and len(base) == size:
-        return _Mention(surname=base, woman=woman)
-    if base[0] in "小老" and len(base) == 2 and base[1] in single_surnames(rare=False):
-        return _Mention(surname=base[1], woman=woman)
-    if has_surname and len(base) > size:
-        return _Mention(base[size:], surname=base[:size], woman=woman)
-    return _Mention(base, woman=woman)
-
-
-def _agree(a: str, b: str) -> bool:
-    return not a or not b or a == b
-
-
-def _other_title(one: _Mention, other: _Mention) -> bool:
-    return one.woman is not None and other.woman is not None and one.woman != other.woman
-
-
-def _contradicts(one: _Mention, other: _Mention) -> bool:
-    return _other_title(one, other) or not all(
-        _agree(*pair) for pair in zip(_parts(one), _parts(other), strict=True)
-    )
-
-
-def _fits(one: _Mention, other: _Mention) -> bool:
-    """Whether two mentions are of one person as far as they say."""
-    for word, rest in ((one.either, other), (other.either, one)):
-        if word:
-            return word in (rest.given, rest.surname, rest.either)
-    return not _contradicts(one, other) and bool(
-        (one.given and other.given) or (one.surname and other.surname)
-    )
-
-
-def _parts(one: _Mention) -> tuple[str, str, str]:
-    return one.given, one.middle, one.surname
-
-
-def _words(one: _Mention) -> list[str]:
-    """By which a person can be known."""
-    return [word for word in (one.given, one.surname, one.either) if word]
+    title = _P.han_title.search(text, 1)
+    sex = (title and title.lastgroup) or ""
+    base = text[: title.start()] if title else text
+    if _P.familiar.fullmatch(base):
+        return _Mention(surname=base[1], title=sex)
+    surname = _P.surname.match(base)
+    size = surname.end() if surname else 1
+    if title and len(base) == size:
+        return _Mention(surname=base, title=sex)
+    cut = size if surname and len(base) > size else 0
+    return _Mention(base[cut:], surname=base[:cut], title=sex)
 
 
 def parts(name: str) -> list[str]:
@@ -145,7 +119,7 @@ class People:
         whole: defaultdict[str, set[_Mention]] = defaultdict(set)  # by word
         for one in new.values():
             self._of_surname[one.surname].add(one)
-            for word in _words(one) if one.is_full else ():
+            for word in one.words if one.is_full else ():
                 whole[word].add(one)
         for name, one in new.items():
             if one.is_full:
@@ -154,7 +128,8 @@ class People:
         for name, one in new.items():
             if not one.is_full:
                 # Beside Mrs Hargrove, Mr Hargrove need not be the Hargrove whose whole name is known.
-                unsure = one.surname and any(_other_title(one, x) for x in self._of_surname[one.surname])
+                others = self._of_surname[one.surname] if one.surname and one.title else ()
+                unsure = any(other.title not in ("", one.title) for other in others)
                 self._put(name, one, [] if unsure else self._fitting(one))
 
     def key(self, name: str) -> str | None:
@@ -164,24 +139,22 @@ class People:
 
     def _fitting(self, one: _Mention) -> list[int]:
         # Who has a surname, and not this one, is somebody else, whatever the given name.
-        known = self._named[one.surname] | self._open[one.given] if one.surname else self._named_by(one)
+        with_word = (self._named[word] for word in one.words)
+        known = self._named[one.surname] | self._open[one.given] if one.surname else set().union(*with_word)
         return [
             n
             for n in sorted(known)
-            if any(_fits(one, other) for other in self._people[n])
-            and not any(_contradicts(one, other) for other in self._people[n])
+            if any(one.fits(other) for other in self._people[n])
+            and not any(one.contradicts(other) for other in self._people[n])
         ]
-
-    def _named_by(self, one: _Mention) -> set[int]:
-        return set().union(*(self._named[word] for word in _words(one)))
 
     def _alone(self, n: int, whole: Mapping[str, Set[_Mention]]) -> bool:
         """Whether a known person is whole, or only one of some new whole names, by word, fits."""
         if any(one.is_full for one in self._people[n]):
             return True
-        words = {word for one in self._people[n] for word in _words(one)}
+        words = {word for one in self._people[n] for word in one.words}
         near = set().union(*(whole.get(word, ()) for word in words))
-        return len({replace(one, woman=None) for one in near if n in self._fitting(one)}) == 1
+        return len({replace(one, title="") for one in near if n in self._fitting(one)}) == 1
 
     def _put(self, name: str, one: _Mention, fitting: Sequence[int]) -> None:
         same = [n for n in fitting if one in self._people[n]]
@@ -191,7 +164,7 @@ class People:
             number = len(self._people)
             self._people.append([])
         self._people[number].append(one)
-        for word in _words(one):
+        for word in one.words:
             self._named[word].add(number)
             if not one.surname:
                 self._open[word].add(number)

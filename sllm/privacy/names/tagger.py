@@ -7,16 +7,13 @@ import os
 from typing import TYPE_CHECKING
 
 from sllm.engine.tagger import Tagger
-from sllm.privacy.findings import Finding
+from sllm.privacy.findings import Finding, in_original
 from sllm.privacy.names import lac
 from sllm.privacy.regex import lazy
 from sllm.privacy.text import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
-
-    import numpy as np
-    import numpy.typing as npt
+    from collections.abc import Collection, Iterator, Sequence
 
     from sllm.privacy.findings import Reach
 
@@ -34,10 +31,14 @@ _SENTENCE = lazy(
 _TAGS = {"NAME": ("PER", "nr"), "ORG": ("ORG", "nt"), "PLACE": ("LOC", "ns")}
 _SCORE = 0.6
 _WITHHELD = "某"
-_JOINTS = "·•・"  # within names of other peoples: 买买提·艾力
+_JOINTS = "·•・"
+_JOINT = lazy(f"[{_JOINTS}]")  # within names of other peoples: 买买提·艾力
 # A surname alone is left to the words around it. Names of places and organisations may hold letters.
 _PERSON = lazy(rf"[\u3400-\u9fff]{{2,8}}|[\u3400-\u9fff]{{1,8}}(?:[{_JOINTS}][\u3400-\u9fff]{{1,8}}){{1,4}}")
 _OTHER = lazy(r".*[\u3400-\u9fff].*")
+# The first letters of kinds, of neighbours.
+_RUN = lazy(r"([A-Z])\1*(?:-\1+)*")
+_NAME = lazy(r"[^\W_](?:.*[^\W_])?")
 
 
 class TaggerDetector:
@@ -69,10 +70,8 @@ class TaggerDetector:
             raise ValueError(f"unknown kinds {unknown}; a tagger knows {sorted(_TAGS)}")
         self._tagger = _shared() if weights is None else Tagger(weights)
         of_tag = {tag: kind for kind, tags in _TAGS.items() if kind in kinds for tag in tags}
-        self._begins = [
-            of_tag.get(label.removesuffix("-B").removesuffix("-I")) for label in self._tagger.labels
-        ]
-        self._goes_on = [label.endswith("-I") for label in self._tagger.labels]
+        labels = [label.removesuffix("-B").removesuffix("-I") for label in self._tagger.labels]
+        self._kinds = [of_tag.get(label, "") for label in labels]
 
     def detect(self, text: str) -> list[Finding]:
         """Findings of the kinds asked for, in the order of their starts, without overlaps."""
@@ -88,47 +87,25 @@ class TaggerDetector:
         at = 0
         for sentence in sentences:
             first = sentence.start()
-            for start, end, kind in self._names(sentence[0], labels[at : at + len(sentence[0])]):
+            for start, end, kind in self._names(sentence[0], labels[at : at + len(sentence[0])].tolist()):
                 if "\0" not in view.text[first + start : first + end]:
-                    found.append(Finding(*view.span(first + start, first + end), kind, _SCORE))
+                    found.append(Finding(first + start, first + end, kind, _SCORE))
             at += len(sentence[0])
-        return found
+        return list(in_original(found, view))
 
-    def _names(self, sentence: str, labels: npt.NDArray[np.int32]) -> Iterator[tuple[int, int, str]]:
-        """The names of a sentence: start, end and kind."""
-        last: tuple[int, int, str] | None = None
-        for start, end, kind in self._runs(labels.tolist()):
-            if last and last[2] == kind and sentence[last[1] : start] in ("", *_JOINTS):
-                last = last[0], end, kind
-                continue
-            if last:
-                yield from _trimmed(sentence, *last)
-            last = start, end, kind
-        if last:
-            yield from _trimmed(sentence, *last)
-
-    def _runs(self, labels: list[int]) -> Iterator[tuple[int, int, str]]:
-        start, kind = 0, None
-        for at, label in enumerate(labels):
-            here = self._begins[label]
-            if here != kind or not self._goes_on[label]:
-                if kind:
-                    yield start, at, kind
-                start, kind = at, here
-        if kind:
-            yield start, len(labels), kind
-
-
-def _trimmed(sentence: str, start: int, end: int, kind: str) -> Iterator[tuple[int, int, str]]:
-    """A range without the signs at its ends, if what is left has the form of a name: of people, Chinese
-    characters alone.
-    """
-    while start < end and not sentence[start].isalnum():
-        start += 1
-    while start < end and not sentence[end - 1].isalnum():
-        end -= 1
-    if (_PERSON if kind == "NAME" else _OTHER).fullmatch(sentence, start, end):
-        yield start, end, kind
+    def _names(self, sentence: str, labels: Sequence[int]) -> Iterator[tuple[int, int, str]]:
+        """The names of a sentence: start, end and kind. Parts of one kind that nothing but a joint separates
+        are one name, without the signs at its ends; it has the form of one.
+        """
+        kinds = [self._kinds[label] for label in labels]
+        marks = "".join(kind[:1] or " " for kind in kinds)
+        for joint in _JOINT.finditer(sentence):
+            marks = marks[: joint.start()] + (marks[joint.start()].strip() or "-") + marks[joint.end() :]
+        for run in _RUN.finditer(marks):
+            kind = kinds[run.start()]
+            name = _NAME.search(sentence, *run.span())
+            if name and (_PERSON if kind == "NAME" else _OTHER).fullmatch(sentence, *name.span()):
+                yield *name.span(), kind
 
 
 @functools.cache

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING
 
 from sllm.privacy import data
-from sllm.privacy.regex import lazy
+from sllm.privacy.regex import Patterns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
-    "CANDIDATE",
-    "CAP",
     "ENGLISH",
-    "INNER_CAPITAL",
-    "LETTER",
     "looks_like_surname",
     "not_a_common_word",
     "trimmed",
 ]
+
+
+_P = Patterns("names_en")
 
 
 class _English:
@@ -37,8 +35,6 @@ class _English:
         ambiguous: given names that are also a word or a place.
         sure_given: given names that are nothing else.
         plain: capitalised words that are not a given name.
-        lower_given: given names as they are written without capitals.
-        lower_surnames: surnames without capitals.
 
     """
 
@@ -57,47 +53,8 @@ _DERIVED: dict[str, Callable[[_English], frozenset[str]]] = {
     ),
     "sure_given": lambda en: en.given - en.ambiguous,
     "plain": lambda en: (en.common | en.not_names) - en.sure_given,
-    "lower_given": lambda en: frozenset(name.lower() for name in en.sure_given if len(name) > 2),
-    "lower_surnames": lambda en: frozenset(name.lower() for name in en.surnames),
 }
 ENGLISH = _English()
-
-
-@functools.cache
-def _letters(capitals: bool) -> str:
-    """The inside of a character class: letters of Latin Extended-A and -B and Extended Additional."""
-    chars = [chr(c) for c in (*range(0xC0, 0x250), *range(0x1E00, 0x1F00)) if chr(c).isalpha()]
-    return "".join(char for char in chars if not capitals or char.isupper())
-
-
-CAP = f"A-Z{_letters(True)}"
-# U+0300 to U+036F: marks that follow their letter where the text is decomposed.
-LETTER = f"A-Za-z{_letters(False)}\u0300-\u036f"
-_W = rf"(?:[DdOL]['’])?[{CAP}][{LETTER}'’-]{{1,24}}"
-_PARTICLE = (
-    r"(?:van|von|de|der|den|da|di|del|della|la|le|bin|bint|ibn|al|el|dos|das|do|du|ten|ter|af|zu|y|e|ben|abu)"
-)
-_NAME = (
-    rf"(?:[A-Z]\. ?){{0,3}}{_W}(?: (?:[A-Z]\.?(?!['’])|{_PARTICLE}(?: (?:der|den|la|las|los))?(?= [{CAP}])|"
-    rf"{_W})){{0,4}}"
-)
-# A run of capitalised words.
-CANDIDATE = lazy(rf"(?<![{LETTER}]){_NAME}(?![{LETTER}])")
-
-
-def _surname_shape() -> str:
-    endings = "|".join(data.words("names_en_endings"))
-    return (
-        rf"(?:O['’]|D['’]|Mc|Mac(?=[A-Z])|Fitz)[A-Z][{LETTER}]{{2,}}\Z"
-        rf"|[{LETTER}'’-]{{2,}}(?:{endings}|[{LETTER}]-[{CAP}][{LETTER}]{{2,}})\Z"
-    )
-
-
-# How surnames of many countries begin or end.
-_SHAPE = lazy(_surname_shape)
-_FOREIGN = lazy(f"[{_letters(False)}]")
-INNER_CAPITAL = lazy(r"[a-z][A-Z]")
-_CAMEL_NAME = lazy(r"(?:Mc|Mac|De|Di|La|Le|Van|Von|Du|Fitz|O|D|Da|Del|Ja|Ra|Sha)[A-Z][a-z]+\Z")
 
 
 def not_a_common_word(word: str) -> bool:
@@ -105,16 +62,14 @@ def not_a_common_word(word: str) -> bool:
     return (
         word not in ENGLISH.plain
         and word not in ENGLISH.places
-        and (word[1:].islower() or not INNER_CAPITAL.search(word) or _CAMEL_NAME.match(word) is not None)
+        and (word[1:].islower() or not _P.inner_capital.search(word) or _P.camel_name.match(word) is not None)
     )
 
 
 def looks_like_surname(word: str) -> bool:
     """Whether a word has the form of a surname, or letters that English does not write."""
-    if word in ENGLISH.places or word in ENGLISH.common:
-        return False
-    return (len(word) >= 5 and _SHAPE.match(word) is not None) or (
-        len(word) >= 3 and _FOREIGN.search(word) is not None
+    return (
+        word not in ENGLISH.places and word not in ENGLISH.common and _P.surname_shape.match(word) is not None
     )
 
 

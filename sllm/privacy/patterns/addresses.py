@@ -1,133 +1,105 @@
-"""Postal addresses in Latin script: in English, and by the street names of other countries."""
+"""Postal addresses in Chinese: built of parts, each a name and what it is the name of."""
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING
 
-from sllm.privacy import data
 from sllm.privacy.findings import Budget, Finding
-from sllm.privacy.patterns import rules
 from sllm.privacy.regex import Patterns
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterator
 
 __all__ = ["scan"]
 
-_P = Patterns("addresses")
+_P = Patterns("chinese")
 
-_MAX_TOKENS = 24
+_MAX_NAME = 12
+_MAX_PARTS = 500
+_INNER = "室舍栋幢座层楼元户"
 
 
-def _announced(text: str, budget: Budget) -> Iterator[Finding]:
-    """Addresses of any country, after words that announce one."""
-    small_words = data.word_set("addresses", "small words")
-    no_address = data.word_set("addresses", "no address")
-    done = 0
-    for lead in _P.at.finditer(text):
-        if lead.start() < done:
-            continue
-        if not budget.spend(lead.start()):
+def _name_start(text: str, low: int, marker: int) -> int:
+    """Where the name before a suffix begins: after the last word that cannot be part of it."""
+    low = max(low, marker - _MAX_NAME)
+    name = text[low:marker]
+    stop = _P.stop.match(name)
+    cut = stop.end() if stop else 0
+    known = _P.start.search(name, cut) or _P.start.search(name)
+    return low + (known.start() if known else max(cut, *(name.rfind(sign) + 1 for sign in " ()（）-–·")))
+
+
+def _joins(text: str, address: list[re.Match[str]], part: re.Match[str]) -> bool:
+    """Whether a part belongs to an address: a name of up to twelve characters stands between two of them, and
+    nothing that ends an address, other than at the end of that; a number follows at once.
+    """
+    between = text[address[-1].end() : part.start()]
+    stop = _P.stop.match(between)
+    if part.lastgroup == "number":
+        # 22号南京大学3舍: a building with a name of its own.
+        numbered = any(one.lastgroup == "number" for one in address)
+        inner = numbered and len(between) <= 10 and part[0][-1] in _INNER and not stop
+        return len(between) <= 2 or inner
+    ends = stop and not between.startswith(("和", "过")) and stop.end() < len(between)
+    return len(between) <= _MAX_NAME and not ends
+
+
+def _found(text: str, first: int, address: list[re.Match[str]], end: int) -> Iterator[Finding]:
+    """The address, if it is one: a place that many people share is not private, it needs a house, or three
+    levels.
+    """
+    kinds = [part.lastgroup for part in address]
+    numbers, areas = kinds.count("number"), kinds.count("area")
+    roads, places = "road" in kinds, "place" in kinds
+    good = (numbers and (roads or places or areas >= 2)) or areas >= 3 or (areas and roads and places)
+    good = good or (areas >= 2 and (roads or places))
+    last = address[-1].end() if address else first
+    room = _P.room.match(text, last, end)
+    if room and (roads or places):
+        good = good or room[0][-1] in "室号房户"
+    if not good:
+        return
+    # 5樓之2: a part of a floor; a postal code on either side.
+    for more in (_P.room, _P.flat, _P.code_after):
+        found = more.match(text, last, end)
+        last = found.end() if found else last
+    code = _P.code_before.search(text, max(0, first - 7), first)
+    yield Finding(code.start() if code else first, last, "ADDRESS", 0.8)
+
+
+def _in_stretch(text: str, start: int, end: int, budget: Budget) -> Iterator[Finding]:
+    address: list[re.Match[str]] = []
+    first = low = start
+    for n, part in enumerate(_P.part.finditer(text, start, end)):
+        if not budget.spend(start):
             return
-        start = end = lead.end()
-        numbers = names = 0
-        kept = start
-        for n in range(_MAX_TOKENS):
-            token = _P.address_token.match(text, end)
-            if not token:
-                break
-            word = token[1]
-            bare = word.strip(".,")
-            if word[0].islower() and bare not in small_words:
-                break
-            if not n and bare in no_address:
-                break
-            if any(c.isdigit() for c in word):
-                numbers += 1
-            elif len(bare) >= 3 and bare[1:].islower() and bare not in no_address:
-                names += 1
-            end = token.end()
-            if not word[0].islower():
-                kept = end
-            # A full stop after a long word ends the sentence.
-            if word.endswith(".") and len(word) > 5 and text[end : end + 1] in (" ", ""):
-                kept -= 1
-                break
-        if numbers and names and kept - start >= 7:
-            done = kept
-            yield Finding(start, kept, "ADDRESS", 0.6)
-
-
-@functools.cache
-def _suffixes() -> frozenset[str]:
-    """What the name of a street ends in."""
-    return frozenset(data.words("addresses_en_streets"))
-
-
-def _streets(text: str, budget: Budget) -> Iterator[Finding]:
-    suffixes = _suffixes()
-    # These name little else: after a number they are enough. The others need two words before them, so that
-    # "3 Key Points" is not an address.
-    sure = data.word_set("addresses", "sure suffixes")
-    for found in budget.each(_P.street.finditer(text)):
-        words = found["name"].split(" ")
-        at = found.start("name")
-        # The last word of the name that is a kind of street ends it.
-        ends = []
-        for i, word in enumerate(words):
-            at += len(word)
-            bare = word.rstrip(".,")
-            if i and (bare in suffixes or bare.removesuffix("s") in suffixes) and (bare in sure or i >= 1):
-                ends.append((at - (len(word) - len(bare)), bare, i))
-            at += 1
-        if not ends:
-            # Whatever the street is called, if a flat, or a town with its code, follows.
-            whole = _P.with_town.match(text, found.end("number"))
-            if whole:
-                yield Finding(found.start(), whole.end(), "ADDRESS", 0.7)
-            continue
-        end, suffix, n = ends[-1]
-        tail = _P.after.match(text, end)
-        stop = tail.end() if tail else end
-        if suffix not in sure and n < 2 and stop - end < 5 and not _more(text, stop):
-            # "221 Baker Street" is one; "12 Golden Valley" only with a number of three digits or more.
-            digits = sum(char.isdigit() for char in text[found.start() : found.start("name")])
-            if digits < 3:
+        if n >= _MAX_PARTS:
+            # Nobody writes that many without a full stop: all of it counts, at no further cost.
+            yield Finding(start, end, "ADDRESS", 0.5)
+            return
+        if address and not _joins(text, address, part):
+            yield from _found(text, first, address, end)
+            address = []
+        if not address:
+            # A number begins no address, except one whose name stands before it: 幸福3栋.
+            first = part.start() if part.lastgroup == "number" else _name_start(text, low, part.start())
+            if first == part.start():
+                low = start
                 continue
-        yield Finding(found.start(), stop, "ADDRESS", 0.8)
-
-
-def _more(text: str, at: int) -> bool:
-    return text[at : at + 2] == ", " and text[at + 2 : at + 3].isupper()
+        address.append(part)
+        low = part.end()
+    yield from _found(text, first, address, end)
 
 
 def scan(text: str) -> Iterator[Finding]:
     """Findings in a plain view (:func:`sllm.privacy.text.plain`)."""
-    if not _P.any.search(text):
+    if text.isascii():
         return
     budget = Budget(text)
-    yield from _streets(text, budget)
-    yield from _announced(text, budget)
-    yield from rules.scan(text, "addresses", budget)
-    done = 0
-    for label in _P.label.finditer(text):
-        if label.start() < done:
-            continue
-        if not budget.spend(label.start()):
-            break
-        line = _P.line.match(text, label.end())
-        if not line:
-            continue
-        done = line.end()
-        value = _P.sentence_end.split(line[0])[0].rstrip(" .,")
-        if (
-            _P.likely.match(value)
-            and "@" not in value
-            and "://" not in value
-            and any(c.isdigit() for c in value)
-            and sum(c.isalpha() for c in value) >= 4
-            and " " in value
-        ):
-            yield Finding(label.end(), label.end() + len(value), "ADDRESS", 0.6)
+    for stretch in _P.stretch.finditer(text):
+        if len(stretch[0]) >= 4 and _P.needed.search(text, *stretch.span()):
+            yield from _in_stretch(text, *stretch.span(), budget)
+            if budget.spent:
+                break
     yield from budget.rest("ADDRESS")

@@ -1,18 +1,21 @@
-"""Numbers: runs of digits with the gaps that people leave in them, sorted by the lengths of their groups.
+"""Numbers: runs of groups of digits with the gaps that people leave in them, read by the rules of
+``numbers.ini``.
 
-One pass finds the runs; windows of a few groups are then looked up by their lengths, so that the work for
-each group is bounded and long runs of anything cost no more than their length. National numbers with gaps of
-their own are rules of ``numbers.ini``.
+One pass finds the runs. In each, the rules are tried on a few groups at a time, the longest stretch first, so
+that the work for each group is bounded and long runs of anything cost no more than their length.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from sllm.extras import needs
+from sllm.privacy import data
 from sllm.privacy.findings import Budget, Finding
-from sllm.privacy.patterns import checksums, phones, rules
-from sllm.privacy.patterns.groups import Number, Run, groupings, is_glued
+from sllm.privacy.patterns import checksums
+from sllm.privacy.patterns.rules import Rule, rules
 from sllm.privacy.regex import Patterns
 
 if TYPE_CHECKING:
@@ -22,159 +25,139 @@ __all__ = ["scan"]
 
 _P = Patterns("numbers")
 
-_LONGEST = 19  # digits of a number
-_SHORTEST = 7
+_SHORTEST, _LONGEST = 7, 19  # digits of a number
+_GROUPS = 7  # of a number that is not a whole run
+
+# How many times phonenumberslite is asked about numbers of one text, by region; after that, form alone
+# decides. A check costs a fifth of a millisecond, and a text of nothing but numbers must not cost minutes.
+_LOOKUPS = 600
+_LOOKUPS_NATIONAL = 12  # regions are asked in turn
 
 
-def _identity_card(number: Number) -> Finding | None:
-    """身份证 of 18 or 15 characters, and a 统一社会信用代码 of digits alone, which is as long."""
-    digits, end = number.digits, number.end
-    good = None
-    if number.total == 17 and (number.lengths in groupings("identity cards with X") or number.spelled):
-        tail = _P.x.match(number.text, end)
-        if tail:
-            good, end = checksums.cn_id(digits + "X"), tail.end()
-    elif number.total == 18 and number.grouped_as(groupings("identity cards")):
-        good = checksums.cn_id(digits)
-        # In the groups of a bank card only a correct number counts.
-        if good is False and number.lengths in groupings("cards"):
-            good = None
-        if good is None and _P.company_digits.fullmatch(digits) and checksums.uscc(digits):
-            return Finding(number.start, end, "COMPANYID", 0.9, checked=True)
-    elif number.lengths == (15,):
-        if checksums.cn_id_15(digits) and number.follows(_P.id_word):
-            return Finding(number.start, end, "IDCARD", 0.9, checked=True)
-        if _P.nir.match(digits) and checksums.valid("fr.nir", digits):
-            return Finding(number.start, end, "NATIONALID", 0.9, checked=True)
-    # A wrong check digit makes it the number that the words before it say.
-    if good is None or (not good and number.follows(_P.other_number) and not number.follows(_P.id_word)):
-        return None
-    return Finding(number.start, end, "IDCARD", 1.0 if good else 0.8, checked=good)
+@functools.cache
+def _phonenumbers() -> Any:
+    """The library, imported on first use: it takes a while, and most texts need none of it."""
+    with needs("privacy"):
+        import phonenumbers
+    return phonenumbers
 
 
-def _bank_card(number: Number) -> Finding | None:
-    """A payment card: a correct number, or with a typing error one that is called a card."""
-    digits, lengths, gaps = number.digits, number.lengths, set(number.gaps)
-    called_card = number.follows(_P.card_word)
-    if lengths == (12,) and digits[0] in "56" and called_card and checksums.valid("luhn", digits):
-        return Finding(number.start, number.end, "CARD", 0.7)  # Maestro has cards of 12 digits
-    fits = 13 <= number.total <= _LONGEST and number.grouped_as(groupings("cards"))
-    if not fits or len(gaps) > 1 or not gaps <= {" ", "-", " - ", "--", "."}:
-        return None
-    other = number.follows(_P.other_number)
-    if checksums.card(digits) and (called_card or not other):
-        return Finding(number.start, number.end, "CARD", 1.0, checked=True)
-    # Invented, or mistyped: still somebody's.
-    paid = digits[:2] == "62" and number.follows(_P.paid_word)
-    whole = lengths in ((16,), (19,), (15,)) and (called_card or (paid and lengths != (15,)))
-    grouped = lengths in ((4, 4, 4, 4), (4, 6, 5), (4, 4, 4, 4, 3)) and "." not in gaps
-    if (whole or grouped) and digits[0] in "3456" and not other:
-        return Finding(number.start, number.end, "CARD", 0.6)
-    return None
+@functools.lru_cache(maxsize=8192)
+def _is_phone(digits: str, regions: str) -> bool:
+    """Whether digits are a valid number of one of some regions, as written there; "" for a number that begins
+    with the code of a country.
+    """
+    lib = _phonenumbers()
+    for region in data.table("numbers")[regions] if regions else (None,):
+        try:
+            number = lib.parse(digits if region else "+" + digits, region)
+        except lib.NumberParseException:
+            continue
+        mobile = regions != "mobile regions" or lib.number_type(number) == lib.PhoneNumberType.MOBILE
+        if mobile and lib.is_valid_number(number):
+            return True
+    return False
+
+
+class _Checks:
+    """The checks of numbers of one text; of telephone numbers a bounded count is looked up."""
+
+    def __init__(self) -> None:
+        self._left = _LOOKUPS
+
+    def valid(self, scheme: str, number: str) -> bool:
+        """As :func:`~sllm.privacy.patterns.checksums.valid`, and for ``phone`` and ``phone REGIONS``."""
+        kind, _, regions = scheme.partition(" ")
+        if kind != "phone":
+            return checksums.valid(scheme, number)
+        digits = "".join(filter(str.isdigit, number))
+        self._left -= _LOOKUPS_NATIONAL if regions else 1
+        return self._left < 0 or _is_phone(digits if regions else digits.removeprefix("00"), regions)
+
+
+@functools.cache
+def _by_digits() -> list[list[Rule]]:
+    """For each count of digits the rules of numbers that can have so many."""
+    return [[rule for rule in rules("numbers") if rule.fewest <= n <= rule.most] for n in range(_LONGEST + 1)]
 
 
 def _stands_alone(text: str, start: int, end: int) -> bool:
     """Whether the digits are not a part of a longer word, or of a number with a fraction."""
-    follow = text[end : end + 1]
-    if follow.isascii() and follow.isalpha() and not _P.word_extension.match(text, end):
-        tail = text[end : end + 2]
-        if tail[0] not in "xX" or (tail[1:].isascii() and tail[1:].isalnum()):
-            return False
     before = text[max(0, start - 12) : start]
-    letters = _P.alnum_tail.search(before)
-    if letters and not is_glued(letters[0]):
+    if _P.letter_before.search(before) and not _P.glued_before.search(before):
         return False
-    columns = _P.columns_before.search(before) or (before[-1:] == "," and _P.long.match(text, start))
-    if before[-1:] in (".", ",") and before[-2:-1].isdigit() and not columns:
+    if _P.fraction_before.search(before) and not (before[-1] == "," and _P.long.match(text, start)):
         return False
-    if follow in (".", ",") and text[end + 1 : end + 2].isdigit():
-        return follow == "," and end - start >= 4 and text[end - 4 : end].isdigit()
-    return True
+    return not _P.joined_after.match(text, end) or (text[end] == "," and text[end - 4 : end].isdigit())
 
 
-def _judge(run: Run, i: int, j: int, lookups: phones.Lookups) -> Finding | None:
-    """What groups i to j are together."""
-    number = Number(run, i, j)
-    if not _stands_alone(run.text, number.start, number.end):
+class _Run:
+    """A run of groups of digits, in a text."""
+
+    def __init__(self, text: str, start: int, end: int, checks: _Checks) -> None:
+        self._text = text
+        self.groups = [found.span() for found in _P.group.finditer(text, start, end)]
+        self._checks = checks
+
+    def number(self, i: int, j: int, n_digits: int) -> Finding | None:
+        """What groups i to j are together."""
+        text, start, end = self._text, self.groups[i][0], self.groups[j - 1][1]
+        lead = _P.lead.search(text, max(0, start - 4), start)
+        left = lead.start() if lead else start
+        for rule in _by_digits()[n_digits]:
+            if rule.whole and j - i < len(self.groups):
+                continue
+            for at in range(left, start + 1):
+                found = rule.pattern.fullmatch(text, at, end)
+                one = (
+                    found and _stands_alone(text, start, end) and rule.judge(text, found, self._checks.valid)
+                )
+                if one:
+                    return self._with_extension(one) if one.kind == "PHONE" else one
         return None
-    return _identity_card(number) or _bank_card(number) or phones.phone(number, lookups)
 
+    def _with_extension(self, one: Finding) -> Finding:
+        more = _P.word_extension.match(self._text, one.end)
+        if more is None and _P.area_first.match(self._text, one.start):
+            more = _P.short_extension.match(self._text, one.end)
+        return replace(one, end=more.end()) if more else one
 
-@functools.lru_cache(maxsize=65536)
-def _known_form(lengths: tuple[int, ...]) -> bool:
-    """Whether there is a rule for numbers grouped like this."""
-    return (
-        (len(lengths) == 1 and lengths[0] in (11, 13, 14, 15, 16, 17, 18, 19))
-        or lengths in ((3, 3, 4), (1, 3, 3, 4), (3, 4, 3))
-        or any(
-            lengths in groupings(name)
-            for name in ("cards", "identity cards", "identity cards with X", "mobile phones in China")
-        )
-    )
-
-
-def _worth(run: Run, i: int, j: int) -> bool:
-    """Whether a window of a longer run can be a number of some kind: the cheap half of judging it."""
-    at = run.groups[i][0]
-    return (
-        i == 0
-        or j - i == 1
-        or run.text[at] == "0"
-        or run.text[max(0, at - 2) : at].strip(" ")[-1:] in ("+", "(")
-        or _known_form(run.lengths[i:j])
-    )
-
-
-def _best(run: Run, i: int, lookups: phones.Lookups, budget: Budget) -> tuple[Finding | None, int]:
-    """The number that begins with group i, the longest that is as sure as any, and the group after it; the
-    rest of the run once nothing is judged any more.
-    """
-    lengths = run.lengths
-    best, after, size = None, i + 1, 0
-    # A single digit begins +1 415 ..., 1-800-... and a French number, and nothing else.
-    if lengths[i] == 1 and lengths[i : i + 2] not in ((1, 2), (1, 3)):
-        return None, after
-    for j in range(i + 1, min(len(lengths), i + 7) + 1):
-        size += lengths[j - 1]
-        if size > _LONGEST:
-            break
-        if size < _SHORTEST or not _worth(run, i, j):
-            continue
-        if not budget.spend(run.groups[i][0]):
-            return Finding(run.groups[i][0], run.groups[-1][1], "ACCOUNT", 0.5), len(lengths)
-        one = _judge(run, i, j, lookups)
-        if one and (best is None or one.checked >= best.checked):
-            best, after = one, j
-    return best, after
-
-
-def _in_run(run: Run, lookups: phones.Lookups, budget: Budget) -> Iterator[Finding]:
-    n, total = len(run.lengths), sum(run.lengths)
-    # A run that fits is judged as a whole first: its gaps suggest that it is one number.
-    if n <= _LONGEST and total <= _LONGEST:
-        whole = _judge(run, 0, n, lookups)
-        if whole:
-            yield whole
+    def numbers(self, budget: Budget) -> Iterator[Finding]:
+        """What is in the run: it as a whole, for its gaps suggest that it is one number, or parts of it."""
+        lengths = [end - start for start, end in self.groups]
+        n, total = len(lengths), sum(lengths)
+        whole = self.number(0, n, total) if total <= _LONGEST else None
+        if whole or n == 1:
+            if whole:
+                yield whole
             return
-        if n == 1 or (n >= 9 and max(run.lengths) <= 2):
-            return
-    i = 0
-    while i < n:
-        best, i = _best(run, i, lookups, budget)
-        if best:
-            yield best
+        i = 0
+        while i < n:
+            best, after, size = None, i + 1, 0
+            for j in range(i + 1, min(n, i + _GROUPS) + 1):
+                size += lengths[j - 1]
+                if size > _LONGEST:
+                    break
+                if size < _SHORTEST:
+                    continue
+                if not budget.spend(self.groups[i][0]):
+                    yield Finding(self.groups[i][0], self.groups[-1][1], "ACCOUNT", 0.5)
+                    return
+                one = self.number(i, j, size)
+                if one and (best is None or one.checked >= best.checked):
+                    best, after = one, j
+            if best:
+                yield best
+            i = after
 
 
 def scan(text: str) -> Iterator[Finding]:
     """Findings in a plain view (:func:`sllm.privacy.text.plain`)."""
-    budget = Budget(text)
-    yield from rules.scan(text, "numbers", budget)
-    yield from budget.rest("NATIONALID")
-    lookups, budget = phones.Lookups(), Budget(text)
+    checks, budget = _Checks(), Budget(text)
     for found in _P.run.finditer(text):
         if found.end() - found.start() < _SHORTEST or sum(map(str.isdigit, found[0])) < _SHORTEST:
             continue
         if budget.spend(found.start()):
-            yield from _in_run(Run(text, *found.span()), lookups, budget)
+            yield from _Run(text, *found.span(), checks).numbers(budget)
         else:  # other than letters, digits that were not judged are easily told, and count as found
             yield Finding(*found.span(), "ACCOUNT", 0.5)
