@@ -17,7 +17,7 @@ from sllm.targets.base import PipelinedGeneration, RemoteWork
 from sllm.targets.lockstep import LockstepGeneration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -28,8 +28,12 @@ if TYPE_CHECKING:
     from sllm.targets.base import Commit, Generation, Target
 
     Prompts = Sequence[npt.NDArray[np.int32]]
+    Told = Callable[[float], object]
 
 __all__ = ["Measured", "Written", "measure_passes", "measure_worker", "record"]
+
+_SECONDS, _LEAST = 10.0, 8
+"""A text is not longer than it gets in so many seconds, but has so many tokens."""
 
 _HINTED = (1, 3, 7, 15, 31)
 """Hinted tokens of passes that are measured: 2, 4, 8, 16 and 32 rows."""
@@ -37,7 +41,7 @@ _HINTED = (1, 3, 7, 15, 31)
 _TIMES = 2
 """So often is each of them."""
 
-_N_CANDIDATES = 8
+_N_CANDIDATES = 6
 """Of a position: as many as follow a token of a tree (``csrc/tree.cpp``)."""
 
 _WIDTHS = (4, 8)
@@ -100,9 +104,18 @@ class Measured:
         return 1 / (self.passes.estimate(1) if self.own_pace is None else self.own_pace)
 
 
-def measure_passes(target: Target, prompts: Prompts, sampling: SamplingParams, n_tokens: int) -> Measured:
+def measure_passes(
+    target: Target, prompts: Prompts, sampling: SamplingParams, n_tokens: int, told: Told | None = None
+) -> Measured:
     """Let a target that is asked pass by pass write ``n_tokens`` after each prompt, and then check tokens of
     its own text that are hinted, which are all right.
+
+    Args:
+        target: the target.
+        prompts: token ids.
+        sampling: how tokens are selected.
+        n_tokens: of each text, if it gets that far in ten seconds.
+        told: is called with the share that is done.
 
     Raises:
         SllmError: whatever the target raises.
@@ -111,8 +124,12 @@ def measure_passes(target: Target, prompts: Prompts, sampling: SamplingParams, n
     found = Measured()
     carried: list[tuple[int, int]] = []  # rows and bytes of passes
     own_pace = False
+    with closing(target.open(prompts[0][-1:], sampling, 1)) as generation:
+        next(iter(_observed(generation, 0.0)), None)  # what is made once is no text's time
     # 1. The texts, a token at a time.
-    for prompt in prompts:
+    for i, prompt in enumerate(prompts):
+        if told is not None:
+            told(i / (len(prompts) + 1))
         began = time.perf_counter()
         with closing(target.open(prompt, sampling, n_tokens)) as generation:
             own_pace = isinstance(generation, LockstepGeneration) and generation.own_pace
@@ -128,6 +145,8 @@ def measure_passes(target: Target, prompts: Prompts, sampling: SamplingParams, n
                 if not truth:
                     found.first_tokens.append(seconds)
                 truth += commit.tokens
+                if _is_long_enough(truth, began):
+                    break
         found.texts.append(Written(tuple(prompt.tolist()), tuple(truth)))
     if own_pace:
         found.own_pace = sum(s for _, s in found.commits) / sum(n for n, _ in found.commits)
@@ -136,8 +155,9 @@ def measure_passes(target: Target, prompts: Prompts, sampling: SamplingParams, n
     # 2. Passes that check more.
     prompt, longest = max(zip(prompts, found.texts, strict=True), key=lambda one: len(one[1].truth))
     truth = list(longest.truth)
+    began = time.perf_counter()
     for n_hinted in _HINTED if not found.streams else ():
-        if n_hinted > found.limit or n_hinted + 1 >= len(truth):
+        if n_hinted > found.limit or n_hinted + 1 >= len(truth) or _is_long_enough(truth, began):
             break
         with closing(target.open(prompt, sampling, n_tokens)) as generation:
             pos = len(next(generation).tokens)
@@ -151,6 +171,10 @@ def measure_passes(target: Target, prompts: Prompts, sampling: SamplingParams, n
                 pos += len(commit.tokens)
     found.bytes_of_pass, found.bytes_of_row = _line(carried)
     return found
+
+
+def _is_long_enough(truth: Sequence[int], began: float) -> bool:
+    return len(truth) >= _LEAST and time.perf_counter() - began > _SECONDS
 
 
 def _observed(generation: Generation, since: float) -> Iterator[tuple[Commit, float, int]]:
@@ -184,15 +208,18 @@ def _line(points: Sequence[tuple[int, int]]) -> tuple[float, float]:
 
 
 def measure_worker(
-    remote: Remote, prompts: Prompts, sampling: SamplingParams, n_tokens: int, patience: float
+    remote: Remote,
+    prompts: Prompts,
+    sampling: SamplingParams,
+    n_tokens: int,
+    patience: float,
+    told: Told | None = None,
 ) -> Measured:
     """Let a worker stream ``n_tokens`` after each prompt, then check what is hinted; and measure the link.
 
     Args:
         remote: the connection.
-        prompts: token ids.
-        sampling: how tokens are selected.
-        n_tokens: of each text.
+        prompts, sampling, n_tokens, told: as for :func:`measure_passes`.
         patience: seconds of silence after which the worker is given up.
 
     Raises:
@@ -205,7 +232,9 @@ def measure_worker(
     commits: list[Commit] = []
     n_first = 0  # of the first text
     between: list[float] = []  # seconds from one to the next
-    for prompt in prompts:
+    for i, prompt in enumerate(prompts):
+        if told is not None:
+            told(i / (len(prompts) + 1))
         began = time.perf_counter()
         with closing(target.open(prompt, sampling, n_tokens)) as generation:
             truth: list[int] = []
@@ -215,6 +244,8 @@ def measure_worker(
                 truth += commit.tokens
                 commits.append(commit)
                 n_first += len(found.texts) == 0
+                if _is_long_enough(truth, began):
+                    break
             stats = generation.remote
         found.first_tokens.append(arrivals[0] - began)
         between += [(arrivals[-1] - arrivals[0]) / (len(arrivals) - 1)] if len(arrivals) > 1 else []

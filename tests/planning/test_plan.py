@@ -15,6 +15,7 @@ from oracles import EXACT, GGUF
 import sllm
 from sllm.draft.drafters import ModelDrafter, NGramDrafter
 from sllm.embedded import DRAFT, TARGET
+from sllm.planning.measure import measure_passes
 from sllm.planning.ways import Plan, Way
 from sllm.worker.passes import Pace
 
@@ -180,6 +181,18 @@ def test_an_acceptance_that_is_known(target_model: sllm.Model, draft_model: sllm
     assert found[1.0].measured["acceptance"] == 1.0
 
 
+def test_a_slow_target_writes_less(target_model: sllm.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sllm.planning.measure._SECONDS", 0.0)
+    told: list[float] = []
+    prompts = [target_model.vocab.encode(prompt) for prompt in PROMPTS]
+    with sllm.LocalTarget(target_model, n_ctx=256, **EXACT) as target:
+        found = measure_passes(target, prompts, sllm.SamplingParams(seed=3), 24, told.append)
+    assert [len(text.truth) for text in found.texts] == [8, 8]
+    assert told == [0.0, pytest.approx(1 / 3)]
+    assert not found.passes.known(2)
+    assert found.tokens_per_s > 0
+
+
 # ---- what does not go
 
 
@@ -262,7 +275,7 @@ def test_an_interrupt_leaves_nothing_open(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sllm.planning.plan.record", interrupted)
+    monkeypatch.setattr("sllm.planning.planner.record", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sllm.plan(draft_model, remote=worker.uri, **BRIEF)
 
