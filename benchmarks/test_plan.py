@@ -1,4 +1,4 @@
-"""What ``sllm.plan()`` predicts, and what the same ways then do: other prompts, the same link.
+"""What ``sllm.plan()`` predicts, and what the same ways then do over the same link.
 
 Workers and links are processes of their own. Behind the links everything is paced as a large target and a
 laptop's draft are (30 ms a pass, 10 ms a token drafted here, 3 ms one drafted on the worker); here and in a
@@ -20,6 +20,7 @@ import pytest
 import sllm
 from sllm.draft.drafters import ModelDrafter
 from sllm.embedded import DRAFT, TARGET
+from sllm.planning.ways import Plan
 from sllm.worker.passes import Pace
 
 from . import models, smollm2
@@ -93,29 +94,42 @@ def speed(target: Any, prompts: Sequence[Any], draft: Any, sampling: sllm.Sampli
     return n / seconds
 
 
+def way(target: Any, draft: Any, sampling: sllm.SamplingParams) -> Callable[[Sequence[Any]], float]:
+    return lambda prompts: speed(target, prompts, draft, sampling)
+
+
 def compared(
     benchmark: Benchmark,
     hand_in: Values,
-    predict: Callable[[], sllm.planning.ways.Plan],
-    ways: dict[str, Callable[[], float]],
+    predict: Callable[[], Plan],
+    ways: dict[str, Callable[[Sequence[Any]], float]],
+    prompts: dict[str, list[Any]],
 ) -> None:
-    """Predict, then measure each way in turns; the prediction is what the benchmark times."""
-    plans = []
+    """Predict, then measure each way in turns; the prediction is what the benchmark times.
+
+    ``ratio`` is measured to predicted after the prompts that plan() had, of whose texts it has seen a part;
+    ``ratio_others`` after other ones, where texts differ, too.
+    """
+    plans: list[Plan] = []
     benchmark.pedantic(
         lambda: plans.append(predict()), setup=lambda: None, rounds=1, iterations=1, warmup_rounds=0
     )
     for run in ways.values():  # the first text with a target finds out whether a draft pays
-        run()
-    taken: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(n_rounds(2)):
-        for name, run in ways.items():
-            taken[name].append(run())
-    measured = {name: statistics.median(values) for name, values in taken.items()}
-    predicted = {way.name: way.tokens_per_s for way in plans[-1].ways if way.name in ways}
-    assert None not in predicted.values(), plans[-1]
-    named = max(predicted, key=lambda name: predicted[name] or 0.0)
+        run(prompts["others"][:1])
+    taken: dict[str, dict[str, list[float]]] = {kind: {name: [] for name in ways} for kind in prompts}
+    for _ in range(n_rounds(1)):
+        for kind, several in prompts.items():
+            for name, run in ways.items():
+                taken[kind][name].append(run(several))
+    predicted = {way.name: way.tokens_per_s or 0.0 for way in plans[-1].ways if way.name in ways}
+    assert all(predicted.values()), str(plans[-1])
+    measured, others = (
+        {name: statistics.median(values) for name, values in taken[kind].items()}
+        for kind in ("planned", "others")
+    )
+    named = max(predicted, key=lambda name: predicted[name])
     best = max(measured, key=lambda name: measured[name])
-    ratio = {name: measured[name] / (predicted[name] or 1e-9) for name in ways}
+    ratio = {name: measured[name] / predicted[name] for name in ways}
     hand_in(
         {
             "predicted": predicted,
@@ -124,7 +138,10 @@ def compared(
             "best_predicted": named,
             "best_measured": best,
             "of_best": measured[named] / measured[best],
-            "seconds_of_plan": plans[-1].measured,
+            "measured_others": others,
+            "ratio_others": {name: others[name] / predicted[name] for name in ways},
+            "of_best_others": others[named] / max(others.values()),
+            "seconds_and_shares": plans[-1].measured,
         },
         {
             "the best way named is the best, or within 10 % of it": measured[named]
@@ -132,6 +149,14 @@ def compared(
             f"all within a factor of {WITHIN}": all(1 / WITHIN <= r <= WITHIN for r in ratio.values()),
         },
     )
+
+
+def chats(target: Any) -> dict[str, list[Any]]:
+    """The prompts in tokens."""
+    return {
+        kind: [target.chat([{"role": "user", "content": asked}]) for asked in several]
+        for kind, several in (("planned", LIKE), ("others", ASKED))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +180,6 @@ def test_worker(
     rtt_ms: int,
     own: bool,
 ) -> None:
-    prompts = [embedded_target.chat([{"role": "user", "content": asked}]) for asked in ASKED]
     with ExitStack() as stack:
         trees = stack.enter_context(drafting(embedded_draft, paced=True))
         chains = stack.enter_context(Chains(embedded_draft))
@@ -170,9 +194,10 @@ def test_worker(
             report_values,
             lambda: sllm.plan(trees, remote=uri, prompts=PROMPTS, sampling=SAMPLING, max_tokens=MAX_TOKENS),
             {
-                name: lambda draft=draft: speed(target, prompts, draft, SAMPLING)
+                name: way(target, draft, SAMPLING)
                 for name, draft in zip(names, (None, chains, trees), strict=True)
             },
+            chats(embedded_target),
         )
 
 
@@ -184,7 +209,6 @@ def test_split(
     embedded_draft: sllm.Model,
     rtt_ms: int,
 ) -> None:
-    prompts = [embedded_target.chat([{"role": "user", "content": asked}]) for asked in ASKED]
     pace = Pace(PASS_SECONDS)
     with ExitStack() as stack:
         worker = stack.enter_context(WorkerProcess(TARGET, n_ctx=1024, pace=pace, layers=True, n_threads=1))
@@ -201,13 +225,14 @@ def test_split(
                 trees, target=TARGET, layers=uri, prompts=PROMPTS, sampling=SAMPLING, max_tokens=MAX_TOKENS
             ),
             {
-                name: lambda draft=draft: speed(split, prompts, draft, SAMPLING)
+                name: way(split, draft, SAMPLING)
                 for name, draft in zip(
                     ("split", "split, draft (chain)", "split, draft (tree)"),
                     (None, chains, trees),
                     strict=True,
                 )
             },
+            chats(embedded_target),
         )
 
 
@@ -217,20 +242,20 @@ def here(
     """On this machine, as ``generate()`` does it with two models."""
     with ExitStack() as stack:
         big, small = stack.enter_context(sllm.Model(target)), stack.enter_context(sllm.Model(draft))
-        prompts = [big.chat([{"role": "user", "content": asked}]) for asked in ASKED]
         chains = stack.enter_context(ModelDrafter(small, n_ctx=1024, trees=False))
         compared(
             benchmark,
             hand_in,
             lambda: sllm.plan(small, target=big, prompts=PROMPTS, sampling=sampling, max_tokens=MAX_TOKENS),
             {
-                name: lambda one=one: speed(big, prompts, one, sampling)
+                name: way(big, one, sampling)
                 for name, one in (
                     ("here", None),
                     ("here, draft (chain)", chains),
                     ("here, draft (tree)", small),
                 )
             },
+            chats(big),
         )
 
 

@@ -45,7 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--chat", action="store_true", help="each PROMPT is a message, for the model's chat template")
     add("--draft", metavar="GGUF|ngram", help=f"the small model here: {MODEL}; or prompt lookup")
     add("--target", metavar="GGUF", help=f"the main model, if it is here: {MODEL}")
-    add("--remote", metavar="URI", action="append", help=f"a worker with the whole main model: {URI}")
+    add(
+        "--remote",
+        metavar="URI",
+        nargs="?",
+        const="",
+        action="append",
+        help=f"a worker with the whole main model: {URI}",
+    )
     add(
         "--layers",
         metavar="URI",

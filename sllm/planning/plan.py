@@ -58,8 +58,9 @@ def plan(
         engine: a serving engine: an :class:`~sllm.EngineTarget` or its address; the vocabulary is
             ``target``'s, or else the draft's.
         api_key: of an engine that is given by its address.
-        prompts: what your texts begin with: texts, token ids, or messages of a conversation. None: three of
-            our own. The more they are like yours, the better the prediction.
+        prompts: texts, token ids, or messages of a conversation, as yours will be: the more they are like
+            those, the better the prediction. They are sent to each place that is given here. None: three of
+            our own.
         sampling: how tokens are selected; None: ``SamplingParams()``.
         max_tokens: tokens of the texts that are planned for; of each prompt 48 at most are written.
         acceptance: the share of the draft's tokens that are right, if it is known: nothing is drafted then

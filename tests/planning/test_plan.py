@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -313,3 +315,12 @@ def test_the_table_fits_80_columns() -> None:
     assert lines[1].startswith("* worker, hints (chain)")
     assert "123456.8" in lines[1]
     assert any(line.startswith("not split, draft (chain): https://") for line in lines)
+
+
+def test_here_needs_no_package_for_networks() -> None:
+    program = (
+        "import sys; sys.modules.update({'grpc': None, 'google.protobuf': None}); import sllm;"
+        f" print(sllm.plan('ngram', target={str(TARGET)!r}, max_tokens=8).best.learns)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "nothing\n"
