@@ -260,7 +260,9 @@ def here(
 
 
 def test_here(benchmark: Benchmark, report_values: Values) -> None:
-    here(benchmark, report_values, models.inflated(TARGET), DRAFT, SAMPLING)
+    """A target of seven times the weights and the same text, so that a draft can pay."""
+    big = models.inflated(TARGET, n_added=24, n_ff=2048)
+    here(benchmark, report_values, big, DRAFT, SAMPLING)
 
 
 def test_real_model_here(benchmark: Benchmark, report_values: Values) -> None:

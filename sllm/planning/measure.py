@@ -343,8 +343,9 @@ def _measure_wide(drafter: Drafter, text: Sequence[int], times: PassTimes) -> No
         began = time.perf_counter()
         tree = drafter.draft_tree(text, Shape(6, width, 64, 0.0))
         if tree.n_passes > 1:
-            rest = time.perf_counter() - began - times.estimate(1)
-            times.add(width, rest / (tree.n_passes - 1))
+            first = times.estimate(1)
+            rest = time.perf_counter() - began - first
+            times.add(width, max(rest / (tree.n_passes - 1), first))  # more rows never take less
     known = tree.take(tree.likeliest(48))
     if known.tokens:
         began = time.perf_counter()
