@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
+from docutils.utils.math import latex2mathml
 
 import sllm
 from sllm.cli import main as cli
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sphinx.addnodes import pending_xref
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
+    from sphinx.writers.html5 import HTML5Translator
 
 PAGES = Path(__file__).parent
 ROOT = PAGES.parent
@@ -31,10 +33,11 @@ project = "sllm"
 author = "the authors of sllm"
 version = release = sllm.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 nitpicky = True
 
 html_theme = "furo"
+html_math_renderer = "mathml"  # set up below
 html_title = "sllm"
 html_show_copyright = False
 
@@ -49,6 +52,7 @@ napoleon_use_ivar = True  # attributes are listed where the class tells of them,
 
 SHOWN = {
     ROOT / "README.md": "index",
+    ROOT / "README.zh.md": "zh/index",
     ROOT / "benchmarks" / "RESULTS.md": "project/results",
     ROOT / "CHANGELOG.md": "project/changelog",
     ROOT / "CONTRIBUTING.md": "project/contributing",
@@ -110,6 +114,13 @@ def find_name(
     return nodes.reference("", "", shown, internal=True, refuri=f"{uri}#{entry.node_id}")
 
 
+def show_formula(translator: HTML5Translator, node: nodes.math | nodes.math_block) -> None:
+    """Write a formula as MathML, which browsers show by themselves: the site needs nothing from elsewhere."""
+    block = isinstance(node, nodes.math_block)
+    translator.body.append(latex2mathml.tex2mathml(node.astext(), as_block=block))
+    raise nodes.SkipNode
+
+
 class Commands(Directive):
     """``commands``: each command of ``sllm``, and what it says for ``--help``."""
 
@@ -137,4 +148,5 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", relink_page)
     app.connect("include-read", relink_document)
     app.connect("missing-reference", find_name)
+    app.add_html_math_renderer("mathml", (show_formula, None), (show_formula, None))
     app.add_directive("commands", Commands)

@@ -138,23 +138,33 @@ def faults(found: dict[str, Path], drawn: list[Arrow]) -> list[str]:
 
 
 def drawing(found: dict[str, Path], drawn: list[Arrow]) -> str:
-    """The house as text, top floor first: each room, what it is, its files, and the rooms that it imports."""
-    between = Counter((room(a.origin), room(a.target)) for a in drawn if room(a.origin) != room(a.target))
+    """The house as two blocks of text, top floor first: what each room is; its files, and what it imports."""
     width = max(map(len, WHAT))
+    rooms = [
+        f"{number:>2}  {name:<{width}}  {WHAT[name]}"
+        for number in range(len(FLOORS), 0, -1)
+        for name in FLOORS[number - 1]
+    ]
+    told = "What is in each, and how often it imports another:"
+    return "\n".join(["```text", *rooms, "```", "", told, "", "```text", _contents(found, drawn), "```"])
+
+
+def _contents(found: dict[str, Path], drawn: list[Arrow]) -> str:
+    between = Counter((room(a.origin), room(a.target)) for a in drawn if room(a.origin) != room(a.target))
     lines = []
     for number in range(len(FLOORS), 0, -1):
         for name in FLOORS[number - 1]:
             inside = [m.split(".", 2)[2] for m in found if room(m) == name and m.count(".") > 1]
             below = [f"{target} {n}" for (origin, target), n in sorted(between.items()) if origin == name]
-            lines.append(f"{number:>2}  {name:<{width}}  {WHAT[name]}")
-            lines += _wrapped(", ".join(inside), width)
-            lines += _wrapped(f"-> {', '.join(below)}", width) if below and name != "sllm" else []
-        lines.append("")
+            if name == "sllm" or not (inside or below):
+                continue
+            lines += [f"{number:>2}  {name}", *_wrapped(", ".join(inside))]
+            lines += [*_wrapped(f"-> {', '.join(below)}" if below else ""), ""]
     return "\n".join(lines).rstrip()
 
 
-def _wrapped(text: str, indent: int, columns: int = 108) -> list[str]:
-    margin, lines, line = " " * (indent + 6), [], ""
+def _wrapped(text: str, columns: int = 76) -> list[str]:
+    margin, lines, line = " " * 4, [], ""  # columns: what a page of the site shows without scrolling
     for word in text.split(" "):
         if line and len(margin) + len(line) + len(word) + 1 > columns:
             lines.append(margin + line)
@@ -192,9 +202,7 @@ def main(arguments: list[str]) -> int:
     elif "--write" in arguments:
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
         after = rest.partition(END)[2]
-        PAGE.write_text(
-            f"{before}{BEGIN}\n```text\n{drawing(found, drawn)}\n```\n{END}{after}", encoding="utf-8"
-        )
+        PAGE.write_text(f"{before}{BEGIN}\n{drawing(found, drawn)}\n{END}{after}", encoding="utf-8")
     else:
         sys.stdout.write(drawing(found, drawn) + "\n")
     wrong = faults(found, drawn)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,15 +48,20 @@ def replacing(path: Path) -> Iterator[Path]:
     is deleted, and ``path`` is as it was.
 
     Raises:
-        OSError: the file cannot be moved.
+        OSError: the file cannot be written or moved; the error names ``path``, which the caller knows.
 
     """
     draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         yield draft
         draft.replace(path)
+    except OSError as error:
+        if error.filename is not None and os.fspath(error.filename) == os.fspath(draft):
+            error.filename = os.fspath(path)
+        raise
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            draft.unlink()
 
 
 def make_private_folder(path: Path) -> None:

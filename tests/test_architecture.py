@@ -39,9 +39,7 @@ def test_imports_run_downwards_and_never_in_a_circle(house: Any) -> None:
 def test_the_page_shows_the_house_as_it_is(house: Any) -> None:
     found = house.modules()
     shown = house.PAGE.read_text(encoding="utf-8").partition(house.BEGIN)[2].partition(house.END)[0]
-    assert shown == f"\n```text\n{house.drawing(found, house.arrows(found))}\n```\n", (
-        "python docs/house.py --write"
-    )
+    assert shown == f"\n{house.drawing(found, house.arrows(found))}\n", "python docs/house.py --write"
 
 
 def test_pytest_goes_into_every_folder_of_tests(pytestconfig: pytest.Config) -> None:

@@ -13,7 +13,12 @@ from page_session import PageSession
 import sllm
 
 ROOT = Path(__file__).parents[1]
-CHINESE = {"README.md": "README.zh.md", "docs/faq.md": "docs/zh/faq.md"}
+CHINESE = {
+    "README.md": "README.zh.md",
+    "docs/faq.md": "docs/zh/faq.md",
+    "docs/tutorials/chat.md": "docs/zh/tutorials/chat.md",
+    "docs/tutorials/tunnel.md": "docs/zh/tutorials/tunnel.md",
+}
 """Documents that there are in two languages."""
 PAGES = [
     path

@@ -55,6 +55,9 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
         draft.write_bytes(b"one")
         assert not path.exists()
     assert path.read_bytes() == b"one"
+    for wrong in (path / "below a file", tmp_path / "no folder" / "file"):
+        with pytest.raises(OSError, match=rf"{wrong}'$"), folders.replacing(wrong) as draft:
+            draft.write_bytes(b"nowhere")
     with pytest.raises(KeyError), folders.replacing(path) as draft:
         draft.write_bytes(b"half")
         raise KeyError

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from typing import TYPE_CHECKING, NoReturn
 
 from sllm.cli.console import one_line
@@ -42,6 +43,7 @@ __all__ = [
     "layers_or_none",
     "number",
     "share",
+    "utf8",
     "whole",
 ]
 
@@ -83,6 +85,14 @@ class Parser(argparse.ArgumentParser):
 
 
 # ---- converters
+
+
+def utf8(typed: str) -> str:
+    """Text, which is UTF-8 whatever the locale makes Python take an argument for."""
+    try:
+        return os.fsencode(typed).decode("utf-8")
+    except UnicodeDecodeError as error:  # a shell passes any bytes
+        raise argparse.ArgumentTypeError(f"it is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def whole(low: int) -> Callable[[str], int]:

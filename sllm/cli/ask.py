@@ -14,6 +14,7 @@ from sllm.cli.arguments import (
     URI,
     add_engine_model,
     add_threads,
+    utf8,
     whole,
 )
 from sllm.cli.ask_arguments import add_triage, check_cloud
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     # Any number of words, so that the ones of a prompt without quotes are not repeated by argparse's error.
     add("prompt", metavar="PROMPT", nargs="*", help="the request; '-', or none and a pipe: stdin")
-    add("--system", metavar="TEXT", help="a system message before it")
+    add("--system", metavar="TEXT", type=utf8, help="a system message before it")
     models = parser.add_argument_group("models")
     cloud = parser.add_argument_group("cloud")
     cloud.add_argument(
@@ -92,7 +93,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Run ``sllm ask``."""
     sampling = sllm.SamplingParams(temperature=args.temperature, seed=args.seed)
     check_cloud(args)
-    messages = [] if args.system is None else [{"role": "system", "content": _encodable(args.system)}]
+    messages = [] if args.system is None else [{"role": "system", "content": args.system}]
     option = "--small" if args.small is None and args.local is None else None
     messages.append({"role": "user", "content": _prompt(args.prompt, option)})
     with ExitStack() as stack:
@@ -120,19 +121,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _prompt(words: list[str], model_option: str | None) -> str:
-    prompt = _encodable(read_prompt(words, "ask", model_option=model_option))
+    prompt = read_prompt(words, "ask", model_option=model_option)
     if not prompt.strip():
         raise CommandError("the request is empty")
     return prompt
-
-
-def _encodable(text: str) -> str:
-    """``text``, if it can be written as UTF-8: a shell may pass other bytes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise CommandError(f"the request is not UTF-8, from character {error.start} on") from None
-    return text
 
 
 # ---- output

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sllm
-from sllm.cli.arguments import ENGINE_SECRET, FAILED, MODEL, SECRET
+from sllm.cli.arguments import ENGINE_SECRET, FAILED, MODEL, SECRET, utf8
 from sllm.cli.ask_arguments import add_triage, check_tiers
 from sllm.cli.chat_arguments import add_variables, check_variables, template_variables
 from sllm.cli.console import DIM, CommandError
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     # Any number of words, so that what is meant by `sllm model.gguf 'Hello'` can be said.
     add("model", metavar="MODEL", nargs="*", help=f"{MODEL} (default: the package's own small model)")
-    add("--system", metavar="TEXT", help="a system message before the conversation")
+    add("--system", metavar="TEXT", type=utf8, help="a system message before the conversation")
     add("--load", metavar="FILE", help="go on with a conversation that /save has written")
     add("--no-history", action="store_true", help="keep nothing of what is typed")
     add_variables(parser)

@@ -7,6 +7,7 @@ import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from sllm.cli.arguments import utf8
 from sllm.cli.console import CommandError
 from sllm.engine.chat_inputs import checked_variables
 from sllm.engine.chat_template import thinking_off
@@ -31,10 +32,11 @@ __all__ = [
 def add_chat(parser: argparse.ArgumentParser) -> None:
     """Declare what goes with ``--chat``."""
     chat = parser.add_argument_group("chat (with --chat)")
-    chat.add_argument("--system", metavar="TEXT", help="a system message before PROMPT")
+    chat.add_argument("--system", metavar="TEXT", type=utf8, help="a system message before PROMPT")
     chat.add_argument(
         "--prefill",
         metavar="TEXT",
+        type=utf8,
         help="what the answer begins with; it is shown as a part of the answer",
     )
     add_variables(chat)

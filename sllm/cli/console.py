@@ -259,14 +259,20 @@ def read_prompt(words: Sequence[str], command: str, *, model_option: str | None 
         raise CommandError(f"there are {len(words)} prompts; put the words of one in quotes")
     argument = words[0] if words else None
     if argument is not None and argument != "-":
-        return argument
+        with expected_utf8("the prompt"):  # whatever the locale makes Python take an argument for
+            return os.fsencode(argument).decode("utf-8")
     if sys.stdin is None or (argument is None and sys.stdin.isatty()):
         raise CommandError(
             "there is no prompt: name one, or pipe it into stdin; for a conversation there is sllm chat"
             f" (see sllm {command} --help)"
         )
     with expected_utf8("stdin"):
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        text = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    if not text and argument is None:
+        raise CommandError(
+            f"there is no prompt: none is named, and stdin is empty (see sllm {command} --help)"
+        )
+    return text
 
 
 @contextmanager
@@ -290,8 +296,9 @@ def one_line(text: object) -> str:
 
 def reason(error: Exception) -> str:
     """An exception as one line that needs no knowledge of Python."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return one_line(f"{os.fsdecode(error.filename)}: {error.strerror}")
+    if isinstance(error, OSError) and error.strerror:
+        place = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return one_line(f"{place}{error.strerror}")
     text = one_line(error)
     if isinstance(error, MemoryError):
         return f"out of memory{': ' if text else ''}{text}"

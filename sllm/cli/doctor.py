@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sllm.cli import checks
+from sllm.cli.columns import wrapped
 from sllm.cli.console import GREEN, RED, YELLOW, Output, one_line
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["add_arguments", "run", "tell_instead"]
 
 EPILOG = "Exit status: 0 where nothing has failed, 1 where something has."
+
+_LEAST_COLUMNS = 16  # of a text that is wrapped
 
 _STYLES = {checks.OK: GREEN, checks.NOTE: YELLOW, checks.FAILED: RED}
 
@@ -42,14 +46,28 @@ def _show(found: Sequence[checks.Check], out: Output, *, as_json: bool) -> int:
     width = max(len(check.name) for check in found)
     for check in found:
         out.text(f"{check.status:<6}", style=_STYLES[check.status])
-        out.line(f"  {check.name:<{width}}  {one_line(check.summary)}")
+        first, *others = _lines(check.summary, f"  {check.name:<{width}}  ", len("failed"), out)
         if check.advice is not None:
-            out.line(f"{'':<8}{'':<{width}}  -> {one_line(check.advice)}")
+            others += _lines(check.advice, f"  {'':<{width}}  -> ", len("failed"), out)
+        out.line(first)
+        for line in others:
+            out.line(f"{'':<6}{line}")
     if failed:
         out.line(f"\nFailed: {', '.join(check.name for check in failed)}")
     else:
         out.line("\nNothing has failed.")
     return 1 if failed else 0
+
+
+def _lines(text: str, first: str, used: int, out: Output) -> list[str]:
+    """A text behind ``first``, in lines of the terminal's width but for what is ``used`` of it; elsewhere as
+    one line, for programs.
+    """
+    text = one_line(text)
+    if not out.terminal:
+        return [first + text]
+    columns = shutil.get_terminal_size().columns - used
+    return wrapped(text, max(columns, len(first) + _LEAST_COLUMNS), first)
 
 
 def tell_instead(error: ImportError) -> None:

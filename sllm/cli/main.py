@@ -24,6 +24,7 @@ import textwrap
 import traceback
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sllm
@@ -132,6 +133,8 @@ def _parser(named: str | None) -> tuple[Parser, Parser | None]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    if argv and argv[0] == "help":
+        argv = [*argv[1:], "--help"]
     # No option before the command takes a value, so the command is the first word that is not an option.
     at = next((i for i, word in enumerate(argv) if not word.startswith("-")), len(argv))
     if " ".join(argv[at : at + 2]) in _COMMANDS:  # of two words
@@ -165,13 +168,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _no_command(word: str) -> str:
     """What to say of a word that is no command and no model: what was meant."""
     shown = shlex.quote(word)
+    if Path(word).is_file():
+        return f"{shown} is no command, and no model: it is not a GGUF file"
     if "/" in word:
         on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", word)
         meant = f"; was `sllm hf://{word}` meant, which is on the hub?" if on_hub else ""
         return f"{shown} is no command, and there is no model of that name{meant}"
     close = difflib.get_close_matches(word, _COMMANDS, n=1)
-    meant = f"was `sllm {close[0]}` meant?" if close else "sllm --help lists those there are"
-    return f"{shown} is no command: {meant}"
+    return f"{shown} is no command" + (f": was `sllm {close[0]}` meant?" if close else "")
 
 
 def _meant_option(words: Sequence[str], command: Parser | None) -> str:
@@ -184,10 +188,13 @@ def _meant_option(words: Sequence[str], command: Parser | None) -> str:
         return f"; was {same} meant?"
     # What somebody has begun to type counts more than what looks alike.
     begun = [option for option in known if option.startswith(word[:5]) and len(word) >= 5]
-    close = difflib.get_close_matches(word, begun, n=1, cutoff=0) or difflib.get_close_matches(
-        word, known, n=1
+    within = [option for option in known if word.startswith("--") and word[1:] in option]  # as a part of it
+    close = (
+        difflib.get_close_matches(word, begun, n=1, cutoff=0)
+        or within
+        or difflib.get_close_matches(word, known, n=1)
     )
-    return f"; was {close[0]} meant?" if close else ""
+    return f"; was {' or '.join(close)} meant?" if close else ""
 
 
 # ---- warnings and errors
@@ -228,9 +235,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (None: the process's own) and return the exit status."""
     debug = bool(os.environ.get("SLLM_DEBUG"))
     out = Output()
+    signals: list[int] = []
     try:
         with (
-            ended_by_interrupt(),
+            ended_by_interrupt() as signals,
             _shown_log(out, debug=debug),
             told_to(lambda what: Progress(out, what)),
         ):
@@ -256,5 +264,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(WriteError):
             if out.terminal:
                 out.end_line()
+        if signals:  # it has come of a KeyboardInterrupt
+            return INTERRUPTED
         out.note(hide_tokens(traceback.format_exc().rstrip()) if debug else f"sllm: {reason(error)}")
         return FAILED

@@ -23,6 +23,8 @@ __all__ = ["EPILOG", "add_arguments", "run"]
 
 EPILOG = f"{SECRET} {ENGINE_SECRET}"
 
+_CHAT = "sllm run goes on with the prompt; for an answer to it there is --chat, or sllm chat"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``sllm run``."""
@@ -69,6 +71,11 @@ def run(args: argparse.Namespace, out: Output) -> int:
         for part in stream:
             shown.add(part)
         out.end_line()
+        if not args.chat and model.chat_template is not None:
+            if stream.stats.finish_reason == "eog" and stream.stats.n_tokens <= 1:
+                out.note(f"sllm: the model has ended the text at once; {_CHAT}")
+            elif out.terminal and args.target is None and not elsewhere:
+                out.note(f"({_CHAT})")
         if args.stats:
             for line in summary(stream.stats):
                 out.note(line)

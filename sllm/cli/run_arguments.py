@@ -19,6 +19,7 @@ from sllm.cli.arguments import (
     hop,
     layers_or_none,
     number,
+    utf8,
     whole,
 )
 from sllm.cli.console import CommandError, count, expected_utf8
@@ -67,7 +68,12 @@ def add_text(parser: argparse.ArgumentParser) -> None:
     """Declare where a text ends."""
     parser.add_argument("-n", "--max-tokens", metavar="N", type=whole(1), help="at most N tokens")
     parser.add_argument(
-        "--stop", metavar="S", action="append", default=[], help="end before S; may be repeated"
+        "--stop",
+        metavar="S",
+        type=utf8,
+        action="append",
+        default=[],
+        help="end before S; may be repeated",
     )
 
 

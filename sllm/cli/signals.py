@@ -24,16 +24,27 @@ _GRACE_SECONDS = 0.7
 
 
 @contextmanager
-def ended_by_interrupt() -> Iterator[None]:
+def ended_by_interrupt() -> Iterator[list[int]]:
     """Keep the promise that Ctrl-C ends the program within a second.
 
     Python raises KeyboardInterrupt between two steps of its own, and a load or a decode lets it do so now and
     then: nearly always the program ends in good order. A call that does not come back in time (megabytes to
     tokenize, a driver) is left where it is, and the process ends.
+
+    Yields:
+        The signals that have come, none at first: code that runs then may make another exception of the
+        KeyboardInterrupt (the import of NumPy's core makes an ImportError), and that one is no error.
+
     """
+    pressed: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield pressed
         return
+
+    def interrupt(number: int, _frame: object) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     over = threading.Event()
@@ -47,9 +58,14 @@ def ended_by_interrupt() -> Iterator[None]:
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     watcher = threading.Thread(target=watch, name="sllm-interrupts", daemon=True)
     watcher.start()
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:  # elsewhere it is ignored, or somebody's own
+        signal.signal(signal.SIGINT, interrupt)
     try:
-        yield
+        yield pressed
     finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, handler)
         signal.set_wakeup_fd(before)
         over.set()
         os.close(writer)

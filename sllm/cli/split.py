@@ -134,7 +134,8 @@ def _parts(args: argparse.Namespace, file: LayeredFile) -> list[_Part]:
     if sum(args.parts) != n:
         shown = "+".join(map(str, args.parts))
         raise CommandError(
-            f"--parts {shown} are {count(sum(args.parts), 'layer')}, and {file.paths[0].name} has {n}"
+            f"--parts {shown} are {count(sum(args.parts), 'layer')}, and {file.paths[0].name} has {n}:"
+            f" name how many each part has, such as {n - n // 2},{n // 2}"
         )
     if 0 in args.parts[:-1]:
         raise CommandError("--parts has a part of 0 layers, which only the last one may be: the output alone")

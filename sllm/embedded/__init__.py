@@ -11,7 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 
 TARGET = Path(__file__).with_name("target.gguf")
+"""The path of the larger model."""
 DRAFT = Path(__file__).with_name("draft.gguf")
+"""The path of its draft."""
 TARGET_PROFILE = Path(__file__).with_name("target.profile.json")
+"""The path of the profile with which it grades requests (``sllm.triage.Profile.load``)."""
 
 __all__ = ["DRAFT", "TARGET", "TARGET_PROFILE"]

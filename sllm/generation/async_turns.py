@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ class AsyncTurns:
         """What ``work`` returns or raises, called on the thread.
 
         Where the task is cancelled meanwhile, ``cancel`` is called, ``work`` comes to its end, and then the
-        task
-        goes on being cancelled: nothing is left running.
+        task goes on being cancelled: nothing is left running.
 
         Raises:
             RuntimeError: there is no event loop of asyncio or trio.
@@ -52,10 +52,16 @@ def _in_trio() -> bool:
     return trio is not None and trio.lowlevel.in_trio_run()
 
 
+def _tell(call_soon: Callable[[Callable[[], object]], object], what: Callable[[], object]) -> None:
+    """Have a loop call something; nothing, where it is closed and has left its tasks behind."""
+    with suppress(RuntimeError):
+        call_soon(what)
+
+
 async def _end_in_asyncio(future: Future[Any], cancel: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
-    future.add_done_callback(lambda _: loop.call_soon_threadsafe(over.set))
+    future.add_done_callback(lambda _: _tell(loop.call_soon_threadsafe, over.set))
     cancelled: asyncio.CancelledError | None = None
     while not over.is_set():
         try:
@@ -72,7 +78,7 @@ async def _end_in_trio(future: Future[Any], cancel: Callable[[], None]) -> None:
     trio: Any = sys.modules["trio"]
     token = trio.lowlevel.current_trio_token()
     over = trio.Event()
-    future.add_done_callback(lambda _: token.run_sync_soon(over.set))
+    future.add_done_callback(lambda _: _tell(token.run_sync_soon, over.set))
     try:
         await over.wait()
     except trio.Cancelled:

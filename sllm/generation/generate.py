@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["can_overlap", "generate", "make_drafter", "share_cores"]
 
 log = logging.getLogger("sllm")
+
+_DRAFTS = 'a Model, "mtp", "ngram", a callable or None'
 
 
 # The whole way in one function, so that it reads as the algorithm; half of it is the docstring.
@@ -95,7 +98,7 @@ def generate(
     stops = _checked_stops(stop)
     max_tokens = _checked_count(max_tokens)
     _check(target, sampling)
-    _check_no_messages(prompt, target)
+    _check_prompt(prompt, target)
     vocab = target.vocab
     vocab.turn_ends()  # found on the first call, which is not to fall into the first passes
     tokens = vocab.encode(prompt) if isinstance(prompt, str) else int32_array(prompt, "prompt")
@@ -153,11 +156,21 @@ def _check(target: object, sampling: object) -> None:
     if not isinstance(sampling, SamplingParams):
         raise TypeError(f"sampling is {sampling!r}, expected SamplingParams")
     if not isinstance(target, (Model, Target)):
-        raise TypeError(f"target is {target!r}, expected a Model or a Target")
+        meant = "; its target() is one" if callable(getattr(target, "target", None)) else _file_hint(target)
+        raise TypeError(f"target is {target!r}, expected a Model or a Target{meant}")
 
 
-def _check_no_messages(prompt: object, target: Model | Target) -> None:
-    """Raises TypeError, with what to do, where the prompt is a conversation: its messages, or one of them."""
+def _file_hint(given: object) -> str:
+    """What to say where the name of a file stands for a model."""
+    if not isinstance(given, (str, os.PathLike)):
+        return ""
+    return f"; sllm.Model({os.fspath(given)!r}) opens a file"
+
+
+def _check_prompt(prompt: object, target: Model | Target) -> None:
+    """Raises TypeError, with what to do, where the prompt is a conversation (its messages, or one of them),
+    or neither a text nor tokens.
+    """
     several = isinstance(prompt, Sequence) and any(isinstance(item, Mapping) for item in prompt)
     if several or isinstance(prompt, Mapping):
         found, given = ("a list of messages", "messages") if several else ("a message", "[message]")
@@ -166,6 +179,8 @@ def _check_no_messages(prompt: object, target: Model | Target) -> None:
             f"the prompt is {found}, expected a text or token ids: use {name}.chat({given}), which makes the"
             " prompt of a conversation"
         )
+    if prompt is None or isinstance(prompt, (bytes, bytearray)):
+        raise TypeError(f"the prompt is {type(prompt).__name__}, expected a text (str) or token ids")
 
 
 def _checked_stops(stop: object) -> tuple[str, ...]:
@@ -238,13 +253,13 @@ def make_drafter(draft: object, target: Target, n_threads: int | None, stack: Ex
         if draft == "mtp":
             return _heads_of(target)
         if draft != "ngram":
-            raise ValueError(f'draft is {draft!r}, expected a Model, "mtp", "ngram", a callable or None')
+            raise ValueError(f"draft is {draft!r}, expected {_DRAFTS}{_file_hint(draft)}")
         return NGramDrafter()
     if isinstance(draft, Drafter):
         return draft
     if callable(draft):
         return CallableDrafter(draft)
-    raise TypeError(f'draft is {draft!r}, expected a Model, "mtp", "ngram", a callable or None')
+    raise TypeError(f"draft is {draft!r}, expected {_DRAFTS}{_file_hint(draft)}")
 
 
 def _heads_of(target: Target) -> MtpDrafter:

@@ -165,10 +165,15 @@ def no_such_model(asked: str, served: str) -> RequestError:
     )
 
 
-async def _http_problem(_request: Request, error: Exception) -> Response:
+async def _http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-    return problem_response(RequestError(error.status_code, str(error.detail), code=code))
+    said = str(error.detail)
+    if error.status_code == 404:
+        said = "there is nothing at this address, only /v1/chat/completions, /v1/completions and /v1/models"
+        if not request.url.path.startswith("/v1/"):
+            said += "; the base URL of a client ends with /v1"
+    return problem_response(RequestError(error.status_code, said, code=code))
 
 
 class _Texts:

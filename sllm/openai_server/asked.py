@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from sllm.openai_server.body import Fields, wrong
-from sllm.openai_server.problems import RequestError
+from sllm.openai_server.tool_calls import calls_schema
 
 __all__ = ["Asked", "ChatAsked", "CompletionAsked", "asked_chat", "asked_completion"]
 
@@ -17,6 +17,9 @@ MAX_CHOICES = 128
 MAX_STOPS = 16
 MAX_TOP_LOGPROBS = 20
 _MOST = 2**31 - 1
+_LEAST_TOP_P = 1e-9
+"""What a ``top_p`` of 0 means: the likeliest token alone."""
+
 
 _NO_INFLUENCE = (
     "metadata",
@@ -80,6 +83,8 @@ class ChatAsked(Asked):
     Attributes:
         messages: the conversation, of which :meth:`sllm.Model.chat` makes a prompt.
         tools: what the model may call; empty: nothing.
+        demands_call: whether the answer has to be a call of one of them.
+        several_calls: whether there may be more than one.
         variables: of the chat template.
         reasoning_effort: a variable that some templates have, as OpenAI's API names it.
 
@@ -89,6 +94,8 @@ class ChatAsked(Asked):
 
     messages: list[Any] = field(default_factory=list)
     tools: list[Any] = field(default_factory=list)
+    demands_call: bool = False
+    several_calls: bool = True
     variables: Mapping[str, Any] = field(default_factory=dict)
     reasoning_effort: str | None = None
 
@@ -123,11 +130,12 @@ def asked_chat(body: Mapping[str, Any]) -> ChatAsked:
     if top is not None and not wanted:
         raise wrong("top_logprobs", "it needs logprobs to be true")
     schema, schema_from = _response_schema(fields.take("response_format"))
-    tools = _tools(fields)
+    tools, demands_call = _tools(fields)
     if tools and schema is not None:
         raise wrong("response_format", "it excludes tools, whose calls are not JSON alone")
-    if fields.flag("parallel_tool_calls") is False:
-        raise wrong("parallel_tool_calls", "how many tools a model calls is not limited here")
+    if demands_call:
+        schema, schema_from = _calls_schema(tools), "tools"
+    several_calls = fields.flag("parallel_tool_calls") is not False
     if fields.take("modalities") not in (None, ["text"]):
         raise wrong("modalities", "this server writes text alone")
     messages = fields.take("messages")
@@ -144,6 +152,8 @@ def asked_chat(body: Mapping[str, Any]) -> ChatAsked:
         logprobs=(top or 0) if wanted else None,
         messages=[_message(message) for message in messages],
         tools=tools,
+        demands_call=demands_call,
+        several_calls=several_calls,
         variables=variables or {},
         reasoning_effort=fields.text("reasoning_effort"),
     )
@@ -218,7 +228,7 @@ def _sampling(fields: Fields, schema: Any) -> dict[str, Any]:
         "json_schema": schema,
     }
     if found["top_p"] == 0:
-        raise wrong("top_p", "expected a number above 0, up to 1")
+        found["top_p"] = _LEAST_TOP_P
     if found["seed"] is not None:
         found["seed"] %= 2**64
     if found["logit_bias"] is not None:
@@ -266,23 +276,54 @@ def _response_schema(given: Any) -> tuple[Any, str | None]:
     return schema, "response_format"
 
 
-def _tools(fields: Fields) -> list[Any]:
+def _tools(fields: Fields) -> tuple[list[Any], bool]:
+    """The tools that may be called, and whether one has to be."""
     tools, choice = fields.take("tools"), fields.take("tool_choice")
     if tools is not None and not (isinstance(tools, list) and all(map(_is_function, tools))):
-        raise wrong("tools", "expected a list of objects with type function, and a name in function")
-    if choice not in (None, "auto", "none"):
-        raise RequestError(
-            400,
-            "tool_choice has to be auto or none: no model can be made to call a tool here",
-            param="tool_choice",
-            code="unsupported_value",
+        raise wrong(
+            "tools", "expected a list of functions, each with a name, and parameters that are an object"
         )
-    return [] if choice == "none" else tools or []
+    tools = tools or []
+    if choice in (None, "auto", "none"):
+        return [] if choice == "none" else tools, False
+    if choice == "required":
+        allowed, demanded = tools, True
+    elif _is_function(choice):
+        allowed, demanded = _named(tools, [choice]), True
+    else:
+        allowed, demanded = _allowed(tools, choice)
+    if not allowed:
+        raise wrong("tool_choice", "there is no such tool in tools")
+    return allowed, demanded
+
+
+def _allowed(tools: list[Any], choice: Any) -> tuple[list[Any], bool]:
+    """What a ``tool_choice`` of type ``allowed_tools`` leaves."""
+    given = choice.get("allowed_tools") if isinstance(choice, dict) else None
+    mode, named = (given.get("mode"), given.get("tools")) if isinstance(given, dict) else (None, None)
+    if mode not in ("auto", "required") or not isinstance(named, list) or not all(map(_is_function, named)):
+        raise wrong("tool_choice", "expected none, auto, required, or an object that names functions")
+    return _named(tools, named), mode == "required"
+
+
+def _named(tools: list[Any], named: list[Any]) -> list[Any]:
+    names = [one["function"]["name"] for one in named]
+    found = [tool for tool in tools if tool["function"]["name"] in names]
+    return found if len({tool["function"]["name"] for tool in found}) == len(set(names)) else []
+
+
+def _calls_schema(tools: list[Any]) -> dict[str, Any]:
+    try:
+        return calls_schema(tools)
+    except RecursionError:
+        raise wrong("tools", "the parameters are nested too deeply") from None
 
 
 def _is_function(tool: Any) -> bool:
     function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
-    return isinstance(function, dict) and isinstance(function.get("name"), str)
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        return False
+    return isinstance(function.get("parameters"), (dict, type(None)))
 
 
 def _message(message: Any) -> Any:

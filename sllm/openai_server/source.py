@@ -154,7 +154,9 @@ class TargetSource:
                     LocalTarget(target, n_ctx=n_ctx, n_threads=n_threads, n_rollback=n_rollback)
                 )
             if isinstance(target, LocalTarget) and texts > 1:
-                raise ValueError(f"texts is {texts}, and a LocalTarget writes one text at a time")
+                raise ValueError(
+                    f"texts is {texts}, and a model here writes one text at a time; a worker writes several"
+                )
             self.places: Sequence[Place] = [
                 Place(_drafter(draft, n_ctx, n_threads, stack)) for _ in range(texts)
             ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sllm.generation.async_turns import AsyncTurns
 from sllm.generation.text_stream import RunStream, TextStream
 from sllm.openai_server.asked import Asked, ChatAsked, CompletionAsked
-from sllm.openai_server.tool_calls import ToolCalls
+from sllm.openai_server.tool_calls import DemandedCall, ToolCalls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -165,10 +165,9 @@ class Writing:
         self, stream: RunStream, prompt: Prompt, number: int, index: int
     ) -> AsyncIterator[Piece]:
         source, asked = self._source, self._asked
-        calls = None
-        if isinstance(asked, ChatAsked) and source.reads_calls(asked):
-            calls = ToolCalls([tool["function"]["name"] for tool in asked.tools])
+        calls = self._reader()
         tokens: list[int] = []
+        ended = False  # here, before the model has ended it
         async for run in stream:
             tokens += run.tokens
             piece = self._piece(run, index, calls)
@@ -176,9 +175,16 @@ class Writing:
                 found = await self._call(partial(source.logprobs, prompt, tokens, len(run.tokens), n_top))
                 if run.kind == "text" or isinstance(asked, CompletionAsked):
                     piece.logprobs = found
+            if piece.calls and isinstance(asked, ChatAsked) and not asked.several_calls:
+                del piece.calls[1:]
+                ended = True
             if piece:
                 yield piece
-        last = Piece(index, calls.finish() if calls is not None else "")
+            if ended:
+                break
+        last = Piece(index)
+        if calls is not None and not ended:
+            last.text, last.calls = calls.finish()
         reason = None
         if isinstance(stream, TextStream):
             stats = stream.stats
@@ -194,11 +200,23 @@ class Writing:
         last.account = source.account(stream)
         yield last
 
-    def _piece(self, run: Run, index: int, calls: ToolCalls | None) -> Piece:
+    def _reader(self) -> ToolCalls | DemandedCall | None:
+        """What takes calls out of a text; None: there are none in it."""
+        asked = self._asked
+        if not isinstance(asked, ChatAsked) or not asked.tools:
+            return None
+        if asked.demands_call:
+            return DemandedCall()
+        names = [tool["function"]["name"] for tool in asked.tools]
+        return ToolCalls(names) if self._source.reads_calls(asked) else None
+
+    def _piece(self, run: Run, index: int, calls: ToolCalls | DemandedCall | None) -> Piece:
         """What of a run is sent."""
         if isinstance(self._asked, CompletionAsked):
             return Piece(index, run.text)
-        if run.kind == "reasoning":
+        # A text that is held to a schema is the answer from its first token on, also where the prompt ends
+        # with the mark that reasoning begins with.
+        if run.kind == "reasoning" and self._asked.schema_from is None:
             self.usage.reasoning += len(run.tokens)
             return Piece(index, reasoning=run.text)
         if run.kind == "control":

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "LITERAL", "Budget", "Detector", "Finding", "LabelScorer", "Reach", "reach_of"]
 
-# The kinds that the detectors here name, each with what it stands for. They become part of placeholders, so
-# they are plain capital letters; other detectors may name further kinds of that form.
 KINDS = {
     "ACCOUNT": "account, member, policy, patient or employee number",
     "ADDRESS": "postal address or a part of one",
@@ -41,6 +39,8 @@ KINDS = {
     "VIN": "vehicle identification number",
     "WALLET": "address of a crypto currency",
 }
+"""The kinds that the detectors here name, each with what it stands for. They become part of placeholders, so
+they are plain capital letters; other detectors may name further kinds of that form."""
 # The kind of a piece of the user's text that looks like a part of a placeholder: it is masked so that
 # restoring is exact, and is no secret.
 LITERAL = "TEXT"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,7 +37,7 @@ from sllm.wire import codec as codecs
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import numpy.typing as npt
     from typing_extensions import Unpack
@@ -238,7 +239,9 @@ class SplitTarget(Closing):
         loading, computing = parse_both(
             options, LoadParams(load_mtp=False), ContextParams(), without=_NOT_OURS
         )
-        remotes = [middle] if isinstance(middle, Remote) else list(middle)
+        remotes = list(middle) if isinstance(middle, Sequence) else [middle]
+        if not all(isinstance(remote, Remote) for remote in remotes):
+            raise TypeError(f"middle is {middle!r}, expected what sllm.connect() returns, or several")
         hop_to = hop_addresses(hops, len(remotes))
         file = open_layers(path)
         last = file if tail_path is None else open_layers(tail_path)

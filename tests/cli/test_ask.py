@@ -190,7 +190,7 @@ def test_a_worker_that_is_not_there(ask: Callable[..., Any], profile: Callable[[
         (["--profile", "nothing.json", "x"], "nothing.json"),
         (["--small", str(embedded.DRAFT), "--profile", str(embedded.TARGET_PROFILE), "x"], "calibrate again"),
         ([" \n"], "the request is empty"),
-        (["bad \udcff bytes"], "the request is not UTF-8, from character 4 on"),
+        (["bad \udcff bytes"], "the prompt is not UTF-8: invalid start byte at byte 4"),
     ],
 )
 def test_wrong_arguments(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from processes import ONE, interrupt, one_line
+from terminal import Terminal
 
 import sllm
 from sllm import embedded
@@ -78,7 +79,8 @@ def test_prompt_from_stdin(command: Callable[..., Any]) -> None:
 def test_no_prompt(command: Callable[..., Any], start: Callable[..., Any]) -> None:
     ended = command("run", *ONE)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert one_line(ended.stderr) == "the prompt has no tokens"
+    assert one_line(ended.stderr).startswith("there is no prompt: none is named, and stdin is empty")
+    assert one_line(command("run", *ONE, "-").stderr) == "the prompt has no tokens"
 
     ended = command("run", *ONE, typed=b"caf\xe9")
     assert ended.returncode == 2
@@ -128,6 +130,24 @@ def test_context_that_fills_up(command: Callable[..., Any], endless: tuple[str, 
     assert ended.stderr.endswith("ended by: the context is full (--n-ctx)\n")
 
 
+def test_who_wants_an_answer_is_told_of_chats(command: Callable[..., Any], tmp_path: pathlib.Path) -> None:
+    (tmp_path / "nothing.gbnf").write_text('root ::= ""')
+    (tmp_path / "fox.gbnf").write_text('root ::= "fox"')
+    told = "sllm run goes on with the prompt; for an answer to it there is --chat, or sllm chat"
+    nothing, fox = (("run", *ONE, "--grammar-file", f"{name}.gbnf") for name in ("nothing", "fox"))
+    ended = command(*nothing, "Who?")
+    assert (ended.returncode, ended.stdout.strip()) == (0, "")
+    assert ended.stderr == f"sllm: the model has ended the text at once; {told}\n"
+    assert command(*nothing, "--chat", "Who?").stderr == ""
+    assert command(*fox, "Who?").stderr == ""
+    with Terminal(tmp_path, *fox, "Who?") as terminal:
+        terminal.expect(f"({told})")
+        assert terminal.ended() == 0
+    with Terminal(tmp_path, *fox, "--chat", "Who?") as terminal:
+        assert terminal.ended() == 0
+        assert terminal.shown == "fox\n"
+
+
 def test_unencodable_text(command: Callable[..., Any], tmp_path: pathlib.Path) -> None:
     grammar = tmp_path / "fox.gbnf"
     grammar.write_text('root ::= "fox 狐狸."', encoding="utf-8")
@@ -136,11 +156,17 @@ def test_unencodable_text(command: Callable[..., Any], tmp_path: pathlib.Path) -
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "fox ??.\n", "")
     assert command(*args).stdout == "fox 狐狸.\n"
 
+    # Where Python takes arguments for ASCII, they are what was typed all the same.
+    ascii_alone = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "utf-8"}
+    args = ("run", *ONE, "-n", "8", "从前有一只")
+    assert command(*args, **ascii_alone).stdout == command(*args).stdout != "\n"
+
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["walk"], "walk is no command: sllm --help lists those there are (see sllm --help)"),
+        (["walk"], "walk is no command (see sllm --help)"),
+        (["notes.txt"], "notes.txt is no command, and no model: it is not a GGUF file (see sllm --help)"),
         (["chta"], "chta is no command: was `sllm chat` meant?"),
         (["me/it"], "me/it is no command, and there is no model of that name; was `sllm hf://me/it` meant"),
         (["./x/y/z"], "./x/y/z is no command, and there is no model of that name (see sllm --help)"),
@@ -152,6 +178,7 @@ def test_unencodable_text(command: Callable[..., Any], tmp_path: pathlib.Path) -
         (["run", "--tempo", "1", "x"], "unrecognized arguments: --tempo; was --temperature meant?"),
         (["run", "--temp=1", "x"], "unrecognized arguments: --temp=1; was --temperature meant?"),
         (["run", "--maxtokens", "1", "x"], "unrecognized arguments: --maxtokens; was --max-tokens meant?"),
+        (["serve", "--key", "x"], "arguments: --key; was --api-key-file or --generate-key meant?"),
         (["run", "--zzz", "x"], "unrecognized arguments: --zzz (see sllm run --help)"),
         (["run", "one", "two\nthree"], "there are 2 prompts; put the words of one in quotes"),
         (["run", "--temperature", "warm", "x"], "--temperature: invalid float value: 'warm'"),
@@ -171,6 +198,8 @@ def test_unencodable_text(command: Callable[..., Any], tmp_path: pathlib.Path) -
         (["run", "--threads", "100000", "x"], "n_threads"),
         (["run", "--n-gpu-layers=-2", "x"], "--n-gpu-layers: -2 is out of range"),
         (["run", "--stop", "", "x"], "--stop is empty"),
+        (["run", "--stop", "caf\udce9", "x"], "--stop: it is not UTF-8: unexpected end of data at byte 3"),
+        (["run", "caf\udce9"], "the prompt is not UTF-8: unexpected end of data at byte 3"),
         (["run", "--n-ctx", "256", "--threads", "1", "word " * 400], "256"),
         (["run", "--draft", "nothing", "x"], "--draft: nothing does not exist, expected a GGUF"),
         (["run", "--target", "hf://fox", "x"], "cannot load 'hf://fox': "),
@@ -199,6 +228,7 @@ def test_wrong_arguments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("Buy milk.", encoding="utf-8")
     assert words in refused(*args)
 
 
@@ -365,7 +395,8 @@ def test_full_disk(start: Callable[..., Any]) -> None:
 def test_the_help_of_all_commands(command: Callable[..., Any]) -> None:
     alone = command(COLUMNS="200")
     assert (alone.returncode, alone.stderr) == (0, "")
-    assert command("--help").stdout == alone.stdout
+    assert command("--help").stdout == command("help").stdout == alone.stdout
+    assert command("help", "worker", "token").stdout == command("worker", "token", "--help").stdout
     lines = alone.stdout.splitlines()
     assert max(map(len, lines)) <= 80
     shown = [line.split("  ")[1] for line in lines if re.match(r"  \S", line)]

@@ -96,7 +96,10 @@ def test_the_output_alone_and_a_prefix(shown: Callable[..., str], folder: pathli
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--parts", "1,2"], "--parts 1+2 are 3 layers, and draft.gguf has 2"),
+        (
+            ["--parts", "1,2"],
+            "--parts 1+2 are 3 layers, and draft.gguf has 2: name how many each",
+        ),
         (["--parts", "1"], "--parts 1 are 1 layer, and draft.gguf has 2"),
         (["--parts", "0,2"], "a part of 0 layers"),
         (["--parts", "1,-1,2"], "'1,-1,2' is not a list of numbers"),

@@ -76,6 +76,23 @@ def test_what_has_failed_is_named_last(
     assert shown.splitlines()[-1] == "Failed: other"
 
 
+def test_lines_fit_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poor = doctor.Check("that", doctor.NOTE, "could be better " * 5, advice="do better, " * 5)
+    monkeypatch.setattr(doctor.examine, "__defaults__", ((lambda: poor,), None))
+    monkeypatch.setenv("COLUMNS", "40")
+    assert cli.main(["doctor"]) == 0
+    assert [len(line) > 40 for line in capsys.readouterr().out.splitlines()] == [True, True, False, False]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert cli.main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 40
+    assert lines[0].startswith("note    that  could be better") and len(lines) > 6
+    assert [line.index("do") for line in lines if "do better" in line][:2] == [17, 17]
+
+
 @pytest.mark.parametrize("wrong", ["--jason", "loudly"])
 def test_wrong_arguments(refused: Callable[..., str], wrong: str) -> None:
     assert wrong in refused("doctor", wrong)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import urllib.error
 import urllib.request
@@ -55,6 +56,14 @@ def test_the_embedded_pair(start: Callable[..., subprocess.Popen[bytes]], target
     assert got.choices[0].message.content == text
     said = ended(process, signal.SIGTERM)
     assert "serving 'target'" in said and "there is no key" in said
+
+
+def test_a_port_in_use(command: Callable[..., Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        where = f"127.0.0.1:{other.getsockname()[1]}"
+        refused = command("serve", *ONE, "--listen", where)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == f"sllm: cannot listen on {where}: Address already in use\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -58,6 +58,16 @@ with needs("remote"):
     import grpc
 """
 
+INTERRUPTED = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    while True:
+        pass
+except KeyboardInterrupt:
+    raise ImportError("as NumPy's core does, of whatever its own imports raise")
+"""
+
 
 def child(code: str, *args: str, folder: pathlib.Path) -> subprocess.CompletedProcess[str]:
     """What became of ``code`` in a process that finds modules in ``folder``, too."""
@@ -120,6 +130,12 @@ def test_a_missing_extra_is_named_in_one_line(tmp_path: pathlib.Path) -> None:
         assert "the package grpc is missing, for a worker, " in told
         assert told.endswith("pip install 'sllm[remote]'")
         assert "unexpected" not in told
+
+
+def test_a_ctrl_c_that_an_import_takes_for_a_failure(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "needy.py").write_text(INTERRUPTED, encoding="utf-8")
+    ended = child(HIDDEN, "nothing", "needy", folder=tmp_path)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize(

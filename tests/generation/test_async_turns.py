@@ -4,6 +4,9 @@ task.
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import random
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -146,6 +149,50 @@ def test_leaving_the_loop_and_going_on(backend: str, target_model: sllm.Model) -
         return "".join(parts)
 
     assert run(backend, main) == sllm.generate(target_model, PROMPT, max_tokens=12).text()
+    assert no_threads()
+
+
+def test_a_loop_that_is_closed_over_a_text(
+    target_model: sllm.Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = Stuck(target_model)
+    loop = asyncio.new_event_loop()
+    task: Any = loop.create_task(sllm.generate(target, PROMPT, max_tokens=5).__anext__())
+    loop.run_until_complete(asyncio.sleep(0.05))
+    loop.close()
+    target.cancel()
+    task._log_destroy_pending = False  # asyncio's own complaint about such a program
+    del task
+    until = time.monotonic() + 10
+    while not target.closed and time.monotonic() < until:
+        gc.collect()
+        time.sleep(0.01)
+    assert target.closed and no_threads()
+    assert caplog.records == []
+
+
+@BACKENDS
+def test_cancelled_at_any_moment(backend: str, target_model: sllm.Model, draft_model: sllm.Model) -> None:
+    expected = sllm.generate(target_model, PROMPT, max_tokens=30).text()
+    moments = random.Random(1)
+
+    async def main() -> None:
+        for _ in range(12):
+            with anyio.move_on_after(moments.random() * 0.06):
+                stream = sllm.generate(target_model, PROMPT, draft=draft_model, max_tokens=30)
+                assert "".join([one.text async for one in stream]) == expected
+        texts: list[str] = []
+
+        async def write(draft: Any) -> None:
+            async with sllm.generate(target_model, PROMPT, draft=draft, max_tokens=30) as stream:
+                texts.append("".join([one.text async for one in stream]))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(write, draft_model)
+            group.start_soon(write, None)
+        assert texts == [expected, expected]
+
+    run(backend, main)
     assert no_threads()
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from oracles import EXACT
 
-from sllm import CancelledError, LocalTarget, Run, SamplingParams, generate
+from sllm import CancelledError, LocalTarget, Run, SamplingParams, Worker, connect, embedded, generate
 from sllm.generation.text_stream import RunStream
 
 if TYPE_CHECKING:
@@ -30,6 +30,32 @@ def test_messages_for_a_prompt(target_model: Model) -> None:
             generate(target, (message, message))  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"a message, .*: use target\.chat\(\[message\]\)"):
             generate(target, message)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["big.gguf", "Hi"], r"target is 'big.gguf', expected .*; sllm\.Model\('big.gguf'\) opens a file"),
+        ([embedded.TARGET, "Hi"], r"; sllm\.Model\('.*target.gguf'\) opens a file"),
+        ([None, None], r"the prompt is NoneType, expected a text \(str\) or token ids"),
+        ([None, b"Hi"], r"the prompt is bytes, expected a text \(str\) or token ids"),
+        ([None, "Hi", "small.gguf"], r"draft is 'small.gguf', .* None; sllm\.Model\('small.gguf'\) opens"),
+        ([None, "Hi", embedded.DRAFT], r"draft is .*; sllm\.Model\('.*draft.gguf'\) opens a file"),
+    ],
+)
+def test_a_file_for_a_model_and_other_slips(target_model: Model, arguments: list[Any], words: str) -> None:
+    target, prompt, *draft = arguments
+    with pytest.raises((TypeError, ValueError), match=words):
+        generate(target or target_model, prompt, draft=draft[0] if draft else None)
+
+
+def test_a_connection_for_its_target() -> None:
+    with (
+        Worker(embedded.DRAFT) as worker,
+        connect(worker.uri) as remote,
+        pytest.raises(TypeError, match=r"; its target\(\) is one"),
+    ):
+        generate(remote, "Hi")  # type: ignore[arg-type]
 
 
 def test_a_conversation_costs_what_is_new(target_model: Model) -> None:

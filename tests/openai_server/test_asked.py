@@ -25,6 +25,21 @@ def completion(**body: Any) -> Any:
     return asked_completion({"prompt": "Once", **body})
 
 
+def function(name: str, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, **more}}
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [function(n) for n in names]}}
+
+
+def deep(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    for _ in range(levels):
+        schema = {"not": schema}
+    return schema
+
+
 def test_what_is_left_out_is_left_open() -> None:
     asked = chat()
     assert (asked.n, asked.stream, asked.max_tokens, asked.stop, asked.logprobs) == (1, False, None, (), None)
@@ -91,6 +106,27 @@ def test_prompts(prompt: Any, prompts: Any) -> None:
     assert completion(prompt=prompt).prompts == prompts
 
 
+@pytest.mark.parametrize(
+    ("choice", "names", "demanded"),
+    [
+        (None, ["f", "g"], False),
+        ("auto", ["f", "g"], False),
+        ("none", [], False),
+        ("required", ["f", "g"], True),
+        (function("g"), ["g"], True),
+        (allowed("auto", "f"), ["f"], False),
+        (allowed("required", "g", "f"), ["f", "g"], True),
+    ],
+)
+def test_which_tools_may_be_called(choice: Any, names: list[str], *, demanded: bool) -> None:
+    asked = chat(tools=[function("f"), function("g")], tool_choice=choice)
+    assert [tool["function"]["name"] for tool in asked.tools] == names
+    assert asked.demands_call is demanded
+    assert ("json_schema" in asked.sampling) is demanded
+    assert asked.several_calls
+    assert not chat(parallel_tool_calls=False).several_calls
+
+
 def test_a_developer_is_the_system_that_templates_know() -> None:
     assert chat(messages=[{"role": "developer", "content": "x"}]).messages == [
         {"role": "system", "content": "x"}
@@ -103,7 +139,7 @@ def test_a_developer_is_the_system_that_templates_know() -> None:
         ({"temperature": 2.5}, "temperature", "invalid_value"),
         ({"temperature": "hot"}, "temperature", "invalid_value"),
         ({"temperature": True}, "temperature", "invalid_value"),
-        ({"top_p": 0}, "top_p", "invalid_value"),
+        ({"top_p": -0.1}, "top_p", "invalid_value"),
         ({"top_k": -1}, "top_k", "invalid_value"),
         ({"frequency_penalty": 3}, "frequency_penalty", "invalid_value"),
         ({"seed": 2**64}, "seed", "invalid_value"),
@@ -129,8 +165,23 @@ def test_a_developer_is_the_system_that_templates_know() -> None:
         ({"response_format": {"type": "json_schema"}}, "response_format", "invalid_value"),
         ({"tools": [{"type": "function"}]}, "tools", "invalid_value"),
         ({"tools": "all"}, "tools", "invalid_value"),
-        ({"tool_choice": "required"}, "tool_choice", "unsupported_value"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls", "invalid_value"),
+        ({"tools": [function("f", parameters=[])]}, "tools", "invalid_value"),
+        (
+            {"tools": [function("f", parameters=deep(3000))], "tool_choice": "required"},
+            "tools",
+            "invalid_value",
+        ),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+        ({"tool_choice": function("f")}, "tool_choice", "invalid_value"),
+        ({"tools": [function("f")], "tool_choice": "any"}, "tool_choice", "invalid_value"),
+        ({"tools": [function("f")], "tool_choice": function("g")}, "tool_choice", "invalid_value"),
+        (
+            {"tools": [function("f")], "tool_choice": allowed("auto", "f", "g")},
+            "tool_choice",
+            "invalid_value",
+        ),
+        ({"tools": [function("f")], "tool_choice": allowed("any", "f")}, "tool_choice", "invalid_value"),
+        ({"parallel_tool_calls": 0}, "parallel_tool_calls", "invalid_value"),
         ({"modalities": ["audio"]}, "modalities", "invalid_value"),
         ({"store": True}, "store", "invalid_value"),
         ({"messages": "hi"}, "messages", "invalid_value"),

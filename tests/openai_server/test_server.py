@@ -322,6 +322,104 @@ def test_tools_are_called(tmp_path: Path, serve: Callable[..., OpenAIServer], *,
         server.close()
 
 
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 8}, "unit": {"$ref": "#/$defs/Unit"}},
+            "required": ["city", "unit"],
+            "additionalProperties": False,
+            "$defs": {"Unit": {"enum": ["C", "F"]}},
+        },
+    },
+}
+NOW = {"type": "function", "function": {"name": "now"}}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ("required", {"weather", "now"}),
+        ({"type": "function", "function": {"name": "weather"}}, {"weather"}),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NOW]}}, {"now"}),
+    ],
+)
+def test_a_call_that_is_demanded(ask: Any, choice: Any, names: set[str], *, stream: bool) -> None:
+    """By any model: this one knows nothing of tools."""
+    for seed in range(4):
+        got = ask.chat.completions.create(
+            model="pair", messages=ASK, tools=[WEATHER, NOW], tool_choice=choice, seed=seed, stream=stream,
+            parallel_tool_calls=False, max_tokens=200,
+        )  # fmt: skip
+        if stream:
+            choices = [chunk.choices[0] for chunk in got]
+            assert not any(one.delta.content for one in choices)
+            calls = [call for one in choices for call in one.delta.tool_calls or []]
+            reason = choices[-1].finish_reason
+        else:
+            assert got.choices[0].message.content is None
+            calls, reason = got.choices[0].message.tool_calls, got.choices[0].finish_reason
+        assert len(calls) == 1 and calls[0].function.name in names and reason == "tool_calls"
+        arguments = json.loads(calls[0].function.arguments)
+        if calls[0].function.name == "weather":
+            assert len(arguments.pop("city")) <= 8 and arguments in ({"unit": "C"}, {"unit": "F"})
+        else:
+            assert arguments == {}
+
+
+def test_a_demanded_call_that_is_cut_off_is_text(ask: Any) -> None:
+    got = ask.chat.completions.create(
+        model="pair", messages=ASK, tools=[WEATHER], tool_choice="required", max_tokens=4
+    )
+    message = got.choices[0].message
+    assert (message.tool_calls, got.choices[0].finish_reason) == (None, "length")
+    assert message.content.startswith('{"')
+
+
+def test_one_call_and_no_more(tmp_path: Path, serve: Callable[..., OpenAIServer]) -> None:
+    path = with_templates(tmp_path / "m.gguf", {"tokenizer.chat_template": HERMES}, weights=True)
+    call = '<tool_call>{\\"name\\": \\"now\\", \\"arguments\\": {}}</tool_call>'
+    with sllm.Model(path) as model:
+        server = serve(model, sampling=sllm.SamplingParams(grammar=f'root ::= "{call}\\n{call} Done."'))
+        with client(server) as asking:
+            for parallel, said in ((True, (2, " Done.")), (False, (1, None))):
+                got = asking.chat.completions.create(
+                    model="m", messages=ASK, tools=[NOW], parallel_tool_calls=parallel
+                )
+                message = got.choices[0].message
+                assert (len(message.tool_calls), message.content) == said
+                assert got.choices[0].finish_reason == "tool_calls"
+        server.close()
+
+
+def test_a_schema_leaves_no_room_for_reasoning(tmp_path: Path, serve: Callable[..., OpenAIServer]) -> None:
+    """The prompt has begun with it, and the text that is held to the schema is the answer."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "<|im_start|>assistant\n<think>\n{# </think> #}"
+    )
+    path = with_templates(tmp_path / "m.gguf", {"tokenizer.chat_template": template}, weights=True)
+    with sllm.Model(path) as model:
+        server = serve(model)
+        with client(server) as asking:
+            options: dict[str, Any] = {"model": "m", "messages": ASK, "max_tokens": 32, "seed": 1}
+            thought = asking.chat.completions.create(**options).choices[0].message
+            assert thought.reasoning_content and not thought.content
+            schema = {
+                "name": "n",
+                "schema": {"type": "object", "properties": {}, "additionalProperties": False},
+            }
+            said = asking.chat.completions.create(
+                **options, response_format={"type": "json_schema", "json_schema": schema}
+            )
+            assert json.loads(said.choices[0].message.content) == {}
+            assert said.usage.completion_tokens_details.reasoning_tokens == 0
+        server.close()
+
+
 def test_the_template_is_told(tmp_path: Path, serve: Callable[..., OpenAIServer]) -> None:
     """Its variables, and how much to reason: what it makes of them is what is counted."""
     template = (
@@ -474,6 +572,13 @@ def test_half_a_character_is_echoed_as_one(server: OpenAIServer) -> None:
 def test_other_addresses(server: OpenAIServer, method: str, path: str, status: int) -> None:
     got, _, said = raw(server, method, path)
     assert got == status and said["error"]["type"] == "invalid_request_error"
+
+
+def test_the_base_url_is_named(server: OpenAIServer) -> None:
+    for path, named in (("/chat/completions", True), ("/v1/responses", False)):
+        status, _, said = raw(server, "POST", path, {})
+        assert status == 404 and "only /v1/chat/completions" in said["error"]["message"]
+        assert ("the base URL of a client ends with /v1" in said["error"]["message"]) is named
 
 
 def test_models_and_health(server: OpenAIServer, ask: Any) -> None:

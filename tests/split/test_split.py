@@ -611,6 +611,9 @@ def test_other_arguments_that_do_not_fit(
         sllm.SplitTarget(embedded.TARGET, head=1, middle=[])
     with pytest.raises(ValueError, match="n_ctx is 0"):
         sllm.SplitTarget(embedded.TARGET, head=1, middle=remote, n_ctx=0)
+    for wrong in ("sllm://TOKEN@HOST:50051", None, [remote, "sllm://TOKEN@HOST:50051"]):
+        with pytest.raises(TypeError, match=r"expected what sllm\.connect\(\) returns"):
+            sllm.SplitTarget(embedded.TARGET, head=1, middle=wrong)  # type: ignore[arg-type]
     with sllm.SplitTarget(embedded.TARGET, head=1, middle=remote, n_ctx=64) as split:
         for prompt in ([], [-1], [target_model.vocab.n_tokens]):
             with pytest.raises(ValueError, match=r"no tokens|not in the vocabulary"):
