@@ -8,7 +8,8 @@ A client drafts, a worker behind the link has the target, and both follow the ru
 - The worker checks the usable part of the newest hint in its next pass. What it commits it sends at once.
   With run-ahead it passes on also without a hint; else it waits for one.
 
-How far the client drafts is a rule of a fixed depth, or the runtime's own code (``depth="runtime"``).
+How far the client drafts is a rule of a fixed depth, or the runtime's own code (``depth="runtime"``:
+``sllm.planning``, by which ``sllm.plan()`` predicts).
 
 Beside them stand cloud streaming (the worker alone) and drafting a few tokens, then waiting for their
 verification, as it has to be where a model is split by layers; with the runtime's own code it is that which
@@ -26,17 +27,15 @@ import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
 from sllm.cli.console import Output, Progress
-from sllm.draft.ahead import DraftAhead
-from sllm.draft.confidence import UNKNOWN_PROB, Confidence
-from sllm.draft.length import DraftLength, PassTimes
+from sllm.draft.length import PassTimes
+from sllm.planning import in_turns, streaming
+from sllm.planning.events import Events, Simulated
+from sllm.planning.recorded import Recorded
 from sllm.progress import step, told_to
-from sllm.worker.scheduler import rows_to_check
 from sllm.worker.session import MAX_HINT_ROWS
-
-from .events import Events
 
 Mode = Literal["stream", "wait", "hints", "run-ahead"]
 
@@ -60,54 +59,9 @@ class Unconfirmed:
 DepthRule = Callable[[Unconfirmed], bool]
 
 
-class Ahead(Protocol):
-    """What of ``sllm.draft.ahead.DraftAhead`` a client goes by."""
-
-    @property
-    def step(self) -> int: ...
-    @property
-    def interval(self) -> float: ...
-    def observe_draft(self, n_tokens: int, seconds: float) -> None: ...
-    def observe_pass(self, seconds: float) -> None: ...
-    def observe_round_trip(self, seconds: float) -> None: ...
-    def observe_truth(self, chain: Sequence[int], probs: Sequence[float], truth: Sequence[int]) -> int: ...
-    def worth_more(self, probs: Sequence[float], waited: float = 0.0) -> bool: ...
-
-
 def at_most(n_tokens: int) -> DepthRule:
     """The rule of a fixed depth."""
     return lambda chain: chain.n_tokens < n_tokens
-
-
-@dataclass(frozen=True)
-class Simulated:
-    """How a text of ``n_tokens`` came about."""
-
-    n_tokens: int
-    seconds: float
-    """From when the client begins until it has the last token; the prompt is on both sides before that."""
-    n_passes: int
-    n_hints: int
-    n_drafted: int
-    n_accepted: int
-    """Drafted tokens that a pass has checked and found right."""
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.n_tokens / self.seconds
-
-    @property
-    def passes_per_token(self) -> float:
-        return self.n_passes / self.n_tokens
-
-    @property
-    def hints_per_token(self) -> float:
-        return self.n_hints / self.n_tokens
-
-    @property
-    def n_wasted(self) -> int:
-        """Drafted tokens that were wrong, or behind a wrong one, or right and too late."""
-        return self.n_drafted - self.n_accepted
 
 
 def simulate(
@@ -171,9 +125,11 @@ def simulate(
         draft_seconds=draft_seconds,
         n_max=n_max,
     )
+    if depth == "runtime" and mode != "stream":
+        return _runtime(world, mode)
     if mode == "wait":
-        return _lockstep(world) if depth == "runtime" else _wait(world)
-    return _converse(world, mode, depth or at_most(DEPTH))
+        return _wait(world)
+    return _converse(world, mode, depth if callable(depth) else at_most(DEPTH))
 
 
 @dataclass(frozen=True)
@@ -213,84 +169,24 @@ def _wait(world: _World) -> Simulated:
     )
 
 
-def _lockstep(world: _World) -> Simulated:
-    """Draft as much as the runtime does, send, and draft on until the answer comes."""
-    n_tokens = len(world.outcomes)
-    length = DraftLength()
-    seconds = 0.0
-    pos = n_passes = n_hints = n_drafted = n_accepted = 0
-    chain: list[bool] = []  # behind the text
-    probs: list[float] = []
-
-    def draft(n: int, p_min: float) -> int:
-        """At most ``n`` tokens behind the chain; returns the passes of the draft."""
-        nonlocal n_drafted
-        begin = pos + len(chain)
-        right, n_new = all(chain), 0
-        for outcome, prob in zip(
-            world.outcomes[begin : begin + n], world.probabilities[begin : begin + n], strict=True
-        ):
-            if prob < p_min:
-                break
-            right = right and outcome
-            chain.append(right)
-            probs.append(prob)
-            n_new += 1
-        n_drafted += n_new
-        return n_new + (n_new < n)
-
-    while pos < n_tokens:
-        drafting = 0.0
-        n_shown = 0
-        drafts = length.begin()
-        while drafts:
-            wanted, p_min = length.more(probs)
-            wanted = min(wanted, n_tokens - pos - len(chain) - 1)
-            if wanted <= 0:
-                break
-            before = len(chain)
-            n = draft(wanted, p_min)
-            length.observe_draft(n, n * world.draft_seconds)
-            drafting += n * world.draft_seconds
-            if len(chain) - before < wanted:
-                break
-        if drafts:
-            n_shown = length.keep(probs)
-        answer = world.rtt + world.pass_seconds(n_shown)
-        right = _n_right(chain[:n_shown])
-        if n_shown > 0 or n_passes == 0:
-            draft(min(length.LIMIT + 1, int(answer / world.draft_seconds)), 0.0)
-        length.observe_pass(n_shown, answer)
-        length.observe_truth(chain, probs, [True] * (right + 1))
-        if n_shown > 0 or drafting > 0.05 * answer:
-            length.observe_round(right + 1, drafting + answer)
-        seconds += drafting + answer
-        pos += right + 1
-        n_passes += 1
-        n_hints += n_shown > 0
-        n_accepted += right
-        holds = all(chain[: right + 1]) and len(chain) > right
-        chain, probs = (chain[right + 1 :], probs[right + 1 :]) if holds else ([], [])
-    return Simulated(
-        n_tokens, seconds, n_passes=n_passes, n_hints=n_hints, n_drafted=n_drafted, n_accepted=n_accepted
-    )
+def _runtime(world: _World, mode: Mode) -> Simulated:
+    """By the runtime's own rules; its worker has served other texts before."""
+    text = Recorded.of_outcomes(world.outcomes, world.probabilities)
+    passes, draft = PassTimes(), PassTimes()
+    draft.add(1, world.draft_seconds)
+    away = world.rtt if mode == "wait" else 0.0
+    for n in range(MAX_HINT_ROWS + 1):
+        passes.add(n + 1, away + world.pass_seconds(n))
+    if mode == "wait":
+        return in_turns.chains(text, passes, draft, overlaps=True, far=True)
+    return streaming.with_hints(text, passes, draft, world.rtt, trees=False, run_ahead=mode != "hints")
 
 
-def _converse(world: _World, mode: Mode, depth: DepthRule | Literal["runtime"]) -> Simulated:
+def _converse(world: _World, mode: Mode, depth: DepthRule) -> Simulated:
     """Client and worker, each at its own pace."""
     events = Events()
-    run_ahead = mode != "hints"
-    ahead: Ahead
-    rows: _ByCost | None = None
-    if mode == "stream":
-        ahead = _ByDepth(world, at_most(0))
-    elif depth == "runtime":
-        ahead, rows = DraftAhead(run_ahead=run_ahead), _ByCost(world)
-        ahead.observe_round_trip(world.rtt)  # the texts before this one have told
-    else:
-        ahead = _ByDepth(world, depth)
-    worker = _Worker(world, events, run_ahead=run_ahead, rows=rows)
-    client = _Client(world, events, ahead, asks=rows is not None and not run_ahead, recalls=rows is None)
+    worker = _Worker(world, events, run_ahead=mode != "hints")
+    client = _Client(world, events, at_most(0) if mode == "stream" else depth)
     worker.client, client.worker = client, worker
     events.at(world.rtt / 2, worker.begin)
     client.consider()
@@ -306,47 +202,6 @@ def _converse(world: _World, mode: Mode, depth: DepthRule | Literal["runtime"]) 
     )
 
 
-class _ByDepth:
-    """A rule for the depth in the place of ``DraftAhead``: one token at a time, each sent at once."""
-
-    step = 1
-    interval = 0.0
-
-    def __init__(self, world: _World, depth: DepthRule) -> None:
-        self._times = (world.rtt, world.target_seconds, world.draft_seconds)
-        self._depth = depth
-
-    def observe_draft(self, n_tokens: int, seconds: float) -> None: ...
-    def observe_pass(self, seconds: float) -> None: ...
-    def observe_round_trip(self, seconds: float) -> None: ...
-
-    def observe_truth(self, chain: Sequence[int], _probs: Sequence[float], truth: Sequence[int]) -> int:
-        return _n_right([token == true for token, true in zip(chain, truth, strict=False)])
-
-    def worth_more(self, probs: Sequence[float], _waited: float = 0.0) -> bool:
-        return self._depth(Unconfirmed(len(probs), math.prod(probs), *self._times))
-
-
-class _ByCost:
-    """How many hinted tokens the runtime's worker checks in a pass; it has served other texts before."""
-
-    def __init__(self, world: _World) -> None:
-        self._times = PassTimes()
-        for n in range(MAX_HINT_ROWS + 1):
-            self._times.add(n + 1, world.pass_seconds(n))
-        self._confidence = Confidence()
-
-    def choose(self, n_hinted: int) -> int:
-        n_rows = min(n_hinted, MAX_HINT_ROWS)
-        a = self._confidence.acceptance
-        (n,) = rows_to_check(self._times, [[a**j for j in range(1, n_rows + 1)]])
-        return n
-
-    def observe(self, hinted: Sequence[bool], n_committed: int) -> None:
-        checked = hinted[:MAX_HINT_ROWS]
-        self._confidence.observe_truth(checked, [UNKNOWN_PROB] * len(checked), [True] * n_committed)
-
-
 # Of a token nothing matters but whether it is the text's own at its position: so a chain is a list of that.
 
 
@@ -355,14 +210,12 @@ class _Worker:
 
     client: _Client
 
-    def __init__(self, world: _World, events: Events, *, run_ahead: bool, rows: _ByCost | None) -> None:
+    def __init__(self, world: _World, events: Events, *, run_ahead: bool) -> None:
         self._world = world
         self._events = events
         self._run_ahead = run_ahead
-        self._rows = rows
         self._committed = 0
         self._hint: tuple[int, list[bool]] = (0, [])
-        self._asked = False  # for a pass, by a hint that none has answered
         self._busy = False
         self._begun = False
         self.n_passes = 0
@@ -375,69 +228,48 @@ class _Worker:
 
     def hear(self, start: int, chain: list[bool]) -> None:
         """A hint: the chain behind the ``start`` tokens that its sender knew to be committed."""
-        behind = self._committed - start
-        if all(chain[:behind]):
+        if all(chain[: self._committed - start]):
             self._hint = (start, chain)  # it replaces all earlier ones
-            self._asked = self._rows is not None and behind <= len(chain)
         self._pass()
 
     def _candidates(self) -> list[bool]:
         """What of the hint could be checked next; nothing, where it contradicts what is committed."""
         start, chain = self._hint
         behind = self._committed - start
-        if not all(chain[:behind]):
-            self._asked = False
-            return []
-        return chain[behind:]
+        return chain[behind:] if all(chain[:behind]) else []
 
     def _pass(self) -> None:
         if self._busy or not self._begun or self._committed == len(self._world.outcomes):
             return
-        hinted = self._candidates()
-        if not (hinted or self._asked or self._run_ahead):
+        checked = self._candidates()[: self._world.n_max]
+        if not (checked or self._run_ahead):
             return
-        if self._rows is None:
-            n = self._world.n_max
-        else:  # the last token of a text is the target's own in any case
-            hinted = hinted[: len(self._world.outcomes) - self._committed - 1]
-            n = self._rows.choose(len(hinted))
-        self._asked = False
         self._busy = True
         self.n_passes += 1
-        checked = hinted[:n]
-        seconds = self._world.pass_seconds(len(checked))
-        self._events.at(seconds, lambda: self._commit(hinted, checked, seconds))
+        self._events.at(self._world.pass_seconds(len(checked)), lambda: self._commit(checked))
 
-    def _commit(self, hinted: list[bool], checked: list[bool], seconds: float) -> None:
+    def _commit(self, checked: list[bool]) -> None:
         self._busy = False
         right = _n_right(checked)
         self.n_accepted += right
-        if self._rows is not None:
-            self._rows.observe(hinted, right + 1)
         self._committed = committed = min(self._committed + right + 1, len(self._world.outcomes))
-        self._events.at(self._world.rtt / 2, lambda: self.client.learn(committed, seconds))
+        self._events.at(self._world.rtt / 2, lambda: self.client.learn(committed))
         self._pass()
 
 
 class _Client:
-    """Has the draft; as ``generate()`` does it for a target that is far away."""
+    """Has the draft: one token at a time, each sent at once, and what is void is called back."""
 
     worker: _Worker
 
-    def __init__(self, world: _World, events: Events, ahead: Ahead, *, asks: bool, recalls: bool) -> None:
+    def __init__(self, world: _World, events: Events, depth: DepthRule) -> None:
         self._world = world
         self._events = events
-        self._ahead = ahead
-        self._asks = asks  # for a pass, where it has nothing to say and the worker would wait
-        self._recalls = recalls  # a draft that has become void, in the middle
+        self._depth = depth
         self._chain: list[bool] = []  # behind what is known
         self._probs: list[float] = []
-        self._draft: tuple[int, list[bool], list[float]] | None = None  # being made: where, and what
-        self._draft_void = False
+        self._draft: tuple[int, bool] | None = None  # being made: where, and what
         self._hinted: tuple[int, int] | None = None  # end of the text and of the chain as last sent
-        self._hinted_at = -math.inf
-        self._news_at = 0.0
-        self._looks = False  # again, when the next hint may be sent
         self.known = 0
         self.n_hints = 0
         self.n_drafted = 0
@@ -446,48 +278,33 @@ class _Client:
         """Draft on, unless a draft is being made, the text is full, or the rule is against it; and send what
         has not been sent.
         """
-        end = self.known + len(self._chain)
-        waited = self._events.now - self._news_at
-        if (
-            self._draft is None
-            and end < len(self._world.outcomes)
-            and self._ahead.worth_more(self._probs, waited)
-        ):
-            to = min(end + self._ahead.step, len(self._world.outcomes))
-            right = all(self._chain)
-            tokens = [right := right and self._world.outcomes[pos] for pos in range(end, to)]
-            self._draft = draft = (end, tokens, list(self._world.probabilities[end:to]))
-            self._draft_void = False
-            self._events.at(len(tokens) * self._world.draft_seconds, lambda: self._drafted(draft))
+        world, end = self._world, self.known + len(self._chain)
+        if self._draft is None and end < len(world.outcomes):
+            times = (world.rtt, world.target_seconds, world.draft_seconds)
+            if self._depth(Unconfirmed(len(self._probs), math.prod(self._probs), *times)):
+                self._draft = draft = (end, all(self._chain) and world.outcomes[end])
+                self._events.at(world.draft_seconds, lambda: self._drafted(draft))
         self._send_hint()
 
-    def _drafted(self, draft: tuple[int, list[bool], list[float]]) -> None:
+    def _drafted(self, draft: tuple[int, bool]) -> None:
         if draft is not self._draft:
             return  # it was called back meanwhile
         self._draft = None
-        pos, tokens, probs = draft
-        self.n_drafted += len(tokens)
-        self._ahead.observe_draft(len(tokens), len(tokens) * self._world.draft_seconds)
-        passed = max(self.known - pos, 0)  # tokens that were committed meanwhile
-        if not self._draft_void and all(tokens[:passed]):
-            self._chain += tokens[passed:]
-            self._probs += probs[passed:]
+        pos, right = draft
+        self.n_drafted += 1
+        self._chain.append(right)
+        self._probs.append(self._world.probabilities[pos])
         self.consider()
 
-    def learn(self, committed: int, seconds: float) -> None:
-        """The worker has committed so many tokens in all, the last of them in a pass of ``seconds``."""
+    def learn(self, committed: int) -> None:
+        """The worker has committed so many tokens in all."""
         n_new = committed - self.known
-        self._news_at = self._events.now
-        n_right = self._ahead.observe_truth(self._chain, self._probs, [True] * n_new)
-        self._ahead.observe_pass(seconds)
-        self._ahead.observe_round_trip(self._world.rtt)
+        n_right = _n_right(self._chain[:n_new])
         if n_right < min(n_new, len(self._chain)):
             self._chain, self._probs, self._hinted = [], [], None
-            self._draft_void = True
-            if self._recalls:
-                self._draft = None
+            self._draft = None
         else:
-            if self._recalls and n_new > len(self._chain):
+            if n_new > len(self._chain):
                 self._draft = None  # what it says is known now
             del self._chain[:n_new], self._probs[:n_new]
         self.known = committed
@@ -495,27 +312,12 @@ class _Client:
 
     def _send_hint(self) -> None:
         state = (self.known, self.known + len(self._chain))
-        if state == self._hinted:
-            return
-        if self._chain:
-            wait = self._hinted_at + self._ahead.interval - self._events.now
-            if self._hinted is not None and state[1] <= self._hinted[1]:
-                return  # the worker has all of this chain
-            if wait > 1e-9 and self._draft is not None:
-                if not self._looks:
-                    self._looks = True
-                    self._events.at(wait, self._look)
-                return
-        elif not self._asks or self._draft is not None:
-            return
-        self._hinted, self._hinted_at = state, self._events.now
+        if not self._chain or (self._hinted is not None and state[1] <= self._hinted[1]):
+            return  # the worker has all of this chain
+        self._hinted = state
         known, chain = self.known, self._chain.copy()
         self.n_hints += 1
         self._events.at(self._world.rtt / 2, lambda: self.worker.hear(known, chain))
-
-    def _look(self) -> None:
-        self._looks = False
-        self.consider()
 
 
 # ---- the table

@@ -27,7 +27,8 @@ from heapq import heapify, heappop, heappush, nsmallest
 from pathlib import Path
 from typing import Any
 
-from .events import Events
+from sllm.planning.events import Events
+
 from .ranks import MISSING, STORIES_FOLDER, TEMPERATURES, Ranks, pairs, shares
 from .simulate import simulate
 

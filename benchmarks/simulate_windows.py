@@ -23,7 +23,8 @@ from dataclasses import dataclass, replace
 from heapq import nsmallest
 from pathlib import Path
 
-from .events import Events
+from sllm.planning.events import Events
+
 from .ranks import MISSING, STORIES_FOLDER, TEMPERATURES, pairs
 from .simulate_trees import N_NODES, N_RANKS, WIDTH, WORTH, Node, Text, Tree, elsewhere, texts_of
 

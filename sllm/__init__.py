@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from sllm.generation.local import LocalTarget
     from sllm.generation.text_stream import Run
     from sllm.http_engine.target import EngineTarget
+    from sllm.planning.plan import plan
     from sllm.privacy import Vault
     from sllm.remote.connection import connect
     from sllm.remote.target import RemoteTarget
@@ -112,6 +113,7 @@ __all__ = [
     "export_layers",
     "generate",
     "hub",
+    "plan",
     "rpc",
 ]
 
@@ -148,6 +150,7 @@ _LAZY = {
     "connect": "sllm.remote.connection",
     "export_layers": "sllm.engine.layers",
     "generate": "sllm.generation.generate",
+    "plan": "sllm.planning.plan",
 }
 _LAZY_MODULES = {"hub": "sllm.engine.hub", "rpc": "sllm.rpc"}
 

@@ -47,6 +47,7 @@ _PURPOSES = {
         "chat": ("sllm.cli.chat", "A conversation in the terminal; sllm MODEL is short for it."),
         "run": ("sllm.cli.run", "Write the text that follows a prompt."),
         "ask": ("sllm.cli.ask", "Answer a request here or in a cloud, by tiers."),
+        "plan": ("sllm.cli.plan", "Predict which way to a text is the fastest here."),
         "demo": ("sllm.cli.demo", "Show it all on this machine: a worker, a slow link, a draft."),
     },
     "Workers": {

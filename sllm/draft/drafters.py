@@ -82,9 +82,9 @@ def drafts_trees(drafter: object) -> TypeGuard[TreeDrafter]:
     """Whether a drafter is to be asked for trees.
 
     A subclass that replaces ``draft`` alone (one that checks what leaves the machine, for example) is not:
-    ``draft_tree`` would go past it.
+    ``draft_tree`` would go past it. Nor is a drafter whose attribute ``trees`` is false.
     """
-    if not isinstance(drafter, TreeDrafter):
+    if not isinstance(drafter, TreeDrafter) or not getattr(drafter, "trees", True):
         return False
     for kind in type(drafter).__mro__:
         if "draft_tree" in vars(kind):
@@ -111,6 +111,7 @@ class ModelDrafter:
     Args:
         model: the model; stays the caller's to close.
         params, options: how its context computes, as for :meth:`Model.context`.
+        trees: whether it drafts trees for targets that check all their branches; False: chains alone.
 
     """
 
@@ -120,9 +121,12 @@ class ModelDrafter:
         self,
         model: Model,
         params: ContextParams | None = None,
+        *,
+        trees: bool = True,
         **options: Unpack[ContextOptions],
     ) -> None:
         self.model = model
+        self.trees = trees
         # Chains grow token by token, which snapshots do not go back over: checkpoints do.
         options.setdefault("n_rollback", 0)
         self.context = model.context(params, **options)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["generate"]
+__all__ = ["can_overlap", "generate", "make_drafter", "share_cores"]
 
 log = logging.getLogger("sllm")
 
@@ -108,14 +108,14 @@ def generate(
     stats = GenerationStats(n_prompt=len(tokens))
     with ExitStack() as stack:
         # 2. Models become a target and a drafter of this one text.
-        target_threads, draft_threads = _share_cores(target, draft)
+        target_threads, draft_threads = share_cores(target, draft)
         if isinstance(target, Model):
             n_ctx = _positions(target, len(tokens), max_tokens)
             n_rollback = 0 if draft is None else None  # snapshots cost a plain token some percent
             target = stack.enter_context(
                 LocalTarget(target, n_ctx=n_ctx, n_threads=target_threads, n_rollback=n_rollback)
             )
-        drafter = _make_drafter(draft, target, draft_threads, stack)
+        drafter = make_drafter(draft, target, draft_threads, stack)
         # 3. Both read the prompt.
         began = time.perf_counter()
         generation = target.open(tokens, sampling, max_tokens)
@@ -130,7 +130,7 @@ def generate(
         # 4. A thread for the draft, where it can work while the target does.
         executor = None
         pipelined = generation if isinstance(generation, PipelinedGeneration) else None
-        if drafter is not None and (pipelined is not None or _can_overlap(target, drafter, generation)):
+        if drafter is not None and (pipelined is not None or can_overlap(target, drafter, generation)):
             executor = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="sllm-draft"))
             stack.callback(drafter.cancel)  # or the executor would wait for it
         # 5. The loop: in turns, or each at its own pace where the target is a round trip away.
@@ -213,7 +213,7 @@ def _positions(model: Model, n_prompt: int, max_tokens: int | None) -> int:
     return max(min(trained, wanted), min(trained, n_prompt + 256))
 
 
-def _share_cores(target: Target | Model, draft: object) -> tuple[int | None, int | None]:
+def share_cores(target: Target | Model, draft: object) -> tuple[int | None, int | None]:
     """Threads for a target and a draft model that get contexts here; None: the default.
 
     ggml's threads spin while they wait, so two contexts at work at once must not have more of them than there
@@ -226,7 +226,7 @@ def _share_cores(target: Target | Model, draft: object) -> tuple[int | None, int
     return cores - for_draft, for_draft
 
 
-def _can_overlap(target: Target, drafter: Drafter, generation: Generation) -> bool:
+def can_overlap(target: Target, drafter: Drafter, generation: Generation) -> bool:
     """Whether the draft can go on while the target verifies without taking its cores."""
     if isinstance(generation, RemoteWork) and isinstance(drafter, ModelDrafter):
         return True  # it waits for the link most of the time
@@ -236,7 +236,7 @@ def _can_overlap(target: Target, drafter: Drafter, generation: Generation) -> bo
     return busy + drafter.context.n_threads <= available_cores()
 
 
-def _make_drafter(draft: object, target: Target, n_threads: int | None, stack: ExitStack) -> Drafter | None:
+def make_drafter(draft: object, target: Target, n_threads: int | None, stack: ExitStack) -> Drafter | None:
     """What ``generate(draft=...)`` means; contexts made here are closed with ``stack``."""
     if draft is None:
         return None
