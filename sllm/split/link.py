@@ -184,6 +184,8 @@ class LayerLink:
     Args:
         parts: the workers.
         encoding: a name of :data:`sllm.wire.codec.CODECS`.
+        before: links to the same workers, some to each, over which rows went until now: those that they have
+            kept are this one's.
 
     Raises:
         RemoteError: a worker takes rows of no numbers, or none at once.
@@ -194,7 +196,7 @@ class LayerLink:
 
     """
 
-    def __init__(self, parts: Sequence[Part], *, encoding: str) -> None:
+    def __init__(self, parts: Sequence[Part], *, encoding: str, before: Sequence[LayerLink] = ()) -> None:
         most = []
         offers = [(part, offer.layers) for part in parts for offer in part.route.fleet.offers]
         for part, info in offers:
@@ -224,6 +226,8 @@ class LayerLink:
         self._held = 0  # positions that the workers were taken to have when the calls were opened
         self.begin(0, RemoteStats(), lost={})  # which is no text's beginning
         self.suspend()
+        if before:  # what enters the first worker, and the tokens of the last one, which may have the output
+            self._kept, self._tokens = before[0]._kept.copy(), before[-1]._tokens.copy()
 
     def begin(
         self,

@@ -6,7 +6,8 @@ import threading
 import time
 from collections import deque
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -27,8 +28,9 @@ from sllm.remote.connection import Remote
 from sllm.remote.route import Route
 from sllm.remote.stream import checked_on_loss
 from sllm.split.chain import Part, Relays, hop_addresses
-from sllm.split.link import HopLostError, LayerLink, TreesLostError
+from sllm.split.link import HopLostError, TreesLostError
 from sllm.split.ranges import worker_ranges
+from sllm.split.slot import SplitSlot
 from sllm.targets.base import RemoteStats, Scores
 from sllm.targets.lockstep import LockstepGeneration, Verified
 from sllm.targets.tree import TokenTree
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from sllm.engine.vocab import Vocab
     from sllm.messages import ChatOptions
     from sllm.remote.link import WorkerLink
-    from sllm.split.link import LayerAnswer
+    from sllm.split.link import LayerAnswer, LayerLink
 
     class _SplitOptions(LoadOptions, ContextOptions):
         pass
@@ -104,29 +106,6 @@ class _Window:
     tree: TokenTree
     hidden: npt.NDArray[np.float32]
     at: float
-
-
-@dataclass
-class _SplitSlot:
-    """A sequence of the layers here and of the workers, and the text that they hold."""
-
-    seq_id: int
-    relays: Relays
-    encoding: str
-    links: list[LayerLink] = field(default_factory=list)
-    relayed: dict[int, str] = field(default_factory=dict)  # workers whose rows go through here, and why
-    tokens: list[int] = field(default_factory=list)  # those that all of them hold
-    generation: SplitGeneration | None = None
-
-    def __post_init__(self) -> None:
-        self.regroup()
-
-    def regroup(self) -> None:
-        """Make the links anew, rows going directly where they can; nothing counts as held any more."""
-        self.relayed = self.relays.reasons()
-        groups = self.relays.groups(self.relayed)
-        self.links = [LayerLink(group, encoding=self.encoding) for group in groups]
-        self.tokens.clear()
 
 
 _ROLLBACK = 4
@@ -286,7 +265,7 @@ class SplitTarget(Closing):
         i: int,
         losses: list[str],
         hop_to: list[tuple[str, int] | None] | None,
-    ) -> _SplitSlot:
+    ) -> SplitSlot:
         addresses = hop_to or [None] * len(self._remotes)
         parts = [
             Part(
@@ -300,7 +279,7 @@ class SplitTarget(Closing):
                 self._remotes, self.ranges, losses, addresses, strict=True
             )
         ]
-        return _SplitSlot(i, Relays(parts, allowed=hop_to is not None), self.codec)
+        return SplitSlot(i, Relays(parts, allowed=hop_to is not None), self.codec)
 
     def _load(
         self, file: LayeredFile, last: LayeredFile, loading: LoadParams, computing: ContextParams
@@ -474,7 +453,7 @@ class SplitTarget(Closing):
             here = [part.context for part in (self._head, self._tail) if part is not None]
             return self._has_trees and all(context.can_branch for context in here)
 
-    def _let_go(self, slot: _SplitSlot) -> None:
+    def _let_go(self, slot: SplitSlot) -> None:
         with self._lock:
             slot.generation = None
 
@@ -562,17 +541,19 @@ class SplitGeneration(LockstepGeneration):
     def __init__(
         self,
         target: SplitTarget,
-        slot: _SplitSlot,
+        slot: SplitSlot,
         prompt: list[int],
         sampling: SamplingParams,
         max_tokens: int | None,
     ) -> None:
+        self._target = target
+        self._slot = slot
+        n_shared = self._resume(prompt)
         max_chain = min(target._max_rows, *(link.max_rows for link in slot.links)) - 1
         can_branch = all(link.can_branch for link in slot.links) and target._branches()
         super().__init__(target.vocab, prompt, max_tokens, target.n_ctx, max_chain, can_branch=can_branch)
+        self.n_shared = n_shared
         self.seq_id = slot.seq_id
-        self._target = target
-        self._slot = slot
         self._sampling = sampling
         self._first: tuple[tuple[int, ...], int] | None = None  # selected along with the prompt
         self._flight: deque[_Window] = deque()
@@ -581,16 +562,21 @@ class SplitGeneration(LockstepGeneration):
         if can_branch and self._may_send_ahead():
             self.max_hint = min(_MOST_WINDOWS * max_chain, MAX_NODES)
         self.remote = RemoteStats(round_trip=0.0)
+        self._begin_links(n_shared)
+
+    def _resume(self, prompt: list[int]) -> int:
+        """Keep of the text before what ``prompt`` has in common with it; how many tokens that is."""
+        target, slot = self._target, self._slot
         n_shared = min(common_prefix(slot.tokens, prompt), len(prompt) - 1)
         if n_shared < len(slot.tokens) and not target._keeps_positions:
             n_shared = 0  # a recurrent state goes back over a draft, and not over a text
-        n_shared = self.n_shared = min(n_shared, self._held())
-        if n_shared == 0:
-            slot.relays.forgive()
-            if slot.relays.reasons().keys() != slot.relayed.keys():
-                slot.regroup()
+        n_shared = min(n_shared, self._held())
         del slot.tokens[n_shared:]
-        self._begin_links(n_shared)
+        if slot.may_merge():
+            slot.merge()
+        elif n_shared == 0 and slot.relays.reasons().keys() != slot.relayed.keys():
+            slot.regroup()
+        return n_shared
 
     def _begin_links(self, n_held: int, lost: Mapping[Part, float] | None = None) -> None:
         """Let the links begin with this text, of which they hold so many positions; see
@@ -613,22 +599,26 @@ class SplitGeneration(LockstepGeneration):
 
     def _over_hops(self, work: Callable[[], _T]) -> _T:
         """What ``work`` returns; where rows do not get from one worker to the next, they go through here, and
-        all layers compute the text anew.
+        all layers compute what they have lost of the text anew.
         """
         while True:
             try:
                 return work()
             except HopLostError as error:  # noqa: PERF203
-                self._slot.relays.fail(error.part, str(error))
-                self._flight.clear()
-                lost: dict[Part, float] = {}
-                for link in self._slot.links:
-                    lost |= link.lost
-                    link.suspend()
-                self._slot.regroup()
-                self._begin_links(0, lost)
-                if self._cancelled:  # which those before were told
-                    raise CancelledError("the generation was cancelled") from None
+                self._change_links(partial(self._slot.lose_hop, error.part, str(error)))
+
+    def _change_links(self, change: Callable[[], object]) -> None:
+        """Let ``change`` replace the links, and go on with this text over those that there are then."""
+        slot = self._slot
+        self._flight.clear()
+        lost: dict[Part, float] = {}
+        for link in slot.links:
+            lost |= link.lost
+            link.suspend()
+        change()
+        self._begin_links(len(slot.tokens), lost)
+        if self._cancelled:  # which those before were told
+            raise CancelledError("the generation was cancelled")
 
     @property
     def ready(self) -> bool:
@@ -734,6 +724,8 @@ class SplitGeneration(LockstepGeneration):
         if not self.can_branch:
             tree = TokenTree.chain(tree.main_path())
         if not self._flight:
+            if self._slot.may_merge():
+                self._change_links(self._slot.merge)
             self._catch_up()
             pos = len(self._slot.tokens)
             known = self._text[pos:]
@@ -809,6 +801,7 @@ class SplitGeneration(LockstepGeneration):
         seconds = max(answer.seconds, 1e-4)
         self._pass_seconds += (_NEW if self._pass_seconds else 1.0) * (seconds - self._pass_seconds)
         self._flight.popleft()
+        slot.got_through()
         selected, n_accepted = self._selection(pos, known, tree, hidden, answer)
         # All layers hold the main path, as far as it was right.
         held = known + selected[: common_prefix(tree.main_path(), selected[:n_accepted])]
@@ -879,6 +872,7 @@ class SplitGeneration(LockstepGeneration):
                 )
                 self._first = tuple(selected), n_accepted
             slot.tokens += chunk.tokens
+            slot.got_through()
 
     def score(self, tokens: list[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         """The log-probability, float32 (n,), and the rank, int32 (n,), of each of ``tokens`` after the text.

@@ -33,6 +33,13 @@ _STRANGER_BYTES = 24 << 10
 call's headers may share a TLS record of 16 KB with data.
 """
 
+_REFUSED_BYTES = 88 << 10
+"""What it is shown more after each call that was refused. What that has sent already is on its way still, a
+window of HTTP/2 at most (64 KB), and gRPC throws it away: unless it is carried, no later call of this
+connection gets there. A worker that passes rows on sends some before it hears whether it may, and where it is
+there before its client, it has to ask again; and a client that finds no place asks again later.
+"""
+
 _SHARE = 2
 """One address has one of so many parts of the strangers' places, of which each takes gRPC 300 KB."""
 
@@ -97,6 +104,7 @@ class _Place:
         neighbour: that share.
         n_refused: calls without the token.
         standing: ``enum sllm_client``, which the C core reads while it carries.
+        max_bytes: what is carried of a stranger, which it reads as well.
 
     """
 
@@ -107,6 +115,7 @@ class _Place:
     neighbour: _Neighbour
     n_refused: int = 0
     standing: Any = field(default_factory=lambda: ffi.new("int32_t *", lib.SLLM_CLIENT_STRANGER))
+    max_bytes: Any = field(default_factory=lambda: ffi.new("int64_t *", _STRANGER_BYTES))
 
     @property
     def is_stranger(self) -> bool:
@@ -120,10 +129,11 @@ class Listener:
     this machine reaches it.
 
     A client is a stranger until a call with the token came over its connection. Of a stranger gRPC is shown
-    24 KiB, so that whatever it sends costs little; it is gone after ``limits.stranger_seconds``, and soon
-    after some calls without the token. Strangers have ``limits.strangers`` places, and one address (of IPv6:
-    one network of 64 bits) has half of them. When they run out, the stranger that came first makes room,
-    the address's own where its share has run out. Who comes too often is not let in for a while.
+    24 KiB, and 88 more after each call that was refused, so that whatever it sends costs little; it is gone
+    after ``limits.stranger_seconds``, and soon after some calls without the token. Strangers have
+    ``limits.strangers`` places, and one address (of IPv6: one network of 64 bits) has half of them. When they
+    run out, the stranger that came first makes room, the address's own where its share has run out. Who comes
+    too often is not let in for a while.
 
     Args:
         host, port: where to listen.
@@ -174,6 +184,7 @@ class Listener:
             if place is None or not place.is_stranger:
                 return True  # gone already, or known
             if sum(not other.is_stranger for other in self._places.values()) >= self._limits.connections:
+                place.max_bytes[0] += _REFUSED_BYTES
                 return False
             place.standing[0] = lib.SLLM_CLIENT_ADMITTED
             place.neighbour.n_strangers -= 1
@@ -188,6 +199,7 @@ class Listener:
             place = self._places.get(_number(peer))
             if place is not None and place.is_stranger:
                 place.n_refused += 1
+                place.max_bytes[0] += _REFUSED_BYTES
                 place.neighbour.rate.charge()
                 if place.n_refused >= _REFUSALS:
                     place.standing[0] = lib.SLLM_CLIENT_REFUSED
@@ -284,7 +296,7 @@ class Listener:
                     place.client.fileno(),
                     server.fileno(),
                     place.standing,
-                    _STRANGER_BYTES,
+                    place.max_bytes,
                     int(self._limits.stranger_seconds * 1000),
                 )
         except OSError as error:

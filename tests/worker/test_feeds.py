@@ -241,6 +241,31 @@ def test_a_capability_of_another_stream_cannot_be_taken_over(
     stream.end()
 
 
+@pytest.mark.parametrize("n_early", [1, 5])
+def test_a_worker_that_is_there_before_the_client_brings_its_rows_later(
+    worker: Worker, client: Client, model_id: str, capability: bytes, n_early: int
+) -> None:
+    """What it has sent along with calls that were refused does not stand in the way of the next one, though
+    nothing over its connection has been let in yet.
+    """
+    rows = fed(0, noise(200, 1))  # 200 KB
+    with Link((worker.address.host, worker.address.port), delay=0.05) as link:  # so that it is under way
+        bringing = Client(worker.address, port=link.port)
+        for _ in range(n_early):
+            early = Stream(bringing, "Feed", auth.bearing(capability), rows)
+            assert early.code() is Code.UNAUTHENTICATED
+        stream = Stream(client, "Layers", client.metadata, accepting(model_id, capability))
+        assert stream.next().opened.n_ctx == N_CTX
+        stream.send(announced(0, 200))
+        in_time = Stream(bringing, "Feed", auth.bearing(capability), rows)
+        in_time.taken()
+        assert stream.next().rows.n_rows == 200
+        assert link.stats.connections == 1
+        stream.end()
+        assert in_time.code() is not Code.OK
+        bringing.channel.close()
+
+
 # ---- whoever brings rows
 
 
