@@ -156,7 +156,8 @@ class SplitTarget(Closing):
     Args:
         path: the model, or a file of :func:`~sllm.export_layers` with its first layers; only the embedding
             and the layers that stay here are read.
-        head: layers [0, head) stay here; 0: only the embedding does.
+        head: layers [0, head) stay here; 0: only the embedding does. None: those that ``path`` holds, which
+            is a file of the first layers then.
         tail: the last ``tail`` layers, the final norm and the head stay here; 0: norm and head only. None:
             the last worker has them.
         tail_path: where ``path`` has no last layers: the file with them.
@@ -183,11 +184,13 @@ class SplitTarget(Closing):
 
     Raises:
         ModelLoadError, UnsupportedModelError: the model's layers cannot be run separately.
-        ValueError: more layers than there are, or workers whose layers do not fit in between.
+        ValueError: more layers than there are or than the files hold, none named where the file does not say
+            how many, or workers whose layers do not fit in between.
         RemoteError: a worker has another model.
 
     Attributes:
-        head, tail: as given.
+        head: layers that stay here.
+        tail: as given.
         ranges: (start, stop) for each worker.
         n_layer: layers of the whole model.
         size_bytes: of the weights that are here, without the embedding, which stays on disk.
@@ -205,7 +208,7 @@ class SplitTarget(Closing):
         self,
         path: str | os.PathLike[str],
         *,
-        head: int,
+        head: int | None = None,
         middle: Remote | Sequence[Remote],
         tail: int | None = 1,
         tail_path: str | os.PathLike[str] | None = None,
@@ -221,9 +224,9 @@ class SplitTarget(Closing):
         hop_to = hop_addresses(hops, len(remotes))
         file = open_layers(path)
         last = file if tail_path is None else open_layers(tail_path)
+        head = _checked_head(file, head, tail)
         self.head, self.tail, self.n_layer = head, tail, file.n_layer
         self.codec = codec
-        _check_counts(file, head, tail)
         codecs.row_bytes(codec, file.n_embd)
         losses = [remote.on_loss if on_loss is None else checked_on_loss(on_loss) for remote in remotes]
         links = [remote.link for remote in remotes]
@@ -992,16 +995,36 @@ def _stream(
         yield receive()
 
 
-def _check_counts(file: LayeredFile, head: int, tail: int | None) -> None:
-    """Raise ValueError where head and tail are not numbers of layers, or leave none for the middle."""
-    for name, value in (("head", head), ("tail", 0 if tail is None else tail)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+def _checked_head(file: LayeredFile, head: int | None, tail: int | None) -> int:
+    """How many layers begin here.
+
+    Raises:
+        ValueError: head and tail are not numbers of layers, leave none for the middle, or contradict the
+            file, or it does not say what is not given.
+
+    """
+    for name, value in (("head", head), ("tail", tail)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise ValueError(f"{name} is {value!r}, expected a number of layers >= 0")
-    if head + (tail or 0) >= file.n_layer:
+    name, first, n = file.paths[0].name, file.n_first, file.n_layer
+    if head is None:
+        if first is None:
+            what = "the whole model" if len(file.layers) == n else "other layers than the first"
+            raise ValueError(
+                f"{name} holds {what}, and so does not say how many layers stay here: give head, or a file of"
+                " the first layers alone (export_layers)"
+            )
+        head = first
+    elif first is not None and head > first:
         raise ValueError(
-            f"head and tail are {head} and {tail or 0} layers of the {file.n_layer} of"
-            f" {file.paths[0].name}: leave some for the middle"
+            f"head is {head}, and {name} holds the first {first} layers alone: leave head out, or give a file"
+            " with more"
         )
+    if head + (tail or 0) >= n:
+        raise ValueError(
+            f"head and tail are {head} and {tail or 0} layers of the {n} of {name}: leave some for the middle"
+        )
+    return head
 
 
 def _check_same_model(file: LayeredFile, last: LayeredFile, links: list[WorkerLink]) -> None:
