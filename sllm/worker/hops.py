@@ -222,6 +222,7 @@ class Hop:
         self._changed = threading.Condition()
         self._rows: deque[pb.FeedUp] = deque()  # until the capability is taken, also those that were sent
         self._accepted = False
+        self._refused = False  # over this connection: the capability is not known there yet
         self._over = False  # closed, or lost
         self._closed = False
         self._missed = False  # there is something that could not be sent
@@ -305,7 +306,9 @@ class Hop:
                         raise
                 except grpc.RpcError as error:
                     connection.broken |= error.code() is grpc.StatusCode.UNAVAILABLE
-                    if self._accepted or not kept or not connection.broken:
+                    # One that has refused the capability is there, and hangs up on who asks too often.
+                    again = connection.broken and (kept or self._refused) and not self._accepted
+                    if not again or time.monotonic() > until:
                         raise
                 else:
                     return
@@ -313,11 +316,13 @@ class Hop:
     def _feed(self, channel: grpc.Channel, until: float, patience: float) -> None:
         """Send rows until the stream ends; tries again while the capability is not known there yet."""
         pause = _FIRST_PAUSE
+        self._refused = False
         while True:
             try:
                 self._attempt(channel, min(until - time.monotonic(), patience))
             except grpc.RpcError as error:
                 early = error.code() is grpc.StatusCode.UNAUTHENTICATED and not self._accepted
+                self._refused |= early
                 if not early or time.monotonic() + pause > until:
                     raise
             else:

@@ -24,6 +24,8 @@ from sllm.engine import gguf
 from sllm.wire import auth, codec
 from sllm.wire.protocol import PROTOCOL, SERVICE, method, pb
 from sllm.worker import feeds, hops
+from sllm.worker import listener as listening
+from sllm.worker.destinations import Destinations
 from sllm.worker.server import Limits, Worker
 
 if TYPE_CHECKING:
@@ -354,6 +356,31 @@ def test_rows_that_come_too_early_are_told(client: Client, model_id: str) -> Non
     assert stream.next().done.reason == "idle"
     assert stream.code() is Code.OK
     assert client.status().rows == 0
+
+
+def test_a_worker_that_asks_too_often_is_let_in_in_the_end(
+    worker: Worker, client: Client, model_id: str, capability: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is hung up on as a stranger is, and comes again until the client has been there."""
+    monkeypatch.setattr(hops, "_REACH_SECONDS", PATIENCE)
+    monkeypatch.setattr(listening, "_REFUSALS", 2)
+    lost = threading.Event()
+    address = worker.address
+    assert address.fingerprint is not None
+    with Link((address.host, address.port)) as link:
+        fingerprint = bytes.fromhex(address.fingerprint)
+        target = pb.Hop(host=link.host, port=link.port, fingerprint=fingerprint, capability=capability)
+        bringing = hops.Hops(Destinations(HERE), 1)
+        hop = bringing.open(target, lost.set)
+        hop.send(fed(0, noise(3, 1)).rows)
+        wait_until(lambda: link.stats.connections >= 4)  # one fetches the certificate
+        stream = Stream(client, "Layers", client.metadata, accepting(model_id, capability), announced(0, 3))
+        assert stream.next().opened.n_ctx == N_CTX
+        assert stream.next().rows.n_rows == 3
+        assert not lost.is_set()
+        hop.close()
+        bringing.close()
+        stream.end()
 
 
 # ---- whoever gets them
