@@ -75,6 +75,7 @@ class _Connection:
     n_users: int = 0
     used: float = 0.0  # when the last one left
     kept: bool = False  # by a text before: the way there may have gone meanwhile, unnoticed
+    admitted: bool = False  # a stream over it was accepted: the other worker reads all that comes
     broken: bool = False  # no text is to use it any more
 
 
@@ -299,7 +300,7 @@ class Hop:
             with self._hops.connection(self._target) as connection:
                 kept = connection.kept
                 try:
-                    self._feed(connection.channel, until, _KEPT_SECONDS if kept else _REACH_SECONDS)
+                    self._feed(connection, until, _KEPT_SECONDS if kept else _REACH_SECONDS)
                 except _SilentError:
                     connection.broken = True
                     if not kept or time.monotonic() > until:
@@ -313,13 +314,13 @@ class Hop:
                 else:
                     return
 
-    def _feed(self, channel: grpc.Channel, until: float, patience: float) -> None:
+    def _feed(self, connection: _Connection, until: float, patience: float) -> None:
         """Send rows until the stream ends; tries again while the capability is not known there yet."""
         pause = _FIRST_PAUSE
         self._refused = False
         while True:
             try:
-                self._attempt(channel, min(until - time.monotonic(), patience))
+                self._attempt(connection, min(until - time.monotonic(), patience))
             except grpc.RpcError as error:
                 early = error.code() is grpc.StatusCode.UNAUTHENTICATED and not self._accepted
                 self._refused |= early
@@ -332,14 +333,18 @@ class Hop:
                     return
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _attempt(self, channel: grpc.Channel, patience: float) -> None:
-        stub = channel.stream_stream(method("Feed"), pb.FeedUp.SerializeToString, pb.FeedDown.FromString)
+    def _attempt(self, connection: _Connection, patience: float) -> None:
+        stub = connection.channel.stream_stream(
+            method("Feed"), pb.FeedUp.SerializeToString, pb.FeedDown.FromString
+        )
         ended, silent = threading.Event(), threading.Event()
         with self._changed:
             if self._over:
                 return
             call: Any = stub(
-                self._outgoing(ended), metadata=auth.bearing(self._target.capability), wait_for_ready=False
+                self._outgoing(ended, early=connection.admitted),
+                metadata=auth.bearing(self._target.capability),
+                wait_for_ready=False,
             )
             self._call = call
 
@@ -352,6 +357,7 @@ class Hop:
         try:
             for _ in call:
                 late.cancel()
+                connection.admitted = True
                 with self._changed:
                     self._accepted = True
                     self._changed.notify_all()
@@ -367,8 +373,13 @@ class Hop:
                 ended.set()
                 self._changed.notify_all()
 
-    def _outgoing(self, ended: threading.Event) -> Iterator[pb.FeedUp]:
-        """The rows for one attempt; those of an attempt that fails are for the next one."""
+    def _outgoing(self, ended: threading.Event, *, early: bool) -> Iterator[pb.FeedUp]:
+        """The rows for one attempt; those of an attempt that fails are for the next one.
+
+        Without ``early`` they wait until it is accepted: of a connection over which nothing has been, a
+        worker reads 24 KiB and no more (:class:`~sllm.worker.listener.Listener`). Rows beyond that, of an
+        attempt that comes before the client has been there, would stand in the way of all later ones.
+        """
         n_sent = 0  # of those that are kept
         while True:
             with self._changed:
@@ -378,7 +389,7 @@ class Hop:
                             self._rows.popleft()
                         n_sent = 0
                         self._changed.notify_all()
-                    if len(self._rows) > n_sent:
+                    if (early or self._accepted) and len(self._rows) > n_sent:
                         break
                     self._changed.wait()
                 else:

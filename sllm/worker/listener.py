@@ -34,10 +34,9 @@ call's headers may share a TLS record of 16 KB with data.
 """
 
 _REFUSED_BYTES = 88 << 10
-"""What it is shown more after each call that was refused. What that has sent already is on its way still, a
-window of HTTP/2 at most (64 KB), and gRPC throws it away: unless it is carried, no later call of this
-connection gets there. A worker that passes rows on sends some before it hears whether it may, and where it is
-there before its client, it has to ask again; and a client that finds no place asks again later.
+"""What gRPC is shown more of a client with a token after each call for which there was no place. What that
+has sent already is on its way still, a window of HTTP/2 at most (64 KB), and gRPC throws it away: unless it
+is carried, no later call of this connection gets there. A call without the token earns nothing.
 """
 
 _SHARE = 2
@@ -129,11 +128,10 @@ class Listener:
     this machine reaches it.
 
     A client is a stranger until a call with the token came over its connection. Of a stranger gRPC is shown
-    24 KiB, and 88 more after each call that was refused, so that whatever it sends costs little; it is gone
-    after ``limits.stranger_seconds``, and soon after some calls without the token. Strangers have
-    ``limits.strangers`` places, and one address (of IPv6: one network of 64 bits) has half of them. When they
-    run out, the stranger that came first makes room, the address's own where its share has run out. Who comes
-    too often is not let in for a while.
+    24 KiB, so that whatever it sends costs little; it is gone after ``limits.stranger_seconds``, and soon
+    after some calls without the token. Strangers have ``limits.strangers`` places, and one address (of IPv6:
+    one network of 64 bits) has half of them. When they run out, the stranger that came first makes room,
+    the address's own where its share has run out. Who comes too often is not let in for a while.
 
     Args:
         host, port: where to listen.
@@ -199,7 +197,6 @@ class Listener:
             place = self._places.get(_number(peer))
             if place is not None and place.is_stranger:
                 place.n_refused += 1
-                place.max_bytes[0] += _REFUSED_BYTES
                 place.neighbour.rate.charge()
                 if place.n_refused >= _REFUSALS:
                     place.standing[0] = lib.SLLM_CLIENT_REFUSED

@@ -243,31 +243,6 @@ def test_a_capability_of_another_stream_cannot_be_taken_over(
     stream.end()
 
 
-@pytest.mark.parametrize("n_early", [1, 5])
-def test_a_worker_that_is_there_before_the_client_brings_its_rows_later(
-    worker: Worker, client: Client, model_id: str, capability: bytes, n_early: int
-) -> None:
-    """What it has sent along with calls that were refused does not stand in the way of the next one, though
-    nothing over its connection has been let in yet.
-    """
-    rows = fed(0, noise(200, 1))  # 200 KB
-    with Link((worker.address.host, worker.address.port), delay=0.05) as link:  # so that it is under way
-        bringing = Client(worker.address, port=link.port)
-        for _ in range(n_early):
-            early = Stream(bringing, "Feed", auth.bearing(capability), rows)
-            assert early.code() is Code.UNAUTHENTICATED
-        stream = Stream(client, "Layers", client.metadata, accepting(model_id, capability))
-        assert stream.next().opened.n_ctx == N_CTX
-        stream.send(announced(0, 200))
-        in_time = Stream(bringing, "Feed", auth.bearing(capability), rows)
-        in_time.taken()
-        assert stream.next().rows.n_rows == 200
-        assert link.stats.connections == 1
-        stream.end()
-        assert in_time.code() is not Code.OK
-        bringing.channel.close()
-
-
 # ---- whoever brings rows
 
 
@@ -358,29 +333,61 @@ def test_rows_that_come_too_early_are_told(client: Client, model_id: str) -> Non
     assert client.status().rows == 0
 
 
-def test_a_worker_that_asks_too_often_is_let_in_in_the_end(
-    worker: Worker, client: Client, model_id: str, capability: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is hung up on as a stranger is, and comes again until the client has been there."""
+@pytest.fixture
+def bringing(
+    worker: Worker, capability: bytes, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[hops.Hop, Link, threading.Event]]:
+    """Rows that a worker before has for this one, over a link: more than this one reads of strangers. An
+    event tells that they cannot be brought.
+    """
     monkeypatch.setattr(hops, "_REACH_SECONDS", PATIENCE)
-    monkeypatch.setattr(listening, "_REFUSALS", 2)
-    lost = threading.Event()
     address = worker.address
     assert address.fingerprint is not None
-    with Link((address.host, address.port)) as link:
+    lost = threading.Event()
+    with Link((address.host, address.port), delay=0.02) as link:  # so that what is sent is under way
         fingerprint = bytes.fromhex(address.fingerprint)
         target = pb.Hop(host=link.host, port=link.port, fingerprint=fingerprint, capability=capability)
-        bringing = hops.Hops(Destinations(HERE), 1)
-        hop = bringing.open(target, lost.set)
-        hop.send(fed(0, noise(3, 1)).rows)
-        wait_until(lambda: link.stats.connections >= 4)  # one fetches the certificate
-        stream = Stream(client, "Layers", client.metadata, accepting(model_id, capability), announced(0, 3))
-        assert stream.next().opened.n_ctx == N_CTX
-        assert stream.next().rows.n_rows == 3
-        assert not lost.is_set()
-        hop.close()
-        bringing.close()
-        stream.end()
+        others = hops.Hops(Destinations(HERE), 1)
+        found = others.open(target, lost.set)
+        found.send(fed(0, noise(200, 1)).rows)
+        yield found, link, lost
+        others.close()
+
+
+def taken_late(
+    bringing: tuple[hops.Hop, Link, threading.Event], client: Client, model_id: str, capability: bytes
+) -> None:
+    """The client comes, and the rows do as well."""
+    hop, _, lost = bringing
+    stream = Stream(client, "Layers", client.metadata, accepting(model_id, capability), announced(0, 200))
+    assert stream.next().opened.n_ctx == N_CTX
+    assert stream.next().rows.n_rows == 200
+    hop.send(fed(200, noise(3, 2)).rows)
+    stream.send(announced(200, 3))
+    assert stream.next().rows.n_rows == 3
+    assert not lost.is_set()
+    stream.end()
+
+
+@pytest.mark.parametrize("n_early", [1, 5])
+def test_a_worker_that_is_there_before_the_client_brings_its_rows_later(
+    worker: Worker, client: Client, model_id: str, capability: bytes, bringing: Any, n_early: int
+) -> None:
+    """What it has tried before does not stand in the way."""
+    wait_until(lambda: worker._monitor.calls.totals().refused["token"] >= n_early)
+    taken_late(bringing, client, model_id, capability)
+    _, link, _ = bringing
+    assert link.stats.connections == 2  # one has fetched the certificate
+
+
+def test_a_worker_that_asks_too_often_is_let_in_in_the_end(
+    client: Client, model_id: str, capability: bytes, bringing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is hung up on as a stranger is, and comes again until the client has been there."""
+    monkeypatch.setattr(listening, "_REFUSALS", 2)
+    _, link, _ = bringing
+    wait_until(lambda: link.stats.connections >= 4)  # one fetches the certificate
+    taken_late(bringing, client, model_id, capability)
 
 
 # ---- whoever gets them

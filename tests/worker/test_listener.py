@@ -126,17 +126,8 @@ def test_of_a_stranger_24_kib_are_read_until_it_is_admitted(serve: Callable[...,
     assert listener.stats.admitted == 1
 
 
-def refused_for_its_token(listener: Listener, peer: str) -> None:
-    listener.refuse(peer)
-
-
-def refused_for_lack_of_a_place(listener: Listener, peer: str) -> None:
-    assert not listener.admit(peer)
-
-
-@pytest.mark.parametrize("refused", [refused_for_its_token, refused_for_lack_of_a_place])
-def test_what_a_refused_call_has_sent_does_not_stand_in_the_way_of_the_next(
-    serve: Callable[..., Any], refused: Callable[[Listener, str], None]
+def test_what_a_call_has_sent_that_had_no_place_does_not_stand_in_the_way_of_the_next(
+    serve: Callable[..., Any],
 ) -> None:
     listener, server = serve(connections=1)
     with connect(listener) as first, connect(listener) as client:
@@ -144,7 +135,7 @@ def test_what_a_refused_call_has_sent_does_not_stand_in_the_way_of_the_next(
         first_peer, peer = sorted(by_name, key=lambda name: int(name.rpartition("/")[2]))
         assert listener.admit(first_peer)
         for _ in range(3):  # a window of HTTP/2, and the next call
-            refused(listener, peer)
+            assert not listener.admit(peer)
             client.sendall(bytes(64 << 10) + b"the next call's headers")
             assert exactly(by_name[peer], (64 << 10) + 23).endswith(b"headers")
         assert stands(first, by_name[first_peer])
