@@ -179,7 +179,8 @@ class LayerLink:
 
     Of several workers each has a stream with the client. On it all but the first are told which rows will
     come, and by whose hands: of a capability that is made anew for each stream they get the hash, and the
-    worker before gets the capability. Nobody waits for an answer before the rows are on their way.
+    worker before gets the capability. Nobody waits for an answer before the rows are on their way, but for
+    a worker that brings some to another one for the first time.
 
     Args:
         parts: the workers.
