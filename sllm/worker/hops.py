@@ -34,7 +34,14 @@ __all__ = ["Hop", "Hops"]
 log = logging.getLogger("sllm.worker")
 
 _REACH_SECONDS = 5.0
-"""For the next worker to be reached and to take the capability; the client relays the rows otherwise."""
+"""For the next worker to be reached, and to say whether it takes the capability; the client relays the rows
+otherwise.
+"""
+
+_KNOWN_SECONDS = 15.0
+"""For the capability to become known to a worker that says that it is not: the client has a connection of its
+own to it, and a busy worker takes its time to open a sequence.
+"""
 
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
@@ -295,7 +302,7 @@ class Hop:
 
     def _bring(self) -> None:
         """Send rows until the stream ends; over a new connection where one that was kept is of no use."""
-        until = time.monotonic() + _REACH_SECONDS
+        until = time.monotonic() + _KNOWN_SECONDS
         while True:
             with self._hops.connection(self._target) as connection:
                 kept = connection.kept
@@ -320,7 +327,7 @@ class Hop:
         self._refused = False
         while True:
             try:
-                self._attempt(connection, min(until - time.monotonic(), patience))
+                self._attempt(connection, patience)
             except grpc.RpcError as error:
                 early = error.code() is grpc.StatusCode.UNAUTHENTICATED and not self._accepted
                 self._refused |= early
@@ -352,7 +359,7 @@ class Hop:
             silent.set()
             call.cancel()
 
-        late = threading.Timer(max(patience, 0.0), give_up)
+        late = threading.Timer(patience, give_up)
         late.start()
         try:
             for _ in call:

@@ -341,6 +341,7 @@ def bringing(
     event tells that they cannot be brought.
     """
     monkeypatch.setattr(hops, "_REACH_SECONDS", PATIENCE)
+    monkeypatch.setattr(hops, "_KNOWN_SECONDS", PATIENCE)
     address = worker.address
     assert address.fingerprint is not None
     lost = threading.Event()
@@ -621,6 +622,7 @@ def test_a_next_worker_that_lets_nobody_in(
 ) -> None:
     """Its rows go through the client; there it can be silent too, and that is no news."""
     monkeypatch.setattr(hops, "_REACH_SECONDS", 0.3)
+    monkeypatch.setattr(hops, "_KNOWN_SECONDS", 0.3)
     split, second = make_chain(says)
     opened = threading.Event()
 
