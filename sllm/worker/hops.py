@@ -289,8 +289,12 @@ class Hop:
             self._bring()
         except grpc.RpcError as error:
             reason = error.code().name.lower()
-            # The other worker ends a stream in this way that is over: what it misses, it tells the client.
-            self._missed |= error.code() is not grpc.StatusCode.CANCELLED
+            # The other worker ends a stream in this way that is over, and tells the client why, who would
+            # take it for a way that is lost if it heard of it from here first.
+            ended_there = error.code() is grpc.StatusCode.CANCELLED
+            with self._changed:
+                self._told |= ended_there
+                self._missed |= not ended_there
         except (SllmError, ValueError, RuntimeError) as error:
             reason = str(error)
         finally:
