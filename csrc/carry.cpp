@@ -83,9 +83,9 @@ class Stream {
 
 class Connection {
   public:
-    Connection(int client, int server, const int32_t * standing, int64_t max_bytes, int32_t max_ms)
-        : client_(client), server_(server), standing_(standing), left_(static_cast<size_t>(std::max<int64_t>(0, max_bytes))),
-          until_(Clock::now() + milliseconds(max_ms)), up_(client, server), down_(server, client) {}
+    Connection(int client, int server, const int32_t * standing, const int64_t * max_bytes, int32_t max_ms)
+        : client_(client), server_(server), standing_(standing), max_bytes_(max_bytes), until_(Clock::now() + milliseconds(max_ms)),
+          up_(client, server), down_(server, client) {}
 
     // Until the connection ends; whether it was cut.
     bool run() {
@@ -119,12 +119,13 @@ class Connection {
         }
         admitted_ = standing == SLLM_CLIENT_ADMITTED;
         bounded_ = !admitted_ || ending_;
+        const int64_t left = __atomic_load_n(max_bytes_, __ATOMIC_ACQUIRE) - n_read_;
+        may_read_ = admitted_ ? buffer_size : refused_ || left <= 0 ? 0 : static_cast<size_t>(left);
     }
 
     // Wait for something to do, and do it; false: the client is gone.
     bool step(milliseconds left) {
-        const size_t may_read = admitted_ ? buffer_size : refused_ ? 0 : left_;
-        pollfd ends[2] = {{client_, up_.wanted(may_read), 0}, {server_, down_.wanted(buffer_size), 0}};
+        pollfd ends[2] = {{client_, up_.wanted(may_read_), 0}, {server_, down_.wanted(buffer_size), 0}};
         if (up_.waits()) {
             ends[1].events |= POLLOUT;
         }
@@ -135,10 +136,12 @@ class Connection {
             ends[1].fd = -1; // closed, as it may be, it would wake this thread again and again
         }
         int wait = bounded_ ? static_cast<int>(left.count()) : -1;
-        if (may_read == 0 && !refused_) {
-            // Its token is being looked at, which takes gRPC a moment, and nothing tells of it but `standing`.
+        if (may_read_ == 0 && !refused_) {
+            // Its token is being looked at, which takes gRPC a moment, and nothing tells of it but what is shared.
             wait = std::min(wait, pause_);
             pause_ = std::min(2 * pause_, 64);
+        } else {
+            pause_ = 1;
         }
         if (poll(ends, 2, wait) < 0) {
             return errno == EINTR;
@@ -147,8 +150,7 @@ class Connection {
             return false;
         }
         if ((ends[0].revents & POLLIN) != 0) {
-            const size_t n = up_.read(may_read);
-            left_ -= std::min(left_, n);
+            n_read_ += static_cast<int64_t>(up_.read(may_read_));
         }
         if ((ends[1].revents & (POLLIN | POLLHUP | POLLERR)) != 0 && !down_.waits()) {
             down_.read(buffer_size);
@@ -175,7 +177,9 @@ class Connection {
     int client_;
     int server_;
     const int32_t * standing_;
-    size_t left_; // bytes that may still be read before the client is admitted
+    const int64_t * max_bytes_;
+    int64_t n_read_ = 0;  // bytes of the client
+    size_t may_read_ = 0; // so many more, for now
     Clock::time_point until_;
     Stream up_;
     Stream down_;
@@ -188,7 +192,7 @@ class Connection {
 
 } // namespace
 
-int sllm_carry(int client, int server, const int32_t * standing, int64_t max_bytes, int32_t max_ms) {
+int sllm_carry(int client, int server, const int32_t * standing, const int64_t * max_bytes, int32_t max_ms) {
     try {
         return Connection(client, server, standing, max_bytes, max_ms).run() ? 1 : 0;
     } catch (const std::bad_alloc &) {

@@ -598,12 +598,12 @@ enum sllm_client {
 };
 
 /* Carry bytes between two connected stream sockets until both ends have closed, or the client has to go.
- * `standing`, of enum sllm_client, is written by another thread meanwhile. A stranger has `max_ms`
- * milliseconds, and after its first `max_bytes` bytes nothing is read of it; one that is refused is not read
- * any more, and has a second for the answer; one that is admitted is not bounded at all. Both sockets stay
- * open; shutdown() of `client` on another thread ends the call.
+ * `standing`, of enum sllm_client, and `max_bytes` are written by another thread meanwhile. A stranger has
+ * `max_ms` milliseconds, and nothing is read of it beyond its first `max_bytes` bytes; one that is refused is
+ * not read any more, and has a second for the answer; one that is admitted is not bounded at all. Both sockets
+ * stay open; shutdown() of `client` on another thread ends the call.
  * Returns 1 if the client had to go, else 0. */
-int sllm_carry(int client, int server, const int32_t * standing, int64_t max_bytes, int32_t max_ms);
+int sllm_carry(int client, int server, const int32_t * standing, const int64_t * max_bytes, int32_t max_ms);
 
 /* ---- tagger.cpp: labels of characters ------------------------------------------------------------------ */
 

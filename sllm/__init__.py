@@ -155,15 +155,17 @@ _LAZY = {
 _LAZY_MODULES = {"hub": "sllm.engine.hub", "rpc": "sllm.rpc"}
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY_MODULES:
-        value: Any = importlib.import_module(_LAZY_MODULES[name])
-    elif name in _LAZY:
-        value = getattr(importlib.import_module(_LAZY[name]), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # for type checkers a name that is not above is a mistake
+
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY_MODULES:
+            value: Any = importlib.import_module(_LAZY_MODULES[name])
+        elif name in _LAZY:
+            value = getattr(importlib.import_module(_LAZY[name]), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import inspect
+import pkgutil
+import pydoc
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from documents import RUN, SHOWN, Block, blocks, commands, read
 from page_session import PageSession
 
 import sllm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[1]
 CHINESE = {
@@ -92,6 +101,65 @@ def test_every_public_name_is_in_the_reference() -> None:
     }
     assert set(sllm.__all__) - errors <= shown
     assert "errors" in shown
+
+
+_OF_NO_PAGE = {
+    # Each target's own, of which callers need what Generation says.
+    *("EngineGeneration", "IsolatedGeneration", "LocalGeneration", "RemoteGeneration"),
+    *("SplitGeneration", "StreamedGeneration"),
+    "Heads",  # for generate(draft="mtp") alone
+    "StatusReply",  # a message of sllm.proto
+    "WorkerLink",  # what SplitTarget takes of a connection
+}
+
+
+def in_the_reference() -> dict[str, Any]:
+    """What the pages of the reference show, by its full name."""
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md"))
+    found = re.findall(r"^\.\. auto(?:class|function):: (sllm\.[\w.]+)$", pages, flags=re.MULTILINE)
+    modules = re.findall(r"^\.\. automodule:: (sllm\.[\w.]+)$", pages, flags=re.MULTILINE)
+    found += [f"{name}.{one}" for name in modules for one in importlib.import_module(name).__all__]
+    return {name: pydoc.locate(name) for name in found}
+
+
+def own_types() -> set[str]:
+    """The names of all classes of the package, but for those of its commands."""
+    found = set()
+    for module in pkgutil.walk_packages(sllm.__path__, "sllm."):
+        if not module.name.startswith(("sllm.cli", "sllm.__main__", "sllm.triage.data")):
+            with contextlib.suppress(ImportError):  # of an extra that is not installed
+                found |= {
+                    name
+                    for name, one in vars(importlib.import_module(module.name)).items()
+                    if inspect.isclass(one) and one.__module__.startswith("sllm.")
+                }
+    return found
+
+
+def returned(shown: Any) -> Iterator[str]:
+    """How a function, or the public methods and attributes of a class, are annotated with what they give."""
+    if inspect.isfunction(shown):
+        yield str(shown.__annotations__["return"])
+    if not inspect.isclass(shown):
+        return
+    for name, kind in inspect.get_annotations(shown).items():
+        if not name.startswith("_"):
+            yield str(kind)
+    for name in dir(shown):
+        found = inspect.getattr_static(shown, name)
+        found = found.fget if isinstance(found, property) else getattr(found, "__func__", found)
+        if not name.startswith("_") and inspect.isfunction(found) and found.__module__.startswith("sllm."):
+            yield str(found.__annotations__.get("return", ""))
+
+
+def test_every_type_that_a_public_name_gives_is_in_the_reference() -> None:
+    """So that whoever annotates with it knows where it is."""
+    pages, types = in_the_reference(), own_types()
+    assert None not in pages.values()
+    names = {name.rpartition(".")[2] for name in pages}
+    given = {word for one in pages.values() for text in returned(one) for word in re.findall(r"\w+", text)}
+    assert {"Remote", "TextStream", "WorkerInfo", "Device"} <= given & types
+    assert (given & types) - names == _OF_NO_PAGE
 
 
 # ---- what finds and runs them

@@ -17,7 +17,7 @@ from sllm.cli.conversation.answering import HybridAnswers, ModelAnswers
 from sllm.cli.conversation.lines import open_lines
 from sllm.cli.conversation.talk import COMMANDS, Talk
 from sllm.cli.conversation.transcript import Transcript
-from sllm.cli.run_arguments import add_models, add_places, add_sampling, add_text, sampling_of
+from sllm.cli.run_arguments import add_models, add_places, add_sampling, add_text, is_split, sampling_of
 from sllm.cli.run_models import open_models
 from sllm.cli.signals import INTERRUPTED, interrupts_call
 from sllm.draft.drafters import ModelDrafter
@@ -148,7 +148,7 @@ def _place(target: Any, model: sllm.Model, args: argparse.Namespace) -> tuple[st
     """
     if args.engine is not None:
         return f"{target.info.model} on {target.info.api}", target.info.n_ctx
-    if args.head is not None:
+    if is_split(args):
         return model.path.name, target.n_ctx
     if args.remote is not None:
         link = target.remote.fleet.link

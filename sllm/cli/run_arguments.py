@@ -23,12 +23,14 @@ from sllm.cli.arguments import (
     whole,
 )
 from sllm.cli.console import CommandError, count, expected_utf8
+from sllm.engine import model_name
+from sllm.engine.layers import open_layers
 from sllm.wire.codec import CODECS
 
 if TYPE_CHECKING:
     import argparse
 
-__all__ = ["add_models", "add_places", "add_sampling", "add_text", "check_models", "sampling_of"]
+__all__ = ["add_models", "add_places", "add_sampling", "add_text", "check_models", "is_split", "sampling_of"]
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +159,13 @@ def _add_split(parser: argparse.ArgumentParser) -> None:
     split = parser.add_argument_group(
         "split by layers (with --target, and --remote for each worker that was started with --layers)"
     )
-    split.add_argument("--head", metavar="N", type=whole(0), help="the first N layers run here")
+    split.add_argument(
+        "--head",
+        metavar="N",
+        type=whole(0),
+        help="the first N layers run here (default: those that --target holds, if sllm split has written it"
+        " with the first layers alone)",
+    )
     split.add_argument(
         "--tail",
         metavar="N|none",
@@ -212,12 +220,12 @@ def _check_engine(args: argparse.Namespace) -> None:
 def _check_workers(args: argparse.Namespace) -> None:
     """Whether what is said of workers goes together."""
     n_workers = len(args.remote or ())
-    if n_workers and args.target is not None and args.head is None:
+    if n_workers and args.target is not None and args.head is None and not _says_head(args.target):
         raise CommandError("--target and --remote exclude each other, except for a split: name --head")
     if args.head is not None and not n_workers:
         raise CommandError("--head splits a model with workers: name each by --remote")
     hops = args.hops or []
-    if hops and (n_workers < 2 or args.head is None):
+    if hops and (n_workers < 2 or not is_split(args)):
         raise CommandError("--hops is for a split with several workers: name --head, and each by --remote")
     if NO_HOPS in hops:
         if len(hops) > 1:
@@ -227,6 +235,20 @@ def _check_workers(args: argparse.Namespace) -> None:
             f"--hops is given {count(len(hops), 'time')}, expected {n_workers - 1}: once for each of the"
             f" {n_workers} workers but the first, or none"
         )
+
+
+def is_split(args: argparse.Namespace) -> bool:
+    """Whether the options, which :func:`check_models` has seen, split a model between here and workers."""
+    return args.head is not None or bool(args.remote and args.target is not None)
+
+
+def _says_head(name: str) -> bool:
+    """Whether a file of this machine holds the first layers of a model alone."""
+    try:
+        found = model_name.parse(name)
+        return not isinstance(found, model_name.HubName) and open_layers(found).n_first is not None
+    except (sllm.SllmError, OSError):  # whatever it is, it is not that
+        return False
 
 
 def sampling_of(args: argparse.Namespace) -> sllm.SamplingParams:

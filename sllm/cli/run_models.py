@@ -12,6 +12,7 @@ from sllm import embedded
 from sllm.cli.addresses import engine_key, worker_addresses
 from sllm.cli.arguments import NO_HOPS
 from sllm.cli.console import CommandError
+from sllm.cli.run_arguments import is_split
 from sllm.engine import exact
 from sllm.rpc import server as rpc
 
@@ -35,7 +36,7 @@ def open_models(args: argparse.Namespace, sampling: sllm.SamplingParams, stack: 
         return _open_engine(args, sampling, stack)
     if not workers:
         return _open_local(args, sampling, stack)
-    if args.head is None:
+    if not is_split(args):
         return _open_remote([uri for several in workers for uri in several], args, sampling, stack)
     return _open_split(workers, args, sampling, stack)
 

@@ -29,6 +29,12 @@ class LayeredFile(ModelFile):
     :class:`~sllm.engine.model_file.ModelFile`.
     """
 
+    @property
+    def n_first(self) -> int | None:
+        """How many layers a file of a model's first layers alone holds; None: it is another one."""
+        start, stop = (self.header.value(f"sllm.layers.{end}") for end in ("start", "stop"))
+        return stop if start == 0 and isinstance(stop, int) and stop < self.n_layer else None
+
     def check_range(self, start: int, stop: int, *, output: bool) -> None:
         """Raise ValueError if these layers are none of the model, not in this file, or cannot be run without
         others.

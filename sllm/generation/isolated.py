@@ -35,6 +35,10 @@ _KEEPALIVE_SECONDS = 10.0
 """Between pings, which notice a child that hangs as a whole."""
 
 
+_ENDING_SECONDS = 5.0
+"""For a child whose connection has ended to be gone: a busy machine takes its time to clear it away."""
+
+
 class IsolatedTarget(RemoteTarget):
     """A model in a child process, which is a worker for this process alone: on loopback, by TLS and a random
     token, since other users of the machine can reach its port.
@@ -166,7 +170,7 @@ class IsolatedGeneration(RemoteGeneration):
 
     def _as_rpc_error(self, error: RemoteError) -> RPCError:
         target, tokens = self._target, tuple(self._text[self._start :])
-        alive = target._child.alive and not target._child.has_ended(1.0)
+        alive = target._child.alive and not target._child.has_ended(_ENDING_SECONDS)
         why = str(error) if alive else target.exit_reason()
         loss = RPCError(
             f"{target.model.path.name}: {why}; {len(tokens)} tokens had been committed, see .tokens and .text"

@@ -20,9 +20,10 @@ __all__ = ["Part", "Relays", "hop_addresses", "obstacle"]
 
 log = logging.getLogger("sllm.remote")
 
-_RETRY_SECONDS = 60.0
-"""A hop that has failed is tried again with a text that begins so much later and shares nothing."""
-
+_FIRST_PAUSE, _FACTOR, _LONGEST_PAUSE = 5.0, 4, 300.0
+"""Seconds after which a hop that has failed is tried again, how many times as long it takes each time that it
+fails again, and the longest. An attempt at a way that a firewall blocks takes a worker 5 seconds.
+"""
 
 _NOT_WANTED = "SplitTarget(hops=False), --hops none"
 
@@ -105,6 +106,7 @@ class Relays:
         self.parts = list(parts)
         self._allowed = allowed
         self._failed: dict[int, tuple[str, float]] = {}  # pair -> why, and when to try again
+        self._pauses: dict[int, float] = {}  # pair -> the next pause, where it has failed lately
 
     def reasons(self) -> dict[int, str]:
         """Why the client carries rows from worker i to worker i + 1, for each i where it has to."""
@@ -131,9 +133,16 @@ class Relays:
         i = self.parts.index(part)
         following = host_port(*self.parts[i + 1].seen_at)
         log.warning("rows from %s to %s go through here: %s", part.link.endpoint, following, reason)
-        self._failed[i] = reason, time.monotonic() + _RETRY_SECONDS
+        pause = self._pauses.get(i, _FIRST_PAUSE)
+        self._failed[i] = reason, time.monotonic() + pause
+        self._pauses[i] = min(_FACTOR * pause, _LONGEST_PAUSE)
 
-    def forgive(self) -> None:
-        """Forget failures that are a while ago."""
-        now = time.monotonic()
+    def forgive(self) -> bool:
+        """Forget failures that are long enough ago; whether there are any."""
+        now, n = time.monotonic(), len(self._failed)
         self._failed = {i: (reason, until) for i, (reason, until) in self._failed.items() if now <= until}
+        return len(self._failed) < n
+
+    def got_through(self) -> None:
+        """Rows came back from all workers: a hop that fails from now on is tried again soon."""
+        self._pauses = {i: pause for i, pause in self._pauses.items() if i in self._failed}

@@ -179,11 +179,14 @@ class LayerLink:
 
     Of several workers each has a stream with the client. On it all but the first are told which rows will
     come, and by whose hands: of a capability that is made anew for each stream they get the hash, and the
-    worker before gets the capability. Nobody waits for an answer before the rows are on their way.
+    worker before gets the capability. Nobody waits for an answer before the rows are on their way, but for
+    a worker that brings some to another one for the first time.
 
     Args:
         parts: the workers.
         encoding: a name of :data:`sllm.wire.codec.CODECS`.
+        before: links to the same workers, some to each, over which rows went until now: those that they have
+            kept are this one's.
 
     Raises:
         RemoteError: a worker takes rows of no numbers, or none at once.
@@ -194,7 +197,7 @@ class LayerLink:
 
     """
 
-    def __init__(self, parts: Sequence[Part], *, encoding: str) -> None:
+    def __init__(self, parts: Sequence[Part], *, encoding: str, before: Sequence[LayerLink] = ()) -> None:
         most = []
         offers = [(part, offer.layers) for part in parts for offer in part.route.fleet.offers]
         for part, info in offers:
@@ -224,6 +227,8 @@ class LayerLink:
         self._held = 0  # positions that the workers were taken to have when the calls were opened
         self.begin(0, RemoteStats(), lost={})  # which is no text's beginning
         self.suspend()
+        if before:  # what enters the first worker, and the tokens of the last one, which may have the output
+            self._kept, self._tokens = before[0]._kept.copy(), before[-1]._tokens.copy()
 
     def begin(
         self,

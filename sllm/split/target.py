@@ -7,7 +7,8 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -28,8 +29,9 @@ from sllm.remote.connection import Remote
 from sllm.remote.route import Route
 from sllm.remote.stream import checked_on_loss
 from sllm.split.chain import Part, Relays, hop_addresses
-from sllm.split.link import HopLostError, LayerLink, TreesLostError
+from sllm.split.link import HopLostError, TreesLostError
 from sllm.split.ranges import worker_ranges
+from sllm.split.slot import SplitSlot
 from sllm.targets.base import RemoteStats, Scores
 from sllm.targets.lockstep import LockstepGeneration, Verified
 from sllm.targets.tree import TokenTree
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
     from sllm.engine.vocab import Vocab
     from sllm.messages import ChatOptions
     from sllm.remote.link import WorkerLink
-    from sllm.split.link import LayerAnswer
+    from sllm.split.link import LayerAnswer, LayerLink
 
     class _SplitOptions(LoadOptions, ContextOptions):
         pass
@@ -107,29 +109,6 @@ class _Window:
     at: float
 
 
-@dataclass
-class _SplitSlot:
-    """A sequence of the layers here and of the workers, and the text that they hold."""
-
-    seq_id: int
-    relays: Relays
-    encoding: str
-    links: list[LayerLink] = field(default_factory=list)
-    relayed: dict[int, str] = field(default_factory=dict)  # workers whose rows go through here, and why
-    tokens: list[int] = field(default_factory=list)  # those that all of them hold
-    generation: SplitGeneration | None = None
-
-    def __post_init__(self) -> None:
-        self.regroup()
-
-    def regroup(self) -> None:
-        """Make the links anew, rows going directly where they can; nothing counts as held any more."""
-        self.relayed = self.relays.reasons()
-        groups = self.relays.groups(self.relayed)
-        self.links = [LayerLink(group, encoding=self.encoding) for group in groups]
-        self.tokens.clear()
-
-
 _ROLLBACK = 4
 """Tokens that the layers of a hybrid model take back, unless told otherwise: as many as a worker's, which has
 several sequences.
@@ -178,7 +157,8 @@ class SplitTarget(Closing):
     Args:
         path: the model, or a file of :func:`~sllm.export_layers` with its first layers; only the embedding
             and the layers that stay here are read.
-        head: layers [0, head) stay here; 0: only the embedding does.
+        head: layers [0, head) stay here; 0: only the embedding does. None: those that ``path`` holds, which
+            is a file of the first layers then.
         tail: the last ``tail`` layers, the final norm and the head stay here; 0: norm and head only. None:
             the last worker has them.
         tail_path: where ``path`` has no last layers: the file with them.
@@ -205,11 +185,13 @@ class SplitTarget(Closing):
 
     Raises:
         ModelLoadError, UnsupportedModelError: the model's layers cannot be run separately.
-        ValueError: more layers than there are, or workers whose layers do not fit in between.
+        ValueError: more layers than there are or than the files hold, none named where the file does not say
+            how many, or workers whose layers do not fit in between.
         RemoteError: a worker has another model.
 
     Attributes:
-        head, tail: as given.
+        head: layers that stay here.
+        tail: as given.
         ranges: (start, stop) for each worker.
         n_layer: layers of the whole model.
         size_bytes: of the weights that are here, without the embedding, which stays on disk.
@@ -227,7 +209,7 @@ class SplitTarget(Closing):
         self,
         path: str | os.PathLike[str],
         *,
-        head: int,
+        head: int | None = None,
         middle: Remote | Sequence[Remote],
         tail: int | None = 1,
         tail_path: str | os.PathLike[str] | None = None,
@@ -245,9 +227,9 @@ class SplitTarget(Closing):
         hop_to = hop_addresses(hops, len(remotes))
         file = open_layers(path)
         last = file if tail_path is None else open_layers(tail_path)
+        head = _checked_head(file, head, tail)
         self.head, self.tail, self.n_layer = head, tail, file.n_layer
         self.codec = codec
-        _check_counts(file, head, tail)
         codecs.row_bytes(codec, file.n_embd)
         losses = [remote.on_loss if on_loss is None else checked_on_loss(on_loss) for remote in remotes]
         links = [remote.link for remote in remotes]
@@ -289,7 +271,7 @@ class SplitTarget(Closing):
         i: int,
         losses: list[str],
         hop_to: list[tuple[str, int] | None] | None,
-    ) -> _SplitSlot:
+    ) -> SplitSlot:
         addresses = hop_to or [None] * len(self._remotes)
         parts = [
             Part(
@@ -303,7 +285,7 @@ class SplitTarget(Closing):
                 self._remotes, self.ranges, losses, addresses, strict=True
             )
         ]
-        return _SplitSlot(i, Relays(parts, allowed=hop_to is not None), self.codec)
+        return SplitSlot(i, Relays(parts, allowed=hop_to is not None), self.codec)
 
     def _load(
         self, file: LayeredFile, last: LayeredFile, loading: LoadParams, computing: ContextParams
@@ -477,7 +459,7 @@ class SplitTarget(Closing):
             here = [part.context for part in (self._head, self._tail) if part is not None]
             return self._has_trees and all(context.can_branch for context in here)
 
-    def _let_go(self, slot: _SplitSlot) -> None:
+    def _let_go(self, slot: SplitSlot) -> None:
         with self._lock:
             slot.generation = None
 
@@ -565,17 +547,19 @@ class SplitGeneration(LockstepGeneration):
     def __init__(
         self,
         target: SplitTarget,
-        slot: _SplitSlot,
+        slot: SplitSlot,
         prompt: list[int],
         sampling: SamplingParams,
         max_tokens: int | None,
     ) -> None:
+        self._target = target
+        self._slot = slot
+        n_shared = self._resume(prompt)
         max_chain = min(target._max_rows, *(link.max_rows for link in slot.links)) - 1
         can_branch = all(link.can_branch for link in slot.links) and target._branches()
         super().__init__(target.vocab, prompt, max_tokens, target.n_ctx, max_chain, can_branch=can_branch)
+        self.n_shared = n_shared
         self.seq_id = slot.seq_id
-        self._target = target
-        self._slot = slot
         self._sampling = sampling
         self._first: tuple[tuple[int, ...], int] | None = None  # selected along with the prompt
         self._flight: deque[_Window] = deque()
@@ -584,16 +568,21 @@ class SplitGeneration(LockstepGeneration):
         if can_branch and self._may_send_ahead():
             self.max_hint = min(_MOST_WINDOWS * max_chain, MAX_NODES)
         self.remote = RemoteStats(round_trip=0.0)
+        self._begin_links(n_shared)
+
+    def _resume(self, prompt: list[int]) -> int:
+        """Keep of the text before what ``prompt`` has in common with it; how many tokens that is."""
+        target, slot = self._target, self._slot
         n_shared = min(common_prefix(slot.tokens, prompt), len(prompt) - 1)
         if n_shared < len(slot.tokens) and not target._keeps_positions:
             n_shared = 0  # a recurrent state goes back over a draft, and not over a text
-        n_shared = self.n_shared = min(n_shared, self._held())
-        if n_shared == 0:
-            slot.relays.forgive()
-            if slot.relays.reasons().keys() != slot.relayed.keys():
-                slot.regroup()
+        n_shared = min(n_shared, self._held())
         del slot.tokens[n_shared:]
-        self._begin_links(n_shared)
+        if slot.may_merge():
+            slot.merge()
+        elif n_shared == 0 and slot.relays.reasons().keys() != slot.relayed.keys():
+            slot.regroup()
+        return n_shared
 
     def _begin_links(self, n_held: int, lost: Mapping[Part, float] | None = None) -> None:
         """Let the links begin with this text, of which they hold so many positions; see
@@ -616,22 +605,26 @@ class SplitGeneration(LockstepGeneration):
 
     def _over_hops(self, work: Callable[[], _T]) -> _T:
         """What ``work`` returns; where rows do not get from one worker to the next, they go through here, and
-        all layers compute the text anew.
+        all layers compute what they have lost of the text anew.
         """
         while True:
             try:
                 return work()
             except HopLostError as error:  # noqa: PERF203
-                self._slot.relays.fail(error.part, str(error))
-                self._flight.clear()
-                lost: dict[Part, float] = {}
-                for link in self._slot.links:
-                    lost |= link.lost
-                    link.suspend()
-                self._slot.regroup()
-                self._begin_links(0, lost)
-                if self._cancelled:  # which those before were told
-                    raise CancelledError("the generation was cancelled") from None
+                self._change_links(partial(self._slot.lose_hop, error.part, str(error)))
+
+    def _change_links(self, change: Callable[[], object]) -> None:
+        """Let ``change`` replace the links, and go on with this text over those that there are then."""
+        slot = self._slot
+        self._flight.clear()
+        lost: dict[Part, float] = {}
+        for link in slot.links:
+            lost |= link.lost
+            link.suspend()
+        change()
+        self._begin_links(len(slot.tokens), lost)
+        if self._cancelled:  # which those before were told
+            raise CancelledError("the generation was cancelled")
 
     @property
     def ready(self) -> bool:
@@ -737,6 +730,8 @@ class SplitGeneration(LockstepGeneration):
         if not self.can_branch:
             tree = TokenTree.chain(tree.main_path())
         if not self._flight:
+            if self._slot.may_merge():
+                self._change_links(self._slot.merge)
             self._catch_up()
             pos = len(self._slot.tokens)
             known = self._text[pos:]
@@ -812,6 +807,7 @@ class SplitGeneration(LockstepGeneration):
         seconds = max(answer.seconds, 1e-4)
         self._pass_seconds += (_NEW if self._pass_seconds else 1.0) * (seconds - self._pass_seconds)
         self._flight.popleft()
+        slot.got_through()
         selected, n_accepted = self._selection(pos, known, tree, hidden, answer)
         # All layers hold the main path, as far as it was right.
         held = known + selected[: common_prefix(tree.main_path(), selected[:n_accepted])]
@@ -882,6 +878,7 @@ class SplitGeneration(LockstepGeneration):
                 )
                 self._first = tuple(selected), n_accepted
             slot.tokens += chunk.tokens
+            slot.got_through()
 
     def score(self, tokens: list[int]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         """The log-probability, float32 (n,), and the rank, int32 (n,), of each of ``tokens`` after the text.
@@ -1001,16 +998,36 @@ def _stream(
         yield receive()
 
 
-def _check_counts(file: LayeredFile, head: int, tail: int | None) -> None:
-    """Raise ValueError where head and tail are not numbers of layers, or leave none for the middle."""
-    for name, value in (("head", head), ("tail", 0 if tail is None else tail)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+def _checked_head(file: LayeredFile, head: int | None, tail: int | None) -> int:
+    """How many layers begin here.
+
+    Raises:
+        ValueError: head and tail are not numbers of layers, leave none for the middle, or contradict the
+            file, or it does not say what is not given.
+
+    """
+    for name, value in (("head", head), ("tail", tail)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             raise ValueError(f"{name} is {value!r}, expected a number of layers >= 0")
-    if head + (tail or 0) >= file.n_layer:
+    name, first, n = file.paths[0].name, file.n_first, file.n_layer
+    if head is None:
+        if first is None:
+            what = "the whole model" if len(file.layers) == n else "other layers than the first"
+            raise ValueError(
+                f"{name} holds {what}, and so does not say how many layers stay here: give head, or a file of"
+                " the first layers alone (export_layers)"
+            )
+        head = first
+    elif first is not None and head > first:
         raise ValueError(
-            f"head and tail are {head} and {tail or 0} layers of the {file.n_layer} of"
-            f" {file.paths[0].name}: leave some for the middle"
+            f"head is {head}, and {name} holds the first {first} layers alone: leave head out, or give a file"
+            " with more"
         )
+    if head + (tail or 0) >= n:
+        raise ValueError(
+            f"head and tail are {head} and {tail or 0} layers of the {n} of {name}: leave some for the middle"
+        )
+    return head
 
 
 def _check_same_model(file: LayeredFile, last: LayeredFile, links: list[WorkerLink]) -> None:

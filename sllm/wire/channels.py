@@ -48,6 +48,10 @@ def open_channel(
         *options,
         ("grpc.use_local_subchannel_pool", 1),  # a new channel means a new connection
         ("grpc.enable_retries", 0),  # streams are resumed by ResumableStream
+        # Where gRPC connects again by itself, it is to find a worker that is back: its own pauses grow to 2
+        # minutes, in which calls fail.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2000),
         ("grpc.keepalive_time_ms", milliseconds),
         ("grpc.keepalive_timeout_ms", milliseconds),
         ("grpc.http2.ping_timeout_ms", milliseconds),  # grpc/grpc#39239: it alone ends a connection

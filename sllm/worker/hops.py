@@ -34,11 +34,23 @@ __all__ = ["Hop", "Hops"]
 log = logging.getLogger("sllm.worker")
 
 _REACH_SECONDS = 5.0
-"""For the next worker to be reached and to take the capability; the client relays the rows otherwise."""
+"""For the next worker to be reached, and to say whether it takes the capability; the client relays the rows
+otherwise.
+"""
+
+_KNOWN_SECONDS = 15.0
+"""For the capability to become known to a worker that says that it is not: the client has a connection of its
+own to it, and a busy worker takes its time to open a sequence.
+"""
 
 _FIRST_PAUSE = 0.02
 _LONGEST_PAUSE = 0.5
 """Between attempts: the client's own message to the next worker may come later than this one's."""
+
+_KEPT_SECONDS = 2.0
+"""For an answer over a connection of a text before; another is made then. What forgets connections that are
+quiet, as address translation and firewalls do, tells nobody.
+"""
 
 _KEEPALIVE_SECONDS = 10.0
 
@@ -57,14 +69,21 @@ _BACKLOG = 32
 """Messages with rows that wait to be sent; the sequence waits where there are more."""
 
 
+class _SilentError(RemoteError):
+    """Nothing has come of another worker, neither yes nor no."""
+
+
 @dataclass(eq=False)
 class _Connection:
     """A channel to another worker, and who uses it."""
 
+    address: auth.Address
     channel: grpc.Channel
     n_users: int = 0
     used: float = 0.0  # when the last one left
-    broken: bool = False
+    kept: bool = False  # by a text before: the way there may have gone meanwhile, unnoticed
+    admitted: bool = False  # a stream over it was accepted: the other worker reads all that comes
+    broken: bool = False  # no text is to use it any more
 
 
 class Hops:
@@ -116,8 +135,8 @@ class Hops:
         return hop
 
     @contextmanager
-    def connection(self, target: pb.Hop) -> Iterator[grpc.Channel]:
-        """A channel to the worker that a client names. It may take some seconds.
+    def connection(self, target: pb.Hop) -> Iterator[_Connection]:
+        """A connection to the worker that a client names. It may take some seconds.
 
         Raises:
             AuthError: another certificate is there.
@@ -133,28 +152,29 @@ class Hops:
             channel = open_channel(
                 address, _REACH_SECONDS, keepalive=_KEEPALIVE_SECONDS, certificates=self._certificates
             )
-            found = self._add(address, _Connection(channel))
+            found = self._add(_Connection(address, channel))
         try:
-            yield found.channel
-        except grpc.RpcError as error:
-            found.broken |= error.code() is grpc.StatusCode.UNAVAILABLE
-            raise
+            yield found
         finally:
             self._leave(found)
 
     def _find(self, address: auth.Address) -> _Connection | None:
         with self._lock:
             found = self._connections.get(address)
-            if found is not None:
-                found.n_users += 1
+            if found is None or found.broken:
+                return None
+            found.n_users += 1
+            found.kept = True
             return found
 
-    def _add(self, address: auth.Address, made: _Connection) -> _Connection:
+    def _add(self, made: _Connection) -> _Connection:
         with self._lock:
             if self._closed:
                 made.channel.close()
                 raise ClosedError("the worker is ending; go on elsewhere")
-            found = self._connections.setdefault(address, made)
+            found = self._connections.get(made.address)
+            if found is None or found.broken:  # whoever uses that one closes it
+                found = self._connections[made.address] = made
             found.n_users += 1
         if found is not made:
             made.channel.close()
@@ -165,19 +185,18 @@ class Hops:
         with self._lock:
             connection.n_users -= 1
             connection.used = now
+            if connection.broken and self._connections.get(connection.address) is connection:
+                del self._connections[connection.address]
             unused = sorted(
-                (item for item in self._connections.items() if not item[1].n_users),
-                key=lambda item: item[1].used,
+                (one for one in self._connections.values() if not one.n_users), key=lambda one: one.used
             )
             n_over = len(unused) - self._sessions
-            gone = [
-                (address, one)
-                for i, (address, one) in enumerate(unused)
-                if i < n_over or one.broken or now - one.used > _UNUSED_SECONDS
-            ]
-            for address, _ in gone:
-                del self._connections[address]
-        for _, one in gone:
+            gone = [one for i, one in enumerate(unused) if i < n_over or now - one.used > _UNUSED_SECONDS]
+            for one in gone:
+                del self._connections[one.address]
+            if connection.broken and not connection.n_users:
+                gone.append(connection)
+        for one in gone:
             one.channel.close()
 
     def forget(self, hop: Hop) -> None:
@@ -211,6 +230,7 @@ class Hop:
         self._changed = threading.Condition()
         self._rows: deque[pb.FeedUp] = deque()  # until the capability is taken, also those that were sent
         self._accepted = False
+        self._refused = False  # over this connection: the capability is not known there yet
         self._over = False  # closed, or lost
         self._closed = False
         self._missed = False  # there is something that could not be sent
@@ -266,12 +286,15 @@ class Hop:
     def _run(self) -> None:
         reason = "it ended the stream"
         try:
-            with self._hops.connection(self._target) as channel:
-                self._feed(channel)
+            self._bring()
         except grpc.RpcError as error:
             reason = error.code().name.lower()
-            # The other worker ends a stream in this way that is over: what it misses, it tells the client.
-            self._missed |= error.code() is not grpc.StatusCode.CANCELLED
+            # The other worker ends a stream in this way that is over, and tells the client why, who would
+            # take it for a way that is lost if it heard of it from here first.
+            ended_there = error.code() is grpc.StatusCode.CANCELLED
+            with self._changed:
+                self._told |= ended_there
+                self._missed |= not ended_there
         except (SllmError, ValueError, RuntimeError) as error:
             reason = str(error)
         finally:
@@ -281,14 +304,37 @@ class Hop:
                 log.info("no rows can go to the next worker any more: %s", reason)
             self._tell()
 
-    def _feed(self, channel: grpc.Channel) -> None:
+    def _bring(self) -> None:
+        """Send rows until the stream ends; over a new connection where one that was kept is of no use."""
+        until = time.monotonic() + _KNOWN_SECONDS
+        while True:
+            with self._hops.connection(self._target) as connection:
+                kept = connection.kept
+                try:
+                    self._feed(connection, until, _KEPT_SECONDS if kept else _REACH_SECONDS)
+                except _SilentError:
+                    connection.broken = True
+                    if not kept or time.monotonic() > until:
+                        raise
+                except grpc.RpcError as error:
+                    connection.broken |= error.code() is grpc.StatusCode.UNAVAILABLE
+                    # One that has refused the capability is there, and hangs up on who asks too often.
+                    again = connection.broken and (kept or self._refused) and not self._accepted
+                    if not again or time.monotonic() > until:
+                        raise
+                else:
+                    return
+
+    def _feed(self, connection: _Connection, until: float, patience: float) -> None:
         """Send rows until the stream ends; tries again while the capability is not known there yet."""
-        until, pause = time.monotonic() + _REACH_SECONDS, _FIRST_PAUSE
+        pause = _FIRST_PAUSE
+        self._refused = False
         while True:
             try:
-                self._attempt(channel, until)
+                self._attempt(connection, patience)
             except grpc.RpcError as error:
                 early = error.code() is grpc.StatusCode.UNAUTHENTICATED and not self._accepted
+                self._refused |= early
                 if not early or time.monotonic() + pause > until:
                     raise
             else:
@@ -298,33 +344,53 @@ class Hop:
                     return
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _attempt(self, channel: grpc.Channel, until: float) -> None:
-        stub = channel.stream_stream(method("Feed"), pb.FeedUp.SerializeToString, pb.FeedDown.FromString)
-        ended = threading.Event()
+    def _attempt(self, connection: _Connection, patience: float) -> None:
+        stub = connection.channel.stream_stream(
+            method("Feed"), pb.FeedUp.SerializeToString, pb.FeedDown.FromString
+        )
+        ended, silent = threading.Event(), threading.Event()
         with self._changed:
             if self._over:
                 return
-            call = self._call = stub(
-                self._outgoing(ended), metadata=auth.bearing(self._target.capability), wait_for_ready=False
+            call: Any = stub(
+                self._outgoing(ended, early=connection.admitted),
+                metadata=auth.bearing(self._target.capability),
+                wait_for_ready=False,
             )
-        late = threading.Timer(max(until - time.monotonic(), 0.0), call.cancel)
+            self._call = call
+
+        def give_up() -> None:
+            silent.set()
+            call.cancel()
+
+        late = threading.Timer(patience, give_up)
         late.start()
         try:
             for _ in call:
                 late.cancel()
+                connection.admitted = True
                 with self._changed:
                     self._accepted = True
                     self._changed.notify_all()
             if not self._accepted:
                 raise RemoteError("the next worker did not take the capability")
+        except grpc.RpcError:
+            if silent.is_set() and not self._accepted:
+                raise _SilentError("the next worker does not answer") from None
+            raise
         finally:
             late.cancel()
             with self._changed:
                 ended.set()
                 self._changed.notify_all()
 
-    def _outgoing(self, ended: threading.Event) -> Iterator[pb.FeedUp]:
-        """The rows for one attempt; those of an attempt that fails are for the next one."""
+    def _outgoing(self, ended: threading.Event, *, early: bool) -> Iterator[pb.FeedUp]:
+        """The rows for one attempt; those of an attempt that fails are for the next one.
+
+        Without ``early`` they wait until it is accepted: of a connection over which nothing has been, a
+        worker reads 24 KiB and no more (:class:`~sllm.worker.listener.Listener`). Rows beyond that, of an
+        attempt that comes before the client has been there, would stand in the way of all later ones.
+        """
         n_sent = 0  # of those that are kept
         while True:
             with self._changed:
@@ -334,7 +400,7 @@ class Hop:
                             self._rows.popleft()
                         n_sent = 0
                         self._changed.notify_all()
-                    if len(self._rows) > n_sent:
+                    if (early or self._accepted) and len(self._rows) > n_sent:
                         break
                     self._changed.wait()
                 else:

@@ -33,6 +33,12 @@ _STRANGER_BYTES = 24 << 10
 call's headers may share a TLS record of 16 KB with data.
 """
 
+_REFUSED_BYTES = 88 << 10
+"""What gRPC is shown more of a client with a token after each call for which there was no place. What that
+has sent already is on its way still, a window of HTTP/2 at most (64 KB), and gRPC throws it away: unless it
+is carried, no later call of this connection gets there. A call without the token earns nothing.
+"""
+
 _SHARE = 2
 """One address has one of so many parts of the strangers' places, of which each takes gRPC 300 KB."""
 
@@ -97,6 +103,7 @@ class _Place:
         neighbour: that share.
         n_refused: calls without the token.
         standing: ``enum sllm_client``, which the C core reads while it carries.
+        max_bytes: what is carried of a stranger, which it reads as well.
 
     """
 
@@ -107,6 +114,7 @@ class _Place:
     neighbour: _Neighbour
     n_refused: int = 0
     standing: Any = field(default_factory=lambda: ffi.new("int32_t *", lib.SLLM_CLIENT_STRANGER))
+    max_bytes: Any = field(default_factory=lambda: ffi.new("int64_t *", _STRANGER_BYTES))
 
     @property
     def is_stranger(self) -> bool:
@@ -174,6 +182,7 @@ class Listener:
             if place is None or not place.is_stranger:
                 return True  # gone already, or known
             if sum(not other.is_stranger for other in self._places.values()) >= self._limits.connections:
+                place.max_bytes[0] += _REFUSED_BYTES
                 return False
             place.standing[0] = lib.SLLM_CLIENT_ADMITTED
             place.neighbour.n_strangers -= 1
@@ -284,7 +293,7 @@ class Listener:
                     place.client.fileno(),
                     server.fileno(),
                     place.standing,
-                    _STRANGER_BYTES,
+                    place.max_bytes,
                     int(self._limits.stranger_seconds * 1000),
                 )
         except OSError as error:

@@ -190,6 +190,23 @@ def test_a_split_between_several_workers(
     assert "the workers have layers [2, 3), [3, 5), and [2, 7) lie between" in one_line(wrong.stderr)
 
 
+def test_a_split_whose_file_says_what_is_here(
+    start: Callable[..., Any], command: Callable[..., Any], tmp_path: pathlib.Path
+) -> None:
+    part = tmp_path / "part.gguf"
+    sllm.export_layers(embedded.TARGET, part, 0, 2)
+    line = serve(start, tmp_path, "--layers", "2:8", "--n-ctx", "512")[1].strip()
+    split = (*GREETING, "--tail", "none", "--codec", "f32", "--remote", line, "--target")
+    whole = command(*split, str(embedded.TARGET), "--head", "2")
+    ended = command(*split, str(part))
+    assert (ended.stdout, ended.returncode) == (whole.stdout, 0)
+    assert len(ended.stdout) > 10
+    more = command(*split, str(part), "--head", "3")
+    assert "head is 3, and part.gguf holds the first 2 layers alone" in one_line(more.stderr)
+    told = one_line(command(*split, str(embedded.TARGET)).stderr)
+    assert told == "--target and --remote exclude each other, except for a split: name --head"
+
+
 def test_grammar_is_checked_before_anything_is_sent(
     refused: Callable[..., str], line_file: str, tmp_path: pathlib.Path
 ) -> None:

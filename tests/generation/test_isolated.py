@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+import threading
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ import sllm
 from sllm import embedded
 from sllm.cli.slow_link import Link
 from sllm.engine import ggml_rpc
+from sllm.generation import isolated
 from sllm.rpc import server as rpc
 from sllm.wire.protocol import method, pb
 
@@ -167,22 +168,30 @@ def test_a_second_load_sends_next_to_nothing(tmp_path: Path, nothing_left: None)
 # ---- loss ----------------------------------------------------------------------------------------------
 
 
-def lose(target: sllm.LocalTarget, loss: Any) -> tuple[sllm.RPCError, list[int], float]:
-    """Read a text, lose something in the middle of it; the error, what was read, and seconds from one to the
-    other.
-    """
+ON_AND_ON = sllm.SamplingParams(temperature=1.0, seed=5, grammar="root ::= [a-zA-Z ,.] root")
+"""Of what a model writes of this, however fast, much is left when it has been read in part."""
+
+NEVER = 3600.0
+"""Seconds after which silence would tell of a loss: it is the connection's end that has to."""
+
+
+def lose(target: sllm.LocalTarget, loss: Any) -> tuple[sllm.RPCError, list[int]]:
+    """Read a text, lose something in the middle of it; the error and what was read."""
     read: list[int] = []
-    began = 0.0
-    with pytest.raises(sllm.RPCError) as caught:
-        for run in sllm.generate(target, PROMPT, sampling=SAMPLED_LONG):
-            read += run.tokens
-            if len(read) >= 5 and not began:
-                began = time.monotonic()
-                loss()
-    return caught.value, read, time.monotonic() - began
-
-
-SAMPLED_LONG = sllm.SamplingParams(temperature=1.0, seed=5, grammar="root ::= [a-zA-Z ,.]*\n")
+    overdue = threading.Timer(PATIENCE, target.cancel)  # which raises another error
+    overdue.start()
+    try:
+        with pytest.raises(sllm.RPCError) as caught:
+            lost = False
+            for run in sllm.generate(target, PROMPT, sampling=ON_AND_ON):
+                read += run.tokens
+                if len(read) >= 5 and not lost:
+                    lost = True
+                    loss()
+    finally:
+        overdue.cancel()
+        overdue.join()
+    return caught.value, read
 
 
 def test_a_killed_server_is_an_error_and_the_text_goes_on_elsewhere(
@@ -191,11 +200,14 @@ def test_a_killed_server_is_an_error_and_the_text_goes_on_elsewhere(
     with (
         rpc.RPCServer(cache=False, n_threads=1) as server,
         sllm.LocalTarget(
-            embedded.TARGET, devices=rpc.add_server(server.endpoint), n_gpu_layers=4, **SETTINGS
+            embedded.TARGET,
+            devices=rpc.add_server(server.endpoint),
+            n_gpu_layers=4,
+            deadline=NEVER,
+            **LONG,
         ) as target,
     ):
-        error, read, seconds = lose(target, lambda: os.kill(server.pid, signal.SIGKILL))
-        assert seconds < 5
+        error, read = lose(target, lambda: os.kill(server.pid, signal.SIGKILL))
         assert f"the RPC server {server.endpoint} " in str(error) and "target.gguf" in str(error)
         assert list(error.tokens[: len(read)]) == read
         assert error.text == target.vocab.decode(list(error.tokens))
@@ -204,10 +216,10 @@ def test_a_killed_server_is_an_error_and_the_text_goes_on_elsewhere(
         assert gone(target.pid)
     prompt = target_model.vocab.encode(PROMPT).tolist()
     n = len(error.tokens) + 30
-    with sllm.LocalTarget(target_model, **SETTINGS) as elsewhere:
+    with sllm.LocalTarget(target_model, **LONG) as elsewhere:
         whole = [
             t
-            for run in sllm.generate(elsewhere, prompt, sampling=SAMPLED_LONG, max_tokens=n)
+            for run in sllm.generate(elsewhere, prompt, sampling=ON_AND_ON, max_tokens=n)
             for t in run.tokens
         ]
         assert whole[: len(error.tokens)] == list(error.tokens)
@@ -218,17 +230,17 @@ def test_a_server_that_stops_answering_is_an_error(nothing_left: None) -> None:
     with (
         rpc.RPCServer(cache=False, n_threads=1) as server,
         sllm.LocalTarget(
-            embedded.TARGET, devices=rpc.add_server(server.endpoint), deadline=1.0, **SETTINGS
+            embedded.TARGET, devices=rpc.add_server(server.endpoint), deadline=1.0, **LONG
         ) as target,
     ):
-        error, _, _ = lose(target, lambda: os.kill(server.pid, signal.SIGSTOP))
+        error, _ = lose(target, lambda: os.kill(server.pid, signal.SIGSTOP))
         assert "owed an answer for 1 s" in str(error)
 
 
-def test_a_killed_process_is_an_error(nothing_left: None) -> None:
+def test_a_killed_process_is_an_error(nothing_left: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated, "_KEEPALIVE_SECONDS", NEVER)
     with sllm.LocalTarget(embedded.TARGET, isolated=True, **LONG) as target:
-        error, read, seconds = lose(target, lambda: os.kill(target.pid, signal.SIGKILL))
-        assert seconds < 5
+        error, read = lose(target, lambda: os.kill(target.pid, signal.SIGKILL))
         assert "ended by signal 9" in str(error)
         assert list(error.tokens[: len(read)]) == read
 
@@ -419,10 +431,10 @@ def test_a_lost_worker_is_an_error(tmp_path: Path, how: str, nothing_left: None)
         patch.setenv("SLLM_CACHE", str(tmp_path / "cache"))
         worker = stack.enter_context(WorkerProcess(tmp_path, model=embedded.DRAFT, rpc=True))
         link = stack.enter_context(Link(worker.address))
-        remote = stack.enter_context(sllm.connect(through(link, worker.uri)))
+        remote = stack.enter_context(sllm.connect(through(link, worker.uri), keepalive=NEVER))
         devices = remote.rpc_devices()
-        target = stack.enter_context(sllm.LocalTarget(embedded.TARGET, devices=devices, **SETTINGS))
-        error, read, seconds = lose(target, worker.kill if how == "worker" else link.cut)
-        assert seconds < 5
+        options: dict[str, Any] = {"devices": devices, "deadline": NEVER, **LONG}
+        target = stack.enter_context(sllm.LocalTarget(embedded.TARGET, **options))
+        error, read = lose(target, worker.kill if how == "worker" else link.cut)
         assert f"behind 127.0.0.1:{link.port}" in str(error)
         assert list(error.tokens[: len(read)]) == read

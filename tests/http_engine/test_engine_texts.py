@@ -19,6 +19,8 @@ from sllm.http_engine.generation import EngineStats
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sllm.generation.text_stream import TextStream
+
 N = 24
 PROMPT = "Once upon a time"
 
@@ -52,7 +54,7 @@ def target(engine: FakeEngine, engines: dict[str, tuple[FakeEngine, sllm.EngineT
     return target
 
 
-def tokens_of(stream: sllm.generation.text_stream.TextStream) -> list[int]:
+def tokens_of(stream: TextStream) -> list[int]:
     with stream:
         return [token for run in stream for token in run.tokens]
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from oracles import Tokens
 
     from sllm.engine.model import Model
-    from sllm.generation.text_stream import Run
+    from sllm.generation.text_stream import Run, TextStream
     from sllm.wire.protocol import pb
 
 N_CTX = 512
@@ -521,7 +521,7 @@ def test_a_reader_who_does_not_read(
 # ---- the draft alone ---------------------------------------------------------------------------------------
 
 
-def told_locally(stream: sllm.generation.text_stream.TextStream, n: int) -> list[Run]:
+def told_locally(stream: TextStream, n: int) -> list[Run]:
     """Read until ``n`` unverified tokens have been shown in a row."""
     runs: list[Run] = []
     n_local = 0

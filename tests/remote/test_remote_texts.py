@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from sllm.draft.drafters import Drafter
     from sllm.engine.model import Model
+    from sllm.generation.text_stream import TextStream
 
 N_CTX = 256
 
@@ -214,7 +215,7 @@ def check(
     link: Link,
     events: Sequence[tuple[str, float]],
     kill: Callable[[], None] = lambda: None,
-) -> sllm.generation.text_stream.TextStream:
+) -> TextStream:
     """Tell the text while the events happen, and compare."""
     vocab, prompt = model.vocab, case.prompt
     ids = make_prompt(model, prompt, case.seed) if isinstance(prompt, int) else vocab.encode(prompt)

@@ -8,8 +8,10 @@ import logging
 import threading
 from contextlib import ExitStack
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +24,7 @@ from sllm import embedded
 from sllm.cli.slow_link import Link
 from sllm.split import chain
 from sllm.wire import auth
+from sllm.worker import hops as outgoing
 from sllm.worker.server import Limits, Worker
 
 if TYPE_CHECKING:
@@ -223,19 +226,111 @@ def test_a_worker_that_cannot_be_reached_from_the_other(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(chain, "_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(chain, "_FIRST_PAUSE", 3600.0)
     first, second = (make_worker(cut) for cut in CUTS[2])
     with Link(("127.0.0.1", 1)) as link:  # where nobody listens
         split = make_split([connected(first.uri), connected(second.uri)], hops=[f"127.0.0.1:{link.port}"])
         with caplog.at_level(logging.WARNING, "sllm.remote"):
             relayed(split, target_model, "cannot reach the next worker")
         assert "go through here" in caplog.text
-        # Another text that shares nothing finds the way.
         link.retarget(("127.0.0.1", second.address.port))
+        relayed(split, target_model, "cannot reach the next worker")
+        found_again(split)
+        # Another text, that shares nothing.
         prompt = make_prompt(target_model, 20, 8)
         found, stats = text_of(split, prompt, 12, GREEDY)
         assert found == one_by_one(target_model, prompt, GREEDY, 12, N_CTX)
         assert (stats.n_hops, stats.relayed) == (1, ())
+
+
+def found_again(split: sllm.SplitTarget) -> None:
+    """Let the time come at which what has failed between workers is tried again."""
+    for slot in split._slots:
+        failed = slot.relays._failed
+        assert failed
+        for pair, (reason, _) in failed.items():
+            failed[pair] = reason, 0.0
+
+
+@pytest.mark.parametrize("tail", [1, None], ids=str)
+def test_a_hop_is_tried_again_with_nothing_computed_twice(
+    target_model: Model,
+    make_worker: Callable[..., Worker],
+    connected: Callable[..., Any],
+    make_split: Callable[..., sllm.SplitTarget],
+    monkeypatch: pytest.MonkeyPatch,
+    tail: int | None,
+) -> None:
+    """In the middle of a text, and with one that goes on from it; also where it fails again."""
+    monkeypatch.setattr(chain, "_FIRST_PAUSE", 3600.0)
+    cuts = [CUTS[2][0], (4, 7 if tail else 8)]
+    first, second = workers = [make_worker(cut) for cut in cuts]
+    nowhere, there = ("127.0.0.1", 1), ("127.0.0.1", second.address.port)
+    prompt = make_prompt(target_model, 150, 3)
+    sampling = without_end(target_model, SAMPLED)
+    with Link(nowhere) as link:
+        split = make_split(
+            [connected(first.uri), connected(second.uri)], hops=[f"127.0.0.1:{link.port}"], tail=tail
+        )
+        generation = split.open(prompt, sampling, 40)
+        found: list[int] = []
+
+        def read(n: int) -> None:
+            while len(found) < n:
+                found.extend(next(generation).tokens)
+
+        read(5)
+        rows = [worker.stats.rows for worker in workers]
+        found_again(split)
+        read(15)  # it fails once more
+        assert generation.remote.n_hops == 0
+        link.retarget(there)
+        found_again(split)
+        read(25)
+        assert (generation.remote.n_hops, generation.remote.relayed) == (1, ())
+        link.retarget(nowhere)
+        link.cut()
+        read(40)
+        generation.close()
+        assert generation.remote.n_hops == 0  # lost for good, which costs the text once
+        assert found == one_by_one(target_model, prompt, sampling, 40, N_CTX)
+        link.retarget(there)
+        found_again(split)
+        longer = np.array([*prompt.tolist(), *found], dtype=np.int32)
+        again, stats = text_of(split, longer, 20, sampling)
+        assert again == one_by_one(target_model, longer, sampling, 20, N_CTX)
+        assert (stats.n_hops, stats.relayed) == (1, ())
+        assert stats.n_reused >= len(longer) - 2
+    for worker, before in zip(workers, rows, strict=True):
+        assert worker.stats.rows - before <= len(longer) + 60 + 10
+
+
+def part_of(host: str) -> Any:
+    """A worker of a chain that takes rows from the one before and brings them to the next."""
+    address = SimpleNamespace(host=host, fingerprint="00" * 32, endpoint=f"{host}:1")
+    info = SimpleNamespace(features=("hop-out", "hop-in", "early-rows"))
+    link = SimpleNamespace(endpoint=address.endpoint, address=address, info=info)
+    return SimpleNamespace(link=link, hop_address=None, seen_at=(host, 1))
+
+
+def test_the_time_between_attempts_grows_until_one_succeeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(chain, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    relays = chain.Relays([part_of("10.0.0.1"), part_of("10.0.0.2")], allowed=True)
+    pauses = []
+    for _ in range(6):
+        relays.fail(relays.parts[0], "no way")
+        began = now[0]
+        while not relays.forgive():
+            assert relays.reasons() == {0: "no way"}
+            now[0] += 1.0
+        assert relays.reasons() == {}
+        pauses.append(now[0] - began)
+    assert pauses == [6, 21, 81, 301, 301, 301]
+    relays.got_through()
+    relays.fail(relays.parts[0], "no way")
+    now[0] += 6
+    assert relays.forgive()
 
 
 def test_the_way_between_the_workers_is_lost_in_the_middle_of_a_text(
@@ -262,6 +357,32 @@ def test_the_way_between_the_workers_is_lost_in_the_middle_of_a_text(
         assert found == one_by_one(target_model, prompt, SAMPLED, 24, N_CTX)
         assert generation.remote.n_hops == 0
         assert len(generation.remote.relayed) == 1
+
+
+def test_a_connection_between_workers_that_is_dead_without_a_sign(
+    target_model: Model,
+    make_worker: Callable[..., Worker],
+    connected: Callable[..., Any],
+    make_split: Callable[..., sllm.SplitTarget],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As what translates addresses leaves one behind that was quiet: the next text makes another."""
+    first, second = (make_worker(cut) for cut in CUTS[2])
+    there = ("127.0.0.1", second.address.port)
+    prompts = [make_prompt(target_model, 40, i) for i in range(3)]
+    with Link(there) as old, Link(("127.0.0.1", old.port)) as link:
+        split = make_split([connected(first.uri), connected(second.uri)], hops=[f"127.0.0.1:{link.port}"])
+        for i, prompt in enumerate(prompts):
+            if i == 1:
+                old.stall()
+                link.retarget(there)
+            monkeypatch.setattr(outgoing, "_KEPT_SECONDS", 0.2 if i == 1 else 60.0)
+            found, stats = text_of(split, prompt, 12, GREEDY)
+            assert found == one_by_one(target_model, prompt, GREEDY, 12, N_CTX)
+            assert (stats.n_hops, stats.relayed) == (1, ())
+        assert old.stats.connections == 2  # of which one fetched the certificate
+        assert link.stats.connections == 3
+        old.resume()
 
 
 @pytest.mark.parametrize("hops", [["127.0.0.1:1", None], [7], "127.0.0.1:1", ["a b/c"]], ids=str)

@@ -15,6 +15,7 @@ import sllm
 from sllm import embedded
 from sllm.engine import gguf
 from sllm.wire.protocol import pb
+from sllm.worker.layer_scheduler import RangeKey
 from sllm.worker.server import Limits, Worker
 
 if TYPE_CHECKING:
@@ -274,7 +275,7 @@ def test_a_chain_goes_on_after_its_second_worker_was_busy(target_model: Model) -
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr("sllm.split.target._CHUNK", 7)
-        holder = second._scheduler.open(sllm.worker.layer_scheduler.RangeKey(4, 7, output=False), 1)
+        holder = second._scheduler.open(RangeKey(4, 7, output=False), 1)
         with split_of([a, b]) as split:
             for _ in range(2):
                 with pytest.raises(sllm.BusyError, match="no place"):

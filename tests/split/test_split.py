@@ -242,8 +242,26 @@ def test_from_files_of_the_layers_alone(
     with sllm.connect(worker.uri) as connection:
         assert connection.info.layers is not None
         assert (connection.info.layers.start, connection.info.layers.stop) == (2, 7)
-        split = make_split(connection, path=names[0], tail_path=names[2])
-        assert text_of(split, prompt, 20, SAMPLED) == one_by_one(target_model, prompt, SAMPLED, 20, N_CTX)
+        for head in (2, None):
+            split = make_split(connection, path=names[0], tail_path=names[2], head=head)
+            assert split.head == 2
+            assert text_of(split, prompt, 20, SAMPLED) == one_by_one(target_model, prompt, SAMPLED, 20, N_CTX)
+            split.close()
+
+
+def test_a_head_that_the_file_does_not_say_or_contradicts(remote: Remote, tmp_path: Path) -> None:
+    first, middle = tmp_path / "first.gguf", tmp_path / "middle.gguf"
+    sllm.export_layers(embedded.TARGET, first, 0, 2)
+    sllm.export_layers(embedded.TARGET, middle, 2, 7)
+    for path, head, words in [
+        (embedded.TARGET, None, r"target\.gguf holds the whole model, .* give head"),
+        (middle, None, r"middle\.gguf holds other layers than the first, .* give head"),
+        (first, 3, r"head is 3, and first\.gguf holds the first 2 layers alone: leave head out"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            sllm.SplitTarget(path, head=head, tail_path=embedded.TARGET, middle=remote)
+    with sllm.SplitTarget(first, head=1, tail_path=embedded.TARGET, middle=remote, n_ctx=64) as split:
+        assert (split.head, split.ranges) == (1, [(1, 7)])
 
 
 @pytest.mark.parametrize("name", ["f16", "q8", "q4"])

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sllm.cli.slow_link import Link
     from sllm.engine.model import Model
     from sllm.remote.connection import Remote
+    from sllm.targets.base import RemoteStats
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def write(
     wanted: list[int],
     seed: int,
     p_right: float = 0.85,
-) -> sllm.RemoteStats:
+) -> RemoteStats:
     """Write the text with windows of random sizes; returns what it has cost."""
     rng = np.random.default_rng(seed)
     generation = split.open(prompt, sampling, len(wanted))

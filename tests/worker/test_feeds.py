@@ -24,6 +24,8 @@ from sllm.engine import gguf
 from sllm.wire import auth, codec
 from sllm.wire.protocol import PROTOCOL, SERVICE, method, pb
 from sllm.worker import feeds, hops
+from sllm.worker import listener as listening
+from sllm.worker.destinations import Destinations
 from sllm.worker.server import Limits, Worker
 
 if TYPE_CHECKING:
@@ -331,6 +333,64 @@ def test_rows_that_come_too_early_are_told(client: Client, model_id: str) -> Non
     assert client.status().rows == 0
 
 
+@pytest.fixture
+def bringing(
+    worker: Worker, capability: bytes, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[hops.Hop, Link, threading.Event]]:
+    """Rows that a worker before has for this one, over a link: more than this one reads of strangers. An
+    event tells that they cannot be brought.
+    """
+    monkeypatch.setattr(hops, "_REACH_SECONDS", PATIENCE)
+    monkeypatch.setattr(hops, "_KNOWN_SECONDS", PATIENCE)
+    address = worker.address
+    assert address.fingerprint is not None
+    lost = threading.Event()
+    with Link((address.host, address.port), delay=0.02) as link:  # so that what is sent is under way
+        fingerprint = bytes.fromhex(address.fingerprint)
+        target = pb.Hop(host=link.host, port=link.port, fingerprint=fingerprint, capability=capability)
+        others = hops.Hops(Destinations(HERE), 1)
+        found = others.open(target, lost.set)
+        found.send(fed(0, noise(200, 1)).rows)
+        yield found, link, lost
+        others.close()
+
+
+def taken_late(
+    bringing: tuple[hops.Hop, Link, threading.Event], client: Client, model_id: str, capability: bytes
+) -> None:
+    """The client comes, and the rows do as well."""
+    hop, _, lost = bringing
+    stream = Stream(client, "Layers", client.metadata, accepting(model_id, capability), announced(0, 200))
+    assert stream.next().opened.n_ctx == N_CTX
+    assert stream.next().rows.n_rows == 200
+    hop.send(fed(200, noise(3, 2)).rows)
+    stream.send(announced(200, 3))
+    assert stream.next().rows.n_rows == 3
+    assert not lost.is_set()
+    stream.end()
+
+
+@pytest.mark.parametrize("n_early", [1, 5])
+def test_a_worker_that_is_there_before_the_client_brings_its_rows_later(
+    worker: Worker, client: Client, model_id: str, capability: bytes, bringing: Any, n_early: int
+) -> None:
+    """What it has tried before does not stand in the way."""
+    wait_until(lambda: worker._monitor.calls.totals().refused["token"] >= n_early)
+    taken_late(bringing, client, model_id, capability)
+    _, link, _ = bringing
+    assert link.stats.connections == 2  # one has fetched the certificate
+
+
+def test_a_worker_that_asks_too_often_is_let_in_in_the_end(
+    client: Client, model_id: str, capability: bytes, bringing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is hung up on as a stranger is, and comes again until the client has been there."""
+    monkeypatch.setattr(listening, "_REFUSALS", 2)
+    _, link, _ = bringing
+    wait_until(lambda: link.stats.connections >= 4)  # one fetches the certificate
+    taken_late(bringing, client, model_id, capability)
+
+
 # ---- whoever gets them
 
 
@@ -562,6 +622,7 @@ def test_a_next_worker_that_lets_nobody_in(
 ) -> None:
     """Its rows go through the client; there it can be silent too, and that is no news."""
     monkeypatch.setattr(hops, "_REACH_SECONDS", 0.3)
+    monkeypatch.setattr(hops, "_KNOWN_SECONDS", 0.3)
     split, second = make_chain(says)
     opened = threading.Event()
 

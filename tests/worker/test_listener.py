@@ -126,6 +126,21 @@ def test_of_a_stranger_24_kib_are_read_until_it_is_admitted(serve: Callable[...,
     assert listener.stats.admitted == 1
 
 
+def test_what_a_call_has_sent_that_had_no_place_does_not_stand_in_the_way_of_the_next(
+    serve: Callable[..., Any],
+) -> None:
+    listener, server = serve(connections=1)
+    with connect(listener) as first, connect(listener) as client:
+        by_name = dict(reversed(server.next()) for _ in range(2))
+        first_peer, peer = sorted(by_name, key=lambda name: int(name.rpartition("/")[2]))
+        assert listener.admit(first_peer)
+        for _ in range(3):  # a window of HTTP/2, and the next call
+            assert not listener.admit(peer)
+            client.sendall(bytes(64 << 10) + b"the next call's headers")
+            assert exactly(by_name[peer], (64 << 10) + 23).endswith(b"headers")
+        assert stands(first, by_name[first_peer])
+
+
 def test_bytes_are_carried_as_they_are_both_ways_at_once(serve: Callable[..., Any]) -> None:
     listener, server = serve()
     up, down = (random.Random(n).randbytes(8 << 20) for n in (1, 2))

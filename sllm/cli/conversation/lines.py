@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import suppress
+import threading
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sllm.cli.console import expected_utf8
+from sllm.engine.handle import join
 from sllm.extras import needs
 from sllm.folders import make_private_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from sllm.cli.console import Output
@@ -27,6 +29,9 @@ __all__ = ["Lines", "PipedLines", "message_of", "open_lines", "unfinished"]
 
 _BLOCK = '"""'
 _PROMPT, _MORE = "> ", ". "
+
+_AGAIN_SECONDS = 0.05
+"""After which a Ctrl-C is sent on once more."""
 
 _MOST_HISTORY_BYTES = 1_000_000
 """A longer history loses its older half when a conversation begins."""
@@ -108,16 +113,55 @@ class _PlainLines:
 
     def read(self) -> str | None:
         """See :meth:`Lines.read`."""
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            text = input(_PROMPT)
-            while unfinished(text):
-                text += "\n" + input(_MORE)
-        except EOFError:
-            return None
-        finally:
-            signal.signal(signal.SIGINT, before)
-        return text
+        with _interrupted_in_any_case():
+            try:
+                text = input(_PROMPT)
+                while unfinished(text):
+                    text += "\n" + input(_MORE)
+            except EOFError:
+                return None
+            return text
+
+
+@contextmanager
+def _interrupted_in_any_case() -> Iterator[None]:
+    """Around ``input()``: one Ctrl-C raises KeyboardInterrupt, whenever it comes.
+
+    CPython's ``input()`` looks for signals when one breaks off its wait for a key (``Modules/readline.c``,
+    ``Parser/myreadline.c``). One that comes after the prompt is shown and before it waits, or on another
+    thread, is not noticed before the next key. So a thread hears of signals by ``signal.set_wakeup_fd`` and
+    sends this one on to the main thread until it has been noticed.
+    """
+    done = threading.Event()
+    main = threading.get_ident()
+    told, tells = os.pipe()
+    os.set_blocking(tells, False)
+
+    def interrupt(_number: int, _frame: object) -> None:
+        if not done.is_set():
+            done.set()
+            raise KeyboardInterrupt
+
+    def send_on() -> None:
+        while not done.is_set():
+            if signal.SIGINT in os.read(told, 64):
+                while not done.wait(_AGAIN_SECONDS):
+                    signal.pthread_kill(main, signal.SIGINT)
+
+    sender = threading.Thread(target=send_on, name="sllm-interrupts", daemon=True)
+    sender.start()
+    told_before = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        done.set()
+        signal.set_wakeup_fd(told_before)
+        os.write(tells, b"\0")
+        join(sender)
+        signal.signal(signal.SIGINT, before)  # what was sent on and not noticed comes before that
+        os.close(told)
+        os.close(tells)
 
 
 class _EditedLines:
