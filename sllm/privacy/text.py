@@ -30,15 +30,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "View",
-    "closed",
     "compact",
     "decoded",
     "encoded",
     "fold_char",
     "folded",
-    "packed",
     "plain",
     "unpacked",
+    "without",
 ]
 
 # Characters without width: soft hyphen, joiners, direction marks, byte order mark, variation selectors.
@@ -100,12 +99,15 @@ def _plain_char(char: str) -> str:
     return form if len(form) == 1 else char
 
 
-def _visible(text: str) -> View:
-    """The text without its characters of no width."""
-    keep = np.ones(len(text), bool)
-    for gap in INVISIBLE.finditer(text):
+def without(view: View, pattern: re.Pattern[str]) -> View:
+    """A view without what a pattern matches."""
+    keep = np.ones(len(view.text), bool)
+    for gap in pattern.finditer(view.text):
         keep[gap.start() : gap.end()] = False
-    return View(INVISIBLE.sub("", text), np.flatnonzero(keep))
+    offsets = np.flatnonzero(keep)
+    if view.offsets is not None:
+        offsets = np.asarray(view.offsets)[offsets]
+    return View(pattern.sub("", view.text), offsets)
 
 
 _FEW = 100
@@ -118,7 +120,7 @@ def plain(text: str) -> View:
     if text.isascii():
         return View(text, None)
     chars = set(text)
-    view = _visible(text) if any(map(INVISIBLE.match, chars)) else View(text, None)
+    view = without(View(text, None), INVISIBLE) if any(map(INVISIBLE.match, chars)) else View(text, None)
     changed = view.text
     changing = [char for char in chars if _CHANGING.match(char)]
     if len(changing) <= _FEW:
@@ -171,44 +173,20 @@ def folded(text: str) -> View:
 
 # What is written between the letters of a word without ending it: spaces, Markdown and joining signs, tags,
 # combining marks. The signs that end a clause are not among them.
-_BETWEEN = lazy("[\\s_.*~`'\"/\\\\+|()\\[\\]{}#=&<>\u00b7\u2022\u0300-\u036f-]")
-_TAG = lazy(r"</?[A-Za-z][^<>\n]{0,40}>")
+_BETWEEN = lazy(
+    "(?:</?[A-Za-z][^<>\n]{0,40}>|[\\s_.*~`'\"/\\\\+|()\\[\\]{}#=&<>\u00b7\u2022\u0300-\u036f-])+"
+)
 # Cyrillic and Greek letters that are drawn as Latin ones (case folded).
 _LOOKALIKES = str.maketrans("аеорсухіјѕһԁԛԝкмнтвαεορυχικνητ", "aeopcyxijshdqwkmhtbaeopuxiknht")
-_LAST_BETWEEN = 0x3000
-
-
-@functools.cache
-def _closing() -> dict[int, int | None]:
-    """For :meth:`str.translate`: what letters become, and None for what is between them."""
-    between = [code for code in range(_LAST_BETWEEN + 1) if _BETWEEN.match(chr(code))]
-    return {**_LOOKALIKES, **dict.fromkeys(between)}
-
-
-@functools.cache
-def _stays() -> npt.NDArray[np.bool_]:
-    """For each code point up to one behind the last that :func:`_closing` takes out, whether it stays."""
-    table = _closing()
-    return np.array([table.get(code, code) is not None for code in range(_LAST_BETWEEN + 2)])
-
-
-def closed(text: str) -> str:
-    """A folded text with the letters and digits moved together: spaces, signs, tags and accents between them
-    gone, letters of other scripts that look Latin made so. For comparing values that were spelled out or
-    broken.
-    """
-    return (_TAG.sub("", text) if "<" in text else text).translate(_closing())
 
 
 def compact(view: View) -> View:
-    """A folded view with its text :func:`closed`."""
-    codes = np.frombuffer(view.text.encode("utf-32-le", "surrogatepass"), "<u4")
-    stays = _stays()[np.minimum(codes, _LAST_BETWEEN + 1)]
-    if "<" in view.text:
-        for tag in _TAG.finditer(view.text):
-            stays[tag.start() : tag.end()] = False
-    offsets = np.flatnonzero(stays)
-    return View(closed(view.text), offsets if view.offsets is None else np.asarray(view.offsets)[offsets])
+    """A folded view with the letters and digits moved together: spaces, signs, tags and accents between them
+    gone, letters of other scripts that look Latin made so. For comparing values that were spelled out or
+    broken.
+    """
+    close = without(view, _BETWEEN)
+    return close if close.text.isascii() else View(close.text.translate(_LOOKALIKES), close.offsets)
 
 
 _ESCAPE = lazy(
@@ -370,39 +348,17 @@ def encoded(text: str) -> Iterator[tuple[int, int, str]]:
             yield run.start(), run.end(), inner
 
 
-def packed(text: str) -> Iterator[tuple[int, int, str]]:
-    """Runs of base64 and hexadecimal digits: start, end, and what they hold as text, with U+FFFD for bytes
-    that are not UTF-8.
+def unpacked(text: str) -> Iterator[tuple[tuple[int, int], str]]:
+    """Runs of base64 and hexadecimal digits: their range, and all that they may hold as text, with U+FFFD for
+    bytes that are not UTF-8.
     """
     for run in _BASE64.finditer(text):
         body = run[0].translate(_URL_SAFE)
-        forms = []
         # Letters before it may have shifted the run.
-        for shift in range(4):
-            part = body[shift:]
-            part = part[: len(part) - (len(part) % 4 == 1)]
-            try:
-                data = base64.b64decode(part + "=" * (-len(part) % 4)).replace(b"\0", b"")
-                forms.append(data.decode("utf-8", "replace"))
-            except binascii.Error:
-                continue
-        yield run.start(), run.end(), "\n".join(forms)
+        parts = [body[shift:] for shift in range(4)]
+        held = b"\n".join(binascii.a2b_base64(part + "AAA"[: -len(part) % 4]) for part in parts)
+        yield run.span(), held.replace(b"\0", b"").decode("utf-8", "replace")
     for run in _HEX.finditer(text):
         # UTF-16 of ASCII has a zero byte for each character.
         data = bytes.fromhex(run[0].translate(_GAPS)).replace(b"\0", b"")
-        yield run.start(), run.end(), data.decode("utf-8", "replace")
-
-
-# A line break and others, in base64: what is joined by it stays apart.
-_BASE64_BREAK = "CgoK"
-
-
-def unpacked(text: str) -> str:
-    """All that :func:`packed` gives, with noise between, in one text and without its places: so that it takes
-    a fraction of the time to see that nothing is there.
-    """
-    runs = [run + "AAA"[: -len(run) % 4] + _BASE64_BREAK for run in _BASE64.findall(text)]
-    joined = "".join(runs).translate(_URL_SAFE)
-    forms = [binascii.a2b_base64(joined[shift:] + "AAA"[:shift]) for shift in range(4)] if runs else []
-    forms += [bytes.fromhex(run.translate(_GAPS)) for run in _HEX.findall(text)]
-    return b"\n".join(forms).replace(b"\0", b"").decode("utf-8", "replace")
+        yield run.span(), data.decode("utf-8", "replace")

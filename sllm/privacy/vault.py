@@ -14,7 +14,7 @@ from sllm.messages import map_texts
 from sllm.privacy.detect import blank, default_detectors, search, union
 from sllm.privacy.excerpt import around
 from sllm.privacy.findings import LITERAL, Detector, Finding, reach_of
-from sllm.privacy.json_places import decoded_string, encoded_string, segments
+from sllm.privacy.json_places import JsonPlaces, Segment, decoded_string, encoded_string
 from sllm.privacy.known import KnownValues
 from sllm.privacy.names.persons import People
 from sllm.privacy.placeholders import Form, InMemory, Masked, MaskedMessages, Placeholders
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Sequence
 
     from sllm.privacy.findings import Reach
-    from sllm.privacy.json_places import Segment
 
 __all__ = ["Masked", "MaskedMessages", "Vault"]
 
 # Of a JSON string; both halves of what has two are one.
 _ESCAPE = lazy(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.")
+_LONGEST_ESCAPE = 12
 _SURROGATE = lazy("[\ud800-\udfff]")
 _ROUNDS = 30
 
@@ -70,6 +70,9 @@ class Vault(InMemory):
         for detector in self._detectors:
             if not isinstance(detector, Detector):
                 raise TypeError(f"{type(detector).__name__} is no detector: it has no detect(text)")
+        self._by_reach: dict[Reach, list[Detector]] = {}
+        for detector in self._detectors:
+            self._by_reach.setdefault(reach_of(detector), []).append(detector)
         self._lock = threading.RLock()
         self._known = KnownValues()
         self._people = People()
@@ -172,16 +175,16 @@ class Vault(InMemory):
         # All searching comes first: a failure leaves the vault as it was.
         literal = [self.placeholders.find_nonces(view) for view in views]
         found = [[*search(self._detectors, text), *more] for text, more in zip(texts, literal, strict=True)]
-        spans, fresh = self._spans(texts, views, found)
-        if any(literal) or not self.placeholders.nonces:
-            self.placeholders.add_nonce([view.text for view in views])
-        self._known.update(fresh)
+        known = self._known.copy()
+        spans = self._spans(texts, views, found, known)
         bodies = [view.text for view in views]
+        if any(literal) or not self.placeholders.nonces:
+            self.placeholders.add_nonce(bodies)
+        self._known = known
         ranges = [
-            _number(text, found) if n in numbers else _ranges(text, found)
-            for n, (text, found) in enumerate(zip(texts, spans, strict=True))
+            _ranges(text, each, n in numbers) for n, (text, each) in enumerate(zip(texts, spans, strict=True))
         ]
-        self._people.learn(one.form.text for each in ranges for one in each if one.kind == "NAME")
+        self._people.learn(one.plain for each in ranges for one in each if one.kind == "NAME")
         return [
             Masked(
                 self._write(text, each, bodies, is_number=n in numbers),
@@ -191,46 +194,41 @@ class Vault(InMemory):
         ]
 
     def _spans(
-        self, texts: list[str], views: list[View], found: list[list[Finding]]
-    ) -> tuple[list[list[Finding]], KnownValues]:
-        """What to mask in each text, without overlaps, and the values in it that are new to the vault.
+        self, texts: list[str], views: list[View], found: list[list[Finding]], known: KnownValues
+    ) -> list[list[Finding]]:
+        """What to mask in each text, without overlaps.
 
         Args:
             texts: to mask, together.
             views: their folded views.
             found: what detectors found in each; grows on the way.
+            known: values to mask wherever they stand; grows by what is found.
 
         """
-        fresh = KnownValues()
-        fresh.add_all(texts, found)
-        for text, view, findings in zip(texts, views, found, strict=True):
-            findings += self._known.findings(text, view)
-        searched = [0] * len(texts)  # how many fresh values each text was searched for
+        for text, findings in zip(texts, found, strict=True):
+            known.add_all(text, findings)
+        searched = [-1] * len(texts)  # for how many values each text was searched
         spans: list[list[Finding]] = [[] for _ in texts]
         # Masking changes what stands next to the rest, so the surroundings of what was masked are searched
         # again; and what one text gives away may stand in another: so this repeats until nothing more turns
         # up. Each round masks at least one character more.
         for _ in range(_ROUNDS):
-            size = len(fresh)
-            again = False
+            done = True
             for n, (text, view) in enumerate(zip(texts, views, strict=True)):
-                grown = len(fresh) > searched[n]
-                searched[n] = len(fresh)
-                joined = union([*found[n], *(fresh.findings(text, view) if grown else ())])
-                changed = joined != spans[n]
-                if not changed and not grown:
+                grown, searched[n] = len(known) > searched[n], len(known)
+                joined = union([*found[n], *(known.findings(text, view) if grown else ())])
+                if joined == spans[n] and not grown:
                     continue
-                new = _uncovered(self._laid_open(text, joined, spans[n], fresh), joined)
-                spans[n] = joined
-                again = again or changed or bool(new)
-                fresh.add_all([text], [new])
-                found[n] = [*joined, *new]
-            if not again and len(fresh) == size:
-                return spans, fresh
+                done = False
+                new = _uncovered(self._laid_open(text, joined, spans[n], known), joined)
+                known.add_all(text, new)
+                spans[n], found[n] = joined, [*joined, *new]
+            if done:
+                return spans
         raise LeakError(f"new findings turned up in each of {_ROUNDS} rounds of masking; nothing is let out")
 
     def _laid_open(
-        self, text: str, spans: list[Finding], before: list[Finding], fresh: KnownValues
+        self, text: str, spans: list[Finding], before: list[Finding], known: KnownValues
     ) -> Iterator[Finding]:
         """What is found in a text once these ranges of it are masked, among more that was found already.
 
@@ -238,40 +236,37 @@ class Vault(InMemory):
             text: all of it.
             spans: in order, without overlaps.
             before: those of the last round.
-            fresh: values that the vault does not hold yet.
+            known: values to mask wherever they stand.
 
         """
-        searched = {(one.start, one.end) for one in before}
         ranges = [(one.start, one.end) for one in spans]
-        new = [one for one in ranges if one not in searched]
+        new = sorted(set(ranges).difference((one.start, one.end) for one in before))
         body = blank(text, ranges)
         rest = around(body, ranges, "words")
-        yield from rest.back(list(fresh.findings(rest.text)))
-        if not new:
-            return
-        of_reach: dict[Reach, list[Detector]] = {"words": []}  # also of known values
-        for detector in self._detectors:
-            of_reach.setdefault(reach_of(detector), []).append(detector)
-        for reach, detectors in of_reach.items():
-            if reach != "words" or len(new) < len(ranges):
-                rest = around(body, new, reach)
-            known = self._known.findings(rest.text) if reach == "words" else ()
-            yield from rest.back([*search(detectors, rest.text), *known])
+        yield from rest.back(list(known.findings(rest.text)))
+        for reach, detectors in self._by_reach.items():
+            rest = around(body, new, reach)
+            yield from rest.back(search(detectors, rest.text))
 
     def _write(self, text: str, ranges: list[_Range], bodies: list[str], *, is_number: bool) -> str:
         """The text with placeholders for the ranges; ``bodies``: the (folded) texts masked with it."""
         pieces: list[str] = []
         last = 0
+        places = JsonPlaces()  # as who restores it will see it
         for one in ranges:
-            plain = one.form.text
-            person = self._people.key(plain) if one.kind == "NAME" else None
-            placeholder = self.placeholders.issue(one.form, one.kind, bodies, person)
-            if one.kind != LITERAL and plain != text[one.start : one.end] and not self.find_known(plain):
-                self._known.add(plain, one.kind)  # as it stands where there is no JSON
-            if one.form.is_scalar and not is_number:
-                placeholder = f'"{placeholder}"'
-            pieces += (text[last : one.start], placeholder)
-            last = one.end
+            before, raw, last = text[last : one.start], text[one.start : one.end], one.end
+            places.feed(before)
+            if places.place == "string":
+                form = Form(one.plain, None if encoded_string(one.plain) == raw else raw)
+            else:
+                is_value = places.place == "value" and places.certain
+                form = Form(raw, is_scalar=is_value or one.is_scalar)
+            person = self._people.key(one.plain) if one.kind == "NAME" else None
+            placeholder = self.placeholders.issue(form, one.kind, bodies, person)
+            if one.kind != LITERAL and one.plain != raw and not self.find_known(one.plain):
+                self._known.add(one.plain, one.kind)  # as it stands where there is no JSON
+            pieces += (before, f'"{placeholder}"' if one.is_scalar and not is_number else placeholder)
+            places.feed(raw)
         pieces.append(text[last:])
         return "".join(pieces)
 
@@ -308,69 +303,60 @@ def _uncovered(findings: Iterable[Finding], spans: list[Finding]) -> list[Findin
 
 
 class _Range(NamedTuple):
-    """A range of a text that a placeholder stands for, and what it is."""
+    """A range of a text that a placeholder stands for; what it says as ordinary text; and whether it is a
+    value of JSON without quotes.
+    """
 
     start: int
     end: int
     kind: str
-    form: Form
+    plain: str
+    is_scalar: bool = False
 
 
-def _number(text: str, spans: list[Finding]) -> list[_Range]:
-    """What to replace in a number of JSON: all of it, if anything in it is private."""
-    return [_Range(0, len(text), spans[0].kind, Form(text, is_scalar=True))] if spans else []
-
-
-def _ranges(text: str, spans: list[Finding]) -> list[_Range]:
+def _ranges(text: str, spans: list[Finding], is_number: bool) -> list[_Range]:
     """What to replace for the ranges that are private: in JSON whole numbers, whole escapes of strings, and
     nothing of what is around them; elsewhere the ranges themselves.
     """
-    parts = segments(text) if spans else []
+    if is_number:
+        return [_Range(0, len(text), spans[0].kind, text, True)] if spans else []
+    parts = JsonPlaces().feed(text) if spans else []
     ranges: list[_Range] = []
     n = 0  # parts that lie before the range
     for span in spans:
         at = max(span.start, ranges[-1].end if ranges else 0)
-        while n < len(parts) and parts[n].end <= at:
-            n += 1
-        m = n
         while at < span.end:
-            part = parts[m] if m < len(parts) else None
-            if part is None or at < part.start:
-                end = span.end if part is None else min(span.end, part.start)
-                ranges.append(_Range(at, end, span.kind, Form(text[at:end])))
-            elif part.kind == "structure":
-                end = part.end
+            while n < len(parts) and parts[n].end <= at:
+                n += 1
+            part = parts[n] if n < len(parts) else Segment(len(text), len(text), "structure")
+            start, end = max(at, part.start), min(span.end, part.end)
+            if at < part.start:
+                start, end = at, min(span.end, part.start)
+                ranges.append(_Range(start, end, span.kind, text[start:end]))
             elif part.kind == "scalar":
-                end = part.end
-                form = Form(text[part.start : end], is_scalar=True)
-                ranges.append(_Range(part.start, end, span.kind, form))
-            else:
-                start, end = _whole_escapes(text, part, at, min(span.end, part.end))
-                ranges.append(_Range(start, end, span.kind, _form_of_string(text[start:end])))
-            if part is not None and end >= part.end:
-                m += 1
+                start, end = part.start, part.end
+                ranges.append(_Range(start, end, span.kind, text[start:end], True))
+            elif part.kind == "string":
+                start, end = _whole_escapes(text, part, start, end)
+                raw = text[start:end]
+                plain = decoded_string(raw)
+                ranges.append(_Range(start, end, span.kind, raw if plain is None else plain))
             at = end
     return ranges
 
 
 def _whole_escapes(text: str, string: Segment, start: int, end: int) -> tuple[int, int]:
     """The range of a JSON string, widened to the ends of the escapes that it cuts."""
-    if text.find("\\", string.start, string.end) < 0:
-        return start, end
-    for escape in _ESCAPE.finditer(text, string.start, string.end):
+    at = max(string.start, start - _LONGEST_ESCAPE)
+    while at > string.start and text[at - 1] == "\\":
+        at -= 1
+    for escape in _ESCAPE.finditer(text, at, string.end):
+        if escape.start() >= end:
+            break
         if escape.start() < start < escape.end():
             start = escape.start()
-        if escape.start() < end < escape.end():
-            return start, escape.end()
+        end = max(end, escape.end())
     return start, end
-
-
-def _form_of_string(text: str) -> Form:
-    """How a value is written that stands so in a JSON string."""
-    value = decoded_string(text)
-    if value is None:
-        return Form(text, in_json=text)
-    return Form(value, in_json=None if encoded_string(value) == text else text)
 
 
 # Kinds of parts that are not text.
