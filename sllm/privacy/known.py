@@ -6,6 +6,8 @@ about what masking leaves.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import unicodedata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +15,7 @@ from sllm.extras import needs
 from sllm.privacy.findings import LITERAL, Finding
 from sllm.privacy.names.persons import parts
 from sllm.privacy.regex import lazy
-from sllm.privacy.text import View, compact, decoded, folded, unpacked, without
+from sllm.privacy.text import View, compact, decoded, folded, joined_numbers, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Iterator
@@ -30,8 +32,6 @@ _PACKED = 6
 _SPELLED = 8
 _SPELLED_OTHER = 3
 _DIGIT = lazy("[0-9]")
-# What may stand between the digits of a number.
-_IN_NUMBER = lazy(r"[ \t\r\n\-._()/,:+\"'*]{1,5}(?=[0-9])(?<=[0-9][ \t\r\n\-._()/,:+\"'*])")
 _ASCII_WORD = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 
 
@@ -172,10 +172,12 @@ class KnownValues:
         for other in others:
             for one in self._in_view(other.text, folded(other.text)):
                 yield Finding(*other.span(one.start, one.end), one.kind)
-        # Short values turn up in noise and are left out.
-        for run, inner in unpacked(text) if self._packed.kinds else ():
-            for _, _, kind in self._packed.find(folded(inner).text):
-                yield Finding(*run, kind)
+        if self._packed.kinds:  # short values turn up in noise and are left out
+            runs = list(unpacked(text))
+            bodies = [folded(body).text for _, body in runs]
+            starts = list(itertools.accumulate([len(body) + 1 for body in bodies], initial=0))
+            for at, _, kind in self._packed.find("\n".join(bodies)):
+                yield Finding(*runs[bisect.bisect_right(starts, at) - 1][0], kind)
 
     def _in_view(self, text: str, view: View) -> Iterator[Finding]:
         body = view.text
@@ -195,7 +197,7 @@ class KnownValues:
         for span, kind in plain.items():
             yield Finding(*span, kind)
         if self._digits.kinds:
-            yield from self._closer(self._digits, without(view, _IN_NUMBER), plain)
+            yield from self._closer(self._digits, joined_numbers(view), plain)
         if self._spelled.kinds:
             yield from self._closer(self._spelled, compact(view), plain)
 

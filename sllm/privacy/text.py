@@ -14,10 +14,11 @@ import base64
 import binascii
 import functools
 import html
+import json
 import re
+import sys
 import unicodedata
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    _Offsets = Sequence[int] | npt.NDArray[np.intp]
+
 __all__ = [
     "View",
     "compact",
@@ -35,9 +38,9 @@ __all__ = [
     "encoded",
     "fold_char",
     "folded",
+    "joined_numbers",
     "plain",
     "unpacked",
-    "without",
 ]
 
 # Characters without width: soft hyphen, joiners, direction marks, byte order mark, variation selectors.
@@ -63,28 +66,38 @@ _CHANGING = lazy(
 _SPACE_OR_DASH = lazy(f"[{_SPACES}]|([{_DASHES}])")
 
 
-@dataclass(frozen=True)
 class View:
     """A text as written for searching.
 
-    Attributes:
+    Args:
         text: what to search.
-        offsets: for each character of ``text`` the offset in the original that it came from; None where the
-            two have the same offsets.
+        offsets: for each character of ``text`` the offset in the original that it came from, or what returns
+            that once it is asked for; None where the two have the same offsets.
         ends: for each character the offset after what it came from; None where that is one character.
 
     """
 
-    text: str
-    offsets: Sequence[int] | npt.NDArray[np.intp] | None
-    ends: Sequence[int] | None = None
+    def __init__(
+        self, text: str, offsets: _Offsets | Callable[[], _Offsets] | None, ends: _Offsets | None = None
+    ) -> None:
+        self.text = text
+        self._offsets = offsets
+        self.ends = ends
+
+    @property
+    def offsets(self) -> _Offsets | None:
+        """Where each character came from; None: the original has the same offsets."""
+        if callable(self._offsets):
+            self._offsets = self._offsets()
+        return self._offsets
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         """The original's half-open range that became ``text[start:end]``, which must not be empty."""
-        if self.offsets is None:
+        offsets = self.offsets
+        if offsets is None:
             return start, end
-        last = int(self.offsets[end - 1]) + 1 if self.ends is None else self.ends[end - 1]
-        return int(self.offsets[start]), last
+        last = int(offsets[end - 1]) + 1 if self.ends is None else self.ends[end - 1]
+        return int(offsets[start]), int(last)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -99,18 +112,22 @@ def _plain_char(char: str) -> str:
     return form if len(form) == 1 else char
 
 
-def without(view: View, pattern: re.Pattern[str]) -> View:
-    """A view without what a pattern matches."""
-    keep = np.ones(len(view.text), bool)
-    for gap in pattern.finditer(view.text):
-        keep[gap.start() : gap.end()] = False
-    offsets = np.flatnonzero(keep)
-    if view.offsets is not None:
-        offsets = np.asarray(view.offsets)[offsets]
-    return View(pattern.sub("", view.text), offsets)
+# Stands for a character that a view leaves out: an ASCII one that texts hardly have.
+_GONE = "\x1f"
 
 
-_FEW = 100
+def _gone(match: re.Match[str]) -> str:
+    return _GONE * len(match[0])
+
+
+def _without(view: View, marked: str) -> View:
+    """A view without the characters in place of which a text of the same length has :data:`_GONE`."""
+
+    def offsets() -> _Offsets:
+        kept = np.flatnonzero(np.frombuffer(marked.encode("utf-32-le", "surrogatepass"), "<u4") != ord(_GONE))
+        return kept if view.offsets is None else np.asarray(view.offsets)[kept]
+
+    return View(marked.replace(_GONE, ""), offsets)
 
 
 def plain(text: str) -> View:
@@ -119,18 +136,12 @@ def plain(text: str) -> View:
     """
     if text.isascii():
         return View(text, None)
-    chars = set(text)
-    view = without(View(text, None), INVISIBLE) if any(map(INVISIBLE.match, chars)) else View(text, None)
-    changed = view.text
-    changing = [char for char in chars if _CHANGING.match(char)]
-    if len(changing) <= _FEW:
-        # A few passes in C instead of a Python call for each character.
-        for char in changing:
-            changed = changed.replace(char, _plain_char(char))
-    else:
-        changed = _CHANGING.sub(lambda m: _plain_char(m[0]), changed)
-    changed = _NUMERAL_RUN.sub(lambda m: m[0].translate(_NUMERALS), changed)
-    return View(changed, view.offsets)
+    view = (
+        _without(View(text, None), INVISIBLE.sub(_gone, text)) if INVISIBLE.search(text) else View(text, None)
+    )
+    changed = _CHANGING.sub(lambda match: _plain_char(match[0]), view.text)
+    view.text = _NUMERAL_RUN.sub(lambda match: match[0].translate(_NUMERALS), changed)
+    return view
 
 
 @functools.lru_cache(maxsize=65536)
@@ -171,13 +182,22 @@ def folded(text: str) -> View:
     return View(body, offsets if moved else None)
 
 
+# What may stand between the digits of a number.
+_IN_NUMBER = lazy(r"[ \t\r\n\-._()/,:+\"'*]{1,5}(?=[0-9])(?<=[0-9][ \t\r\n\-._()/,:+\"'*])")
 # What is written between the letters of a word without ending it: spaces, Markdown and joining signs, tags,
 # combining marks. The signs that end a clause are not among them.
-_BETWEEN = lazy(
-    "(?:</?[A-Za-z][^<>\n]{0,40}>|[\\s_.*~`'\"/\\\\+|()\\[\\]{}#=&<>\u00b7\u2022\u0300-\u036f-])+"
-)
+_BETWEEN = lazy("[\\s_.*~`'\"/\\\\+|()\\[\\]{}#=&<>\u00b7\u2022\u0300-\u036f-]")
+_LAST_BETWEEN = 0x3000
+_TAG = lazy(r"</?[A-Za-z][^<>\n]{0,40}>")
 # Cyrillic and Greek letters that are drawn as Latin ones (case folded).
 _LOOKALIKES = str.maketrans("аеорсухіјѕһԁԛԝкмнтвαεορυχικνητ", "aeopcyxijshdqwkmhtbaeopuxiknht")
+
+
+@functools.cache
+def _closing() -> dict[int, Any]:
+    """For :meth:`str.translate`: what letters become, and what is between them."""
+    between = [code for code in range(_LAST_BETWEEN + 1) if _BETWEEN.match(chr(code))]
+    return {**_LOOKALIKES, **dict.fromkeys(between, _GONE)}
 
 
 def compact(view: View) -> View:
@@ -185,112 +205,98 @@ def compact(view: View) -> View:
     gone, letters of other scripts that look Latin made so. For comparing values that were spelled out or
     broken.
     """
-    close = without(view, _BETWEEN)
-    return close if close.text.isascii() else View(close.text.translate(_LOOKALIKES), close.offsets)
+    text = _TAG.sub(_gone, view.text) if "<" in view.text else view.text
+    return _without(view, text.translate(_closing()))
 
 
+def joined_numbers(view: View) -> View:
+    """A view without what stands between the digits of numbers."""
+    return _without(view, _IN_NUMBER.sub(_gone, view.text))
+
+
+_HEX_DIGIT = "[0-9A-Fa-f]"
+
+
+def _bytes(byte: str, between: str = "") -> str:
+    """A pattern of the bytes of one character, each written with a sign and two hexadecimal digits."""
+    return (
+        rf"{byte}[C-Fc-f]{_HEX_DIGIT}(?:{between}{byte}[89ABab]{_HEX_DIGIT}){{1,3}}|{byte}{_HEX_DIGIT}{{2}}"
+    )
+
+
+_HEX_BYTES = _bytes(r"\\x")
 _ESCAPE = lazy(
-    r"\\(?:u([0-9a-fA-F]{4})(?:\\u([dD][c-fC-F][0-9a-fA-F]{2}))?|([\"\\/bfnrt])|"
-    r"(?:u\{([0-9a-fA-F]{1,6})\}|U([0-9a-fA-F]{8})))"
-    r"|((?:\\x[0-9a-fA-F]{2})+)|((?:\\[0-3][0-7]{2})+)"
+    rf"(?P<json>\\u[dD][89ABab]{_HEX_DIGIT}{{2}}\\u[dD][C-Fc-f]{_HEX_DIGIT}{{2}}|\\u{_HEX_DIGIT}{{4}}"
+    r"|\\[\"\\/bfnrt])"
+    rf"|(?P<point>\\u\{{{_HEX_DIGIT}{{1,6}}\}}|\\U{_HEX_DIGIT}{{8}})"
+    rf"|(?P<hex>{_HEX_BYTES})|\\3[0-7]{{2}}(?:\\2[0-7]{{2}}){{1,3}}|\\[0-3][0-7]{{2}}"
 )
-_SIMPLE = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
-_PERCENT = lazy(r"(?:%[0-9A-Fa-f]{2})+")
-# Quoted-printable, as in mail.
-_QUOTED = lazy(r"(?:=[0-9A-F]{2}|=\r?\n)+")
+_PERCENT = lazy(_bytes("%"))
+_QUOTED = lazy(_bytes("=", r"(?:=\r?\n)*") + r"|=\r?\n")
 # What says that a text is of mail: its header, an encoded word, the bytes of a character, a line that is
 # broken within a word. Without it, exp=1718622000123 is the value of a key.
 _OF_MAIL = lazy(
     r"quoted-printable|=\?[A-Za-z0-9-]{1,20}\?[Qq]\?|=3D[A-Z\"']|(?:=[89A-F][0-9A-F]){2}|[^\s=]=\r?\n[^\s=]",
     re.I,
 )
-_QUOTED_BYTE = lazy(r"=(?:([0-9A-F]{2})|\r?\n)")
 _ENTITY = lazy(r"&(?:#[0-9]{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[A-Za-z][A-Za-z0-9]{1,24};)")
 # JSON within JSON within JSON: a tool's arguments in a message in a request.
 _LEVELS = 3
 
 
-def _unescaped(match: re.Match[str]) -> list[tuple[str, int]]:
-    high, low, simple, braced, long, hexes, octals = match.groups()
-    width = match.end() - match.start()
-    if simple:
-        return [(_SIMPLE.get(simple, simple), width)]
-    if hexes:
-        return _of_bytes(bytes.fromhex(hexes.replace("\\x", "")), 4)
-    if octals:
-        return _of_bytes(bytes(int(octals[i + 1 : i + 4], 8) for i in range(0, len(octals), 4)), 4)
-    if braced or long:
-        point = int(braced or long, 16)
-        good = point < 0x110000 and not 0xD800 <= point < 0xE000
-        return [(chr(point) if good else "\ufffd", width)]
-    code = int(high, 16)
-    if 0xD800 <= code < 0xDC00 and low:
-        return [(chr(0x10000 + ((code - 0xD800) << 10) + (int(low, 16) - 0xDC00)), width)]
-    # Half of a surrogate pair is not a character.
-    first = "\ufffd" if 0xD800 <= code < 0xE000 else chr(code)
-    return [(first, width - 6), ("\ufffd", 6)] if low else [(first, width)]
+def _unescaped(match: re.Match[str]) -> str:
+    written = match[0]
+    if match.lastgroup == "json":
+        return str(json.loads(f'"{written}"'))
+    if match.lastgroup == "point":
+        point = int(written.strip("\\uU{}"), 16)
+        return chr(point) if point <= sys.maxunicode else "\ufffd"
+    if match.lastgroup == "hex":
+        return _of_bytes(bytes.fromhex(written.replace("\\x", "")))
+    return _of_bytes(bytes(int(octal, 8) for octal in written.split("\\")[1:]))
 
 
-def _unquoted(match: re.Match[str]) -> list[tuple[str, int]]:
-    return _of_bytes(bytes.fromhex(match[0].replace("%", "")), 3)
-
-
-def _of_bytes(data: bytes, width: int) -> list[tuple[str, int]]:
-    """The characters of UTF-8, or of Latin-1 where it is invalid; each byte was ``width`` characters."""
+def _of_bytes(data: bytes) -> str:
+    """UTF-8, or Latin-1 where it is invalid."""
     try:
-        return [(char, width * len(char.encode())) for char in data.decode()]
+        return data.decode()
     except UnicodeDecodeError:
-        return [(chr(byte), width) for byte in data]
+        return data.decode("latin-1")
 
 
-def _printable(match: re.Match[str]) -> list[tuple[str, int]]:
-    data = bytearray()
-    widths: list[int] = []  # of each byte, with the soft line breaks before it
-    left = 0
-    for piece in _QUOTED_BYTE.finditer(match[0]):
-        if piece[1]:
-            data.append(int(piece[1], 16))
-            widths.append(3 + left)
-            left = 0
-        else:
-            left += len(piece[0])
-    chars = []
-    at = 0
-    for char, n_bytes in _of_bytes(bytes(data), 1):
-        chars.append((char, sum(widths[at : at + n_bytes])))
-        at += n_bytes
-    if left:
-        chars.append(("\u200b", left))
-    return chars
+_AROUND_BYTES = str.maketrans("", "", "%=\r\n")
 
 
-def _entity(match: re.Match[str]) -> list[tuple[str, int]]:
-    char = html.unescape(match[0])
-    return [(char, len(match[0]))] if len(char) == 1 and not 0xD800 <= ord(char) < 0xE000 else []
+def _unquoted(match: re.Match[str]) -> str:
+    return _of_bytes(bytes.fromhex(match[0].translate(_AROUND_BYTES)))
 
 
-def _replaced(
-    view: View, pattern: re.Pattern[str], put: Callable[[re.Match[str]], list[tuple[str, int]]]
-) -> View:
-    """A view with matches of a pattern replaced by characters, each with the length it came from."""
+_SURROGATE = lazy("[\ud800-\udfff]")
+# What writes characters otherwise: JSON and program code, URLs, HTML, mail (quoted-printable).
+_ENCODINGS: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
+    ("\\", _ESCAPE, _unescaped),
+    ("%", _PERCENT, _unquoted),
+    ("&", _ENTITY, lambda match: html.unescape(match[0])),
+    ("=", _QUOTED, _unquoted),
+)
+
+
+def _replaced(view: View, pattern: re.Pattern[str], put: Callable[[re.Match[str]], str]) -> View:
+    """A view with what a pattern matches replaced by the character that it writes."""
     pieces: list[str] = []
     starts: list[int] = []
     stops: list[int] = []
     last = 0
     for match in pattern.finditer(view.text):
-        chars = put(match)
-        if not chars:
+        start, end = match.span()
+        # Half of a surrogate pair is not a character.
+        chars = _SURROGATE.sub("\ufffd", put(match))
+        if chars == match[0]:
             continue
-        at = match.start()
-        pieces.append(view.text[last:at])
-        starts.extend(range(last, at))
-        stops.extend(range(last + 1, at + 1))
-        for char, width in chars:
-            pieces.append(char)
-            starts.append(at)
-            at += width
-            stops.append(at)
-        last = match.end()
+        pieces += (view.text[last:start], chars)
+        starts += (*range(last, start), *[start] * len(chars))
+        stops += (*range(last + 1, start + 1), *[end] * len(chars))
+        last = end
     if not last:
         return view
     pieces.append(view.text[last:])
@@ -306,15 +312,8 @@ def decoded(text: str) -> Iterator[View]:
     """The text without the escapes of JSON and program code, of URLs, of HTML and of mail: a view for each
     that changes it.
     """
-    for sign, pattern, put in (
-        ("\\", _ESCAPE, _unescaped),
-        ("%", _PERCENT, _unquoted),
-        ("&", _ENTITY, _entity),
-        ("=", _QUOTED, _printable),
-    ):
-        if sign not in text:
-            continue
-        if sign == "=" and not _OF_MAIL.search(text):
+    for sign, pattern, put in _ENCODINGS:
+        if sign not in text or (sign == "=" and not _OF_MAIL.search(text)):
             continue
         view = View(text, None)
         for _ in range(_LEVELS):

@@ -70,9 +70,6 @@ class Vault(InMemory):
         for detector in self._detectors:
             if not isinstance(detector, Detector):
                 raise TypeError(f"{type(detector).__name__} is no detector: it has no detect(text)")
-        self._by_reach: dict[Reach, list[Detector]] = {}
-        for detector in self._detectors:
-            self._by_reach.setdefault(reach_of(detector), []).append(detector)
         self._lock = threading.RLock()
         self._known = KnownValues()
         self._people = People()
@@ -244,18 +241,23 @@ class Vault(InMemory):
         body = blank(text, ranges)
         rest = around(body, ranges, "words")
         yield from rest.back(list(known.findings(rest.text)))
-        for reach, detectors in self._by_reach.items():
-            rest = around(body, new, reach)
-            yield from rest.back(search(detectors, rest.text))
+        of_reach: dict[Reach, list[Detector]] = {}
+        for detector in self._detectors:
+            of_reach.setdefault(reach_of(detector), []).append(detector)
+        for reach, detectors in of_reach.items():
+            near = rest if reach == "words" and len(new) == len(ranges) else around(body, new, reach)
+            yield from near.back(search(detectors, near.text))
 
     def _write(self, text: str, ranges: list[_Range], bodies: list[str], *, is_number: bool) -> str:
         """The text with placeholders for the ranges; ``bodies``: the (folded) texts masked with it."""
         pieces: list[str] = []
         last = 0
         places = JsonPlaces()  # as who restores it will see it
+        is_json = "{" in text or "[" in text
         for one in ranges:
             before, raw, last = text[last : one.start], text[one.start : one.end], one.end
-            places.feed(before)
+            if is_json:
+                places.feed(before)
             if places.place == "string":
                 form = Form(one.plain, None if encoded_string(one.plain) == raw else raw)
             else:
@@ -266,7 +268,8 @@ class Vault(InMemory):
             if one.kind != LITERAL and one.plain != raw and not self.find_known(one.plain):
                 self._known.add(one.plain, one.kind)  # as it stands where there is no JSON
             pieces += (before, f'"{placeholder}"' if one.is_scalar and not is_number else placeholder)
-            places.feed(raw)
+            if is_json:
+                places.feed(raw)
         pieces.append(text[last:])
         return "".join(pieces)
 
