@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sllm.errors import LeakError
@@ -23,7 +23,7 @@ from sllm.privacy.restore import Restorer
 from sllm.privacy.text import View, folded
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from sllm.privacy.findings import Reach
 
@@ -121,7 +121,7 @@ class Vault(InMemory):
         if not isinstance(text, str):
             raise TypeError(f"expected a text, got {type(text).__name__}")
         with self._lock:
-            return self._mask([text])[0]
+            return self._mask([_Text(text)])[0]
 
     def mask_messages(self, messages: Sequence[Mapping[str, Any]]) -> MaskedMessages:
         """Messages with every text in them masked; what any of them gives away is masked in all of them.
@@ -135,143 +135,118 @@ class Vault(InMemory):
             TypeError: a message that is not a mapping, or a value of another type.
 
         """
-        texts: list[str] = []
-        numbers: set[int] = set()  # which of them are numbers
+        texts: list[_Text] = []
 
-        def collect(text: str) -> str:
-            texts.append(text)
+        def collect(text: str, *, is_number: bool = False) -> str:
+            texts.append(_Text(text, is_number))
             return text
-
-        def collect_number(text: str) -> str:
-            numbers.add(len(texts))
-            return collect(text)
 
         for message in messages:
             if not isinstance(message, Mapping):
                 raise TypeError(f"expected messages as mappings, got {type(message).__name__}")
-            _replace_texts(message, collect, change_number=collect_number)
+            _replace_texts(message, collect, change_number=functools.partial(collect, is_number=True))
         with self._lock:
-            masked = self._mask(texts, numbers)
+            masked = self._mask(texts)
         each = iter(masked)
 
         def following(_: str) -> str:
             return next(each).text
 
         done = [_replace_texts(message, following, change_number=following) for message in messages]
-        total: Counter[str] = Counter()
-        for one in masked:
-            total.update(one.counts)
-        return MaskedMessages(done, dict(total))
+        return MaskedMessages(done, dict(sum((Counter(one.counts) for one in masked), Counter())))
 
-    def _mask(self, texts: list[str], numbers: Container[int] = ()) -> list[Masked]:
-        """The texts, masked; ``numbers``: which of them are numbers of JSON."""
-        for text in texts:
-            if _SURROGATE.search(text):
-                raise LeakError("the text holds lone surrogates and cannot be encoded")
-        views = [folded(text) for text in texts]
+    def _mask(self, texts: list[_Text]) -> list[Masked]:
+        if any(_SURROGATE.search(one.text) for one in texts):
+            raise LeakError("the text holds lone surrogates and cannot be encoded")
         # All searching comes first: a failure leaves the vault as it was.
-        literal = [self.placeholders.find_nonces(view) for view in views]
-        found = [[*search(self._detectors, text), *more] for text, more in zip(texts, literal, strict=True)]
         known = self._known.copy()
-        spans = self._spans(texts, views, found, known)
-        bodies = [view.text for view in views]
-        if any(literal) or not self.placeholders.nonces:
+        has_nonces = False
+        for one in texts:
+            literal = self.placeholders.find_nonces(one.view)
+            has_nonces = has_nonces or bool(literal)
+            one.found = [*search(self._detectors, one.text), *literal]
+        self._find_spans(texts, known)
+        bodies = [one.view.text for one in texts]
+        if has_nonces or not self.placeholders.nonces:
             self.placeholders.add_nonce(bodies)
         self._known = known
-        ranges = [
-            _ranges(text, each, n in numbers) for n, (text, each) in enumerate(zip(texts, spans, strict=True))
-        ]
+        ranges = [_ranges(one) for one in texts]
         self._people.learn(one.plain for each in ranges for one in each if one.kind == "NAME")
         return [
             Masked(
-                self._write(text, each, bodies, is_number=n in numbers),
-                dict(Counter(one.kind for one in found if one.kind != LITERAL)),
+                self._write(one, each, bodies),
+                dict(Counter(span.kind for span in one.spans if span.kind != LITERAL)),
             )
-            for n, (text, each, found) in enumerate(zip(texts, ranges, spans, strict=True))
+            for one, each in zip(texts, ranges, strict=True)
         ]
 
-    def _spans(
-        self, texts: list[str], views: list[View], found: list[list[Finding]], known: KnownValues
-    ) -> list[list[Finding]]:
-        """What to mask in each text, without overlaps.
-
-        Args:
-            texts: to mask, together.
-            views: their folded views.
-            found: what detectors found in each; grows on the way.
-            known: values to mask wherever they stand; grows by what is found.
-
+    def _find_spans(self, texts: list[_Text], known: KnownValues) -> None:
+        """Finds what to mask in each text; ``known``: values to mask wherever they stand, which grows by what
+        is found.
         """
-        for text, findings in zip(texts, found, strict=True):
-            known.add_all(text, findings)
-        searched = [-1] * len(texts)  # for how many values each text was searched
-        spans: list[list[Finding]] = [[] for _ in texts]
+        for one in texts:
+            known.add_all(one.text, one.found)
         # Masking changes what stands next to the rest, so the surroundings of what was masked are searched
         # again; and what one text gives away may stand in another: so this repeats until nothing more turns
         # up. Each round masks at least one character more.
         for _ in range(_ROUNDS):
             done = True
-            for n, (text, view) in enumerate(zip(texts, views, strict=True)):
-                grown, searched[n] = len(known) > searched[n], len(known)
-                joined = union([*found[n], *(known.findings(text, view) if grown else ())])
-                if joined == spans[n] and not grown:
+            for one in texts:
+                grown, one.n_searched = len(known) > one.n_searched, len(known)
+                spans = union([*one.found, *(known.findings(one.text, one.view) if grown else ())])
+                if spans == one.spans and not grown:
                     continue
                 done = False
-                new = _uncovered(self._laid_open(text, joined, spans[n], known), joined)
-                known.add_all(text, new)
-                spans[n], found[n] = joined, [*joined, *new]
+                new = self._laid_open(one.text, spans, one.spans, known)
+                known.add_all(one.text, new)
+                one.spans, one.found = spans, [*spans, *new]
             if done:
-                return spans
+                return
         raise LeakError(f"new findings turned up in each of {_ROUNDS} rounds of masking; nothing is let out")
 
     def _laid_open(
         self, text: str, spans: list[Finding], before: list[Finding], known: KnownValues
-    ) -> Iterator[Finding]:
-        """What is found in a text once these ranges of it are masked, among more that was found already.
-
-        Args:
-            text: all of it.
-            spans: in order, without overlaps.
-            before: those of the last round.
-            known: values to mask wherever they stand.
-
+    ) -> list[Finding]:
+        """What else is found in a text once these ranges of it are masked, which are in order and do not
+        overlap; ``before``: those of the last round.
         """
         ranges = [(one.start, one.end) for one in spans]
         new = sorted(set(ranges).difference((one.start, one.end) for one in before))
         body = blank(text, ranges)
         rest = around(body, ranges, "words")
-        yield from rest.back(list(known.findings(rest.text)))
+        found = list(rest.back(list(known.findings(rest.text))))
         of_reach: dict[Reach, list[Detector]] = {}
         for detector in self._detectors:
             of_reach.setdefault(reach_of(detector), []).append(detector)
         for reach, detectors in of_reach.items():
             near = rest if reach == "words" and len(new) == len(ranges) else around(body, new, reach)
-            yield from near.back(search(detectors, near.text))
+            found += near.back(search(detectors, near.text))
+        return [one for one in found if body[one.start : one.end].strip("\0")]
 
-    def _write(self, text: str, ranges: list[_Range], bodies: list[str], *, is_number: bool) -> str:
+    def _write(self, masked: _Text, ranges: list[_Range], bodies: list[str]) -> str:
         """The text with placeholders for the ranges; ``bodies``: the (folded) texts masked with it."""
+        text = masked.text
         pieces: list[str] = []
         last = 0
-        places = JsonPlaces()  # as who restores it will see it
-        is_json = "{" in text or "[" in text
+        places = JsonPlaces() if "{" in text or "[" in text else None  # as who restores it will see it
         for one in ranges:
             before, raw, last = text[last : one.start], text[one.start : one.end], one.end
-            if is_json:
+            if places is not None:
                 places.feed(before)
-            if places.place == "string":
+            if places is not None and places.place == "string":
                 form = Form(one.plain, None if encoded_string(one.plain) == raw else raw)
             else:
-                is_value = places.place == "value" and places.certain
+                is_value = places is not None and places.place == "value" and places.certain
                 form = Form(raw, is_scalar=is_value or one.is_scalar)
             person = self._people.key(one.plain) if one.kind == "NAME" else None
             placeholder = self.placeholders.issue(form, one.kind, bodies, person)
             if one.kind != LITERAL and one.plain != raw and not self.find_known(one.plain):
                 self._known.add(one.plain, one.kind)  # as it stands where there is no JSON
-            pieces += (before, f'"{placeholder}"' if one.is_scalar and not is_number else placeholder)
-            if is_json:
+            quote = '"' if one.is_scalar and not masked.is_number else ""
+            pieces += (before, quote, placeholder, quote)
+            if places is not None:
                 places.feed(raw)
-        pieces.append(text[last:])
-        return "".join(pieces)
+        return "".join([*pieces, text[last:]])
 
     # ---- looking up ---------------------------------------------------------------------------------------
 
@@ -294,15 +269,29 @@ class Vault(InMemory):
             return list(self._known.findings(text))
 
 
-def _uncovered(findings: Iterable[Finding], spans: list[Finding]) -> list[Finding]:
-    """The findings that do not lie within a range that is masked already; the ranges do not overlap."""
-    starts = [span.start for span in spans]
-    left = []
-    for one in findings:
-        n = bisect.bisect_right(starts, one.start) - 1
-        if n < 0 or one.end > spans[n].end:
-            left.append(one)
-    return left
+@dataclass
+class _Text:
+    """A text that is being masked.
+
+    Attributes:
+        text: all of it.
+        is_number: whether it is a number of JSON.
+        view: its folded view.
+        found: what was found in it so far.
+        spans: what is masked of it, in order, without overlaps.
+        n_searched: for how many values it was searched.
+
+    """
+
+    text: str
+    is_number: bool = False
+    found: list[Finding] = field(default_factory=list)
+    spans: list[Finding] = field(default_factory=list)
+    n_searched: int = -1
+
+    @functools.cached_property
+    def view(self) -> View:
+        return folded(self.text)
 
 
 class _Range(NamedTuple):
@@ -317,11 +306,12 @@ class _Range(NamedTuple):
     is_scalar: bool = False
 
 
-def _ranges(text: str, spans: list[Finding], is_number: bool) -> list[_Range]:
+def _ranges(masked: _Text) -> list[_Range]:
     """What to replace for the ranges that are private: in JSON whole numbers, whole escapes of strings, and
     nothing of what is around them; elsewhere the ranges themselves.
     """
-    if is_number:
+    text, spans = masked.text, masked.spans
+    if masked.is_number:
         return [_Range(0, len(text), spans[0].kind, text, True)] if spans else []
     parts = JsonPlaces().feed(text) if spans else []
     ranges: list[_Range] = []
