@@ -222,13 +222,8 @@ class Placeholders(InMemory):
 
     def find_nonces(self, view: View) -> list[Finding]:
         """Where a folded text holds a nonce that is in use, as findings of the kind ``LITERAL``."""
-        found = []
-        for nonce in self.nonces:
-            at = view.text.find(nonce)
-            while at >= 0:
-                found.append(Finding(*view.span(at, at + len(nonce)), LITERAL, 0.0))
-                at = view.text.find(nonce, at + 1)
-        return found
+        nonces = re.finditer("|".join(self.nonces), view.text) if self.nonces else ()
+        return [Finding(*view.span(*nonce.span()), LITERAL, 0.0) for nonce in nonces]
 
     def blanked(self, text: str) -> str:
         """The text with each placeholder that stands exactly as issued replaced by as many NUL characters as

