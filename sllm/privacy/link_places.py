@@ -35,7 +35,7 @@ _CLOSED_BY = {"(": ")", "[": "]", "{": "}", '"': '"', "'": "'"}
 _NOT_IN_URL = lazy(r"[^\w+.:/\\~?#@!$&*,;=%-]|[^\x00-\x7f]")
 _WORD = 300  # characters, of what stands before the end of what _URL finds
 
-_INDENT = r"[ \t\r\f\v]*(?:\n[ \t\r\f\v]*)?"  # not over a blank line
+_INDENT = r"[ \t\r\f\v]*(?:\n(?![ \t\r]*\n)[ \t\r\f\v]*)?"  # not over a blank line
 _TARGET = lazy(rf"(?:\]|url)\({_INDENT}<?", re.I)
 _IN_TARGET = lazy(rf"\\.|\({_INDENT}<?|\)|{_BLANK_LINE}", re.S)
 _END_OF_ANGLE = lazy(r"(?<!\\)[>\n]")
