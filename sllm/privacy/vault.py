@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import bisect
 import functools
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sllm.errors import LeakError
@@ -14,7 +14,7 @@ from sllm.messages import map_texts
 from sllm.privacy.detect import blank, default_detectors, search, union
 from sllm.privacy.excerpt import around
 from sllm.privacy.findings import LITERAL, Detector, Finding, reach_of
-from sllm.privacy.json_places import decoded_string, encoded_string, segments
+from sllm.privacy.json_places import JsonPlaces, Segment, decoded_string, encoded_string
 from sllm.privacy.known import KnownValues
 from sllm.privacy.names.persons import People
 from sllm.privacy.placeholders import Form, InMemory, Masked, MaskedMessages, Placeholders
@@ -23,15 +23,15 @@ from sllm.privacy.restore import Restorer
 from sllm.privacy.text import View, folded
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from sllm.privacy.findings import Reach
-    from sllm.privacy.json_places import Segment
 
 __all__ = ["Masked", "MaskedMessages", "Vault"]
 
 # Of a JSON string; both halves of what has two are one.
 _ESCAPE = lazy(r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.")
+_LONGEST_ESCAPE = 12
 _SURROGATE = lazy("[\ud800-\udfff]")
 _ROUNDS = 30
 
@@ -121,7 +121,7 @@ class Vault(InMemory):
         if not isinstance(text, str):
             raise TypeError(f"expected a text, got {type(text).__name__}")
         with self._lock:
-            return self._mask([text])[0]
+            return self._mask([_Text(text)])[0]
 
     def mask_messages(self, messages: Sequence[Mapping[str, Any]]) -> MaskedMessages:
         """Messages with every text in them masked; what any of them gives away is masked in all of them.
@@ -135,145 +135,118 @@ class Vault(InMemory):
             TypeError: a message that is not a mapping, or a value of another type.
 
         """
-        texts: list[str] = []
-        numbers: set[int] = set()  # which of them are numbers
+        texts: list[_Text] = []
 
-        def collect(text: str) -> str:
-            texts.append(text)
+        def collect(text: str, *, is_number: bool = False) -> str:
+            texts.append(_Text(text, is_number))
             return text
-
-        def collect_number(text: str) -> str:
-            numbers.add(len(texts))
-            return collect(text)
 
         for message in messages:
             if not isinstance(message, Mapping):
                 raise TypeError(f"expected messages as mappings, got {type(message).__name__}")
-            _replace_texts(message, collect, change_number=collect_number)
+            _replace_texts(message, collect, change_number=functools.partial(collect, is_number=True))
         with self._lock:
-            masked = self._mask(texts, numbers)
+            masked = self._mask(texts)
         each = iter(masked)
 
         def following(_: str) -> str:
             return next(each).text
 
         done = [_replace_texts(message, following, change_number=following) for message in messages]
-        total: Counter[str] = Counter()
-        for one in masked:
-            total.update(one.counts)
-        return MaskedMessages(done, dict(total))
+        return MaskedMessages(done, dict(sum((Counter(one.counts) for one in masked), Counter())))
 
-    def _mask(self, texts: list[str], numbers: Container[int] = ()) -> list[Masked]:
-        """The texts, masked; ``numbers``: which of them are numbers of JSON."""
-        for text in texts:
-            if _SURROGATE.search(text):
-                raise LeakError("the text holds lone surrogates and cannot be encoded")
-        views = [folded(text) for text in texts]
+    def _mask(self, texts: list[_Text]) -> list[Masked]:
+        if any(_SURROGATE.search(one.text) for one in texts):
+            raise LeakError("the text holds lone surrogates and cannot be encoded")
         # All searching comes first: a failure leaves the vault as it was.
-        literal = [self.placeholders.find_nonces(view) for view in views]
-        found = [[*search(self._detectors, text), *more] for text, more in zip(texts, literal, strict=True)]
-        spans, fresh = self._spans(texts, views, found)
-        if any(literal) or not self.placeholders.nonces:
-            self.placeholders.add_nonce([view.text for view in views])
-        self._known.update(fresh)
-        bodies = [view.text for view in views]
-        ranges = [
-            _number(text, found) if n in numbers else _ranges(text, found)
-            for n, (text, found) in enumerate(zip(texts, spans, strict=True))
-        ]
-        self._people.learn(one.form.text for each in ranges for one in each if one.kind == "NAME")
+        known = self._known.copy()
+        has_nonces = False
+        for one in texts:
+            literal = self.placeholders.find_nonces(one.view)
+            has_nonces = has_nonces or bool(literal)
+            one.found = [*search(self._detectors, one.text), *literal]
+        self._find_spans(texts, known)
+        bodies = [one.view.text for one in texts]
+        if has_nonces or not self.placeholders.nonces:
+            self.placeholders.add_nonce(bodies)
+        self._known = known
+        ranges = [_ranges(one) for one in texts]
+        self._people.learn(one.plain for each in ranges for one in each if one.kind == "NAME")
         return [
             Masked(
-                self._write(text, each, bodies, is_number=n in numbers),
-                dict(Counter(one.kind for one in found if one.kind != LITERAL)),
+                self._write(one, each, bodies),
+                dict(Counter(span.kind for span in one.spans if span.kind != LITERAL)),
             )
-            for n, (text, each, found) in enumerate(zip(texts, ranges, spans, strict=True))
+            for one, each in zip(texts, ranges, strict=True)
         ]
 
-    def _spans(
-        self, texts: list[str], views: list[View], found: list[list[Finding]]
-    ) -> tuple[list[list[Finding]], KnownValues]:
-        """What to mask in each text, without overlaps, and the values in it that are new to the vault.
-
-        Args:
-            texts: to mask, together.
-            views: their folded views.
-            found: what detectors found in each; grows on the way.
-
+    def _find_spans(self, texts: list[_Text], known: KnownValues) -> None:
+        """Finds what to mask in each text; ``known``: values to mask wherever they stand, which grows by what
+        is found.
         """
-        fresh = KnownValues()
-        fresh.add_all(texts, found)
-        for text, view, findings in zip(texts, views, found, strict=True):
-            findings += self._known.findings(text, view)
-        searched = [0] * len(texts)  # how many fresh values each text was searched for
-        spans: list[list[Finding]] = [[] for _ in texts]
+        for one in texts:
+            known.add_all(one.text, one.found)
         # Masking changes what stands next to the rest, so the surroundings of what was masked are searched
         # again; and what one text gives away may stand in another: so this repeats until nothing more turns
         # up. Each round masks at least one character more.
         for _ in range(_ROUNDS):
-            size = len(fresh)
-            again = False
-            for n, (text, view) in enumerate(zip(texts, views, strict=True)):
-                grown = len(fresh) > searched[n]
-                searched[n] = len(fresh)
-                joined = union([*found[n], *(fresh.findings(text, view) if grown else ())])
-                changed = joined != spans[n]
-                if not changed and not grown:
+            done = True
+            for one in texts:
+                grown, one.n_searched = len(known) > one.n_searched, len(known)
+                spans = union([*one.found, *(known.findings(one.text, one.view) if grown else ())])
+                if spans == one.spans and not grown:
                     continue
-                new = _uncovered(self._laid_open(text, joined, spans[n], fresh), joined)
-                spans[n] = joined
-                again = again or changed or bool(new)
-                fresh.add_all([text], [new])
-                found[n] = [*joined, *new]
-            if not again and len(fresh) == size:
-                return spans, fresh
+                done = False
+                new = self._laid_open(one.text, spans, one.spans, known)
+                known.add_all(one.text, new)
+                one.spans, one.found = spans, [*spans, *new]
+            if done:
+                return
         raise LeakError(f"new findings turned up in each of {_ROUNDS} rounds of masking; nothing is let out")
 
     def _laid_open(
-        self, text: str, spans: list[Finding], before: list[Finding], fresh: KnownValues
-    ) -> Iterator[Finding]:
-        """What is found in a text once these ranges of it are masked, among more that was found already.
-
-        Args:
-            text: all of it.
-            spans: in order, without overlaps.
-            before: those of the last round.
-            fresh: values that the vault does not hold yet.
-
+        self, text: str, spans: list[Finding], before: list[Finding], known: KnownValues
+    ) -> list[Finding]:
+        """What else is found in a text once these ranges of it are masked, which are in order and do not
+        overlap; ``before``: those of the last round.
         """
-        searched = {(one.start, one.end) for one in before}
         ranges = [(one.start, one.end) for one in spans]
-        new = [one for one in ranges if one not in searched]
+        new = sorted(set(ranges).difference((one.start, one.end) for one in before))
         body = blank(text, ranges)
         rest = around(body, ranges, "words")
-        yield from rest.back(list(fresh.findings(rest.text)))
-        if not new:
-            return
-        of_reach: dict[Reach, list[Detector]] = {"words": []}  # also of known values
+        found = list(rest.back(list(known.findings(rest.text))))
+        of_reach: dict[Reach, list[Detector]] = {}
         for detector in self._detectors:
             of_reach.setdefault(reach_of(detector), []).append(detector)
         for reach, detectors in of_reach.items():
-            if reach != "words" or len(new) < len(ranges):
-                rest = around(body, new, reach)
-            known = self._known.findings(rest.text) if reach == "words" else ()
-            yield from rest.back([*search(detectors, rest.text), *known])
+            near = rest if reach == "words" and len(new) == len(ranges) else around(body, new, reach)
+            found += near.back(search(detectors, near.text))
+        return [one for one in found if body[one.start : one.end].strip("\0")]
 
-    def _write(self, text: str, ranges: list[_Range], bodies: list[str], *, is_number: bool) -> str:
+    def _write(self, masked: _Text, ranges: list[_Range], bodies: list[str]) -> str:
         """The text with placeholders for the ranges; ``bodies``: the (folded) texts masked with it."""
+        text = masked.text
         pieces: list[str] = []
         last = 0
+        places = JsonPlaces() if "{" in text or "[" in text else None  # as who restores it will see it
         for one in ranges:
-            plain = one.form.text
-            person = self._people.key(plain) if one.kind == "NAME" else None
-            placeholder = self.placeholders.issue(one.form, one.kind, bodies, person)
-            if one.kind != LITERAL and plain != text[one.start : one.end] and not self.find_known(plain):
-                self._known.add(plain, one.kind)  # as it stands where there is no JSON
-            if one.form.is_scalar and not is_number:
-                placeholder = f'"{placeholder}"'
-            pieces += (text[last : one.start], placeholder)
-            last = one.end
-        pieces.append(text[last:])
-        return "".join(pieces)
+            before, raw, last = text[last : one.start], text[one.start : one.end], one.end
+            if places is not None:
+                places.feed(before)
+            if places is not None and places.place == "string":
+                form = Form(one.plain, None if encoded_string(one.plain) == raw else raw)
+            else:
+                is_value = places is not None and places.place == "value" and places.certain
+                form = Form(raw, is_scalar=is_value or one.is_scalar)
+            person = self._people.key(one.plain) if one.kind == "NAME" else None
+            placeholder = self.placeholders.issue(form, one.kind, bodies, person)
+            if one.kind != LITERAL and one.plain != raw and not self.find_known(one.plain):
+                self._known.add(one.plain, one.kind)  # as it stands where there is no JSON
+            quote = '"' if one.is_scalar and not masked.is_number else ""
+            pieces += (before, quote, placeholder, quote)
+            if places is not None:
+                places.feed(raw)
+        return "".join([*pieces, text[last:]])
 
     # ---- looking up ---------------------------------------------------------------------------------------
 
@@ -296,81 +269,87 @@ class Vault(InMemory):
             return list(self._known.findings(text))
 
 
-def _uncovered(findings: Iterable[Finding], spans: list[Finding]) -> list[Finding]:
-    """The findings that do not lie within a range that is masked already; the ranges do not overlap."""
-    starts = [span.start for span in spans]
-    left = []
-    for one in findings:
-        n = bisect.bisect_right(starts, one.start) - 1
-        if n < 0 or one.end > spans[n].end:
-            left.append(one)
-    return left
+@dataclass
+class _Text:
+    """A text that is being masked.
+
+    Attributes:
+        text: all of it.
+        is_number: whether it is a number of JSON.
+        view: its folded view.
+        found: what was found in it so far.
+        spans: what is masked of it, in order, without overlaps.
+        n_searched: for how many values it was searched.
+
+    """
+
+    text: str
+    is_number: bool = False
+    found: list[Finding] = field(default_factory=list)
+    spans: list[Finding] = field(default_factory=list)
+    n_searched: int = -1
+
+    @functools.cached_property
+    def view(self) -> View:
+        return folded(self.text)
 
 
 class _Range(NamedTuple):
-    """A range of a text that a placeholder stands for, and what it is."""
+    """A range of a text that a placeholder stands for; what it says as ordinary text; and whether it is a
+    value of JSON without quotes.
+    """
 
     start: int
     end: int
     kind: str
-    form: Form
+    plain: str
+    is_scalar: bool = False
 
 
-def _number(text: str, spans: list[Finding]) -> list[_Range]:
-    """What to replace in a number of JSON: all of it, if anything in it is private."""
-    return [_Range(0, len(text), spans[0].kind, Form(text, is_scalar=True))] if spans else []
-
-
-def _ranges(text: str, spans: list[Finding]) -> list[_Range]:
+def _ranges(masked: _Text) -> list[_Range]:
     """What to replace for the ranges that are private: in JSON whole numbers, whole escapes of strings, and
     nothing of what is around them; elsewhere the ranges themselves.
     """
-    parts = segments(text) if spans else []
+    text, spans = masked.text, masked.spans
+    if masked.is_number:
+        return [_Range(0, len(text), spans[0].kind, text, True)] if spans else []
+    parts = JsonPlaces().feed(text) if spans else []
     ranges: list[_Range] = []
     n = 0  # parts that lie before the range
     for span in spans:
         at = max(span.start, ranges[-1].end if ranges else 0)
-        while n < len(parts) and parts[n].end <= at:
-            n += 1
-        m = n
         while at < span.end:
-            part = parts[m] if m < len(parts) else None
-            if part is None or at < part.start:
-                end = span.end if part is None else min(span.end, part.start)
-                ranges.append(_Range(at, end, span.kind, Form(text[at:end])))
-            elif part.kind == "structure":
-                end = part.end
+            while n < len(parts) and parts[n].end <= at:
+                n += 1
+            part = parts[n] if n < len(parts) else Segment(len(text), len(text), "structure")
+            start, end = max(at, part.start), min(span.end, part.end)
+            if at < part.start:
+                start, end = at, min(span.end, part.start)
+                ranges.append(_Range(start, end, span.kind, text[start:end]))
             elif part.kind == "scalar":
-                end = part.end
-                form = Form(text[part.start : end], is_scalar=True)
-                ranges.append(_Range(part.start, end, span.kind, form))
-            else:
-                start, end = _whole_escapes(text, part, at, min(span.end, part.end))
-                ranges.append(_Range(start, end, span.kind, _form_of_string(text[start:end])))
-            if part is not None and end >= part.end:
-                m += 1
+                start, end = part.start, part.end
+                ranges.append(_Range(start, end, span.kind, text[start:end], True))
+            elif part.kind == "string":
+                start, end = _whole_escapes(text, part, start, end)
+                raw = text[start:end]
+                plain = decoded_string(raw)
+                ranges.append(_Range(start, end, span.kind, raw if plain is None else plain))
             at = end
     return ranges
 
 
 def _whole_escapes(text: str, string: Segment, start: int, end: int) -> tuple[int, int]:
     """The range of a JSON string, widened to the ends of the escapes that it cuts."""
-    if text.find("\\", string.start, string.end) < 0:
-        return start, end
-    for escape in _ESCAPE.finditer(text, string.start, string.end):
+    at = max(string.start, start - _LONGEST_ESCAPE)
+    while at > string.start and text[at - 1] == "\\":
+        at -= 1
+    for escape in _ESCAPE.finditer(text, at, string.end):
+        if escape.start() >= end:
+            break
         if escape.start() < start < escape.end():
             start = escape.start()
-        if escape.start() < end < escape.end():
-            return start, escape.end()
+        end = max(end, escape.end())
     return start, end
-
-
-def _form_of_string(text: str) -> Form:
-    """How a value is written that stands so in a JSON string."""
-    value = decoded_string(text)
-    if value is None:
-        return Form(text, in_json=text)
-    return Form(value, in_json=None if encoded_string(value) == text else text)
 
 
 # Kinds of parts that are not text.

@@ -133,7 +133,7 @@ def test_mangled_placeholders_are_restored() -> None:
         ("Customer_1_1_{n}", 0),  # two indices
         ("联系人_2_{n}", 0),
         ("2_{n}", 0),
-        ("[NAME\n\n\n\n\n_2_{n}]", 0),
+        ("[NAME\n" + 30 * "\n" + "_2_{n}]", 0),
         ("%5BNAME_2_{n}x%5D", 0),
     ],
 )
@@ -330,17 +330,17 @@ def test_only_what_can_become_a_placeholder_is_held_back() -> None:
         ("hello Nax ", ""),
         ("hello Nax_", "Nax_"),
         ("hello Nax_of", "Nax_of"),
-        ("Nax_" * 7, "Nax_" * 6),
+        ("Nax_" * 7, "Nax_" * 5),
         ("NAME_", "NAME_"),
         ("[NAME_12", "[NAME_12"),
-        ("[NAME_999", ""),
-        ("[PHONE_200", ""),
+        ("[NAME_999", "[NAME_999"),
+        ("[NAME_999,", ""),
         ("[PHONE_1", "[PHONE_1"),
         ("[FAX_1", "[FAX_1"),
         (f"[NAME_1_{NONCE[:2]}", f"[NAME_1_{NONCE[:2]}"),
         ("[NAME_1_0", ""),
         (f"[NAME_1_{NONCE}", f"[NAME_1_{NONCE}"),
-        (f"[NAME_1_{NONCE}]", ""),
+        (f"[NAME_1_{NONCE}] ", ""),
         ("ends with a backslash \\", "\\"),
         ("unnamed", ""),
         ("a \\x", ""),
@@ -349,7 +349,7 @@ def test_only_what_can_become_a_placeholder_is_held_back() -> None:
         ("%5", "%5"),
         ("%50", ""),
         ("name" + " " * 10, ""),
-        ("[NAME_0000000001", ""),
+        ("[NAME_" + 20 * "0", ""),
     ]:
         restorer = Restorer(VAULT.placeholders)
         out = restorer.feed(text)
@@ -358,7 +358,7 @@ def test_only_what_can_become_a_placeholder_is_held_back() -> None:
             assert out == text[: len(text) - len(held)]
 
 
-@pytest.mark.parametrize(("in_links", "bound"), [(True, 80), (False, 80 + 512)])
+@pytest.mark.parametrize(("in_links", "bound"), [(True, 160), (False, 160 + 512)])
 def test_what_is_held_back_is_bounded(in_links: bool, bound: int) -> None:
     """Where links matter, the rest of a host name is held back too."""
     rng = random.Random(1)
