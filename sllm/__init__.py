@@ -1,7 +1,7 @@
-"""Hybrid inference over llama.cpp: a language model partly here and partly on a bigger machine behind a slow
-link.
+"""Hybrid inference over llama.cpp: a language model that runs partly on this machine and partly on a bigger
+one behind a slow link.
 
-Text from a big model, sped up by a small one, exactly the big one's own::
+Text from a big model, made faster by a small one and exactly the big one's own::
 
     import sllm
 

@@ -1,8 +1,8 @@
 """The exceptions that sllm raises.
 
-Each one derives from :class:`SllmError` and from the builtin that a caller would catch for the same trouble,
-so ``except OSError`` around a model load and ``except ConnectionError`` around a remote call work without
-importing anything from here::
+Each one derives from :class:`SllmError` and from the builtin exception that a caller would expect for the
+same problem, so ``except OSError`` around a model load and ``except ConnectionError`` around a remote call
+work without importing anything from here::
 
     SllmError
     +-- ModelLoadError          (OSError)              a file is missing, unreadable or not a model
@@ -45,7 +45,7 @@ __all__ = [
 
 
 class SllmError(Exception):
-    """Base of every exception that sllm raises on its own account.
+    """Base class of all exceptions that sllm defines.
 
     Examples:
         >>> try:
@@ -114,7 +114,7 @@ class InferenceError(SllmError, RuntimeError):
 
 
 class CancelledError(SllmError, RuntimeError):
-    """``cancel()`` was called while a decode was under way; the memory is back at its committed length.
+    """``cancel()`` was called during a decode; the memory is back at its committed length.
 
     Examples:
         >>> with sllm.Model(sllm.embedded.DRAFT) as model, model.context(n_ctx=64) as context:
@@ -125,11 +125,11 @@ class CancelledError(SllmError, RuntimeError):
 
 
 class BusyError(SllmError, RuntimeError):
-    """A second thread entered an object that serves one thread at a time; or a worker has no place for a text
-    at the moment, or the user of a token has used up what it may.
+    """A second thread entered an object that serves one thread at a time; or a worker has no free place for a
+    text, or the user of a token has reached a limit.
 
     Attributes:
-        retry_after: seconds until trying again may help, where that is known; else None.
+        retry_after: seconds after which a retry may succeed, if known; else None.
 
     Examples:
         >>> with sllm.LocalTarget(sllm.embedded.DRAFT) as target:
@@ -190,9 +190,9 @@ class RPCError(RemoteError):
     """A ggml RPC server could not be reached, speaks another protocol version, or went away.
 
     Attributes:
-        tokens: where a text of an isolated :class:`~sllm.LocalTarget` was cut off: the ids that had been
-            committed after the prompt, so that it can go on elsewhere after prompt and tokens.
-        text: what they say.
+        tokens: if a text of an isolated :class:`~sllm.LocalTarget` was interrupted: the ids committed after
+            the prompt. Another target can continue the text after prompt and tokens.
+        text: the text of these tokens.
 
     Examples:
         >>> try:
@@ -219,7 +219,7 @@ class UnsupportedCPUError(SllmError, ImportError):
 
 
 class BackendError(SllmError, ImportError):
-    """A module with kernels is missing, or the dynamic linker does not take it.
+    """A module with kernels is missing, or the dynamic linker cannot load it.
 
     Examples:
         >>> issubclass(sllm.BackendError, ImportError)
@@ -243,8 +243,8 @@ class UnsupportedModelError(SllmError, NotImplementedError):
 
 
 class UndecidedError(SllmError, ValueError):
-    """A serving engine gives too few log-probabilities of a position for these sampling parameters: another
-    token than the best of those that are known might be the one selected. Nothing is guessed.
+    """A serving engine returns too few log-probabilities of a position for these sampling parameters: a token
+    that is not among them might be the one to select. Nothing is guessed.
 
     Examples:
         >>> issubclass(sllm.UndecidedError, ValueError)

@@ -68,27 +68,29 @@ MOST_DRAFTED = 4 * MAX_NODES
 class Context(Handle):
     """Memory and compute state for sequences of one model (``llama_context``); one thread at a time.
 
-    Made by :meth:`Model.context`. A call while another thread is inside raises BusyError; only :meth:`cancel`
-    may come from anywhere. Ctrl-C ends a call on the main thread within about 100 ms. After an error, a
-    cancel or a Ctrl-C the memory is at its committed length, and the next call goes on from there.
+    Made by :meth:`Model.context`. A call during a call of another thread raises BusyError; only
+    :meth:`cancel` may be called from any thread. Ctrl-C ends a call on the main thread within about 100 ms.
+    After an error, a cancel or a Ctrl-C the memory is at its committed length, and the next call continues
+    from there.
 
     Args:
         model: the model.
         params: how it computes.
 
     Raises:
-        ValueError: an argument out of range, or one that the model does not go with.
+        ValueError: an argument out of range, or one that does not fit the model.
         MemoryError: the KV cache does not fit into the machine.
 
     Attributes:
         model, n_ctx, n_ctx_seq, n_batch, n_ubatch, n_seq_max, n_outputs_max: the values in force;
             ``n_ctx_seq`` is what one sequence holds.
-        can_rollback: what taking tokens back costs here: ``"free"`` (attention), ``"snapshots"`` (up to
-            ``n_rollback`` tokens are free, for ``n_rollback`` states a sequence; more are as the next) or
-            ``"recompute"`` (an earlier state is put back, and the tokens since then are computed again).
-        n_rollback: tokens that snapshots take back; 0 without them.
+        can_rollback: the cost of rolling back tokens: ``"free"`` (attention), ``"snapshots"`` (free for up to
+            ``n_rollback`` tokens, at the memory of ``n_rollback`` states per sequence; beyond that as
+            ``"recompute"``) or ``"recompute"`` (an earlier state is restored and the tokens since then are
+            computed again).
+        n_rollback: tokens that snapshots can roll back; 0 without them.
         max_draft: drafted tokens of one sequence that :meth:`verify` checks at once; more are rejected.
-        memory: what is held of each sequence.
+        memory: the sequences' memory, such as their lengths.
 
     Examples:
         >>> with sllm.Model(sllm.embedded.DRAFT) as model, model.context(n_ctx=256) as context:
@@ -132,8 +134,8 @@ class Context(Handle):
 
     @property
     def state_bytes(self) -> int:
-        """The size of one recurrent state of one sequence, of which snapshots and checkpoints are copies; 0
-        for attention alone, and before anything was decoded.
+        """Bytes of one recurrent state of one sequence; snapshots and checkpoints are copies of it. 0 with
+        attention only, and before anything was decoded.
         """
         info = ffi.new("struct sllm_context_info *")
         lib.sllm_context_get_info(self._live, info)
@@ -148,22 +150,22 @@ class Context(Handle):
         logits: str = "none",
         hidden: npt.NDArray[np.float32] | None = None,
     ) -> npt.NDArray[np.float32] | None:
-        """Write tokens and compute them (``llama_decode``).
+        """Append tokens to sequences and compute them (``llama_decode``).
 
         Args:
-            tokens: int32 (n,) for one sequence; for several, one such array for each.
+            tokens: int32 (n,) for one sequence; for several, one such array per sequence.
             seq_id: the sequence, or a list of them.
-            pos: where the tokens go, at most the sequence's length; None: at its end. Whatever was at or
-                after it is void.
+            pos: position of the first token, at most the sequence's length; None: at its end. Whatever was
+                stored at or after it is discarded.
             logits: ``"none"``, ``"last"`` (the row after the last token of each sequence) or ``"all"``.
-            hidden: for the context of a :class:`~sllm.LayerRange` alone: float32 (tokens, n_embd), what
-                enters its first layer for each token.
+            hidden: only for the context of a :class:`~sllm.LayerRange`: float32 (tokens, n_embd), the input
+                of its first layer for each token.
 
         Returns:
             None, or float32 logits, read-only: (n_vocab,) for one sequence and ``"last"``, else (rows,
             n_vocab) in the order of the tokens. Up to ``n_outputs_max`` rows are a view of llama.cpp's own
-            buffer: it stays readable for as long as it lives, but the next call on this context overwrites
-            it. More rows are a copy.
+            buffer: it can be read at any time, but the next call on this context overwrites it. More rows are
+            a copy.
 
         Raises:
             ValueError: a token, position or sequence out of range.
@@ -252,36 +254,37 @@ class Context(Handle):
         n_nodes: int | Sequence[int] | None = None,
         known: Sequence[tuple[Sequence[int], Sequence[int]]] | None = None,
     ) -> Draft:
-        """Draft up to ``n_max`` tokens for each of B sequences, one batched pass a token.
+        """Draft up to ``n_max`` tokens for each of B sequences, one batched pass per token.
 
         Each token is selected from this model's logits with the same position-keyed noise as the target will
-        use, which makes them agree far more often than independent samples. What was drafted stays cached
-        after the committed length, so drafting on from accepted tokens computes only what is new.
+        use, so the two agree far more often than independent samples would. Drafted tokens stay cached after
+        the committed length, so a draft that continues from accepted tokens computes only new ones.
 
-        With ``n_nodes`` the draft is a tree: beside what this model selects, also what it nearly selected,
-        by the same noise. ``n_max`` passes compute the ``width`` likeliest tokens each, whichever branch they
-        are on, and the ``n_nodes`` likeliest of all are the tree. A memory that cannot branch
-        (:attr:`can_branch`) gives a chain.
+        With ``n_nodes`` the draft is a tree, which also contains the runners-up of each selection under the
+        same noise. Each of ``n_max`` passes computes the ``width`` most likely tokens, on any branch, and the
+        ``n_nodes`` most likely of all form the tree. A memory that cannot branch (:attr:`can_branch`) gives a
+        chain.
 
         Args:
             seq_ids: B distinct sequences.
             tokens: (B,) the last committed token of each, not in memory yet; or B arrays of the committed
                 tokens that are not in memory yet.
-            n_max: how many tokens at most, one number or B; of a tree: how many passes.
-            p_min: a chain ends before a token less probable than this (see :attr:`Draft.probs`), and a tree
-                is not computed further behind one of a smaller chance (:attr:`Draft.chances`); one number
-                or B.
+            n_max: maximum number of tokens, one number or B; for a tree: number of passes.
+            p_min: a chain ends before a token less probable than this (see :attr:`Draft.probs`), and a branch
+                of a tree is not continued after a token with a smaller chance (:attr:`Draft.chances`); one
+                number or B.
             sampling: how to select, one or B; None: ``SamplingParams()``.
-            pos: where ``tokens`` go, at most the committed length; None: there.
+            pos: position of ``tokens``, at most the committed length; None: the committed length.
             start: the position of the first generated token, for grammars; None: remembered from the
                 sequence's first call since a decode.
-            width: of a tree: tokens that one pass computes, 1 or more.
-            n_nodes: of a tree: how many tokens at most, one number or B, up to 256. None: a chain.
-            known: of trees: for each sequence the tokens and parents (:attr:`Draft.parents`) of a tree to go
-                on from, which the first pass computes besides: what is left of an earlier one. None: none.
+            width: for a tree: tokens computed per pass, 1 or more.
+            n_nodes: for a tree: maximum number of tokens, one number or B, up to 256. None: a chain.
+            known: for trees: for each sequence the tokens and parents (:attr:`Draft.parents`) of a tree to
+                continue, such as the rest of an earlier one, which the first pass computes as well. None:
+                none.
 
         Returns:
-            The chains or trees. One ends early after an end-of-generation token, at the end of the context,
+            The chains or trees. They end early after an end-of-generation token, at the end of the context,
             and after :meth:`cancel`.
 
         Raises:
@@ -360,9 +363,9 @@ class Context(Handle):
 
     @property
     def can_branch(self) -> bool:
-        """Whether :meth:`verify` checks all branches of a tree here, and :meth:`draft` makes them: with
-        attention alone, no MTP heads at work, and a llama.cpp that has sllm's patch. Elsewhere a tree's main
-        path is verified, from each token to the first one that follows it.
+        """Whether :meth:`draft` makes trees here and :meth:`verify` checks all their branches: with attention
+        only, no MTP heads in use, and a llama.cpp that has sllm's patch. Otherwise only a tree's main path is
+        verified, from each token to its first child.
         """
         can = ffi.new("int32_t *")
         check(lib.sllm_context_can_branch(self._live, can))
@@ -432,27 +435,27 @@ class Context(Handle):
 
         One batch decodes the last committed token and the chain ``h1..hk`` of each sequence; y1..y(k+1) are
         selected, and accepted while ``y_i == h_i``; y1..y(a+1) are returned. The memory is then at exactly
-        the committed length: the tokens passed in and the ``a`` accepted ones. Without a draft this is
-        plain decoding of one token. Of a tree, all branches are decoded in that one batch, and the longest
-        path that agrees is accepted; accepted tokens of a side branch are computed once more, in the next
-        pass, where the memory needs them in their order.
+        the committed length: the tokens passed in and the ``a`` accepted ones. Without a draft this is plain
+        decoding of one token. All branches of a tree are decoded in the same batch, and the longest path that
+        agrees is accepted; accepted tokens of a side branch are computed again in the next pass, because the
+        memory needs them in order.
 
         Args:
             seq_ids: B distinct sequences.
             tokens: as in :meth:`draft`.
-            draft: what to verify: a :class:`Draft`, or B token arrays of any lengths, or None. Ids outside
-                the vocabulary, and what does not fit into the context, are treated as rejected.
+            draft: the draft to verify: a :class:`Draft`, or B token arrays of any lengths, or None. Ids
+                outside the vocabulary, and tokens that do not fit into the context, are treated as rejected.
             sampling, pos, start: as in :meth:`draft`.
             logprobs: also return the log-probability of every selected token.
-            hidden: for the context of a :class:`~sllm.LayerRange` alone: float32 (tokens, n_embd), what
-                enters its first layer for the tokens and the draft of each sequence, one after the other.
-            parents: for token arrays that are trees: B int arrays as long as those of ``draft``, as
-                :attr:`Draft.parents` has them. None: chains, or a Draft's own.
+            hidden: only for the context of a :class:`~sllm.LayerRange`: float32 (tokens, n_embd), the input
+                of its first layer for the tokens and the draft of each sequence, one after the other.
+            parents: if the token arrays are trees: B int arrays as long as those of ``draft``, in the form of
+                :attr:`Draft.parents`. None: chains, or the Draft's own.
 
         Raises:
-            ValueError: also when the drafts together need more than ``n_outputs_max`` rows, and where parents
-                make no tree: one that does not come before its child, two equal tokens after one, more
-                than 256.
+            ValueError: also if the drafts together need more than ``n_outputs_max`` rows, or if parents do
+                not form a tree: a parent that does not precede its child, two equal children, more than 256
+                tokens.
             TypeError, ContextFullError, CancelledError, BusyError, InferenceError, ClosedError.
 
         """
@@ -500,20 +503,20 @@ class Context(Handle):
     ) -> npt.NDArray[np.float64]:
         """The log-probability of each whole continuation after ``prefix``, under the unfiltered softmax.
 
-        The prefix is computed once, and again not at all when the next call begins with the same tokens;
-        continuations run side by side in as few passes as there are sequences for them.
+        The prefix is computed once, and reused if the next call begins with the same tokens; continuations
+        are computed in parallel, as many as there are free sequences.
 
         Args:
             prefix: int32 (n,), at least one token.
             continuations: int32 arrays of at least one token.
-            seq_ids: sequences to work in; their contents are lost. None: those that are empty. All are empty
+            seq_ids: sequences to use; their contents are lost. None: the empty ones. All are empty
                 afterwards.
 
         Returns:
             float64 (len(continuations),): the sums of the log-probabilities of their tokens.
 
         Raises:
-            ValueError: something is empty, or no sequence is free.
+            ValueError: the prefix or a continuation is empty, or no sequence is free.
             ContextFullError: prefix and continuation do not fit.
 
         """
@@ -566,11 +569,11 @@ class Context(Handle):
         Args:
             tokens: int32 (n,), n >= 2; the first one is not scored.
             seq_id: the sequence.
-            pos: where the first one goes, at most the sequence's length; None: at its end.
+            pos: position of the first token, at most the sequence's length; None: at its end.
 
         Returns:
             Log-probabilities, float32 (n - 1,), and ranks, int32 (n - 1,), of ``tokens[1:]``; rank 0 is the
-            likeliest token.
+            most likely token.
 
         Raises:
             ValueError: fewer than two tokens, or one outside the vocabulary.
@@ -634,7 +637,7 @@ class Context(Handle):
 
         The shape is that of the memory: type_k, type_v, n_seq_max and kv_unified.
 
-        The bytes hold the sequence's tokens in the clear.
+        The bytes contain the sequence's tokens unencrypted.
         """
         pointer = self._live
         checked_int(seq_id, "seq_id")
@@ -646,11 +649,11 @@ class Context(Handle):
         return state.pack(self.model.vocab.fingerprint, tokens, bytes(buffer[: size[0]]))
 
     def load(self, data: bytes, seq_id: int = 0) -> None:
-        """Put a saved state into a sequence; what it held is forgotten.
+        """Restore a saved state into a sequence and discard its present contents.
 
         Raises:
-            ValueError: not such a state, damaged, of another model, or of a context of another shape. The
-                sequence is then empty, or as it was.
+            ValueError: not a saved state, damaged, of another model, or of a context of another shape. The
+                sequence is then empty or unchanged.
             ContextFullError: it does not fit.
 
         """
@@ -668,23 +671,21 @@ class Context(Handle):
         )
 
     def set_threads(self, n_threads: int, n_threads_batch: int | None = None) -> None:
-        """Change the number of CPU threads for one token and for more (``llama_set_n_threads``)."""
+        """Set the number of CPU threads for single tokens and for batches (``llama_set_n_threads``)."""
         checked_int(n_threads, "n_threads", 1)
         batch = n_threads if n_threads_batch is None else checked_int(n_threads_batch, "n_threads_batch", 1)
         check(lib.sllm_context_set_threads(self._live, n_threads, batch))
         self.n_threads, self.n_threads_batch = n_threads, batch
 
     def cancel(self) -> None:
-        """End the call that another thread is now inside, if there is one; from any thread.
+        """End the call that another thread is making, if there is one; may be called from any thread.
 
-        That call raises CancelledError, except that :meth:`draft` returns what it has.
+        That call raises CancelledError; :meth:`draft` instead returns what it has.
         """
         lib.sllm_context_cancel(self._live)
 
     def close(self) -> None:
-        """Free the context; a call that another thread is inside is cancelled first. More calls do
-        nothing.
-        """
+        """Free the context; a running call of another thread is cancelled first. Further calls do nothing."""
         pointer = self._pointer
         if pointer is not None and self._pid == os.getpid():
             check(lib.sllm_context_close(pointer))

@@ -33,21 +33,21 @@ _TEMPLATE_KEY = "tokenizer.chat_template"
 
 
 class Model(Weights):
-    """A GGUF model file, loaded (``llama_model_load_from_file``).
+    """A model, loaded from a GGUF file (``llama_model_load_from_file``).
 
     Args:
         path: a local path; or a model on the Hugging Face hub, such as ``owner/repo:Q4_K_M`` or
             ``hf://owner/repo/file.gguf``, or on ModelScope (``ms://``), which is downloaded first
-            (:func:`sllm.hub.resolve` has all forms). Of a model in several files, the first.
-        params, options: how to load it (:class:`~sllm.engine.params.LoadParams`); ``options`` are its fields,
-            and count more than ``params``.
+            (:func:`sllm.hub.resolve` has all forms). For a model in several files, give the first.
+        params, options: how to load it (:class:`~sllm.engine.params.LoadParams`); ``options`` are its fields
+            and override ``params``.
 
     Raises:
-        ModelLoadError: the file is missing, unreadable or not a model llama.cpp can run; says what it is
-            instead, in llama.cpp's own words where the file does not show it.
+        ModelLoadError: the file is missing, unreadable or not a model that llama.cpp can run; the message
+            gives the reason, from the file or from llama.cpp's log.
         UnsupportedModelError: an encoder or diffusion model, or a draft that reads another model's hidden
             states (EAGLE-3, DFlash).
-        RPCError: an RPC server is not there.
+        RPCError: an RPC server cannot be reached.
         ValueError: an argument out of range.
 
     Attributes:
@@ -59,12 +59,11 @@ class Model(Weights):
         size_bytes: the size of its tensors.
         offloaded: whether layers were sent to a GPU.
         n_mtp: how many heads for multi-token prediction were loaded (:class:`sllm.engine.mtp.Heads`).
-        grammars: the grammars of texts, compiled for its vocabulary (:class:`sllm.engine.grammar.Grammars`).
-        can_rollback: what it costs to take back single tokens, such as drafted ones that are wrong:
-            ``"free"`` (attention), ``"snapshots"`` (hybrid models of which llama.cpp keeps the states after
-            the newest tokens, see ``n_rollback`` of :class:`~sllm.ContextParams`) or ``"recompute"`` (other
-            hybrid and recurrent models: an earlier state is put back, and the tokens since then computed
-            again).
+        grammars: compiled grammars for its vocabulary (:class:`sllm.engine.grammar.Grammars`).
+        can_rollback: the cost of rolling back tokens, such as rejected drafts: ``"free"`` (attention),
+            ``"snapshots"`` (hybrid models for which llama.cpp keeps the states after the newest tokens, see
+            ``n_rollback`` of :class:`~sllm.ContextParams`) or ``"recompute"`` (other hybrid and recurrent
+            models: an earlier state is restored and the tokens since then are computed again).
 
     Examples:
         >>> with sllm.Model(sllm.embedded.TARGET) as model:
@@ -106,8 +105,9 @@ class Model(Weights):
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the recurrent state of one sequence; 0 for attention alone. Every token that snapshots can
-        take back, and every checkpoint, takes as much again (:func:`sllm.engine.recurrent.state_bytes`).
+        """Bytes of the recurrent state of one sequence; 0 with attention only. Every token that snapshots can
+        roll back, and every checkpoint, takes the same amount again
+        (:func:`sllm.engine.recurrent.state_bytes`).
         """
         if self.can_rollback == "free":
             return 0
@@ -135,8 +135,8 @@ class Model(Weights):
 
     @property
     def chat_template(self) -> str | None:
-        """The template that :meth:`chat` uses where there are no tools: the default one, else the first by
-        name; None: the file has none.
+        """The template that :meth:`chat` uses without tools: the default one, else the first by name; None if
+        the file has none.
         """
         return self._chat_template(None)
 
@@ -155,32 +155,32 @@ class Model(Weights):
         continue_final_message: bool | str = False,
         add_generation_prompt: bool = True,
     ) -> npt.NDArray[np.int32]:
-        r"""The prompt of a conversation by the file's own chat template, as int32 (n,) token ids.
+        r"""The prompt of a conversation, made with the file's own chat template, as int32 (n,) token ids.
 
-        The text is the one that transformers' ``apply_chat_template`` makes. The template (Jinja2) runs in a
-        sandbox. What the messages say is never read as a control token, so a user cannot end a turn by
-        writing ``<|im_end|>``.
+        The text is that of transformers' ``apply_chat_template``. The template (Jinja2) runs in a sandbox.
+        The content of messages is never parsed as control tokens, so a user cannot end a turn by writing
+        ``<|im_end|>``.
 
         Args:
-            messages: mappings with ``role`` and ``content`` (a text, or a list of text parts), and what else
-                templates know: ``tool_calls``, ``tool_call_id``, ``name``, ``reasoning_content``. A key that
-                is None is a key that is absent, and a tool call's arguments may be a mapping or a JSON text.
-            tools: what the model may call, as JSON schemas in OpenAI's form (``{"type": "function",
-                "function": {"name": ..., "description": ..., "parameters": ...}}``). Where the file has a
-                template named ``tool_use``, that one is used.
-            variables: what else this template documents, such as ``{"enable_thinking": False}``: names to
-                values that JSON can hold.
+            messages: mappings with ``role`` and ``content`` (a text, or a list of text parts), and other keys
+                that templates know: ``tool_calls``, ``tool_call_id``, ``name``, ``reasoning_content``. A key
+                that is None counts as absent; a tool call's arguments may be a mapping or a JSON text.
+            tools: the functions that the model may call, as JSON schemas in OpenAI's format (``{"type":
+                "function", "function": {"name": ..., "description": ..., "parameters": ...}}``). If the file
+                has a template named ``tool_use``, it is used.
+            variables: further variables of the template, such as ``{"enable_thinking": False}``: names to
+                values that JSON can represent.
             continue_final_message: the last message, an assistant's, is the beginning of the answer: the
-                prompt ends with its text, and no end of turn. A str: the field that goes on in place of
+                prompt ends with its text, without an end of turn. A str: the field to continue instead of
                 ``"content"``, such as ``"reasoning_content"``.
-            add_generation_prompt: end the prompt where the assistant's answer begins. It does not count where
-                the last message goes on.
+            add_generation_prompt: end the prompt where the assistant's answer begins. Ignored with
+                ``continue_final_message``.
 
         Raises:
-            UnsupportedModelError: the file has no chat template, or it does not render, or drops or changes
-                the message that is to go on.
-            ValueError: malformed messages or tools, a variable that belongs to the renderer, or a last
-                message that cannot go on.
+            UnsupportedModelError: the file has no chat template, or it does not render, or it drops or
+                changes the message to be continued.
+            ValueError: malformed messages or tools, a variable that is reserved by the renderer, or a last
+                message that cannot be continued.
 
         Examples:
             >>> with sllm.Model(sllm.embedded.TARGET, vocab_only=True) as model:
@@ -246,11 +246,11 @@ class Model(Weights):
 
     def context(self, params: ContextParams | None = None, **options: Unpack[ContextOptions]) -> Context:
         """Make a :class:`~sllm.Context` with these parameters; ``options`` are fields of
-        :class:`~sllm.engine.params.ContextParams`, and count more than ``params``.
+        :class:`~sllm.engine.params.ContextParams`, and override ``params``.
 
         Raises:
-            TypeError, ValueError: a parameter of another type or out of range, or one that the model does not
-                go with.
+            TypeError, ValueError: a parameter of another type or out of range, or one that does not fit the
+                model.
             MemoryError: the KV cache does not fit into the machine.
 
         """
