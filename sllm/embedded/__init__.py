@@ -1,8 +1,8 @@
 """The pair of small models that comes with the package, so that the demo and the tests need no download.
 
-``TARGET`` writes short texts of a small invented world in English and Chinese; ``DRAFT`` is at most an eighth
-of its cost, shares its vocabulary and was distilled from it. ``README.md`` next to the files is their model
-card. ``TARGET_PROFILE`` is what ``sllm calibrate`` found of the target with the labelled requests of
+``TARGET`` writes short texts about a small invented world in English and Chinese; ``DRAFT`` costs at most an
+eighth of it, shares its vocabulary and was distilled from it. ``README.md`` next to the files is their model
+card. ``TARGET_PROFILE`` is the result of ``sllm calibrate`` for the target on the labelled requests of
 ``training/labelled_requests.py``.
 """
 

@@ -90,7 +90,7 @@ class Context(Handle):
             computed again).
         n_rollback: tokens that snapshots can roll back; 0 without them.
         max_draft: drafted tokens of one sequence that :meth:`verify` checks at once; more are rejected.
-        memory: the sequences' memory, such as their lengths.
+        memory: the KV cache or recurrent state of the sequences.
 
     Examples:
         >>> with sllm.Model(sllm.embedded.DRAFT) as model, model.context(n_ctx=256) as context:

@@ -1,10 +1,10 @@
-"""Model files from the Hugging Face hub and from ModelScope: :func:`download`, :func:`resolve` for all that a
-user may call a model, and :class:`HubFile`, a file that is read in pieces where it lies.
+"""Model files from the Hugging Face hub and from ModelScope: :func:`download`, :func:`resolve` for all forms
+of model names, and :class:`HubFile`, a remote file that is read in pieces.
 
-Everything of the Hugging Face hub goes through ``huggingface_hub``, so its cache, token, ``HF_ENDPOINT``,
-``HF_TOKEN`` and ``HF_HUB_OFFLINE`` work as they do everywhere else; :mod:`sllm.engine.modelscope` tells what
-holds for ModelScope. It is imported on the first download and not before: importing sllm opens no socket and
-stays fast. No progress bar is shown; ``progress`` is told.
+The Hugging Face hub is accessed through ``huggingface_hub``, so its cache, token, ``HF_ENDPOINT``,
+``HF_TOKEN`` and ``HF_HUB_OFFLINE`` work as they do everywhere else; :mod:`sllm.engine.modelscope` describes
+ModelScope. It is only imported on the first download, so importing sllm opens no socket and stays fast. No
+progress bar is shown; ``progress`` is called instead.
 
 Examples:
     >>> sllm.hub.is_uri("hf://owner/repo/model.gguf"), sllm.hub.resolve("model.gguf").name
@@ -53,19 +53,19 @@ def download(
     local_files_only: bool | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> pathlib.Path:
-    """Download one model file, or find it in the cache, and return the path where it lies.
+    """Download one model file, or find it in the cache, and return its path.
 
-    A file that is in the cache costs one small request (is it still the hub's newest?), and none offline.
-    When ``filename`` is the first part of a split GGUF (``...-00001-of-00003.gguf``), all parts are
-    downloaded, from the same commit and into the same folder, and the first one's path is returned: llama.cpp
-    opens the others by name.
+    A cached file costs one small request (to see whether it is still the newest), and none offline. When
+    ``filename`` is the first part of a split GGUF (``...-00001-of-00003.gguf``), all parts are downloaded,
+    from the same commit and into the same folder, and the first one's path is returned: llama.cpp opens the
+    others by name.
 
     ``repo_id`` is ``"owner/repo"``, a model repository; ``filename`` the file's path inside it, with forward
-    slashes; ``revision`` a branch, tag or commit, ``None`` for the main branch. ``cache_dir`` is where to
-    keep the files, ``None`` for ``huggingface_hub``'s own cache. ``token`` is the access token: ``None`` or
+    slashes; ``revision`` a branch, tag or commit, ``None`` for the main branch. ``cache_dir`` is the folder
+    for the files, ``None`` for ``huggingface_hub``'s own cache. ``token`` is the access token: ``None`` or
     ``True`` sends the one that the user is logged in with, ``False`` sends none. ``local_files_only=True``
-    looks into the cache and nowhere else; ``None`` leaves that to ``HF_HUB_OFFLINE``. ``progress`` is called
-    with 0.0 .. 1.0 of each file that has to come.
+    uses only the cache; ``None`` leaves that to ``HF_HUB_OFFLINE``. ``progress`` is called with 0.0 .. 1.0
+    for each file that is downloaded.
 
     Raises ModelLoadError, in one line and with the cause chained, when a name is malformed, when the
     repository, the revision or the file does not exist, when access is refused, or when the hub cannot be
@@ -87,9 +87,9 @@ def download(
 def resolve(
     path: str | os.PathLike[str], *, progress: Callable[[float], object] | None = None
 ) -> pathlib.Path:
-    """Turn what a user gave as a model into a local path, downloading what is on the hub.
+    """Turn a model name into a local path, downloading the file if it is on a hub.
 
-    Understood, wherever sllm takes a model: ``hf://owner/repo[@revision]/[folder/]file.gguf`` (a slash inside
+    Accepted wherever sllm takes a model: ``hf://owner/repo[@revision]/[folder/]file.gguf`` (a slash inside
     the revision is written ``%2F``, except in ``refs/pr/N``); ``owner/repo:Q4_K_M``, ``hf.co/owner/repo`` and
     ``hf://owner/repo``, with or without a quantisation; the addresses of the hub's own pages and downloads,
     ``https://huggingface.co/owner/repo/resolve/main/file.gguf``; ``ms://`` in place of ``hf://`` for a model
@@ -97,13 +97,13 @@ def resolve(
     slashes have become one, is understood too. Everything else is a path of this machine and is returned as
     it is, whether it exists or not.
 
-    Where a repository is named and no quantisation, it is the one GGUF file that it has, or the one that is
-    ``Q4_K_M`` (llama.cpp's and ollama's default). Of a model in several files, all are downloaded, and the
-    path is that of the first. ``progress`` is called with 0.0 .. 1.0 while a file comes.
+    For a repository without a quantisation, it is its only GGUF file, or the one in ``Q4_K_M`` (llama.cpp's
+    and ollama's default). If a model has several files, all are downloaded, and the path is that of the
+    first. ``progress`` is called with 0.0 .. 1.0 during each download.
 
     Raises ModelLoadError when the name is malformed or of a kind that is not understood, when it names a
     later part of a split model (llama.cpp loads one by its first part), when none or several of a
-    repository's files are of the quantisation (the message lists those that there are), and when the download
+    repository's files have the quantisation (the message lists the available ones), and when the download
     fails. Raises TypeError when ``path`` is neither str nor path-like.
 
     Examples:
@@ -134,7 +134,7 @@ def resolve(
 
 
 def is_uri(path: str | os.PathLike[str]) -> bool:
-    """Whether a name is one of a hub's, in any of the forms that :func:`resolve` downloads.
+    """Whether a name belongs to a hub, in any of the forms that :func:`resolve` downloads.
 
     Raises:
         ModelLoadError: as :func:`resolve`, for a name that is malformed.
@@ -154,11 +154,11 @@ def _refuse_later_part(name: HubName) -> None:
 
 
 class HubFile:
-    """A file on a hub that is read in pieces, by HTTP range requests, and not downloaded as a whole.
+    """A file on a hub that is read in pieces by HTTP range requests instead of being downloaded as a whole.
 
-    It has of a :class:`pathlib.Path` what :mod:`sllm.engine.gguf` uses: ``name``, ``with_name`` and
-    ``open("rb")``.
-    ``hf_hub_url``, ``get_hf_file_metadata`` and the session of ``huggingface_hub`` do the rest.
+    It has the methods of a :class:`pathlib.Path` that :mod:`sllm.engine.gguf` uses: ``name``, ``with_name``
+    and ``open("rb")``. ``hf_hub_url``, ``get_hf_file_metadata`` and the session of ``huggingface_hub`` do the
+    rest.
 
     Args:
         uri: ``hf://owner/repo[@revision]/[folder/]file.gguf``, or another name of a hub that
@@ -166,7 +166,7 @@ class HubFile:
         token: as for :func:`download`.
 
     Raises:
-        ModelLoadError: no such name; or as :func:`resolve`, where it names a repository alone.
+        ModelLoadError: no such name; or as :func:`resolve`, if it only names a repository.
 
     """
 
@@ -195,7 +195,7 @@ class HubFile:
         return HubFile(self._place.of(f"{folder}/{name}" if folder else name).uri, token=self._token)
 
     def open(self, _mode: str = "rb") -> BinaryIO:
-        """A reader, which knows the size of the file and has read nothing of it yet.
+        """A reader that knows the size of the file and has not read any of it yet.
 
         Raises:
             ModelLoadError: as :func:`download`.

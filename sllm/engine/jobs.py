@@ -1,4 +1,6 @@
-"""Drafts, verdicts, and jobs: the numbers of a draft or verify call, laid end to end for sllm.h."""
+"""Drafts, verdicts, and jobs: the arguments of a draft or verify call, concatenated into arrays for
+sllm.h.
+"""
 
 from __future__ import annotations
 
@@ -38,21 +40,21 @@ __all__ = [
 
 @dataclass(frozen=True, init=False)
 class Draft:
-    """What :meth:`Context.draft` proposes for B sequences: n tokens at most for each, a chain or a tree.
+    """What :meth:`Context.draft` proposes for B sequences: at most n tokens for each, a chain or a tree.
 
     Attributes:
         tokens: int32 (B, n), unused places -1.
-        lengths: int32 (B,), how many tokens each chain or tree has.
+        lengths: int32 (B,), number of tokens of each chain or tree.
         probs: float32 (B, n), the draft's probability of each drafted token among the candidates that it
             was selected from, at the sampling temperature (at temperature 0: at temperature 1); unused places
             0.
-        parents: of trees: int32 (B, n), the place in ``tokens`` of the token that each one follows, always an
-            earlier place; -1: it comes right after the committed text, and in unused places. None: chains.
-        ranks: of trees: int32 (B, n), the place of each token among the ways to go on after its parent, 0 for
-            what the draft itself selects; unused places -1. None: chains.
-        chances: of trees: float32 (B, n), how likely the target takes the whole path to each token, as far as
-            the draft can tell; falling, unused places 0. None: chains.
-        n_passes: of trees: the passes that drafting took; 0: chains.
+        parents: for trees: int32 (B, n), the index in ``tokens`` of the token that each one follows, always a
+            smaller index; -1: right after the committed text, and in unused places. None: chains.
+        ranks: for trees: int32 (B, n), the rank of each token among the continuations of its parent, 0 for
+            the draft's own selection; unused places -1. None: chains.
+        chances: for trees: float32 (B, n), the draft's estimate of the probability that the target accepts
+            the whole path to each token; non-increasing, unused places 0. None: chains.
+        n_passes: for trees: the number of passes that drafting took; 0: chains.
 
     Examples:
         >>> greedy = sllm.SamplingParams(temperature=0)
@@ -100,7 +102,7 @@ class Verdict:
         tokens: int32 (B, n_max + 1): the ``n_accepted[i] + 1`` tokens that row i commits, then -1.
         n_accepted: int32 (B,): how many of them are accepted drafts; the one after them is the target's own.
         logprobs: float32 like ``tokens``, log-probabilities under the unfiltered softmax at temperature 1, or
-            None when they were not asked for.
+            None if not requested.
 
     Examples:
         >>> greedy = sllm.SamplingParams(temperature=0)

@@ -48,11 +48,11 @@ _MAX_BATCH = 32768  # what sllm_context_new() allows for n_outputs_max
 
 
 def open_layers(path: str | os.PathLike[str]) -> LayeredFile:
-    """A model's file, or a file of some of its layers, to take layers from.
+    """Open a model's file, or a file of some of its layers, to load layers from it.
 
     Raises:
         ModelLoadError: missing, unreadable or not a GGUF file.
-        UnsupportedModelError: its layers cannot be run apart from one another; says why.
+        UnsupportedModelError: the model's layers cannot be run separately; the message says why.
 
     """
     found = hub.resolve(path)
@@ -80,15 +80,17 @@ def export_layers(
     *,
     progress: Callable[[float], object] | None = None,
 ) -> int:
-    """Write the layers [start, stop) of a model into a file for :class:`LayerRange`; returns its bytes.
+    """Write the layers [start, stop) of a model into a file for :class:`LayerRange`; return its size in
+    bytes.
 
     The embedding goes with layer 0, the final norm and the output with the last layer (``start == stop ==
-    n_layer`` gives these two alone), and the vocabulary with either. A file of layers between knows no text.
+    n_layer`` gives these two alone), and the vocabulary with either. A file of middle layers has no
+    vocabulary.
 
     Args:
-        path: the model, or a file of more of its layers. Of one on the hub (``owner/repo:Q4_K_M`` and the
+        path: the model, or a file of more of its layers. Of a model on the hub (``owner/repo:Q4_K_M`` and the
             other forms of :func:`sllm.hub.resolve`) only these layers are downloaded.
-        out: what to write. It appears when it is complete.
+        out: the file to write. It appears when it is complete.
         start, stop: 0 <= start < stop <= n_layer.
         progress: called with 0.0 .. 1.0.
 
@@ -115,9 +117,9 @@ def can_branch(file: LayeredFile) -> bool:
 
 
 class Embedding:
-    """The first piece of a split model: what tokens become before the first layer.
+    """The first piece of a split model: the token embedding.
 
-    Rows are read from the file when they are asked for, so the matrix takes no memory.
+    Rows are read from the file when needed, so the matrix takes no memory.
 
     Args:
         file: the model, or a file of its first layers.
@@ -147,7 +149,7 @@ class Embedding:
         self._file = path.open("rb", buffering=0)
 
     def rows(self, tokens: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """What enters the first layer for ``tokens``, int32 (n,): float32 (n, n_embd).
+        """The input of the first layer for ``tokens``, int32 (n,): float32 (n, n_embd).
 
         Raises:
             ValueError: an id outside the vocabulary.
@@ -247,40 +249,40 @@ class _LayerWeights(Weights):
 
 
 class LayerRange(Closing):
-    """Layers [start, stop) of a model, with a KV cache for their part of every sequence.
+    """Layers [start, stop) of a model, with their own KV cache for every sequence.
 
-    One thread at a time, as a :class:`~sllm.Context`. Only these layers are read from the file, into memory.
-    What comes out is, to the last bit, what comes out of these layers in the whole model, where that does
-    not depend on how tokens are grouped into batches (see :class:`~sllm.Context`, ``type_k``).
+    Used by one thread at a time, like a :class:`~sllm.Context`. Only these layers are loaded from the file.
+    The output equals, to the last bit, the output of these layers in the whole model, if that does not depend
+    on how tokens are grouped into batches (see :class:`~sllm.ContextParams`, ``type_k``).
 
     Args:
-        path: the model, a file of :func:`export_layers`, or what :func:`open_layers` made of either.
+        path: the model, a file of :func:`export_layers`, or either of them opened with :func:`open_layers`.
         start, stop: 0 <= start < stop <= n_layer. With ``output``, ``start == stop == n_layer`` is the final
             norm and the head alone.
-        output: end in the model's final norm and head, and give logits. ``stop`` must be n_layer.
+        output: add the model's final norm and head, and return logits. ``stop`` must be n_layer.
         vocabulary: with ``output``: a model with the vocabulary (``Model(path, vocab_only=True)`` will do),
             which :meth:`verify` needs. It must outlive this object.
         loading, computing: how to load, and how to compute.
-        options: fields of these, which count more: of :class:`~sllm.engine.params.LoadParams`, without
-            ``use_mmap`` and ``vocab_only``, and of :class:`~sllm.engine.params.ContextParams`, without
-            ``kv_unified``. Unless given, ``n_batch`` is 512, and ``load_mtp`` False; with it and ``output``,
-            the heads of the file are loaded behind the last layer (:class:`sllm.engine.mtp.Heads`).
+        options: fields that override these: of :class:`~sllm.engine.params.LoadParams`, without ``use_mmap``
+            and ``vocab_only``, and of :class:`~sllm.engine.params.ContextParams`, without ``kv_unified``.
+            Unless given, ``n_batch`` is 512, and ``load_mtp`` False; with it and ``output``, the heads of the
+            file are loaded after the last layer (:class:`sllm.engine.mtp.Heads`).
 
     Raises:
         ModelLoadError, UnsupportedModelError: as :func:`open_layers`.
-        ValueError: no such layers, layers that llama.cpp cannot run without others (a hybrid model's range
-            holds a layer of attention and a recurrent one, for example; the error says which would run), or
-            an argument out of range.
+        ValueError: no such layers, layers that llama.cpp cannot run without others (a range of a hybrid model
+            must contain an attention layer and a recurrent one, for example; the error says which ranges
+            work), or an argument out of range.
         MemoryError: the KV cache does not fit into the machine.
 
     Attributes:
         start, stop, output: as given.
         n_layer: layers of the whole model.
         n_embd: the width of a hidden state.
-        n_vocab: numbers in a row of logits; 0 without ``output``.
+        n_vocab: length of a row of logits; 0 without ``output``.
         size_bytes: the size of the weights.
         context: with ``output``, for ``decode(..., hidden=...)`` and the like.
-        memory: what is held of each sequence.
+        memory: the KV cache or recurrent state of the sequences.
 
     Examples:
         >>> with sllm.LayerRange(sllm.embedded.TARGET, 2, 7) as middle:
@@ -342,29 +344,29 @@ class LayerRange(Closing):
         """Send hidden states through the layers.
 
         Args:
-            hidden: what enters the first layer: float32 (n, n_embd) for one sequence; for several, one such
-                array for each.
+            hidden: the input of the first layer: float32 (n, n_embd) for one sequence; for several, one such
+                array per sequence.
             seq_id: the sequence, or a list of them.
-            pos: where the rows go, at most the sequence's length; None: at its end. Whatever was at or after
-                it is void. A recurrent state goes back over the last rows of the last call alone, at most
-                ``n_rollback`` and less than that call had; or to 0.
-            parents: of a tree, whose nodes are the last rows of the sequence, at most 256 and fewer than all:
-                int (m,), for the last m rows the node that each one follows, an earlier one of them, or -1:
-                it follows the rows before the tree; for several sequences, one such array for each (empty:
-                none). The memory keeps the main path of it, each node's first child: a write at the end of
-                that path, or before it, goes on from there. For layers without ``output``.
+            pos: position of the first row, at most the sequence's length; None: at its end. Whatever was
+                stored at or after it is discarded. A recurrent state can only be rolled back over the last
+                rows of the last call, at most ``n_rollback`` and fewer than that call had, or to 0.
+            parents: for a tree, whose nodes are the last rows of the sequence, at most 256 and not all of
+                them: int (m,), for each of the last m rows the index of the node that it follows, a smaller
+                one, or -1 if it follows the rows before the tree; for several sequences, one such array each
+                (empty: no tree). The memory keeps the tree's main path, each node's first child: the next
+                write may continue at the end of that path or before it. For layers without ``output``.
 
         Returns:
-            What leaves the last layer, float32, in the order of the rows: (rows, n_embd), or with ``output``
-            logits, (rows, n_vocab).
+            The output of the last layer, float32, in the order of the rows: (rows, n_embd), or with
+            ``output`` the logits, (rows, n_vocab).
 
         Raises:
             ValueError: a number that is not finite, another shape, a position or sequence out of range, or
-                one that a recurrent state cannot go back to: the sequence is then as long as
-                ``memory.length()`` says, and the rows from there on have to be sent again.
+                one to which a recurrent state cannot be rolled back: the sequence then has the length
+                ``memory.length()``, and the rows from there on must be sent again.
             TypeError: a wrong dtype.
             ContextFullError: no room; nothing was computed.
-            UnsupportedModelError: a tree, where :attr:`Context.can_branch` is false.
+            UnsupportedModelError: a tree, but :attr:`Context.can_branch` is false.
             CancelledError, BusyError, InferenceError, ClosedError.
 
         """
@@ -448,10 +450,9 @@ class LayerRange(Closing):
     ) -> Verdict:
         """:meth:`sllm.Context.verify` for a range with ``output`` and ``vocabulary``.
 
-        ``hidden`` is what enters the first layer for the tokens and the draft of each sequence, one after
-        the other: float32 (tokens, n_embd). Where a side branch of a tree is accepted, the memory is
-        at the length of what it shares with the main path: what came in for the rest cannot be computed
-        again here, so it has to be sent again.
+        ``hidden`` is the input of the first layer for the tokens and the draft of each sequence, one after
+        the other: float32 (tokens, n_embd). If a side branch of a tree is accepted, the memory ends where
+        that branch leaves the main path; the rows of the rest are not stored here and must be sent again.
         """
         if self._model._vocabulary is None:
             raise ValueError("verify() selects tokens: make the range with output=True and vocabulary=...")
@@ -468,7 +469,7 @@ class LayerRange(Closing):
         )
 
     def cancel(self) -> None:
-        """End the call that another thread is in."""
+        """End the call that another thread is making."""
         self.context.cancel()
 
     @property

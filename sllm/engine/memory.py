@@ -16,10 +16,10 @@ __all__ = ["Memory"]
 
 
 class Memory:
-    """What a :class:`~sllm.Context` holds of each sequence (llama.cpp's memory, the KV cache).
+    """The KV cache or recurrent state of a :class:`~sllm.Context`'s sequences (llama.cpp's memory).
 
-    Writing at position p makes everything at or after p void; a write that repeats what is there computes
-    nothing. So nothing here has to be called to take tokens back: the next write says where it goes.
+    A write at position p discards everything at or after p; a write that repeats what is there computes
+    nothing. So a rollback needs no call here: the next write says where it begins.
     """
 
     def __init__(self, context: Handle, n_ctx_seq: int, n_seq_max: int) -> None:
@@ -49,9 +49,8 @@ class Memory:
         return array[: out[0]].copy()
 
     def truncate(self, seq_id: int, pos: int) -> None:
-        """Forget everything at or after ``pos``. Where ``pos`` is further back than the memory can take
-        tokens back (see ``Context.can_rollback``), some of the tokens before it are computed again at the
-        next write.
+        """Discard everything at or after ``pos``. If ``pos`` is further back than the memory can roll back
+        (see ``Context.can_rollback``), some of the tokens before it are computed again at the next write.
 
         Raises:
             ValueError: ``pos`` is negative or beyond the length.
@@ -64,7 +63,7 @@ class Memory:
         )
 
     def copy(self, source: int, target: int) -> None:
-        """Make sequence ``target`` an equal of ``source``; what it held is forgotten."""
+        """Make sequence ``target`` a copy of ``source``, replacing its contents."""
         check(
             lib.sllm_memory_copy(
                 self._context._live, checked_int(source, "source"), checked_int(target, "target")
@@ -72,7 +71,7 @@ class Memory:
         )
 
     def clear(self, seq_id: int | None = None) -> None:
-        """Forget one sequence, or all of them."""
+        """Clear one sequence, or all of them."""
         check(
             lib.sllm_memory_clear(
                 self._context._live, -1 if seq_id is None else checked_int(seq_id, "seq_id", 0)

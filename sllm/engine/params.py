@@ -1,7 +1,8 @@
-"""How models are loaded and how contexts compute: the one list of these parameters.
+"""How models are loaded and how contexts compute: the single list of these parameters.
 
-Whatever makes a model or a context (:class:`~sllm.Model`, :meth:`Model.context`, :class:`~sllm.LayerRange`,
-:class:`~sllm.LocalTarget`, :class:`~sllm.Worker`) takes them as keyword arguments and passes them on whole.
+Everything that makes a model or a context (:class:`~sllm.Model`, :meth:`Model.context`,
+:class:`~sllm.LayerRange`, :class:`~sllm.LocalTarget`, :class:`~sllm.Worker`) takes them as keyword arguments
+and passes them on.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _P = TypeVar("_P")
 
 
 def context_length(n_ctx_train: int) -> int:
-    """Positions of one text where nobody says how many: what the model was trained for, at most 4096."""
+    """Default number of positions of one text: what the model was trained for, at most 4096."""
     return min(n_ctx_train or 4096, 4096)
 
 
@@ -45,19 +46,19 @@ class LoadParams:
     """How a model is loaded (``llama_model_params``).
 
     Attributes:
-        n_gpu_layers: how many layers go to GPUs; None: all, if there is one.
+        n_gpu_layers: number of layers on GPUs; None: all, if there is a GPU.
         devices: the devices to use, from :func:`sllm.engine.devices.devices` or :func:`sllm.rpc.add_server`,
-            or their names; None: all of this machine. With RPC servers, whose loss ends the process, better
-            leave the model to :class:`~sllm.LocalTarget`.
-        tensor_split: proportions of the model for each device.
+            or their names; None: all of this machine. With RPC servers, whose loss aborts the process, use
+            :class:`~sllm.LocalTarget`.
+        tensor_split: share of the model for each device.
         split_mode: ``"none"``, ``"layer"`` or ``"row"``.
         use_mmap: map the file instead of reading it.
         use_mlock: keep the weights from being swapped out.
-        check_tensors: look for NaN and infinities in the weights; slow.
-        progress: called with 0.0 .. 1.0 while loading. What it raises stops the load and is raised there.
-        vocab_only: load the vocabulary and the metadata and no weights; there are no contexts then.
-        load_mtp: load the heads for multi-token prediction, too, where the file has them
-            (:class:`sllm.engine.mtp.Heads`): a layer more for each.
+        check_tensors: check the weights for NaN and infinities; slow.
+        progress: called with 0.0 .. 1.0 while loading. An exception in it stops the load and is passed on.
+        vocab_only: load only the vocabulary and the metadata, no weights; such a model has no contexts.
+        load_mtp: also load the heads for multi-token prediction, if the file has them
+            (:class:`sllm.engine.mtp.Heads`): one more layer for each.
 
     """
 
@@ -78,27 +79,26 @@ class ContextParams:
     """How a context computes (``llama_context_params``).
 
     Attributes:
-        n_ctx: positions in all; None: what the model was trained for, at most 4096, for each sequence. They
-            are shared out evenly over the sequences, unless ``kv_unified``.
-        n_batch: how many tokens go to llama.cpp at once.
-        n_ubatch: how many tokens one computed graph has.
+        n_ctx: positions in total; None: what the model was trained for, at most 4096, for each sequence. They
+            are divided evenly among the sequences, unless ``kv_unified``.
+        n_batch: maximum number of tokens passed to llama.cpp at once.
+        n_ubatch: maximum number of tokens in one compute graph.
         n_seq_max: the number of sequences; their ids are 0 <= seq_id < n_seq_max.
-        n_outputs_max: how many rows of logits one call may keep (``verify`` needs one more than the draft for
-            each sequence); None: at least 64, 17 a sequence.
-        n_threads, n_threads_batch: CPU threads for one token and for more; None: one for each core that this
-            process may use, but no more than one for each 2.5 MB of weights.
-        flash_attn: None: where the device has it.
+        n_outputs_max: maximum number of rows of logits per call (``verify`` needs one more than the draft for
+            each sequence); None: 17 per sequence, at least 64.
+        n_threads, n_threads_batch: CPU threads for single tokens and for batches; None: one per core that
+            this process may use, but at most one per 2.5 MB of weights.
+        flash_attn: None: if the device supports it.
         type_k, type_v: ggml types of the KV cache, such as ``"f16"`` or ``"q8_0"``. With q8_0 here, q8_0 or
             q4_0 weights and flash attention, results on the CPU do not depend on how tokens are grouped into
             batches (:mod:`sllm.engine.exact`).
-        offload_kqv: keep the KV cache on the GPU that has the layer.
-        kv_unified: one pool of positions for all sequences. Ragged batches then take one pass instead of
-            several, but what other sequences do can change the last bits of the logits.
-        n_rollback: of a hybrid model that llama.cpp keeps snapshots for (``can_rollback == "snapshots"``),
-            how many of the newest tokens can be taken back, and so the longest draft that is verified at
-            once, 0 to 64. The states of as many tokens are held for every sequence: 19 MB each for
-            Qwen3.5-0.8B, about 150 MB for one of 27B. 0: none, and what has to be taken back is computed
-            again from a checkpoint. None: 8 for one sequence, 4 for more.
+        offload_kqv: keep the KV cache of a layer on the GPU that has the layer.
+        kv_unified: one pool of positions for all sequences. Batches of unequal lengths then take one pass
+            instead of several, but other sequences can change the last bits of the logits.
+        n_rollback: for hybrid models with snapshots (``can_rollback == "snapshots"``): how many of the newest
+            tokens can be rolled back, and so the longest draft that is verified at once, 0 to 64. That many
+            states are kept for every sequence: 19 MB each for Qwen3.5-0.8B, about 150 MB for a 27B model. 0:
+            no snapshots; a rollback recomputes from a checkpoint. None: 8 for one sequence, 4 for more.
 
     Examples:
         >>> small = sllm.ContextParams(n_ctx=1024, n_seq_max=2)

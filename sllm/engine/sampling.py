@@ -35,15 +35,15 @@ class SamplingParams:
     The token at absolute position ``pos`` is the argmax, over the candidates v that survive llama.cpp's
     samplers (logit bias, penalties, grammar, top-k, top-p, min-p, in that order), of ``logit(v) / temperature
     + G(seed, pos, v)``, with G standard Gumbel noise from a counter-based hash (the Gumbel-max trick). So the
-    token is a sample of the filtered softmax at this temperature, and the same one for everybody who has the
-    same logits, in whatever order positions are tried.
+    token is a sample of the filtered softmax at this temperature, and depends only on the logits, the seed
+    and the position, not on the order in which positions are computed.
 
     Attributes:
-        temperature: divides the logits; 0 selects the likeliest token and uses no noise.
-        top_k: keep the k likeliest tokens; 0: all.
-        top_p: keep the likeliest tokens whose probabilities together reach p (nucleus sampling, 1904.09751);
-            1: all.
-        min_p: keep tokens with at least min_p times the probability of the likeliest; 0: all.
+        temperature: divides the logits; 0 selects the most likely token without noise.
+        top_k: keep the k most likely tokens; 0: all.
+        top_p: keep the most likely tokens whose probabilities together reach p (nucleus sampling,
+            1904.09751); 1: all.
+        min_p: keep tokens with at least min_p times the probability of the most likely one; 0: all.
         penalty_last_n: how many tokens back the penalties look, prompt included; 0: no penalties.
         penalty_repeat: divides (negative: multiplies) the logits of tokens seen there; 1: off.
         penalty_freq: is subtracted from a logit once for each time its token was seen; 0: off.
@@ -52,28 +52,30 @@ class SamplingParams:
             or pairs, of OpenAI's form (``{"300": -100}``) or llama.cpp's (``[[300, False]]``); kept as a
             tuple of pairs, sorted.
         grammar: a GBNF grammar with a rule ``root`` that the generated text must match, or None. One that
-            takes too much, when it is compiled or for a text, is a ValueError. Needs ``sllm[grammar]``.
-        json_schema: a JSON Schema (draft 2020-12) that the generated text must be an instance of, as a
-            mapping or as JSON text, or None; kept as text. Properties come in the schema's order. A keyword
-            that is not supported is a ValueError when the schema is compiled. Not with ``grammar``. Needs
+            needs too much time or memory, when it is compiled or for a text, raises a ValueError. Needs
             ``sllm[grammar]``.
-        seed: of the noise, 0 <= seed < 2**64; of another engine's, 0 <= seed < 2**63.
-        noise: ``"sllm"``, or whose selection to reproduce: ``"vllm"`` or ``"sglang"``, see below.
+        json_schema: a JSON Schema (draft 2020-12) that the generated text must be an instance of, as a
+            mapping or as JSON text, or None; kept as text. Properties come in the schema's order. An
+            unsupported keyword raises a ValueError when the schema is compiled. Not with ``grammar``. Needs
+            ``sllm[grammar]``.
+        seed: of the noise, 0 <= seed < 2**64; with another engine's noise, 0 <= seed < 2**63.
+        noise: ``"sllm"``, or the engine whose selection to reproduce: ``"vllm"`` or ``"sglang"``, see below.
 
     **Another engine's noise.** vLLM's second model runner and SGLang select the tokens of a request with a
-    seed by Gumbel noise, too, keyed by seed, position and token. With ``noise="vllm"`` or ``"sglang"``
-    selection does what they do, in their arithmetic, so a local draft selects what the engine would from the
-    same logits (MurmurHash3; the formulas and their sources are in ``csrc/engine_noise.cpp``). It goes with
-    ``logit_bias``, and not with penalties and grammars, which these engines have in another way.
+    seed with Gumbel noise as well, keyed by seed, position and token. With ``noise="vllm"`` or ``"sglang"``
+    the selection here does the same in the same arithmetic, so a local draft selects what the engine would
+    select from the same logits (MurmurHash3; the formulas and their sources are in
+    ``csrc/engine_noise.cpp``). It works with ``logit_bias``, but not with penalties and grammars, which these
+    engines implement differently.
 
-    - ``"vllm"``, as in vLLM 0.32.0 (``vllm/v1/worker/gpu/sample/gumbel.py``): temperature, then min-p,
-      top-k, top-p. A temperature below 0.01 is 0.01, unless it is 0.
+    - ``"vllm"``, as in vLLM 0.32.0 (``vllm/v1/worker/gpu/sample/gumbel.py``): temperature, then min-p, top-k,
+      top-p. A temperature below 0.01 counts as 0.01, unless it is 0.
     - ``"sglang"``, as in SGLang 0.5.23 with ``--enable-deterministic-inference``
-      (``sglang/srt/layers/sampler.py``): temperature, top-k, and top-p over all tokens; the noise belongs to
-      a token's place by probability. ``min_p`` has to be 0, which SGLang requires of requests with a seed.
+      (``sglang/srt/layers/sampler.py``): temperature, top-k, and top-p over all tokens; the noise is keyed by
+      a token's rank by probability. ``min_p`` must be 0, which SGLang requires of requests with a seed.
 
-    Both are checked against numbers that the engines' own code gives on a CPU. On a GPU the last bits of an
-    exponential or of a sum are others, so a token may differ where two are all but equally good.
+    Both are checked against numbers that the engines' own code gives on a CPU. On a GPU exponentials and sums
+    have other last bits, so a different token may be taken where two are nearly tied.
 
     Raises:
         ValueError: a value out of its range, or NaN.
@@ -158,7 +160,7 @@ class SamplingParams:
 
     @property
     def has_grammar(self) -> bool:
-        """Whether a grammar or a JSON Schema decides what the text may be."""
+        """Whether a grammar or a JSON Schema constrains the text."""
         return self.grammar is not None or self.json_schema is not None
 
 

@@ -31,11 +31,11 @@ class Vocab:
     """The vocabulary of a model. Any number of threads may use it.
 
     Attributes:
-        name: what messages call it: the file, or the worker that it is of.
-        n_tokens: how many tokens there are; ids are 0 <= id < n_tokens.
+        name: its name in error messages: the file, or the worker.
+        n_tokens: number of tokens; ids are 0 <= id < n_tokens.
         bos, eos, pad: ids of special tokens, or None where the file has none (llama.cpp then takes token
             11 of a BPE vocabulary, a comma or the like, for BOS and EOS).
-        eot: the token that ends an assistant's turn: by the chat template, or else by the file.
+        eot: the token that ends an assistant's turn, according to the chat template, or else to the file.
         add_bos, add_eos: whether ``encode(add_special=True)`` adds them.
         turn_ends: ``turn_ends()`` are the tokens that end an assistant's turn in the model's chat templates,
             found by rendering conversations when it is first called.
@@ -85,13 +85,14 @@ class Vocab:
     ) -> npt.NDArray[np.int32]:
         """Tokenise (``llama_tokenize``); returns int32 (n,).
 
-        ``add_special`` adds BOS or EOS where the model wants them; ``parse_special`` reads the text of
-        control tokens as these tokens (not for text from others, who could then end a turn). User-defined
-        tokens are read in any text; :meth:`sllm.Model.chat` sees to it that no message writes a role by them.
+        ``add_special`` adds BOS or EOS if the model uses them; ``parse_special`` parses the text of control
+        tokens as these tokens (do not use it for untrusted text, which could then end a turn). User-defined
+        tokens are parsed in any text; :meth:`sllm.Model.chat` makes sure that no message can write a role
+        with them.
 
         Raises:
             TypeError: ``text`` is not a str.
-            UnsupportedModelError: the file holds no vocabulary.
+            UnsupportedModelError: the file has no vocabulary.
 
         """
         if not isinstance(text, str):
@@ -119,12 +120,12 @@ class Vocab:
             capacity = count[0]
 
     def decode(self, tokens: npt.ArrayLike, *, special: bool = False, goes_on: bool = False) -> str:
-        """The text of tokens: their pieces, joined, with bytes that are no UTF-8 replaced by U+FFFD.
+        """The text of tokens: their pieces, joined, with bytes that are not valid UTF-8 replaced by U+FFFD.
 
         Control tokens have text only with ``special``. Nothing is cleaned up (``llama_detokenize`` takes
         spaces out before ``!`` and ``'s``), so that ``decode(encode(text))`` is the text, except for what a
-        tokeniser itself drops. A vocabulary in the way of SentencePiece puts a space before a text, and it is
-        left out here; not where the tokens go on a text (``goes_on``), whose space it is.
+        tokeniser itself drops. SentencePiece vocabularies put a space before a text, which is left out here,
+        unless the tokens continue a text (``goes_on``), where the space belongs to it.
 
         Raises:
             ValueError: an id outside the vocabulary.
@@ -178,8 +179,8 @@ class Vocab:
             capacity = count[0]
 
     def is_eog(self, token: int) -> bool:
-        """Whether the token ends a generation: EOS, what llama.cpp knows as the end of a turn, and what ends
-        an assistant's turn in the model's chat template.
+        """Whether the token ends a generation: EOS, the ends of a turn that llama.cpp knows, and those that
+        end an assistant's turn in the model's chat template.
 
         Raises:
             ValueError: no such token.
@@ -220,7 +221,7 @@ class Vocab:
         return ends[0] if ends else self._eot
 
     def tokens_with(self, kinds: int) -> npt.NDArray[np.int32]:
-        """The tokens of any of these kinds (``CONTROL | EOG``), as the file has them, int32 (n,)."""
+        """The tokens of any of these kinds (``CONTROL | EOG``) according to the file, int32 (n,)."""
         pointer = self._model._live
         tokens = np.empty(lib.sllm_tokens_with(pointer, kinds, ffi.NULL, 0), dtype=np.int32)
         lib.sllm_tokens_with(pointer, kinds, ffi.from_buffer("int32_t[]", tokens), len(tokens))

@@ -49,41 +49,42 @@ def generate(
     stop: str | Sequence[str] | None = (),
     special: bool = False,
 ) -> TextStream:
-    """Generate the target's text after ``prompt``, sooner with a draft.
+    """Generate the target's text after ``prompt``, faster with a draft.
 
-    The text is a function of the target's weights, the prompt and ``sampling`` alone. The draft changes when
-    it comes, never what it says (up to floating point: see :class:`~sllm.LocalTarget` for when that is to the
-    last bit).
+    The text is a function of the target's weights, the prompt and ``sampling`` alone. The draft changes how
+    fast it comes, never what it says (up to floating-point rounding: :class:`~sllm.LocalTarget` says when it
+    is equal to the last bit).
 
     Args:
         target: what decides the text. A :class:`~sllm.Model` gets a :class:`~sllm.LocalTarget` for this one
-            text, which computes the whole prompt; for the turns of a conversation make one yourself, and each
-            costs only what is new in it. ``connect(uri).target()`` is a model on another machine. Where it
-            has a ``chat_template``, marks of reasoning that this writes as plain text are known
-            (:class:`Run`), besides those that are tokens.
-        prompt: text, or token ids such as :meth:`Model.chat <sllm.Model.chat>`, and the ``chat()`` of
-            targets, make of messages. Control tokens in text are not parsed.
+            text, which computes the whole prompt; for a conversation make one yourself, so that each turn
+            only computes its new tokens. ``connect(uri).target()`` is a model on another machine. If the
+            target has a ``chat_template``, reasoning marks that the template writes as plain text are
+            recognised (:class:`Run`), besides those that are tokens.
+        prompt: text, or token ids, such as :meth:`Model.chat <sllm.Model.chat>` and the ``chat()`` of targets
+            make from messages. Control tokens in text are not parsed.
         draft: a small :class:`~sllm.Model` with the same vocabulary, ``"mtp"`` (the target's own heads for
             multi-token prediction, :class:`sllm.engine.mtp.Heads`; for a model in this process, or one that
             is split with its last layers here), ``"ngram"`` (prompt lookup), a callable ``(tokens, n_max) ->
             tokens``, a drafter of :mod:`sllm.draft.drafters`, or None.
         sampling: None: ``SamplingParams()``.
-        max_tokens: at most so many tokens, >= 1; None: until the model ends or the context is full.
-        stop: strings that end the text; they are not part of it. None is no string.
-        special: show control tokens in the text, such as the one that ends it; ``stop`` then finds them, too.
+        max_tokens: maximum number of tokens, >= 1; None: until the model ends or the context is full.
+        stop: strings that end the text; they are not part of it. None: no such string.
+        special: show control tokens in the text, such as the one that ends it; ``stop`` then also matches
+            them.
 
     Returns:
         An iterator of :class:`Run` with ``.text()`` and ``.stats``, for ``async for`` as well (this function
-        itself computes the prompt of a local target before it returns). Models and targets passed in stay the
-        caller's to close.
+        itself computes the prompt of a local target before it returns). The caller closes the models and
+        targets that it passes in.
 
     Raises:
         ValueError, TypeError: an argument out of range or of another type, such as messages for the prompt.
         VocabMismatchError: target and draft do not share a vocabulary.
-        UnsupportedModelError: ``"mtp"``, and the target has no heads here.
+        UnsupportedModelError: ``"mtp"``, but the target has no heads here.
         ContextFullError: the prompt does not fit.
-        BusyError: the target has no place for another text. A remote target's refusals and its loss
-            (RemoteError) are raised where the text is being read.
+        BusyError: the target has no free place for another text. Errors of a remote target (refusals, and
+            RemoteError when it is lost) are raised when the text is read.
 
     Examples:
         >>> with sllm.Model(sllm.embedded.TARGET) as model, sllm.Model(sllm.embedded.DRAFT) as small:
@@ -214,10 +215,10 @@ def _positions(model: Model, n_prompt: int, max_tokens: int | None) -> int:
 
 
 def share_cores(target: Target | Model, draft: object) -> tuple[int | None, int | None]:
-    """Threads for a target and a draft model that get contexts here; None: the default.
+    """Number of threads for a target and a draft model that get contexts here; None: the default.
 
-    ggml's threads spin while they wait, so two contexts at work at once must not have more of them than there
-    are cores. With few cores the two take turns with all of them instead.
+    ggml's threads spin while they wait, so two contexts that compute at once must not have more threads than
+    there are cores. With few cores the two take turns and each uses all cores instead.
     """
     cores = available_cores()
     if not isinstance(target, Model) or not isinstance(draft, Model) or cores < 4:
@@ -227,7 +228,7 @@ def share_cores(target: Target | Model, draft: object) -> tuple[int | None, int 
 
 
 def can_overlap(target: Target, drafter: Drafter, generation: Generation) -> bool:
-    """Whether the draft can go on while the target verifies without taking its cores."""
+    """Whether the draft can continue while the target verifies, without taking the target's cores."""
     if isinstance(generation, RemoteWork) and isinstance(drafter, ModelDrafter):
         return True  # it waits for the link most of the time
     if not isinstance(target, LocalTarget) or target.isolated or not isinstance(drafter, ModelDrafter):

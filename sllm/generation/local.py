@@ -42,33 +42,35 @@ __all__ = ["LocalGeneration", "LocalTarget"]
 class LocalTarget:
     """A :class:`~sllm.Model` as a target, with a context of its own. One generation at a time.
 
-    What the prompt shares with the text before it stays computed, so a conversation costs only its new part.
+    The prefix that a prompt shares with the previous text is not computed again, so each turn of a
+    conversation only computes its new tokens.
 
-    **Isolated**, the model runs in a process of its own, which this one talks to over a local socket as to a
-    worker. When that process ends - llama.cpp ends it when an RPC server goes away - the text being read
-    raises :class:`~sllm.RPCError` with what had been committed (its ``tokens`` and ``text``), and this
-    process goes on, on another target if it likes: prompt and tokens make the new prompt, and with the same
-    ``sampling`` the text is what it would have been. The target itself is of no more use.
+    **Isolated**, the model runs in a child process, used over a local socket like a worker. If that process
+    ends (llama.cpp aborts it when an RPC server is lost), the text being read raises :class:`~sllm.RPCError`
+    with what had been committed (its ``tokens`` and ``text``), and this process continues. It can resume the
+    text on another target: prompt and tokens are the new prompt, and with the same ``sampling`` the text is
+    what it would have been. The isolated target itself can no longer be used.
 
     Args:
-        model: the model, which stays the caller's to close; or the path of one, which is loaded for this
-            target and freed with it.
-        isolated: run it in a process of its own, for which it has to be a path; None: if ``devices`` names
+        model: a model, which the caller closes; or the path of one, which is loaded for this target and freed
+            with it.
+        isolated: run the model, which must be given as a path, in a child process; None: if ``devices`` names
             devices of RPC servers.
-        deadline: isolated: seconds for which an RPC server may owe an answer, until it counts as lost.
-        options: how to load the model, where it is a path (:class:`~sllm.engine.params.LoadParams`, without
+        deadline: isolated: seconds without an answer after which an RPC server counts as lost.
+        options: how to load the model, if it is a path (:class:`~sllm.engine.params.LoadParams`, without
             ``progress`` and ``vocab_only``), and how to compute (:class:`~sllm.engine.params.ContextParams`,
-            without ``n_seq_max``, ``n_outputs_max`` and ``kv_unified``). For a text that does not depend on
-            the draft to the last bit on the CPU, use q8_0 or q4_0 weights and ``flash_attn=True,
+            without ``n_seq_max``, ``n_outputs_max`` and ``kv_unified``). For a text that on the CPU is the
+            same with any draft, to the last bit, use q8_0 or q4_0 weights and ``flash_attn=True,
             type_k="q8_0", type_v="q8_0"``; otherwise a near-tie may fall the other way.
 
     Raises:
-        RPCError: isolated: an RPC server is not there, or the process has ended while it loaded the model.
+        RPCError: isolated: an RPC server cannot be reached, or the process has ended while it loaded the
+            model.
         TypeError, ValueError: an argument of another type or out of range.
 
     Attributes:
-        model: the model; isolated: its vocabulary and metadata alone.
-        isolated: whether it runs in a process of its own.
+        model: the model; isolated: only its vocabulary and metadata.
+        isolated: whether it runs in a child process.
 
     Examples:
         >>> with sllm.LocalTarget(sllm.embedded.TARGET, n_ctx=512) as target:
@@ -158,7 +160,7 @@ class LocalTarget:
 
     @property
     def pid(self) -> int:
-        """The process that the model runs in."""
+        """The id of the process in which the model runs."""
         return os.getpid() if self._process is None else self._process.pid
 
     @property
@@ -169,8 +171,8 @@ class LocalTarget:
     def open(
         self, tokens: npt.NDArray[np.int32], sampling: SamplingParams, max_tokens: int | None
     ) -> LocalGeneration | IsolatedGeneration:
-        """Compute the prompt but for its last token, and return the generation after it; isolated, without
-        waiting for it.
+        """Compute the prompt except for its last token, and return the generation after it; isolated, without
+        waiting for the prompt.
 
         Raises:
             ContextFullError: the prompt does not fit.
@@ -198,8 +200,8 @@ class LocalTarget:
         return self._generation
 
     def cancel(self) -> None:
-        """End what another thread computes here, such as a prompt in :func:`~sllm.generate`: it raises
-        CancelledError. From any thread; what comes next is computed as ever.
+        """End what another thread computes here, such as a prompt in :func:`~sllm.generate`, which raises
+        CancelledError there. From any thread; later calls are not affected.
         """
         if self._context is None:
             if self._generation is not None:

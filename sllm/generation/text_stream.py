@@ -1,4 +1,4 @@
-"""A text on its way to its reader: runs of tokens, what becomes readable with them, and the figures."""
+"""A text on its way to its reader: runs of tokens, the text that they complete, and statistics."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Run:
-    """Some tokens of the text, in order, with no gap to the run before.
+    """Some tokens of the text, in order, directly after those of the previous run.
 
     Attributes:
         pos: the absolute position of the first token.
-        tokens: the token ids; none where text of one kind became readable with a token of another.
-        text: what becomes readable with them. A character whose bytes are spread over tokens, and what could
-            become a stop string, comes with a later run; joined, the texts are the text.
-        n_accepted: how many of the tokens had been drafted.
+        tokens: the token ids; empty if text of one kind was completed by a token of another.
+        text: the text that these tokens complete. A character whose bytes are spread over several tokens, and
+            the possible beginning of a stop string, come with a later run; joined, these strings are the
+            text.
+        n_accepted: how many of the tokens were drafted.
         source: ``"draft"`` (drafted and accepted), ``"target"`` (the target's own) or ``"local"`` (the draft
             alone, unverified, while the link to a remote target is lost).
         withdrawn: the ``"local"`` runs before this one that no longer count: this run stands where they
             began.
-        kind: ``"text"`` (the answer), ``"reasoning"`` (what the model thinks before it, as it marks that) or
+        kind: ``"text"`` (the answer), ``"reasoning"`` (the model's marked reasoning before it) or
             ``"control"`` (the marks themselves, and other control tokens). A run is of one kind.
 
     Examples:
@@ -69,28 +70,29 @@ class Run:
 
 @dataclass
 class GenerationStats:
-    """What a generation has cost so far. Times are seconds.
+    """Statistics of a generation so far. Times are in seconds.
 
     Attributes:
         n_prompt: tokens of the prompt.
-        n_reused: of these, what the target had in memory of texts before; 0 for a serving engine, which does
-            not say. Models that go back by checkpoints may compute a part again.
+        n_reused: of these, tokens that the target still had in memory; 0 for a serving engine, which does not
+            report it. Models that roll back with checkpoints may compute some of them again.
         n_tokens: tokens committed.
         n_passes: passes of the target after the prompt.
         n_drafted: drafted tokens that the target checked.
-        n_accepted: of these, accepted ones.
-        prompt_seconds: until the prompt was computed; of a split also the first token, which comes with it.
+        n_accepted: of these, the accepted ones.
+        prompt_seconds: until the prompt was computed; in a split including the first token, which comes with
+            it.
         target_seconds: in passes of the target.
-        draft_seconds: spent waiting for the draft; with a remote target, which nobody waits for: the draft's
-            time at work.
-        wasted_seconds: of the draft's time, what went into tokens that were rejected, or void after rejected
+        draft_seconds: spent waiting for the draft; with a remote target, where nothing waits for it: the
+            draft's computing time.
+        wasted_seconds: the part of the draft's time spent on tokens that were rejected, or follow rejected
             ones (remote targets).
-        seconds: from the end of the prompt to the last commit, the reader's own time left out (with a remote
-            target it counts: the text goes on meanwhile).
+        seconds: from the end of the prompt to the last commit, without the reader's own time (with a remote
+            target including it, since the text continues meanwhile).
         n_local: unverified tokens that were shown while the link was lost.
-        remote: what the link to a remote target has cost; None for others.
-        finish_reason: ``"eog"``, ``"length"``, ``"context"``, ``"stop"`` (a stop string), or None as long as
-            it goes on.
+        remote: statistics of the link to a remote target; None for others.
+        finish_reason: ``"eog"``, ``"length"``, ``"context"``, ``"stop"`` (a stop string), or None while it
+            continues.
 
     """
 
@@ -118,12 +120,12 @@ class GenerationStats:
 
     @property
     def acceptance(self) -> float:
-        """Accepted tokens per checked drafted token; 0 where none was drafted."""
+        """Accepted tokens per checked drafted token; 0 if none was drafted."""
         return self.n_accepted / self.n_drafted if self.n_drafted else 0.0
 
     @property
     def tokens_by_source(self) -> dict[str, int]:
-        """Committed tokens by what proposed them: ``"draft"``, ``"worker draft"`` (the remote side's own) and
+        """Committed tokens by source: ``"draft"``, ``"worker draft"`` (the remote side's own) and
         ``"target"``.
         """
         drafted = min(self.n_accepted, self.n_tokens)  # a stop string may cut off some
@@ -271,14 +273,14 @@ class RunBuilder:
 
 
 class RunStream:
-    """An iterator of :class:`Run` that holds resources; and an asynchronous one, under asyncio and trio.
+    """An iterator of :class:`Run` that holds resources; also an asynchronous iterator, for asyncio and trio.
 
-    Iterating to the end, :meth:`close`, leaving a ``with`` block, an exception on the way and forgetting the
-    object all free what it holds. ``async for`` computes on a thread of the stream's own; a task that is
-    cancelled meanwhile ends the text.
+    The resources are freed at the end of the iteration, by :meth:`close`, at the end of a ``with`` block, by
+    an exception, and when the object is garbage-collected. ``async for`` computes on a thread of the stream's
+    own; cancelling the task ends the text.
 
     Args:
-        runs: what is iterated over.
+        runs: the runs to iterate over.
         resources: closed at the end.
         cancel: ends a blocked ``runs``, from any thread; None: a cancelled task waits for its next run.
 
@@ -308,9 +310,9 @@ class RunStream:
 
     @property
     def message(self) -> dict[str, str]:
-        """What has been read so far as an assistant's message, to be put behind those that it answers:
-        ``role``, ``content``, and ``reasoning_content`` where there was reasoning. Control tokens, and what a
-        draft writes alone without a link, are no part of it.
+        """What has been read so far as an assistant's message, to be appended to those that it answers:
+        ``role``, ``content``, and ``reasoning_content`` if there was reasoning. It contains neither control
+        tokens nor what a draft wrote alone without a link.
 
         Examples:
             >>> with sllm.LocalTarget(sllm.embedded.TARGET) as target:
@@ -350,7 +352,7 @@ class RunStream:
         self.close()
 
     def text(self) -> str:
-        """The rest of the text, generated to its end, without what was withdrawn on the way."""
+        """The rest of the text, generated to its end, without withdrawn runs."""
         parts: list[str] = []
         for run in self:
             del parts[max(0, len(parts) - len(run.withdrawn)) :]
@@ -358,7 +360,7 @@ class RunStream:
         return "".join(parts)
 
     def cancel(self) -> None:
-        """End the text, from any thread: the one that waits for the next run gets CancelledError, soon."""
+        """End the text, from any thread: the thread that waits for the next run soon gets CancelledError."""
         if self._cancel is not None:
             self._cancel()
 
@@ -386,7 +388,7 @@ class TextStream(RunStream):
     """A text being generated, made by :func:`generate`.
 
     Attributes:
-        stats: running figures.
+        stats: statistics so far.
 
     """
 

@@ -1,4 +1,4 @@
-"""A serving engine as the source of truth: texts over its HTTP API, selected here."""
+"""A serving engine as the target: texts over its HTTP API, with the tokens selected here."""
 
 from __future__ import annotations
 
@@ -40,51 +40,51 @@ _UNKNOWN_CONTEXT = 1 << 20
 
 
 class EngineTarget(Closing):
-    """A serving engine that somebody runs - vLLM, SGLang or llama-server, nothing of ours on it - as a
-    target: what it computes decides the text, at any temperature, with a draft here.
+    """A serving engine (vLLM, SGLang or llama-server, without anything of ours installed there) as a target:
+    its probabilities decide the text, at any temperature, with a local draft.
 
-    The engine gives the log-probabilities of the likeliest tokens of each position, and the token is selected
-    here with the noise of the seed (:class:`~sllm.SamplingParams`). With ``top_k`` from 1 to as many as it
-    gives, everything is decided by them. Elsewhere a token counts where no other one can be the one selected;
-    where one can, more log-probabilities are asked for, as far as the engine allows, and then it is an
-    UndecidedError. Nothing is approximated.
+    The engine returns the log-probabilities of the most likely tokens of each position, and the token is
+    selected here with the noise of the seed (:class:`~sllm.SamplingParams`). With ``top_k`` from 1 to the
+    number that it returns, these decide every selection. Otherwise a token is accepted if no other one can be
+    the selected one; if one can, more log-probabilities are requested, up to the engine's limit, and beyond
+    that an UndecidedError is raised. Nothing is approximated.
 
-    The text is that of one token for each request, whatever the draft: a function of the engine's own
-    numbers. In bfloat16 these can depend on what an engine computes besides (vLLM does, without
-    ``VLLM_BATCH_INVARIANT=1``), so that near-ties may fall either way; the text is a sample of the engine all
-    the same.
+    Whatever the draft, the text is the one that single-token requests would give: a function of the engine's
+    own numbers. In bfloat16 these can depend on what else the engine computes (in vLLM without
+    ``VLLM_BATCH_INVARIANT=1``), so near-ties may fall either way; the text is still a sample of the engine.
 
-    Where a vLLM server has sllm's plugin (``examples/vllm-plugin``), its own stream is the text, at any
+    If a vLLM server has sllm's plugin (``examples/vllm-plugin``), its own stream is the text, at any
     temperature: :class:`~sllm.http_engine.streamed.StreamedGeneration`.
 
-    Any number of texts at once, from any threads, as the engine has places.
+    Any number of texts at once, from any threads, up to the engine's capacity.
 
     Args:
         url: its address, such as ``http://host:8000/v1``. Proxies are taken from the environment.
-        vocab: a model with the engine's vocabulary, which stays the caller's to close
-            (``Model(path, vocab_only=True)`` will do); or the path of one, or its name on the hub.
-        api: ``"vllm"``, ``"sglang"`` or ``"llama-server"``; ``"auto"``: what it turns out to be.
-        model: the model's name there; None: the first that it serves.
+        vocab: a model with the engine's vocabulary, which the caller closes (``Model(path, vocab_only=True)``
+            is enough); or the path of one, or its name on the hub.
+        api: ``"vllm"``, ``"sglang"`` or ``"llama-server"``; ``"auto"``: detected.
+        model: the model's name on the engine; None: the first that it serves.
         api_key: sent as a bearer token.
-        logprobs: how many log-probabilities of a position to ask for at first; None: as the parameters need.
-        run: so many tokens the engine may go on by itself where there is no draft, at a temperature above 0:
-            its likeliest tokens are the draft.
-        deadline: seconds for one request, with all that is sent again: a lost connection, and refusals for
-            want of time (429, 503) after the pause that they ask for.
+        logprobs: number of log-probabilities per position to request at first; None: as many as the
+            parameters need.
+        run: number of tokens that the engine may decode ahead if there is no draft, at a temperature above 0:
+            its most likely tokens are the draft.
+        deadline: seconds for one request including retries: after a lost connection, and after 429 or 503
+            with the requested pause.
         ssl_context: for ``https``; None: the system's certificates.
-        experimental: with parameters of the engine's own noise (``SamplingParams(noise="vllm")``), its own
-            stream is the text: see :class:`~sllm.http_engine.streamed.StreamedGeneration`, also for what is
-            not proved about it. Else such parameters select here, as all others do.
+        experimental: with the engine's own noise (``SamplingParams(noise="vllm")``), its own stream is the
+            text: see :class:`~sllm.http_engine.streamed.StreamedGeneration`, also for what is not proved
+            about it. If false, tokens are selected here with such parameters as with all others.
 
     Raises:
-        RemoteError: nothing answers, or none of these engines.
-        AuthError: it refuses the key.
-        VocabMismatchError: it has another vocabulary.
+        RemoteError: nothing answers, or none of the supported engines.
+        AuthError: the engine refuses the key.
+        VocabMismatchError: the engine has another vocabulary.
         ValueError, TypeError: an argument out of range or of another type.
         ImportError: the package for HTTP is not installed (``pip install 'sllm[engines]'``).
 
     Attributes:
-        info: what was found out about the engine (:class:`sllm.http_engine.probe.EngineInfo`).
+        info: the detected properties of the engine (:class:`sllm.http_engine.probe.EngineInfo`).
 
     Examples:
         >>> with sllm.Model(sllm.embedded.TARGET, vocab_only=True) as vocab:
@@ -162,7 +162,7 @@ class EngineTarget(Closing):
     def chat(
         self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]
     ) -> npt.NDArray[np.int32]:
-        """The prompt of a conversation by the template of the vocabulary's file; see
+        """The prompt of a conversation, made with the template of the vocabulary's file; see
         :meth:`sllm.Model.chat`.
         """
         return self.model.chat(messages, **options)
@@ -170,12 +170,12 @@ class EngineTarget(Closing):
     def open(
         self, tokens: npt.NDArray[np.int32], sampling: SamplingParams, max_tokens: int | None
     ) -> EngineGeneration | StreamedGeneration:
-        """Start a text after ``tokens``, int32 (n,), n >= 1. Nothing is sent yet, unless the engine's stream
-        is the text.
+        """Start a text after ``tokens``, int32 (n,), n >= 1. Nothing is sent before the first token is read,
+        unless the engine's stream is the text.
 
         Raises:
-            UndecidedError: the parameters select among more tokens than the engine gives log-probabilities
-                of; says which, and which option of the server allows more.
+            UndecidedError: the parameters select among more tokens than the engine returns log-probabilities
+                for; the message names the parameter and the server option that allows more.
             UnsupportedModelError: ``penalty_repeat``, which depends on logits.
             ContextFullError: the prompt does not fit.
             ValueError: no tokens, or one outside the vocabulary.
@@ -216,9 +216,9 @@ class EngineTarget(Closing):
     def score(self, tokens: npt.NDArray[np.int32], start: int) -> Scores:
         """How likely the engine finds ``tokens[start:]``; see :class:`~sllm.targets.base.Scorer`.
 
-        vLLM and SGLang compute it in one pass over the text, without what they have cached of it. SGLang
-        tells the ranks 0 to 3; the others come as 2**31 - 1. llama-server scores no text that is there
-        already: each token costs it a pass, as if it wrote the text.
+        vLLM and SGLang compute it in one pass over the text, without using their cache. SGLang reports only
+        ranks 0 to 3; the others are given as 2**31 - 1. llama-server cannot score an existing text in one
+        pass: each token takes a pass, as if it wrote the text.
 
         Raises:
             ContextFullError: the text does not fit.
@@ -235,7 +235,7 @@ class EngineTarget(Closing):
         return self._engine.link.closed
 
     def close(self) -> None:
-        """Close the connections, and the vocabulary that was loaded for it. More calls do nothing."""
+        """Close the connections, and the vocabulary if it was loaded here. Further calls do nothing."""
         self._engine.link.close()
         if self._own is not None:
             self._own.close()

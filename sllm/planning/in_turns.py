@@ -1,10 +1,10 @@
-"""Draft and target in turns, in simulated time: a target that is asked pass by pass.
+"""Draft and target in turns, simulated: a target that is called pass by pass.
 
 The rules are the runtime's own: :class:`~sllm.draft.length.DraftLength` says how long a chain is and
-:class:`~sllm.draft.growth.TreeGrowth` how large a tree, as in :mod:`sllm.generation.rounds`. What they are
-told is what passes take where they were measured. In the mean that is equation 1 of Leviathan et al.
-(2211.17192) over the time of a round, for which k drafted tokens with a chance a each bring
-``(1 - a^(k+1)) / (1 - a)`` tokens.
+:class:`~sllm.draft.growth.TreeGrowth` how large a tree, as in :mod:`sllm.generation.rounds`. They are given
+the measured times of passes. On average the result is equation 1 of Leviathan et al. (2211.17192) over the
+time of a round, in which k drafted tokens, each right with probability a, give ``(1 - a^(k+1)) / (1 - a)``
+tokens.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def chains(
     far: bool = False,
     own_pace: float | None = None,
 ) -> Simulated:
-    """A text by chains.
+    """Simulate a text that is drafted by chains.
 
     Args:
         text: as recorded.
-        passes: what a pass of the target takes by its rows, the way there and back included.
-        draft: what one of the draft takes.
+        passes: time of a pass of the target by number of rows, including the round trip.
+        draft: time of a pass of the draft by number of rows.
         limit: drafted tokens that one pass checks.
         overlaps: whether drafting goes on while the target verifies.
-        far: whether there is a link in between, so that it may go on for as long as it likes.
-        own_pace: what a token takes that comes without a pass of its own, if any does.
+        far: whether there is a link in between, so that drafting may continue without limit.
+        own_pace: time per token for tokens that come without a pass of their own, if there are any.
 
     """
     length, replay = DraftLength(limit, own_pace=own_pace is not None), Replay(text, draft)
@@ -111,13 +111,13 @@ def trees(
     limit: int = TreeGrowth.LIMIT,
     round_trip: float = 0.0,
 ) -> Simulated:
-    """A text by trees.
+    """Simulate a text that is drafted by trees.
 
     Args:
         text, passes, draft: as for :func:`chains`.
         limit: drafted tokens that one pass checks.
-        round_trip: what of a pass is the way there and back: the tree grows meanwhile. That further windows
-            are sent before the answer to the first one has come is left out: the text may be sooner.
+        round_trip: the part of a pass that is the round trip, during which the tree grows. Windows sent ahead
+            are not simulated: the real text may be faster.
 
     """
     growth = TreeGrowth(limit, LinkedPassTimes(lambda: round_trip) if round_trip else None)

@@ -1,4 +1,4 @@
-"""``plan()``: which way to a text is the fastest here."""
+"""``plan()``: which setup generates a text fastest here."""
 
 from __future__ import annotations
 
@@ -38,14 +38,13 @@ def plan(
     acceptance: float | None = None,
     timeout: float = 20.0,
 ) -> Plan:
-    """Predict which way to a text is the fastest here, and what each costs and tells the other side.
+    """Predict which setup generates a text fastest here, and what each costs and reveals to the other side.
 
-    What can be measured at once is: what passes of each model take by their rows, the round trip, and at
-    which tokens of the target's own text the draft agrees with it, and what it would have said instead. From
-    that the ways are run in simulated time, by the very rules that the runtime decides by
-    (:mod:`sllm.planning.streaming`, :mod:`sllm.planning.in_turns`). One text at a time is planned for. A
-    draft that computes on the cores that its target needs slows that down, which is not foreseen:
-    :func:`~sllm.generate` notices it, and pauses.
+    It measures the time of each model's passes by number of rows, the round trip, and where the draft agrees
+    with a text of the target, and what it proposes instead elsewhere. On that record each setup is simulated
+    with the same rules that the runtime uses (:mod:`sllm.planning.streaming`, :mod:`sllm.planning.in_turns`).
+    The plan is for one text at a time. It does not predict that a draft slows down a target that needs the
+    same cores; :func:`~sllm.generate` notices that, and pauses the draft.
 
     Args:
         draft: a small model here: a :class:`~sllm.Model`, a file or its name on the hub, ``"ngram"``, or a
@@ -58,21 +57,20 @@ def plan(
         engine: a serving engine: an :class:`~sllm.EngineTarget` or its address; the vocabulary is
             ``target``'s, or else the draft's.
         api_key: of an engine that is given by its address.
-        prompts: texts, token ids, or messages of a conversation, as yours will be: the more they are like
-            those, the better the prediction. They are sent to each place that is given here. None: three of
-            our own.
+        prompts: texts, token ids, or messages of a conversation: the more they resemble yours, the better the
+            prediction. They are sent to each worker and engine given here. None: three built-in ones.
         sampling: how tokens are selected; None: ``SamplingParams()``.
-        max_tokens: tokens of the texts that are planned for; of each prompt 48 at most are written.
-        acceptance: the share of the draft's tokens that are right, if it is known: nothing is drafted then
-            but to see how long that takes. None: measured.
-        timeout: seconds for connecting, and for which a worker or an engine may be silent.
+        max_tokens: length in tokens of the texts to plan for; at most 48 are generated for each prompt.
+        acceptance: the share of the draft's tokens that are right, if known: then drafting is only timed.
+            None: measured.
+        timeout: seconds for connecting, and without an answer of a worker or an engine.
 
     Returns:
-        The ways. One that is not possible - nobody answers, another vocabulary, no trees - is in there, too,
-        with the reason. Everything that was opened here is closed.
+        The setups. One that is not possible (no answer, another vocabulary, no trees) is included with the
+        reason. Everything that was opened here is closed.
 
     Raises:
-        ValueError, TypeError: an argument out of range or of another type, or no place that decides texts.
+        ValueError, TypeError: an argument out of range or of another type, or no target.
         ModelLoadError: the draft cannot be loaded.
 
     Examples:

@@ -1,4 +1,4 @@
-"""What a draft knows of a text: recorded once, and drafted from again in simulated time."""
+"""What a draft proposes along a text: recorded once, and replayed in the simulations."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Position:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A text of the target's, and what the draft says at each position of it.
+    """A text of the target, and what the draft proposes at each of its positions.
 
     Attributes:
         truth: the target's tokens.
-        positions: as many.
+        positions: the draft's proposals, one for each token.
 
     """
 

@@ -1,10 +1,11 @@
-"""A draft and a worker, each at its own pace and a round trip apart, in simulated time.
+"""A draft and a worker that run at their own pace, a round trip apart, simulated.
 
 The rules are the runtime's own. What a client does is what :class:`sllm.generation.pipelined.PipelinedRuns`
 does: :class:`~sllm.draft.ahead.DraftAhead` says how far a chain goes and how often a hint is sent, and
 :class:`~sllm.generation.tree_ahead.TreeAhead` grows a tree. The worker is that of
-:mod:`sllm.worker.scheduler`: it passes on also without a hint (run-ahead), and checks of the newest one what
-:func:`~sllm.worker.scheduler.rows_to_check` finds worth its time. docs/how-it-works/run-ahead.md says why.
+:mod:`sllm.worker.scheduler`: it also decodes without a hint (run-ahead), and verifies as many tokens of the
+newest hint as :func:`~sllm.worker.scheduler.rows_to_check` finds worth their time.
+docs/how-it-works/run-ahead.md explains why.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ def with_hints(
     run_ahead: bool = True,
     own: Sequence[tuple[int, float]] = (),
 ) -> Simulated:
-    """A text with hints, from when the client begins to draft until it has the last token.
+    """Simulate a text with hints, from when the client begins to draft until it has the last token.
 
     Args:
         text: as recorded.
-        passes: what a pass of the worker takes by its rows, until the next one can begin.
-        draft: what a pass of the draft takes by its rows.
+        passes: time of a pass of the worker by number of rows, until the next one can begin.
+        draft: time of a pass of the draft by number of rows.
         round_trip: seconds; half of it each way.
-        trees: whether hints are trees; else chains.
-        run_ahead: whether the worker passes on without hints.
-        own: where the worker drafts itself: how many tokens each pass committed, and what it took, as the
-            text was streamed. Where a hint would bring less, a pass brings what it brought then.
+        trees: whether hints are trees; otherwise chains.
+        run_ahead: whether the worker decodes without hints.
+        own: if the worker drafts itself: how many tokens each pass committed and how long it took when the
+            text was streamed. Where a hint gives fewer tokens, a pass gives as many as then.
 
     """
     events = Events()

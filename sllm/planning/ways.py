@@ -1,4 +1,4 @@
-"""The result of :func:`sllm.plan`: the ways to a text, side by side."""
+"""The result of :func:`sllm.plan`: the possible setups, side by side."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _CLOSE = 1.02
 
 @dataclass(frozen=True)
 class Way:
-    """A way to a text, and what is predicted of it. Where it is not possible here, the figures are None.
+    """A setup and its predicted figures, which are None if it is not possible here.
 
     Attributes:
-        name: what it is, such as ``"worker, hints (tree)"``.
+        name: its name, such as ``"worker, hints (tree)"``.
         learns: what of the text the other side learns.
         use: the command or the code for it.
         tokens_per_s: after the prompt.
-        first_token: seconds from asking to the first token.
-        round_trips: that a token waits for, in the mean; 0 where nobody waits for any.
-        bytes_per_token: on the wire, both ways together, the prompt's left out.
-        why_not: why it is not possible; None: it is.
+        first_token: seconds from the request to the first token.
+        round_trips: average number of round trips that a token waits for; 0 if nothing waits for them.
+        bytes_per_token: on the wire, in both directions together, without the prompt.
+        why_not: why it is not possible; None if it is.
 
     """
 
@@ -44,11 +44,11 @@ class Way:
 
 @dataclass(frozen=True)
 class Plan:
-    """What :func:`sllm.plan` has found. ``str()`` is a table of 80 columns.
+    """The result of :func:`sllm.plan`. ``str()`` is a table of 80 columns.
 
     Attributes:
-        ways: those that were looked at, the simple ones first.
-        measured: what the predictions come from, by name; seconds, shares and bytes.
+        ways: the setups, the simple ones first.
+        measured: the measurements behind the predictions, by name; seconds, shares and bytes.
 
     """
 
@@ -57,7 +57,7 @@ class Plan:
 
     @property
     def best(self) -> Way | None:
-        """The fastest way; of those within 2 % of it, the one that comes first. None: there is no way."""
+        """The fastest setup; among those within 2 % of it, the first. None: no setup is possible."""
         possible = [(way.tokens_per_s, way) for way in self.ways if way.tokens_per_s is not None]
         fastest = max((speed for speed, _ in possible), default=0.0)
         return next((way for speed, way in possible if speed * _CLOSE >= fastest), None)

@@ -1,4 +1,4 @@
-"""The vault: what was masked in one conversation, and the placeholders that stand for it."""
+"""The vault: the values masked in one conversation, and their placeholders."""
 
 from __future__ import annotations
 
@@ -37,19 +37,18 @@ _ROUNDS = 30
 
 
 class Vault(InMemory):
-    """Masks the texts of one conversation and remembers, in memory only, what the placeholders stand for.
+    """Masks the texts of one conversation and keeps, in memory only, the values of the placeholders.
 
-    The same value gets the same placeholder throughout. Values are the same when they are written the same,
-    character for character: a phone number with and without spaces gets two placeholders, so that each
-    comes back as it was. Names that can only be one person's have one index, such as 王建国 and 王先生
-    (:class:`~sllm.privacy.names.persons.People`). What was found once is masked everywhere from then on, in
-    any case, width or grouping of digits, also where no detector finds it. A vault cannot be copied or
+    The same value always gets the same placeholder. Values are the same if they are written identically,
+    character for character: a phone number with and without spaces gets two placeholders, so that each is
+    restored as it was. Names that can only be one person's share an index, such as 王建国 and 王先生
+    (:class:`~sllm.privacy.names.persons.People`). A value that was found once is masked everywhere from then
+    on, in any case, width or grouping of digits, even where no detector finds it. A vault cannot be copied or
     pickled, and its repr shows counts only. Several threads may use it.
 
     Args:
-        detectors: what to find private ranges with; None is
-            :func:`~sllm.privacy.detect.default_detectors`. With an empty sequence only known values are
-            masked.
+        detectors: the detectors of private ranges; None is :func:`~sllm.privacy.detect.default_detectors`.
+            With an empty sequence only known values are masked.
 
     Attributes:
         placeholders: those issued so far, for a :class:`~sllm.privacy.Restorer`.
@@ -76,7 +75,7 @@ class Vault(InMemory):
         self.placeholders = Placeholders()
 
     def clear(self) -> None:
-        """Forgets everything: placeholders issued so far can no longer be restored."""
+        """Clears the vault: placeholders issued so far can no longer be restored."""
         with self._lock:
             self._known = KnownValues()
             self._people = People()
@@ -84,12 +83,12 @@ class Vault(InMemory):
 
     @property
     def detectors(self) -> tuple[Detector, ...]:
-        """What private ranges are found with."""
+        """The detectors of private ranges."""
         return self._detectors
 
     @property
     def counts(self) -> dict[str, int]:
-        """Kind -> how many different values are held."""
+        """Kind -> number of different values."""
         with self._lock:
             return self.placeholders.counts
 
@@ -108,13 +107,13 @@ class Vault(InMemory):
     def mask(self, text: str) -> Masked:
         """The text with placeholders for everything private in it.
 
-        Restoring the result, with ``in_links=True``, gives ``text`` again, exactly. ``text`` is meant to be
-        raw: placeholders in it are taken for the user's own words and come back as they are. JSON in it stays
-        valid: what is masked of a number becomes a string, and comes back as the number.
+        Restoring the result with ``in_links=True`` gives exactly ``text`` again. Pass unmasked text:
+        placeholders in it are treated as the user's own words and are returned unchanged. JSON in it stays
+        valid: a masked number becomes a string, and is restored as the number.
 
         Raises:
-            LeakError: a detector failed, or the text holds lone surrogates and so cannot be encoded; nothing
-                of this text was sent on or remembered.
+            LeakError: a detector failed, or the text contains lone surrogates and so cannot be encoded;
+                nothing of this text was passed on or stored.
             TypeError: ``text`` is not a str.
 
         """
@@ -124,10 +123,10 @@ class Vault(InMemory):
             return self._mask([_Text(text)])[0]
 
     def mask_messages(self, messages: Sequence[Mapping[str, Any]]) -> MaskedMessages:
-        """Messages with every text in them masked; what any of them gives away is masked in all of them.
+        """Messages with every text in them masked; a value found in any of them is masked in all of them.
 
         Contents may be text, lists of text parts, or the nested values of tool calls; numbers are masked too,
-        and become text then, which comes back as a number where it stands in JSON.
+        and then become text, which is restored as a number within JSON.
 
         Raises:
             LeakError: as :meth:`mask`; also for a part that is not text, such as an image, which cannot be
@@ -251,20 +250,20 @@ class Vault(InMemory):
     # ---- looking up ---------------------------------------------------------------------------------------
 
     def restore(self, text: str, *, in_links: bool = False) -> str:
-        """The text with the placeholders of this vault replaced by their values; for a text that comes in
-        pieces there is :class:`~sllm.privacy.Restorer`.
+        """The text with the placeholders of this vault replaced by their values; for a stream use
+        :class:`~sllm.privacy.Restorer`.
 
         Args:
             text: with placeholders.
-            in_links: whether those in URLs, links and HTML tags are replaced too: for a text that was masked
-                here and has not been changed by anybody, which is then exactly what it was.
+            in_links: also replace placeholders in URLs, links and HTML tags: for a text that was masked here
+                and not changed since, which is then exactly restored.
 
         """
         restorer = Restorer(self.placeholders, in_links=in_links)
         return restorer.feed(text) + restorer.finish()
 
     def find_known(self, text: str) -> list[Finding]:
-        """Where values found so far stand in a text; see :class:`~sllm.privacy.known.KnownValues`."""
+        """Ranges of a text that contain values found so far; see :class:`~sllm.privacy.known.KnownValues`."""
         with self._lock:
             return list(self._known.findings(text))
 

@@ -53,28 +53,28 @@ def connect(
 
     Args:
         uri: the line that the worker printed, ``sllm://TOKEN@HOST:PORT#sha256=FINGERPRINT``. Without a
-            fingerprint the certificate must be valid for the host. Several, or one whose host is a name with
-            several addresses in DNS: workers with the same model. A text goes to the one that is expected to
-            answer first, and goes on with another one where that is lost or is being shut down; workers that
-            do not answer now are left out until they do (:attr:`Remote.workers`).
+            fingerprint the certificate must be valid for the host. Several lines, or a host name with several
+            addresses in DNS, mean several workers with the same model. A text goes to the one that is
+            expected to answer first, and continues on another one if that is lost or shut down; workers that
+            do not answer are left out until they do (:attr:`Remote.workers`).
         timeout: seconds for connecting.
         on_loss: what a text does when the link is lost: ``"wait"`` (reconnect and continue, for ``deadline``
-            seconds), ``"raise"``, or ``"local"`` (meanwhile the draft alone writes; these runs are withdrawn
+            seconds), ``"raise"``, or ``"local"`` (meanwhile the draft writes alone; these runs are withdrawn
             when the link is back).
         deadline: seconds without a link after which a text is given up.
-        keepalive: seconds of silence after which the other side is asked whether it is still there; as many
-            later the link counts as lost.
-        hedge: of several workers, whether a second one is asked, too, where the first one does not answer a
-            text in time: its answer is later than 95 of 100 were, measured by what was expected. Or the
-            seconds after which it is. The slower call is ended; ``stats.remote`` says what it has cost.
+        keepalive: seconds of silence after which the other side is pinged; after as many more without an
+            answer the link counts as lost.
+        hedge: with several workers, whether to ask a second one if the first does not answer a text in time:
+            if its delay over the expected time exceeds the 95th percentile so far. A number is that limit in
+            seconds. The slower call is cancelled; ``stats.remote`` counts the cost.
 
     Raises:
-        ValueError: not such an address, or an argument out of range.
-        AuthError: the worker refuses the token, has another certificate, or one that is not valid by the
-            clock of this machine.
-        BusyError: it takes no more calls at the moment.
-        RemoteError: nobody answers there, or not an sllm worker, or one of another version; or of several
-            workers one has another model than the others.
+        ValueError: a malformed address, or an argument out of range.
+        AuthError: the worker refuses the token, or its certificate has another fingerprint or is not valid at
+            the time of this machine's clock.
+        BusyError: the worker takes no more calls at the moment.
+        RemoteError: nothing answers at the address, or no sllm worker, or one of another version; or one of
+            several workers has another model than the others.
 
     Examples:
         >>> with sllm.Worker(sllm.embedded.TARGET) as worker, sllm.connect(worker.uri) as remote:
@@ -105,12 +105,12 @@ def _address(uri: str, number: int, n_uris: int) -> auth.Address:
 
 
 class Remote(Closing):
-    """A connection to a worker, or to several with the same model, made by :func:`connect`. Any number of
+    """A connection to one or several workers with the same model, made by :func:`connect`. Any number of
     threads and texts may use it.
 
     Attributes:
-        fleet: the workers, for targets.
-        vocabulary: their model without its weights, for targets.
+        fleet: the workers; used by targets.
+        vocabulary: their model without its weights; used by targets.
         on_loss, hedge: as given to :func:`connect`.
 
     """
@@ -126,17 +126,17 @@ class Remote(Closing):
 
     @property
     def link(self) -> WorkerLink:
-        """The link to the worker in use: the one that took a text last."""
+        """The link to the worker that took a text last."""
         return self.fleet.link
 
     @property
     def address(self) -> auth.Address:
-        """Where the worker is that is in use (the token is not shown)."""
+        """The address of the worker that took a text last (without the token)."""
         return self.link.address
 
     @property
     def workers(self) -> list[WorkerState]:
-        """What is known of each worker: whether it is up, its round trip, its free places."""
+        """The state of each worker: whether it is up, its round trip, its free places."""
         return self.fleet.states()
 
     @property
@@ -148,7 +148,7 @@ class Remote(Closing):
 
     @property
     def vocab(self) -> Vocab:
-        """The worker's vocabulary, fetched once and kept in the user's cache folder by its fingerprint.
+        """The worker's vocabulary, downloaded once and cached by its fingerprint in the user's cache folder.
 
         Raises:
             RemoteError: it could not be fetched, or does not have the fingerprint that the worker gave.
@@ -165,19 +165,19 @@ class Remote(Closing):
     def chat(
         self, messages: Sequence[Mapping[str, Any]], **options: Unpack[ChatOptions]
     ) -> npt.NDArray[np.int32]:
-        """The prompt of a conversation by the worker's chat template; see :meth:`sllm.Model.chat`."""
+        """The prompt of a conversation, made with the worker's chat template; see :meth:`sllm.Model.chat`."""
         return self.vocabulary.model().chat(messages, **options)
 
     def score(self, tokens: npt.NDArray[np.int32], start: int, *, timeout: float | None = None) -> Scores:
-        """Let the worker say how likely it finds ``tokens[start:]``, in one pass.
+        """Let the worker compute how likely ``tokens[start:]`` are, in one pass.
 
         Token ids go up, a log-probability and a rank for each come back. The worker keeps the text in memory
-        for a while, so a longer text that begins with it costs only what is new.
+        for a while, so for a longer text that begins with it only the new tokens are computed.
 
         Args:
             tokens: int32 (n,).
             start: the first token to be scored, 1 <= start < n.
-            timeout: seconds; None: any time.
+            timeout: seconds; None: no limit.
 
         Raises:
             ValueError: no such start, or a token outside the vocabulary.
@@ -195,12 +195,13 @@ class Remote(Closing):
         """The worker as a :class:`~sllm.Target`.
 
         Args:
-            run_ahead: the worker generates without waiting for hints, and streams; False: it computes only
-                what is hinted, or asked for one by one: fewer passes, cheaper, and slower.
-            on_loss, hedge: as for :func:`connect`; None: as given there.
+            run_ahead: the worker decodes without waiting for hints, and streams; False: it computes only
+                hinted tokens, and others one by one on request, which takes fewer passes, and is cheaper and
+                slower.
+            on_loss, hedge: as for :func:`connect`; None: the values given there.
 
         Raises:
-            UnsupportedModelError: the worker serves layers of a model, and no texts.
+            UnsupportedModelError: the worker serves layers of a model, not texts.
 
         """
         self.link.live_for_texts()
@@ -209,16 +210,16 @@ class Remote(Closing):
     # ---- the worker's RPC server
 
     def rpc_devices(self, *, timeout: float = 10.0) -> list[Device]:
-        """The devices of the worker, for a model that runs here: ``LocalTarget(path, devices=...)``.
+        """The worker's devices, for a model in this process: ``LocalTarget(path, devices=...)``.
 
-        A port on 127.0.0.1 stands for the worker's RPC server; what goes through it travels over this
-        connection's TLS and token. Until the connection is closed, every program of this user can use the
-        port (and of others, except on Linux). A worker's RPC server serves one client at a time.
+        A port on 127.0.0.1 forwards to the worker's RPC server, over this connection's TLS and token. Until
+        the connection is closed, every program of this user can use the port (and, except on Linux, of other
+        users). A worker's RPC server serves one client at a time.
 
         Raises:
             UnsupportedModelError: the worker has no RPC server.
             BusyError: it serves another client.
-            RPCError: it does not answer, or is of another version.
+            RPCError: the server does not answer, or has another version.
             RemoteError: the link was lost.
 
         """
@@ -255,7 +256,7 @@ class Remote(Closing):
         return ping.measure(self.link, n, bandwidth=bandwidth)
 
     def status(self) -> pb.StatusReply:
-        """The worker's running figures: the message ``StatusReply`` of ``sllm.proto``.
+        """The worker's current statistics: the message ``StatusReply`` of ``sllm.proto``.
 
         Raises:
             RemoteError: the worker does not answer.
@@ -272,9 +273,7 @@ class Remote(Closing):
         return self.fleet.closed
 
     def close(self) -> None:
-        """Cancel the texts that are running and hang up. Further calls, and calls in a forked child, do
-        nothing.
-        """
+        """Cancel running texts and disconnect. Further calls, and calls in a forked child, do nothing."""
         if self._in_fork:
             return
         self.fleet.close()

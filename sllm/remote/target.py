@@ -1,4 +1,4 @@
-"""A worker on another machine as the source of truth: a text by the remote protocol."""
+"""A worker on another machine as the target: texts over the remote protocol."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class TextConnection(Protocol):
 
 
 class RemoteTarget:
-    """A worker as a target, or several with the same model, made by :meth:`Remote.target`. It serves as many
-    texts at once as they have sessions.
+    """One or several workers with the same model as a target, made by :meth:`Remote.target`. It serves as
+    many texts at once as the workers have sessions.
 
     Examples:
         >>> with sllm.Worker(sllm.embedded.TARGET) as worker, sllm.connect(worker.uri) as remote:
@@ -103,13 +103,13 @@ class RemoteTarget:
     ) -> RemoteGeneration:
         """Send the prompt, int32 (n,), and return the generation after it, without waiting for the worker.
 
-        What the worker refuses is raised by the generation's first ``__next__``: BusyError (no place),
-        ValueError (a bad grammar), RemoteError.
+        If the worker refuses the text, the generation's first ``__next__`` raises the error: BusyError (no
+        place), ValueError (a bad grammar), RemoteError.
 
         Raises:
             ContextFullError: the prompt is longer than the worker takes.
             ValueError: no tokens, or one outside the vocabulary, or a bad grammar or JSON Schema.
-            UnsupportedModelError: a JSON Schema, and the worker takes none.
+            UnsupportedModelError: a JSON Schema for a worker that does not support them.
 
         """
         check_grammar(sampling)

@@ -1,4 +1,4 @@
-"""ggml's RPC: layers of a model on the devices of other machines, one round trip and a row of logits per
+"""ggml's RPC: layers of a model on the devices of other machines, at a round trip and a row of logits per
 token.
 
 On the machine with the GPU::
@@ -11,15 +11,15 @@ and on this one::
     with sllm.LocalTarget("big.gguf", devices=devices, n_gpu_layers=10) as target:
         print(sllm.generate(target, "Once upon a time").text())
 
-The protocol has neither encryption nor authentication. So a server listens on loopback, for this user where
-the system tells (Linux does), and in a confined process that checks what it is sent (docs/rpc.md); over a
-network it is reached through a tunnel, best a worker's own: ``sllm worker --rpc`` there and
-``remote.rpc_devices()`` here. Where a fast link to it is missing, a model that runs there as a whole
-(:func:`sllm.connect`) or a split by layer ranges is far quicker.
+The protocol has neither encryption nor authentication. So a server listens on loopback, only for this user
+where the system allows that check (Linux), in a sandboxed process that validates what it is sent
+(docs/rpc.md). Over a network, use a tunnel, preferably a worker's own: ``sllm worker --rpc`` there and
+``remote.rpc_devices()`` here. Without a fast link, a model that runs completely on the other machine
+(:func:`sllm.connect`) or a split by layers is much faster.
 
-llama.cpp ends the process when a server goes away. ``LocalTarget`` therefore runs models with RPC devices in
-a process of their own unless told otherwise, and raises :class:`~sllm.RPCError`; a :class:`~sllm.Model` with
-RPC devices lives in this process, and may take it along.
+llama.cpp aborts the process when a server is lost. ``LocalTarget`` therefore runs models with RPC devices in
+a child process by default, and raises :class:`~sllm.RPCError`; a :class:`~sllm.Model` with RPC devices runs
+in this process, which is then aborted.
 
 Examples:
     >>> with sllm.rpc.RPCServer(cache=False) as server:

@@ -1,4 +1,4 @@
-"""A model that is split by layers: the first and the last ones here, those between on other machines."""
+"""A model split by layers: the first and the last layers here, those between on other machines."""
 
 from __future__ import annotations
 
@@ -143,36 +143,37 @@ class _Chunk:
 
 
 class SplitTarget(Closing):
-    """A model as a target whose first and last layers are here and whose others are with workers
-    (``sllm worker MODEL --layers``).
+    """A target whose first and last layers run here and whose other layers run on workers (``sllm worker
+    MODEL --layers``).
 
-    One round trip a pass: what is drafted, a chain or a tree, goes through all layers as one batch of hidden
-    states. The rows of an accepted branch that is not a tree's main path cross once more, with the next pass;
-    of a model with a recurrent state, and where a worker takes no trees, the main path alone is checked
-    (``can_branch`` of a generation says which). Only hidden states cross the link, not tokens and not logits.
-    **That is no secrecy**: whoever holds the model's weights can usually reconstruct the text from them
-    (``sllm audit``). With ``tail=None`` the last worker selects the tokens, so that nothing comes back but
-    token ids; it then knows the text.
+    A pass takes one round trip: the draft, a chain or a tree, goes through all layers as one batch of hidden
+    states. If an accepted branch is not the tree's main path, its rows are sent again with the next pass.
+    Only the main path is checked for models with a recurrent state, and if a worker does not support trees
+    (see ``can_branch`` of a generation). Only hidden states cross the link, no tokens and no logits. **This
+    does not keep the text secret**: anyone who holds the model's weights can usually reconstruct it (``sllm
+    audit``). With ``tail=None`` the last worker selects the tokens, so that only token ids come back; that
+    worker then knows the text.
 
     Args:
         path: the model, or a file of :func:`~sllm.export_layers` with its first layers; only the embedding
             and the layers that stay here are read.
-        head: layers [0, head) stay here; 0: only the embedding does. None: those that ``path`` holds, which
-            is a file of the first layers then.
-        tail: the last ``tail`` layers, the final norm and the head stay here; 0: norm and head only. None:
-            the last worker has them.
-        tail_path: where ``path`` has no last layers: the file with them.
-        middle: a connection to the worker with the layers between, or to several, each of which has some, in
-            their order.
-        codec: how hidden states cross the link: ``"f32"`` (exact), ``"f16"``, ``"q8"``, ``"q4"``
+        head: layers [0, head) run here; 0: only the embedding. None: those in ``path``, which must then be a
+            file of the first layers.
+        tail: the last ``tail`` layers, the final norm and the head run here; 0: only norm and head. None: the
+            last worker has them.
+        tail_path: the file with the last layers, if ``path`` does not have them.
+        middle: a connection to the worker with the layers between; or several connections, to workers with
+            consecutive layers, in order.
+        codec: encoding of hidden states on the link: ``"f32"`` (exact), ``"f16"``, ``"q8"``, ``"q4"``
             (:mod:`sllm.wire.codec`). All but the first change the text slightly; ``sllm codec-report``
             measures how much.
-        hops: whether each of several workers passes the rows on to the next, where it may connect to it
-            (``sllm worker --hops``): False: they all go through here; or for each worker after the first
-            where the one before reaches it, ``HOST:PORT``, if it is not where this side does (None). Where
-            they cannot reach each other, the rows go through here, and ``stats`` says so.
-        on_loss: ``"wait"`` (connect again, send again what the worker has lost, and continue the text)
-            or ``"raise"``; None: as given to :func:`~sllm.connect`.
+        hops: whether each of several workers sends its rows directly to the next, if it is allowed to connect
+            there (``sllm worker --hops``). False: all rows go through this process. A list gives, for each
+            worker after the first, the address ``HOST:PORT`` at which the preceding worker reaches it, or
+            None if that is the client's address for it. If two workers cannot reach each other, their rows go
+            through this process, and ``stats`` says so.
+        on_loss: ``"wait"`` (reconnect, resend what the worker has lost, and continue the text) or
+            ``"raise"``; None: as given to :func:`~sllm.connect`.
         options: how to load and to compute the layers here: ``n_gpu_layers``, ``devices`` and ``load_mtp`` of
             :class:`~sllm.engine.params.LoadParams` (the last is False unless given, and loads the model's
             heads with the tail, a layer more, for ``generate(draft="mtp")``); ``n_ctx`` (positions of one
@@ -185,16 +186,16 @@ class SplitTarget(Closing):
 
     Raises:
         ModelLoadError, UnsupportedModelError: the model's layers cannot be run separately.
-        ValueError: more layers than there are or than the files hold, none named where the file does not say
-            how many, or workers whose layers do not fit in between.
+        ValueError: more layers than the model or the files have, a number of layers that is neither given nor
+            known from the file, or workers whose layers do not fit in between.
         RemoteError: a worker has another model.
 
     Attributes:
-        head: layers that stay here.
+        head: number of first layers that run here.
         tail: as given.
         ranges: (start, stop) for each worker.
         n_layer: layers of the whole model.
-        size_bytes: of the weights that are here, without the embedding, which stays on disk.
+        size_bytes: size of the weights loaded here, without the embedding, which stays on disk.
 
     Examples:
         >>> path = sllm.embedded.TARGET
@@ -318,11 +319,10 @@ class SplitTarget(Closing):
             self._stack = stack.pop_all()
 
     def heads(self) -> Heads:
-        """The model's own heads for multi-token prediction, which draft for this target from now on.
-        What they need of the embedding is read from the file of the first layers.
+        """The model's own heads for multi-token prediction, which draft for this target from now on. The rows
+        of the embedding that they need are read from the file of the first layers.
 
-        The first call empties the memory of the layers here, so that the next prompts are computed as a
-        whole.
+        The first call clears the memory of the local layers, so the next prompts are computed completely.
 
         Raises:
             UnsupportedModelError: the last layer is not here, the heads were not loaded with it, or they
@@ -368,14 +368,14 @@ class SplitTarget(Closing):
     ) -> SplitGeneration:
         """Compute the prompt, on all machines, and return the generation after it.
 
-        What it shares with a text before it stays computed. The first token is selected along with it, so
-        that it costs no round trip of its own.
+        A prefix shared with an earlier text is not computed again. The first token is selected with the
+        prompt, so it costs no round trip of its own.
 
         Raises:
             ContextFullError: the prompt does not fit.
-            BusyError: as many texts are open as there may be, here or on a worker.
+            BusyError: the limit of open texts is reached, here or on a worker.
             ValueError: no tokens, or one outside the vocabulary.
-            RemoteError: a worker is out of reach.
+            RemoteError: a worker cannot be reached.
 
         """
         return self._opened(tokens, sampling, max_tokens, first=True)
@@ -415,8 +415,8 @@ class SplitTarget(Closing):
         return generation
 
     def cancel(self) -> None:
-        """End the texts that other threads compute here, also one whose prompt is still being computed in
-        :func:`~sllm.generate`: they raise CancelledError. From any thread.
+        """End the texts that other threads compute here, including one whose prompt is still being computed
+        in :func:`~sllm.generate`; those threads get CancelledError. May be called from any thread.
         """
         with self._lock:
             generations = [slot.generation for slot in self._slots if slot.generation is not None]
@@ -427,7 +427,7 @@ class SplitTarget(Closing):
         """How likely the model finds ``tokens[start:]``, in one pass; see :class:`~sllm.targets.base.Scorer`.
 
         Raises:
-            UnsupportedModelError: with ``tail=None``, which leaves the output to the worker.
+            UnsupportedModelError: with ``tail=None``, where the worker has the output.
             ContextFullError, BusyError, ValueError, RemoteError: as :meth:`open`.
 
         """
@@ -469,7 +469,7 @@ class SplitTarget(Closing):
         return self._vocabulary.closed
 
     def close(self) -> None:
-        """Free the layers here, and let the workers forget the texts. More calls do nothing."""
+        """Free the local layers and the texts' memory on the workers. Further calls do nothing."""
         if self._in_fork or self.closed:
             return
         for slot in self._slots:

@@ -1,6 +1,4 @@
-"""The one interface of every source of truth: a local model, a remote worker, a model split over two
-machines.
-"""
+"""The common interface of all targets: a local model, a remote worker, a split model, a serving engine."""
 
 from __future__ import annotations
 
@@ -35,13 +33,13 @@ class Commit:
     """Tokens that are now part of the text.
 
     Attributes:
-        pos: the absolute position of the first one (the prompt's tokens are 0 .. n-1).
+        pos: the absolute position of the first token (the prompt's tokens are 0 .. n-1).
         tokens: at least one token id.
-        n_accepted: how many of them, from the first on, had been hinted.
+        n_accepted: how many of them, from the first on, had been hinted before.
         n_verified: how many hinted tokens the pass checked, accepted or not.
-        seconds: how long the pass took; in a split, from when it was sent to its answer, also where others
-            were on their way.
-        n_own_accepted, n_own_verified: of these, how many the target alone had drafted itself.
+        seconds: duration of the pass; in a split, from sending to the answer, even if other windows were in
+            transit.
+        n_own_accepted, n_own_verified: of these, how many only the target itself had drafted.
 
     """
 
@@ -55,7 +53,9 @@ class Commit:
 
     @property
     def own_draft(self) -> bool:
-        """Whether the target itself had drafted most of what was accepted, or else of what was checked."""
+        """Whether the target itself had drafted most of the accepted tokens; if none was accepted, most of
+        the checked ones.
+        """
         if self.n_accepted:
             return 2 * self.n_own_accepted > self.n_accepted
         return 2 * self.n_own_verified > self.n_verified
@@ -63,31 +63,31 @@ class Commit:
 
 @dataclass
 class RemoteStats:
-    """What a generation has cost on the link to a remote target. Times are in seconds; bytes are those of
+    """Statistics of a generation's link to a remote target. Times are in seconds; bytes are those of
     messages, without framing and TLS (:data:`sllm.wire.protocol.FRAMING`).
 
     Attributes:
         round_trip: a running estimate; 0 before the first hint has come back.
         bytes_up, bytes_down: sent and received.
         n_hints: hints sent.
-        workers: which workers have served the text, ``HOST:PORT`` each, in their order; one that it came
-            back to is there once more.
-        n_moves: how often it went on with another worker.
+        workers: the workers that have served the text, as ``HOST:PORT``, in order; a worker to which it
+            returned is listed again.
+        n_moves: how often the text moved to another worker.
         n_hedged: how often a second worker was asked because the first one had not answered in time.
-        n_hedges_won: how often that one answered first.
-        hedge_tokens: of the text, that the workers whose answer came too late may have computed in vain.
-        n_reconnects: how often the link was lost and found again.
+        n_hedges_won: how often the second worker answered first.
+        hedge_tokens: tokens of the text that the slower workers may have computed in vain.
+        n_reconnects: how often the link was lost and restored.
         lost_seconds: without a link.
         n_own_draft: accepted tokens that the remote side had drafted itself.
-        n_again: rows of a split that crossed once more: of accepted tokens beside a tree's main path, and one
-            of each window that was sent ahead.
-        n_ahead: windows of a split that were sent before the one before them had come back.
-        n_void: windows of a split whose answers nobody needed, as a token before them was wrong.
+        n_again: rows of a split that were sent again: those of accepted tokens off a tree's main path, and
+            one of each window that was sent ahead.
+        n_ahead: windows of a split that were sent before the answer to the previous one.
+        n_void: windows of a split whose answers were dropped because a token before them was wrong.
         n_reused: tokens of the prompt that the remote side had in memory.
-        prompt_seconds: what the rest of the prompt took to compute.
+        prompt_seconds: time to compute the rest of the prompt.
         queued_seconds: how long the text waited for a place.
-        n_hops: of a split with several workers: from how many of them rows went to the next one directly.
-        relayed: from which to which they went through here, and why.
+        n_hops: in a split with several workers: how many of them sent rows directly to the next one.
+        relayed: between which workers the rows were relayed by this process, and why.
 
     """
 
@@ -113,20 +113,20 @@ class RemoteStats:
     hedge_tokens: int = 0
 
     def observe_round_trip(self, seconds: float) -> None:
-        """A message went there and back in ``seconds``: TCP's smoothing (RFC 6298)."""
+        """Update the round trip with a measurement of ``seconds``, smoothed as in TCP (RFC 6298)."""
         seconds = max(seconds, 0.0)
         self.round_trip = seconds if self.round_trip == 0.0 else 0.875 * self.round_trip + 0.125 * seconds
 
 
 @dataclass(frozen=True)
 class Scores:
-    """How likely a target finds the tokens of a text that is there already.
+    """How likely a target finds the tokens of a given text.
 
     Attributes:
         logprobs: float32 (n,), under the unfiltered softmax at temperature 1.
-        ranks: int32 (n,); 0: the likeliest token.
+        ranks: int32 (n,); 0: the most likely token.
         n_reused: tokens of the text that were still in memory.
-        seconds: of computing.
+        seconds: computing time.
 
     """
 
@@ -138,17 +138,20 @@ class Scores:
 
 @runtime_checkable
 class Scorer(Protocol):
-    """A target that can score a text besides writing one."""
+    """A target that can also score a given text."""
 
     def score(self, tokens: npt.NDArray[int32], start: int) -> Scores:
         """Score ``tokens[start:]``, int32 (n,), 1 <= start < n, in one pass.
 
-        What was computed stays in memory: a text that begins with it costs only what is new.
+        The result stays in memory: for a longer text that begins with this one, only the new tokens are
+        computed.
         """
 
 
 class Generation(Protocol):
-    """One text on its way, made by :meth:`Target.open`. All but :meth:`cancel` belong to one thread."""
+    """A text in progress, made by :meth:`Target.open`. All methods except :meth:`cancel` belong to one
+    thread.
+    """
 
     finish_reason: str | None
     """None until it ends; then ``"eog"`` (the model ended it), ``"length"`` (``max_tokens``) or
@@ -159,23 +162,23 @@ class Generation(Protocol):
 
     @property
     def can_branch(self) -> bool:
-        """Whether all branches of a hint that is a tree are checked; else its main path is."""
+        """Whether all branches of a tree hint are checked; otherwise only its main path."""
 
     def hint(self, pos: int, tokens: Sequence[int], parents: Sequence[int] | None = None) -> None:
-        """Propose the tokens from ``pos`` on: the whole unconfirmed draft. It replaces every earlier hint.
+        """Propose the tokens from ``pos`` on: the whole unconfirmed draft. It replaces all earlier hints.
 
-        A hint changes when tokens come and never which. It is compared with what is committed by now; where
-        it disagrees it is dropped.
+        A hint changes when tokens come, never which. It is compared with what is committed by now, and
+        dropped if it disagrees.
 
         Args:
-            pos: where they go, at most the committed length for the hint to be of use.
-            tokens: the likeliest first, where they are a tree: fewer may be checked than there are.
-            parents: for each token the place in ``tokens`` of the one that it follows, always an earlier
-                place; -1: it comes at ``pos``. See :class:`~sllm.targets.tree.TokenTree`. None: each follows
+            pos: position of the first token; a hint after the committed length is useless.
+            tokens: the token ids; of a tree the most likely first, since fewer may be checked than there are.
+            parents: for each token the index in ``tokens`` of the one that it follows, always a smaller
+                index; -1: it comes at ``pos``. See :class:`~sllm.targets.tree.TokenTree`. None: each follows
                 the one before it.
 
         Raises:
-            ValueError: tokens and parents are no tree.
+            ValueError: tokens and parents do not form a tree.
 
         """
 
@@ -183,7 +186,7 @@ class Generation(Protocol):
         """End the generation, from any thread; a blocked ``__next__`` raises CancelledError."""
 
     def close(self) -> None:
-        """Let go of what the generation holds."""
+        """Free what the generation holds."""
 
 
 @runtime_checkable
@@ -195,15 +198,13 @@ class RemoteWork(Protocol):
 
 @runtime_checkable
 class PipelinedGeneration(Generation, Protocol):
-    """A generation whose commits come by themselves, some time after what caused them: the target is far
-    away.
+    """A generation on a distant target, whose commits arrive asynchronously.
 
-    Hints travel while earlier ones are being verified, and nobody waits for an answer.
+    Hints travel while earlier ones are being verified, and neither side waits for an answer.
     """
 
     run_ahead: bool
-    """Whether the target generates without hints; else every pass needs a hint, which may be empty.
-    """
+    """Whether the target decodes without hints; otherwise every pass needs a hint, which may be empty."""
 
     on_loss: str
     """``"wait"``, ``"raise"`` or ``"local"``: what to do when the link is lost."""
@@ -212,17 +213,17 @@ class PipelinedGeneration(Generation, Protocol):
 
     @property
     def learnt(self) -> dict[str, Any]:
-        """What loops have found out about the target, by names of their own: shared by its texts in this
-        process.
+        """What generation loops have measured of the target, under names of their own; shared by its texts in
+        this process.
         """
 
     @property
     def end(self) -> int:
-        """The position where the text ends at the latest."""
+        """The position at which the text ends at the latest."""
 
     @property
     def max_hint(self) -> int:
-        """So many tokens of a hint are sent at most, on all branches together."""
+        """Maximum number of tokens sent per hint, on all branches together."""
 
     opened_at: float | None
     """When the prompt had been computed (``time.perf_counter()``); None before."""
@@ -232,9 +233,9 @@ class PipelinedGeneration(Generation, Protocol):
         """Whether there is no link to the target at the moment."""
 
     def poll(self, timeout: float | None = 0.0) -> Commit | None:
-        """The next commit if there is one within ``timeout`` seconds (None: any time).
+        """The next commit, if there is one within ``timeout`` seconds (None: no limit).
 
-        None comes also when :meth:`wake` was called, when the link is lost or found, and at the end.
+        Also returns None when :meth:`wake` was called, when the link is lost or restored, and at the end.
         """
 
     def wake(self) -> None:
@@ -243,8 +244,8 @@ class PipelinedGeneration(Generation, Protocol):
 
 @runtime_checkable
 class Target(Protocol):
-    """What decides a text: a pure function of its weights, the prompt's tokens and the sampling
-    parameters.
+    """What decides a text, which is a pure function of the target's weights, the prompt's tokens and the
+    sampling parameters.
 
     Examples:
         >>> with sllm.LocalTarget(sllm.embedded.TARGET) as target:
@@ -264,7 +265,7 @@ class Target(Protocol):
 
         Raises:
             ContextFullError: the prompt does not fit.
-            BusyError: the target serves no more generations at once.
+            BusyError: the target cannot serve another generation now.
 
         """
 
@@ -274,15 +275,15 @@ class Target(Protocol):
 
 @runtime_checkable
 class MtpTarget(Target, Protocol):
-    """A target whose model's output is computed here, and with it, perhaps, the model's own heads for
-    multi-token prediction.
+    """A target whose model's output is computed in this process, and which can also run the model's own heads
+    for multi-token prediction.
     """
 
     def heads(self) -> Heads:
         """The heads, which draft for this target from now on.
 
         Raises:
-            UnsupportedModelError: there are none here that can draft.
-            BusyError: a generation is open, and the heads are not yet.
+            UnsupportedModelError: there are no heads here that can draft.
+            BusyError: a generation is open, and the heads are not loaded yet.
 
         """

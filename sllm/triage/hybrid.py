@@ -1,9 +1,9 @@
-"""The whole pipeline, like graded medical care: who answers a request, and what may leave the machine.
+"""The whole pipeline: who answers a request, and what may leave the machine.
 
 A small model grades the request. Tier 1: it answers itself. Tier 2: the local main model answers, and the
-cloud verifies where that is asked for, in one pass. Tier 3: straight to the cloud. What is private stays
-here, or is masked before it leaves and put back in the answer. Whatever goes wrong on the way to that
-decision keeps the request here.
+cloud verifies the answer in one pass if requested. Tier 3: the cloud answers. What is private stays here, or
+is masked before it leaves and restored in the answer. Any failure on the way to that decision keeps the
+request here.
 
 :meth:`Hybrid.ask` grades; :meth:`Request.runs <sllm.triage.request.Request.runs>` is the way through the
 tiers.
@@ -49,9 +49,10 @@ log = logging.getLogger("sllm.hybrid")
 
 
 class Hybrid(Closing):
-    """Answers requests with a small model, a local one and a cloud, and keeps to itself what is private.
+    """Answers requests with a small model, a local main model and a cloud, and keeps private matters on this
+    machine.
 
-    One thread at a time, and one answer: the next :meth:`ask` ends the one before.
+    Used by one thread at a time, with one answer at a time: the next :meth:`ask` ends the previous answer.
 
     Args:
         small: the model that grades, and that answers tier 1.
@@ -59,35 +60,35 @@ class Hybrid(Closing):
         cloud: for tier 3 and for verifying: a :class:`~sllm.Target` with ``chat()``
             (``connect(uri).target()``, a :class:`~sllm.SplitTarget`), or a :class:`ChatCloud`; None:
             everything stays here.
-        triage: None: one with ``small`` and without a profile, so that every request is tier 2.
-        privacy: what becomes of a private request: ``"local"`` (nothing of it leaves), ``"deidentify"`` (what
-            was found is masked and put back in the answer; where something is private that cannot be masked,
-            or the model finds private what masking has left, nothing leaves), or ``"refuse"`` (as local, and
-            LeakError where only the cloud could answer).
-        detectors: what finds private matters; None: :func:`sllm.privacy.default_detectors`.
+        triage: the grading; None: one with ``small`` and without a profile, so that every request is tier 2.
+        privacy: what happens to a private request: ``"local"`` (nothing of it leaves), ``"deidentify"`` (what
+            was found is masked and restored in the answer; if something private cannot be masked, or the
+            model finds the masked request private, nothing leaves), or ``"refuse"`` (as local, but LeakError
+            if only the cloud could answer).
+        detectors: detectors of private matters; None: :func:`sllm.privacy.default_detectors`.
         verify: which tier-2 answers the cloud verifies: ``"always"``, ``"uncertain"`` (by the profile) or
             ``"never"``.
-        accept: when the cloud lets a token of a local answer stand.
-        sampling: of every answer but a :class:`ChatCloud`'s; None: temperature 0, at which ``sllm calibrate``
-            labels answers; a profile promises nothing of answers by other parameters. With a grammar, nothing
-            that was masked leaves, since a grammar that accepts a placeholder need not accept its value; and
-            an answer that does not stand is written anew by the cloud, since a grammar begins where a text
-            does.
-        max_tokens: of an answer.
-        max_cloud_tokens: how many tokens may be sent to and written by the cloud in all, over the life of
-            this object, as the cloud's ``count`` estimates them for a :class:`ChatCloud`; None: any number.
-        n_ctx, n_threads: of the contexts of ``small`` and ``local``.
-        detect_seconds: detectors that take longer have failed.
-        thinking: False: models answer without reasoning first, where their chat templates have a switch for
-            that (:func:`sllm.engine.chat_template.thinking_off`); a :class:`ChatCloud` is not told.
+        accept: the condition under which the cloud accepts a token of a local answer.
+        sampling: for every answer except a :class:`ChatCloud`'s; None: temperature 0, at which ``sllm
+            calibrate`` labels answers; a profile guarantees nothing for other parameters. With a grammar,
+            masked requests do not leave, since a grammar that accepts a placeholder need not accept its
+            value; and an answer that is not accepted is written anew by the cloud, since a grammar applies
+            from the beginning of a text.
+        max_tokens: maximum number of tokens of an answer.
+        max_cloud_tokens: maximum number of tokens sent to and written by the cloud in total, over the life of
+            this object; for a :class:`ChatCloud` as its ``count`` estimates them; None: no limit.
+        n_ctx, n_threads: for the contexts of ``small`` and ``local``.
+        detect_seconds: time limit of the detectors; exceeding it counts as a failure.
+        thinking: False: models answer without reasoning first, if their chat templates have a switch for that
+            (:func:`sllm.engine.chat_template.thinking_off`); a :class:`ChatCloud` is not told.
 
     Raises:
         ValueError, TypeError: an argument out of range or of another type, or a grammar for a
-            :class:`ChatCloud`, which would not keep to it.
-        ProfileError: the profile is of another model than ``small``.
+            :class:`ChatCloud`, which could not enforce it.
+        ProfileError: the profile belongs to another model than ``small``.
 
     Attributes:
-        vault: of the conversation; :meth:`new_conversation` begins another one.
+        vault: the vault of the conversation; :meth:`new_conversation` starts a new one.
 
     Examples:
         >>> from sllm.triage import ContextScorer
@@ -165,7 +166,7 @@ class Hybrid(Closing):
 
     @property
     def privacy(self) -> PrivacyMode:
-        """What becomes of a private request, as given."""
+        """What happens to a private request, as given."""
         return self._pipeline.privacy
 
     @property
@@ -184,7 +185,7 @@ class Hybrid(Closing):
         return self._pipeline.budget.used
 
     def new_conversation(self) -> None:
-        """Forget what was masked: from here on there is another vault. An answer on its way keeps its own."""
+        """Start a new conversation with an empty vault. An answer in progress keeps its own vault."""
         self.vault = Vault(self._detectors)
 
     def ask(
@@ -202,17 +203,17 @@ class Hybrid(Closing):
             sampling: of this answer; None: as for all answers.
 
         Returns:
-            The answer. Text that is checked before it is given (tier 1 and verified tier 2) comes after the
-            check; other text comes as it is written. What a model or the cloud raises is raised where the
-            answer is read: UnsupportedModelError (no chat template), ContextFullError (the conversation does
-            not fit), RemoteError (the cloud has broken off within an answer that was shown in part).
+            The answer. Text that is checked first (tier 1 and verified tier 2) comes after the check; other
+            text is streamed as it is written. Errors of a model or the cloud are raised when the answer is
+            read: UnsupportedModelError (no chat template), ContextFullError (the conversation does not fit),
+            RemoteError (the cloud failed after part of its answer was shown).
 
         Raises:
             TypeError, ValueError: malformed messages, max_tokens below 1, or a grammar for a
                 :class:`ChatCloud`.
-            LeakError: with ``privacy="refuse"``, a private request that needs the cloud; also where the
-                answer is read, for what is noticed only then.
-            BusyError: another thread is inside.
+            LeakError: with ``privacy="refuse"``, a private request that needs the cloud; also raised when the
+                answer is read, if it is only noticed then.
+            BusyError: another thread is using this object.
             ClosedError: after :meth:`close`, or in a forked process.
 
         """
@@ -270,10 +271,10 @@ class Hybrid(Closing):
         return None
 
     def cancel(self) -> None:
-        """End what another thread is inside, :meth:`ask` or its answer, with CancelledError; from any thread.
+        """End :meth:`ask` or its answer in another thread, which gets CancelledError; may be called from any
+        thread.
 
-        A pass of a scoring or an HTTP request of a :class:`ChatCloud` that is under way comes to its end
-        first.
+        A scoring pass or an HTTP request of a :class:`ChatCloud` that is already running is completed first.
         """
         if self._closed:
             return
@@ -289,7 +290,9 @@ class Hybrid(Closing):
         return self._closed
 
     def close(self) -> None:
-        """End the answer and free the contexts; models and cloud stay the caller's. More calls do nothing."""
+        """End the answer and free the contexts; the caller closes models and cloud. Further calls do
+        nothing.
+        """
         self._closed = True
         if self._answer is not None:
             self._answer.close()

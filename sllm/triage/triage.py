@@ -1,24 +1,24 @@
 """Triage: how hard a request is for the small model, and whether it is private.
 
-A small model is asked two questions about the request, and its answer is never read: what counts is how
-likely each of a few given labels is (:meth:`Context.score <sllm.Context.score>`). So no text in the request
-can make it say anything else, and there is nothing to parse.
+A small model is asked two questions about the request, but it does not write an answer: only the
+probabilities of a few given labels are used (:meth:`Context.score <sllm.Context.score>`). So no text in the
+request can make it answer anything else, and there is nothing to parse.
 
-* **The request is data.** It stands between two lines with a nonce that does not occur in it, before the
-  question, and no control token is ever read out of it.
-* **No label has a head start.** The options are listed in every rotation, and the label's log-probability is
-  averaged over them. For privacy, what the same question gives for a text without content is subtracted
-  (contextual calibration, Zhao et al., 2102.09690). Grades do without: their thresholds are calibrated
-  anyway, and on a model that was taught to grade subtracting made them worse.
-* **The worst counts.** Of long input the head, the middle and the tail are graded, and the hardest grade and
-  the most private verdict stand. Privacy is also judged at the ends of the first sentences: what is written
-  after a sentence cannot take back what the model found in it.
-* **It fails closed.** A scorer or detector that raises, returns NaN or takes too long, text that is too long
-  or no text at all: tier 2, private, and the reason is named. Without a :class:`Profile` the answer is tier
-  2, for an uncalibrated score promises nothing.
+* **The request is data.** It is placed before the question, between two lines with a nonce that does not
+  occur in it, and no control token in it is parsed.
+* **No label is favoured.** The options are listed in every rotation, and a label's log-probability is
+  averaged over them. For privacy, the result of the same question for a text without content is subtracted
+  (contextual calibration, Zhao et al., 2102.09690). Not for grades: their thresholds are calibrated anyway,
+  and on a model that was trained to grade, the subtraction made them worse.
+* **The worst result counts.** Of long input, the beginning, the middle and the end are graded, and the
+  hardest grade and the most private verdict are used. Privacy is also judged at the ends of the first
+  sentences, so later text cannot undo what the model found in them.
+* **It fails closed.** If a scorer or detector raises, returns NaN or takes too long, or the text is too long
+  or empty, the request is tier 2 and private, and the reason is given. Without a :class:`Profile` every
+  request is tier 2, since an uncalibrated score guarantees nothing.
 
-Whatever the small model thinks of a request, how likely it finds the request's own text tells whether it has
-seen similar text: this third signal needs no model that follows instructions.
+A third signal needs no model that follows instructions: how likely the small model finds the request's own
+text indicates whether it has seen similar text.
 """
 
 from __future__ import annotations
@@ -88,25 +88,25 @@ class Tier(IntEnum):
     """
 
     SIMPLE = 1
-    """The small model answers itself."""
+    """The small model answers."""
     ROUTINE = 2
-    """The local main model answers, and the cloud verifies where that is asked for."""
+    """The local main model answers, and the cloud verifies the answer if requested."""
     HARD = 3
-    """Straight to the cloud."""
+    """The cloud answers."""
 
 
 @dataclass(frozen=True)
 class Grade:
-    """What triage says of a request.
+    """The result of triage for a request.
 
     Attributes:
-        tier: who is to answer. It says nothing about what may leave the machine.
-        p_easy: how likely the small model's answer is right: with a profile as fitted on its rows, without
-            one merely the share of the label; 0 where nothing could be scored.
+        tier: who should answer. It does not decide what may leave the machine.
+        p_easy: how likely the small model's answer is right: with a profile as fitted on its rows, otherwise
+            only the share of the label; 0 if nothing could be scored.
         p_hard: the same for a request that needs the big model.
         privacy: ``"private"`` if anything found something private, or if anything failed.
-        reasons: why, in plain words, with kinds and numbers and never a word of the request.
-        profile_id: the profile that the tier rests on, or None.
+        reasons: the reasons in plain words, with kinds and numbers but never a word of the request.
+        profile_id: the profile that the tier is based on, or None.
 
     Examples:
         >>> from sllm.triage import ContextScorer
@@ -132,10 +132,10 @@ class Grade:
 
 @dataclass(frozen=True)
 class Assessment:
-    """What was scored of a request, before any threshold.
+    """The scores of a request, before any threshold.
 
     Attributes:
-        signals: :data:`SIGNALS`, the worst of all windows each.
+        signals: :data:`SIGNALS`, each the worst of all windows.
         p_easy, p_hard: the shares of the labels, the worst of all windows.
         n_tokens: the length of the request (in characters where the scorer has no tokens).
 
@@ -150,18 +150,16 @@ class Assessment:
 class Triage:
     """Grades requests with a small model.
 
-    One thread at a time, unless the scorer takes more.
+    Used by one thread at a time, unless the scorer supports more.
 
     Args:
         scorer: what scores labels: a :class:`~sllm.triage.ContextScorer`, or anything with ``label_logprobs``
-            (:class:`sllm.privacy.LabelScorer`). It may have more of what that class has: ``text_logprobs``,
-            ``windows``, ``cancel``, and ``model_id`` and ``template_id``, without which no profile can be
-            used with it.
-        policy: what is asked; None: ``Policy()``.
-        profile: what calibration has found out about this scorer under this policy; None: every request is
-            tier 2.
-        detectors: objects with ``detect(text)`` that returns findings, called with every text. What they find
-            can only make a request private.
+            (:class:`sllm.privacy.LabelScorer`). It may also have that class's ``text_logprobs``, ``windows``,
+            ``cancel``, and ``model_id`` and ``template_id``, without which no profile can be used with it.
+        policy: the questions to ask; None: ``Policy()``.
+        profile: the result of calibrating this scorer under this policy; None: every request is tier 2.
+        detectors: objects with ``detect(text)`` that returns findings, called with every text. A finding
+            makes the request private.
 
     Raises:
         TypeError: the scorer has no ``label_logprobs``, or a detector no ``detect``.
@@ -228,16 +226,15 @@ class Triage:
     # ---- grades
 
     def assess(self, messages: Messages, *, findings: Iterable[Any] | None = None) -> Grade:
-        """Grade a conversation as :meth:`Model.chat <sllm.Model.chat>` takes it.
+        """Grade a conversation, in the form that :meth:`Model.chat <sllm.Model.chat>` takes.
 
         Args:
             messages: mappings with ``role`` and ``content``.
-            findings: what was found private in it elsewhere, objects with a ``kind``, or kinds. Any at all
-                makes the request private; an empty iterable says only that it has been searched.
+            findings: private matters found in it elsewhere, objects with a ``kind``, or kinds. Any of them
+                makes the request private; an empty iterable only says that it has been searched.
 
         Raises:
-            TypeError, ValueError: malformed or no messages. Whatever else goes wrong gives a grade: tier 2,
-                private.
+            TypeError, ValueError: malformed or no messages. Any other failure gives a grade: tier 2, private.
 
         """
         reasons: list[str] = []
@@ -285,10 +282,10 @@ class Triage:
         )
 
     def finds_private(self, messages: Messages) -> bool:
-        """Whether the model finds a conversation private, whatever detectors find in it.
+        """Whether the model finds a conversation private, regardless of the detectors.
 
-        For conversations that were masked: what the model finds private in the rest must not leave only
-        because something else could be masked. False without ``ask_privacy``; True if anything goes wrong.
+        For masked conversations: if the model finds something private in the rest, it must not leave just
+        because something else was masked. False without ``ask_privacy``; True if anything fails.
 
         Raises:
             TypeError, ValueError: as :meth:`assess`.
@@ -328,7 +325,7 @@ class Triage:
         return Row(scored.signals, bool(correct), scored.n_tokens, sure, hard)
 
     def escalates(self, answer_logprobs: npt.ArrayLike) -> bool:
-        """Whether the small model's answer is too uncertain to be given, so that tier 2 has to answer.
+        """Whether the small model's answer is too uncertain, so that tier 2 must answer.
 
         Args:
             answer_logprobs: (n,) log-probabilities of the answer's tokens under the small model.
@@ -337,9 +334,9 @@ class Triage:
         return self.profile is None or self.profile.escalates(confidence(answer_logprobs))
 
     def verifies(self, grade: Grade, verify: Verify, answer_logprobs: npt.ArrayLike | None = None) -> bool:
-        """Whether the local main model's answer is to be verified by the cloud.
+        """Whether the cloud should verify the local main model's answer.
 
-        That is about the quality of the answer; what may leave the machine is decided elsewhere.
+        This concerns the quality of the answer; what may leave the machine is decided elsewhere.
 
         Args:
             grade: of the request; only tier 2 is verified.

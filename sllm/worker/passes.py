@@ -52,29 +52,29 @@ class Pace:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a worker lets its clients use.
+    """Limits on what a worker's clients may use.
 
     Attributes:
         sessions: texts at once.
-        queue: texts that wait for a place; one more is refused.
-        max_prompt: tokens; None: what the context holds.
+        queue: texts that may wait for a place; further ones are refused.
+        max_prompt: tokens of a prompt; None: what fits the context.
         max_hint: tokens of one hint.
         hints_per_s: hints of one session per second, averaged over a few seconds.
         max_grammar: bytes of a grammar or a JSON Schema; 0: both are refused.
-        idle_seconds: a session ends after this time in which its client has asked for nothing that can be
-            computed, or has read nothing; where others wait for a place, once such times add up to it. So
-            does a call whose request does not arrive.
-        queue_seconds: a text that has waited for a place for so long is refused.
-        keep_seconds: how long the memory of an ended session is kept in case it goes on.
-        backlog: passes that a session may be ahead of what its client has been sent.
-        prefill: prompt tokens computed between two passes at most, all sessions together.
-        connections: of clients that have shown a token; calls over one more are refused.
-        strangers: connections of others, besides; half of them may come from one address. Where there are
-            more, the oldest makes room.
-        stranger_seconds: how long one may stay without a call that shows a token.
-        hops: of a worker of layers: where other workers are that it may bring rows to, if a client names one
-            (:class:`~sllm.worker.destinations.Destinations` says how addresses are written); with none,
-            clients carry the rows.
+        idle_seconds: a session ends after this time without a request that can be computed, or without
+            reading by the client; if others wait for a place, once such times add up to it. The same limit
+            holds for a call whose request does not arrive.
+        queue_seconds: a text that has waited this long for a place is refused.
+        keep_seconds: how long the memory of an ended session is kept in case it is resumed.
+        backlog: passes by which a session may be ahead of what was sent to its client.
+        prefill: maximum number of prompt tokens computed between two passes, for all sessions together.
+        connections: connections of clients that have presented a token; calls over further ones are refused.
+        strangers: additional connections without a token; half of them may come from one address. If there
+            are more, the oldest is closed.
+        stranger_seconds: how long a connection may stay without a call that presents a token.
+        hops: for a worker of layers: the addresses to which it may send rows directly, if a client asks for
+            it (:class:`~sllm.worker.destinations.Destinations` describes the format); empty: clients relay
+            the rows.
 
     Raises:
         ValueError: a number out of range.
@@ -147,7 +147,7 @@ class Limits:
 
 @dataclass
 class SchedulerStats:
-    """Running figures of a worker; times are seconds."""
+    """Statistics of a worker; times are in seconds."""
 
     sessions_total: int = 0
     refused: int = 0

@@ -1,4 +1,4 @@
-"""The big machine's side: a model that answers to others over the network."""
+"""The big machine's side: a model served over the network."""
 
 from __future__ import annotations
 
@@ -58,61 +58,61 @@ class Worker(Closing):
     """Serves a model to clients (:func:`sllm.connect`) over gRPC, from the constructor's return until
     :meth:`close`.
 
-    TLS and a token guard every address but loopback with ``insecure=True``. What the worker sees of its
-    clients are token ids: the text, to anybody who has the vocabulary. It logs neither these nor anything
-    else that is sent to it; gRPC's own log, which does, is off unless ``GRPC_VERBOSITY`` is set or the
-    program has imported ``grpc`` before.
+    TLS and a token guard every address but loopback with ``insecure=True``. The worker sees token ids, which
+    are the text to anyone who has the vocabulary. It logs nothing that clients send; gRPC's own log, which
+    does, is off unless ``GRPC_VERBOSITY`` is set or the program has imported ``grpc`` before.
 
-    Who has not shown the token gets little: see ``strangers`` of :class:`Limits`. Each connection takes three
-    of the files that the process may have open. Each call has a thread, and glibc keeps for each of some
-    threads what they have freed: a program of your own that serves for days should be started with
-    ``MALLOC_ARENA_MAX=2``. ``sllm worker`` sees to that itself.
+    Clients without a token get few resources: see ``strangers`` of :class:`Limits`. Each connection takes
+    three of the process's file descriptors. Each call has a thread, and glibc retains freed memory per thread
+    arena: start a long-running program of your own with ``MALLOC_ARENA_MAX=2``. ``sllm worker`` does so
+    itself.
 
     Args:
-        model: a model or its path. A :class:`~sllm.Model` stays the caller's to close.
+        model: a model or its path. The caller closes a :class:`~sllm.Model`.
         layers: serve layers to :class:`~sllm.SplitTarget` instead of texts: (start, stop), or True for those
-            that clients ask for. ``model`` is then a path, of the model or of a file of
-            :func:`~sllm.export_layers`, and of its weights only these layers are loaded.
-        n_gpu_layers: as for :class:`~sllm.Model`, where the worker loads the model.
-        draft: a smaller model or its path: the worker drafts by itself where a client has no usable hint,
-            or a worse one, and as long as that pays.
-        mtp: do so with the model's own heads for multi-token prediction
-            (:class:`sllm.engine.mtp.Heads`); None: where there is no ``draft``, and a head that can.
-        host, port: where to listen; port 0: any that is free, see :attr:`address`.
-        token: what clients must know, 16 visible characters or more; None: made at random and kept in
+            that clients request. ``model`` is then the path of the model or of a file of
+            :func:`~sllm.export_layers`, from which only these layers are loaded.
+        n_gpu_layers: as for :class:`~sllm.Model`, if the worker loads the model.
+        draft: a smaller model or its path, with which the worker drafts if a client has no usable hint or a
+            worse one, as long as that pays off.
+        mtp: draft with the model's own heads for multi-token prediction (:class:`sllm.engine.mtp.Heads`);
+            None: if there is no ``draft`` and the model has a usable head.
+        host, port: the address to listen on; port 0: any free port, see :attr:`address`.
+        token: the secret that gives access, 16 visible characters or more; None: a random one, stored in
             ``state``. Its user is called ``default`` and has no limits of its own.
         tokens: the file of further tokens, with names and limits, which ``sllm worker token`` writes
-            (:class:`sllm.worker.token_file.TokenFile`). It is watched: who is added may call, and what runs
-            under a token that is revoked ends. None: ``tokens.json`` in ``state``, or where ``token`` is
-            given, none. The file need not exist.
+            (:class:`sllm.worker.token_file.TokenFile`). Changes take effect within seconds: new tokens are
+            accepted, and texts under a revoked token are ended. None: ``tokens.json`` in ``state``, or no
+            file if ``token`` is given. The file need not exist.
         certificate: paths of a certificate chain and its key (PEM), which may be renewed while the worker
-            runs; None: a self-signed one is made once and kept in ``state``.
-        state: the folder for both; None: ``$SLLM_STATE``, or ``sllm`` in the user's state folder.
+            runs; None: a self-signed one is made once and stored in ``state``.
+        state: the folder for token and certificate; None: ``$SLLM_STATE``, or ``sllm`` in the user's state
+            folder.
         insecure: neither TLS nor a token; loopback only.
-        public_host: the name or address that :attr:`uri` tells clients; None: ``host``.
+        public_host: the name or address in :attr:`uri`; None: ``host``.
         limits: what clients may use.
         draft_threads: CPU threads of the draft; None: as for :class:`~sllm.Context`.
-        rpc: keep an RPC server (:class:`sllm.rpc.RPCServer`) for this machine's devices, too, for clients
-            that run a model themselves: :meth:`Remote.rpc_devices`. Whoever has the token can then crash that
-            server's process, and do what it may do, see :attr:`rpc_confinement`.
-        rpc_cache_size: bytes of the weights that it keeps for them.
-        monitoring: how the worker is watched: passes that hang, figures, an access log.
-        pass_seconds: no pass takes less, or a whole :class:`~sllm.worker.passes.Pace`: a stand-in for a
+        rpc: also run an RPC server (:class:`sllm.rpc.RPCServer`) for this machine's devices, for clients that
+            run a model themselves: :meth:`Remote.rpc_devices`. Anyone with the token can then crash that
+            server's process, and do whatever that process is allowed to do, see :attr:`rpc_confinement`.
+        rpc_cache_size: bytes of weights that the RPC server caches.
+        monitoring: detection of hanging passes, metrics, an access log.
+        pass_seconds: minimum duration of a pass, or a whole :class:`~sllm.worker.passes.Pace`: simulates a
             larger model, for tests and benchmarks.
-        options: how to compute: fields of :class:`~sllm.engine.params.ContextParams`, of which ``n_ctx`` is
-            the positions of one text, and ``n_seq_max``, ``n_outputs_max`` and ``kv_unified`` are not the
-            caller's to set. Texts that do not depend on drafts and neighbours to the last bit need what
-            :class:`~sllm.LocalTarget` says.
+        options: how to compute: fields of :class:`~sllm.engine.params.ContextParams`, except ``n_seq_max``,
+            ``n_outputs_max`` and ``kv_unified``; ``n_ctx`` is the number of positions per text. For texts
+            that do not depend on drafts and other texts, to the last bit, use the settings given at
+            :class:`~sllm.LocalTarget`.
 
     Raises:
         ValueError: an argument out of range; no TLS on an address that others can reach.
         VocabMismatchError: ``draft`` has another vocabulary.
-        UnsupportedModelError: the model's layers cannot be run apart from one another; ``mtp``, and it has no
+        UnsupportedModelError: the model's layers cannot be run separately; or ``mtp``, but the model has no
             head that can draft.
         OSError: the address is in use, or a file cannot be read or written.
-        PermissionError: other users of this machine may read or replace the key or the token.
+        PermissionError: other users of this machine can read or replace the key or the token.
         RPCError: the RPC server does not start.
-        ImportError: ``monitoring`` asks for figures, and the extra ``metrics`` is not installed.
+        ImportError: ``monitoring`` requests metrics, but the extra ``metrics`` is not installed.
 
     Examples:
         >>> with sllm.Worker(sllm.embedded.TARGET) as worker:
@@ -197,20 +197,18 @@ class Worker(Closing):
 
     @property
     def address(self) -> auth.Address:
-        """Where the worker is; its ``port`` is the one in use, its fingerprint that of the certificate which
-        is shown now.
-        """
+        """The worker's address, with the port in use and the fingerprint of the current certificate."""
         shown = self._certificate
         return self._address if shown is None else replace(self._address, fingerprint=shown.fingerprint)
 
     @property
     def uri(self) -> str:
-        """The line for the client. It holds the token: show it to nobody else."""
+        """The line for clients. It contains the token: keep it secret."""
         return self.address.uri
 
     @property
     def rpc_confinement(self) -> Confinement | None:
-        """What keeps the process that serves RPC from doing more than it should; None: there is none."""
+        """The sandbox of the process that serves RPC; None: there is no such process."""
         return None if self._relay is None else self._relay.confinement
 
     @property
@@ -226,34 +224,34 @@ class Worker(Closing):
 
     @property
     def failed(self) -> bool:
-        """Whether the worker cannot go on: several passes in a row have failed."""
+        """Whether the worker cannot continue because several passes in a row have failed."""
         return bool(self._scheduler.failed)
 
     @property
     def hung(self) -> bool:
-        """Whether the pass under way takes longer than it may; see :class:`Monitoring`."""
+        """Whether the running pass exceeds its time limit; see :class:`Monitoring`."""
         return self._monitor.watch.hung
 
     @property
     def metrics_address(self) -> tuple[str, int] | None:
-        """Where the figures for Prometheus are; None: nowhere."""
+        """The address of the metrics for Prometheus; None: there are none."""
         found = self._monitor.metrics
         return None if found is None else (found.host, found.port)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the worker is closed, ``timeout`` seconds at most; whether it is."""
+        """Wait until the worker is closed, at most ``timeout`` seconds; return whether it is."""
         return self._closed.wait(timeout)
 
     def drain(self, seconds: float, notice: float | None = None) -> bool:
-        """Take no more texts and let the running ones end for ``seconds``; whether they all did.
+        """Take no more texts and give the running ones ``seconds`` to end; return whether they all did.
 
-        Clients are told how long their texts have: those that would not be at their end by then, and that
-        have another worker with the same model, go on there at once. What goes on after it is handed back
-        when the worker closes: its clients go on elsewhere, or wait for it to return.
+        Clients are told how long their texts have. Texts that would not end in that time move at once, if the
+        client has another worker with the same model. Texts that are still running afterwards are handed back
+        when the worker closes: their clients continue elsewhere, or wait for it to return.
 
         Args:
             seconds: to wait.
-            notice: seconds that clients are told; None: ``seconds``.
+            notice: the time in seconds that clients are told; None: ``seconds``.
 
         """
         self._health.set(serving=False)
