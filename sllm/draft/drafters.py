@@ -1,5 +1,5 @@
-"""What proposes tokens: a small model, the model's own heads, the text itself, or any callable. A draft is
-only a hint and never changes the text.
+"""Sources of drafts: a small model, the model's own heads, the text itself, or any callable. A draft is only
+a hint and never changes the text.
 """
 
 from __future__ import annotations
@@ -42,27 +42,24 @@ __all__ = [
 
 @runtime_checkable
 class Drafter(Protocol):
-    """The interface of everything that drafts. One text at a time, one thread at a time but for
-    :meth:`cancel`.
-    """
+    """The interface of all drafters: one text at a time, one thread at a time except for :meth:`cancel`."""
 
     adaptive: bool
-    """Whether how much is drafted follows what it is measured to cost and to bring; else always as much as
-    possible."""
+    """Whether the draft length follows measured costs and gains; otherwise it is always the maximum."""
 
     n_caught_up: int
-    """How many committed tokens the last draft had to compute before its own."""
+    """Number of committed tokens that the last draft had to compute before its own."""
 
     def open(self, tokens: Sequence[int], sampling: SamplingParams) -> None:
-        """A new text begins after the prompt ``tokens``."""
+        """Begin a new text after the prompt ``tokens``."""
 
     def draft(self, text: Sequence[int], chain: Sequence[int], n_max: int, p_min: float) -> list[int]:
-        """At most ``n_max`` tokens to go on with after the committed ``text`` (prompt included) and the
-        unconfirmed ``chain``.
+        """At most ``n_max`` tokens to follow the committed ``text`` (prompt included) and the unconfirmed
+        ``chain``.
         """
 
     def cancel(self) -> None:
-        """Let a draft that another thread is now making end early."""
+        """End early a draft that another thread is computing."""
 
     def close(self) -> None:
         """Free what the drafter holds."""
@@ -70,19 +67,19 @@ class Drafter(Protocol):
 
 @runtime_checkable
 class TreeDrafter(Drafter, Protocol):
-    """A drafter that has more than one proposal, for targets that can check several at once."""
+    """A drafter that can propose several continuations, for targets that can check them at once."""
 
     def draft_tree(self, text: Sequence[int], shape: Shape, known: DraftedTree | None = None) -> DraftedTree:
-        """A tree of this ``shape`` to go on with after the committed ``text`` (prompt included); ``known`` is
-        what of an earlier one is to be gone on from.
+        """A tree of this ``shape`` to follow the committed ``text`` (prompt included); ``known`` is the part
+        of an earlier tree to continue.
         """
 
 
 def drafts_trees(drafter: object) -> TypeGuard[TreeDrafter]:
-    """Whether a drafter is to be asked for trees.
+    """Whether to ask a drafter for trees.
 
-    A subclass that replaces ``draft`` alone (one that checks what leaves the machine, for example) is not:
-    ``draft_tree`` would go past it. Nor is a drafter whose attribute ``trees`` is false.
+    False for a subclass that overrides only ``draft`` (to check what leaves the machine, for example), which
+    ``draft_tree`` would bypass, and for a drafter whose attribute ``trees`` is false.
     """
     if not isinstance(drafter, TreeDrafter) or not getattr(drafter, "trees", True):
         return False
@@ -95,9 +92,7 @@ def drafts_trees(drafter: object) -> TypeGuard[TreeDrafter]:
 
 
 def draft_probs(drafter: Drafter, n: int, unknown: float = UNKNOWN_PROB) -> list[float]:
-    """The probabilities of the ``n`` tokens that a drafter has just drafted; ``unknown`` where it gives
-    none.
-    """
+    """The probabilities of the ``n`` tokens that a drafter has just drafted; ``unknown`` if it gives none."""
     probs = list(getattr(drafter, "probs", ()))[:n]
     return probs + [unknown] * (n - len(probs))
 
@@ -105,13 +100,13 @@ def draft_probs(drafter: Drafter, n: int, unknown: float = UNKNOWN_PROB) -> list
 class ModelDrafter:
     """A small model as a drafter, with a context of its own.
 
-    It selects with the target's noise (same seed, same position), which makes the two agree as often as the
-    closeness of their distributions allows at that price.
+    It selects with the target's noise (same seed, same position), so the two agree far more often than
+    independent samples would.
 
     Args:
-        model: the model; stays the caller's to close.
+        model: the model, which the caller closes.
         params, options: how its context computes, as for :meth:`Model.context`.
-        trees: whether it drafts trees for targets that check all their branches; False: chains alone.
+        trees: whether it drafts trees for targets that check all their branches; False: only chains.
 
     """
 
@@ -202,7 +197,7 @@ class ModelDrafter:
             self.context.cancel()
 
     def close(self) -> None:
-        """Free the context. More calls do nothing."""
+        """Free the context. Further calls do nothing."""
         self.context.close()
 
     def __enter__(self) -> Self:
@@ -218,14 +213,14 @@ class ModelDrafter:
 class MtpDrafter:
     """A model's own heads for multi-token prediction as a drafter of one text.
 
-    They read what the model's last pass left behind, so this is for a target whose context is here, or the
-    context of its last layers, and the two take turns.
+    They read the hidden states of the model's last pass, so the target's context, or that of its last layers,
+    must be in this process, and drafting and verifying take turns.
 
     Args:
-        heads: of the target's context.
+        heads: the heads of the target's context.
 
     Attributes:
-        seq_id: the context's sequence that the text is in.
+        seq_id: the context's sequence that holds the text.
 
     """
 
@@ -284,14 +279,14 @@ class MtpDrafter:
 class NGramDrafter:
     """Drafts what followed the same last tokens earlier in the text ("prompt lookup decoding", Saxena 2023).
 
-    Costs next to nothing, and pays where an answer repeats its prompt: summaries, edits, code. With
-    documents of the caller's own it pays where an answer quotes those, although a target on another machine
-    has never seen them.
+    Costs next to nothing, and helps if an answer repeats its prompt: summaries, edits, code. With documents
+    of the caller's own it helps if an answer quotes these, even though a target on another machine has never
+    seen them.
 
     Args:
         n_max: the longest run of last tokens to look for.
         n_min: the shortest.
-        documents: token ids of texts to look in besides the prompt and the answer so far.
+        documents: token ids of further texts to search, besides the prompt and the answer so far.
 
     """
 
@@ -360,18 +355,18 @@ class NGramDrafter:
 
 
 class AnswerDrafter:
-    """Drafts an answer that somebody else has written already, for a target that is to write its own.
+    """Drafts an existing answer of another writer, for a target that writes its own.
 
-    Where the text has left the answer, it goes on after the place in the answer that ends with the text's
-    last few tokens, the one nearest to where the text is: what follows there may be right again. Where only
-    what stands a little before agrees, the tokens since are taken to stand for as many of the answer's, or,
-    if the answer has the last of them nearby, for those up to there: a few tokens are proposed on that guess,
-    and the next pass tells. (Edited texts take 8 to 36 % fewer passes that way: tests/test_check_answer.py.)
+    If the text departs from the answer, drafting continues after the nearest place in the answer that ends
+    with the text's last few tokens, since what follows there may be right again. If only slightly earlier
+    tokens agree, the tokens since then are assumed to replace as many of the answer's, or, if the answer has
+    the last of them nearby, those up to there: a few tokens are proposed on that assumption, and the next
+    pass verifies them. (Edited texts take 8 to 36 % fewer passes that way: tests/test_check_answer.py.)
 
     Args:
         answer: its token ids.
         start: the position of its first token in the text.
-        n_min: so many last tokens have to agree.
+        n_min: number of last tokens that must agree.
 
     """
 
@@ -445,8 +440,7 @@ class CallableDrafter:
     """Any callable as a drafter: ``propose(tokens, n_max)`` gets the text so far as int32 (n,) and returns
     token ids.
 
-    Ids that are no tokens are treated as wrong guesses. What it raises is raised where the text is being
-    read.
+    Invalid ids count as wrong guesses. Its exceptions are raised where the text is being read.
     """
 
     adaptive = True

@@ -1,4 +1,4 @@
-"""What a drafter proposes where the target can check several ways to go on."""
+"""A drafter's proposal for targets that can check several continuations."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["DraftedTree"]
 
 @dataclass(frozen=True)
 class DraftedTree(TokenPaths):
-    """Drafted tokens, each with the one that it follows and how likely it is there.
+    """Drafted tokens, each with its parent and its probability after the parent.
 
     Of several tokens that follow the same one, the first is the drafter's own choice.
 
     Attributes:
-        shares: for each the chance, as far as the drafter can tell, that the text goes on with it where it
-            has come to the one before it.
+        shares: for each token the drafter's estimate of the probability that it follows once the text has
+            reached its parent.
         n_passes: passes of the drafter's model that were needed.
 
     Examples:
@@ -57,14 +57,16 @@ class DraftedTree(TokenPaths):
         return cls(tuple(draft.tokens[row, :n].tolist()), tuple(parents), tuple(shares), draft.n_passes)
 
     def chances(self) -> list[float]:
-        """For each token the chance that the text comes to it: the product of the shares on its way."""
+        """For each token the probability that the text reaches it: the product of the shares along its
+        path.
+        """
         chances: list[float] = []
         for share, parent in zip(self.shares, self.parents, strict=True):
             chances.append(share if parent < 0 else share * chances[parent])
         return chances
 
     def firsts(self) -> list[bool]:
-        """Which tokens are the drafter's own choice where they stand."""
+        """Which tokens are the drafter's own choice at their position."""
         seen: set[int] = set()
         firsts: list[bool] = []
         for parent in self.parents:
@@ -90,7 +92,9 @@ class DraftedTree(TokenPaths):
         )
 
     def after(self, committed: Sequence[int]) -> DraftedTree:
-        """What may follow once the text went on with ``committed``; nothing where that is not on a path."""
+        """The rest of the tree once the text has continued with ``committed``; empty if that is not on a
+        path.
+        """
         path = self.path(committed)
         if len(path) < len(committed):
             return DraftedTree()

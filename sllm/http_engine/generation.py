@@ -1,4 +1,4 @@
-"""One text of an engine: what is asked for in a round, and the tokens that its rows select."""
+"""A text of an engine: the requests of each round, and the tokens selected from the rows."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ __all__ = ["Engine", "EngineGeneration", "EngineStats"]
 
 @dataclass
 class EngineStats(RemoteStats):
-    """What a text of an engine has cost.
+    """Statistics of a text of an engine.
 
     Attributes:
-        n_requests: requests for rows, sent again or not.
+        n_requests: requests for rows, including repeated ones.
         n_decided: positions at which all tokens that could be selected were known.
-        n_certified: positions at which they were not, and no other token could be the one selected with the
-            noise that it has (:func:`sllm_select_known` in ``csrc/sllm.h``).
-        n_raised: positions at which more log-probabilities had to be asked for.
-        n_tied: positions at which tokens as likely as the last of those that count may have been left out by
-            the engine, which says which of them come first.
+        n_certified: positions at which they were not, but no other token could be selected with its noise
+            (:func:`sllm_select_known` in ``csrc/sllm.h``).
+        n_raised: positions for which more log-probabilities had to be requested.
+        n_tied: positions at which the engine may have left out tokens exactly as likely as the last one that
+            counts; their order is up to the engine.
 
     """
 

@@ -1,4 +1,4 @@
-"""What stands at an address: which engine, what it can be asked for, and whether its tokens are ours."""
+"""Detection of an engine: which one it is, what it supports, and whether its vocabulary is ours."""
 
 from __future__ import annotations
 
@@ -47,25 +47,24 @@ _PROMPT = 512
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What was found out about an engine.
+    """The detected properties of an engine.
 
     Attributes:
         api: ``"vllm"``, ``"sglang"`` or ``"llama-server"``.
-        version: as it writes it; "" where it does not say.
-        model: the name by which the model is asked for.
+        version: its own version string; "" if unknown.
+        model: the model's name in requests.
         n_ctx: positions of a text, prompt and answer together; None: it does not say.
-        max_logprobs: log-probabilities of a position that it gives at most; None: as many as there are
-            tokens, as far as was tried.
-        n_slots: prompts that it computes at once, where that is a fixed number.
+        max_logprobs: maximum number of log-probabilities per position; None: no limit was found.
+        n_slots: prompts that it computes at once, if that is a fixed number.
         tokenizer: ``"the same"``, ``"the same tokens, cut otherwise"`` (its texts become other tokens of the
             same vocabulary) or ``"not compared"`` (it does not tokenise).
-        prefix_cache: whether what a prompt shares with an earlier one is not computed again, measured; None:
-            neither did the engine say so nor did the time.
-        batch_invariant: whether it says that its numbers do not depend on what else it computes; None: it
-            says nothing.
-        round_trip: seconds of the quickest request.
-        selects: whether its own stream is the text at any temperature, as it selects as sllm does (vLLM with
-            the plugin of ``examples/vllm-plugin``).
+        prefix_cache: whether a prefix shared with an earlier prompt is not computed again, as reported or
+            measured; None: unknown.
+        batch_invariant: whether it reports that its numbers do not depend on what else it computes; None: not
+            reported.
+        round_trip: duration of the fastest request in seconds.
+        selects: whether its own stream is the text at any temperature, because it selects as sllm does (vLLM
+            with the plugin of ``examples/vllm-plugin``).
 
     """
 
@@ -82,7 +81,7 @@ class EngineInfo:
     selects: bool = False
 
     def advice(self) -> list[str]:
-        """What would make its texts exact, or come sooner, each in a sentence."""
+        """Recommendations that would make its texts exact or faster, each a sentence."""
         said = []
         if self.max_logprobs is not None and self.max_logprobs < 40:
             said.append(

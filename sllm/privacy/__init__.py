@@ -1,4 +1,4 @@
-"""De-identification that can be undone: detectors, the vault, restoring, the check before text leaves."""
+"""Reversible de-identification: detectors, the vault, restoring, and the check before text leaves."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds what is private in a text: by pattern, by the words around it, by a model.
+"""Detection of private values in a text: by patterns, by the words around them, by a model.
 
 Detectors search a plain view of the text (:mod:`sllm.privacy.text`) and return offsets in the original.
 """
@@ -49,11 +49,11 @@ def _check_packages() -> None:
 
 
 class PatternDetector:
-    """Finds what has a known form, checksum or label; deterministic, in time linear in the text.
+    """Finds values with a known form, checksum or label; deterministic, in time linear in the text.
 
     Args:
-        kinds: which of :data:`KINDS` to look for; None is all.
-        min_score: findings below it are left out.
+        kinds: the :data:`KINDS` to look for; None: all.
+        min_score: findings with a lower score are left out.
 
     Raises:
         ImportError: a package that the checks of numbers need is not installed.
@@ -84,9 +84,8 @@ class PatternDetector:
 
 
 def default_detectors() -> tuple[Detector, ...]:
-    """What is used where no detectors are named: patterns, names that something announces, and what the extra
-    ``names`` brings, a tagger for Chinese names and lists of English ones. Without it, the log of ``sllm``
-    says once what is missed.
+    """The default detectors: patterns, names with a cue, and with the extra ``names`` a tagger for Chinese
+    names and lists of English ones. Without that extra, the log of ``sllm`` says once what is missing.
     """
     detectors: list[Detector] = [PatternDetector(), NameDetector()]
     if lac.installed() is not None:
@@ -108,8 +107,8 @@ def _tell_missing() -> None:
 
 
 def union(findings: Iterable[Finding]) -> list[Finding]:
-    """Findings with those that overlap merged: the range covers all of them; the longest gives the kind, and
-    one whose value was checked comes before all that were not.
+    """Findings with overlapping ones merged into one range; the longest gives the kind, with checked values
+    preferred over unchecked ones.
     """
     merged: list[Finding] = []
     best: tuple[bool, int, float] = (False, 0, 0.0)

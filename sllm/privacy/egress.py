@@ -1,4 +1,4 @@
-"""The last check: nothing that the vault holds, and nothing that looks private, is in what is to be sent."""
+"""The last check: text to be sent contains no value of the vault and nothing that looks private."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["egress_check"]
 def egress_check(data: str | bytes, vault: Vault, detectors: Sequence[Detector] | None = None) -> None:
     """Raises unless ``data`` may leave the machine.
 
-    Placeholders as the vault issued them are taken out first. The rest must hold no value of the vault:
-    compared by compatibility form and without case, without zero-width characters, numbers by their digits
-    alone, also under JSON, percent and HTML escapes, in base64 and in hexadecimal. And the detectors must
-    find nothing in it, nor under its escapes.
+    Placeholders issued by the vault are removed first. The rest must contain no value of the vault, compared
+    by compatibility form, ignoring case and zero-width characters, numbers by their digits alone, also under
+    JSON, percent and HTML escapes, in base64 and in hexadecimal. And the detectors must find nothing in it,
+    with or without its escapes.
 
     Args:
         data: everything that is about to be sent: text, or its UTF-8.
-        vault: of the conversation.
+        vault: the vault of the conversation.
         detectors: for the second scan; None means those of the vault, an empty sequence leaves only the
             comparison.
 

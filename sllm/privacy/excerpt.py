@@ -1,4 +1,4 @@
-"""The parts of a text around some ranges, as one text: only there can masking have laid anything open."""
+"""The parts of a text around masked ranges, as one text: only there can detectors find more after masking."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ class Excerpt:
 
 
 def around(text: str, ranges: Sequence[tuple[int, int]], reach: Reach = "far") -> Excerpt:
-    """The parts of a text in which masking can have laid something open to a detector.
+    """The parts of a text in which a detector may find more after masking than before.
 
     Args:
         text: with NUL characters for what is masked.
         ranges: what was masked, in order, not overlapping.
-        reach: of the detector; see :class:`~sllm.privacy.findings.Detector`.
+        reach: the detector's reach; see :class:`~sllm.privacy.findings.Detector`.
 
     """
     if reach == "words":

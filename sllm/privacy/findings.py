@@ -1,4 +1,4 @@
-"""What every detector returns, what a detector is, and how much work one text may cost it."""
+"""Findings, the interface of detectors, and the limit of their work on one text."""
 
 from __future__ import annotations
 
@@ -95,14 +95,17 @@ Reach = Literal["words", "sentence", "far"]
 class Detector(Protocol):
     """Anything that finds private ranges in a text.
 
-    It may have an attribute ``reach`` that says where masking can make it find more than before, for that is
-    searched again: ``"words"``, near what is masked beside other signs than ordinary words, for it judges
-    values by their form and what adjoins them; ``"sentence"``, in the sentences that hold what is masked, for
-    it reads each by itself; ``"far"``, as without it, near all that is masked.
+    After masking, a text is searched again where masking can make a detector find more than before. Its
+    optional attribute ``reach`` says where that is: ``"words"``, near masked values that adjoin anything but
+    ordinary words, for detectors that judge values by their form and the adjoining characters;
+    ``"sentence"``, in sentences with masked values, for detectors that read each sentence by itself;
+    ``"far"``, the default, near all masked values.
     """
 
     def detect(self, text: str) -> Sequence[Finding]:
-        """Findings in any order, overlapping or not; raises rather than leave something out in silence."""
+        """Findings in any order, possibly overlapping; raises an error rather than silently leaving something
+        out.
+        """
         ...
 
 
@@ -114,7 +117,7 @@ def reach_of(detector: Detector) -> Reach:
 
 @runtime_checkable
 class LabelScorer(Protocol):
-    """Anything that says how likely each of several labels is as the continuation of a prompt.
+    """Anything that computes how likely each of several labels is as the continuation of a prompt.
 
     :class:`~sllm.Triage` and :class:`~sllm.privacy.ModelDetector` ask one, such as
     :class:`sllm.triage.ContextScorer`.

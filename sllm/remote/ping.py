@@ -1,4 +1,4 @@
-"""What a link can do: its round trip and its bandwidths."""
+"""Measurements of a link: its round trip and its bandwidths."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ _LARGE_DOWN = 1 << 19
 
 @dataclass(frozen=True)
 class Ping:
-    """What the link can do: round trip in seconds (median), bandwidths in Mbit/s, None where not measured."""
+    """A measurement of the link: round trip in seconds (median), bandwidths in Mbit/s, None if not
+    measured.
+    """
 
     round_trip: float
     mbit_s_up: float | None

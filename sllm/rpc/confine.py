@@ -1,8 +1,8 @@
-"""How little the process can do that serves ggml's RPC: whatever a client makes of it, it gets no further.
+"""The sandbox of the process that serves ggml's RPC, which limits a client that takes it over.
 
 On Linux: no capabilities and no new privileges, no files but those of the system's libraries and GPU drivers
 (Landlock), no programs, processes, sockets, signals to others or looks into their memory (seccomp), and where
-no GPU is served no files at all once the server runs. Other systems have nothing like it that a library can
+no GPU is served no files at all once the server runs. Other systems have no equivalent that a library can
 rely on: there the process can do what the user can, and says so.
 """
 
@@ -42,11 +42,12 @@ _GPUS = ("/dev/nvidia*", "/dev/dri", "/dev/kfd", "/dev/accel")
 
 @dataclass(frozen=True)
 class Confinement:
-    """What holds for a process that serves RPC.
+    """The restrictions of a process that serves RPC.
 
     Attributes:
-        landlock: the version of Landlock that limits the files which it can open; 0: none does.
-        seccomp: whether it can start no programs or processes, reach none, and open no sockets.
+        landlock: the version of Landlock that limits which files it can open; 0: none.
+        seccomp: whether it is kept from starting programs or processes, from reaching others, and from
+            opening sockets.
         opens_files: whether it can open files at all, as GPU drivers have to.
 
     """

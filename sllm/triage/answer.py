@@ -1,4 +1,4 @@
-"""The answer to a request: its text as it comes, who has written it, and what it has cost."""
+"""The answer to a request: its text as it comes, who has written it, and its statistics."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ __all__ = ["Answer", "HybridStats", "exclusive"]
 
 @dataclass
 class HybridStats:
-    """What an answer has cost. Times are seconds.
+    """Statistics of an answer. Times are in seconds.
 
     Attributes:
-        grade_seconds: for the grade and the search for private matters.
-        grade_tokens: tokens that the small model computed for it.
+        grade_seconds: time of grading and of the search for private matters.
+        grade_tokens: tokens that the small model computed for grading.
         n_small, n_local: tokens that the small and the local main model wrote.
         cloud_in: tokens sent to the cloud: prompts, and answers to be verified.
         cloud_out: tokens that the cloud wrote.
-        n_kept: of a verified answer, the tokens that stood.
-        n_checked: of a verified answer, its tokens.
-        n_restored: placeholders put back.
-        n_unknown: what the cloud wrote that looks like a placeholder and was never issued; it stays.
-        n_in_links: placeholders that were not put back because they stand in a URL, a link or an HTML tag:
-            a program that shows the answer might send the value there (:class:`sllm.privacy.Restorer`).
+        n_kept: accepted tokens of a verified answer.
+        n_checked: all tokens of a verified answer.
+        n_restored: placeholders replaced by their values.
+        n_unknown: strings of the cloud that look like placeholders but were never issued; they are left
+            unchanged.
+        n_in_links: placeholders that were not restored because they are in a URL, a link or an HTML tag: a
+            program that shows the answer might send the value there (:class:`sllm.privacy.Restorer`).
         seconds: until the end of the answer.
 
     """
@@ -56,18 +57,18 @@ class HybridStats:
 
 
 class Answer(RunStream):
-    """An answer on its way: an iterator of :class:`~sllm.Run`, made by :meth:`sllm.Hybrid.ask`.
+    """An answer in progress: an iterator of :class:`~sllm.Run`, made by :meth:`sllm.Hybrid.ask`.
 
-    The tokens of a run are those that its writer has; in its text placeholders have their values back.
+    The tokens of a run are those of its writer; in its text the placeholders are restored.
 
     Attributes:
-        grade: what triage says of the request.
-        route: who has had to do with it so far, in order: ``"small"``, ``"local"``, ``"cloud"``, and
-            ``"verified"`` or ``"corrected"`` for what the cloud made of a local answer.
-        reasons: why, without a word of the request.
-        masked: kind -> how many places were masked in what has left the machine.
-        complete: whether it has come to its end: not one that was left, or that broke off.
-        stats: what it has cost.
+        grade: the grade of the request.
+        route: the steps so far, in order: ``"small"``, ``"local"``, ``"cloud"``, and ``"verified"`` or
+            ``"corrected"`` for the cloud's verdict on a local answer.
+        reasons: the reasons for the route, without a word of the request.
+        masked: kind -> number of places masked in what has left the machine.
+        complete: whether it has ended regularly, without being closed early or failing.
+        stats: its statistics.
 
     """
 

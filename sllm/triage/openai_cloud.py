@@ -15,10 +15,10 @@ __all__ = ["OpenAICloud"]
 
 
 class OpenAICloud:
-    """An endpoint that speaks the chat-completions API; for :class:`sllm.Hybrid`.
+    """An endpoint with the chat-completions API; for :class:`sllm.Hybrid`.
 
     Args:
-        model: its name there.
+        model: the model's name at the endpoint.
         base_url: the endpoint, such as ``https://host/v1``; None: the package's own default or
             ``OPENAI_BASE_URL``.
         api_key: None: ``OPENAI_API_KEY``.
@@ -57,8 +57,9 @@ class OpenAICloud:
         """The answer to a conversation, piece by piece.
 
         Raises:
-            RemoteError: it does not answer, or breaks off; the message does not repeat what was sent.
-            AuthError: it refuses the key.
+            RemoteError: the endpoint does not answer, or breaks off; the message does not repeat what was
+                sent.
+            AuthError: the endpoint refuses the key.
 
         """
         ended = False
@@ -87,7 +88,7 @@ class OpenAICloud:
             raise RemoteError(f"{self.model}: the stream ended before the answer did")
 
     def count(self, text: str) -> int:
-        """About how many tokens a text has: a quarter of its Latin letters, and its other characters."""
+        """An estimate of the number of tokens: a quarter of the Latin letters plus the other characters."""
         n_latin = sum(char.isascii() for char in text)
         return -(-n_latin // 4) + len(text) - n_latin
 

@@ -1,4 +1,4 @@
-"""What the small model is asked about a request, in two languages, and the limits of the asking."""
+"""The questions to the small model about a request, in two languages, and their limits."""
 
 from __future__ import annotations
 
@@ -58,22 +58,22 @@ _CHINESE = Wording(
 
 @dataclass(frozen=True)
 class Policy:
-    """What is asked, and the limits.
+    """The questions to the small model, and their limits.
 
     Attributes:
         english, chinese: the questions; those in Chinese for text of whose letters at least a fifth are Han
             characters.
-        rotations: list the options in every rotation; False: only in their own order.
+        rotations: list the options in every rotation; False: only in the given order.
         content_free: a text without content, whose log-probabilities for the two verdicts on privacy are
-            subtracted; None: nothing is.
+            subtracted; None: nothing is subtracted.
         head, middle, tail: tokens of the windows in which long input is graded. Input of no more than their
             sum is graded as a whole.
-        max_tokens: longer input is not judged and counts as private.
-        sentences: privacy is also judged at the end of each of so many first sentences.
+        max_tokens: longer input is not graded and counts as private.
+        sentences: privacy is also judged at the end of each of this many first sentences.
         private_at: the share of the label for private from which a request is private, 0 to 1.
-        ask_privacy: ask the model about privacy. False: detectors and findings alone decide, and without any
+        ask_privacy: ask the model about privacy. False: only detectors and findings decide, and without any
             of them every request is private.
-        timeout: seconds that a grade may take; None: any time.
+        timeout: seconds that grading may take; None: no limit.
 
     Raises:
         ValueError, TypeError: a number out of range, a question without ``{options}``, or equal labels.
@@ -115,12 +115,12 @@ class Policy:
 
     @property
     def window(self) -> int:
-        """Tokens that are graded in one piece."""
+        """Number of tokens that are graded in one piece."""
         return self.head + self.middle + self.tail
 
     @property
     def id(self) -> str:
-        """SHA-256 (hex) over all that the signals depend on: a profile holds for one policy."""
+        """SHA-256 (hex) over everything that the signals depend on: a profile is valid for one policy."""
         scored = ("english", "chinese", "rotations", "head", "middle", "tail")
         content = [_plain(getattr(self, name)) for name in scored]
         return hashlib.sha256(json.dumps([FORM, content]).encode()).hexdigest()

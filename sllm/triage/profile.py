@@ -1,6 +1,6 @@
-"""The profile: the thresholds that calibration has found for one model file, read from JSON and checked.
+"""The profile: the thresholds that calibration found for one model file, read from JSON and checked.
 
-:mod:`sllm.triage.calibration` makes profiles and says what they promise.
+:mod:`sllm.triage.calibration` makes profiles and explains what they guarantee.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class ProfileError(SllmError, ValueError):
 
 @dataclass(frozen=True)
 class Combination:
-    """Several signals as one score: a sum with weights of at least 0, so it never falls where a signal rises.
+    """Several signals combined into one score: a sum with weights of at least 0, so it never falls when a
+    signal rises.
 
     Attributes:
         weights: one for each signal.
@@ -115,11 +116,11 @@ def _logistic(x: Floats, y: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold and what is known about what passes it.
+    """A threshold and the statistics of what passes it.
 
     Attributes:
-        score: a score of at least this passes.
-        confidence: and, where not None, an answer's confidence of at least this.
+        score: the minimum score to pass.
+        confidence: if not None, also the minimum confidence of the answer.
         alpha, delta: at most ``alpha`` of what passes is wrong, at confidence ``1 - delta``.
         n_tested: rows that it was tested on.
         n_passed: how many of them passed.
@@ -159,7 +160,7 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Profile:
-    """What calibration has found out about one model file: frozen, kept as JSON.
+    """The result of calibration for one model file: frozen, stored as JSON.
 
     Attributes:
         model_id: :func:`sllm.engine.gguf.model_id` of the scoring model.
@@ -167,19 +168,20 @@ class Profile:
         policy_id: of the policy whose questions were scored (:attr:`sllm.triage.Policy.id`).
         signals: the names of the signals, in order.
         n: labelled rows, those for fitting included.
-        alpha, delta: the promise that was asked for.
+        alpha, delta: the requested guarantee.
         seed: of the split.
         easy: the score that ``tier1`` is a threshold of.
-        tier1: None: the rows prove the promise for no threshold, and tier 1 is never taken.
+        tier1: the threshold of tier 1; None: the rows prove the guarantee for no threshold, and tier 1 is
+            never used.
         hard: the score for being hard, of the signals with their signs changed; None: no row said which
             requests are hard.
-        gate: a request with this score for being hard is not tier 1, however easy it seems; None: there is
-            no such score.
+        gate: a request with this score for being hard is not tier 1, however easy it seems; None: there is no
+            such score.
         tier3: a request whose score reaches the gate goes straight to the cloud; wrong is what was not hard.
             None: the rows do not show that few enough of them are not hard, and they are tier 2.
         verify: an answer of the local main model in tier 2 with this confidence needs no verification; None:
-            the rows prove the promise for no threshold, and each one needs it. Its delta is the share that
-            :func:`~sllm.triage.calibration.calibrate_verify` leaves it.
+            the rows prove the guarantee for no threshold, so every answer is verified. Its delta is the share
+            that :func:`~sllm.triage.calibration.calibrate_verify` leaves it.
         verify_model_id: that model.
 
     """

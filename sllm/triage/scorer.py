@@ -1,4 +1,4 @@
-"""A model as the scorer of triage: how likely it finds labels, a request's own text, and an answer."""
+"""A model as the scorer of triage, for labels, a request's own text, and an answer."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ __all__ = ["ContextScorer"]
 
 
 class ContextScorer(Closing):
-    """Scores labels with a model: one pass over what the prompt does not share with the one before it.
+    """Scores labels with a model, in one pass over the part of the prompt that differs from the previous one.
 
-    The prompt is a user's message in the model's chat template, or stands as it is where there is none. No
-    control token is read out of it. Any number of threads may use it, one after the other.
+    The prompt is a user's message in the model's chat template, or the plain text if there is none. Control
+    tokens in it are not parsed. Any number of threads may use it, one after the other.
 
     Args:
         model: the model; it is not closed.
-        n_ctx: tokens that prompt and label may have; None: what the model was trained for, at most 2048.
+        n_ctx: maximum number of tokens of prompt and label; None: what the model was trained for, at most
+            2048.
         n_threads: CPU threads; None: as :class:`sllm.Context` chooses.
 
     Raises:
@@ -79,7 +80,7 @@ class ContextScorer(Closing):
         return self.model.vocab.encode(label if self._templated else f" {label}", add_special=False)
 
     def label_logprobs(self, prompt: str, labels: Sequence[str]) -> list[float]:
-        """The log-probability of each label, all its tokens taken together.
+        """The log-probability of each label, summed over its tokens.
 
         Raises:
             ValueError: there are no labels, or one is empty.
@@ -117,7 +118,7 @@ class ContextScorer(Closing):
     ) -> npt.NDArray[np.float64]:
         """The log-probability of each token of ``answer`` to a conversation, in one pass, float64 (n,).
 
-        For :func:`~sllm.triage.check_answer.confidence` of an answer that is there already, whoever wrote it.
+        For :func:`~sllm.triage.check_answer.confidence` of an existing answer of any writer.
 
         Args:
             messages: as :meth:`Model.chat <sllm.Model.chat>` takes them.
@@ -171,7 +172,7 @@ class ContextScorer(Closing):
         return [decode(part, special=True, goes_on=i > 0) for i, part in enumerate(parts)], n
 
     def cancel(self) -> None:
-        """End the call that another thread is inside, if there is one."""
+        """End the call that another thread is making, if there is one."""
         self._context.cancel()
 
     @property

@@ -56,11 +56,11 @@ _NO_END = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.timezone.u
 
 @dataclass(frozen=True)
 class Address:
-    """Where a worker is and how to know it.
+    """The address of a worker, and how to recognise it.
 
     Attributes:
-        host, port: where.
-        token: None where the worker wants none.
+        host, port: the address.
+        token: the client's token; None if the worker requires none.
         fingerprint: SHA-256 of the worker's certificate, hex; None: the certificate must be valid for the
             host by the system's authorities.
         insecure: no TLS; loopback only.
@@ -123,7 +123,7 @@ class Address:
 
     @property
     def uri(self) -> str:
-        """The whole line, token included: for the one who is to use it, and for nobody else."""
+        """The whole line, including the token: a secret."""
         token = f"{quote(self.token, safe='')}@" if self.token else ""
         end = "#insecure" if self.insecure else f"#sha256={self.fingerprint}" if self.fingerprint else ""
         return f"sllm://{token}{self.endpoint}{end}"

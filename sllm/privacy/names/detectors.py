@@ -27,10 +27,10 @@ _LATIN, _HAN = Patterns("names_en"), Patterns("names_zh")
 
 
 class NameDetector:
-    """People and companies that something announces: 姓名, 我叫, 王先生, my name is, Mr, Dear, a label, Inc.,
+    """People and companies with a cue in the text: 姓名, 我叫, 王先生, my name is, Mr, Dear, a label, Inc.,
     有限公司.
 
-    Names in prose that nothing announces need a :class:`~sllm.privacy.TaggerDetector`, a
+    Names in prose without a cue need a :class:`~sllm.privacy.TaggerDetector`, a
     :class:`~sllm.privacy.CensusDetector` or a :class:`ModelDetector`.
     """
 
@@ -62,7 +62,7 @@ _CHINESE = (
 
 
 class ModelDetector:
-    """Names, organisations and addresses as a language model judges them.
+    """Names, organisations and addresses, judged by a language model.
 
     Candidates are found by rule (a surname and one or two characters, runs of capitalised words, suffixes
     such as 公司 and University), and each is put to the model in its sentence: the log-probabilities of four
@@ -73,9 +73,9 @@ class ModelDetector:
         scorer: the model; see :class:`~sllm.privacy.findings.LabelScorer`.
         threshold: probability of being a name, organisation or address, among the labels, from which a
             candidate counts.
-        max_candidates: of one text; those beyond it count as found without asking, so that a long text costs
-            bounded time and leaks nothing.
-        window: characters of context on each side that the model is shown.
+        max_candidates: candidates judged per text; further ones count as found without asking, so that a long
+            text takes bounded time and leaks nothing.
+        window: characters of context on each side that are shown to the model.
 
     """
 
