@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["PRIVATE", "REQUESTS", "Private", "show_triage"]
 
 REQUESTS = (
-    "What is the capital of Germany?",
+    "What comes after spring?",
     "德国的首都是哪里？",
     "Translate into Chinese: The girl is reading in the library.",
     "翻译成英文：猫在厨房里睡觉。",
