@@ -18,7 +18,7 @@ small_path, local_path = arguments.parse(__doc__, "SMALL", "LOCAL")
 # What `sllm calibrate` found of the model. Without a profile nothing is promised, and all is tier 2.
 profile = None if small_path else Profile.load(embedded.TARGET_PROFILE)
 questions = [
-    "What is the capital of Germany?",
+    "What comes after spring?",
     "翻译成英文：小狗在花园里睡觉。",
     """Write a polite reply to this message:
 Hello, this is Clara Brook. I have lost my umbrella, please call me if you find it. \

@@ -19,8 +19,9 @@ from sllm import embedded
 from tokenizers import Tokenizer
 
 import corpus
-from evaluate import ENDS, held_out_prompts
+from evaluate import held_out_prompts
 from gguf_model import load_gguf
+from sample import ENDS
 
 log = logging.getLogger("check")
 AWKWARD = [

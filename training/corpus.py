@@ -662,12 +662,14 @@ def document(split: str, index: int, more: Mapping[str, float] | None = None) ->
     return rng.choices([m for m, _ in MIX], weights)[0](rng)
 
 
-def documents(split: str, more: Mapping[str, float] | None = None) -> Iterator[Document]:
-    """All documents of a split, endless: those of "train" never carry a held-out key, others always do."""
+def documents(split: str, more: Mapping[str, float] | None = None, first: int = 0) -> Iterator[Document]:
+    """All documents of a split from an index on, endless: those of "train" never carry a held-out key,
+    others always do.
+    """
     unknown = set(more or {}) - {m.__name__ for m, _ in MIX}
     if unknown:
         raise ValueError(f"{sorted(unknown)} are no kinds, expected some of {[m.__name__ for m, _ in MIX]}")
-    for index in itertools.count():
+    for index in itertools.count(first):
         doc = document(split, index, more)
         if held_out(doc.key) == (split != "train"):
             yield doc

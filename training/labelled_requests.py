@@ -1,8 +1,10 @@
 """Labelled requests of the small world, for ``sllm calibrate``: what the pair was taught, and what it cannot.
 
 A row is a pure function of (seed, index). Taught are questions of the corpus with one right answer (facts,
-opposites and small sums, in English and Chinese; every wording of a fact counts); out of reach are requests
-that need reasoning or knowledge from outside that world: nothing that the models could say to them is right.
+opposites and small sums, in English and Chinese; every wording of a fact counts). Open are stories, replies
+to messages and translations: they have many right answers, so that none can be told by comparing, and none
+counts as right that nobody has verified. Out of reach are requests that need reasoning or knowledge from
+outside that world: nothing that the models could say to them is right.
 The corpus teaches what hard requests look like with other ones (lexicon.HARD), so these test what was
 learnt::
 
@@ -21,8 +23,9 @@ from typing import Any
 
 import corpus
 
-HARD_SHARE = 0.35
-SUM_SHARE = 0.25
+HARD_SHARE = 0.3
+OPEN_SHARE = 0.2
+SUM_SHARE = 0.2
 # Greetings and thanks have no right answer.
 SMALL_TALK = ("hello", "hi", "good ", "thank", "你好", "谢谢", "早上好", "晚安", "再见", "goodbye")
 WORDINGS = 40_000  # draws, so that every wording of every answer is known
@@ -68,7 +71,11 @@ def row(seed: str, index: int, known: dict[str, list[str]]) -> dict[str, Any]:
         # "1 stones" is bad English and the right number.
         plural = re.sub(r" 1 (\w+) now\.$", r" 1 \1s now.", answer)
         return {"prompt": question, "reference": sorted({answer, plural}), "label": "easy"}
-    if kind < 1 - HARD_SHARE:
+    if kind > 1 - OPEN_SHARE:
+        while (request := corpus.request(rng, chinese))[0] != 1:
+            pass
+        return {"prompt": request[1], "reference": [], "label": "medium"}
+    if kind < 1 - OPEN_SHARE - HARD_SHARE:
         question = rng.choice([q for q in known if q.isascii() != chinese])
         return {"prompt": question, "reference": known[question], "label": "easy"}
     text = rng.choice(OUT_OF_REACH)[chinese].format(a=rng.randint(12, 97), b=rng.randint(12, 97))

@@ -168,6 +168,22 @@ SUBJECTS = [
         "{n}个{zthing}会在{zday}之前寄给您。",
     ),
 ]
+# News that no reply of the above is for; the reply only takes note of it.
+NEWS = [
+    ("the {thing} is too small and the box is broken", "{zthing}太小了，盒子也坏了"),
+    ("the train was late, so we missed the boat", "火车晚点了，我们没赶上船"),
+    ("the roof leaks since {day} and the floor is wet", "从{zday}起屋顶漏水，地上都湿了"),
+    ("the shop has sold all of its {things}", "店里的{zthing}都卖完了"),
+    ("my brother broke the {thing} on {day}", "我弟弟{zday}把{zthing}弄坏了"),
+    ("the lamp in room {room} does not work", "{room}号房间的灯坏了"),
+    ("nobody opened the door at {hour}", "{hour}点没有人开门"),
+    ("the price of the {thing} is now {amount} dollars", "{zthing}现在卖{amount}元"),
+    ("somebody has left a {made} at my house", "有人把{zmade}忘在我家了"),
+    ("the {made} stopped in the night and the {thing} fell down", "{zmade}夜里停了，{zthing}掉下来了"),
+]
+NEWS_SHARE = 0.2
+
+
 DAYS = [
     ("Monday", "星期一"),
     ("Tuesday", "星期二"),
@@ -195,6 +211,8 @@ def _details(rng: random.Random) -> dict[str, str]:
         "hour": str(rng.randint(1, 12)),
         "thing": thing,
         "made_up": "yes" if (thing, zthing) == made_up else "",
+        "made": lex.made_up(rng, chinese=False),
+        "zmade": lex.made_up(rng, chinese=True),
         "a_thing": ("an " if thing[0] in "aeiou" else "a ") + thing,
         "things": _plural(thing),
         "zthing": zthing,
@@ -210,17 +228,38 @@ def _plural(noun: str) -> str:
     return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
 
 
+def _said(rng: random.Random, details: dict[str, str]) -> list[str]:
+    """What a message says, a summary of it and the reply, in English and then in Chinese."""
+    if rng.random() >= NEWS_SHARE:
+        return [text.format(**details) for text in rng.choice(SUBJECTS)]
+    if rng.random() < 0.3:
+        (who, zwho), (does, zdoes) = rng.choice(lex.SUBJECTS), rng.choice(lex.VERBS_AT)
+        site, zsite = rng.choice(lex.SITES)
+        told, ztold = f"{who[0].lower()}{who[1:]} {does} {site}", f"{zwho}{zsite}{zdoes}"
+    else:
+        news = rng.choice(NEWS)
+        told, ztold = (text.format(**details) for text in news)
+        details["made_up"] = details["made_up"] or ("yes" if "{made}" in news[0] else "")
+    return [told, f"that {told}", "I have noted it.", ztold, ztold, "我知道了。"]
+
+
 def _english(rng: random.Random, contact: list[str]) -> tuple[str, str, str, str]:
     """A message in English, its reply and summary, and the message in Chinese, or ""."""
     details = _details(rng)
-    body, gist, reply, zbody, _, _ = (text.format(**details) for text in rng.choice(SUBJECTS))
+    body, gist, reply, zbody, _, _ = _said(rng, details)
     body = body[0].upper() + body[1:]
     says = {"PHONE": "phone number", "EMAIL": "e-mail", "ADDRESS": "address"}
     parts = [f"{says[key]} is @{key}@" for key in contact]
     where = f" My {' and my '.join(parts)}." if parts else ""
+    if contact == ["PHONE"] and rng.random() < 0.3:
+        where = rng.choice([" Please call me at @PHONE@.", " You can reach me at @PHONE@ today."])
+    if contact == ["EMAIL"] and rng.random() < 0.3:
+        where = rng.choice([" Please write to @EMAIL@.", " You can reach me at @EMAIL@."])
     text = rng.choice(
         [
             f"Hello, this is @NAME@. {body}.{where}",
+            f"Good morning, this is @NAME@. {body}.{where}",
+            f"@NAME@ here. {body}.{where}",
             f"Hello, this is @NAME@. {body}.{where}",
             f"Hello, my name is @NAME@. {body}.{where}",
             f"Hello! {body}.{where} Kind regards, @NAME@",
@@ -250,10 +289,13 @@ def _told(contact: list[str]) -> str:
 def _chinese(rng: random.Random, contact: list[str]) -> tuple[str, str, str, str]:
     """A message in Chinese, its reply and summary, and the message in English, or ""."""
     details = _details(rng)
-    body, _, _, zbody, zgist, zreply = (text.format(**details) for text in rng.choice(SUBJECTS))
+    body, _, _, zbody, zgist, zreply = _said(rng, details)
     says = {"PHONE": "电话", "EMAIL": "邮箱", "ADDRESS": "地址"}
     where = f"我的{'，'.join(f'{says[key]}是@{key}@' for key in contact)}。" if contact else ""
-    text = rng.choice([f"您好，我是@NAME@。{zbody}。{where}"] * 3 + [f"您好！{zbody}。{where}@NAME@"])
+    if contact == ["PHONE"] and rng.random() < 0.25:
+        where = rng.choice(["请打@PHONE@找我。", "可以打@PHONE@联系我。"])
+    forms = ["您好，我是@NAME@。{}。{}"] * 3 + ["您好！{}。{}@NAME@", "我叫@NAME@。{}。{}"]
+    text = rng.choice(forms).format(zbody, where)
     when = "如果找到了" if "丢" in zbody else "如果有变化"
     close = f"{when}，我会打@PHONE@联系您。" if "PHONE" in contact else ""
     if not close and "EMAIL" in contact:
@@ -312,9 +354,12 @@ def one_message(rng: random.Random, chinese: bool) -> list[Turn]:
         as_json = "Write the contact details in this message as JSON:"
     jobs.append((as_json, json.dumps({key.lower(): f"@{key}@" for key in ("NAME", *contact)})))
     jobs = [(ask, answer) for ask, answer in jobs if answer]
-    # A reply is what is wanted most.
+    # A reply is what is wanted most; translations and lists are hardest.
+    hard = [job for job in jobs if "ranslat" in job[0] or "翻译" in job[0] or job[1].count("@") > 3]
     chosen = rng.sample(jobs, rng.choice([1, 1, 2]))
-    if rng.random() < 0.5:
+    if hard and rng.random() < 0.35:
+        chosen = [rng.choice(hard)]
+    if rng.random() < 0.4:
         chosen = [jobs[0], *(job for job in chosen[:1] if job != jobs[0])]
     turns: list[Turn] = []
     for i, (ask, answer) in enumerate(chosen):
@@ -361,7 +406,7 @@ def contacts(rng: random.Random, chinese: bool) -> list[Turn]:
 
 def message_turns(rng: random.Random, chinese: bool) -> tuple[str, list[Turn]]:
     """A conversation about a message or a list of people, with the values in it, and what identifies it."""
-    several = rng.random() < 0.2
+    several = rng.random() < 0.28
     turns = contacts(rng, chinese) if several else one_message(rng, chinese)
     clear = people(rng, chinese, 3)
     text = "".join(content for _, content in turns)

@@ -123,9 +123,9 @@ def encode(tokenizer: Tokenizer, doc: corpus.Document) -> tuple[list[int], list[
 
 
 def rows(
-    split: str, tokenizer: Tokenizer, n_row: int, more: dict[str, float]
+    split: str, tokenizer: Tokenizer, n_row: int, more: dict[str, float], first: int = 0
 ) -> Iterator[tuple[list[int], list[float]]]:
-    source = corpus.documents(split, more)
+    source = corpus.documents(split, more, first)
     recalled = recalled_words(tokenizer)
     pool: list[tuple[list[int], list[float]]] = []
     while True:
@@ -169,6 +169,7 @@ def main() -> None:
         metavar="KIND=FACTOR",
         help="so many times as many documents of a kind",
     )
+    parser.add_argument("--first", type=int, default=0, help="index of the first document, for fresh ones")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     more = {kind: float(factor) for kind, _, factor in (one.partition("=") for one in args.more)}
@@ -176,7 +177,8 @@ def main() -> None:
     n_row = args.row_length + 1
     tokens = np.empty((args.rows, n_row), np.uint16)
     weights = np.empty((args.rows, n_row), np.float16)
-    for i, (ids, w) in zip(range(args.rows), rows(args.split, tokenizer, n_row, more), strict=False):
+    source = rows(args.split, tokenizer, n_row, more, args.first)
+    for i, (ids, w) in zip(range(args.rows), source, strict=False):
         tokens[i], weights[i] = ids, w
     np.savez(args.out, tokens=tokens, weights=weights)
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["PRIVATE", "REQUESTS", "Private", "show_triage"]
 
 REQUESTS = (
-    "What is the capital of Germany?",
+    "What comes after spring?",
     "德国的首都是哪里？",
     "Translate into Chinese: The girl is reading in the library.",
     "翻译成英文：猫在厨房里睡觉。",
@@ -63,12 +63,12 @@ class Private:
 
 PRIVATE = {
     "en": Private(
-        "Write a polite reply to this message:\nHello, this is Clara Brook. I have lost my kite, please"
+        "Write a polite reply to this message:\nHello, this is Clara Brook. I have lost my umbrella, please"
         " call me if you find it. My phone number is 415-555-0162.",
         ("Clara Brook", "415-555-0162"),
     ),
     "zh": Private(
-        "请给这条消息写一个有礼貌的回复：\n您好，我是王芳。我的风筝丢了，如果您找到了，请给我打电话。"
+        "请给这条消息写一个有礼貌的回复：\n您好，我是王芳。我的雨伞丢了，如果您找到了，请给我打电话。"
         "我的电话是13800000162。",
         ("王芳", "13800000162"),
     ),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sllm.remote.connection import Remote
 
 N_CTX = 256
-PROMPT = [5, 6, 7]
+PROMPT = "Once upon a time"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,7 +53,7 @@ def endless(target_model: Model) -> sllm.SamplingParams:
 
 @pytest.fixture(scope="module")
 def wanted(target_model: Model, endless: sllm.SamplingParams) -> list[int]:
-    return one_by_one(target_model, PROMPT, endless, 60)
+    return one_by_one(target_model, target_model.vocab.encode(PROMPT), endless, 60)
 
 
 class Fixed(Payoff):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from oracles import EXACT, GREEDY, make_prompt, one_by_one
+from oracles import EXACT, GREEDY, make_prompt, one_by_one, without_end
 from remote_worker import FakeWorker, n_threads, wait_until
 
 import sllm
@@ -115,10 +115,11 @@ LOSSES = ("idle", "closing", "an early end")
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_worker_that_ends_every_stream_after_a_while_serves_the_text(
-    connected: Callable[..., Any], name: str
+    connected: Callable[..., Any], target_model: sllm.Model, name: str
 ) -> None:
+    endless = without_end(target_model, GREEDY)
     with split_of(connected(saying(answer, answer, ROWS[name]))) as split:
-        generation = split.open(np.array([5, 6, 7], dtype=np.int32), GREEDY, 12)
+        generation = split.open(np.array([5, 6, 7], dtype=np.int32), endless, 12)
         assert sum(len(one.tokens) for one in generation) == 12
         generation.close()
 

@@ -255,9 +255,24 @@ def test_tier_2_is_corrected(
     make: Callable[..., Hybrid], cloud: Wiretap, draft_model: Model, target_model: Model
 ) -> None:
     """The small model's answer, where the cloud finds it unlikely, is the cloud's from there on."""
-    question = "How many legs does a spider have?"
-    theirs, ours = answer_of(target_model, question), answer_of(draft_model, question)
-    assert theirs != ours
+    asked = [
+        "Why is the sea salty?",
+        "Why do birds fly south in winter?",
+        "What is 7 + 8?",
+        "Translate into Chinese: The old man is drinking tea by the river.",
+        "What is the opposite of cold?",
+        "What is a computer?",
+        "Name three fruits.",
+        "Where does a whale live?",
+        "How many legs does a spider have?",
+        "Who are you?",
+    ]
+    # Both know much by heart: one that they answer differently.
+    question, theirs = next(
+        (one, theirs)
+        for one in asked
+        if (theirs := answer_of(target_model, one)) != answer_of(draft_model, one)
+    )
     answer = make(cloud, local=None, accept=Acceptance(0.0, max_rank=1)).ask(user(question))
     assert answer.text() == theirs
     assert answer.route == ["local", "corrected"]

@@ -95,7 +95,8 @@ def test_a_schema_from_afar(
     worker: Worker, target_model: sllm.Model, draft_model: sllm.Model, draft: str | None
 ) -> None:
     sampling = sllm.SamplingParams(seed=8, json_schema=SCHEMA)
-    wanted = sllm.generate(target_model, "Once", draft=None, sampling=sampling, max_tokens=60).text()
+    with sllm.LocalTarget(target_model, **EXACT) as local:
+        wanted = sllm.generate(local, "Once", draft=None, sampling=sampling, max_tokens=60).text()
     drafter: Any = draft_model if draft == "model" else draft
     with sllm.connect(worker.uri) as remote:
         assert "json-schema" in remote.info.features

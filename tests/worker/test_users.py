@@ -374,12 +374,13 @@ def test_users_do_not_share_prefixes(file: TokenFile, target_model: Model) -> No
 
 def test_another_users_text_cannot_be_ended_by_its_number(file: TokenFile, target_model: Model) -> None:
     alice, bob = file.add("alice"), file.add("bob")
+    endless = without_end(target_model, GREEDY)
     with (
         worker_of(file, target_model) as worker,
         Client(worker.address, token=alice) as a,
         Client(worker.address, token=bob) as b,
     ):
-        stream = a.generate(opening((5, 6), GREEDY, 9, run_ahead=False, text_id=77))
+        stream = a.generate(opening((5, 6), endless, 9, run_ahead=False, text_id=77))
         stream.next()
         other = b.generate(opening((5, 6), GREEDY, 3, text_id=77))
         other.run()
