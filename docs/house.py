@@ -42,26 +42,26 @@ FLOORS = (
 WHAT = {
     "errors": "the exceptions",
     "hosts": "names of hosts and ports",
-    "messages": "chat messages: checked, and walked over",
-    "extras": "which extra brings a missing package",
-    "folders": "where state and caches are",
-    "progress": "who is told how far something has come",
-    "embedded": "the tiny pair of models",
+    "messages": "chat messages: checks, and iteration over their texts",
+    "extras": "the extra that a missing package belongs to",
+    "folders": "folders of state and caches",
+    "progress": "reports of progress",
+    "embedded": "the pair of small models",
     "_moved": "old names of modules",
-    "engine": "models, contexts, layers, files: what computes here",
+    "engine": "models, contexts, layers, files: local computing",
     "privacy": "finding, masking and restoring what is private",
-    "targets": "the contract of what decides the text",
-    "draft": "who proposes tokens, and how many",
+    "targets": "the interface of targets, which decide the text",
+    "draft": "sources of drafts, and draft lengths",
     "wire": "protocol, credentials, encoding of hidden states",
-    "rpc": "ggml's RPC made safe",
+    "rpc": "ggml's RPC in a sandboxed process",
     "remote": "SYSTEM 2, this side: the client of a worker",
-    "http_engine": "serving engines of others as what decides a text",
+    "http_engine": "serving engines (vLLM, SGLang, llama-server) as targets",
     "worker": "SYSTEM 2, the big machine: many clients, one model",
     "split": "SYSTEM 1: first and last layers here, the rest there",
-    "generation": "the loops that make text of a target and a draft",
-    "triage": "SYSTEM 3: who answers, and what may leave",
-    "planning": "which way to a text is the fastest, predicted",
-    "openai_server": "texts and answers for programs that speak OpenAI's API",
+    "generation": "generation loops over a target and a draft",
+    "triage": "SYSTEM 3: which model answers, and what may leave",
+    "planning": "prediction of the fastest setup",
+    "openai_server": "an OpenAI-compatible server",
     "sllm": "the public names",
     "cli": "the commands",
     "__main__": "python -m sllm",
@@ -145,7 +145,7 @@ def drawing(found: dict[str, Path], drawn: list[Arrow]) -> str:
         for number in range(len(FLOORS), 0, -1)
         for name in FLOORS[number - 1]
     ]
-    told = "What is in each, and how often it imports another:"
+    told = "The modules of each room, and how often it imports another room:"
     return "\n".join(["```text", *rooms, "```", "", told, "", "```text", _contents(found, drawn), "```"])
 
 
