@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["needs"]
+__all__ = ["needs", "package_folders"]
 
 _WHAT = {
     "grammar": "grammars and JSON Schemas",
@@ -42,3 +45,15 @@ def needs(extra: str) -> Iterator[None]:
             f"the package {package} is missing, for {_WHAT[extra]}: pip install 'sllm[{extra}]'",
             name=error.name,
         ) from error
+
+
+def package_folders(package: str) -> Iterator[Path]:
+    """Every folder that ``import package`` could find, in the order of ``sys.path``, without importing it.
+
+    For packages of which only files are read: a program's own ``names.py`` comes before the package ``names``
+    in an import, and must not switch off what needs that package's files.
+    """
+    for entry in sys.path:
+        spec = PathFinder.find_spec(package, [entry])
+        if spec is not None:
+            yield from map(Path, spec.submodule_search_locations or ())

@@ -6,11 +6,12 @@ import importlib
 import importlib.metadata
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from sllm import extras
-from sllm.extras import needs
+from sllm.extras import needs, package_folders
 
 
 def test_a_missing_package_names_its_extra() -> None:
@@ -28,6 +29,19 @@ def test_a_missing_part_of_our_own_is_no_matter_of_extras() -> None:
 def test_what_is_installed_passes() -> None:
     with needs("privacy"):
         import json  # noqa: F401
+
+
+def test_files_of_a_package_are_found_behind_a_program_of_its_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program, other, site = tmp_path / "program", tmp_path / "other", tmp_path / "site"
+    for folder in (program, other / "names", site / "names"):
+        folder.mkdir(parents=True)
+    for file in (program / "names.py", site / "names" / "__init__.py"):
+        file.write_text("raise SystemExit('nothing is imported')")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "gone"), *map(str, (program, other, site))])
+    assert list(package_folders("names")) == [other / "names", site / "names"]
+    assert list(package_folders("no_such_package")) == []
 
 
 EXTRAS = {

@@ -191,6 +191,17 @@ def test_other_lists_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         CensusDetector()
 
 
+@with_lists
+@with_weights
+def test_a_program_may_have_modules_of_the_same_names(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("names", "jieba"):
+        (tmp_path / f"{name}.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert [type(one) for one in default_detectors()][2:] == [TaggerDetector, CensusDetector]
+
+
 # ---- the weights -------------------------------------------------------------------------------------------
 
 

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 from pathlib import Path
 from typing import NamedTuple
 
-from sllm.extras import needs
+from sllm.extras import needs, package_folders
 from sllm.privacy import data
 from sllm.privacy.findings import Budget, Finding, Reach, in_original
 from sllm.privacy.names.word_lists import ENGLISH, looks_like_surname, not_a_common_word, trimmed
@@ -33,13 +32,12 @@ class _Lists(NamedTuple):
 
 
 def installed() -> Path | None:
-    """The folder of the lists in the installed package; None where it is not installed, or another package of
-    that name is.
+    """The folder of the lists in the installed package; None where it is not installed, or only another
+    package of that name is.
     """
-    found = importlib.util.find_spec("names")
-    for place in found.submodule_search_locations or () if found else ():
-        if all((Path(place) / name).is_file() for name in _FILES):
-            return Path(place)
+    for folder in package_folders("names"):
+        if all((folder / name).is_file() for name in _FILES):
+            return folder
     return None
 
 

@@ -9,7 +9,6 @@ when this was written.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import math
 import struct
 import unicodedata
@@ -20,7 +19,7 @@ import numpy as np
 
 from sllm.engine.gguf import pair, string
 from sllm.errors import ModelLoadError
-from sllm.extras import needs
+from sllm.extras import needs, package_folders
 from sllm.folders import cache_folder, replacing
 from sllm.privacy.data import words
 
@@ -40,11 +39,8 @@ _WIDTH = 128  # of the embedding, and the units of each direction
 
 def installed() -> Path | None:
     """The folder of the weights in the installed package; None where it is not installed."""
-    found = importlib.util.find_spec("jieba")
-    for place in found.submodule_search_locations or () if found else ():
-        if (Path(place) / "lac_small").is_dir():
-            return Path(place) / "lac_small"
-    return None
+    folders = (folder / "lac_small" for folder in package_folders("jieba"))
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def weights() -> Path:
