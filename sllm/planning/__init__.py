@@ -1,1 +1,1 @@
-"""Which way to a text is the fastest, predicted from what was measured (:func:`sllm.plan`)."""
+"""Prediction of the fastest setup from measurements (:func:`sllm.plan`)."""

@@ -1,4 +1,4 @@
-"""The clock of the simulations, and what comes of one."""
+"""The clock of the simulations, and their result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Events", "Simulated"]
 
 
 class Events:
-    """What happens when."""
+    """A queue of events in simulated time."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -21,15 +21,15 @@ class Events:
         self._n = 0
 
     def at(self, seconds: float, call: Callable[[], None]) -> None:
-        """Let ``call`` happen so much later; in order, where at the same time."""
+        """Schedule ``call`` after a delay; calls at the same time run in order."""
         self._n += 1
         heappush(self._queue, (self.now + seconds, self._n, call))
 
     def next(self) -> None:
-        """Go on to what happens next.
+        """Advance to the next event.
 
         Raises:
-            RuntimeError: nothing will.
+            RuntimeError: there is none.
 
         """
         if not self._queue:
@@ -40,17 +40,17 @@ class Events:
 
 @dataclass(frozen=True)
 class Simulated:
-    """How a text of ``n_tokens`` came about.
+    """The result of a simulated text.
 
     Attributes:
-        n_tokens: of the text.
-        seconds: from its beginning to its last token; the prompt is on both sides before that.
-        n_passes: of the target.
+        n_tokens: tokens of the text.
+        seconds: from its beginning to its last token; the prompt has been computed on both sides before.
+        n_passes: passes of the target.
         n_hints: messages with drafts.
-        n_drafted: tokens that were drafted.
+        n_drafted: drafted tokens.
         n_accepted: drafted tokens that a pass has checked and found right.
-        n_rows: drafted tokens that were checked, and accepted ones that were computed once more.
-        bytes_up: of hints, as messages, where they were sent as such.
+        n_rows: drafted tokens that were checked, and accepted ones that were computed again.
+        bytes_up: bytes of hint messages, if hints were sent.
 
     """
 
@@ -80,5 +80,5 @@ class Simulated:
 
     @property
     def n_wasted(self) -> int:
-        """Drafted tokens that were wrong, or behind a wrong one, or right and too late."""
+        """Drafted tokens that were wrong, or after a wrong one, or right but too late."""
         return self.n_drafted - self.n_accepted

@@ -25,11 +25,11 @@ models have in common (benchmarks/RESULTS.md, "Trees").
 
 @dataclass(frozen=True)
 class Position:
-    """What the draft says where the text has come to one of its positions.
+    """What the draft proposes at a position of the text.
 
     Attributes:
-        tokens: what it would go on with: its own choice, then the runners-up under the same noise.
-        shares: how likely it finds each (:attr:`sllm.draft.tree.DraftedTree.shares`).
+        tokens: its proposals: its own choice, then the runners-up under the same noise.
+        shares: its probability for each (:attr:`sllm.draft.tree.DraftedTree.shares`).
         prob: the probability of its own choice (:attr:`sllm.Draft.probs`).
 
     """
@@ -54,14 +54,14 @@ class Recorded:
 
     @classmethod
     def of_outcomes(cls, outcomes: Sequence[bool], probs: Sequence[float]) -> Recorded:
-        """A text of which the draft's one choice is right where ``outcomes`` says so."""
+        """A text on which the draft's single choice is right where ``outcomes`` is true."""
         positions = [Position((int(right),), (p,), p) for right, p in zip(outcomes, probs, strict=True)]
         return cls((1,) * len(outcomes), tuple(positions))
 
     @classmethod
     def drawn(cls, acceptance: float, n_tokens: int, seed: int = 0) -> Recorded:
-        """A text of which the draft's own choice is right with the chance ``acceptance``, and its runners-up
-        as often as they are where models were measured.
+        """A text on which the draft's own choice is right with probability ``acceptance``, and its runners-up
+        as often as measured on real models.
         """
         rng = random.Random(seed)
         shares = (acceptance, *((1 - acceptance) * share for share in _RUNNERS_UP))

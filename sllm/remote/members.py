@@ -1,9 +1,9 @@
-"""The workers of a fleet: which are up, which were lost, are being shut down or have another model, and their
-figures.
+"""The workers of a fleet and their state: up, lost, being shut down, or with another model; and their
+measurements.
 
-A worker that does not answer is looked for on a thread of its own, which ends when it is back. Figures (round
-trip, free places) are asked for when texts begin, and not by themselves: an idle connection sends nothing but
-gRPC's keepalive.
+A thread of its own keeps trying to reach a worker that does not answer, and ends when it is back.
+Measurements (round trip, free places) are requested only when texts begin: an idle connection sends nothing
+but gRPC's keepalive.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Answer(RunStream):
             self._writing = None
 
     def end(self) -> None:
-        """Let no more come of it, from any thread; :meth:`sllm.Hybrid.cancel` ends what is computed, too."""
+        """End the text, from any thread; :meth:`sllm.Hybrid.cancel` also ends what is being computed."""
         self._ended = True
         if (stream := self._writing) is not None:
             stream.cancel()
