@@ -265,7 +265,10 @@ def test_rows_that_nobody_asked_for(client: Client, model_id: str, capability: b
     stream.next()
     feed = Stream(client, "Feed", auth.bearing(capability), rows)
     assert stream.next().done.reason == "feed"
-    assert feed.code() is not Code.OK
+    code = feed.code()
+    # gRPC ends the call itself if a message cannot be parsed, and the handler only sees that no more come:
+    # the status is that of whichever comes first.
+    assert code is not Code.OK or rows == BROUGHT["garbage"]
     assert client.status().rows == 0
     well(client, model_id)
 
