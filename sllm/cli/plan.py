@@ -107,7 +107,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> int:
-    """Measure, predict, and show the ways."""
+    """Measure, predict, and show the ways; 1 if none of them is possible."""
     prompts: list[object] = list(args.prompts)
     if args.chat:
         prompts = [[{"role": "user", "content": text}] for text in args.prompts]
@@ -130,4 +130,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         timeout=args.timeout,
     )
     out.line(json.dumps(found.as_dict(), indent=2, ensure_ascii=False) if args.json else str(found))
+    if found.best is None:
+        out.note("sllm: no way is possible here")
+        return 1
     return 0

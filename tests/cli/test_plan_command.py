@@ -55,6 +55,13 @@ def test_what_cannot_be_planned(command: Command, args: tuple[str, ...], says: s
     assert says in one_line(done.stderr)
 
 
+def test_no_way_is_an_exit_status(command: Command) -> None:
+    done = command("plan", "--target", "none.gguf")
+    assert done.returncode == 1
+    assert "not here: none.gguf does not exist" in done.stdout
+    assert "no way is possible" in one_line(done.stderr)
+
+
 def test_ctrl_c_ends_it(start: Callable[..., Any], tmp_path: Path) -> None:
     address = tmp_path / "line"
     with sllm.Worker(TARGET, pass_seconds=0.5) as worker, sllm.connect(worker.uri) as remote:
