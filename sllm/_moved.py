@@ -25,7 +25,7 @@ MOVED = {
 
 
 class _OldNames(MetaPathFinder, Loader):
-    """Finds a module by its old name: an empty one that looks everything up in the new one."""
+    """Finds a module by its old name: it is the new one."""
 
     def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
         return ModuleSpec(fullname, self) if fullname in STAYS or fullname in MOVED else None
@@ -34,10 +34,8 @@ class _OldNames(MetaPathFinder, Loader):
         new = STAYS.get(module.__name__) or MOVED[module.__name__]
         if module.__name__ in MOVED:
             warnings.warn(f"{module.__name__} is now {new}", DeprecationWarning, stacklevel=2)
-        found = importlib.import_module(new)
-        module.__doc__ = found.__doc__
-        vars(module)["__getattr__"] = lambda name: getattr(found, name)
-        vars(module)["__dir__"] = lambda: dir(found)
+        # What stands here afterwards is what an import gives (importlib._bootstrap._load_unlocked).
+        sys.modules[module.__name__] = importlib.import_module(new)
 
 
 def install() -> None:

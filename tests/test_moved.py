@@ -26,9 +26,12 @@ def test_an_old_name_warns_and_gives_what_the_new_one_has(old: str, monkeypatch:
         module.nothing_of_the_kind  # noqa: B018
 
 
-def test_names_that_stay() -> None:
+def test_names_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "sllm.hub", raising=False)
+    monkeypatch.delattr(sllm, "hub", raising=False)
     assert sllm.hub is hub
-    assert importlib.import_module("sllm.hub").resolve is hub.resolve
+    assert importlib.import_module("sllm.hub") is hub
+    assert sllm.hub is hub  # an import sets the attribute
 
 
 def test_the_readmes_old_import(monkeypatch: pytest.MonkeyPatch) -> None:

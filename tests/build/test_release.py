@@ -163,7 +163,7 @@ def test_the_workflow_builds_what_the_documents_promise() -> None:
     # Nothing but the last job may publish, and that one only for tags.
     publish = text[text.index("  publish:") :]
     assert text.count("id-token: write") == publish.count("id-token: write") == 1
-    assert "if: startsWith(github.ref, 'refs/tags/v')" in publish
+    assert "if: github.event_name == 'push' && startsWith(github.ref, 'refs/tags/v')" in publish
 
 
 @pytest.mark.parametrize(
