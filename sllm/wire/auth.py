@@ -14,6 +14,7 @@ import datetime
 import hashlib
 import socket
 import ssl
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
@@ -273,11 +274,8 @@ def fetch_certificate(address: Address, timeout: float) -> bytes:
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     try:
-        with (
-            socket.create_connection((address.host, address.port), timeout=timeout) as plain,
-            context.wrap_socket(plain) as secure,
-        ):
-            der = secure.getpeercert(binary_form=True) or b""
+        with socket.create_connection((address.host, address.port), timeout=timeout) as plain:
+            der = _shown_certificate(plain, context, timeout)
     except ssl.SSLError as error:
         raise RemoteError(
             f"{address.endpoint} does not speak TLS as a worker does: {error.reason or error}"
@@ -293,6 +291,29 @@ def fetch_certificate(address: Address, timeout: float) -> bytes:
             f" expected {address.fingerprint}: this is another worker, or somebody intercepts the connection"
         )
     return ssl.DER_cert_to_PEM_cert(der).encode()
+
+
+def _shown_certificate(plain: socket.socket, context: ssl.SSLContext, timeout: float) -> bytes:
+    """The certificate (DER) that the other side shows in a handshake.
+
+    Not by ``wrap_socket()``: that leaves a socket open that the other side resets before the handshake.
+    """
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing)
+    until = time.monotonic() + timeout
+    done = False
+    while not done:
+        try:
+            tls.do_handshake()
+            done = True
+        except ssl.SSLWantReadError:
+            pass
+        plain.settimeout(max(until - time.monotonic(), 0.001))
+        plain.sendall(outgoing.read())
+        if not done:
+            received = plain.recv(1 << 14)
+            incoming.write(received) if received else incoming.write_eof()
+    return tls.getpeercert(binary_form=True) or b""
 
 
 def client_credentials(certificate_pem: bytes) -> tuple[grpc.ChannelCredentials, str]:

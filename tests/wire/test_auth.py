@@ -10,6 +10,7 @@ import pickle
 import socket
 import ssl
 import stat
+import struct
 import threading
 import time
 import traceback
@@ -465,6 +466,20 @@ def test_a_server_without_tls_is_a_remote_error(data: bytes) -> None:
 def test_a_server_that_hangs_up_is_a_remote_error() -> None:
     with listening(lambda connection: None) as address, pytest.raises(RemoteError, match=address.endpoint):
         auth.fetch_certificate(address, PATIENCE)
+
+
+def test_a_server_that_resets_at_once_leaves_no_socket_open() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as plain,
+    ):
+        accepted, _ = listener.accept()
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        accepted.close()
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            auth._shown_certificate(plain, context, PATIENCE)
 
 
 def test_a_silent_server_costs_the_timeout_and_no_more() -> None:
