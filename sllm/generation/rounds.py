@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sllm.generation.text_stream import GenerationStats
     from sllm.targets.base import Commit, Generation
 
-__all__ = ["ChainRounds", "Rounds", "TreeRounds"]
+__all__ = ["ChainRounds", "Rounds", "TreeRounds", "may_grow", "tells_of_drafts"]
 
 
 class Rounds(Protocol):
@@ -76,7 +76,7 @@ class TreeRounds:
         self.spent, self._settled = 0.0, True
         self._shown = DraftedTree()
         # The last token is the target's own.
-        room = self._LARGEST if self._end is None else self._end - len(text) - 1
+        room = self.LARGEST if self._end is None else self._end - len(text) - 1
         if (drafter.adaptive and not growth.begin()) or room < 1:
             self._tree = DraftedTree()
             return
@@ -113,35 +113,27 @@ class TreeRounds:
                 generation.hint(len(text), hinted.tokens[:n], hinted.parents[:n], n_first=len(shown))
             left = generation.push() if isinstance(generation, LockstepGeneration) else 0.0
             self._far = left > 0
-            if not grows or left <= 2 * self._step_seconds or not self._may_go_on():
+            if not grows or left <= 2 * self._step_seconds or not may_grow(self._tree, self._growth):
                 return
             n_inner = len(set(self._tree.parents))
-            n_passes = min(self._STEP, room)
-            _, seconds = self._draft(text, Shape(n_passes, shape.width, self._LARGEST, self._growth.P_MIN))
+            n_passes = min(self.STEP, room)
+            _, seconds = self._draft(text, Shape(n_passes, shape.width, self.LARGEST, self._growth.P_MIN))
             self._step_seconds = max(seconds, 0.8 * self._step_seconds)
             grows = len(set(self._tree.parents)) > n_inner
 
-    def _may_go_on(self) -> bool:
-        """Whether what may follow the tree's main path is likely enough to be of use. Else it seldom is, and
-        a draft that keeps the cores busy delays the answer.
-        """
-        if len(self._tree) >= self._LARGEST:
-            return False
-        return self._growth.chance_of_main_path(self._tree) >= self._REACHED
-
-    _REACHED = 0.05
+    REACHED = 0.05
     """The chance of the main path's end, of a tree that grows."""
 
-    _STEP = 8
+    STEP = 8
     """Passes of the draft between two looks at what can be sent."""
 
     _WORTH = 0.05
     """A less likely token is not sent ahead."""
 
-    _LARGEST = 128
+    LARGEST = 128
     """Tokens of a tree: what else may follow comes too late, or is too unlikely."""
 
-    _MOST_KNOWN = 64
+    MOST_KNOWN = 64
     """Tokens of a tree that the draft goes on from; as many as may be new find room beside them."""
 
     def _worth_sending(self) -> list[int]:
@@ -153,11 +145,11 @@ class TreeRounds:
         asked = time.perf_counter()
         known = None
         if self._tree.tokens:
-            known = self._tree.take(self._tree.likeliest(self._MOST_KNOWN))
+            known = self._tree.take(self._tree.likeliest(self.MOST_KNOWN))
             shape = shape._replace(n_nodes=min(len(known) + shape.n_nodes, MAX_NODES))
         drafted = self._drafter.draft_tree(text, shape, known)
         tree = drafted.merged(self._tree) if known is not None else drafted
-        self._tree = tree.take(tree.likeliest(self._LARGEST))
+        self._tree = tree.take(tree.likeliest(self.LARGEST))
         seconds = time.perf_counter() - asked
         self.spent += seconds
         return drafted, seconds
@@ -171,7 +163,7 @@ class TreeRounds:
         growth.observe_pass(commit.n_verified + self._n_again, _seconds_of_pass(commit))
         growth.observe_truth(self._tree, commit.tokens)
         self._n_again = self._shown.n_beside(commit.tokens[: commit.n_accepted])  # the others stay in memory
-        if self._settled and (commit.n_verified > 0 or self.spent > 0.05 * commit.seconds):
+        if self._settled and tells_of_drafts(commit.n_verified, self.spent, commit.seconds):
             growth.observe_round(len(commit.tokens), seconds)
         self._tree = self._tree.after(commit.tokens) if self._far else DraftedTree()
 
@@ -268,13 +260,27 @@ class ChainRounds:
         length = self._length
         length.observe_pass(commit.n_verified, _seconds_of_pass(commit))
         length.observe_truth(self._chain, self._probs, commit.tokens)
-        if self._settled and (commit.n_verified > 0 or self.spent > 0.05 * commit.seconds):
+        if self._settled and tells_of_drafts(commit.n_verified, self.spent, commit.seconds):
             length.observe_round(len(commit.tokens), seconds)
         # 2. What of the chain still holds.
         n_new = len(commit.tokens)
         holds = tuple(self._chain[:n_new]) == commit.tokens
         self._chain = self._chain[n_new:] if holds else []
         self._probs = self._probs[n_new:] if holds else []
+
+
+def may_grow(tree: DraftedTree, growth: TreeGrowth) -> bool:
+    """Whether what may follow the tree's main path is likely enough to be of use. Else it seldom is, and a
+    draft that keeps the cores busy delays the answer.
+    """
+    return len(tree) < TreeRounds.LARGEST and growth.chance_of_main_path(tree) >= TreeRounds.REACHED
+
+
+def tells_of_drafts(n_verified: int, spent: float, seconds: float) -> bool:
+    """Whether a round says what drafting brings: drafted tokens were verified in its pass of so many seconds,
+    or drafting took (``spent``) more than a twentieth of these.
+    """
+    return n_verified > 0 or spent > 0.05 * seconds
 
 
 def _seconds_of_pass(commit: Commit) -> float:

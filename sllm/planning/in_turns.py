@@ -16,6 +16,7 @@ from sllm.draft.growth import Shape, TreeGrowth
 from sllm.draft.length import DraftLength
 from sllm.draft.linked import LinkedPassTimes
 from sllm.draft.tree import DraftedTree
+from sllm.generation.rounds import TreeRounds, may_grow, tells_of_drafts
 from sllm.planning.events import Simulated
 from sllm.planning.recorded import Replay
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from sllm.planning.recorded import Recorded
 
 __all__ = ["chains", "trees"]
-
-_STEP, _LARGEST, _REACHED = 8, 128, 0.05
-"""Of a tree that grows while the target is waited for, as in :class:`~sllm.generation.rounds.TreeRounds`."""
 
 
 def chains(
@@ -82,7 +80,7 @@ def chains(
         truth = text.truth[pos : pos + right + 1]
         length.observe_pass(n_shown, answer)
         length.observe_truth(chain, probs, truth)
-        if n_shown > 0 or drafting > 0.05 * answer:
+        if tells_of_drafts(n_shown, drafting, answer):
             length.observe_round(len(truth), drafting + answer)
         holds = tuple(chain[: len(truth)]) == truth
         chain, probs = (chain[len(truth) :], probs[len(truth) :]) if holds else ([], [])
@@ -151,7 +149,7 @@ def trees(
         growth.observe_truth(tree, truth)
         n_rows += len(shown) + n_again
         n_again = shown.n_beside(truth[:n])
-        if shown.tokens or drafting > 0.05 * answer:
+        if tells_of_drafts(len(shown), drafting, answer):
             growth.observe_round(len(truth), drafting + answer)
         tree = tree.after(truth) if round_trip else DraftedTree()
         seconds += drafting + answer
@@ -170,15 +168,17 @@ def _grown(
     tree: DraftedTree, left: float, width: int, replay: Replay, pos: int, growth: TreeGrowth
 ) -> DraftedTree:
     """What becomes of a tree in ``left`` seconds."""
-    while len(tree) < _LARGEST and growth.chance_of_main_path(tree) >= _REACHED:
+    while may_grow(tree, growth):
         n_inner = len(set(tree.parents))
-        known = tree.take(tree.likeliest(_LARGEST // 2))
-        drafted, took = replay.tree(pos, Shape(_STEP, width, _LARGEST, growth.P_MIN), known)
+        known = tree.take(tree.likeliest(TreeRounds.MOST_KNOWN))
+        drafted, took = replay.tree(
+            pos, Shape(TreeRounds.STEP, width, TreeRounds.LARGEST, growth.P_MIN), known
+        )
         left -= took
         if left < 0:
             break
         tree = drafted.merged(tree)
-        tree = tree.take(tree.likeliest(_LARGEST))
+        tree = tree.take(tree.likeliest(TreeRounds.LARGEST))
         if len(set(tree.parents)) <= n_inner:
             break
     return tree

@@ -9,9 +9,10 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from sllm.draft.drafters import draft_probs, drafts_trees
-from sllm.draft.growth import Shape
+from sllm.draft.growth import Shape, TreeGrowth
 from sllm.draft.length import DraftLength, PassTimes
 from sllm.errors import RemoteError
+from sllm.generation.tree_ahead import TreeAhead
 from sllm.planning.recorded import Position, Recorded
 from sllm.targets.base import PipelinedGeneration, RemoteWork
 from sllm.targets.lockstep import LockstepGeneration
@@ -44,10 +45,8 @@ _TIMES = 2
 _N_CANDIDATES = 6
 """Of a position: as many as follow a token of a tree (``csrc/tree.cpp``)."""
 
-_WIDTHS = (4, 8)
-"""Rows of a draft's pass over a tree: of :class:`~sllm.draft.growth.TreeGrowth`, and of
-:class:`~sllm.generation.tree_ahead.TreeAhead`.
-"""
+_WIDTHS = (TreeGrowth.WIDTHS[-1], TreeAhead.WIDTH)
+"""Rows of a draft's pass over a tree."""
 
 
 @dataclass(frozen=True)
