@@ -33,6 +33,7 @@ __all__ = [
     "add_engine_model",
     "add_gpu_layers",
     "add_json",
+    "add_remote",
     "add_threads",
     "add_worker",
     "device_names",
@@ -199,6 +200,11 @@ def hop(text: str) -> str | None:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Declare ``--json``."""
     parser.add_argument("--json", action="store_true", help="as a JSON object")
+
+
+def add_remote(group: argparse._ActionsContainer, what: str) -> None:
+    """Declare ``--remote``, whose help is ``what``; :func:`~sllm.cli.addresses.worker_addresses` reads it."""
+    group.add_argument("--remote", metavar="URI", nargs="?", const="", action="append", help=what)
 
 
 def add_threads(group: argparse._ActionsContainer, *, models: int = 1) -> None:

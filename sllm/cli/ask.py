@@ -13,6 +13,7 @@ from sllm.cli.arguments import (
     ENGINE_SECRET,
     URI,
     add_engine_model,
+    add_remote,
     add_threads,
     utf8,
     whole,
@@ -47,14 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--system", metavar="TEXT", type=utf8, help="a system message before it")
     models = parser.add_argument_group("models")
     cloud = parser.add_argument_group("cloud")
-    cloud.add_argument(
-        "--remote",
-        metavar="URI",
-        nargs="?",
-        const="",
-        action="append",
-        help=f"a worker: {URI}. It may be repeated: workers with the same model, as one",
-    )
+    add_remote(cloud, f"a worker: {URI}. It may be repeated: workers with the same model, as one")
     cloud.add_argument("--engine", metavar="URL", help=ENGINE)
     add_engine_model(cloud)
     add_triage(models, cloud)

@@ -15,6 +15,7 @@ from sllm.cli.arguments import (
     SECRET,
     URI,
     add_json,
+    add_remote,
     layers_or_none,
     number,
     whole,
@@ -45,14 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--chat", action="store_true", help="each PROMPT is a message, for the model's chat template")
     add("--draft", metavar="GGUF|ngram", help=f"the small model here: {MODEL}; or prompt lookup")
     add("--target", metavar="GGUF", help=f"the main model, if it is here: {MODEL}")
-    add(
-        "--remote",
-        metavar="URI",
-        nargs="?",
-        const="",
-        action="append",
-        help=f"a worker with the whole main model: {URI}",
-    )
+    add_remote(parser, f"a worker with the whole main model: {URI}")
     add(
         "--layers",
         metavar="URI",

@@ -15,6 +15,7 @@ from sllm.cli.arguments import (
     URI,
     add_engine_model,
     add_gpu_layers,
+    add_remote,
     add_threads,
     hop,
     layers_or_none,
@@ -37,13 +38,9 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     """Declare what decides the text and what drafts it."""
     add = parser.add_argument
     add("--target", metavar="GGUF", help=f"{MODEL} (default: the package's own small model)")
-    add(
-        "--remote",
-        metavar="URI",
-        nargs="?",
-        const="",
-        action="append",
-        help=f"a worker: {URI}. It may be repeated: workers with the same model, as one; with --head, workers"
+    add_remote(
+        parser,
+        f"a worker: {URI}. It may be repeated: workers with the same model, as one; with --head, workers"
         " that have the layers between, in their order",
     )
     add(
