@@ -88,11 +88,12 @@ def default_detectors() -> tuple[Detector, ...]:
     names and lists of English ones. Without that extra, the log of ``sllm`` says once what is missing.
     """
     detectors: list[Detector] = [PatternDetector(), NameDetector()]
-    if lac.installed() is not None:
+    has_tagger, has_lists = lac.installed() is not None, census.installed() is not None
+    if has_tagger:
         detectors.append(TaggerDetector())
-    if census.installed() is not None:
+    if has_lists:
         detectors.append(CensusDetector())
-    if None in (lac.installed(), census.installed()):
+    if not (has_tagger and has_lists):
         _tell_missing()
     return tuple(detectors)
 
