@@ -18,6 +18,7 @@ from sllm.cli.arguments import (
     add_remote,
     layers_or_none,
     number,
+    utf8,
     whole,
 )
 from sllm.cli.run_arguments import add_sampling, sampling_of
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "prompts",
         metavar="PROMPT",
         nargs="*",
+        type=utf8,
         help="what your texts begin with: the more like them, the better the prediction (default: three of"
         " our own)",
     )

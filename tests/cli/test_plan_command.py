@@ -47,6 +47,7 @@ def test_json(command: Command) -> None:
         (("--remote", "worker"), "begins with sllm://"),
         (("--target", str(TARGET), "--acceptance", "2"), "acceptance is 2.0"),
         (("--draft", "none.gguf", "--target", str(TARGET)), "none.gguf"),
+        (("--target", str(TARGET), "caf\udce9"), "PROMPT: it is not UTF-8"),
     ],
 )
 def test_what_cannot_be_planned(command: Command, args: tuple[str, ...], says: str) -> None:
