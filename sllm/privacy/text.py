@@ -4,8 +4,8 @@ A phone number may come in full-width digits, with zero-width characters or in C
 runs over a view in which all of that is written in ASCII, and what is found there is mapped back to offsets
 in the original. The views: :func:`plain` for detectors (keeps case and length wherever it can),
 :func:`folded` for comparing with known values (compatibility decomposition and case folding), and
-:func:`decoded` and :func:`packed` for what is written in escapes of JSON, URLs and HTML, or in base64 and
-hexadecimal.
+:func:`decoded` for what is written in escapes of JSON, URLs and HTML. :func:`encoded` and :func:`unpacked`
+read what is written in base64 and hexadecimal.
 """
 
 from __future__ import annotations
